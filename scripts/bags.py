@@ -1,0 +1,111 @@
+"""The bag of one slide: the one room that knows slide, tissue and grid together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scripts.errors import SettingsError, SlideError
+from scripts.grid import LinkedGrid, link_grids, tissue_thresholds
+from scripts.magnification import check_magnifications
+from scripts.slides import Slide
+from scripts.tissue import TissueMask, find_tissue, read_tissue_mask
+
+__all__ = ["Bag", "BagBuilder"]
+
+
+@dataclass(frozen=True)
+class Bag:
+    """A slide, its tissue, and its linked grid."""
+
+    slide: Slide
+    tissue: TissueMask
+    grid: LinkedGrid
+
+    def read_patch(self, scale_index: int, patch: int) -> NDArray[np.uint8]:
+        """Patch ``patch`` of scale ``scale_index`` (from low to high), RGB ``[H, W, 3]``."""
+        x, y = self.grid.coords[scale_index][patch]
+        return self.slide.read_patch(self.grid.scales[scale_index], (float(x), float(y)))
+
+    def read_patches(self, scale_index: int, patches: Sequence[int] | NDArray[np.int64]) -> NDArray[np.uint8]:
+        """Patches of one scale, RGB ``[n, 3, H, W]``."""
+        read = [self.read_patch(scale_index, int(patch)) for patch in patches]
+        return np.ascontiguousarray(np.stack(read).transpose(0, 3, 1, 2))
+
+    def read_all(self, scale_index: int, num_workers: int = 0) -> NDArray[np.uint8]:
+        """Every patch of one scale, RGB ``[n_s, 3, H, W]``, read by so many threads."""
+        patches = np.arange(len(self.grid.coords[scale_index]))
+        if num_workers < 2 or len(patches) < 2:
+            return self.read_patches(scale_index, patches)
+        shares = np.array_split(patches, min(num_workers, len(patches)))
+        with ThreadPoolExecutor(num_workers) as threads:
+            return np.concatenate(list(threads.map(lambda share: self.read_patches(scale_index, share), shares)))
+
+
+class BagBuilder:
+    """Makes the bag of an entry of the datalist.
+
+    Args:
+        magnifications: the scales, in any order.
+        patch_size: side of the patches at every scale, in pixels.
+        min_tissue: share of tissue that a patch needs, in 0..1, at the highest magnification; or one share for
+            each magnification, from low to high.
+        reader: see :class:`Slide`.
+        read_level: see :class:`Slide`.
+
+    Raises:
+        SettingsError: if a setting has no such value.
+    """
+
+    def __init__(
+        self,
+        magnifications: Sequence[float] = (5, 10),
+        patch_size: int = 224,
+        min_tissue: float | Sequence[float] = 0.7,
+        reader: str = "auto",
+        read_level: str = "nearest",
+    ) -> None:
+        if not isinstance(patch_size, int) or patch_size < 1:
+            raise SettingsError("patch_size", f"got {patch_size!r}", "Give a whole number of pixels, such as 224.")
+        self.magnifications = check_magnifications(magnifications)
+        self.patch_size = patch_size
+        self.min_tissue = tissue_thresholds(min_tissue, len(self.magnifications))
+        self.reader, self.read_level = reader, read_level
+
+    def open_slide(self, entry: Mapping[str, Any]) -> Slide:
+        """The slide of an entry: its ``image``, with the entry's ``mpp`` if it has one."""
+        return Slide(entry["image"], reader=self.reader, mpp=entry.get("mpp"), read_level=self.read_level)
+
+    def __call__(self, entry: Mapping[str, Any]) -> Bag:
+        """The bag of an entry with ``image`` and, optionally, ``mpp`` and ``mask``.
+
+        Raises:
+            SlideError: if the slide cannot be read, is too coarse, or no patch has enough tissue.
+        """
+        slide = self.open_slide(entry)
+        scales = [slide.scale(m, self.patch_size) for m in self.magnifications]
+        mask = entry.get("mask")
+        tissue = find_tissue(slide) if mask is None else read_tissue_mask(mask, slide)
+        grid = link_grids(scales, slide.size_level0, tissue.fraction, self.min_tissue)
+        if grid.num_rows == 0:
+            raise SlideError(
+                slide.path,
+                f"no patch of {scales[-1].patch_um:g} um holds enough tissue (min_tissue {list(self.min_tissue)}; "
+                f"{tissue.area_mm2:.3g} mm2 of tissue; {grid.orphans} patches without an ancestor)",
+                "Look at it with `inspecting`, lower `min_tissue`, give a `mask`, or leave the slide out.",
+            )
+        return Bag(slide, tissue, grid)
+
+    def settings(self) -> dict[str, Any]:
+        """What decides the content of a bag, as plain values: stored with its features."""
+        return {
+            "magnifications": list(self.magnifications),
+            "patch_size": self.patch_size,
+            "min_tissue": list(self.min_tissue),
+            "read_level": self.read_level,
+        }

@@ -1,0 +1,174 @@
+"""The feature bank: one HDF5 file a slide, with the features of each patch once, and the rows that link them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from scripts import __version__
+from scripts.bags import Bag
+from scripts.encoding import Encoder
+from scripts.errors import SettingsError
+from scripts.files import replacing
+from scripts.grid import log_share
+from scripts.magnification import scale_name
+
+__all__ = ["BankedBag", "bank_path", "is_banked", "read_bank", "slide_fingerprint", "write_bank"]
+
+# Raised when the same settings would give other contents: banks of an older format are then made again.
+BANK_FORMAT = 1
+FINGERPRINT_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class BankedBag:
+    """A slide's bag as features.
+
+    Args:
+        features: per scale, from low to high, ``[n_s, F]`` float32 of the unique patches.
+        coords: per scale ``[n_s, 2]`` float64, (x, y) of the patches' top left corners in level-0 pixels.
+        rows: ``[N, S]`` int64, the patch of each scale that each row goes through.
+        attributes: how the bank was made.
+    """
+
+    features: tuple[NDArray[np.float32], ...]
+    coords: tuple[NDArray[np.float64], ...]
+    rows: NDArray[np.int64]
+    attributes: dict[str, Any]
+
+    def row_features(self) -> NDArray[np.float32]:
+        """``[N, S, F]``: the features of each row's patches, from low to high magnification."""
+        return np.stack([scale[self.rows[:, s]] for s, scale in enumerate(self.features)], axis=1)
+
+    def log_weight(self) -> NDArray[np.float32]:
+        """``[N, S]``: see :meth:`LinkedGrid.log_weight`."""
+        return log_share(self.rows)
+
+
+def bank_path(feature_dir: str | Path, slide: str) -> Path:
+    """The bank file of a slide, by the slide's name in the datalist."""
+    return Path(feature_dir) / f"{slide}.h5"
+
+
+def slide_fingerprint(path: str | Path) -> str:
+    """Hash of a file's size, start and end: tells replaced slides apart without reading gigabytes."""
+    with open(path, "rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(0)
+        digest = hashlib.sha256(f"{size}:".encode() + file.read(FINGERPRINT_BYTES))
+        file.seek(max(0, size - FINGERPRINT_BYTES))
+        digest.update(file.read(FINGERPRINT_BYTES))
+    return digest.hexdigest()
+
+
+def entry_settings(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """What an entry of the datalist adds to the settings that decide a bank's content."""
+    mask = entry.get("mask")
+    return {
+        "slide_fingerprint": slide_fingerprint(entry["image"]),
+        "mask_fingerprint": None if mask is None else slide_fingerprint(mask),
+        "mpp_given": entry.get("mpp"),
+    }
+
+
+def is_banked(path: Path, settings: Mapping[str, Any]) -> bool:
+    """Whether a bank is there, made with just these settings.
+
+    Raises:
+        SettingsError: if there is one that was made otherwise; it is neither used nor replaced in silence.
+    """
+    if not path.exists():
+        return False
+    made_with = _read_settings(path)
+    wanted = {"bank_format": BANK_FORMAT, **settings}
+    differs = [key for key in wanted if made_with.get(key) != wanted[key]]
+    if differs:
+        both = ", ".join(f"{key} {made_with.get(key)!r}, now {wanted[key]!r}" for key in differs)
+        raise SettingsError(
+            path, f"was made otherwise ({both})", "Choose another `feature_dir`, or delete the file to make it again."
+        )
+    return True
+
+
+def write_bank(path: Path, bag: Bag, encoder: Encoder, settings: Mapping[str, Any], on_batch: Callable[[int], object] | None = None) -> None:
+    """Encode a bag batch by batch into a bank; the file appears under its name when it is complete.
+
+    Args:
+        path: the bank file.
+        bag: the slide's bag.
+        encoder: encodes the patches.
+        settings: what :func:`is_banked` compares later.
+        on_batch: called with the number of patches of each batch, for progress.
+    """
+    grid = bag.grid
+    with replacing(path) as part, h5py.File(part, "w") as bank:
+        bank.attrs["settings"] = json.dumps({"bank_format": BANK_FORMAT, **settings})
+        bank.attrs["made_by"] = f"pathology-mustmil {__version__}"
+        bank.attrs["slide"] = bag.slide.path.name
+        bank.attrs["reader"] = bag.slide.backend
+        bank.attrs["mpp"] = bag.slide.base_mpp
+        bank.attrs["mpp_source"] = bag.slide.resolution.source
+        bank.attrs["size_level0"] = bag.slide.size_level0
+        bank.attrs["orphans"] = grid.orphans
+        bank["rows"] = grid.rows
+        for scale, coords in zip(grid.scales, grid.coords, strict=True):
+            group = bank.create_group(scale.name)
+            group["coords"] = coords
+            group["coords"].attrs["frame"] = "(x, y) of the top left corner, level-0 pixels"
+            group["coords"].attrs["patch_level0"] = scale.patch_level0
+            group["coords"].attrs["patch_read_px"] = scale.patch_read_px
+            group["coords"].attrs["read_level"] = scale.level
+            group.create_dataset("features", (len(coords), encoder.num_features), dtype=np.float32)
+        for scale_index, start, features in encoder.encode(bag):
+            bank[grid.scales[scale_index].name]["features"][start : start + len(features)] = features
+            if on_batch is not None:
+                on_batch(len(features))
+
+
+def read_bank(path: Path, magnifications: tuple[float, ...]) -> BankedBag:
+    """A slide's bank.
+
+    Args:
+        path: the bank file.
+        magnifications: the scales to read, from low to high; all that the bank was made for.
+
+    Raises:
+        SettingsError: if there is no bank, it is no bank, or it was made for other magnifications.
+    """
+    if not path.exists():
+        raise SettingsError(path, "there is no feature bank of this slide", "Run `extracting` first.")
+    made_for = tuple(_read_settings(path)["magnifications"])
+    if made_for != magnifications:
+        raise SettingsError(
+            path,
+            f"was made for magnifications {list(made_for)}, asked for are {list(magnifications)}",
+            "Set `magnifications` to the same, or choose another `feature_dir`.",
+        )
+    with h5py.File(path, "r") as bank:
+        groups = [bank[scale_name(m)] for m in magnifications]
+        return BankedBag(
+            features=tuple(group["features"][:] for group in groups),
+            coords=tuple(group["coords"][:] for group in groups),
+            rows=bank["rows"][:],
+            attributes={key: bank.attrs[key] for key in bank.attrs},
+        )
+
+
+def _read_settings(path: Path) -> dict[str, Any]:
+    try:
+        with h5py.File(path, "r") as bank:
+            settings: dict[str, Any] = json.loads(bank.attrs["settings"])
+    except (OSError, KeyError, ValueError) as error:
+        raise SettingsError(
+            path, f"is not a feature bank ({str(error).splitlines()[0]})", "Delete it and run `extracting` again."
+        ) from error
+    return settings

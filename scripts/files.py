@@ -1,0 +1,46 @@
+"""Writing files so that a killed run leaves the old one or the new one, never a part."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from scripts.errors import SettingsError
+
+__all__ = ["output_folder", "replacing"]
+
+
+@contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """Give a temporary path beside ``path``; it takes its name when the block ends, or goes if it fails.
+
+    Raises:
+        SettingsError: if the folder cannot be made.
+    """
+    path = Path(path)
+    output_folder(path.parent)
+    # The suffix stays last, since many writers choose the format by it.
+    part = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
+    try:
+        yield part
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def output_folder(folder: str | Path) -> Path:
+    """Make a folder for output.
+
+    Raises:
+        SettingsError: if it cannot be made.
+    """
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SettingsError(
+            folder, f"cannot be made ({error.strerror})", "Choose an `output_dir` that you may write to."
+        ) from error
+    return folder

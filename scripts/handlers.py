@@ -1,0 +1,210 @@
+"""Ignite handlers of the training: kept weights, resuming, and what TensorBoard shows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from ignite.engine import Engine, Events
+from monai.handlers import CheckpointLoader
+from monai.utils import CommonKeys
+from numpy.typing import NDArray
+from torch.utils.tensorboard import SummaryWriter
+
+from scripts.bags import Bag, BagBuilder
+from scripts.errors import SettingsError
+from scripts.files import replacing
+from scripts.losses import head_losses
+
+__all__ = ["BestWeights", "LastCheckpoint", "LinkedPatchImages", "Resume", "training_scalars", "weights_path"]
+
+
+def weights_path(ckpt_dir: str | Path, head: str) -> Path:
+    """The file of the weights that are best for an output: ``model.pt``, ``model_5x.pt``, ..."""
+    return Path(ckpt_dir) / ("model.pt" if head == "global" else f"model_{head}.pt")
+
+
+class BestWeights:
+    """Keeps, for each output, the weights with the lowest validation loss of that output.
+
+    The paper's scale rows come from the weights that are best for the scale, its global row from those that
+    are best for the global output. Attach to the validation's evaluator, after its metrics.
+
+    Args:
+        ckpt_dir: where the files of :func:`weights_path` are written.
+        network: whose weights are kept, as ``{"model": state_dict}``.
+        heads: the outputs' names, see :func:`scripts.magnification.head_names`; the evaluator's metric of an
+            output is ``<head>_loss``.
+    """
+
+    def __init__(self, ckpt_dir: str | Path, network: torch.nn.Module, heads: Sequence[str]) -> None:
+        self.ckpt_dir, self.network = Path(ckpt_dir), network
+        self.losses = {head: float("inf") for head in heads}
+
+    def attach(self, engine: Engine) -> None:
+        """Compare and save whenever a validation is complete."""
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Save the weights for the outputs whose loss is the lowest so far."""
+        for head, lowest in self.losses.items():
+            loss = float(engine.state.metrics[f"{head}_loss"])
+            if loss < lowest:
+                self.losses[head] = loss
+                save_checkpoint({"model": self.network.state_dict()}, weights_path(self.ckpt_dir, head))
+
+    def state_dict(self) -> dict[str, float]:
+        """The lowest losses so far, for a training that is resumed."""
+        return dict(self.losses)
+
+    def load_state_dict(self, state_dict: Mapping[str, float]) -> None:
+        """Go on from the lowest losses of an earlier run."""
+        self.losses.update(state_dict)
+
+
+class LastCheckpoint:
+    """Writes everything that a training needs to go on, after each epoch.
+
+    Args:
+        path: the checkpoint's file, replaced in one step.
+        save_dict: objects with ``state_dict``, as for MONAI's CheckpointSaver; the trainer is added.
+    """
+
+    def __init__(self, path: str | Path, save_dict: Mapping[str, Any]) -> None:
+        self.path, self.save_dict = Path(path), save_dict
+
+    def attach(self, engine: Engine) -> None:
+        """Save after each epoch; attach after the validation, whose results belong in the checkpoint."""
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Write the checkpoint."""
+        objects = {**self.save_dict, "trainer": engine}
+        save_checkpoint({name: item.state_dict() for name, item in objects.items()}, self.path)
+
+
+class Resume(CheckpointLoader):
+    """Goes on from a :class:`LastCheckpoint`, if asked to.
+
+    Args:
+        path: the checkpoint's file.
+        load_dict: objects with ``load_state_dict``; the trainer is added.
+        resume: whether to go on from it; otherwise the training starts anew.
+    """
+
+    def __init__(self, path: str | Path, load_dict: Mapping[str, Any], resume: bool) -> None:
+        super().__init__(load_path=str(path), load_dict=dict(load_dict), map_location="cpu")
+        self.resume = resume
+
+    def __call__(self, engine: Engine) -> None:
+        """Restore every object.
+
+        Raises:
+            SettingsError: if there is no checkpoint, or it is ahead of the epochs asked for.
+        """
+        if not self.resume:
+            return
+        path = Path(self.load_path)
+        if not path.is_file():
+            raise SettingsError(path, "there is no checkpoint to resume from", "Run without `resume` first.")
+        self.load_dict["trainer"] = engine
+        max_epochs = engine.state.max_epochs
+        try:
+            super().__call__(engine)
+        except ValueError as error:
+            if max_epochs is not None and engine.state.epoch > max_epochs:
+                raise SettingsError(
+                    path, f"has {engine.state.epoch} epochs, asked for are {max_epochs}", "Raise `epochs`."
+                ) from error
+            raise
+
+
+def save_checkpoint(content: Mapping[str, Any], path: Path) -> None:
+    """``torch.save``, in one step."""
+    with replacing(path) as part:
+        torch.save(dict(content), part)
+
+
+def training_scalars(
+    heads: Sequence[str], optimizer: torch.optim.Optimizer
+) -> Callable[[Sequence[Mapping[str, Any]]], dict[str, float]]:
+    """What TensorBoard shows of each iteration: the loss, that of each output, and the learning rate.
+
+    Args:
+        heads: the outputs' names.
+        optimizer: whose learning rate is shown.
+
+    Returns:
+        an ``output_transform`` for MONAI's TensorBoardStatsHandler.
+    """
+
+    def transform(output: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+        predictions = torch.stack([item[CommonKeys.PRED] for item in output])
+        labels = torch.stack([item[CommonKeys.LABEL] for item in output])
+        losses = head_losses(predictions, labels).tolist()
+        return {
+            "train/loss": float(output[0][CommonKeys.LOSS]),
+            **{f"train/loss_{head}": value for head, value in zip(heads, losses, strict=True)},
+            "train/learning_rate": float(optimizer.param_groups[0]["lr"]),
+        }
+
+    return transform
+
+
+class LinkedPatchImages:
+    """Shows, when a training starts, a few linked patches as images: what a row of a bag is.
+
+    Each row of the image is a row of the bag, from low to high magnification; on each patch a frame shows what
+    the next one covers.
+
+    Args:
+        summary_writer: the TensorBoard writer.
+        data: entries of the datalist; the first slides are shown.
+        bag_builder: makes a slide's bag.
+        num_slides: how many slides.
+        num_rows: how many rows of each, spread evenly over the bag.
+    """
+
+    def __init__(
+        self,
+        summary_writer: SummaryWriter,
+        data: Sequence[Mapping[str, Any]],
+        bag_builder: BagBuilder,
+        num_slides: int = 3,
+        num_rows: int = 4,
+    ) -> None:
+        self.summary_writer, self.bag_builder = summary_writer, bag_builder
+        self.data, self.num_rows = data[:num_slides], num_rows
+
+    def attach(self, engine: Engine) -> None:
+        """Write the images once, when the training starts."""
+        engine.add_event_handler(Events.STARTED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Write the images."""
+        for entry in self.data:
+            image = linked_patches(self.bag_builder(entry), self.num_rows)
+            self.summary_writer.add_image(f"linked patches/{entry['slide']}", image, 0, dataformats="HWC")
+        self.summary_writer.flush()
+
+
+def linked_patches(bag: Bag, num_rows: int) -> NDArray[np.uint8]:
+    """Rows of a bag as one image, RGB ``[rows * H, S * W, 3]``; see :class:`LinkedPatchImages`."""
+    grid = bag.grid
+    chosen = np.unique(np.linspace(0, grid.num_rows - 1, num_rows).round().astype(int))
+    return np.concatenate([np.concatenate(_framed(bag, row), axis=1) for row in chosen])
+
+
+def _framed(bag: Bag, row: int) -> list[NDArray[np.uint8]]:
+    scales, rows = bag.grid.scales, bag.grid.rows
+    corners = [coords[rows[row, s]] for s, coords in enumerate(bag.grid.coords)]
+    patches = [bag.read_patch(s, int(rows[row, s])) for s in range(len(scales))]
+    for s in range(len(scales) - 1):
+        left, top = np.round((corners[s + 1] - corners[s]) / scales[s].pixel_level0).astype(int).tolist()
+        side = round(scales[s + 1].patch_level0 / scales[s].pixel_level0)
+        cv2.rectangle(patches[s], (left, top), (left + side - 1, top + side - 1), (0, 160, 0), 2)
+    return patches

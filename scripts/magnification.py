@@ -1,0 +1,102 @@
+"""Resolution arithmetic: a magnification is a resolution, 10/m micrometres per pixel."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from scripts.errors import SettingsError
+
+__all__ = ["Scale", "check_magnifications", "head_names", "magnification_of", "mpp_of", "scale_name"]
+
+# "20x" is a convention of the field, not a unit: a 20x scan has about 0.5 um/px on every scanner's camera.
+MPP_AT_1X = 10.0
+
+
+def mpp_of(magnification: float) -> float:
+    """Micrometres per pixel at a magnification: 10x is 1.0, 5x is 2.0."""
+    return MPP_AT_1X / magnification
+
+
+def magnification_of(mpp: float) -> float:
+    """Magnification of a resolution in micrometres per pixel: 0.5 is 20x."""
+    return MPP_AT_1X / mpp
+
+
+def scale_name(magnification: float) -> str:
+    """The name of a scale in outputs and files: ``"5x"``, ``"12.5x"``."""
+    return f"{magnification:g}x"
+
+
+def head_names(magnifications: Sequence[float]) -> list[str]:
+    """The names of the network's outputs in order: ``["global", "5x", "10x"]``."""
+    return ["global", *(scale_name(m) for m in check_magnifications(magnifications))]
+
+
+def check_magnifications(magnifications: Sequence[float]) -> tuple[float, ...]:
+    """The magnifications from low to high.
+
+    Raises:
+        SettingsError: if there is none, one is not a positive number, or one is named twice.
+    """
+    remedy = "Give positive numbers, each once, for example [5, 10]."
+    try:
+        values = [float(m) for m in magnifications]
+    except (TypeError, ValueError):
+        raise SettingsError("magnifications", f"got {magnifications!r}", remedy) from None
+    if not values or any(not math.isfinite(m) or m <= 0 for m in values) or len(set(values)) < len(values):
+        raise SettingsError("magnifications", f"got {list(magnifications)!r}", remedy)
+    return tuple(sorted(values))
+
+
+@dataclass(frozen=True)
+class Scale:
+    """One scale of one slide: the patch that was asked for, that is read, and that it covers.
+
+    A 224 px patch at 10x (1.0 um/px) of a slide with 0.25 um/px covers 896 px of level 0; from a level with
+    downsample 2 it is read as 448 px and resampled to 224 (the paper's p : s = ps : Mm).
+
+    Args:
+        magnification: the magnification asked for.
+        patch_size_px: side of the patch that the network sees, in pixels at ``magnification``.
+        base_mpp: resolution of level 0, in micrometres per pixel.
+        level: the level of the pyramid that is read.
+        downsample: level-0 pixels per pixel of that level.
+    """
+
+    magnification: float
+    patch_size_px: int
+    base_mpp: float
+    level: int = 0
+    downsample: float = 1.0
+
+    @property
+    def name(self) -> str:
+        """``"5x"``, ``"10x"``, ..."""
+        return scale_name(self.magnification)
+
+    @property
+    def mpp(self) -> float:
+        """Micrometres per pixel of the patch that the network sees."""
+        return mpp_of(self.magnification)
+
+    @property
+    def pixel_level0(self) -> float:
+        """Level-0 pixels per pixel of the patch that the network sees."""
+        return self.mpp / self.base_mpp
+
+    @property
+    def patch_level0(self) -> float:
+        """Side of the patch in level-0 pixels, not rounded."""
+        return self.patch_size_px * self.pixel_level0
+
+    @property
+    def patch_read_px(self) -> int:
+        """Side of the patch in pixels of the level that is read."""
+        return max(1, round(self.patch_level0 / self.downsample))
+
+    @property
+    def patch_um(self) -> float:
+        """Side of the patch in micrometres."""
+        return self.patch_size_px * self.mpp

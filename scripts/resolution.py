@@ -1,0 +1,113 @@
+"""Where a slide's base resolution comes from."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import openslide
+import tifffile
+
+from scripts.errors import SlideError
+from scripts.magnification import MPP_AT_1X
+
+__all__ = ["Resolution", "find_resolution"]
+
+# Outside of this range a TIFF resolution tag is a printer's default (72 dpi is 353 um/px), not a microscope's.
+PLAUSIBLE_MPP = (0.02, 20.0)
+# Pixels of a slide scanner are square to better than this; anything else has to be said by the user.
+SQUARE_RTOL = 0.02
+MICROMETRES_PER_UNIT = {2: 25_400.0, 3: 10_000.0}  # TIFF ResolutionUnit: inch, centimetre
+
+
+@dataclass(frozen=True)
+class Resolution:
+    """A slide's base resolution.
+
+    Args:
+        mpp: micrometres per pixel of level 0.
+        source: where the figure was found, in words.
+    """
+
+    mpp: float
+    source: str
+
+
+def find_resolution(path: Path, mpp: float | None = None) -> Resolution:
+    """The resolution of a slide's level 0.
+
+    Asked in this order: the datalist's ``mpp``, the file's own resolution (by OpenSlide, then the TIFF tags),
+    10 divided by the file's objective power. cuCIM is not asked: for a file without a resolution it says 1.0.
+    So the answer is the same whatever backend reads the pixels.
+
+    Args:
+        path: the slide.
+        mpp: micrometres per pixel from the datalist, if it has any.
+
+    Raises:
+        SlideError: if no source knows the resolution, or the pixels are not square.
+    """
+    if mpp is not None:
+        if not (isinstance(mpp, int | float) and math.isfinite(mpp) and mpp > 0):
+            raise SlideError(path, f"`mpp` is {mpp!r}", "Set it to a positive number of micrometres per pixel.")
+        return Resolution(float(mpp), "datalist: mpp")
+    properties = _openslide_properties(path)
+    pixel_size = _from_openslide(properties)
+    source = "file: openslide.mpp-x, openslide.mpp-y"
+    if pixel_size is None:
+        pixel_size = _from_tiff_tags(path)
+        source = "file: TIFF tags XResolution, YResolution"
+    if pixel_size is not None:
+        x_mpp, y_mpp = pixel_size
+        if abs(x_mpp - y_mpp) > SQUARE_RTOL * max(x_mpp, y_mpp):
+            raise SlideError(
+                path,
+                f"its pixels are not square ({x_mpp:g} x {y_mpp:g} um)",
+                "Rescale the slide, or set the key `mpp` of this slide in the datalist.",
+            )
+        return Resolution(math.sqrt(x_mpp * y_mpp), source)
+    power = _plausible(properties.get("openslide.objective-power"), (0.5, 200.0))
+    if power is not None:
+        return Resolution(MPP_AT_1X / power, f"file: objective power {power:g}")
+    raise SlideError(
+        path,
+        "the file carries no resolution (no micrometres per pixel, no objective power)",
+        "Set the key `mpp` (micrometres per pixel at full resolution) of this slide in the datalist.",
+    )
+
+
+def _openslide_properties(path: Path) -> dict[str, str]:
+    try:
+        with openslide.OpenSlide(path) as slide:
+            return dict(slide.properties)
+    except openslide.OpenSlideError:
+        return {}  # a format that OpenSlide does not know may still be a TIFF that cuCIM and tifffile do
+
+
+def _from_openslide(properties: dict[str, str]) -> tuple[float, float] | None:
+    x_mpp = _plausible(properties.get("openslide.mpp-x"), PLAUSIBLE_MPP)
+    y_mpp = _plausible(properties.get("openslide.mpp-y"), PLAUSIBLE_MPP)
+    return None if x_mpp is None or y_mpp is None else (x_mpp, y_mpp)
+
+
+def _from_tiff_tags(path: Path) -> tuple[float, float] | None:
+    try:
+        with tifffile.TiffFile(path) as tiff:
+            tags = tiff.pages.first.tags
+            unit = MICROMETRES_PER_UNIT.get(tags.valueof("ResolutionUnit", 2))
+            pixels = [tags.valueof(name) for name in ("XResolution", "YResolution")]
+    except tifffile.TiffFileError:
+        return None
+    if unit is None or any(p is None or 0 in p for p in pixels):
+        return None
+    x_mpp, y_mpp = (_plausible(unit * p[1] / p[0], PLAUSIBLE_MPP) for p in pixels)
+    return None if x_mpp is None or y_mpp is None else (x_mpp, y_mpp)
+
+
+def _plausible(value: str | float | None, limits: tuple[float, float]) -> float | None:
+    try:
+        number = float(value) if value is not None else math.nan
+    except ValueError:
+        return None
+    return number if limits[0] <= number <= limits[1] else None

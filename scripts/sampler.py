@@ -1,0 +1,72 @@
+"""Balanced sampling: slides of rare classes are drawn more often."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from monai.data import DistributedWeightedRandomSampler
+from numpy.typing import NDArray
+
+__all__ = ["BalancedSampler", "balanced_weights"]
+
+
+def balanced_weights(labels: NDArray[np.float32]) -> NDArray[np.float64]:
+    """The weight of each slide: the inverse of its class's frequency.
+
+    A slide of several classes gets the sum over its classes, a slide of none counts as a class of its own. A
+    binary label has two classes, 0 and 1.
+
+    Args:
+        labels: ``[n, K]`` of 0 and 1.
+
+    Returns:
+        ``[n]``, each greater than 0, summing to 1.
+    """
+    labels = np.asarray(labels, dtype=np.float64)
+    none = (labels.sum(axis=1, keepdims=True) == 0).astype(np.float64)
+    classes = np.concatenate([labels, none], axis=1)
+    counts = classes.sum(axis=0)
+    weights = classes @ np.divide(1.0, counts, out=np.zeros_like(counts), where=counts > 0)
+    return weights / weights.sum()
+
+
+class BalancedSampler(DistributedWeightedRandomSampler):
+    """Draws as many slides as there are, with replacement, by :func:`balanced_weights`.
+
+    What an epoch draws depends on the seed and the epoch's number alone, so that a resumed training draws what
+    an uninterrupted one would have. MONAI's engines tell the sampler the epoch.
+
+    Args:
+        dataset: the dataset to draw from.
+        data: its entries, with ``label`` ``[K]``.
+        seed: seed of the draws.
+        num_replicas: ranks that share the draws.
+        rank: this process's rank.
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        data: Sequence[Mapping[str, Any]],
+        seed: int = 0,
+        num_replicas: int = 1,
+        rank: int = 0,
+    ) -> None:
+        weights = balanced_weights(np.stack([np.asarray(entry["label"]) for entry in data]))
+        super().__init__(
+            dataset=dataset,
+            weights=weights.tolist(),
+            generator=torch.Generator(),
+            num_replicas=num_replicas,
+            rank=rank,
+            seed=seed,
+        )
+
+    def __iter__(self) -> Iterator[int]:
+        # Apart for each epoch and rank, which consecutive seeds are not guaranteed to be.
+        sequence = np.random.SeedSequence([self.seed, self.epoch, self.rank])
+        self.generator.manual_seed(int(sequence.generate_state(1, np.uint64)[0] >> 1))
+        return super().__iter__()

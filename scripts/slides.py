@@ -1,0 +1,268 @@
+"""Open any slide, and read a region of it at any magnification."""
+
+from __future__ import annotations
+
+import logging
+import math
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from monai.data.wsi_reader import WSIReader
+from monai.utils import optional_import
+from numpy.typing import NDArray
+
+from scripts.errors import SettingsError, SlideError
+from scripts.magnification import Scale, magnification_of, mpp_of, scale_name
+from scripts.resolution import Resolution, find_resolution
+
+__all__ = ["READERS", "READ_LEVELS", "Slide"]
+
+READERS = ("auto", "cucim", "openslide")
+READ_LEVELS = ("nearest", "highest")
+
+# A level this much coarser than what was asked for counts as it, as in MONAI's readers (mpp_rtol): scanners
+# write 0.2525 um/px for 40x, and their pyramids round sizes.
+MPP_RTOL = 0.05
+WHITE = 255
+# Read at most this many pixels of a level at once: what an overview of a gigapixel slide costs in memory.
+OVERVIEW_BLOCK_PX = 2048
+
+logger = logging.getLogger(__name__)
+
+
+class Slide:
+    """A whole slide image, read through MONAI's :class:`~monai.data.WSIReader`.
+
+    All positions are (x, y) in the level-0 frame, as floats; they are rounded once, at the read. What lies
+    beyond the border is white, with every backend.
+
+    Args:
+        path: the slide's file.
+        reader: MONAI's backend, ``"cucim"`` or ``"openslide"``; ``"auto"`` takes cuCIM, and OpenSlide where
+            cuCIM cannot read the file or is not installed.
+        mpp: micrometres per pixel of level 0, where the file does not say it or says it wrongly.
+        read_level: ``"nearest"`` reads the nearest finer level of the pyramid, ``"highest"`` the finest one
+            as the paper does; both are then area-averaged to the magnification asked for.
+
+    Raises:
+        SlideError: if there is no such file, no backend can read it, or its resolution is unknown.
+        SettingsError: if ``reader`` or ``read_level`` has no such value.
+    """
+
+    def __init__(
+        self, path: str | Path, reader: str = "auto", mpp: float | None = None, read_level: str = "nearest"
+    ) -> None:
+        for key, value, known in (("reader", reader, READERS), ("read_level", read_level, READ_LEVELS)):
+            if value not in known:
+                raise SettingsError(key, f"got {value!r}", f"Choose one of {', '.join(known)}.")
+        self.path = Path(path)
+        self.read_level = read_level
+        if not self.path.exists():
+            raise SlideError(self.path, "no such file", "Check the path in the datalist, and `dataset_dir`.")
+        if self.path.is_dir():
+            raise SlideError(self.path, "is a folder, not a slide", "Give the slide's file.")
+        self.backend, self._opened = _open(self.path, reader)
+        self.resolution: Resolution = find_resolution(self.path, mpp)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # The libraries' handles cannot travel to another process: it opens its own.
+        return {**self.__dict__, "_opened": None}
+
+    @property
+    def _handle(self) -> tuple[WSIReader, Any]:
+        if self._opened is None:
+            _, self._opened = _open(self.path, self.backend)
+        return self._opened
+
+    @cached_property
+    def level_sizes(self) -> list[tuple[int, int]]:
+        """(width, height) in pixels of each level, finest first."""
+        reader, wsi = self._handle
+        return [reader.get_size(wsi, level)[::-1] for level in range(reader.get_level_count(wsi))]
+
+    @property
+    def size_level0(self) -> tuple[int, int]:
+        """(width, height) of level 0."""
+        return self.level_sizes[0]
+
+    @cached_property
+    def downsamples(self) -> list[float]:
+        """Level-0 pixels per pixel of each level."""
+        # From the sizes, because the backends disagree on how they average the two axes.
+        width, height = self.size_level0
+        return [(width / w + height / h) / 2 for w, h in self.level_sizes]
+
+    @property
+    def base_mpp(self) -> float:
+        """Micrometres per pixel of level 0."""
+        return self.resolution.mpp
+
+    def level_for(self, mpp: float) -> int:
+        """The level that is read for a resolution in micrometres per pixel.
+
+        Raises:
+            SlideError: if the slide has no level that fine.
+        """
+        mpps = [self.base_mpp * downsample for downsample in self.downsamples]
+        fine_enough = [level for level, level_mpp in enumerate(mpps) if level_mpp <= mpp * (1 + MPP_RTOL)]
+        if not fine_enough:
+            raise SlideError(
+                self.path,
+                f"has {self.base_mpp:g} um/px ({scale_name(round(magnification_of(self.base_mpp), 2))}), "
+                f"coarser than the {mpp:g} um/px asked for ({scale_name(round(magnification_of(mpp), 2))})",
+                "Leave the slide out, ask for lower `magnifications`, or correct its `mpp` in the datalist.",
+            )
+        return 0 if self.read_level == "highest" else max(fine_enough, key=lambda level: mpps[level])
+
+    def scale(self, magnification: float, patch_size_px: int) -> Scale:
+        """How patches of this slide are read at a magnification.
+
+        Raises:
+            SlideError: if the slide has no level that fine.
+        """
+        level = self.level_for(mpp_of(magnification))
+        return Scale(magnification, patch_size_px, self.base_mpp, level, self.downsamples[level])
+
+    def read_patch(self, scale: Scale, xy_level0: tuple[float, float]) -> NDArray[np.uint8]:
+        """One patch of a scale, whose top left corner is at ``xy_level0``, as RGB ``[H, W, 3]``."""
+        side = (scale.patch_size_px, scale.patch_size_px)
+        return self._read(xy_level0, side, (scale.patch_read_px, scale.patch_read_px), scale.level)
+
+    def read_region(
+        self, xy_level0: tuple[float, float], size_px: tuple[int, int], mpp: float
+    ) -> NDArray[np.uint8]:
+        """A region at any resolution.
+
+        Args:
+            xy_level0: (x, y) of the top left corner in level-0 pixels.
+            size_px: (width, height) of the result, in pixels of ``mpp``.
+            mpp: micrometres per pixel of the result.
+
+        Returns:
+            RGB of shape ``[height, width, 3]``.
+
+        Raises:
+            SlideError: if the slide has no level that fine, or cannot be read there.
+        """
+        level = self.level_for(mpp)
+        factor = mpp / (self.base_mpp * self.downsamples[level])
+        read_px = (max(1, round(size_px[0] * factor)), max(1, round(size_px[1] * factor)))
+        return self._read(xy_level0, size_px, read_px, level)
+
+    def read_overview(self, mpp: float) -> NDArray[np.uint8]:
+        """The whole slide at a low resolution, block by block, so that memory does not grow with the slide.
+
+        Pixel (i, j) of the result covers level-0 pixels from ``(j, i) * mpp / base_mpp``; the last row and
+        column may reach beyond the border, where it is white.
+
+        Args:
+            mpp: micrometres per pixel of the result.
+
+        Returns:
+            RGB of shape ``[ceil(height * base_mpp / mpp), ceil(width * base_mpp / mpp), 3]``.
+        """
+        pixel_level0 = mpp / self.base_mpp
+        width, height = (math.ceil(round(side / pixel_level0, 6)) for side in self.size_level0)
+        step = max(1, int(OVERVIEW_BLOCK_PX * self.downsamples[self.level_for(mpp)] / pixel_level0))
+        overview = np.empty((height, width, 3), dtype=np.uint8)
+        for top in range(0, height, step):
+            for left in range(0, width, step):
+                block = overview[top : top + step, left : left + step]
+                size_px = (block.shape[1], block.shape[0])
+                block[:] = self.read_region((left * pixel_level0, top * pixel_level0), size_px, mpp)
+        return overview
+
+    def _read(
+        self, xy_level0: tuple[float, float], size_px: tuple[int, int], read_px: tuple[int, int], level: int
+    ) -> NDArray[np.uint8]:
+        downsample = self.downsamples[level]
+        left, top = (round(v / downsample) for v in xy_level0)
+        region = self._read_level(left, top, *read_px, level)
+        if read_px == size_px:
+            return region
+        shrinks = read_px[0] >= size_px[0] and read_px[1] >= size_px[1]
+        return cv2.resize(region, size_px, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+
+    def _read_level(self, left: int, top: int, width: int, height: int, level: int) -> NDArray[np.uint8]:
+        """A region in pixels of a level; the backends never see a request that crosses the border."""
+        level_width, level_height = self.level_sizes[level]
+        x0, x1 = max(left, 0), min(left + width, level_width)
+        y0, y1 = max(top, 0), min(top + height, level_height)
+        if x0 >= x1 or y0 >= y1:
+            return np.full((height, width, 3), WHITE, dtype=np.uint8)
+        inside = self._read_inside(x0, y0, x1 - x0, y1 - y0, level)
+        if inside.shape[:2] == (height, width):
+            return inside
+        region = np.full((height, width, 3), WHITE, dtype=np.uint8)
+        region[y0 - top : y1 - top, x0 - left : x1 - left] = inside
+        return region
+
+    def _read_inside(self, left: int, top: int, width: int, height: int, level: int) -> NDArray[np.uint8]:
+        reader, wsi = self._handle
+        try:
+            return _read_rgb(reader, wsi, (left, top), (width, height), level, self.downsamples[level])
+        except Exception as error:
+            raise SlideError(
+                self.path,
+                f"{self.backend} cannot read {width} x {height} px at ({left}, {top}) of level {level} ({error})",
+                "Is the file complete? Copy it again, try another `reader`, or leave the slide out.",
+            ) from error
+
+
+def _open(path: Path, reader: str) -> tuple[str, tuple[WSIReader, Any]]:
+    """The backend's name, MONAI's reader and its handle of the slide."""
+    reasons = []
+    for backend in _candidates(path) if reader == "auto" else (reader,):
+        try:
+            wsi_reader = WSIReader(backend)
+            wsi = wsi_reader.read(str(path))
+            _probe(wsi_reader, wsi)
+        # Each library raises its own kind of error; none is lost: all stand in the message below.
+        except Exception as error:
+            reasons.append(f"{backend}: {str(error).strip() or type(error).__name__}")
+            continue
+        if reasons:
+            logger.info("%s is read with %s (%s)", path.name, backend, "; ".join(reasons))
+        return backend, (wsi_reader, wsi)
+    raise SlideError(
+        path,
+        f"cannot be read as a slide ({'; '.join(reasons)})",
+        "Is it a whole slide image, and complete? Copy it again, or leave it out of the datalist.",
+    )
+
+
+def _candidates(path: Path) -> tuple[str, ...]:
+    _, has_cucim = optional_import("cucim", name="CuImage")
+    # cuCIM takes the TIFFs inside other vendors' formats for plain ones: only files it claims to know.
+    if has_cucim and WSIReader("cucim").reader.verify_suffix(str(path).lower()):
+        return "cucim", "openslide"
+    return ("openslide",)
+
+
+def _probe(reader: WSIReader, wsi: Any) -> None:
+    """Read a corner of each level: some files open and then cannot be decoded."""
+    for level in range(reader.get_level_count(wsi)):
+        height, width = reader.get_size(wsi, level)
+        _read_rgb(reader, wsi, (0, 0), (min(width, 16), min(height, 16)), level, 1.0)
+
+
+def _read_rgb(
+    reader: WSIReader, wsi: Any, xy: tuple[int, int], size_px: tuple[int, int], level: int, downsample: float
+) -> NDArray[np.uint8]:
+    # MONAI gives positions as (top, left) of level 0 and sizes as (height, width) of the level. cuCIM divides by
+    # the downsample and truncates. OpenSlide interpolates where a level does not divide level 0: the nearest
+    # position keeps that within 1 / (2 * downsample) of a pixel.
+    to_int = math.ceil if reader.backend == "cucim" else round
+    location = (to_int(round(xy[1] * downsample, 3)), to_int(round(xy[0] * downsample, 3)))
+    has_alpha = reader.backend == "openslide"
+    mode = "RGBA" if has_alpha else "RGB"
+    pixels, _ = reader.get_data(wsi, location=location, size=size_px[::-1], level=level, mode=mode)
+    image = np.array(np.moveaxis(pixels, 0, -1), order="C")
+    if has_alpha:
+        # Where a scanner has seen nothing OpenSlide is transparent, and black underneath.
+        image, alpha = np.ascontiguousarray(image[..., :3]), image[..., 3]
+        image[alpha == 0] = WHITE
+    return image

@@ -1,0 +1,201 @@
+"""Where a slide has tissue: decided once, at low resolution, and projected to every scale."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import itk
+import numpy as np
+from numpy.typing import NDArray
+
+from scripts.errors import SlideError
+from scripts.slides import Slide
+
+__all__ = ["TissueMask", "find_tissue", "read_tissue_mask"]
+
+TISSUE_MPP = 8.0
+# Stain strength (see below) is 0 for grey and white. Otsu's threshold splits whatever it is given, also a slide
+# without tissue or without background, so it is kept between what paper-white noise and faint eosin reach.
+STAIN_LIMITS = (12.0, 30.0)
+CLOSING_RADIUS_UM = 32.0
+SMALLEST_OBJECT_UM2 = 100.0**2
+LARGEST_HOLE_UM2 = 150.0**2
+# A user's mask covers the whole slide: its proportions may be off by the rounding of its size, not by more.
+ASPECT_RTOL = 0.02
+
+
+@dataclass(frozen=True)
+class TissueMask:
+    """A slide's tissue.
+
+    Args:
+        tissue: bool ``[h, w]``, true where there is tissue.
+        pixel_level0: (x, y) size of a mask pixel in level-0 pixels.
+        base_mpp: micrometres per pixel of level 0.
+    """
+
+    tissue: NDArray[np.bool_]
+    pixel_level0: tuple[float, float]
+    base_mpp: float
+
+    @cached_property
+    def _integral(self) -> NDArray[np.float64]:
+        integral = np.zeros((self.tissue.shape[0] + 1, self.tissue.shape[1] + 1))
+        np.cumsum(np.cumsum(self.tissue, axis=0, dtype=np.float64), axis=1, out=integral[1:, 1:])
+        return integral
+
+    def fraction(self, xy_level0: NDArray[np.float64], side_level0: float) -> NDArray[np.float64]:
+        """The share of each square's area that is tissue; beyond the border there is none.
+
+        The area is exact, parts of mask pixels included, so it does not depend on how a grid falls on the mask.
+
+        Args:
+            xy_level0: ``[n, 2]`` top left corners (x, y) in level-0 pixels.
+            side_level0: side of the squares in level-0 pixels.
+
+        Returns:
+            ``[n]``, in 0..1.
+        """
+        pixel = np.asarray(self.pixel_level0)
+        start, stop = xy_level0 / pixel, (xy_level0 + side_level0) / pixel
+        area = (
+            self._area(stop[:, 0], stop[:, 1])
+            - self._area(start[:, 0], stop[:, 1])
+            - self._area(stop[:, 0], start[:, 1])
+            + self._area(start[:, 0], start[:, 1])
+        )
+        return np.clip(area * pixel.prod() / side_level0**2, 0.0, 1.0)
+
+    def _area(self, x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Tissue, in mask pixels, above and to the left of (x, y): the integral is bilinear within a pixel."""
+        height, width = self.tissue.shape
+        x, y = np.clip(x, 0, width), np.clip(y, 0, height)
+        left = np.minimum(x.astype(np.intp), width - 1)
+        top = np.minimum(y.astype(np.intp), height - 1)
+        dx, dy = x - left, y - top
+        table = self._integral
+        upper = table[top, left] * (1 - dx) + table[top, left + 1] * dx
+        lower = table[top + 1, left] * (1 - dx) + table[top + 1, left + 1] * dx
+        return upper * (1 - dy) + lower * dy
+
+    @property
+    def area_mm2(self) -> float:
+        """Area of the tissue in square millimetres."""
+        pixel_um2 = self.pixel_level0[0] * self.pixel_level0[1] * self.base_mpp**2
+        return float(self.tissue.sum() * pixel_um2 * 1e-6)
+
+    def to_itk(self) -> Any:
+        """As an ITK image (uint8, 0 or 1) with spacing and origin in millimetres, as ITK's physical units are.
+
+        The origin is the centre of the first pixel, so that the slide's corner is at (0, 0).
+        """
+        image = itk.image_from_array(self.tissue.astype(np.uint8))
+        spacing = [p * self.base_mpp * 1e-3 for p in self.pixel_level0]
+        image.SetSpacing(spacing)
+        image.SetOrigin([s / 2 for s in spacing])
+        return image
+
+    def write(self, path: str | Path) -> None:
+        """Write the mask in any format of ITK that keeps spacing, such as ``.mha`` or ``.nrrd``."""
+        itk.imwrite(self.to_itk(), str(path), compression=True)
+
+
+def find_tissue(slide: Slide, mpp: float = TISSUE_MPP) -> TissueMask:
+    """Find a slide's tissue by its colour.
+
+    Stain strength is max(R, G, B) - min(R, G, B): it is 0 for every grey, so that glass, shadows and the white
+    of a lumen do not count, and unlike HSV's saturation it does not blow up in the dark. Otsu's threshold,
+    closing, and removal of small objects and small holes follow, all with ITK.
+
+    Args:
+        slide: the slide.
+        mpp: resolution of the mask in micrometres per pixel; a slide coarser than this is used as it is.
+
+    Raises:
+        SlideError: if there is no tissue.
+    """
+    mpp = max(mpp, slide.base_mpp)
+    overview = slide.read_overview(mpp)
+    stain = itk.image_from_array((overview.max(axis=-1) - overview.min(axis=-1)).astype(np.float32))
+    smooth = itk.discrete_gaussian_image_filter(stain, variance=1.0, use_image_spacing=False)
+    otsu = itk.OtsuThresholdImageFilter[type(smooth), itk.Image[itk.UC, 2]].New(smooth)
+    otsu.Update()
+    threshold = float(np.clip(otsu.GetThreshold(), *STAIN_LIMITS))
+    tissue = _clean(itk.array_from_image(smooth) >= threshold, mpp)
+    pixel_level0 = mpp / slide.base_mpp
+    return _checked(TissueMask(tissue, (pixel_level0, pixel_level0), slide.base_mpp), slide, "in the slide")
+
+
+def read_tissue_mask(path: str | Path, slide: Slide) -> TissueMask:
+    """A user's own mask: an image of the whole slide at any size, tissue where it is not zero.
+
+    Args:
+        path: an image that ITK can read, with one channel or RGB.
+        slide: the slide that the mask belongs to.
+
+    Raises:
+        SlideError: if the mask cannot be read, is empty, or has other proportions than the slide.
+    """
+    if not Path(path).is_file():
+        raise SlideError(slide.path, f"its mask {path} does not exist", "Correct the key `mask` in the datalist.")
+    try:
+        pixels = itk.array_from_image(itk.imread(str(path)))
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise SlideError(
+            slide.path,
+            f"its mask {path} cannot be read ({reason})",
+            "Save it as PNG, TIFF or MHA, or remove the key `mask` from the datalist.",
+        ) from error
+    pixels = np.squeeze(pixels)
+    if pixels.ndim == 3 and pixels.shape[-1] in (3, 4):
+        pixels = pixels[..., :3].max(axis=-1)
+    if pixels.ndim != 2:
+        raise SlideError(slide.path, f"its mask {path} has the shape {pixels.shape}", "A mask is one 2D image.")
+    height, width = pixels.shape
+    pixel_x, pixel_y = slide.size_level0[0] / width, slide.size_level0[1] / height
+    slack = 1 / min(width, height)
+    if abs(pixel_x / pixel_y - 1) > ASPECT_RTOL + slack:
+        raise SlideError(
+            slide.path,
+            f"its mask {path} is {width} x {height} px, which is not the slide's proportion "
+            f"({slide.size_level0[0]} x {slide.size_level0[1]} px)",
+            "A mask covers the whole slide: draw it on the whole slide, or correct the key `mask`.",
+        )
+    mask = TissueMask(pixels != 0, (pixel_x, pixel_y), slide.base_mpp)
+    return _checked(mask, slide, f"in its mask {path}")
+
+
+def _clean(tissue: NDArray[np.bool_], mpp: float) -> NDArray[np.bool_]:
+    radius = max(1, round(CLOSING_RADIUS_UM / mpp))
+    # Closing eats into tissue at the image's border unless the border is moved away first.
+    padded = itk.image_from_array(np.pad(tissue, radius).astype(np.uint8))
+    disc = itk.FlatStructuringElement[2].Ball([radius, radius])
+    closed = itk.binary_morphological_closing_image_filter(padded, kernel=disc, foreground_value=1)
+    objects = itk.array_from_image(closed)[radius:-radius, radius:-radius].astype(bool)
+    objects = _without_small(objects, SMALLEST_OBJECT_UM2 / mpp**2)
+    return ~_without_small(~objects, LARGEST_HOLE_UM2 / mpp**2)
+
+
+def _without_small(objects: NDArray[np.bool_], smallest_px: float) -> NDArray[np.bool_]:
+    # Named, because the output type that ITK would choose holds no more than 255 components.
+    types = (itk.Image[itk.UC, 2], itk.Image[itk.UL, 2])
+    image = itk.image_from_array(objects.astype(np.uint8))
+    labels = itk.connected_component_image_filter(image, fully_connected=True, ttype=types)
+    components = itk.array_from_image(labels)
+    large = np.bincount(components.ravel()) >= smallest_px
+    large[0] = False
+    return large[components]
+
+
+def _checked(mask: TissueMask, slide: Slide, where: str) -> TissueMask:
+    if not mask.tissue.any():
+        raise SlideError(
+            slide.path,
+            f"no tissue was found {where}",
+            "Look at it with `inspecting`, give a `mask` in the datalist, or leave the slide out.",
+        )
+    return mask

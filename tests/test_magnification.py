@@ -1,0 +1,32 @@
+import pytest
+
+from scripts.errors import SettingsError
+from scripts.magnification import Scale, check_magnifications, head_names, magnification_of, mpp_of, scale_name
+
+
+def test_ten_x_is_one_micrometre_per_pixel():
+    assert [mpp_of(m) for m in (5, 10, 20, 40)] == [2.0, 1.0, 0.5, 0.25]
+    assert magnification_of(mpp_of(12.5)) == 12.5
+
+
+def test_outputs_are_named_global_then_low_to_high():
+    assert head_names([10, 5, 12.5]) == ["global", "5x", "10x", "12.5x"]
+    assert scale_name(1.25) == "1.25x"
+
+
+@pytest.mark.parametrize("wrong", [[], [5, 5.0], [0, 5], [-1], ["a"], None, [float("nan")], 5])
+def test_magnifications_must_be_positive_and_different(wrong):
+    with pytest.raises(SettingsError, match=r"magnifications: got .* Give positive numbers, each once"):
+        check_magnifications(wrong)
+
+
+def test_a_patch_is_read_in_the_papers_proportion():
+    # p : s = ps : Mm. 224 px at 10x from a level at 20x (0.25 um/px slide, downsample 2) are 448 px there.
+    scale = Scale(10, 224, base_mpp=0.25, level=1, downsample=2.0)
+    assert (scale.patch_read_px, scale.patch_level0, scale.patch_um) == (448, 896.0, 224.0)
+    assert scale.pixel_level0 == 4.0
+
+
+def test_the_same_patch_covers_the_same_micrometres_on_every_slide():
+    for base_mpp in (0.12, 0.2525, 0.499, 1.0):
+        assert Scale(5, 224, base_mpp).patch_level0 * base_mpp == pytest.approx(448.0)

@@ -1,0 +1,71 @@
+import numpy as np
+import pytest
+import tifffile
+
+from scripts.errors import SlideError
+from scripts.resolution import find_resolution
+from tests.pyramids import noise, write_pyramid
+
+
+def test_the_datalist_comes_first(tmp_path):
+    path = write_pyramid(tmp_path / "a.tif", noise(256, 256), mpp=0.5)
+    found = find_resolution(path, mpp=0.25)
+    assert (found.mpp, found.source) == (0.25, "datalist: mpp")
+
+
+@pytest.mark.parametrize("wrong", [0, -1.0, float("nan"), float("inf"), "0.5"])
+def test_a_datalist_mpp_must_be_a_positive_number(tmp_path, wrong):
+    path = write_pyramid(tmp_path / "a.tif", noise(256, 256))
+    with pytest.raises(SlideError, match=r"a\.tif: `mpp` is .* positive number of micrometres per pixel"):
+        find_resolution(path, mpp=wrong)
+
+
+@pytest.mark.parametrize("mpp", [0.1213, 0.25, 0.499, 1.0, 4.0])
+def test_the_files_own_resolution_is_next(tmp_path, mpp):
+    found = find_resolution(write_pyramid(tmp_path / "a.tif", noise(256, 256), mpp=mpp))
+    assert found.mpp == pytest.approx(mpp, rel=1e-5)
+    assert found.source.startswith("file: ")
+
+
+def test_tiff_tags_are_read_where_openslide_cannot_open_the_file(tmp_path):
+    # A striped TIFF is no slide to OpenSlide.
+    path = write_pyramid(tmp_path / "striped.tif", noise(64, 64), mpp=0.5, tile=None)
+    found = find_resolution(path)
+    assert found.mpp == pytest.approx(0.5)
+    assert "TIFF tags" in found.source
+
+
+def test_an_aperio_slide_says_its_own(real_slide):
+    found = find_resolution(real_slide)
+    assert (found.mpp, found.source) == (0.499, "file: openslide.mpp-x, openslide.mpp-y")
+
+
+def test_objective_power_is_the_last_resort(tmp_path):
+    path = tmp_path / "power.svs"
+    tifffile.imwrite(
+        path, noise(256, 256), tile=(128, 128), photometric="rgb", metadata=None,
+        description="Aperio Image Library v1.0\r\n256x256 (128x128) |AppMag = 40",
+    )  # fmt: skip
+    found = find_resolution(path)
+    assert (found.mpp, found.source) == (0.25, "file: objective power 40")
+
+
+def test_a_file_without_a_resolution_is_an_error_that_names_the_key(tmp_path):
+    # cuCIM says 1.0 for this file: 10x, silently wrong.
+    path = write_pyramid(tmp_path / "none.tif", noise(256, 256), mpp=None)
+    with pytest.raises(SlideError, match=r"none\.tif: the file carries no resolution .* Set the key `mpp`"):
+        find_resolution(path)
+
+
+def test_a_printers_resolution_is_none(tmp_path):
+    path = write_pyramid(tmp_path / "72dpi.tif", noise(256, 256), mpp=25_400 / 72)
+    with pytest.raises(SlideError, match="carries no resolution"):
+        find_resolution(path)
+
+
+def test_pixels_must_be_square(tmp_path):
+    path = write_pyramid(tmp_path / "flat.tif", noise(256, 256), mpp=(0.5, 0.6))
+    with pytest.raises(SlideError, match=r"flat\.tif: its pixels are not square \(0\.5 x 0\.6 um\)"):
+        find_resolution(path)
+    nearly = find_resolution(write_pyramid(tmp_path / "nearly.tif", noise(256, 256), mpp=(0.5, 0.502)))
+    assert nearly.mpp == pytest.approx(np.sqrt(0.5 * 0.502), rel=1e-5)
