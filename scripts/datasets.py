@@ -73,7 +73,7 @@ class PatchGridDataset(PatchWSIDataset):
         return self._slides[str(sample[CommonKeys.IMAGE])]
 
     def _get_data(self, sample: dict) -> tuple[Any, dict]:
-        return self.wsi_reader.get_data(  # type: ignore[call-arg]
+        return self.wsi_reader.get_data(
             self._get_wsi_object(sample),
             location=self._get_location(sample),
             size=self._get_size(sample),
@@ -205,9 +205,7 @@ def _padded(rows: torch.Tensor, length: int, value: float) -> torch.Tensor:
     return torch.cat([rows, padding])
 
 
-def _item(
-    entry: Mapping[str, Any], image: NDArray[Any], log_weight: NDArray[np.float32]
-) -> dict[str, Any]:
+def _item(entry: Mapping[str, Any], image: NDArray[Any], log_weight: NDArray[np.float32]) -> dict[str, Any]:
     item = {
         CommonKeys.IMAGE: torch.from_numpy(image),
         "log_weight": torch.from_numpy(log_weight),

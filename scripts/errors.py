@@ -18,7 +18,8 @@ class BundleError(Exception):
     """
 
     def __init__(self, subject: object, cause: str, remedy: str) -> None:
-        super().__init__(f"{subject}: {cause}. {remedy}")
+        # What a library says in a cause may run over several lines.
+        super().__init__(" ".join(f"{subject}: {cause}. {remedy}".splitlines()))
         self.subject, self.cause, self.remedy = subject, cause, remedy
 
     def __reduce__(self) -> tuple[type[BundleError], tuple[object, str, str]]:

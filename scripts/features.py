@@ -99,7 +99,9 @@ def is_banked(path: Path, settings: Mapping[str, Any]) -> bool:
     return True
 
 
-def write_bank(path: Path, bag: Bag, encoder: Encoder, settings: Mapping[str, Any], on_batch: Callable[[int], object] | None = None) -> None:
+def write_bank(
+    path: Path, bag: Bag, encoder: Encoder, settings: Mapping[str, Any], on_batch: Callable[[int], object] | None = None
+) -> None:
     """Encode a bag batch by batch into a bank; the file appears under its name when it is complete.
 
     Args:

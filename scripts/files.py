@@ -17,7 +17,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
     """Give a temporary path beside ``path``; it takes its name when the block ends, or goes if it fails.
 
     Raises:
-        SettingsError: if the folder cannot be made.
+        SettingsError: if the folder cannot be made or written to.
     """
     path = Path(path)
     output_folder(path.parent)
@@ -34,13 +34,13 @@ def output_folder(folder: str | Path) -> Path:
     """Make a folder for output.
 
     Raises:
-        SettingsError: if it cannot be made.
+        SettingsError: if it cannot be made or written to.
     """
-    folder = Path(folder)
+    folder, remedy = Path(folder), "Choose an `output_dir` that you may write to."
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise SettingsError(
-            folder, f"cannot be made ({error.strerror})", "Choose an `output_dir` that you may write to."
-        ) from error
+        raise SettingsError(folder, f"cannot be made ({error.strerror})", remedy) from error
+    if not os.access(folder, os.W_OK):
+        raise SettingsError(folder, "is a folder that you may not write to", remedy)
     return folder

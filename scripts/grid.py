@@ -104,13 +104,13 @@ def link_grids(
     linked = np.ones(len(cells), dtype=bool)
     for lower_cells, side, threshold in zip(ancestors, sides[:-1], thresholds[:-1], strict=True):
         if threshold > 0:
-            linked &= tissue_fraction(lower_cells * side, side) >= threshold
+            linked &= tissue_fraction(_corners(lower_cells, side), side) >= threshold
 
     coords, rows = [], []
     for scale_cells, side in zip([*ancestors, cells], sides, strict=True):
         # Cells are (column, row); sorted by row first, patches are read in the order in which a file is stored.
         unique, index = np.unique(scale_cells[linked][:, ::-1], axis=0, return_inverse=True)
-        coords.append(unique[:, ::-1] * side)
+        coords.append(_corners(unique[:, ::-1], side))
         rows.append(index.reshape(-1))
     return LinkedGrid(
         scales=tuple(scales),
@@ -126,10 +126,14 @@ def _all_cells(size_level0: tuple[int, int], side_level0: float) -> NDArray[np.i
     return np.stack(np.meshgrid(np.arange(columns), np.arange(rows)), axis=-1).reshape(-1, 2)
 
 
+def _corners(cells: NDArray[np.int64], side_level0: float) -> NDArray[np.float64]:
+    return np.multiply(cells, side_level0, dtype=np.float64)
+
+
 def _kept(
     cells: NDArray[np.int64], side_level0: float, threshold: float, tissue_fraction: TissueFraction
 ) -> NDArray[np.int64]:
-    fraction = tissue_fraction(cells * side_level0, side_level0)
+    fraction = tissue_fraction(_corners(cells, side_level0), side_level0)
     # A threshold of 0 asks for some tissue, not for none. The slack is for a square that is all tissue and
     # whose area, summed in floats, comes out a hair below 1.
     return cells[(fraction > 0) & (fraction >= threshold - 1e-9)]

@@ -97,7 +97,8 @@ class Resume(CheckpointLoader):
     """
 
     def __init__(self, path: str | Path, load_dict: Mapping[str, Any], resume: bool) -> None:
-        super().__init__(load_path=str(path), load_dict=dict(load_dict), map_location="cpu")
+        # MONAI types a dictionary and hands it to torch.load, which takes a device as well.
+        super().__init__(str(path), dict(load_dict), map_location="cpu")  # type: ignore[arg-type]
         self.resume = resume
 
     def __call__(self, engine: Engine) -> None:

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from scripts.bags import Bag, BagBuilder
+from scripts.errors import SettingsError
 from scripts.files import replacing
 from scripts.handlers import linked_patches
 from scripts.magnification import magnification_of
@@ -37,7 +38,13 @@ def inspect_slide(
 
     Returns:
         The picture's path.
+
+    Raises:
+        SettingsError: if there is no ``image``.
+        SlideError: if the slide cannot be used.
     """
+    if entry.get("image") is None:
+        raise SettingsError("image", "got none", "Name the slide: --image PATH.")
     bag = bag_builder(entry)
     name = name or bag.slide.path.stem
     print(describe(bag))
@@ -111,7 +118,7 @@ def _outline_tissue(picture: NDArray[np.uint8], bag: Bag, pixel_level0: float) -
 
 
 def _frame(
-    picture: NDArray[np.uint8], corners: NDArray[np.float64], side: float, colour: Sequence[int], thickness: int
+    picture: NDArray[np.uint8], corners: NDArray[np.floating], side: float, colour: Sequence[int], thickness: int
 ) -> None:
     for start in corners:
         (x0, y0), (x1, y1) = np.round(start).astype(int), np.round(start + side).astype(int) - 1

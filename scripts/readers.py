@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
+from dataclasses import dataclass
+from os import PathLike
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,13 @@ from scripts.slides import Slide
 __all__ = ["MagnificationReader"]
 
 
+@dataclass(frozen=True)
+class _AtMpp:
+    """Takes the place of a level where a resolution was asked for, which need not be that of a level."""
+
+    mpp: float
+
+
 class MagnificationReader(BaseWSIReader):
     """MONAI's readers refuse an ``mpp`` or a ``power`` that is no level of the file; this one resamples.
 
@@ -24,54 +32,52 @@ class MagnificationReader(BaseWSIReader):
     finer level, whatever levels the file has; ``mpp=`` likewise. ``level=`` reads a level as in MONAI. As in
     MONAI, ``location`` is (top, left) in level-0 pixels and ``size`` is (height, width) of the result.
 
+    MONAI's own ``PatchWSIDataset`` always asks for a level; ``PatchGridDataset`` asks for magnifications.
+
     Args:
         reader: see :class:`Slide`.
         read_level: see :class:`Slide`.
         kwargs: see MONAI's ``BaseWSIReader``.
     """
 
-    supported_suffixes = ["tif", "tiff", "svs", "ndpi", "mrxs", "scn", "bif", "vms"]
+    supported_suffixes = ["tif", "tiff", "svs", "ndpi", "mrxs", "scn", "bif", "vms"]  # noqa: RUF012
     backend = "magnification"
 
     def __init__(self, reader: str = "auto", read_level: str = "nearest", **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.reader, self.read_level = reader, read_level
 
-    def read(self, data: Sequence[str | Path] | str | Path, **kwargs: Any) -> Slide | list[Slide]:
+    def read(self, data: Sequence[str | PathLike] | str | PathLike, **kwargs: Any) -> Slide | list[Slide]:
         """Open a slide, or a list of them; ``mpp=`` gives the base resolution of a file that has none."""
-        slides = [
-            Slide(path, reader=self.reader, read_level=self.read_level, **kwargs) for path in ensure_tuple(data)
-        ]
+        slides = [Slide(path, reader=self.reader, read_level=self.read_level, **kwargs) for path in ensure_tuple(data)]
         return slides if len(slides) > 1 else slides[0]
 
-    def get_data(
+    def get_valid_level(  # type: ignore[override]
         self,
-        wsi: Slide | Sequence[Slide],
-        location: tuple[float, float] = (0, 0),
-        size: tuple[int, int] | None = None,
-        level: int | None = None,
-        mpp: float | tuple[float, float] | None = None,
-        power: float | None = None,
-        mode: str | None = None,
-    ) -> tuple[np.ndarray, dict]:
-        """A region of a slide, or of each of several, see the class; returns ``[3, H, W]`` and its metadata."""
-        if mpp is None and power is None and level is None:
-            mpp, power, level = self.mpp, self.power, self.level
-        if level is not None or isinstance(wsi, list | tuple) or (mpp is None and power is None):
-            return super().get_data(wsi, location, size, level=level, mpp=mpp, power=power, mode=mode)  # type: ignore[arg-type]
-        if mpp is not None and power is not None:
-            raise ValueError(f"give `mpp` or `power`, not both, got mpp={mpp} and power={power}")
-        target_mpp = mpp_of(power) if power is not None else ensure_tuple_rep(mpp, 2)[0]
-        if size is None:
-            size = tuple(round(v * wsi.base_mpp / target_mpp) for v in wsi.size_level0[::-1])
-        region = wsi.read_region((location[1], location[0]), (size[1], size[0]), target_mpp)
-        patch = np.moveaxis(region, -1, self.channel_dim).astype(self.dtype, copy=False)
-        metadata = self._get_metadata(wsi, patch, location, size, wsi.level_for(target_mpp))  # type: ignore[arg-type]
-        return patch, {**metadata, "mpp": target_mpp}
+        wsi: Slide,
+        level: int | _AtMpp | None,
+        mpp: float | tuple[float, float] | None,
+        power: float | None,
+    ) -> int | _AtMpp:
+        """What to read: the level asked for, or the resolution.
 
-    def get_size(self, wsi: Slide, level: int) -> tuple[int, int]:
+        Raises:
+            ValueError: if more than one of ``level``, ``mpp`` and ``power`` is given, or there is no such level.
+        """
+        if isinstance(level, _AtMpp):  # a further slide of a list: MONAI hands on what the first one gave
+            return level
+        if level is None and mpp is None and power is None:
+            level, mpp, power = self.level, self.mpp, self.power
+        if level is None and (mpp is None) != (power is None):
+            return _AtMpp(mpp_of(power) if power is not None else ensure_tuple_rep(mpp, 2)[0])
+        return super().get_valid_level(wsi, level, mpp, power)  # type: ignore[arg-type]
+
+    def get_size(self, wsi: Slide, level: int | _AtMpp) -> tuple[int, int]:  # type: ignore[override]
         """(height, width) of a level."""
-        width, height = wsi.level_sizes[level]
+        if isinstance(level, _AtMpp):
+            width, height = (max(1, round(side * wsi.base_mpp / level.mpp)) for side in wsi.size_level0)
+        else:
+            width, height = wsi.level_sizes[level]
         return height, width
 
     def get_level_count(self, wsi: Slide) -> int:
@@ -94,14 +100,33 @@ class MagnificationReader(BaseWSIReader):
         """Magnification of a level, as resolution: 10x is 1.0 um/px."""
         return magnification_of(self.get_mpp(wsi, level)[0])
 
-    def _get_patch(
+    def _get_patch(  # type: ignore[override]
         self,
         wsi: Slide,
-        location: tuple[int, int],
+        location: tuple[float, float],
         size: tuple[int, int],
-        level: int,
+        level: int | _AtMpp,
         dtype: DTypeLike,
         mode: str,
     ) -> NDArray[Any]:
-        region = wsi.read_region((location[1], location[0]), (size[1], size[0]), self.get_mpp(wsi, level)[0])
+        corner, size_px = (location[1], location[0]), (size[1], size[0])
+        if isinstance(level, _AtMpp):
+            region = wsi.read_region(corner, size_px, level.mpp)
+        else:
+            region = wsi.read_level_region(corner, size_px, level)
         return np.moveaxis(region, -1, self.channel_dim).astype(dtype, copy=False)
+
+    def _get_metadata(
+        self,
+        wsi: Slide,
+        patch: Any,
+        location: tuple[float, float],
+        size: tuple[int, int],
+        level: int | _AtMpp,
+    ) -> dict:
+        """MONAI's, with the level that was read, and the result's resolution as ``mpp``."""
+        if isinstance(level, _AtMpp):
+            mpp, level = level.mpp, wsi.level_for(level.mpp)
+        else:
+            mpp = self.get_mpp(wsi, level)[0]
+        return {**super()._get_metadata(wsi, patch, location, size, level), "mpp": mpp}  # type: ignore[arg-type]

@@ -55,7 +55,9 @@ class PredictionReport:
         self.labels: list[NDArray[np.float32]] = []
 
     def _collect(self, engine: Engine) -> None:
-        for item, output in zip(engine.state.batch, engine.state.output, strict=True):
+        batch: Any = engine.state.batch
+        outputs: Any = engine.state.output
+        for item, output in zip(batch, outputs, strict=True):
             self.slides.append(str(item["slide"]))
             self.probabilities.append(_array(output[CommonKeys.PRED]))
             if output.get(CommonKeys.LABEL) is not None:
@@ -120,9 +122,7 @@ class EvaluationReport(PredictionReport):
             part.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
         engine.logger.info("wrote %s", path)
 
-    def _show(
-        self, head: str, scores: dict[str, float], probabilities: NDArray[Any], labels: NDArray[Any]
-    ) -> None:
+    def _show(self, head: str, scores: dict[str, float], probabilities: NDArray[Any], labels: NDArray[Any]) -> None:
         for name, value in scores.items():
             if math.isfinite(value):
                 self.summary_writer.add_scalar(f"evaluation/{head}_{name}", value, 0)

@@ -56,10 +56,11 @@ class BalancedSampler(DistributedWeightedRandomSampler):
         rank: int = 0,
     ) -> None:
         weights = balanced_weights(np.stack([np.asarray(entry["label"]) for entry in data]))
+        self.draws = torch.Generator()
         super().__init__(
             dataset=dataset,
             weights=weights.tolist(),
-            generator=torch.Generator(),
+            generator=self.draws,
             num_replicas=num_replicas,
             rank=rank,
             seed=seed,
@@ -68,5 +69,5 @@ class BalancedSampler(DistributedWeightedRandomSampler):
     def __iter__(self) -> Iterator[int]:
         # Apart for each epoch and rank, which consecutive seeds are not guaranteed to be.
         sequence = np.random.SeedSequence([self.seed, self.epoch, self.rank])
-        self.generator.manual_seed(int(sequence.generate_state(1, np.uint64)[0] >> 1))
+        self.draws.manual_seed(int(sequence.generate_state(1, np.uint64)[0] >> 1))
         return super().__iter__()

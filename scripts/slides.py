@@ -131,9 +131,7 @@ class Slide:
         side = (scale.patch_size_px, scale.patch_size_px)
         return self._read(xy_level0, side, (scale.patch_read_px, scale.patch_read_px), scale.level)
 
-    def read_region(
-        self, xy_level0: tuple[float, float], size_px: tuple[int, int], mpp: float
-    ) -> NDArray[np.uint8]:
+    def read_region(self, xy_level0: tuple[float, float], size_px: tuple[int, int], mpp: float) -> NDArray[np.uint8]:
         """A region at any resolution.
 
         Args:
@@ -151,6 +149,24 @@ class Slide:
         factor = mpp / (self.base_mpp * self.downsamples[level])
         read_px = (max(1, round(size_px[0] * factor)), max(1, round(size_px[1] * factor)))
         return self._read(xy_level0, size_px, read_px, level)
+
+    def read_level_region(
+        self, xy_level0: tuple[float, float], size_px: tuple[int, int], level: int
+    ) -> NDArray[np.uint8]:
+        """A region of one level as it is stored, whatever ``read_level``.
+
+        Args:
+            xy_level0: (x, y) of the top left corner in level-0 pixels.
+            size_px: (width, height) in pixels of the level.
+            level: the level of the pyramid.
+
+        Returns:
+            RGB of shape ``[height, width, 3]``.
+
+        Raises:
+            SlideError: if the slide cannot be read there.
+        """
+        return self._read(xy_level0, size_px, size_px, level)
 
     def read_overview(self, mpp: float) -> NDArray[np.uint8]:
         """The whole slide at a low resolution, block by block, so that memory does not grow with the slide.
@@ -184,7 +200,8 @@ class Slide:
         if read_px == size_px:
             return region
         shrinks = read_px[0] >= size_px[0] and read_px[1] >= size_px[1]
-        return cv2.resize(region, size_px, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+        resized = cv2.resize(region, size_px, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+        return resized.astype(np.uint8, copy=False)
 
     def _read_level(self, left: int, top: int, width: int, height: int, level: int) -> NDArray[np.uint8]:
         """A region in pixels of a level; the backends never see a request that crosses the border."""

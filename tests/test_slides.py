@@ -158,6 +158,6 @@ def test_bad_slides_are_errors_of_one_line(tmp_path, pyramid):
 
 def test_a_truncated_slide_is_an_error_that_names_it(tmp_path, real_slide):
     cut = tmp_path / "cut.svs"
-    cut.write_bytes(real_slide.read_bytes()[: 400_000])
+    cut.write_bytes(real_slide.read_bytes()[:400_000])
     with pytest.raises(SlideError, match=r"cut\.svs"):
         Slide(cut).read_overview(4.0)

@@ -1,0 +1,66 @@
+# Everything a developer types. Each target sets up what it needs; a second call does not do it again.
+
+VENV := .venv
+PYTHON := $(VENV)/bin/python
+STAMP := $(VENV)/.stamp
+# `pip check` of later versions stops at the wheel tag of itk 5.4 (docs/decisions.md).
+PIP_VERSION := 24.1.2
+
+# The Python that makes the environment: python3.11, or else a python3 that is new enough; PY=... names another.
+RECENT := 'import sys; sys.exit(sys.version_info < (3, 11))'
+PY ?= $(shell for p in python3.11 python3; do $$p -c $(RECENT) 2>/dev/null && { echo $$p; break; }; done)
+
+# The folders to type-check, of those that hold Python.
+TYPED = $(foreach d,scripts bundle,$(if $(shell find $(d) -name '*.py' 2>/dev/null),$(d)))
+
+.DEFAULT_GOAL := help
+.PHONY: help setup test lint format demo bench clean
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(STAMP) ## make .venv with every dependency at its pinned version
+
+test: $(STAMP) ## run the tests with coverage; ARGS="-k grid" adds options of pytest
+	$(PYTHON) -m pytest --cov --cov-report=term-missing:skip-covered $(ARGS)
+
+lint: $(STAMP) ## check style, formatting and types
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m mypy $(TYPED)
+
+format: $(STAMP) ## format the code and mend what ruff can mend
+	$(PYTHON) -m ruff check --fix-only .
+	$(PYTHON) -m ruff format .
+
+demo: $(STAMP) ## draw slides, train on them, show the result
+	$(PYTHON) -m scripts.demo_run $(ARGS)
+
+bench: $(STAMP) ## measure the patch extraction on this machine
+	$(PYTHON) -m tests.benchmarks.extraction $(ARGS)
+
+clean: ## remove build output and caches; data/, models/, output/ and .venv stay
+	rm -rf build dist *.egg-info htmlcov .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -path ./$(VENV) -prune -o -path ./data -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# cuCIM comes last and apart: alone where there is no NVIDIA GPU, with CUDA where there is one.
+$(STAMP): pyproject.toml constraints.txt
+	@test -x $(PYTHON) || $(or $(PY),false) -c $(RECENT) 2>/dev/null || { \
+		echo "Python 3.11 or newer is needed; $(or $(PY),what python3.11 and python3 start) is not." \
+			"Install it, or name it: make setup PY=/path/to/python3.11" >&2; exit 1; }
+	@echo "Installing the pinned dependencies into $(VENV): minutes the first time, seconds after that"
+	test -x $(PYTHON) || $(PY) -m venv $(VENV)
+	$(PYTHON) -m pip install --quiet pip==$(PIP_VERSION)
+	$(PYTHON) -m pip install --quiet --constraint constraints.txt '.[dev]'
+	@set -e; case "$$(uname -s) $$(uname -m)" in \
+		"Linux x86_64" | "Linux aarch64") \
+			if command -v nvidia-smi >/dev/null; then \
+				echo "NVIDIA GPU found: installing cuCIM with CUDA"; \
+				$(PYTHON) -m pip install --quiet --constraint constraints.txt '.[gpu]'; \
+			else \
+				echo "No NVIDIA GPU found: installing cuCIM alone"; \
+				$(PYTHON) -m pip install --quiet --constraint constraints.txt --no-deps cucim-cu13; \
+			fi ;; \
+		*) echo "cuCIM exists for Linux only: slides are read with OpenSlide" ;; \
+	esac
+	@touch $@

@@ -1,0 +1,126 @@
+"""Trained weights: loading them strictly, and the network that holds the best ones of every output."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from scripts.errors import SettingsError
+from scripts.networks import MuSTMIL
+
+__all__ = ["HeadwiseMuSTMIL", "load_weights"]
+
+
+def load_weights(network: nn.Module, path: str | Path) -> None:
+    """Load a checkpoint into a network, strictly: every weight of both sides, or an error and no change.
+
+    Args:
+        network: what to load into, in place; its weights stay on their device.
+        path: a file with a state dict, or with ``{"model": state dict}``, tensors only.
+
+    Raises:
+        SettingsError: if the file is missing, is no such checkpoint, or does not fit the network.
+    """
+    found = _read(Path(path))
+    wanted = network.state_dict()
+    misfits = [
+        f"{key} is {_shape(found, key)} in the file and {_shape(wanted, key)} in the network"
+        for key in sorted(wanted.keys() | found.keys())
+        if _shape(found, key) != _shape(wanted, key)
+    ]
+    if misfits:
+        more = f", and {len(misfits) - 3} more" if len(misfits) > 3 else ""
+        raise SettingsError(
+            path,
+            f"does not fit the network: {', '.join(misfits[:3])}{more}",
+            "Use the settings that it was trained with (magnifications, task, backbone, num_nodes), or train again.",
+        )
+    network.load_state_dict(found, strict=True)
+
+
+class HeadwiseMuSTMIL(nn.Module):
+    """The best weights of every output at once, as the paper keeps them.
+
+    Each output of :class:`MuSTMIL` reaches its lowest validation loss in an epoch of its own. This module
+    holds one copy of the network for each output, and takes output h from copy h only. A frozen backbone is
+    shared by the copies, and each patch passes it once.
+
+    Args:
+        network: a network as it was trained; it is copied and not changed.
+        weights: one checkpoint for each output: global, then the scales from low to high.
+
+    Raises:
+        SettingsError: if the number of checkpoints is not 1 + S, or one of them does not load.
+    """
+
+    def __init__(self, network: MuSTMIL, weights: Sequence[str | Path]) -> None:
+        super().__init__()
+        heads = 1 + network.num_scales
+        if isinstance(weights, (str, Path)) or len(weights) != heads:
+            raise SettingsError(
+                "weights",
+                f"got {weights!r}",
+                f"Give {heads} checkpoints: the global output's, then each magnification's from low to high.",
+            )
+        self.shares_backbone = network.freeze_backbone
+        self.copies = nn.ModuleList()
+        for path in weights:
+            kept = {id(network.net): network.net} if self.shares_backbone else {}
+            member = copy.deepcopy(network, kept)
+            load_weights(member, path)
+            self.copies.append(member)
+
+    def forward(self, x: Tensor, log_weight: Tensor | None = None) -> Tensor:
+        """The logits ``[B, 1 + S, K]``; arguments and errors as :meth:`MuSTMIL.forward`."""
+        return self.attend(x, log_weight)[0]  # [B, 1 + S, K]
+
+    @torch.jit.export
+    def attend(self, x: Tensor, log_weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Logits ``[B, 1 + S, K]`` and attention ``[B, N, 1 + S, K]``; see :meth:`MuSTMIL.attend`."""
+        logits: list[Tensor] = []
+        attention: list[Tensor] = []
+        for head, member in enumerate(self.copies):
+            if self.shares_backbone and head == 0:
+                x = member(x, no_head=True)  # [B, N, S, F]
+            # [B, 1 + S, K], [B, N, 1 + S, K]
+            y, a = member.attend(x, log_weight)  # type: ignore[operator]
+            logits.append(y[:, head])  # [B, K]
+            attention.append(a[:, :, head])  # [B, N, K]
+        return torch.stack(logits, dim=1), torch.stack(attention, dim=2)  # [B, 1 + S, K], [B, N, 1 + S, K]
+
+
+def _read(path: Path) -> Mapping[str, Tensor]:
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise SettingsError(
+            path,
+            "there is no such file",
+            "Run training first: python -m monai.bundle run training --config_file configs/train.json",
+        ) from None
+    except (OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
+        raise SettingsError(
+            path,
+            f"is not a PyTorch checkpoint of plain tensors ({_first_line(error)})",
+            "Give a file that training wrote.",
+        ) from error
+    if isinstance(content, Mapping) and isinstance(content.get("model"), Mapping):
+        content = content["model"]
+    if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise SettingsError(
+            path, "holds neither a state dict nor one named 'model'", "Give a file that training wrote."
+        )
+    return content
+
+
+def _shape(state: Mapping[str, Tensor], key: str) -> str:
+    return "x".join(map(str, state[key].shape)) or "a scalar" if key in state else "absent"
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)

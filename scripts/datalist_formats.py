@@ -1,0 +1,224 @@
+"""Datalist files as rows: MONAI's JSON, CSV with a header, the reference code's CSV without one, plain text.
+
+MONAI's ``load_decathlon_datalist`` is not used: it reads with the locale's encoding (a byte order mark stops
+it), knows no CSV, and its errors name neither a line nor the file. The JSON that it reads is read here with
+the same result, which a test checks.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from scripts.errors import DatalistError
+
+__all__ = ["PARTITIONS", "Row", "partition_named", "read_rows", "row_of"]
+
+PARTITIONS = ("training", "validation", "testing")
+
+_PARTITION_WORDS = {
+    "training": ("training", "train"),
+    "validation": ("validation", "valid", "val"),
+    "testing": ("testing", "test"),
+}
+_IMAGE_KEYS = ("image", "slide", "id")
+# What CLAM and other tools call these columns. A patient column that is not recognised as one would let a
+# patient cross partitions without a word.
+_ALIASES = {"slide_id": "slide", "case_id": "patient", "patient_id": "patient", "split": "partition"}
+_KEYS = (*_IMAGE_KEYS, "label", "partition", "patient", "mpp", "mask")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One slide as its datalist describes it, nothing checked but its shape.
+
+    Args:
+        subject: the file, the place in it and the slide, to begin an error with.
+        image: the path or the id of the slide.
+        partition: one of :data:`PARTITIONS`, or None where the datalist names none.
+        label: the label as it is written (a mapping where each class has its column), or None.
+        fields: everything else (``slide``, ``patient``, ``mpp``, ``mask`` and columns of the user's own),
+            without empty values.
+    """
+
+    subject: str
+    image: str
+    partition: str | None
+    label: object
+    fields: dict[str, object]
+
+
+def read_rows(path: Path, class_names: Sequence[str], labelled: bool = True) -> list[Row]:
+    """Read a datalist file.
+
+    Args:
+        path: a ``.json`` file, or a text file with columns. ``.txt`` without labels is one slide a line.
+        class_names: names of the columns that hold one 0 or 1 for each class.
+        labelled: whether labels are expected. Without, a CSV needs no header: its first column is the slide.
+
+    Returns:
+        The rows in the order of the file; from JSON, partition by partition.
+
+    Raises:
+        DatalistError: if the file does not exist or cannot be understood.
+    """
+    if not path.is_file():
+        raise DatalistError(f"datalist {path}", "no such file", "Give the path of a JSON or CSV file.")
+    try:
+        # Excel begins the files that it calls "CSV UTF-8" with a byte order mark.
+        text = path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DatalistError(
+            f"datalist {path}",
+            f"not UTF-8 text (byte {error.start})",
+            'Save it again as UTF-8, in Excel as "CSV UTF-8".',
+        ) from error
+    if path.suffix.lower() == ".json":
+        return list(_json_rows(path, text, class_names))
+    if path.suffix.lower() == ".txt" and not labelled:
+        lines = enumerate(text.splitlines(), start=1)
+        return [row_of(line.strip(), f"{path.name} line {i}", ()) for i, line in lines if line.strip()]
+    return list(_csv_rows(path, text, class_names, labelled))
+
+
+def row_of(item: object, where: str, class_names: Sequence[str], partition: str | None = None) -> Row:
+    """A row from a path, or from a mapping with the keys of a datalist entry.
+
+    Args:
+        item: a path, or a mapping. The names of its known keys and of classes may be in any case.
+        where: the place that it comes from, to begin an error with.
+        class_names: see :func:`read_rows`.
+        partition: the partition, where the place says it.
+
+    Raises:
+        DatalistError: if it names no slide, an unknown partition, or its label twice or in part.
+    """
+    if isinstance(item, str | Path):
+        item = {"image": str(item)}
+    if not isinstance(item, Mapping):
+        raise DatalistError(where, f"got {item!r}", 'Give a path, or {"image": PATH, "label": ...}.')
+    known = {name.casefold(): name for name in (*_KEYS, *class_names)}
+    fields: dict[str, object] = {}
+    for key, value in item.items():
+        key = str(key).strip()
+        key = _ALIASES.get(key.casefold(), key)
+        if value is not None and (not isinstance(value, str) or value.strip()):
+            fields[known.get(key.casefold(), key)] = value.strip() if isinstance(value, str) else value
+    image_key = next((key for key in _IMAGE_KEYS if key in fields), None)
+    image = fields.pop(image_key) if image_key else None
+    if not isinstance(image, str | Path) or str(image).splitlines() != [str(image)]:
+        found = "no slide" if image is None else f"the slide is {image!r}"
+        remedy = f"Give one path or id as {', '.join(_IMAGE_KEYS)}, without line breaks."
+        raise DatalistError(where, found, remedy)
+    subject = f"{where}, slide {image}"
+    if "partition" in fields:
+        own = partition_named(fields.pop("partition"), subject)
+        if partition not in (None, own):
+            raise DatalistError(subject, f"partition {own} in the list {partition}", "Keep one of the two.")
+        partition = own
+    label = _class_columns(fields, class_names, subject)
+    return Row(subject, str(image), partition, label, fields)
+
+
+def partition_named(word: object, subject: str) -> str:
+    """The partition that a word means: ``"val"`` is ``"validation"``.
+
+    Raises:
+        DatalistError: if it means none.
+    """
+    for partition, words in _PARTITION_WORDS.items():
+        if str(word).strip().casefold() in words:
+            return partition
+    raise DatalistError(subject, f"unknown partition {word!r}", f"Use one of: {', '.join(PARTITIONS)}.")
+
+
+def _class_columns(fields: dict[str, object], class_names: Sequence[str], subject: str) -> object:
+    columns = {name: fields.pop(name) for name in class_names if name in fields}
+    if not columns:
+        return fields.pop("label", None)
+    if "label" in fields:
+        raise DatalistError(subject, "a label and columns for the classes", "Keep one of the two.")
+    missing = [name for name in class_names if name not in columns]
+    if missing:
+        remedy = f"Give 0 or 1 for each of: {', '.join(class_names)}."
+        raise DatalistError(subject, f"no value for {', '.join(missing)}", remedy)
+    return columns
+
+
+def _json_rows(path: Path, text: str, class_names: Sequence[str]) -> Iterator[Row]:
+    remedy = 'Expected {"training": [{"image": PATH, "label": [...]}, ...], "validation": [...], ...}.'
+    try:
+        content = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise DatalistError(f"datalist {path} line {error.lineno}", f"not JSON ({error.msg})", remedy) from error
+    if isinstance(content, list):
+        content = {"": content}
+    elif not isinstance(content, dict):
+        raise DatalistError(f"datalist {path}", f"holds {type(content).__name__}, no list of slides", remedy)
+    words = ("", *(word for words in _PARTITION_WORDS.values() for word in words))
+    lists = {key: items for key, items in content.items() if key.casefold() in words and isinstance(items, list)}
+    if not lists:
+        keys = ", ".join(map(repr, content)) or "none"
+        raise DatalistError(f"datalist {path}", f"no list of slides (keys: {keys})", remedy)
+    for key, items in lists.items():
+        for i, item in enumerate(items):
+            where = f"{path.name} {key}[{i}]"
+            yield row_of(item, where, class_names, partition_named(key, where) if key else None)
+
+
+def _csv_rows(path: Path, text: str, class_names: Sequence[str], labelled: bool) -> Iterator[Row]:
+    lines = _csv_lines(path, text)
+    first = next(lines, None)
+    if first is None:
+        return
+    number, cells = first
+    header = [_ALIASES.get(cell.casefold(), cell) for cell in cells]
+    if any(cell.casefold() in _IMAGE_KEYS for cell in header):
+        twice = [name for name, count in Counter(map(str.casefold, header)).items() if name and count > 1]
+        if twice:
+            raise DatalistError(f"{path.name} line {number}", f"column {twice[0]!r} twice", "Keep one of them.")
+        for number, cells in lines:
+            where = f"{path.name} line {number}"
+            if len(cells) != len(header):
+                remedy = "Put quotes around a value that holds the separator."
+                raise DatalistError(where, f"{len(cells)} values for {len(header)} columns", remedy)
+            # A column without a name is the row number that pandas writes.
+            item = {name: cell for name, cell in zip(header, cells, strict=True) if name}
+            yield row_of(item, where, class_names)
+        return
+    if labelled and not (len(cells) > 1 and all(_is_number(cell) for cell in cells[1:])):
+        raise DatalistError(
+            f"{path.name} line {number}",
+            f"no header with a column {', '.join(_IMAGE_KEYS[:-1])} or {_IMAGE_KEYS[-1]}: {cells!r}",
+            "Name the columns in the first line, or give a slide id and one 0 or 1 for each class.",
+        )
+    for number, cells in (first, *lines):
+        where = f"{path.name} line {number}"
+        yield row_of({"image": cells[0], "label": cells[1:]} if labelled else cells[0], where, class_names)
+
+
+def _csv_lines(path: Path, text: str) -> Iterator[tuple[int, list[str]]]:
+    head = text.lstrip().partition("\n")[0]
+    # Excel separates by semicolon where the comma is the decimal sign.
+    delimiter = max(",;\t", key=head.count)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True)
+    try:
+        for cells in reader:
+            if any(cell.strip() for cell in cells):
+                yield reader.line_num, [cell.strip() for cell in cells]
+    except csv.Error as error:
+        remedy = "Check the quotes in this line; a datalist is a JSON or CSV file."
+        raise DatalistError(f"datalist {path} line {reader.line_num}", f"not CSV ({error})", remedy) from error
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,383 @@
+"""Drawn tissue of the demonstration slides: stroma, crypts, dysplastic glands and tumour nests.
+
+Two stains are painted on planes of their own, haematoxylin and eosin, and turned into colour by their absorption.
+How the classes can be told apart:
+
+- cancer: ragged solid nests; seen at 5x and at 10x.
+- hgd and lgd: the same crowded glands. The nuclei of hgd are coarsely mottled, with a period of 2 to 3 um and a mean
+  of zero over every pixel of 2 um: 10x shows it, 5x cannot.
+- hyperplastic and normal: the same crypts, and among them large ones of two kinds, as many of each. Their lumina are
+  so far apart that a 10x patch shows one at a time; whether neighbours are of one kind (normal) or of alternating
+  kinds (hyperplastic) is seen at 5x alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["BASE_MPP", "CLASSES", "MASK_STEP_PX", "Stain", "background", "draw_stain", "draw_tissue"]
+
+CLASSES = ("cancer", "hgd", "lgd", "hyperplastic", "normal")
+BASE_MPP = 0.5
+# Base pixels per pixel of the masks: 8 um.
+MASK_STEP_PX = 16
+
+# Optical density of pure stain in red, green and blue.
+HAEMATOXYLIN = np.array([0.68, 0.76, 0.36])
+EOSIN = np.array([0.09, 0.72, 0.36])
+# A plane's 255 stands for this multiple of the stain's density.
+FULL_DENSITY = 2.2
+
+# The lattice of the large crypts, and how far it may turn. The lumina of two neighbours are further apart than
+# what a 10x patch of 224 um shows of both; a 5x patch of 448 um shows up to four.
+LARGE_PITCH_UM = 260.0
+LARGE_TURN_DEG = 5.0
+
+_TEXTURE_PX = 1024
+_SHIFT = 3
+
+Plane = NDArray[np.uint8]
+Points = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Stain:
+    """How strongly one slide took the stains.
+
+    Args:
+        haematoxylin: factor of its density, about 1.
+        eosin: factor of its density, about 1.
+        white: red, green and blue of the empty glass, 0 to 255.
+    """
+
+    haematoxylin: float
+    eosin: float
+    white: tuple[float, float, float]
+
+
+def draw_stain(rng: np.random.Generator) -> Stain:
+    """A mild variation of the stains, as between days in one laboratory."""
+    haematoxylin, eosin = rng.uniform(0.9, 1.1, 2)
+    brightness = rng.uniform(238, 247)
+    white = brightness + rng.uniform(-2, 2, 3)
+    return Stain(float(haematoxylin), float(eosin), (float(white[0]), float(white[1]), float(white[2])))
+
+
+def background(width_px: int, height_px: int, stain: Stain, rng: np.random.Generator) -> NDArray[np.uint8]:
+    """Empty glass, slightly uneven, as RGB of shape ``[height_px, width_px, 3]``."""
+    side = 512
+    grain = cv2.GaussianBlur(rng.normal(0, 2.0, (side, side, 1)).astype(np.float32), (0, 0), 1.0)
+    glass = np.clip(np.array(stain.white) + grain[..., None] * 1.5, 0, 255).astype(np.uint8)
+    repeats = (-(-height_px // side), -(-width_px // side), 1)
+    return np.ascontiguousarray(np.tile(glass, repeats)[:height_px, :width_px])
+
+
+def draw_tissue(
+    glass: NDArray[np.uint8],
+    tissue: NDArray[np.float32],
+    labels: NDArray[np.uint8],
+    stain: Stain,
+    rng: np.random.Generator,
+) -> None:
+    """Paint one piece of tissue over the glass, in place.
+
+    Args:
+        glass: RGB of shape ``[16 * rows, 16 * columns, 3]`` at 0.5 um/px. Its top left corner lies on a multiple
+            of 16 pixels of the slide.
+        tissue: ``[rows, columns]`` at 8 um/px; above 0.5 is tissue.
+        labels: ``[rows, columns]``, 0 for none and class index + 1 in the region of a class.
+        stain: the slide's stains.
+        rng: the slide's generator.
+    """
+    height_px, width_px = glass.shape[:2]
+    field = cv2.resize(tissue, (width_px, height_px), interpolation=cv2.INTER_LINEAR)
+    inside = np.clip((field - 0.5) * 60 + 0.5, 0, 1)
+    painter = _Painter(inside, labels, rng)
+    painter.stroma()
+    for value in np.unique(labels[labels > 0]):
+        name = CLASSES[value - 1]
+        if name == "cancer":
+            painter.nests(int(value))
+        elif name in ("hgd", "lgd"):
+            painter.crowded_glands(int(value), mottled=name == "hgd")
+        else:
+            painter.crypts(int(value), alternating=name == "hyperplastic")
+    painter.develop(glass, stain)
+
+
+class _Painter:
+    """The two stain planes of one piece of tissue, and what is drawn on them."""
+
+    def __init__(self, inside: NDArray[np.float32], labels: NDArray[np.uint8], rng: np.random.Generator) -> None:
+        self.inside, self.labels, self.rng = inside, labels, rng
+        self.h: Plane = np.zeros(inside.shape, np.uint8)
+        self.e: Plane = np.zeros(inside.shape, np.uint8)
+        self.mottle: NDArray[np.float32] | None = None
+
+    def stroma(self) -> None:
+        """Wavy pink fibres with few, thin nuclei, everywhere in the tissue."""
+        rng = self.rng
+        height_px, width_px = self.inside.shape
+        fibres = _noise(rng, _TEXTURE_PX, (6, 40), stretch=3.0)
+        clouds = _noise(rng, _TEXTURE_PX, (60, 400))
+        grain = _noise(rng, _TEXTURE_PX, (2, 6))
+        pink = np.clip(62 + 15 * fibres + 9 * clouds + 5 * grain, 8, 160).astype(np.uint8)
+        blue = np.clip(10 + 3 * clouds + 4 * grain, 0, 60).astype(np.uint8)
+        self.e[:] = _tiled(pink, height_px, width_px)
+        self.h[:] = _tiled(blue, height_px, width_px)
+        area_mm2 = height_px * width_px * (BASE_MPP / 1000) ** 2
+        self._nuclei(self._scatter(int(area_mm2 * 900)), (3.6, 1.3), (120, 190))
+
+    def nests(self, value: int) -> None:
+        """Ragged solid sheets of large, uneven cells."""
+        centres = self._lattice(value, pitch_um=118, jitter=0.22, margin_um=35)
+        radii_px = _px(self.rng.uniform(34, 56, len(centres)))
+        outlines = _outlines(self.rng, centres, radii_px, raggedness=0.16, stretch=(1.0, 1.7))
+        for outline in outlines:
+            cv2.fillPoly(self.h, [outline], 62, cv2.LINE_AA, _SHIFT)
+            cv2.fillPoly(self.e, [outline], 58, cv2.LINE_AA, _SHIFT)
+        cells = self._scatter_in(outlines, pitch_um=9.5)
+        self._nuclei(cells, (4.2, 3.0), (105, 200))
+        holes = _outlines(self.rng, centres[::3], radii_px[::3] * 0.25, raggedness=0.25, stretch=(1.0, 1.8))
+        self._lumina(holes, h=6, e=14)
+
+    def crowded_glands(self, value: int, mottled: bool) -> None:
+        """Long dark glands back to back. Mottled or not, they look the same at 2 um/px."""
+        rng = self.rng
+        centres = self._lattice(value, pitch_um=84, jitter=0.12, margin_um=30)
+        angles = rng.uniform(0, np.pi) + rng.normal(0, 0.35, len(centres))
+        stretch = rng.uniform(1.15, 1.6, len(centres))
+        radii_px = _px(rng.uniform(31, 36, len(centres)))
+        outer = _outlines(rng, centres, radii_px, 0.05, stretch=stretch, angles=angles)
+        inner = _outlines(rng, centres, radii_px * 0.42, 0.10, stretch=stretch * 1.25, angles=angles)
+        rim = np.zeros_like(self.h)
+        for outline in outer:
+            cv2.fillPoly(self.h, [outline], 118, cv2.LINE_AA, _SHIFT)
+            cv2.fillPoly(self.e, [outline], 52, cv2.LINE_AA, _SHIFT)
+            cv2.fillPoly(rim, [outline], 255, cv2.LINE_AA, _SHIFT)
+        for outline in inner:
+            cv2.fillPoly(self.h, [outline], 40, cv2.LINE_AA, _SHIFT)
+            cv2.fillPoly(self.e, [outline], 60, cv2.LINE_AA, _SHIFT)
+            cv2.fillPoly(rim, [outline], 0, cv2.LINE_AA, _SHIFT)
+        self._lumina(_outlines(rng, centres, radii_px * 0.22, 0.15, stretch=stretch * 1.4, angles=angles), h=3, e=8)
+        # Both textures have the same spread, so that the glands have the same mean colour.
+        period_px = (4.2, 6.5) if mottled else (1.0, 2.6)
+        texture = _without_coarse_part(_noise(rng, _TEXTURE_PX, period_px))
+        texture = np.clip(texture / texture.std(), -2, 2)
+        height_px, width_px = self.h.shape
+        added = _tiled(texture, height_px, width_px) * (rim / np.float32(255)) * 52
+        self.mottle = added if self.mottle is None else self.mottle + added
+
+    def crypts(self, value: int, alternating: bool) -> None:
+        """Small crypts everywhere, and a lattice of large ones of two kinds."""
+        rng = self.rng
+        large, kinds = self._large_lattice(value, alternating)
+        small = self._lattice(value, pitch_um=62, jitter=0.12, margin_um=26)
+        if len(large):
+            gaps = np.linalg.norm(small[:, None] - large[None], axis=2).min(axis=1)
+            small = small[gaps > _px(92)]
+        self._small_crypts(small)
+        self._large_crypts(large, kinds)
+
+    def develop(self, glass: NDArray[np.uint8], stain: Stain) -> None:
+        """Turn the planes into colour, over the glass where there is tissue."""
+        blue = cv2.GaussianBlur(self.h, (3, 3), 0)
+        if self.mottle is not None:
+            blue = np.clip(blue + self.mottle, 0, 255).astype(np.uint8)
+        pink = cv2.GaussianBlur(self.e, (3, 3), 0)
+        blue = (blue * self.inside).astype(np.uint8)
+        pink = (pink * self.inside).astype(np.uint8)
+        steps = np.arange(256) / 255 * FULL_DENSITY
+        table_h = np.exp(-stain.haematoxylin * np.outer(steps, HAEMATOXYLIN)) * 255
+        table_e = np.exp(-stain.eosin * np.outer(steps, EOSIN)) * 255
+        for channel in range(3):
+            light = cv2.multiply(
+                cv2.LUT(blue, np.rint(table_h[:, channel]).astype(np.uint8)),
+                cv2.LUT(pink, np.rint(table_e[:, channel]).astype(np.uint8)),
+                scale=1 / 255,
+            )
+            glass[..., channel] = cv2.multiply(light, glass[..., channel], scale=1 / 255)
+
+    def _small_crypts(self, centres: Points) -> None:
+        rng = self.rng
+        radii_px = _px(rng.uniform(22, 26, len(centres)))
+        outer = _outlines(rng, centres, radii_px, 0.05, stretch=(1.0, 1.2))
+        for outline in outer:
+            cv2.fillPoly(self.h, [outline], 34, cv2.LINE_AA, _SHIFT)
+            cv2.fillPoly(self.e, [outline], 44, cv2.LINE_AA, _SHIFT)
+        self._ring_of_nuclei(centres, radii_px * 0.86, spacing_um=5.6)
+        self._goblets(centres, radii_px * 0.56, count=7, radius_um=3.6)
+        self._lumina(_outlines(rng, centres, radii_px * 0.17, 0.15, stretch=(1.0, 1.6)), h=3, e=10)
+
+    def _large_crypts(self, centres: Points, kinds: NDArray[np.int64]) -> None:
+        rng = self.rng
+        radii_px = _px(rng.uniform(58, 64, len(centres)))
+        for outline in _outlines(rng, centres, radii_px, 0.03, stretch=(1.0, 1.1)):
+            cv2.fillPoly(self.h, [outline], 34, cv2.LINE_AA, _SHIFT)
+            cv2.fillPoly(self.e, [outline], 46, cv2.LINE_AA, _SHIFT)
+        self._ring_of_nuclei(centres, radii_px * 0.93, spacing_um=5.2)
+        lumina = _outlines(rng, centres, radii_px * 0.40, 0.04, stretch=(1.0, 1.1))
+        for outline, kind in zip(lumina, kinds, strict=True):
+            self._lumina([outline], h=14 if kind else 4, e=150 if kind else 4)
+
+    def _large_lattice(self, value: int, alternating: bool) -> tuple[Points, NDArray[np.int64]]:
+        """Centres of the large crypts, and 0 or 1 for their kind: alternating, or each kind in its half."""
+        rng = self.rng
+        pitch_px = _px(LARGE_PITCH_UM)
+        rows, columns = np.nonzero(self.labels == value)
+        middle = np.array([columns.mean(), rows.mean()]) * MASK_STEP_PX
+        reach = int(np.hypot(*self.inside.shape) / pitch_px)
+        i, j = np.meshgrid(np.arange(-reach, reach + 1), np.arange(-reach, reach + 1))
+        i, j = i.ravel(), j.ravel()
+        turn = np.deg2rad(rng.uniform(-LARGE_TURN_DEG, LARGE_TURN_DEG))
+        offset = rng.uniform(-0.5, 0.5, 2)
+        x, y = (i + offset[0]) * pitch_px, (j + offset[1]) * pitch_px
+        centres = np.stack([x * np.cos(turn) - y * np.sin(turn), x * np.sin(turn) + y * np.cos(turn)], axis=1) + middle
+        centres += rng.normal(0, _px(3), centres.shape)
+        keep = self._is_in(value, centres, margin_um=66)
+        centres, i, j = centres[keep], i[keep], j[keep]
+        if alternating:
+            kinds = (i + j + rng.integers(2)) % 2
+        else:
+            along, flip = (i, j)[rng.integers(2)], rng.integers(2)
+            kinds = ((along > np.median(along)) ^ bool(flip)).astype(np.int64)
+        return centres, kinds
+
+    def _lattice(self, value: int, pitch_um: float, jitter: float, margin_um: float) -> Points:
+        """Jittered hexagonal lattice of (x, y) in pixels within the region of a class."""
+        rng = self.rng
+        pitch_px = _px(pitch_um)
+        height_px, width_px = self.inside.shape
+        y, x = np.mgrid[0 : height_px : pitch_px * 0.866, 0:width_px:pitch_px]
+        x[1::2] += pitch_px / 2
+        centres = np.stack([x.ravel(), y.ravel()], axis=1) + rng.uniform(0, pitch_px, 2)
+        centres += rng.normal(0, jitter * pitch_px, centres.shape)
+        return centres[self._is_in(value, centres, margin_um)]
+
+    def _is_in(self, value: int, centres: Points, margin_um: float) -> NDArray[np.bool_]:
+        """Which (x, y) lie in the region of a class, this far from its border."""
+        depth = cv2.distanceTransform(np.pad(self.labels == value, 1).astype(np.uint8), cv2.DIST_L2, 5)[1:-1, 1:-1]
+        columns, rows = np.floor(centres / MASK_STEP_PX).astype(int).T
+        known = (columns >= 0) & (rows >= 0) & (columns < depth.shape[1]) & (rows < depth.shape[0])
+        depth_um = np.zeros(len(centres))
+        depth_um[known] = depth[rows[known], columns[known]] * MASK_STEP_PX * BASE_MPP
+        return depth_um > margin_um
+
+    def _scatter(self, count: int) -> Points:
+        height_px, width_px = self.inside.shape
+        return self.rng.uniform((0, 0), (width_px, height_px), (count, 2))
+
+    def _scatter_in(self, outlines: list[NDArray[np.int32]], pitch_um: float) -> Points:
+        """Jittered lattice of (x, y) within outlines."""
+        mask = np.zeros(self.labels.shape, np.uint8)
+        coarse = [np.rint(outline / (MASK_STEP_PX << _SHIFT)).astype(np.int32) for outline in outlines]
+        for outline in coarse:
+            cv2.fillPoly(mask, [outline], 1)
+        pitch_px = _px(pitch_um)
+        height_px, width_px = self.inside.shape
+        y, x = np.mgrid[0:height_px:pitch_px, 0:width_px:pitch_px]
+        points = np.stack([x.ravel(), y.ravel()], axis=1)
+        points += self.rng.normal(0, 0.22 * pitch_px, points.shape)
+        columns, rows = np.floor(points / MASK_STEP_PX).astype(int).T
+        rows, columns = rows.clip(0, mask.shape[0] - 1), columns.clip(0, mask.shape[1] - 1)
+        return points[mask[rows, columns] > 0]
+
+    def _ring_of_nuclei(self, centres: Points, radii_px: NDArray[np.float64], spacing_um: float) -> None:
+        counts = np.maximum(6, (2 * np.pi * radii_px / _px(spacing_um)).astype(int))
+        owner = np.repeat(np.arange(len(centres)), counts)
+        turn = np.concatenate([np.linspace(0, 2 * np.pi, n, endpoint=False) for n in counts] or [np.empty(0)])
+        turn += self.rng.normal(0, 0.03, len(turn))
+        reach = radii_px[owner] * self.rng.normal(1, 0.03, len(turn))
+        points = centres[owner] + np.stack([np.cos(turn), np.sin(turn)], axis=1) * reach[:, None]
+        self._nuclei(points, (3.0, 1.9), (130, 180), angles=turn)
+
+    def _goblets(self, centres: Points, radii_px: NDArray[np.float64], count: int, radius_um: float) -> None:
+        turn = self.rng.uniform(0, 2 * np.pi, (len(centres), 1)) + np.arange(count) * (2 * np.pi / count)
+        turn += self.rng.normal(0, 0.12, turn.shape)
+        points = centres[:, None] + np.stack([np.cos(turn), np.sin(turn)], axis=2) * radii_px[:, None, None]
+        size = np.full((len(points) * count, 2), radius_um) * self.rng.uniform(0.8, 1.2, (len(points) * count, 1))
+        shapes = _ellipses(points.reshape(-1, 2), _px(size), turn.ravel())
+        for shape in shapes:
+            cv2.fillConvexPoly(self.h, shape, 12, cv2.LINE_AA, _SHIFT)
+            cv2.fillConvexPoly(self.e, shape, 8, cv2.LINE_AA, _SHIFT)
+
+    def _lumina(self, outlines: list[NDArray[np.int32]], h: int, e: int) -> None:
+        for outline in outlines:
+            cv2.fillPoly(self.h, [outline], h, cv2.LINE_AA, _SHIFT)
+            cv2.fillPoly(self.e, [outline], e, cv2.LINE_AA, _SHIFT)
+
+    def _nuclei(
+        self,
+        points: Points,
+        axes_um: tuple[float, float],
+        shades: tuple[int, int],
+        angles: NDArray[np.float64] | None = None,
+    ) -> None:
+        rng = self.rng
+        size = _px(np.array(axes_um) * rng.uniform(0.75, 1.25, (len(points), 2)))
+        turned = rng.uniform(0, np.pi, len(points)) if angles is None else angles
+        values = rng.integers(shades[0], shades[1], len(points)).tolist()
+        for shape, value in zip(_ellipses(points, size, turned), values, strict=True):
+            cv2.fillConvexPoly(self.h, shape, value, cv2.LINE_AA, _SHIFT)
+
+
+def _px(length_um: NDArray[np.float64] | float) -> NDArray[np.float64]:
+    return np.asarray(length_um) / BASE_MPP
+
+
+def _ellipses(points: Points, axes_px: Points, angles: NDArray[np.float64]) -> NDArray[np.int32]:
+    """Polygons ``[n, 10, 2]`` in OpenCV's fixed point."""
+    phi = np.linspace(0, 2 * np.pi, 10, endpoint=False)
+    u, v = axes_px[:, :1] * np.cos(phi), axes_px[:, 1:] * np.sin(phi)
+    cos, sin = np.cos(angles)[:, None], np.sin(angles)[:, None]
+    shapes = np.stack([u * cos - v * sin, u * sin + v * cos], axis=2) + points[:, None]
+    return np.rint(shapes * (1 << _SHIFT)).astype(np.int32)
+
+
+def _outlines(
+    rng: np.random.Generator,
+    centres: Points,
+    radii_px: NDArray[np.float64],
+    raggedness: float,
+    stretch: tuple[float, float] | NDArray[np.float64],
+    angles: NDArray[np.float64] | None = None,
+) -> list[NDArray[np.int32]]:
+    """Closed wavy outlines around centres, in OpenCV's fixed point."""
+    count = len(centres)
+    phi = np.linspace(0, 2 * np.pi, 48, endpoint=False)
+    waves = np.arange(2, 7)
+    phases = rng.uniform(0, 2 * np.pi, (count, len(waves), 1))
+    heights = rng.normal(0, raggedness, (count, len(waves), 1)) / np.sqrt(waves - 1)[:, None]
+    radius = radii_px[:, None] * np.clip(1 + (heights * np.cos(waves[:, None] * phi + phases)).sum(axis=1), 0.4, 1.8)
+    factor = np.sqrt(rng.uniform(*stretch, count) if isinstance(stretch, tuple) else stretch)[:, None]
+    turned = (rng.uniform(0, np.pi, count) if angles is None else angles)[:, None]
+    u, v = radius * np.cos(phi) * factor, radius * np.sin(phi) / factor
+    shapes = np.stack([u * np.cos(turned) - v * np.sin(turned), u * np.sin(turned) + v * np.cos(turned)], axis=2)
+    return list(np.rint((shapes + centres[:, None]) * (1 << _SHIFT)).astype(np.int32))
+
+
+def _noise(
+    rng: np.random.Generator, side_px: int, period_px: tuple[float, float], stretch: float = 1.0
+) -> NDArray[np.float32]:
+    """Tileable noise with unit spread, of a band of periods in pixels; stretched along a wavy direction."""
+    frequency_y = np.fft.fftfreq(side_px)[:, None] * stretch
+    frequency = np.hypot(frequency_y, np.fft.rfftfreq(side_px)[None])
+    band = (frequency >= 1 / period_px[1]) & (frequency <= 1 / period_px[0])
+    noise = np.fft.irfft2(np.fft.rfft2(rng.standard_normal((side_px, side_px))) * band, s=(side_px, side_px))
+    return (noise / noise.std()).astype(np.float32)
+
+
+def _without_coarse_part(texture: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Take from each block of 4 x 4 pixels its mean: nothing is left at 2 um/px."""
+    side_px = len(texture)
+    blocks = texture.reshape(side_px // 4, 4, side_px // 4, 4)
+    return (blocks - blocks.mean(axis=(1, 3), keepdims=True)).reshape(side_px, side_px)
+
+
+def _tiled(texture: NDArray[np.generic], height_px: int, width_px: int) -> NDArray[np.generic]:
+    side_px = len(texture)
+    return np.tile(texture, (-(-height_px // side_px), -(-width_px // side_px)))[:height_px, :width_px]

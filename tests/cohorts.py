@@ -1,0 +1,62 @@
+"""A small cohort of drawn slides, and a tiny network in the place of an encoder, for tests."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from torch import nn
+
+from scripts.backbones import Backbone
+from scripts.bags import BagBuilder
+from scripts.encoding import Encoder
+from tests.pyramids import noise, with_tissue, write_pyramid
+
+PATCH_PX = 64
+# Sizes in level-0 pixels at 0.5 um/px, where a 10x patch of 64 px covers 128 px and a 5x patch 256 px.
+SIZES = ((640, 512), (520, 780), (384, 640), (900, 400), (512, 512))
+LABELS = ((1, 0, 0), (0, 1, 0), (1, 1, 0), (0, 0, 0), (0, 0, 1))
+NUM_TINY_FEATURES = 12
+
+
+def draw_slide(path: Path, size: tuple[int, int] = SIZES[0], seed: int = 0, mpp: float | None = 0.5) -> Path:
+    """A slide of ``size`` (width, height) px with one piece of tissue in which every patch differs."""
+    width, height = size
+    box = (width // 8, height // 8, width - width // 16, height - height // 16)
+    tissue = with_tissue(height, width, [box])
+    texture = cv2.GaussianBlur(noise(height, width, seed), (0, 0), 9).astype(int) - 128
+    inside = (tissue != 255).any(axis=-1)
+    tissue[inside] = np.clip(tissue[inside] + 4 * texture[inside], 0, 254)
+    return write_pyramid(path, tissue, mpp=mpp, downsamples=(1, 4))
+
+
+def draw_cohort(folder: Path, num_slides: int = len(SIZES)) -> list[dict[str, Any]]:
+    """Entries as :mod:`scripts.datalist` gives them, of slides of different sizes, drawn into ``folder``."""
+    return [
+        {
+            "image": str(draw_slide(folder / f"s{i}.tif", SIZES[i], seed=i)),
+            "label": np.array(LABELS[i], dtype=np.float32),
+            "slide": f"s{i}",
+            "patient": f"p{i}",
+        }
+        for i in range(num_slides)
+    ]
+
+
+def builder(magnifications: Sequence[float] = (5, 10), **settings: Any) -> BagBuilder:
+    """Bags of small patches."""
+    return BagBuilder(magnifications, patch_size=PATCH_PX, **settings)
+
+
+def tiny_backbone(name: str = "tiny", weights_sha256: str = "0" * 64) -> Backbone:
+    """The mean colour of each quarter of a patch, as an encoder."""
+    network = nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten())
+    return Backbone(name, network, NUM_TINY_FEATURES, mean=(128.0,) * 3, std=(64.0,) * 3, weights_sha256=weights_sha256)
+
+
+def tiny_encoder(batch_size: int = 5, num_workers: int = 0) -> Encoder:
+    """An encoder that costs next to nothing."""
+    return Encoder(tiny_backbone(), batch_size=batch_size, num_workers=num_workers)

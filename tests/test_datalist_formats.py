@@ -1,0 +1,188 @@
+"""Reading datalist files: each format, and each way that a file can be wrong."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from monai.data import load_decathlon_datalist
+
+from scripts.datalist_formats import Row, partition_named, read_rows, row_of
+from scripts.errors import DatalistError
+
+CLASSES = ("a", "b")
+
+
+def read(tmp_path: Path, name: str, text: str | bytes, labelled: bool = True) -> list[Row]:
+    path = tmp_path / name
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return read_rows(path, CLASSES if labelled else (), labelled)
+
+
+def test_json(tmp_path: Path) -> None:
+    text = """{"name": "demo", "numTraining": 2, "labels": {"0": "a"},
+        "training": [{"image": "s1.svs", "label": [1, 0], "patient": 7, "note": null, "more": {"x": 1}},
+                     {"image": "s2.svs", "label": 1, "fold": 0}],
+        "test": ["s3.svs"]}"""
+    rows = read(tmp_path, "d.json", text)
+    assert rows == [
+        Row("d.json training[0], slide s1.svs", "s1.svs", "training", [1, 0], {"patient": 7, "more": {"x": 1}}),
+        Row("d.json training[1], slide s2.svs", "s2.svs", "training", 1, {"fold": 0}),
+        Row("d.json test[0], slide s3.svs", "s3.svs", "testing", None, {}),
+    ]
+
+
+def test_json_is_read_like_monai(tmp_path: Path) -> None:
+    entries = [{"image": f"s{i}.svs", "label": [i % 2, 1], "patient": f"p{i}"} for i in range(3)]
+    path = tmp_path / "d.json"
+    path.write_text(json.dumps({"training": entries, "validation": entries[:1]}))
+    for name in ("training", "validation"):
+        expected = load_decathlon_datalist(path, is_segmentation=False, data_list_key=name)
+        rows = [row for row in read_rows(path, CLASSES) if row.partition == name]
+        found = [{"image": str(tmp_path / row.image), "label": row.label, **row.fields} for row in rows]
+        assert [{**item, "image": str(tmp_path / item["image"])} for item in expected] == found
+
+
+def test_json_without_partitions(tmp_path: Path) -> None:
+    rows = read(tmp_path, "d.json", '["s1.svs", {"image": "s2.svs", "partition": "val"}]')
+    assert [row.partition for row in rows] == [None, "validation"]
+
+
+def test_csv_with_class_columns(tmp_path: Path) -> None:
+    rows = read(tmp_path, "d.csv", ',Image,A,b,Split,mpp,note\n0,"s, 1.svs",1,0,train,0.25,\n1,s2.svs,0,1,TEST,,x\n')
+    assert rows == [
+        Row("d.csv line 2, slide s, 1.svs", "s, 1.svs", "training", {"a": "1", "b": "0"}, {"mpp": "0.25"}),
+        Row("d.csv line 3, slide s2.svs", "s2.svs", "testing", {"a": "0", "b": "1"}, {"note": "x"}),
+    ]
+
+
+def test_csv_with_label_column(tmp_path: Path) -> None:
+    rows = read(tmp_path, "d.csv", 'case_id,slide_id,label\n007,s1,a;b\n008,s2,"[1, 0]"\n')
+    assert [(row.image, row.label, row.fields) for row in rows] == [
+        ("s1", "a;b", {"patient": "007"}),
+        ("s2", "[1, 0]", {"patient": "008"}),
+    ]
+
+
+def test_csv_image_and_slide(tmp_path: Path) -> None:
+    (row,) = read(tmp_path, "d.csv", "slide,image,id,label\nmy name,s1.svs,5,a\n")
+    assert (row.image, row.fields) == ("s1.svs", {"slide": "my name", "id": "5"})
+
+
+def test_csv_of_the_reference_code(tmp_path: Path) -> None:
+    rows = read(tmp_path, "d.csv", "s1,1,0\ns2, 0.0, 1.0\n")
+    assert [(row.subject, row.label) for row in rows] == [
+        ("d.csv line 1, slide s1", ["1", "0"]),
+        ("d.csv line 2, slide s2", ["0.0", "1.0"]),
+    ]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "image,label\r\nProbe ü 1.svs,a\r\n\r\n",
+        b"\xef\xbb\xbfimage,label\nProbe \xc3\xbc 1.svs,a\n",
+        "image;label\nProbe ü 1.svs;a\n",
+        "image\tlabel\nProbe ü 1.svs\ta",
+        '"image" , "label"\n"Probe ü 1.svs", "a"\n'.replace(" ,", ","),
+        "\n\n  \nIMAGE,Label\nProbe ü 1.svs  ,  a\n,\n",
+    ],
+    ids=["crlf", "bom", "semicolon", "tab", "quotes", "blank lines"],
+)
+def test_csv_dialects(tmp_path: Path, text: str | bytes) -> None:
+    (row,) = read(tmp_path, "d.csv", text)
+    assert (row.image, row.label) == ("Probe ü 1.svs", "a")
+
+
+def test_json_with_bom(tmp_path: Path) -> None:
+    assert len(read(tmp_path, "d.JSON", b'\xef\xbb\xbf["s1.svs"]')) == 1
+
+
+def test_lists_without_labels(tmp_path: Path) -> None:
+    expected = ["s 1, x.svs", "s2"]
+    for name, text in {
+        "d.txt": "s 1, x.svs\n\n s2 \r\n",
+        "d.csv": '"s 1, x.svs"\ns2\n',
+        "e.csv": 'id,a,b\n"s 1, x.svs",1,0\ns2,0,7\n',
+        "d.json": '["s 1, x.svs", "s2"]',
+    }.items():
+        assert [row.image for row in read(tmp_path, name, text, labelled=False)] == expected
+
+
+def test_empty(tmp_path: Path) -> None:
+    for name, text in {
+        "d.csv": "",
+        "e.csv": "image,label\n",
+        "d.json": '{"training": []}',
+        "e.json": "[]",
+    }.items():
+        assert read(tmp_path, name, text) == []
+
+
+def test_no_such_file(tmp_path: Path) -> None:
+    with pytest.raises(DatalistError, match=r"datalist .*d\.csv: no such file\. Give the path"):
+        read_rows(tmp_path / "d.csv", CLASSES)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("d.json", '{"training": [\n{"image" "s"}]}', r"datalist .*d\.json line 2: not JSON \(Expecting ':'"),
+        ("d.json", "", r"line 1: not JSON"),
+        ("d.json", '"s1.svs"', "holds str, no list of slides"),
+        ("d.json", '{"train_x": [], "training": {}}', r"no list of slides \(keys: 'train_x', 'training'\)"),
+        ("d.json", '{"training": [3]}', r"d\.json training\[0\]: got 3\. Give a path"),
+        ("d.json", '{"val": [{"label": 1}]}', r"d\.json val\[0\]: no slide\. Give one path or id as image"),
+        ("d.json", '[{"image": ["a", "b"]}]', r"d\.json \[0\]: the slide is \['a', 'b'\]\. Give one"),
+        (
+            "d.json",
+            '{"val": [{"image": "s", "partition": "test"}]}',
+            "partition testing in the list validation",
+        ),
+        ("d.csv", b"image,label\n\xff\xfe,1", r"d\.csv: not UTF-8 text \(byte 12\)\. Save it"),
+        ("d.csv", 'image,label\n"s1.svs,a\n', r"d\.csv line 2: not CSV"),
+        ("d.csv", "image,label\ns1,a\ns,2,a\n", r"d\.csv line 3: 3 values for 2 columns\. Put quotes"),
+        ("d.csv", "image,a,A\n", r"d\.csv line 1: column 'a' twice"),
+        (
+            "d.csv",
+            "file,a,b\ns1,1,0\n",
+            r"d\.csv line 1: no header with a column image, slide or id: \['file', 'a', 'b'\]",
+        ),
+        ("d.csv", "only\n", r"d\.csv line 1: no header"),
+        (
+            "d.csv",
+            "image,a\ns1,1\n",
+            r"d\.csv line 2, slide s1: no value for b\. Give 0 or 1 for each of: a, b\.",
+        ),
+        ("d.csv", "image,a,b\ns1,,1\n", r"slide s1: no value for a"),
+        ("d.csv", "image,a,b,label\ns1,0,1,a\n", "slide s1: a label and columns for the classes"),
+        (
+            "d.csv",
+            "image,label,partition\ns1,a,tune\n",
+            r"slide s1: unknown partition 'tune'\. Use one of: tr",
+        ),
+        ("d.csv", "image,label\n,a\n", r"d\.csv line 2: no slide"),
+        ("d.csv", 'image,label\n"s\n1",a\n', r"d\.csv line 3: the slide is 's\\n1'\. .* without line breaks"),
+    ],
+)
+def test_errors(tmp_path: Path, name: str, text: str | bytes, message: str) -> None:
+    with pytest.raises(DatalistError, match=message) as caught:
+        read(tmp_path, name, text)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("partition", "words"),
+    [
+        ("training", "training train Train TRAINING"),
+        ("validation", "validation val valid"),
+        ("testing", "testing test"),
+    ],
+)
+def test_partition_named(partition: str, words: str) -> None:
+    assert {partition_named(word, "x") for word in words.split()} == {partition}
+
+
+def test_row_of_a_path() -> None:
+    assert row_of(Path("/d/s.svs"), "slides[0]", ()) == Row("slides[0], slide /d/s.svs", "/d/s.svs", None, None, {})

@@ -1,0 +1,70 @@
+import pickle
+import subprocess
+import sys
+
+import pytest
+
+from scripts.errors import BundleError, DatalistError, SettingsError, SlideError
+
+
+def run_python(code):
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+
+
+def test_a_users_mistake_ends_the_process_with_one_line_however_deeply_it_is_wrapped():
+    result = run_python(
+        """
+from scripts.errors import SlideError, show_one_line
+
+show_one_line()
+try:
+    try:
+        raise SlideError("a.svs", "no such file", "Check the path.")
+    except SlideError as error:
+        raise RuntimeError("Failed to instantiate extractor") from error
+except RuntimeError as error:
+    raise RuntimeError("Failed to evaluate training") from error
+"""
+    )
+    assert result.stderr == "error: a.svs: no such file. Check the path.\n"
+    assert result.stdout == ""
+    assert result.returncode == 1
+
+
+def test_a_fault_of_the_program_keeps_its_traceback():
+    result = run_python(
+        """
+from scripts.errors import show_one_line
+
+show_one_line()
+try:
+    {}["patch"]
+except KeyError as error:
+    raise RuntimeError("Failed to evaluate training") from error
+"""
+    )
+    assert result.stderr.count("Traceback (most recent call last)") == 2
+    assert "KeyError: 'patch'" in result.stderr
+    assert result.stderr.endswith("RuntimeError: Failed to evaluate training\n")
+    assert "error: " not in result.stderr.replace("KeyError: ", "").replace("RuntimeError: ", "")
+    assert result.returncode == 1
+
+
+def test_without_the_hook_a_users_mistake_has_a_traceback_too():
+    result = run_python("from scripts.errors import SlideError\nraise SlideError('a', 'b', 'c')")
+    assert result.stderr.startswith("Traceback")
+    assert result.stderr.endswith("SlideError: a: b. c\n")
+
+
+@pytest.mark.parametrize("kind", [BundleError, SlideError, DatalistError, SettingsError])
+def test_an_error_arrives_whole_from_a_worker_process(kind):
+    error = pickle.loads(pickle.dumps(kind("a.svs", "is cut off", "Copy it again.")))
+    assert type(error) is kind
+    assert str(error) == "a.svs: is cut off. Copy it again."
+    assert (error.subject, error.cause, error.remedy) == ("a.svs", "is cut off", "Copy it again.")
+    assert isinstance(error, BundleError)
+
+
+def test_a_cause_of_several_lines_becomes_one():
+    error = SlideError("a.svs", "cannot be read (line one\nline two)", "Copy it again.")
+    assert str(error) == "a.svs: cannot be read (line one line two). Copy it again."

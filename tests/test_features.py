@@ -1,0 +1,211 @@
+import json
+import math
+import os
+
+import h5py
+import itk
+import numpy as np
+import pytest
+import torch
+
+from scripts.errors import SettingsError
+from scripts.features import (
+    BankedBag, bank_path, entry_settings, is_banked, read_bank, slide_fingerprint, write_bank,
+)  # fmt: skip
+from tests.cohorts import builder, draw_slide, tiny_backbone, tiny_encoder
+
+
+@pytest.fixture(scope="module")
+def slide(tmp_path_factory):
+    return draw_slide(tmp_path_factory.mktemp("features") / "s.tif")
+
+
+@pytest.fixture(scope="module")
+def bag(slide):
+    return builder()({"image": slide})
+
+
+def settings_of(slide, the_builder=None, encoder=None):
+    the_builder, encoder = the_builder or builder(), encoder or tiny_encoder()
+    return {**the_builder.settings(), **encoder.settings(), **entry_settings({"image": slide})}
+
+
+@pytest.fixture
+def bank(tmp_path, bag, slide):
+    write_bank(tmp_path / "s.h5", bag, tiny_encoder(), settings_of(slide))
+    return tmp_path / "s.h5"
+
+
+def test_a_bank_holds_each_patch_once_and_the_rows_that_link_them(bank, bag):
+    with h5py.File(bank) as file:
+        assert set(file) == {"5x", "10x", "rows"}
+        assert np.array_equal(file["rows"][:], bag.grid.rows)
+        for s, name in enumerate(["5x", "10x"]):
+            patches = bag.read_all(s)
+            expected = tiny_backbone()(torch.from_numpy(patches)).numpy()
+            assert np.allclose(file[name]["features"][:], expected, atol=1e-6)
+            assert np.array_equal(file[name]["coords"][:], bag.grid.coords[s])
+            assert len(np.unique(file[name]["coords"][:], axis=0)) == len(patches)
+        # 64 px at 5x and 10x of a slide with 0.5 um/px, whose level 1 has 2 um/px.
+        assert dict(file["5x"]["coords"].attrs) == {
+            "frame": "(x, y) of the top left corner, level-0 pixels",
+            "patch_level0": 256.0,
+            "patch_read_px": 64,
+            "read_level": 1,
+        }
+        assert file["10x"]["coords"].attrs["patch_level0"] == 128.0
+        assert file["10x"]["coords"].attrs["patch_read_px"] == 128
+        assert file["10x"]["coords"].attrs["read_level"] == 0
+
+
+def test_a_bank_says_how_it_was_made(bank, slide):
+    with h5py.File(bank) as file:
+        attributes = dict(file.attrs)
+    assert json.loads(attributes["settings"]) == {
+        "bank_format": 1,
+        "magnifications": [5.0, 10.0],
+        "patch_size": 64,
+        "min_tissue": [0.0, 0.7],
+        "read_level": "nearest",
+        "backbone": "tiny",
+        "weights_sha256": "0" * 64,
+        "amp": False,
+        "slide_fingerprint": slide_fingerprint(slide),
+        "mask_fingerprint": None,
+        "mpp_given": None,
+    }
+    assert attributes["slide"] == "s.tif"
+    assert attributes["reader"] == "cucim"
+    assert attributes["mpp"] == pytest.approx(0.5)
+    assert attributes["mpp_source"].startswith("file: ")
+    assert attributes["size_level0"].tolist() == [640, 512]
+    assert attributes["orphans"] == 0
+    assert attributes["made_by"].startswith("pathology-mustmil 0.")
+
+
+def test_what_is_written_is_read_back(bank, bag):
+    banked = read_bank(bank, (5.0, 10.0))
+    with h5py.File(bank) as file:
+        for s, name in enumerate(["5x", "10x"]):
+            assert np.array_equal(banked.features[s], file[name]["features"][:])
+            assert np.array_equal(banked.coords[s], bag.grid.coords[s])
+        assert np.array_equal(banked.rows, bag.grid.rows)
+        assert banked.attributes["slide"] == "s.tif"
+    assert np.array_equal(banked.row_features(), tiny_encoder().encode_rows(bag))
+    assert np.array_equal(banked.log_weight(), bag.grid.log_weight())
+
+
+def test_rows_of_features_and_their_weights_by_hand():
+    low, high = np.array([[1.0], [2.0]], np.float32), np.array([[10.0], [20.0], [30.0], [40.0]], np.float32)
+    rows = np.array([[0, 0], [1, 1], [0, 2], [0, 3]])
+    bag = BankedBag((low, high), (np.zeros((2, 2)), np.zeros((4, 2))), rows, {})
+    assert bag.row_features()[..., 0].tolist() == [[1, 10], [2, 20], [1, 30], [1, 40]]
+    third = -math.log(3)
+    assert bag.log_weight().tolist() == pytest.approx(np.array([[third, 0], [0, 0], [third, 0], [third, 0]]))
+
+
+def test_progress_is_told_batch_by_batch(tmp_path, bag, slide):
+    batches = []
+    write_bank(tmp_path / "s.h5", bag, tiny_encoder(batch_size=5), settings_of(slide), on_batch=batches.append)
+    assert batches == [5, 1, 5, 5, 2]  # 6 patches of 5x, 12 of 10x
+
+
+def test_an_extraction_that_breaks_off_leaves_no_file(tmp_path, bag, slide):
+    encoder = tiny_encoder(batch_size=5)
+    encode = encoder.encode
+
+    def breaks(bag):
+        batches = encode(bag)
+        yield next(batches)
+        raise RuntimeError("out of memory")
+
+    encoder.encode = breaks
+    with pytest.raises(RuntimeError, match="out of memory"):
+        write_bank(tmp_path / "s.h5", bag, encoder, settings_of(slide))
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_bank_is_reused_for_the_same_settings_only(bank, slide):
+    assert is_banked(bank, settings_of(slide))
+    assert not is_banked(bank.with_name("other.h5"), settings_of(slide))
+    before = bank.read_bytes()
+    for settings, both in [
+        (settings_of(slide, builder([5, 20])), r"magnifications \[5\.0, 10\.0\], now \[5\.0, 20\.0\]"),
+        (settings_of(slide, builder(min_tissue=0.5)), r"min_tissue \[0\.0, 0\.7\], now \[0\.0, 0\.5\]"),
+        (settings_of(slide, builder(read_level="highest")), "read_level 'nearest', now 'highest'"),
+        ({**settings_of(slide), "amp": True}, "amp False, now True"),
+        ({**settings_of(slide), "backbone": "resnet34"}, "backbone 'tiny', now 'resnet34'"),
+        ({**settings_of(slide), "mpp_given": 0.25}, r"mpp_given None, now 0\.25"),
+        ({**settings_of(slide), "amp": True, "patch_size": 224}, "patch_size 64, now 224, amp False, now True"),
+        ({**settings_of(slide), "new_setting": 1}, "new_setting None, now 1"),
+    ]:
+        with pytest.raises(
+            SettingsError, match=rf"s\.h5: was made otherwise \({both}\)\. Choose another `feature_dir`, or delete"
+        ):
+            is_banked(bank, settings)
+    assert bank.read_bytes() == before
+
+
+def test_a_bank_of_an_older_format_is_not_reused(bank, slide, monkeypatch):
+    monkeypatch.setattr("scripts.features.BANK_FORMAT", 2)
+    with pytest.raises(SettingsError, match=r"was made otherwise \(bank_format 1, now 2\)"):
+        is_banked(bank, settings_of(slide))
+
+
+def test_a_bank_for_other_magnifications_is_not_read(bank):
+    with pytest.raises(
+        SettingsError,
+        match=r"s\.h5: was made for magnifications \[5\.0, 10\.0\], asked for are \[10\.0\]\. Set `magnifications`",
+    ):
+        read_bank(bank, (10.0,))
+
+
+def test_a_bank_that_is_missing_or_none_is_named(tmp_path, slide):
+    with pytest.raises(SettingsError, match=r"x\.h5: there is no feature bank of this slide\. Run `extracting`"):
+        read_bank(tmp_path / "x.h5", (5.0, 10.0))
+    (tmp_path / "text.h5").write_text("not HDF5")
+    with h5py.File(tmp_path / "foreign.h5", "w") as file:
+        file["features"] = np.zeros((3, 4))
+    for name in ("text", "foreign"):
+        for use in (lambda p: read_bank(p, (5.0, 10.0)), lambda p: is_banked(p, settings_of(slide))):
+            with pytest.raises(
+                SettingsError, match=rf"{name}\.h5: is not a feature bank \(.+\)\. Delete it and run `extracting`"
+            ):
+                use(tmp_path / f"{name}.h5")
+
+
+def test_the_bank_has_the_name_of_the_datalist_not_of_the_file():
+    assert bank_path("/features", "patient 7 block A.2").as_posix() == "/features/patient 7 block A.2.h5"
+
+
+def test_a_fingerprint_changes_with_the_slides_content(tmp_path, monkeypatch):
+    monkeypatch.setattr("scripts.features.FINGERPRINT_BYTES", 10)
+    path = tmp_path / "s.svs"
+
+    def fingerprint(content):
+        path.write_bytes(content)
+        return slide_fingerprint(path)
+
+    base = bytearray(100)
+    original = fingerprint(base)
+    assert fingerprint(base) == original
+    for position in (0, 9, 90, 99):  # what a replaced slide changes: header, directories
+        changed = bytearray(base)
+        changed[position] = 1
+        assert fingerprint(changed) != original
+    assert fingerprint(base + b"\0") != original
+    assert fingerprint(b"") != fingerprint(b"\0")
+
+
+def test_another_slide_or_mask_under_the_same_name_is_noticed(tmp_path, slide, bank):
+    entry = {"image": tmp_path / "s.tif", "mask": tmp_path / "m.png"}
+    draw_slide(entry["image"], seed=1)
+    itk.imwrite(itk.image_from_array(np.ones((51, 64), np.uint8)), str(entry["mask"]))
+    with pytest.raises(SettingsError, match=r"was made otherwise \(slide_fingerprint '.*', now '.*'\)"):
+        is_banked(bank, settings_of(entry["image"]))
+    one = entry_settings(entry)
+    itk.imwrite(itk.image_from_array(np.eye(51, 64, dtype=np.uint8)), str(entry["mask"]))
+    two = entry_settings(entry)
+    assert one["mask_fingerprint"] != two["mask_fingerprint"]
+    assert one["slide_fingerprint"] == two["slide_fingerprint"]
+    assert entry_settings({"image": slide, "mpp": 0.25})["mpp_given"] == 0.25

@@ -1,0 +1,84 @@
+import os
+
+import pytest
+
+from scripts.errors import SettingsError
+from scripts.files import output_folder, replacing
+
+
+def test_the_new_file_takes_the_place_of_the_old_one(tmp_path):
+    path = tmp_path / "metrics.json"
+    path.write_text("old")
+    with replacing(path) as part:
+        part.write_text("new")
+        assert path.read_text() == "old"  # until the block ends
+    assert path.read_text() == "new"
+    assert os.listdir(tmp_path) == ["metrics.json"]
+
+
+def test_a_block_that_fails_leaves_the_old_file_and_no_part(tmp_path):
+    path = tmp_path / "metrics.json"
+    path.write_text("old")
+
+    def fail():
+        with replacing(path) as part:
+            part.write_text("ne")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fail()
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["metrics.json"]
+
+
+def test_a_block_that_fails_before_it_writes_leaves_nothing(tmp_path):
+    def fail():
+        with replacing(tmp_path / "deep" / "model.pt"):
+            raise ValueError("too early")
+
+    with pytest.raises(ValueError, match="too early"):
+        fail()
+    assert os.listdir(tmp_path / "deep") == []
+
+
+def test_the_part_is_hidden_and_keeps_the_suffix_by_which_writers_choose_a_format(tmp_path):
+    with replacing(tmp_path / "s1_tissue.mha") as part:
+        part.touch()
+        assert part.parent == tmp_path
+        assert part.suffix == ".mha"
+        assert part.name.startswith(".s1_tissue.")
+
+
+def test_folders_are_made_where_there_are_none(tmp_path):
+    folder = output_folder(tmp_path / "a" / "b")
+    assert folder.is_dir()
+    assert output_folder(folder) == tmp_path / "a" / "b"
+
+
+def test_a_file_in_the_place_of_the_folder_is_an_error_of_one_line(tmp_path):
+    (tmp_path / "taken").write_text("a file")
+    with (
+        pytest.raises(
+            SettingsError, match=r"taken/out: cannot be made \(Not a directory\)\. Choose an `output_dir` that you may"
+        ),
+        replacing(tmp_path / "taken" / "out" / "x.csv"),
+    ):
+        pass
+    with pytest.raises(SettingsError, match=r"taken: cannot be made \(File exists\)\. Choose an `output_dir`"):
+        output_folder(tmp_path / "taken")
+    assert (tmp_path / "taken").read_text() == "a file"
+
+
+def test_a_folder_that_may_not_be_written_to_is_an_error_of_one_line(tmp_path, monkeypatch):
+    folder = tmp_path / "readonly"
+    folder.mkdir(mode=0o555)
+    if os.access(folder, os.W_OK):  # root may write anywhere
+        monkeypatch.setattr("os.access", lambda path, mode: mode != os.W_OK)
+    with (
+        pytest.raises(
+            SettingsError,
+            match=r"readonly: is a folder that you may not write to\. Choose an `output_dir` that you may",
+        ),
+        replacing(folder / "x.csv"),
+    ):
+        pass

@@ -1,0 +1,124 @@
+"""Finding slides, and names that no output can escape by."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from scripts.errors import DatalistError
+from scripts.slide_files import LONGEST_NAME_BYTES, SLIDE_SUFFIXES, SlideFolder, slide_names, without_suffix
+
+
+def touch(root: Path, *names: str) -> None:
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+
+
+def test_slides(tmp_path: Path) -> None:
+    touch(tmp_path, "b.SVS", "a.tiff", "deep/er/c.mrxs", "._a.svs", ".hidden/d.svs", "notes.txt", "svs")
+    touch(tmp_path, *(f"all/x{suffix}" for suffix in SLIDE_SUFFIXES))
+    (tmp_path / "deep" / "up").symlink_to(tmp_path)
+    found = [os.path.relpath(path, tmp_path) for path in SlideFolder(tmp_path).slides]
+    assert found == sorted(["a.tiff", "b.SVS", "deep/er/c.mrxs", *(f"all/x{s}" for s in SLIDE_SUFFIXES)])
+
+
+def test_linked_folders_are_searched(tmp_path: Path) -> None:
+    touch(tmp_path, "elsewhere/a.svs", "data/b.svs")
+    (tmp_path / "data" / "link").symlink_to(tmp_path / "elsewhere")
+    assert [os.path.basename(path) for path in SlideFolder(tmp_path / "data").slides] == ["b.svs", "a.svs"]
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("a.svs", "a.svs"),
+        ("./x/../a.svs", "a.svs"),
+        ("a", "a.svs"),
+        ("TCGA-1.8F2B", "sub/TCGA-1.8F2B.svs"),
+        ("one/s", "one/s.tif"),
+        ("deep/two/s", "deep/two/s.tif"),
+        ("two/s", "deep/two/s.tif"),
+        ("gone", "gone"),
+        ("gone.svs", "gone.svs"),
+        ("o/s", "o/s"),
+        ("notes", "notes"),
+    ],
+)
+def test_find(tmp_path: Path, name: str, expected: str) -> None:
+    touch(tmp_path, "a.svs", "sub/TCGA-1.8F2B.svs", "one/s.tif", "deep/two/s.tif", "notes")
+    assert SlideFolder(tmp_path).find(name) == str(tmp_path / expected)
+
+
+def test_find_an_absolute_path(tmp_path: Path) -> None:
+    touch(tmp_path, "data/a.svs", "other/b.svs")
+    assert SlideFolder(tmp_path / "data").find(tmp_path / "other" / "b.svs") == str(tmp_path / "other/b.svs")
+    assert SlideFolder(tmp_path / "data").find(tmp_path / "data" / "a") == str(tmp_path / "data/a.svs")
+
+
+def test_find_what_is_ambiguous(tmp_path: Path) -> None:
+    touch(tmp_path, "one/s.tif", "two/s.svs")
+    with pytest.raises(DatalistError, match=r"slide s: could be .*one/s\.tif or .*two/s\.svs\. Write its path"):
+        SlideFolder(tmp_path).find("s")
+
+
+def test_no_folder(tmp_path: Path) -> None:
+    with pytest.raises(DatalistError, match=r"dataset_dir .*gone: no such folder\. Give"):
+        SlideFolder(tmp_path / "gone")
+
+
+def test_without_suffix() -> None:
+    assert without_suffix("/a.b/c.d.SVS") == "/a.b/c.d"
+    assert without_suffix("/a.svs/c.png") == "/a.svs/c.png"
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        (["a.svs", "b.svs"], ["a", "b"]),
+        (["x/a.svs", "y/a.svs", "b.svs"], ["x__a", "y__a", "b"]),
+        (["a.svs", "a.tif"], ["a.svs", "a.tif"]),
+        (["a.svs", "x/A.svs"], ["a", "x__A"]),
+        (["x/a.svs", "x/a.tif", "a.svs"], ["x__a.svs", "x__a.tif", "a"]),
+        (["../out/a.svs", "a.svs"], ["out__a", "a"]),
+        (["Probe 7 (größer), ü.svs"], ["Probe 7 (größer), ü"]),
+        (["a:b?.svs", "tab\there.svs", " .svs"], ["a_b_", "tab_here", "slide"]),
+    ],
+)
+def test_names(files: list[str], expected: list[str]) -> None:
+    names = slide_names([os.path.abspath(f"/data/{file}") for file in files], "/data")
+    assert names == expected
+
+
+def test_a_path_as_name_gives_way_to_a_file_of_that_name() -> None:
+    assert slide_names(["/d/x/a.svs", "/d/y/a.svs", "/d/x__a.svs"], "/d") == ["x__a.svs", "y__a", "x__a"]
+
+
+def test_names_that_only_a_hash_tells_apart() -> None:
+    names = slide_names(["/d/a:b.svs", "/d/a?b.svs"], "/d")
+    assert [name.rpartition("-")[0] for name in names] == ["a_b.svs", "a_b.svs"]
+    assert names == slide_names(["/d/a?b.svs", "/d/a:b.svs"], "/d")[::-1]
+
+
+def test_names_that_are_wanted() -> None:
+    assert slide_names(["/d/a.svs", "/d/b.svs"], "/d", ["first", None]) == ["first", "b"]
+    assert slide_names(["/d/a.svs", "/d/b.svs"], "/d", ["same", "same"]) == ["a", "b"]
+    assert slide_names(["/d/a.svs"], "/d", ["../../etc/passwd"]) == ["etc__passwd"]
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.text(min_size=1, max_size=200), min_size=1, max_size=5, unique=True))
+def test_names_are_safe(texts: list[str]) -> None:
+    paths = sorted({os.path.abspath(f"/data/{text}.svs") for text in texts})
+    for wanted in (None, [path.removeprefix("/data/") for path in paths]):
+        names = slide_names(paths, "/data", wanted)
+        assert len({name.casefold() for name in names}) == len(paths)
+        for name in names:
+            assert os.path.dirname(os.path.abspath(os.path.join("/out", name + ".csv"))) == "/out"
+            assert name.encode().decode().isprintable()
+            assert not name.startswith(".")
+            assert len(name.encode()) <= LONGEST_NAME_BYTES + 9

@@ -1,0 +1,59 @@
+"""A small cohort of drawn slides, and the shipped configs run on it as a user runs them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import monai.bundle
+import pytest
+
+from scripts.demo import draw_cohort
+from tests.conftest import ROOT
+
+NUM_SLIDES = 8
+
+
+@pytest.fixture(scope="session")
+def cohort(tmp_path_factory) -> Path:
+    """The folder of a drawn cohort with its datalist."""
+    folder = tmp_path_factory.mktemp("cohort")
+    draw_cohort(folder, NUM_SLIDES, seed=0)
+    return folder
+
+
+@pytest.fixture
+def workflow(monkeypatch) -> Callable[..., None]:
+    """Run a workflow of a shipped config in this process, from the bundle's root."""
+    monkeypatch.chdir(ROOT)
+
+    def run(run_id: str, config: str, **knobs: Any) -> None:
+        monai.bundle.run(run_id=run_id, config_file=f"configs/{config}.json", **knobs)
+
+    return run
+
+
+@pytest.fixture
+def command() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run a workflow by the command that the README gives, in a process of its own."""
+
+    def run(run_id: str, config: str, **knobs: Any) -> subprocess.CompletedProcess[str]:
+        options = [f"--{key}={value}" for key, value in knobs.items()]
+        call = ["-m", "monai.bundle", "run", run_id, f"--config_file=configs/{config}.json", *options]
+        return subprocess.run([sys.executable, *call], cwd=ROOT, capture_output=True, text=True, timeout=600)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def trained(cohort, tmp_path_factory) -> Path:
+    """An output folder after ``training`` from the feature bank, with weights in ``models``."""
+    output = tmp_path_factory.mktemp("trained")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        knobs = {"dataset_dir": str(cohort), "output_dir": str(output), "ckpt_dir": str(output / "models")}
+        monai.bundle.run(run_id="training", config_file="configs/train.json", epochs=3, **knobs)
+    return output

@@ -1,0 +1,85 @@
+"""A user's mistake ends in one line that says what to do, whatever part of a workflow finds it."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+
+from tests.pyramids import noise, with_tissue, write_pyramid
+
+
+@pytest.fixture(scope="module")
+def slides(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("bad")
+    write_pyramid(folder / "good.tif", with_tissue(1200, 1200, [(100, 100, 1100, 1100)]), mpp=1.0)
+    write_pyramid(folder / "unknown.tif", noise(600, 600), mpp=None)
+    write_pyramid(folder / "blank.tif", np.full((1200, 1200, 3), 244, dtype=np.uint8), mpp=1.0)
+    write_pyramid(folder / "coarse.tif", noise(600, 600), mpp=4.0)
+    (folder / "text.tif").write_text("no slide")
+    return folder
+
+
+def datalist(path, image="good.tif", label=(1, 0, 0, 0, 0), **more):
+    entry = {"image": image, "label": list(label), **more}
+    partitions = {"training": [entry], "validation": [{"image": "good.tif", "label": [0, 1, 0, 0, 0]}]}
+    if image == "good.tif":
+        partitions["validation"] = []
+    path.write_text(json.dumps(partitions))
+    return path
+
+
+CASES = {
+    "no such slide": ({"image": "absent.svs"}, r"absent\.svs"),
+    "no slide at all": ({"image": "text.tif"}, r"text\.tif: cannot be read as a slide"),
+    "no resolution": ({"image": "unknown.tif"}, r"unknown\.tif: the file carries no resolution.*Set the key `mpp`"),
+    "no tissue": ({"image": "blank.tif"}, r"blank\.tif: no tissue was found.*Look at it with `inspecting`"),
+    "too coarse": ({"image": "coarse.tif"}, r"coarse\.tif: has 4 um/px .* coarser than the 2 um/px asked for"),
+    "wrong label": ({"label": (1, 0, 0)}, r"good.*label"),
+    "no validation": ({}, r"no slides for validation"),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_training_on_bad_input_says_so_in_one_line(command, slides, tmp_path, case):
+    entry, message = CASES[case]
+    done = command(
+        "training", "train", dataset_dir=slides, datalist=datalist(tmp_path / "list.json", **entry), output_dir=tmp_path
+    )
+    one_line(done, message)
+
+
+@pytest.mark.parametrize(
+    ("knobs", "message"),
+    [
+        ({"datalist": "/no/such/list.csv"}, r"/no/such/list\.csv"),
+        ({"dataset_dir": "/no/such/folder"}, r"dataset_dir /no/such/folder: no such folder"),
+        ({"magnifications": []}, r"magnifications: got \[\]"),
+        ({"backbone": "resnet5"}, r"backbone: got 'resnet5'\. Choose one of"),
+        ({"source": "png"}, r"source: got 'png'\. Choose one of bank, patches"),
+        ({"task": "regression"}, r"task"),
+        ({"min_tissue": 70}, r"min_tissue: got 70"),
+    ],
+)
+def test_a_wrong_setting_says_so_in_one_line(command, slides, tmp_path, knobs, message):
+    labels = tmp_path / "list.json"
+    labels.write_text(json.dumps({part: [{"image": "good.tif", "label": [1, 0, 0, 0, 0]}] for part in ["training"]}))
+    settings = {"dataset_dir": slides, "datalist": labels, "output_dir": tmp_path} | knobs
+    one_line(command("training", "train", **settings), message)
+
+
+def test_prediction_without_weights_says_to_train_first(command, slides, tmp_path):
+    done = command("inferring", "inference", dataset_dir=slides / "good.tif", ckpt_dir=tmp_path, output_dir=tmp_path)
+    one_line(done, r"model\.pt: there is no such file\. Run training first")
+
+
+def test_inspecting_nothing_says_what_to_give(command, tmp_path):
+    one_line(command("inspecting", "inspect", output_dir=tmp_path), r"image: .*--image")
+
+
+def one_line(done, message):
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1, done.stderr[-2000:]
+    assert re.search(message, errors[0]), errors[0]

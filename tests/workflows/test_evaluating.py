@@ -1,0 +1,108 @@
+"""``evaluating`` and ``inferring``, as shipped."""
+
+import csv
+import json
+
+import monai.bundle
+import numpy as np
+import pytest
+from sklearn.metrics import accuracy_score, f1_score
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from tests.conftest import ROOT
+
+CLASSES = ["cancer", "hgd", "lgd", "hyperplastic", "normal"]
+HEADS = ["global", "5x", "10x"]
+
+
+@pytest.fixture(scope="module")
+def evaluated(cohort, trained, tmp_path_factory):
+    """The output folder after ``evaluating``, without the bank of the test slides at first."""
+    output = tmp_path_factory.mktemp("evaluated")
+    knobs = {"dataset_dir": str(cohort), "output_dir": str(output), "ckpt_dir": str(trained / "models")}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        monai.bundle.run(run_id="evaluating", config_file="configs/evaluate.json", **knobs)
+    return output
+
+
+def read_csv(path):
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def table(rows, head):
+    chosen = [row for row in rows if row["head"] == head]
+    probabilities = np.array([[float(row[name]) for name in CLASSES] for row in chosen])
+    labels = np.array([[name in row["label"].split(";") for name in CLASSES] for row in chosen])
+    return probabilities, labels
+
+
+def test_predictions_name_slide_output_probabilities_and_label(evaluated, cohort):
+    rows = read_csv(evaluated / "predictions.csv")
+    testing = json.loads((cohort / "datalist.json").read_text())["testing"]
+    assert list(rows[0]) == ["slide", "head", *CLASSES, "label"]
+    assert [row["head"] for row in rows] == HEADS * len(testing)
+    assert [row["slide"] for row in rows[::3]] == [entry["image"][7:-5] for entry in testing]
+    assert np.array_equal(table(rows, "5x")[1], [entry["label"] for entry in testing])
+
+
+def test_metrics_are_those_of_the_predictions(evaluated):
+    metrics = json.loads((evaluated / "metrics.json").read_text())
+    rows = read_csv(evaluated / "predictions.csv")
+    assert list(metrics) == HEADS
+    for head in HEADS:
+        probabilities, labels = table(rows, head)
+        predicted = probabilities >= 0.5
+        f1, accuracy = metrics[head]["micro_f1"], metrics[head]["micro_accuracy"]
+        assert f1["value"] == pytest.approx(f1_score(labels, predicted, average="micro", zero_division=0))
+        assert accuracy["value"] == pytest.approx(accuracy_score(labels.ravel(), predicted.ravel()))
+        assert f1["ci95"][0] <= f1["value"] <= f1["ci95"][1]
+
+
+def test_tensorboard_shows_the_metrics_of_each_output(evaluated):
+    events = EventAccumulator(str(evaluated / "tensorboard" / "evaluation"))
+    events.Reload()
+    metrics = json.loads((evaluated / "metrics.json").read_text())
+    for head in HEADS:
+        shown = events.Scalars(f"evaluation/{head}_micro_f1")
+        assert shown[0].value == pytest.approx(metrics[head]["micro_f1"]["value"], rel=1e-6)
+
+
+def test_a_second_evaluation_gives_the_same_to_the_last_digit(workflow, evaluated, cohort, trained, tmp_path):
+    knobs = {"dataset_dir": str(cohort), "output_dir": str(tmp_path), "ckpt_dir": str(trained / "models")}
+    workflow("evaluating", "evaluate", feature_dir=str(evaluated / "features"), **knobs)
+    for name in ("metrics.json", "predictions.csv"):
+        assert (tmp_path / name).read_bytes() == (evaluated / name).read_bytes()
+
+
+def test_evaluation_from_patches_gives_the_banks_predictions(workflow, cohort, trained, tmp_path):
+    knobs = {"dataset_dir": str(cohort), "ckpt_dir": str(trained / "models"), "amp": False}
+    tables = []
+    for source in ("patches", "bank"):
+        workflow("evaluating", "evaluate", source=source, output_dir=str(tmp_path / source), **knobs)
+        tables.append(read_csv(tmp_path / source / "predictions.csv"))
+    for head in HEADS:
+        assert np.allclose(table(tables[0], head)[0], table(tables[1], head)[0], atol=1e-4)
+
+
+def test_a_folder_of_slides_is_predicted_as_the_evaluation_predicts_it(workflow, evaluated, cohort, trained, tmp_path):
+    knobs = {"output_dir": str(tmp_path), "ckpt_dir": str(trained / "models")}
+    workflow("inferring", "inference", dataset_dir=str(cohort / "slides"), **knobs)
+    rows = read_csv(tmp_path / "predictions.csv")
+    assert list(rows[0]) == ["slide", "head", *CLASSES]
+    assert len({row["slide"] for row in rows}) == len(list((cohort / "slides").iterdir()))
+    predicted = {row["slide"]: [row[name] for name in CLASSES] for row in rows if row["head"] == "global"}
+    for row in read_csv(evaluated / "predictions.csv"):
+        if row["head"] == "global":  # of the same weights; the scales' own best weights are the evaluation's alone
+            assert [float(p) for p in predicted[row["slide"]]] == pytest.approx(
+                [float(row[n]) for n in CLASSES], abs=1e-6
+            )
+
+
+def test_a_list_of_slides_is_predicted_in_its_order(workflow, cohort, trained, tmp_path):
+    names = ["demo_003", "demo_001"]
+    (tmp_path / "slides.txt").write_text("".join(f"{cohort}/slides/{name}.tiff\n" for name in names))
+    knobs = {"output_dir": str(tmp_path), "ckpt_dir": str(trained / "models")}
+    workflow("inferring", "inference", datalist=str(tmp_path / "slides.txt"), **knobs)
+    assert [row["slide"] for row in read_csv(tmp_path / "predictions.csv")[::3]] == names

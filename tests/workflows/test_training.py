@@ -1,0 +1,130 @@
+"""``training``, as shipped."""
+
+import json
+import logging
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+HEADS = ("global", "5x", "10x")
+
+
+def knobs(cohort, output):
+    return {"dataset_dir": str(cohort), "output_dir": str(output), "ckpt_dir": str(output / "models")}
+
+
+def weights(path):
+    state = torch.load(path, weights_only=True)["model"]
+    assert not any(key.startswith("net.") for key in state)  # a frozen backbone is no part of a checkpoint
+    return state
+
+
+def same(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_it_keeps_the_best_weights_of_each_output_and_the_last(trained):
+    models = trained / "models"
+    assert sorted(path.name for path in models.iterdir()) == ["last.pt", "model.pt", "model_10x.pt", "model_5x.pt"]
+    best = torch.load(models / "last.pt", weights_only=True)["best"]
+    assert set(best) == set(HEADS)
+    assert all(0 < loss < 2 for loss in best.values())
+
+
+def test_tensorboard_shows_losses_metrics_learning_rate_and_linked_patches(trained):
+    events = EventAccumulator(str(trained / "tensorboard" / "training"), size_guidance={"scalars": 0})
+    events.Reload()
+    scalars = set(events.Tags()["scalars"])
+    assert {"train/loss", "train/learning_rate"} | {f"train/loss_{head}" for head in HEADS} <= scalars
+    assert {f"{head}_{name}" for head in HEADS for name in ("loss", "micro_f1", "micro_accuracy")} <= scalars
+    assert {event.value for event in events.Scalars("train/learning_rate")} == {pytest.approx(1e-3)}
+    assert [event.step for event in events.Scalars("global_micro_f1")] == [1, 2, 3]
+    curves = [events.Scalars(f"train/loss{part}") for part in ("", *(f"_{head}" for head in HEADS))]
+    for total, *heads in zip(*curves, strict=True):
+        assert total.value == pytest.approx(sum(head.value for head in heads), rel=1e-5)
+    images = events.Tags()["images"]
+    assert len(images) == 3
+    assert all(tag.startswith("linked patches/demo_") for tag in images)
+
+
+def test_the_same_seed_gives_the_same_weights_to_the_last_digit(workflow, cohort, trained, tmp_path):
+    for seed, name in ((0, "again"), (1, "other")):
+        settings = knobs(cohort, tmp_path / name) | {"feature_dir": str(trained / "features"), "seed": seed}
+        workflow("training", "train", epochs=3, **settings)
+    for file in ("model.pt", "model_5x.pt", "model_10x.pt", "last.pt"):
+        assert same(weights(tmp_path / "again" / "models" / file), weights(trained / "models" / file))
+    assert not same(weights(tmp_path / "other" / "models" / "last.pt"), weights(trained / "models" / "last.pt"))
+
+
+def test_a_resumed_training_ends_where_an_uninterrupted_one_does(workflow, cohort, trained, tmp_path):
+    settings = knobs(cohort, tmp_path) | {"feature_dir": str(trained / "features")}
+    workflow("training", "train", epochs=1, **settings)
+    workflow("training", "train", epochs=3, resume=True, **settings)
+    for file in ("model.pt", "model_5x.pt", "model_10x.pt", "last.pt"):
+        assert same(weights(tmp_path / "models" / file), weights(trained / "models" / file))
+
+
+def test_it_trains_from_patches_as_well_and_says_which(workflow, cohort, trained, tmp_path, caplog):
+    # logging.conf takes over the root logger; the datasets' own must still reach this test.
+    logger = logging.getLogger("scripts.datasets")
+    logger.addHandler(caplog.handler)
+    try:
+        settings = knobs(cohort, tmp_path) | {"epochs": 1, "amp": False}
+        workflow("training", "train", source="patches", **settings)
+        assert "bags of patches, read from the slides" in caplog.text
+        assert not (tmp_path / "features").exists()
+        shutil.move(tmp_path / "models", tmp_path / "from_patches")
+        caplog.clear()
+        workflow("training", "train", source="bank", **settings)
+        assert "bags of features, from the feature bank" in caplog.text
+    finally:
+        logger.removeHandler(caplog.handler)
+    patches, bank = (weights(tmp_path / folder / "last.pt") for folder in ("from_patches", "models"))
+    for key, value in bank.items():
+        assert torch.allclose(patches[key], value, atol=1e-3), key
+
+
+@pytest.mark.parametrize(
+    ("knob", "value", "key", "shape"),
+    [
+        ("num_nodes", 32, "embed.0.weight", (32, 1280)),
+        ("task", "binary", "myfc.0.weight", (1, 256)),
+        ("magnifications", [10], "myfc.0.weight", (5, 640)),
+        ("magnifications", [2.5, 5, 10], "myfc.0.weight", (5, 1920)),
+    ],
+)
+def test_task_magnifications_and_size_are_knobs(workflow, cohort, trained, tmp_path, knob, value, key, shape):
+    settings = knobs(cohort, tmp_path) | {"epochs": 1, "batch_size": 3, knob: value}
+    if knob != "magnifications":
+        settings["feature_dir"] = str(trained / "features")
+    workflow("training", "train", **settings)
+    assert weights(tmp_path / "models" / "model.pt")[key].shape == shape
+
+
+@pytest.mark.parametrize(("knob", "value"), [("lr", 0.01), ("weight_decay", 0.1), ("alpha", 0.1), ("beta", 0.0)])
+def test_each_hyperparameter_changes_what_is_trained(workflow, cohort, trained, tmp_path, knob, value):
+    settings = knobs(cohort, tmp_path) | {"feature_dir": str(trained / "features"), "epochs": 1}
+    workflow("training", "train", **settings)
+    plain = weights(tmp_path / "models" / "last.pt")
+    workflow("training", "train", **settings, **{knob: value})
+    assert not same(plain, weights(tmp_path / "models" / "last.pt"))
+
+
+def test_a_datalist_of_ones_own_needs_no_edit_of_any_file(command, cohort, tmp_path):
+    # The paper's headerless CSV: id, cancer, hgd, lgd, hyperplastic, normal; slides found by their names.
+    partitions = json.loads((cohort / "datalist.json").read_text()).values()
+    entries = [entry for partition in partitions for entry in partition]
+    rows = [",".join([entry["image"][7:-5], *map(str, entry["label"])]) for entry in entries]
+    (tmp_path / "labels.csv").write_text("\n".join(rows) + "\n")
+    done = command(
+        "training", "train",
+        dataset_dir=cohort / "slides", datalist=tmp_path / "labels.csv", epochs=1,
+        output_dir=tmp_path, ckpt_dir=tmp_path / "models",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "models" / "model.pt").is_file()
+    assert len(list((tmp_path / "features").glob("*.h5"))) < len(entries)  # some are for testing
+    assert np.isfinite(sum(value.sum().item() for value in weights(tmp_path / "models" / "model.pt").values()))
