@@ -62,7 +62,17 @@ class BestWeights:
         return dict(self.losses)
 
     def load_state_dict(self, state_dict: Mapping[str, float]) -> None:
-        """Go on from the lowest losses of an earlier run."""
+        """Go on from the lowest losses of an earlier run.
+
+        Raises:
+            SettingsError: if they are of other outputs.
+        """
+        if state_dict.keys() != self.losses.keys():
+            raise SettingsError(
+                "resume",
+                f"the checkpoint has the outputs {', '.join(state_dict)}, this training {', '.join(self.losses)}",
+                "Set the `magnifications` that it was made with, or start anew.",
+            )
         self.losses.update(state_dict)
 
 
@@ -105,7 +115,8 @@ class Resume(CheckpointLoader):
         """Restore every object.
 
         Raises:
-            SettingsError: if there is no checkpoint, or it is ahead of the epochs asked for.
+            SettingsError: if there is no checkpoint, it is of a training with other settings, it is ahead of the
+                epochs asked for, or its epochs are of another length.
         """
         if not self.resume:
             return
@@ -113,15 +124,26 @@ class Resume(CheckpointLoader):
         if not path.is_file():
             raise SettingsError(path, "there is no checkpoint to resume from", "Run without `resume` first.")
         self.load_dict["trainer"] = engine
-        max_epochs = engine.state.max_epochs
+        max_epochs, epoch_length = engine.state.max_epochs, engine.state.epoch_length
         try:
             super().__call__(engine)
+        except RuntimeError as error:  # a misfit of weights, in many lines
+            reason = " ".join(" ".join(str(error).splitlines()[:2]).split())
+            raise SettingsError(
+                path, f"does not fit this training ({reason})", "Use the settings that it was made with, or start anew."
+            ) from error
         except ValueError as error:
             if max_epochs is not None and engine.state.epoch > max_epochs:
                 raise SettingsError(
                     path, f"has {engine.state.epoch} epochs, asked for are {max_epochs}", "Raise `epochs`."
                 ) from error
             raise
+        if engine.state.epoch_length != epoch_length:
+            raise SettingsError(
+                path,
+                f"has epochs of {engine.state.epoch_length} batches, now they have {epoch_length}",
+                "Resume with the same datalist and `batch_size`, or start anew.",
+            )
 
 
 def save_checkpoint(content: Mapping[str, Any], path: Path) -> None:

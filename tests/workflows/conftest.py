@@ -14,7 +14,7 @@ import pytest
 from scripts.demo import draw_cohort
 from tests.conftest import ROOT
 
-NUM_SLIDES = 8
+NUM_SLIDES = 6
 
 
 @pytest.fixture(scope="session")

@@ -63,7 +63,8 @@ def test_training_on_bad_input_says_so_in_one_line(command, slides, tmp_path, ca
 )
 def test_a_wrong_setting_says_so_in_one_line(command, slides, tmp_path, knobs, message):
     labels = tmp_path / "list.json"
-    labels.write_text(json.dumps({part: [{"image": "good.tif", "label": [1, 0, 0, 0, 0]}] for part in ["training"]}))
+    entries = {"training": "good.tif", "validation": "blank.tif"}
+    labels.write_text(json.dumps({part: [{"image": i, "label": [1, 0, 0, 0, 0]}] for part, i in entries.items()}))
     settings = {"dataset_dir": slides, "datalist": labels, "output_dir": tmp_path} | knobs
     one_line(command("training", "train", **settings), message)
 

@@ -10,6 +10,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 HEADS = ("global", "5x", "10x")
+TRAINING = 3  # slides of the cohort
 
 
 def knobs(cohort, output):
@@ -40,7 +41,7 @@ def test_tensorboard_shows_losses_metrics_learning_rate_and_linked_patches(train
     scalars = set(events.Tags()["scalars"])
     assert {"train/loss", "train/learning_rate"} | {f"train/loss_{head}" for head in HEADS} <= scalars
     assert {f"{head}_{name}" for head in HEADS for name in ("loss", "micro_f1", "micro_accuracy")} <= scalars
-    assert {event.value for event in events.Scalars("train/learning_rate")} == {pytest.approx(1e-3)}
+    assert [event.value for event in events.Scalars("train/learning_rate")] == pytest.approx([1e-3] * (3 * TRAINING))
     assert [event.step for event in events.Scalars("global_micro_f1")] == [1, 2, 3]
     curves = [events.Scalars(f"train/loss{part}") for part in ("", *(f"_{head}" for head in HEADS))]
     for total, *heads in zip(*curves, strict=True):
@@ -72,7 +73,7 @@ def test_it_trains_from_patches_as_well_and_says_which(workflow, cohort, trained
     logger = logging.getLogger("scripts.datasets")
     logger.addHandler(caplog.handler)
     try:
-        settings = knobs(cohort, tmp_path) | {"epochs": 1, "amp": False}
+        settings = knobs(cohort, tmp_path) | {"epochs": 1}
         workflow("training", "train", source="patches", **settings)
         assert "bags of patches, read from the slides" in caplog.text
         assert not (tmp_path / "features").exists()
@@ -83,8 +84,9 @@ def test_it_trains_from_patches_as_well_and_says_which(workflow, cohort, trained
     finally:
         logger.removeHandler(caplog.handler)
     patches, bank = (weights(tmp_path / folder / "last.pt") for folder in ("from_patches", "models"))
+    # In bfloat16 a patch's features depend a little on which patches it is encoded with.
     for key, value in bank.items():
-        assert torch.allclose(patches[key], value, atol=1e-3), key
+        assert torch.allclose(patches[key], value, atol=5e-3), key
 
 
 @pytest.mark.parametrize(
@@ -113,7 +115,7 @@ def test_each_hyperparameter_changes_what_is_trained(workflow, cohort, trained, 
     assert not same(plain, weights(tmp_path / "models" / "last.pt"))
 
 
-def test_a_datalist_of_ones_own_needs_no_edit_of_any_file(command, cohort, tmp_path):
+def test_a_datalist_of_ones_own_needs_no_edit_of_any_file(command, cohort, trained, tmp_path):
     # The paper's headerless CSV: id, cancer, hgd, lgd, hyperplastic, normal; slides found by their names.
     partitions = json.loads((cohort / "datalist.json").read_text()).values()
     entries = [entry for partition in partitions for entry in partition]
@@ -122,9 +124,9 @@ def test_a_datalist_of_ones_own_needs_no_edit_of_any_file(command, cohort, tmp_p
     done = command(
         "training", "train",
         dataset_dir=cohort / "slides", datalist=tmp_path / "labels.csv", epochs=1,
-        output_dir=tmp_path, ckpt_dir=tmp_path / "models",
+        output_dir=tmp_path, ckpt_dir=tmp_path / "models", feature_dir=trained / "features",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "models" / "model.pt").is_file()
-    assert len(list((tmp_path / "features").glob("*.h5"))) < len(entries)  # some are for testing
+    assert "split" in done.stderr  # it names no partitions
     assert np.isfinite(sum(value.sum().item() for value in weights(tmp_path / "models" / "model.pt").values()))
