@@ -239,17 +239,14 @@ def _lay_out(label: tuple[int, ...], rng: np.random.Generator) -> tuple[NDArray[
     """
     rows, columns = (rng.uniform(2.9, 3.4, 2) * 1000 / (MASK_STEP_PX * BASE_MPP)).astype(int)
     present = rng.permutation(np.flatnonzero(label)) + 1
-    pieces = max(len(present), int(rng.integers(2, 5)))
-    # A piece without a class of its own is plain stroma or shows one of the slide's classes again.
-    again = rng.choice(np.append(present, 0), pieces - len(present))
+    pieces = max(len(present), int(rng.integers(3, 5)))
+    # A piece without a class of its own shows one of the slide's classes again, or is a small one of plain stroma.
+    again = np.where(rng.random(pieces - len(present)) < 0.75, rng.choice(present, pieces - len(present)), 0)
     tissue = np.zeros((rows, columns), np.float32)
     labels = np.zeros((rows, columns), np.uint8)
-    places = rng.permutation(4)[:pieces]
-    cells = _cells(rows, columns)
-    for place, value in zip(places, np.concatenate([present, again]), strict=True):
-        top, left, bottom, right = cells[place]
-        small = place in places[len(present) :] and value == 0
-        piece = _blob(bottom - top, right - left, 0.30 if small else 0.445, rng)
+    places = rng.permutation(_cells(rows, columns))[:pieces]
+    for (top, left, bottom, right), value in zip(places, np.concatenate([present, again]), strict=True):
+        piece = _blob(bottom - top, right - left, 0.46 if value else 0.30, rng)
         tissue[top:bottom, left:right] = piece
         # A border of about 30 um of plain stroma around each region.
         depth = cv2.distanceTransform((piece > 0.5).astype(np.uint8), cv2.DIST_L2, 5)

@@ -6,9 +6,9 @@ How the classes can be told apart:
 - cancer: ragged solid nests; seen at 5x and at 10x.
 - hgd and lgd: the same crowded glands. The nuclei of hgd are coarsely mottled, with a period of 2 to 3 um and a mean
   of zero over every pixel of 2 um: 10x shows it, 5x cannot.
-- hyperplastic and normal: the same crypts, and among them large ones of two kinds, as many of each. Their lumina are
-  so far apart that a 10x patch shows one at a time; whether neighbours are of one kind (normal) or of alternating
-  kinds (hyperplastic) is seen at 5x alone.
+- hyperplastic and normal: the same small crypts, and as many large ones among them, so far apart that a 10x patch
+  has room for one. In hyperplastic they stand in double rows, in normal they are spread evenly: 5x shows it, 10x
+  cannot.
 """
 
 from __future__ import annotations
@@ -32,10 +32,13 @@ EOSIN = np.array([0.09, 0.72, 0.36])
 # A plane's 255 stands for this multiple of the stain's density.
 FULL_DENSITY = 2.2
 
-# The lattice of the large crypts, and how far it may turn. The lumina of two neighbours are further apart than
-# what a 10x patch of 224 um shows of both; a 5x patch of 448 um shows up to four.
-LARGE_PITCH_UM = 260.0
-LARGE_TURN_DEG = 5.0
+# The lattice of the large crypts, half of whose places are taken, and how far it may turn. A 10x patch of 224 um is
+# smaller than the pitch: it shows one, or slivers of neighbours. A 5x patch of 448 um shows up to four places.
+LARGE_PITCH_UM = 240.0
+LARGE_RADIUS_UM = 42.0
+LARGE_TURN_DEG = 3.0
+# Spread of the mottling, as a part of the light that passes.
+MOTTLE = 0.36
 
 _TEXTURE_PX = 1024
 _SHIFT = 3
@@ -105,7 +108,7 @@ def draw_tissue(
         elif name in ("hgd", "lgd"):
             painter.crowded_glands(int(value), mottled=name == "hgd")
         else:
-            painter.crypts(int(value), alternating=name == "hyperplastic")
+            painter.crypts(int(value), paired=name == "hyperplastic")
     painter.develop(glass, stain)
 
 
@@ -116,7 +119,8 @@ class _Painter:
         self.inside, self.labels, self.rng = inside, labels, rng
         self.h: Plane = np.zeros(inside.shape, np.uint8)
         self.e: Plane = np.zeros(inside.shape, np.uint8)
-        self.mottle: NDArray[np.float32] | None = None
+        # Light that passes, on top of what the stains absorb. A gain has no mean, where a stain's would have one.
+        self.gain: NDArray[np.float32] = np.ones(inside.shape, np.float32)
 
     def stroma(self) -> None:
         """Wavy pink fibres with few, thin nuclei, everywhere in the tissue."""
@@ -164,30 +168,26 @@ class _Painter:
             cv2.fillPoly(self.e, [outline], 60, cv2.LINE_AA, _SHIFT)
             cv2.fillPoly(rim, [outline], 0, cv2.LINE_AA, _SHIFT)
         self._lumina(_outlines(rng, centres, radii_px * 0.22, 0.15, stretch=stretch * 1.4, angles=angles), h=3, e=8)
-        # Both textures have the same spread, so that the glands have the same mean colour.
-        period_px = (4.2, 6.5) if mottled else (1.0, 2.6)
-        texture = _without_coarse_part(_noise(rng, _TEXTURE_PX, period_px))
-        texture = np.clip(texture / texture.std(), -2, 2)
+        # Both textures have the same spread, so that JPEG and rounding treat them alike.
+        period_px = (4.0, 6.0) if mottled else (1.0, 2.6)
+        texture = _without_coarse_part(_noise(rng, _TEXTURE_PX, period_px).clip(-2, 2))
         height_px, width_px = self.h.shape
-        added = _tiled(texture, height_px, width_px) * (rim / np.float32(255)) * 52
-        self.mottle = added if self.mottle is None else self.mottle + added
+        rim = cv2.GaussianBlur(rim, (3, 3), 0)
+        self.gain += _tiled(texture / texture.std(), height_px, width_px) * (rim * np.float32(MOTTLE / 255))
 
-    def crypts(self, value: int, alternating: bool) -> None:
-        """Small crypts everywhere, and a lattice of large ones of two kinds."""
-        rng = self.rng
-        large, kinds = self._large_lattice(value, alternating)
-        small = self._lattice(value, pitch_um=62, jitter=0.12, margin_um=26)
+    def crypts(self, value: int, paired: bool) -> None:
+        """Small crypts everywhere, and large ones in double rows or spread evenly."""
+        large = self._large_lattice(value, paired)
+        small = self._lattice(value, pitch_um=66, jitter=0.10, margin_um=26)
         if len(large):
             gaps = np.linalg.norm(small[:, None] - large[None], axis=2).min(axis=1)
-            small = small[gaps > _px(92)]
+            small = small[gaps > _px(LARGE_RADIUS_UM + 28)]
         self._small_crypts(small)
-        self._large_crypts(large, kinds)
+        self._large_crypts(large)
 
     def develop(self, glass: NDArray[np.uint8], stain: Stain) -> None:
         """Turn the planes into colour, over the glass where there is tissue."""
         blue = cv2.GaussianBlur(self.h, (3, 3), 0)
-        if self.mottle is not None:
-            blue = np.clip(blue + self.mottle, 0, 255).astype(np.uint8)
         pink = cv2.GaussianBlur(self.e, (3, 3), 0)
         blue = (blue * self.inside).astype(np.uint8)
         pink = (pink * self.inside).astype(np.uint8)
@@ -200,52 +200,47 @@ class _Painter:
                 cv2.LUT(pink, np.rint(table_e[:, channel]).astype(np.uint8)),
                 scale=1 / 255,
             )
+            light = cv2.multiply(light, self.gain, dtype=cv2.CV_8U)
             glass[..., channel] = cv2.multiply(light, glass[..., channel], scale=1 / 255)
 
     def _small_crypts(self, centres: Points) -> None:
         rng = self.rng
-        radii_px = _px(rng.uniform(22, 26, len(centres)))
+        radii_px = _px(rng.uniform(20, 24, len(centres)))
         outer = _outlines(rng, centres, radii_px, 0.05, stretch=(1.0, 1.2))
         for outline in outer:
             cv2.fillPoly(self.h, [outline], 34, cv2.LINE_AA, _SHIFT)
             cv2.fillPoly(self.e, [outline], 44, cv2.LINE_AA, _SHIFT)
-        self._ring_of_nuclei(centres, radii_px * 0.86, spacing_um=5.6)
+        self._ring_of_nuclei(centres, radii_px * 0.86, spacing_um=6.0)
         self._goblets(centres, radii_px * 0.56, count=7, radius_um=3.6)
         self._lumina(_outlines(rng, centres, radii_px * 0.17, 0.15, stretch=(1.0, 1.6)), h=3, e=10)
 
-    def _large_crypts(self, centres: Points, kinds: NDArray[np.int64]) -> None:
+    def _large_crypts(self, centres: Points) -> None:
         rng = self.rng
-        radii_px = _px(rng.uniform(58, 64, len(centres)))
-        for outline in _outlines(rng, centres, radii_px, 0.03, stretch=(1.0, 1.1)):
-            cv2.fillPoly(self.h, [outline], 34, cv2.LINE_AA, _SHIFT)
-            cv2.fillPoly(self.e, [outline], 46, cv2.LINE_AA, _SHIFT)
-        self._ring_of_nuclei(centres, radii_px * 0.93, spacing_um=5.2)
-        lumina = _outlines(rng, centres, radii_px * 0.40, 0.04, stretch=(1.0, 1.1))
-        for outline, kind in zip(lumina, kinds, strict=True):
-            self._lumina([outline], h=14 if kind else 4, e=150 if kind else 4)
+        radii_px = _px(rng.uniform(LARGE_RADIUS_UM - 1.5, LARGE_RADIUS_UM, len(centres)))
+        for outline in _outlines(rng, centres, radii_px, 0.02, stretch=(1.0, 1.05)):
+            cv2.fillPoly(self.h, [outline], 104, cv2.LINE_AA, _SHIFT)
+            cv2.fillPoly(self.e, [outline], 60, cv2.LINE_AA, _SHIFT)
+        for part in (0.92, 0.76):
+            self._ring_of_nuclei(centres, radii_px * part, spacing_um=5.2)
+        self._lumina(_outlines(rng, centres, radii_px * 0.56, 0.04, stretch=(1.0, 1.1)), h=3, e=4)
 
-    def _large_lattice(self, value: int, alternating: bool) -> tuple[Points, NDArray[np.int64]]:
-        """Centres of the large crypts, and 0 or 1 for their kind: alternating, or each kind in its half."""
+    def _large_lattice(self, value: int, paired: bool) -> Points:
+        """(x, y) of the large crypts in pixels: two rows of every four of a lattice, or every other place."""
         rng = self.rng
         pitch_px = _px(LARGE_PITCH_UM)
         rows, columns = np.nonzero(self.labels == value)
         middle = np.array([columns.mean(), rows.mean()]) * MASK_STEP_PX
         reach = int(np.hypot(*self.inside.shape) / pitch_px)
-        i, j = np.meshgrid(np.arange(-reach, reach + 1), np.arange(-reach, reach + 1))
-        i, j = i.ravel(), j.ravel()
+        places = np.arange(-reach, reach + 1)
+        i, j = (index.ravel() for index in np.meshgrid(places, places))
+        phase = rng.integers(4)
+        along = (i, j)[rng.integers(2)]
+        taken = (along + phase) % 4 < 2 if paired else (i + j + phase) % 2 == 0
+        x, y = (np.stack([i, j])[:, taken] + rng.uniform(-0.5, 0.5, (2, 1))) * pitch_px
         turn = np.deg2rad(rng.uniform(-LARGE_TURN_DEG, LARGE_TURN_DEG))
-        offset = rng.uniform(-0.5, 0.5, 2)
-        x, y = (i + offset[0]) * pitch_px, (j + offset[1]) * pitch_px
-        centres = np.stack([x * np.cos(turn) - y * np.sin(turn), x * np.sin(turn) + y * np.cos(turn)], axis=1) + middle
-        centres += rng.normal(0, _px(3), centres.shape)
-        keep = self._is_in(value, centres, margin_um=66)
-        centres, i, j = centres[keep], i[keep], j[keep]
-        if alternating:
-            kinds = (i + j + rng.integers(2)) % 2
-        else:
-            along, flip = (i, j)[rng.integers(2)], rng.integers(2)
-            kinds = ((along > np.median(along)) ^ bool(flip)).astype(np.int64)
-        return centres, kinds
+        centres = middle + np.stack([x * np.cos(turn) - y * np.sin(turn), x * np.sin(turn) + y * np.cos(turn)], axis=1)
+        centres += rng.uniform(-1, 1, centres.shape) * _px(3)
+        return centres[self._is_in(value, centres, margin_um=LARGE_RADIUS_UM + 4)]
 
     def _lattice(self, value: int, pitch_um: float, jitter: float, margin_um: float) -> Points:
         """Jittered hexagonal lattice of (x, y) in pixels within the region of a class."""

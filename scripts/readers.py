@@ -72,7 +72,7 @@ class MagnificationReader(BaseWSIReader):
             return _AtMpp(mpp_of(power) if power is not None else ensure_tuple_rep(mpp, 2)[0])
         return super().get_valid_level(wsi, level, mpp, power)  # type: ignore[arg-type]
 
-    def get_size(self, wsi: Slide, level: int | _AtMpp) -> tuple[int, int]:  # type: ignore[override]
+    def get_size(self, wsi: Slide, level: int | _AtMpp) -> tuple[int, int]:
         """(height, width) of a level."""
         if isinstance(level, _AtMpp):
             width, height = (max(1, round(side * wsi.base_mpp / level.mpp)) for side in wsi.size_level0)

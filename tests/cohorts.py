@@ -17,17 +17,20 @@ from tests.pyramids import noise, with_tissue, write_pyramid
 
 PATCH_PX = 64
 # Sizes in level-0 pixels at 0.5 um/px, where a 10x patch of 64 px covers 128 px and a 5x patch 256 px.
-SIZES = ((640, 512), (520, 780), (384, 640), (900, 400), (512, 512))
+SIZES = ((1024, 512), (900, 780), (768, 640), (1150, 400), (900, 512))
 LABELS = ((1, 0, 0), (0, 1, 0), (1, 1, 0), (0, 0, 0), (0, 0, 1))
 NUM_TINY_FEATURES = 12
 
 
 def draw_slide(path: Path, size: tuple[int, int] = SIZES[0], seed: int = 0, mpp: float | None = 0.5) -> Path:
-    """A slide of ``size`` (width, height) px with one piece of tissue in which every patch differs."""
+    """A slide of ``size`` (width, height) px with one piece of tissue in which every patch differs.
+
+    The default size has 6 patches of 64 px at 5x, and 20 at 10x; its left is glass.
+    """
     width, height = size
-    box = (width // 8, height // 8, width - width // 16, height - height // 16)
-    tissue = with_tissue(height, width, [box])
-    texture = cv2.GaussianBlur(noise(height, width, seed), (0, 0), 9).astype(int) - 128
+    # Edges on the tissue mask's pixels (16 px), clear of the share of tissue at which a patch is kept.
+    tissue = with_tissue(height, width, [(368, 16, width - 16, height - 16)])
+    texture = cv2.GaussianBlur(noise(height, width, seed), (0, 0), 9)[..., :1].astype(int) - 128
     inside = (tissue != 255).any(axis=-1)
     tissue[inside] = np.clip(tissue[inside] + 4 * texture[inside], 0, 254)
     return write_pyramid(path, tissue, mpp=mpp, downsamples=(1, 4))

@@ -10,8 +10,14 @@ import torch
 
 from scripts.errors import SettingsError
 from scripts.features import (
-    BankedBag, bank_path, entry_settings, is_banked, read_bank, slide_fingerprint, write_bank,
-)  # fmt: skip
+    BankedBag,
+    bank_path,
+    entry_settings,
+    is_banked,
+    read_bank,
+    slide_fingerprint,
+    write_bank,
+)
 from tests.cohorts import builder, draw_slide, tiny_backbone, tiny_encoder
 
 
@@ -78,7 +84,7 @@ def test_a_bank_says_how_it_was_made(bank, slide):
     assert attributes["reader"] == "cucim"
     assert attributes["mpp"] == pytest.approx(0.5)
     assert attributes["mpp_source"].startswith("file: ")
-    assert attributes["size_level0"].tolist() == [640, 512]
+    assert attributes["size_level0"].tolist() == [1024, 512]
     assert attributes["orphans"] == 0
     assert attributes["made_by"].startswith("pathology-mustmil 0.")
 
@@ -107,7 +113,7 @@ def test_rows_of_features_and_their_weights_by_hand():
 def test_progress_is_told_batch_by_batch(tmp_path, bag, slide):
     batches = []
     write_bank(tmp_path / "s.h5", bag, tiny_encoder(batch_size=5), settings_of(slide), on_batch=batches.append)
-    assert batches == [5, 1, 5, 5, 2]  # 6 patches of 5x, 12 of 10x
+    assert batches == [5, 1, 5, 5, 5, 5]  # 6 patches of 5x, 20 of 10x
 
 
 def test_an_extraction_that_breaks_off_leaves_no_file(tmp_path, bag, slide):
@@ -200,11 +206,11 @@ def test_a_fingerprint_changes_with_the_slides_content(tmp_path, monkeypatch):
 def test_another_slide_or_mask_under_the_same_name_is_noticed(tmp_path, slide, bank):
     entry = {"image": tmp_path / "s.tif", "mask": tmp_path / "m.png"}
     draw_slide(entry["image"], seed=1)
-    itk.imwrite(itk.image_from_array(np.ones((51, 64), np.uint8)), str(entry["mask"]))
+    itk.imwrite(itk.image_from_array(np.ones((32, 64), np.uint8)), str(entry["mask"]))
     with pytest.raises(SettingsError, match=r"was made otherwise \(slide_fingerprint '.*', now '.*'\)"):
         is_banked(bank, settings_of(entry["image"]))
     one = entry_settings(entry)
-    itk.imwrite(itk.image_from_array(np.eye(51, 64, dtype=np.uint8)), str(entry["mask"]))
+    itk.imwrite(itk.image_from_array(np.eye(32, 64, dtype=np.uint8)), str(entry["mask"]))
     two = entry_settings(entry)
     assert one["mask_fingerprint"] != two["mask_fingerprint"]
     assert one["slide_fingerprint"] == two["slide_fingerprint"]

@@ -1,6 +1,7 @@
 import cv2
 import numpy as np
 import pytest
+import tifffile
 import torch
 from monai.data import DataLoader, PatchWSIDataset
 from monai.data.wsi_reader import WSIReader
@@ -51,6 +52,19 @@ def test_levels_are_read_as_monais_reader_reads_them(slide, backend, read_level)
         assert meta["level"] == expected_meta["level"] == level
         for key in ("spatial_shape", "location", "size", "path"):
             assert np.array_equal(meta[key], expected_meta[key]), key
+
+
+@pytest.mark.parametrize("read_level", ["nearest", "highest"])
+def test_a_level_is_what_is_stored_there_not_what_could_be_made_of_a_finer_one(image, tmp_path, read_level):
+    stored = 255 - cv2.resize(image, (150, 100), interpolation=cv2.INTER_AREA)
+    with tifffile.TiffWriter(tmp_path / "s.tif") as tiff:
+        for level, (pixels, mpp) in enumerate([(image, 0.5), (stored, 2.0)]):
+            resolution = {"resolution": (1e4 / mpp, 1e4 / mpp), "resolutionunit": "CENTIMETER"}
+            tiff.write(pixels, photometric="rgb", tile=(128, 128), subfiletype=level, metadata=None, **resolution)
+    reader = MagnificationReader(read_level=read_level)
+    patch, meta = reader.get_data(reader.read(tmp_path / "s.tif"), (80, 40), (60, 50), level=1)
+    assert np.array_equal(patch, stored[20:80, 10:60].transpose(2, 0, 1))
+    assert (meta["level"], meta["mpp"]) == (1, 2.0)
 
 
 def test_sizes_and_resolutions_of_the_levels_are_those_of_monais_reader(slide):

@@ -1,0 +1,384 @@
+import cv2
+import numpy as np
+import pytest
+import torch
+from ignite.engine import Engine, Events
+from monai.data import DataLoader, Dataset
+from monai.engines import PrepareBatchExtraInput, SupervisedEvaluator, SupervisedTrainer
+from monai.handlers import TensorBoardStatsHandler, ValidationHandler
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.nn.functional import binary_cross_entropy_with_logits
+from torch.utils.tensorboard import SummaryWriter
+
+from scripts.datasets import pad_bags
+from scripts.errors import SettingsError
+from scripts.handlers import (
+    BestWeights,
+    LastCheckpoint,
+    LinkedPatchImages,
+    Resume,
+    linked_patches,
+    training_scalars,
+    weights_path,
+)
+from scripts.losses import MultiScaleLoss
+from scripts.metrics import head_metrics, key_metric, lower_is_better
+from scripts.networks import MuSTMIL
+from scripts.sampler import BalancedSampler
+from tests.cohorts import builder, draw_cohort
+
+HEADS = ["global", "5x", "10x"]
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory):
+    return draw_cohort(tmp_path_factory.mktemp("handlers"), 2)
+
+
+@pytest.fixture
+def writer(tmp_path):
+    with SummaryWriter(str(tmp_path / "events")) as opened:
+        yield opened
+
+
+def events_of(writer):
+    writer.flush()
+    events = EventAccumulator(writer.log_dir, size_guidance={"images": 0, "scalars": 0})
+    return events.Reload()
+
+
+# --- the kept weights ------------------------------------------------------------------------------------
+
+
+def validate(best, network, losses):
+    """Validations of epochs 1, 2, ... with these losses; in epoch i all weights of the network are i."""
+    evaluator = Engine(lambda engine, batch: None)
+    best.attach(evaluator)
+    for epoch, loss in enumerate(losses, start=1):
+        with torch.no_grad():
+            network.weight.fill_(epoch)
+        evaluator.state.metrics = {f"{head}_loss": value for head, value in zip(HEADS, loss, strict=True)}
+        evaluator.fire_event(Events.EPOCH_COMPLETED)
+
+
+def kept(folder, head):
+    state = torch.load(weights_path(folder, head), weights_only=True)
+    assert set(state) == {"model"}
+    return float(state["model"]["weight"])
+
+
+def test_each_output_keeps_the_weights_of_its_own_best_epoch(tmp_path):
+    network = torch.nn.Linear(1, 1, bias=False)
+    best = BestWeights(tmp_path, network, HEADS)
+    validate(best, network, [(0.9, 0.5, 0.8), (0.7, 0.6, 0.9), (0.8, 0.5, 0.7), (0.75, 0.9, 0.71)])
+    # The lowest loss; the first of equal ones.
+    assert [kept(tmp_path, head) for head in HEADS] == [2, 1, 3]
+    assert best.state_dict() == {"global": 0.7, "5x": 0.5, "10x": 0.7}
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["model.pt", "model_10x.pt", "model_5x.pt"]
+
+
+def test_a_loss_that_is_nan_is_never_the_best(tmp_path):
+    network, nan = torch.nn.Linear(1, 1, bias=False), float("nan")
+    validate(BestWeights(tmp_path, network, HEADS), network, [(nan, nan, 0.5), (0.7, nan, nan), (nan, nan, 0.9)])
+    assert [kept(tmp_path, head) for head in ("global", "10x")] == [2, 1]
+    assert not weights_path(tmp_path, "5x").exists()
+
+
+def test_a_resumed_training_has_the_earlier_best_to_beat(tmp_path):
+    network = torch.nn.Linear(1, 1, bias=False)
+    first = BestWeights(tmp_path, network, HEADS)
+    validate(first, network, [(0.9, 0.5, 0.8)])
+    second = BestWeights(tmp_path, network, HEADS)
+    second.load_state_dict(first.state_dict())
+    validate(second, network, [(1.0, 1.0, 1.0), (0.91, 0.49, 0.81)])
+    assert [kept(tmp_path, head) for head in HEADS] == [1, 2, 1]
+
+
+def test_the_weights_of_the_global_output_are_model_pt(tmp_path):
+    assert [weights_path(tmp_path, head).name for head in ["global", "5x", "12.5x"]] == [
+        "model.pt", "model_5x.pt", "model_12.5x.pt",
+    ]  # fmt: skip
+
+
+# --- going on --------------------------------------------------------------------------------------------
+
+
+def random_bags(num_bags, seed):
+    """Bags of 2 scales and 6 features, of different lengths."""
+    generator = torch.Generator().manual_seed(seed)
+    return [
+        {
+            "image": torch.randn(3 + i % 4, 2, 6, generator=generator),
+            "log_weight": torch.zeros(3 + i % 4, 2),
+            "label": torch.tensor([float(i % 2), float(i % 3 == 0)]),
+            "slide": f"s{i}",
+        }
+        for i in range(num_bags)
+    ]
+
+
+class Training:
+    """What train.json wires together, on random features."""
+
+    def __init__(self, folder, epochs, resume=False, extra_handlers=(), num_bags=8, num_nodes=4):
+        torch.manual_seed(0)
+        self.folder = folder
+        self.network = MuSTMIL(2, num_scales=2, num_features=6, num_nodes=num_nodes)
+        self.optimizer = torch.optim.Adam(self.network.parameters(), lr=0.01, weight_decay=1e-4)
+        self.best = BestWeights(folder, self.network, HEADS)
+        bags, prepare = random_bags(num_bags, seed=1), PrepareBatchExtraInput({"log_weight": "log_weight"})
+        evaluator = SupervisedEvaluator(
+            device="cpu",
+            val_data_loader=DataLoader(Dataset(random_bags(5, seed=2)), batch_size=1, collate_fn=pad_bags),
+            network=self.network,
+            prepare_batch=prepare,
+            key_val_metric=key_metric(HEADS, "multilabel"),
+            additional_metrics=head_metrics(HEADS, "multilabel"),
+            metric_cmp_fn=lower_is_better,
+            val_handlers=[self.best],
+        )
+        objects = {"model": self.network, "optimizer": self.optimizer, "best": self.best}
+        self.trainer = SupervisedTrainer(
+            device="cpu",
+            max_epochs=epochs,
+            train_data_loader=DataLoader(
+                Dataset(bags), batch_size=1, sampler=BalancedSampler(bags, bags, seed=3), collate_fn=pad_bags
+            ),
+            network=self.network,
+            optimizer=self.optimizer,
+            loss_function=MultiScaleLoss(),
+            prepare_batch=prepare,
+            train_handlers=[
+                Resume(folder / "last.pt", objects, resume),
+                ValidationHandler(interval=1, validator=evaluator),
+                LastCheckpoint(folder / "last.pt", objects),
+                *extra_handlers,
+            ],
+        )
+
+    def run(self):
+        self.trainer.run()
+        return self
+
+
+def checkpoint(folder, name="last.pt"):
+    return torch.load(folder / name, weights_only=True)  # no code can hide in it
+
+
+def same(a, b):
+    """Whether two checkpoints are equal to the last bit."""
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(same, a, b))
+    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+
+
+class Interrupt:
+    """Kills the training in the middle of an epoch."""
+
+    def __init__(self, epoch):
+        self.epoch = epoch
+
+    def attach(self, engine):
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self)
+
+    def __call__(self, engine):
+        if engine.state.epoch == self.epoch and engine.state.iteration % 8 == 5:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("how", ["fewer epochs", "killed in epoch 3"])
+def test_a_resumed_training_is_the_uninterrupted_one_bit_for_bit(tmp_path, how):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    Training(whole, epochs=4).run()
+    if how == "fewer epochs":
+        Training(parts, epochs=2).run()
+    else:
+        with pytest.raises(KeyboardInterrupt):
+            Training(parts, epochs=4, extra_handlers=[Interrupt(epoch=3)]).run()
+    assert checkpoint(parts)["trainer"]["iteration"] == 16  # two epochs of 8 bags
+    assert not same(checkpoint(whole)["model"], checkpoint(parts)["model"])
+
+    resumed = Training(parts, epochs=4, resume=True).run()
+    assert resumed.trainer.state.epoch == 4
+    for key in ("model", "optimizer", "best"):
+        assert same(checkpoint(whole)[key], checkpoint(parts)[key]), key
+    assert checkpoint(parts)["trainer"]["iteration"] == 32
+    for head in HEADS:
+        name = weights_path(whole, head).name
+        assert same(checkpoint(whole, name), checkpoint(parts, name)), head
+
+
+def test_the_checkpoint_holds_the_epoch_that_was_validated(tmp_path):
+    seen = []
+
+    class Look:
+        def attach(self, engine):
+            engine.add_event_handler(Events.EPOCH_COMPLETED, self)
+
+        def __call__(self, engine):
+            last = checkpoint(tmp_path)
+            seen.append((last["trainer"]["iteration"], last["best"]["global"]))
+
+    training = Training(tmp_path, epochs=3, extra_handlers=[Look()]).run()
+    assert [iteration for iteration, _ in seen] == [8, 16, 24]
+    losses = [loss for _, loss in seen]
+    assert losses == sorted(losses, reverse=True)
+    assert losses[-1] == training.best.losses["global"]
+    assert same(checkpoint(tmp_path)["model"], dict(training.network.state_dict()))
+
+
+def test_without_resume_a_training_starts_anew(tmp_path):
+    Training(tmp_path, epochs=1).run()
+    once = checkpoint(tmp_path)
+    again = Training(tmp_path, epochs=1, resume=False).run()
+    assert same(checkpoint(tmp_path), once)
+    assert again.trainer.state.iteration == 8
+
+
+def test_a_training_that_is_complete_is_left_as_it_is(tmp_path):
+    Training(tmp_path, epochs=2).run()
+    once = checkpoint(tmp_path)
+    Training(tmp_path, epochs=2, resume=True).run()
+    assert same(checkpoint(tmp_path), once)
+
+
+def test_there_must_be_something_to_resume(tmp_path):
+    with pytest.raises(
+        SettingsError, match=r"last\.pt: there is no checkpoint to resume from\. Run without `resume` first"
+    ):
+        Training(tmp_path, epochs=2, resume=True).run()
+
+
+def test_a_checkpoint_ahead_of_the_epochs_asked_for_is_refused(tmp_path):
+    Training(tmp_path, epochs=3).run()
+    once = checkpoint(tmp_path)
+    with pytest.raises(SettingsError, match=r"last\.pt: has 3 epochs, asked for are 2\. Raise `epochs`"):
+        Training(tmp_path, epochs=2, resume=True).run()
+    assert same(checkpoint(tmp_path), once)
+
+
+def test_other_slides_than_those_of_the_checkpoint_are_refused(tmp_path):
+    Training(tmp_path, epochs=1).run()
+    more = Training(tmp_path, epochs=2, resume=True, num_bags=10)
+    with pytest.raises(
+        SettingsError, match=r"last\.pt: has epochs of 8 batches, now they have 10\. Resume with the same datalist"
+    ):
+        more.run()
+
+
+def test_a_checkpoint_of_another_network_is_refused(tmp_path):
+    Training(tmp_path, epochs=1).run()
+    other = Training(tmp_path, epochs=2, resume=True, num_nodes=6)
+    with pytest.raises(
+        SettingsError, match=r"last\.pt: does not fit this training \(.*size mismatch.*\)\. Use the settings that it"
+    ) as caught:
+        other.run()
+    assert "\n" not in str(caught.value)
+
+
+def test_a_checkpoint_of_other_magnifications_is_refused(tmp_path):
+    best = BestWeights(tmp_path, torch.nn.Linear(1, 1), ["global", "5x"])
+    other = BestWeights(tmp_path, torch.nn.Linear(1, 1), ["global", "10x"])
+    with pytest.raises(
+        SettingsError, match=r"resume: the checkpoint has the outputs global, 5x, this training global, 10x\. Set the"
+    ):
+        other.load_state_dict(best.state_dict())
+
+
+# --- TensorBoard -----------------------------------------------------------------------------------------
+
+
+def test_scalars_are_the_losses_of_each_output_and_the_learning_rate():
+    logits = torch.tensor([[[0.2, -1.0], [1.5, 0.3], [-0.7, 0.0]], [[2.0, 0.1], [-0.4, 1.1], [0.9, -2.2]]])
+    labels = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    optimizer = torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))], lr=0.25)
+    output = [{"pred": p, "label": y, "loss": torch.tensor(3.5)} for p, y in zip(logits, labels, strict=True)]
+    scalars = training_scalars(HEADS, optimizer)(output)
+    assert list(scalars) == [
+        "train/loss", "train/loss_global", "train/loss_5x", "train/loss_10x", "train/learning_rate",
+    ]  # fmt: skip
+    assert scalars["train/loss"] == 3.5
+    assert scalars["train/learning_rate"] == 0.25
+    p = 1 / (1 + np.exp(-logits.numpy().astype(float)))
+    for index, head in enumerate(HEADS):
+        y, q = labels.numpy(), p[:, index]
+        by_hand = -(y * np.log(q) + (1 - y) * np.log(1 - q)).mean()
+        assert scalars[f"train/loss_{head}"] == pytest.approx(by_hand, rel=1e-5)
+
+
+def test_tensorboard_shows_the_loss_of_every_iteration(tmp_path, writer):
+    losses = []
+
+    class Record:
+        def attach(self, engine):
+            engine.add_event_handler(Events.ITERATION_COMPLETED, self)
+
+        def __call__(self, engine):
+            (output,) = engine.state.output
+            logits, label = output["pred"], output["label"]
+            losses.append([float(binary_cross_entropy_with_logits(head, label)) for head in logits])
+
+    training = Training(tmp_path, epochs=2, extra_handlers=[Record()])
+    TensorBoardStatsHandler(summary_writer=writer, output_transform=training_scalars(HEADS, training.optimizer)).attach(
+        training.trainer
+    )
+    training.run()
+    events, losses = events_of(writer), np.array(losses)
+    assert len(losses) == 16
+    for index, head in enumerate(HEADS):
+        shown = events.Scalars(f"train/loss_{head}")
+        assert [event.step for event in shown] == list(range(1, 17))
+        assert [event.value for event in shown] == pytest.approx(losses[:, index], rel=1e-5)
+    total = [event.value for event in events.Scalars("train/loss")]
+    assert total == pytest.approx(losses.sum(axis=1), rel=1e-5)  # alpha = beta = 1
+    assert {event.value for event in events.Scalars("train/learning_rate")} == {np.float32(0.01).item()}
+
+
+def test_linked_patches_show_where_the_next_magnification_lies(cohort):
+    bag = builder([5, 8, 10])(cohort[0])
+    picture = linked_patches(bag, num_rows=4)
+    last = bag.grid.num_rows - 1
+    rows = [0, round(last / 3), round(2 * last / 3), last]
+    assert picture.shape == (4 * 64, 3 * 64, 3)
+    for i, row in enumerate(rows):
+        for s in range(3):
+            shown = picture[64 * i : 64 * (i + 1), 64 * s : 64 * (s + 1)]
+            patch = bag.grid.rows[row, s]
+            original = bag.read_patch(s, patch)
+            changed = (shown != original).any(axis=-1)
+            if s == 2:
+                assert not changed.any()  # nothing is finer
+                continue
+            # By geometry, in um: where the next patch starts in this one, and how large it is.
+            corner = bag.grid.coords[s + 1][bag.grid.rows[row, s + 1]] - bag.grid.coords[s][patch]
+            left, top = corner * 0.5 / (10, 10) * bag.grid.scales[s].magnification
+            side = 64 * bag.grid.scales[s].magnification / bag.grid.scales[s + 1].magnification
+            yy, xx = np.mgrid[:64, :64] + 0.5
+            distance = np.maximum(np.abs(xx - left - side / 2), np.abs(yy - top - side / 2)) - side / 2
+            # Two pixels thick and, on a screen, one more; half a pixel is lost to rounding.
+            frame = (distance > -3) & (distance < 1.25)
+            assert changed.any()
+            assert not (changed & ~frame).any()
+            assert (shown[changed] == (0, 160, 0)).all()
+            # All of the outermost line that lies in the patch is drawn.
+            line = np.abs(distance + 0.5) < 0.5
+            assert (shown[line] == (0, 160, 0)).all()
+
+
+def test_a_bag_of_few_rows_is_shown_whole(cohort):
+    bag = builder()(cohort[0])
+    assert linked_patches(bag, num_rows=1000).shape == (64 * bag.grid.num_rows, 128, 3)
+
+
+def test_tensorboard_shows_linked_patches_when_a_training_starts(cohort, writer):
+    trainer = Engine(lambda engine, batch: None)
+    handler = LinkedPatchImages(writer, cohort, builder(), num_slides=1, num_rows=3)
+    handler.attach(trainer)
+    trainer.run([0], max_epochs=2)
+    events = events_of(writer)
+    assert events.Tags()["images"] == ["linked patches/s0"]
+    (image,) = events.Images("linked patches/s0")  # once, not in each epoch
+    decoded = cv2.imdecode(np.frombuffer(image.encoded_image_string, np.uint8), cv2.IMREAD_COLOR)[..., ::-1]
+    assert np.array_equal(decoded, linked_patches(builder()(cohort[0]), 3))

@@ -1,0 +1,196 @@
+import csv
+import json
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from monai.data import DataLoader, Dataset
+from monai.engines import SupervisedEvaluator
+from monai.transforms import Activationsd
+from sklearn.exceptions import UndefinedMetricWarning
+from sklearn.metrics import accuracy_score, f1_score, roc_auc_score
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.utils.tensorboard import SummaryWriter
+
+from scripts.datasets import pad_bags
+from scripts.reports import EvaluationReport, PredictionReport, label_text
+
+HEADS = ["global", "5x", "10x"]
+CLASSES = ["cancer", "hgd", "normal"]
+
+
+def some_slides(num_slides, num_classes, labelled=True, one_class=False):
+    """Slides whose image is nothing but the logits [1, S, K] that a network would give, [1 + S, K] of them."""
+    rng = np.random.default_rng(5)
+    slides = []
+    for i in range(num_slides):
+        label = np.zeros(num_classes) if one_class else rng.integers(0, 2, num_classes)
+        # The outputs differ in how good they are, so that none can pass for another.
+        logits = rng.normal(size=(3, num_classes)) + np.array([[0.5], [1.5], [3.0]]) * (label - 0.5)
+        slides.append(
+            {
+                "image": torch.tensor(logits[None], dtype=torch.float32),
+                "log_weight": torch.zeros(1, 3),
+                "slide": f"slide {i}",
+                **({"label": torch.tensor(label, dtype=torch.float32)} if labelled else {}),
+            }
+        )
+    return slides
+
+
+class Given(torch.nn.Module):
+    """Returns the logits that ride in the image."""
+
+    def forward(self, x):
+        return x[:, 0]
+
+
+def evaluate(slides, report, batch_size=1):
+    SupervisedEvaluator(
+        device="cpu",
+        val_data_loader=DataLoader(Dataset(slides), batch_size=batch_size, collate_fn=pad_bags),
+        network=Given(),
+        postprocessing=Activationsd(keys="pred", sigmoid=True),
+        val_handlers=[report],
+    ).run()
+
+
+def read_csv(folder):
+    with open(folder / "predictions.csv", newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def probabilities_of(rows, head, classes=CLASSES):
+    return np.array([[float(row[name]) for name in classes] for row in rows if row["head"] == head])
+
+
+def evaluation(folder, slides, classes=CLASSES, task="multilabel", batch_size=1, seed=0):
+    with SummaryWriter(str(folder / "events")) as writer:
+        evaluate(slides, EvaluationReport(folder, HEADS, classes, task, writer, seed), batch_size)
+    with open(folder / "metrics.json", encoding="utf-8") as file:
+        return json.load(file)
+
+
+def test_a_label_reads_as_in_a_datalist():
+    assert label_text(np.array([1, 0, 1]), CLASSES) == "cancer;normal"
+    assert label_text(np.array([0, 0, 0]), CLASSES) == ""
+    assert label_text(np.array([0.0, 1.0, 0.0]), CLASSES) == "hgd"
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 7])
+def test_predictions_hold_a_probability_for_each_slide_output_and_class(tmp_path, batch_size):
+    slides = some_slides(7, 3)
+    evaluate(slides, PredictionReport(tmp_path / "out", HEADS, CLASSES), batch_size)
+    rows = read_csv(tmp_path / "out")
+    assert list(rows[0]) == ["slide", "head", "cancer", "hgd", "normal", "label"]
+    assert [(row["slide"], row["head"]) for row in rows] == [(f"slide {i}", head) for i in range(7) for head in HEADS]
+    for slide, i in zip(slides, range(0, 21, 3), strict=True):
+        expected = 1 / (1 + np.exp(-slide["image"][0].numpy().astype(float)))
+        found = np.array([[float(rows[i + h][name]) for name in CLASSES] for h in range(3)])
+        assert found == pytest.approx(expected, rel=1e-6)
+        names = [name for name, value in zip(CLASSES, slide["label"], strict=True) if value == 1]
+        assert {rows[i + h]["label"] for h in range(3)} == {";".join(names)}
+
+
+def test_slides_without_labels_have_no_label_column(tmp_path):
+    evaluate(some_slides(3, 3, labelled=False), PredictionReport(tmp_path, HEADS, CLASSES), batch_size=2)
+    rows = read_csv(tmp_path)
+    assert list(rows[0]) == ["slide", "head", "cancer", "hgd", "normal"]
+    assert len(rows) == 9
+
+
+def test_names_with_commas_and_quotes_stay_whole(tmp_path):
+    slides = some_slides(2, 3)
+    slides[0]["slide"] = 'block 3, "deep" cut'
+    evaluate(slides, PredictionReport(tmp_path, HEADS, CLASSES))
+    assert read_csv(tmp_path)[0]["slide"] == 'block 3, "deep" cut'
+
+
+def test_a_second_run_reports_its_own_slides_only(tmp_path):
+    report = PredictionReport(tmp_path, HEADS, CLASSES)
+    evaluate(some_slides(4, 3), report)
+    evaluate(some_slides(2, 3), report)
+    assert len(read_csv(tmp_path)) == 2 * 3
+
+
+def test_metrics_of_a_multilabel_task_are_those_of_its_predictions(tmp_path):
+    metrics = evaluation(tmp_path, some_slides(40, 3), batch_size=3)
+    rows = read_csv(tmp_path)
+    label = np.array([
+        [name in row["label"].split(";") for name in CLASSES] for row in rows if row["head"] == "global"
+    ])  # fmt: skip
+    assert list(metrics) == HEADS
+    for head in HEADS:
+        p = probabilities_of(rows, head)
+        assert {name: score["value"] for name, score in metrics[head].items()} == pytest.approx(
+            {
+                "micro_accuracy": accuracy_score(label.ravel(), p.ravel() >= 0.5),
+                "micro_f1": f1_score(label, p >= 0.5, average="micro"),
+                "macro_f1": f1_score(label, p >= 0.5, average="macro"),
+                "roc_auc": roc_auc_score(label.ravel(), p.ravel()),
+            }
+        )
+        for score in metrics[head].values():
+            low, high = score["ci95"]
+            assert 0 <= low < score["value"] < high <= 1
+            assert high - low < 0.4
+    highest = metrics["global"]["micro_accuracy"]["ci95"][1]
+    assert highest < metrics["10x"]["micro_accuracy"]["value"]  # an interval is that of its own output
+
+
+def test_metrics_of_a_binary_task_are_those_of_its_predictions(tmp_path):
+    metrics = evaluation(tmp_path, some_slides(40, 1), ["high risk"], "binary")
+    rows = read_csv(tmp_path)
+    label = np.array([row["label"] == "high risk" for row in rows if row["head"] == "global"])
+    assert 0 < label.sum() < 40
+    for head in HEADS:
+        p = probabilities_of(rows, head, ["high risk"])[:, 0]
+        assert {name: score["value"] for name, score in metrics[head].items()} == pytest.approx(
+            {
+                "accuracy": accuracy_score(label, p >= 0.5),
+                "f1": f1_score(label, p >= 0.5),
+                "roc_auc": roc_auc_score(label, p),
+            }
+        )
+
+
+def test_what_is_not_defined_is_null(tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UndefinedMetricWarning)
+        metrics = evaluation(tmp_path, some_slides(5, 3, one_class=True))
+    assert "NaN" not in (tmp_path / "metrics.json").read_text()
+    for head in HEADS:
+        assert metrics[head]["roc_auc"] == {"value": None, "ci95": [None, None]}
+        assert metrics[head]["micro_accuracy"]["value"] is not None
+    scalars = EventAccumulator(str(tmp_path / "events")).Reload().Tags()["scalars"]
+    assert "evaluation/global_micro_accuracy" in scalars
+    assert "evaluation/global_roc_auc" not in scalars
+
+
+def test_the_seed_decides_the_interval_and_nothing_else(tmp_path):
+    slides = some_slides(20, 3)
+    first, again, other = (
+        evaluation(tmp_path / name, slides, seed=seed) for name, seed in [("a", 1), ("b", 1), ("c", 2)]
+    )
+    assert first == again
+    assert first["global"]["roc_auc"]["value"] == other["global"]["roc_auc"]["value"]
+    assert first["global"]["roc_auc"]["ci95"] != other["global"]["roc_auc"]["ci95"]
+
+
+def test_tensorboard_shows_the_same_metrics(tmp_path):
+    metrics = evaluation(tmp_path, some_slides(20, 3))
+    events = EventAccumulator(str(tmp_path / "events"), size_guidance={"tensors": 0, "histograms": 0}).Reload()
+    shown = {tag: events.Scalars(tag)[0].value for tag in events.Tags()["scalars"]}
+    expected = {f"evaluation/{head}_{name}": score["value"] for head in HEADS for name, score in metrics[head].items()}
+    assert shown == pytest.approx(expected, rel=1e-6)
+    # A precision-recall curve and a histogram of the probabilities for each output and class.
+    tags = {f"{head}/{name}" for head in HEADS for name in CLASSES}
+    assert tags <= set(events.Tags()["tensors"])
+    rows = read_csv(tmp_path)
+    for head in HEADS:
+        for k, name in enumerate(CLASSES):
+            histogram = events.Histograms(f"probability/{head}/{name}")[0].histogram_value
+            p = probabilities_of(rows, head)[:, k]
+            assert (histogram.num, histogram.sum) == (20, pytest.approx(p.sum(), rel=1e-5))
+            assert (histogram.min, histogram.max) == pytest.approx((p.min(), p.max()), rel=1e-5)

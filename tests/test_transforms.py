@@ -1,0 +1,85 @@
+import itk
+import numpy as np
+import pytest
+import torch
+from monai.data import DataLoader, Dataset, MetaTensor
+from monai.transforms import Compose, MapTransform
+
+from scripts.errors import SlideError
+from scripts.inferers import LogWeightInferer
+from scripts.networks import MuSTMIL
+from scripts.transforms import EncodeSlided
+from tests.cohorts import builder, draw_cohort, tiny_encoder
+
+
+@pytest.fixture(scope="module")
+def entry(tmp_path_factory):
+    (entry,) = draw_cohort(tmp_path_factory.mktemp("transforms"), 1)
+    return entry
+
+
+def transform(**settings):
+    return EncodeSlided("image", builder(**settings), tiny_encoder())
+
+
+def test_a_path_becomes_the_bags_features_and_log_weight(entry):
+    encoded = transform()(entry)["image"]
+    bag = builder()(entry)
+    assert isinstance(encoded, MetaTensor)
+    assert encoded.shape == (bag.grid.num_rows, 2, 12 + 1)
+    assert encoded.dtype == torch.float32
+    assert np.array_equal(encoded[..., :-1].numpy(), tiny_encoder().encode_rows(bag))
+    assert np.array_equal(encoded[..., -1].numpy(), bag.grid.log_weight())
+    assert encoded.meta["filename_or_obj"] == entry["image"]
+    assert encoded.meta["mpp"] == pytest.approx(0.5)
+
+
+def test_what_else_the_entry_holds_stays(entry):
+    before = dict(entry)
+    encoded = transform()({**entry, "note": "kept"})
+    assert {key: value for key, value in encoded.items() if key != "image"} == {
+        "slide": "s0", "patient": "p0", "label": entry["label"], "note": "kept",
+    }  # fmt: skip
+    assert entry == before  # the entry itself is not changed
+    assert transform()({"image": entry["image"]})["slide"] == "s0"  # after the file, where it has no name
+
+
+def test_the_entrys_mpp_and_mask_are_used(entry, tmp_path):
+    finer = transform(min_tissue=0.2)({**entry, "mpp": 0.25})
+    assert finer["image"].meta["mpp"] == 0.25
+    bag = builder(min_tissue=0.2)({**entry, "mpp": 0.25})
+    assert np.array_equal(finer["image"][..., :-1].numpy(), tiny_encoder().encode_rows(bag))
+
+    mask = np.zeros((32, 64), dtype=np.uint8)
+    mask[:8, :16] = 1  # 256 x 128 px in the corner: two patches of 10x in one of 5x
+    itk.imwrite(itk.image_from_array(mask), str(tmp_path / "m.png"))
+    masked = transform()({**entry, "mask": str(tmp_path / "m.png")})["image"]
+    assert masked[..., -1].tolist() == pytest.approx(np.array([[-np.log(2), 0], [-np.log(2), 0]]))
+
+
+def test_another_key_can_hold_the_path(entry):
+    encode = EncodeSlided("wsi", builder(), tiny_encoder())
+    expected = transform()(entry)["image"]
+    assert torch.equal(encode({"wsi": entry["image"]})["wsi"].as_tensor(), expected.as_tensor())
+
+
+def test_a_served_slide_scores_as_the_network_does_on_both_tensors(entry):
+    torch.manual_seed(0)
+    network = MuSTMIL(3, num_scales=2, num_features=12, num_nodes=8).eval()
+    pipeline = Compose([transform()])
+    assert isinstance(transform(), MapTransform)
+    (batch,) = DataLoader(Dataset([{"image": entry["image"]}], pipeline), batch_size=1)
+    with torch.no_grad():
+        served = LogWeightInferer()(batch["image"], network)
+    bag = builder()(entry)
+    features = torch.from_numpy(tiny_encoder().encode_rows(bag))[None]
+    log_weight = torch.from_numpy(bag.grid.log_weight())[None]
+    with torch.no_grad():
+        assert torch.allclose(torch.as_tensor(served), network(features, log_weight), atol=1e-6)
+        # The weights matter: without them the same rows score otherwise.
+        assert not torch.allclose(torch.as_tensor(served), network(features), atol=1e-4)
+
+
+def test_a_slide_that_cannot_be_used_is_named(tmp_path):
+    with pytest.raises(SlideError, match=r"missing\.svs: no such file"):
+        transform()({"image": tmp_path / "missing.svs"})
