@@ -81,25 +81,46 @@ class BagBuilder:
         """The slide of an entry: its ``image``, with the entry's ``mpp`` if it has one."""
         return Slide(entry["image"], reader=self.reader, mpp=entry.get("mpp"), read_level=self.read_level)
 
-    def __call__(self, entry: Mapping[str, Any]) -> Bag:
-        """The bag of an entry with ``image`` and, optionally, ``mpp`` and ``mask``.
+    def look(self, entry: Mapping[str, Any]) -> Bag:
+        """The bag of an entry, which may be empty: for looking at why.
 
         Raises:
-            SlideError: if the slide cannot be read, is too coarse, or no patch has enough tissue.
+            SlideError: if the slide or its mask cannot be read, or the slide is too coarse.
         """
         slide = self.open_slide(entry)
         scales = [slide.scale(m, self.patch_size) for m in self.magnifications]
         mask = entry.get("mask")
         tissue = find_tissue(slide) if mask is None else read_tissue_mask(mask, slide)
-        grid = link_grids(scales, slide.size_level0, tissue.fraction, self.min_tissue)
-        if grid.num_rows == 0:
-            raise SlideError(
-                slide.path,
-                f"no patch of {scales[-1].patch_um:g} um holds enough tissue (min_tissue {list(self.min_tissue)}; "
-                f"{tissue.area_mm2:.3g} mm2 of tissue; {grid.orphans} patches without an ancestor)",
-                "Look at it with `inspecting`, lower `min_tissue`, give a `mask`, or leave the slide out.",
+        return Bag(slide, tissue, link_grids(scales, slide.size_level0, tissue.fraction, self.min_tissue))
+
+    def __call__(self, entry: Mapping[str, Any]) -> Bag:
+        """The bag of an entry with ``image`` and, optionally, ``mpp`` and ``mask``.
+
+        Raises:
+            SlideError: as :meth:`look`, and if there is no tissue, or no patch has enough.
+        """
+        return self.check(self.look(entry))
+
+    def check(self, bag: Bag) -> Bag:
+        """The same bag, if it has rows.
+
+        Raises:
+            SlideError: if there is no tissue, or no patch has enough.
+        """
+        if bag.grid.num_rows > 0:
+            return bag
+        cause = "no tissue was found"
+        if bag.tissue.tissue.any():
+            cause = (
+                f"no patch of {bag.grid.scales[-1].patch_um:g} um holds enough tissue (min_tissue "
+                f"{list(self.min_tissue)}; {bag.tissue.area_mm2:.3g} mm2 of tissue; {bag.grid.orphans} patches "
+                "without an ancestor)"
             )
-        return Bag(slide, tissue, grid)
+        raise SlideError(
+            bag.slide.path,
+            cause,
+            "Look at it with `inspecting`, lower `min_tissue`, give a `mask`, or leave the slide out.",
+        )
 
     def settings(self) -> dict[str, Any]:
         """What decides the content of a bag, as plain values: stored with its features."""

@@ -25,28 +25,25 @@ TISSUE_COLOUR = (0, 140, 60)
 GRID_COLOURS = ((30, 60, 200), (220, 120, 0), (150, 0, 150), (0, 130, 130))
 
 
-def inspect_slide(
-    entry: Mapping[str, Any], bag_builder: BagBuilder, output_dir: str | Path, name: str | None = None
-) -> Path:
+def inspect_slide(entry: Mapping[str, Any], bag_builder: BagBuilder, output_dir: str | Path) -> Path:
     """Print what a slide is to the bundle, and draw it.
 
     Args:
         entry: ``image`` and, optionally, ``mpp`` and ``mask``.
         bag_builder: makes the slide's bag.
         output_dir: where ``<slide>.png``, and the tissue mask ``<slide>_tissue.mha``, are written.
-        name: the slide's name in the outputs; by default that of its file.
 
     Returns:
         The picture's path.
 
     Raises:
         SettingsError: if there is no ``image``.
-        SlideError: if the slide cannot be used.
+        SlideError: if the slide cannot be read; or, after it was drawn, if it has no rows.
     """
     if entry.get("image") is None:
         raise SettingsError("image", "got none", "Name the slide: --image PATH.")
-    bag = bag_builder(entry)
-    name = name or bag.slide.path.stem
+    bag = bag_builder.look(entry)
+    name = bag.slide.path.stem
     print(describe(bag))
     picture, mask = Path(output_dir) / f"{name}.png", Path(output_dir) / f"{name}_tissue.mha"
     with replacing(picture) as part:
@@ -54,6 +51,7 @@ def inspect_slide(
     with replacing(mask) as part:
         bag.tissue.write(part)
     print(f"picture      {picture}\ntissue mask  {mask}")
+    bag_builder.check(bag)
     return picture
 
 
@@ -103,8 +101,9 @@ def draw(bag: Bag) -> Figure:
         left.plot([], [], color=np.divide(_colour(s), 255), label=f"{scale.name}: {len(grid.coords[s])} patches")
     left.plot([], [], color=np.divide(TISSUE_COLOUR, 255), label=f"tissue: {bag.tissue.area_mm2:.3g} mm2")
     left.legend(loc="upper right", fontsize="small")
-    right.imshow(linked_patches(bag, num_rows=4))
     right.set(title="rows of the bag: " + ", ".join(scale.name for scale in grid.scales), xticks=[], yticks=[])
+    if grid.num_rows > 0:
+        right.imshow(linked_patches(bag, num_rows=4))
     return figure
 
 

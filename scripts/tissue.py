@@ -114,8 +114,8 @@ def find_tissue(slide: Slide, mpp: float = TISSUE_MPP) -> TissueMask:
         slide: the slide.
         mpp: resolution of the mask in micrometres per pixel; a slide coarser than this is used as it is.
 
-    Raises:
-        SlideError: if there is no tissue.
+    Returns:
+        The mask; it may be empty.
     """
     mpp = max(mpp, slide.base_mpp)
     overview = slide.read_overview(mpp)
@@ -126,7 +126,7 @@ def find_tissue(slide: Slide, mpp: float = TISSUE_MPP) -> TissueMask:
     threshold = float(np.clip(otsu.GetThreshold(), *STAIN_LIMITS))
     tissue = _clean(itk.array_from_image(smooth) >= threshold, mpp)
     pixel_level0 = mpp / slide.base_mpp
-    return _checked(TissueMask(tissue, (pixel_level0, pixel_level0), slide.base_mpp), slide, "in the slide")
+    return TissueMask(tissue, (pixel_level0, pixel_level0), slide.base_mpp)
 
 
 def read_tissue_mask(path: str | Path, slide: Slide) -> TissueMask:
@@ -137,7 +137,7 @@ def read_tissue_mask(path: str | Path, slide: Slide) -> TissueMask:
         slide: the slide that the mask belongs to.
 
     Raises:
-        SlideError: if the mask cannot be read, is empty, or has other proportions than the slide.
+        SlideError: if the mask cannot be read, or has other proportions than the slide.
     """
     if not Path(path).is_file():
         raise SlideError(slide.path, f"its mask {path} does not exist", "Correct the key `mask` in the datalist.")
@@ -165,8 +165,7 @@ def read_tissue_mask(path: str | Path, slide: Slide) -> TissueMask:
             f"({slide.size_level0[0]} x {slide.size_level0[1]} px)",
             "A mask covers the whole slide: draw it on the whole slide, or correct the key `mask`.",
         )
-    mask = TissueMask(pixels != 0, (pixel_x, pixel_y), slide.base_mpp)
-    return _checked(mask, slide, f"in its mask {path}")
+    return TissueMask(pixels != 0, (pixel_x, pixel_y), slide.base_mpp)
 
 
 def _clean(tissue: NDArray[np.bool_], mpp: float) -> NDArray[np.bool_]:
@@ -177,7 +176,9 @@ def _clean(tissue: NDArray[np.bool_], mpp: float) -> NDArray[np.bool_]:
     closed = itk.binary_morphological_closing_image_filter(padded, kernel=disc, foreground_value=1)
     objects = itk.array_from_image(closed)[radius:-radius, radius:-radius].astype(bool)
     objects = _without_small(objects, SMALLEST_OBJECT_UM2 / mpp**2)
-    return ~_without_small(~objects, LARGEST_HOLE_UM2 / mpp**2)
+    # A strip of glass along the border is no hole: it goes on outside.
+    glass = np.pad(~objects, 1, constant_values=True)
+    return ~_without_small(glass, LARGEST_HOLE_UM2 / mpp**2)[1:-1, 1:-1]
 
 
 def _without_small(objects: NDArray[np.bool_], smallest_px: float) -> NDArray[np.bool_]:
@@ -189,13 +190,3 @@ def _without_small(objects: NDArray[np.bool_], smallest_px: float) -> NDArray[np
     large = np.bincount(components.ravel()) >= smallest_px
     large[0] = False
     return large[components]
-
-
-def _checked(mask: TissueMask, slide: Slide, where: str) -> TissueMask:
-    if not mask.tissue.any():
-        raise SlideError(
-            slide.path,
-            f"no tissue was found {where}",
-            "Look at it with `inspecting`, give a `mask` in the datalist, or leave the slide out.",
-        )
-    return mask

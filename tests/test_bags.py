@@ -71,6 +71,13 @@ def test_a_slide_with_too_little_tissue_is_an_error_that_says_so(tmp_path):
     assert BagBuilder(min_tissue=0.1)({"image": path}).grid.num_rows == 1
 
 
+def test_a_slide_without_tissue_can_be_looked_at_and_not_used(tmp_path):
+    path = write_pyramid(tmp_path / "blank.tif", with_tissue(2000, 2000, []), mpp=0.5)
+    assert BagBuilder().look({"image": path}).grid.num_rows == 0
+    with pytest.raises(SlideError, match=r"blank\.tif: no tissue was found\. Look at it with `inspecting`"):
+        BagBuilder()({"image": path})
+
+
 def test_settings_are_checked_before_any_slide(entry):
     with pytest.raises(SettingsError, match="patch_size: got 0"):
         BagBuilder(patch_size=0)

@@ -8,6 +8,7 @@ from scripts.errors import SettingsError, SlideError
 from scripts.handlers import linked_patches
 from scripts.inspection import GRID_COLOURS, TISSUE_COLOUR, describe, draw, inspect_slide
 from tests.cohorts import builder, draw_slide
+from tests.pyramids import with_tissue, write_pyramid
 
 
 @pytest.fixture(scope="module")
@@ -124,9 +125,12 @@ def test_inspecting_writes_a_picture_and_the_mask_and_says_where(slide, bag, tmp
     assert f"tissue mask  {tmp_path / 'out' / 's_tissue.mha'}" in said
 
 
-def test_the_outputs_may_have_another_name(slide, tmp_path):
-    assert inspect_slide({"image": slide}, builder(), tmp_path, name="case 7") == tmp_path / "case 7.png"
-    assert (tmp_path / "case 7_tissue.mha").is_file()
+def test_a_slide_without_tissue_is_drawn_before_it_is_refused(tmp_path):
+    path = write_pyramid(tmp_path / "blank.tif", with_tissue(600, 600, []), mpp=2.0)
+    with pytest.raises(SlideError, match=r"blank\.tif: no tissue was found"):
+        inspect_slide({"image": path}, builder(), tmp_path / "out")
+    assert (tmp_path / "out" / "blank.png").stat().st_size > 1000
+    assert not itk.array_from_image(itk.imread(str(tmp_path / "out" / "blank_tissue.mha"))).any()
 
 
 def test_a_slide_coarser_than_the_magnifications_is_an_error_and_writes_nothing(slide, tmp_path):
