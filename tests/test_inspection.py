@@ -126,7 +126,7 @@ def test_inspecting_writes_a_picture_and_the_mask_and_says_where(slide, bag, tmp
 
 
 def test_a_slide_without_tissue_is_drawn_before_it_is_refused(tmp_path):
-    path = write_pyramid(tmp_path / "blank.tif", with_tissue(600, 600, []), mpp=2.0)
+    path = write_pyramid(tmp_path / "blank.tif", with_tissue(600, 600, []), mpp=1.0)
     with pytest.raises(SlideError, match=r"blank\.tif: no tissue was found"):
         inspect_slide({"image": path}, builder(), tmp_path / "out")
     assert (tmp_path / "out" / "blank.png").stat().st_size > 1000
