@@ -12,6 +12,7 @@ import torch
 from monai.data import Dataset, PatchWSIDataset
 from monai.utils import CommonKeys, WSIPatchKeys
 from numpy.typing import NDArray
+from tqdm import tqdm
 
 from scripts.bags import BagBuilder
 from scripts.errors import SettingsError
@@ -103,7 +104,7 @@ class PatchBagDataset(Dataset):
     ) -> None:
         super().__init__(data, transform)
         # Tissue and grid are found once.
-        self._bags = [bag_builder(entry) for entry in data]
+        self._bags = [bag_builder(entry) for entry in tqdm(data, desc="finding tissue", unit="slide", leave=False)]
         self.num_workers = num_workers
 
     def _transform(self, index: int) -> Any:

@@ -11,7 +11,7 @@ import argparse
 import json
 import logging
 import multiprocessing
-import os
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +22,10 @@ import tifffile
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from scripts.demo_tissue import BASE_MPP, CLASSES, MASK_STEP_PX, background, draw_stain, draw_tissue
+from scripts.demo_shapes import BASE_MPP
+from scripts.demo_tissue import CLASSES, MASK_STEP_PX, background, draw_stain, draw_tissue
 from scripts.errors import SettingsError
+from scripts.files import replacing
 
 __all__ = ["CLASSES", "PARTITIONS", "SlidePlan", "draw_cohort", "ensure_cohort", "plan_cohort"]
 
@@ -33,13 +35,18 @@ LEVELS = 3
 TILE_PX = 256
 JPEG_QUALITY = 85
 
-# How often each class is among a slide's classes, and how many classes a slide has (1, 2 or 3).
-CLASS_WEIGHTS = (0.5, 0.3, 0.45, 0.3, 0.45)
+# The part of the slides that shows each class, and how often a slide has 1, 2 or 3 classes.
+CLASS_SHARES = (0.46, 0.28, 0.4, 0.31, 0.4)
 CLASS_COUNT_WEIGHTS = (0.35, 0.45, 0.2)
-PARTITION_SHARES = (0.6, 0.15, 0.25)
+PARTITION_SHARES = (0.61, 0.14, 0.25)
 # One patient in ten has a second slide.
 SECOND_SLIDE_SHARE = 0.1
 PLAN_DRAWS = 400
+# Mask value of the last class that does not need a distance to be seen.
+LAST_DETAILED = CLASSES.index("lgd") + 1
+
+# (top, left, bottom, right) in pixels of the masks.
+Box = tuple[int, int, int, int]
 
 logger = logging.getLogger(__name__)
 
@@ -84,10 +91,11 @@ def plan_cohort(num_slides: int = 40, seed: int = 0) -> list[SlidePlan]:
         One plan a slide, in the order of their names.
 
     Raises:
-        SettingsError: if ``num_slides`` is below 1.
+        SettingsError: if ``num_slides`` is below 1, or ``seed`` below 0.
     """
-    if num_slides < 1:
-        raise SettingsError("num_slides", f"got {num_slides}", "Give 1 or more.")
+    for key, value, least in (("num_slides", num_slides, 1), ("seed", seed, 0)):
+        if value < least:
+            raise SettingsError(key, f"got {value}", f"Give {least} or more.")
     rng = np.random.default_rng(np.random.SeedSequence([seed, num_slides]))
     patients = _draw_patients(num_slides, rng)
     partitions = _draw_partitions(patients, rng)
@@ -115,7 +123,8 @@ def draw_cohort(dataset_dir: str | Path, num_slides: int = 40, seed: int = 0, nu
         Path of the datalist.
 
     Raises:
-        SettingsError: if ``num_slides`` or ``num_workers`` is below 1.
+        SettingsError: if ``num_slides`` or ``num_workers`` is below 1, ``seed`` below 0, or the folder cannot be
+            written to.
     """
     if num_workers < 1:
         raise SettingsError("num_workers", f"got {num_workers}", "Give 1 or more.")
@@ -123,8 +132,6 @@ def draw_cohort(dataset_dir: str | Path, num_slides: int = 40, seed: int = 0, nu
     root = Path(dataset_dir)
     datalist = root / "datalist.json"
     datalist.unlink(missing_ok=True)
-    for folder in ("slides", "masks"):
-        (root / folder).mkdir(parents=True, exist_ok=True)
     jobs = [(root, plan, seed, index) for index, plan in enumerate(plans)]
     # A fresh process each, because a forked one may inherit locked threads of OpenCV or torch.
     context = multiprocessing.get_context("spawn")
@@ -132,7 +139,8 @@ def draw_cohort(dataset_dir: str | Path, num_slides: int = 40, seed: int = 0, nu
         for _ in tqdm(pool.map(_draw_slide, jobs), total=num_slides, desc="drawing slides", unit="slide"):
             pass
     entries = {name: [plan.entry for plan in plans if plan.partition == name] for name in PARTITIONS}
-    _write(datalist, json.dumps(entries, indent=2).encode() + b"\n")
+    with replacing(datalist) as part:
+        part.write_text(json.dumps(entries, indent=2) + "\n", encoding="utf-8")
     return datalist
 
 
@@ -172,9 +180,9 @@ def _draw_partitions(patients: NDArray[np.int64], rng: np.random.Generator) -> N
     room = np.array(PARTITION_SHARES) * num_slides
     partitions = np.zeros(num_slides, np.int64)
     order = rng.permutation(np.unique(patients))
-    # Testing and validation first, so that the smallest cohorts have both.
     for patient in order:
         mine = patients == patient
+        # The emptiest one for its size, so that three patients are enough for all three.
         partition = int(np.argmax(room / PARTITION_SHARES))
         partitions[mine] = partition
         room[partition] -= mine.sum()
@@ -183,11 +191,11 @@ def _draw_partitions(patients: NDArray[np.int64], rng: np.random.Generator) -> N
 
 def _draw_labels(num_slides: int, rng: np.random.Generator) -> NDArray[np.int64]:
     """``[num_slides, 5]`` of 0 and 1, one to three classes a slide."""
-    weights = np.array(CLASS_WEIGHTS) / sum(CLASS_WEIGHTS)
-    labels = np.zeros((num_slides, len(CLASSES)), np.int64)
-    for row, count in zip(labels, rng.choice(3, num_slides, p=CLASS_COUNT_WEIGHTS) + 1, strict=True):
-        row[rng.choice(len(CLASSES), count, replace=False, p=weights)] = 1
-    return labels
+    counts = rng.choice(3, (num_slides, 1), p=CLASS_COUNT_WEIGHTS) + 1
+    # The largest of such keys are a draw without replacement, each class in proportion to its share.
+    keys = np.log(CLASS_SHARES) + rng.gumbel(size=(num_slides, len(CLASSES)))
+    ranks = np.argsort(np.argsort(-keys, axis=1), axis=1)
+    return (ranks < counts).astype(np.int64)
 
 
 def _gaps(labels: NDArray[np.int64], partitions: NDArray[np.int64]) -> tuple[int, float]:
@@ -198,60 +206,61 @@ def _gaps(labels: NDArray[np.int64], partitions: NDArray[np.int64]) -> tuple[int
         for present in (mine.sum(axis=0), (1 - mine).sum(axis=0)):
             missing += int((present == 0).sum())
         if len(mine):
-            uneven += float(np.abs(mine.mean(axis=0) - labels.mean(axis=0)).sum())
+            uneven += float(np.abs(mine.mean(axis=0) - CLASS_SHARES).sum())
     return missing, uneven
 
 
 def _draw_slide(job: tuple[Path, SlidePlan, int, int]) -> None:
     root, plan, seed, index = job
     rng = np.random.default_rng(np.random.SeedSequence([seed, index]))
-    tissue, labels = _lay_out(plan.label, rng)
+    tissue, labels, boxes = _lay_out(plan.label, rng)
     stain = draw_stain(rng)
     rows, columns = labels.shape
     image = background(columns * MASK_STEP_PX, rows * MASK_STEP_PX, stain, rng)
-    for top, left, bottom, right in _cells(rows, columns):
-        cell = np.s_[top:bottom, left:right]
-        if tissue[cell].max() > 0.5:
-            glass = image[top * MASK_STEP_PX : bottom * MASK_STEP_PX, left * MASK_STEP_PX : right * MASK_STEP_PX]
-            draw_tissue(glass, tissue[cell], labels[cell], stain, rng)
-    done, encoded = cv2.imencode(".png", labels)
-    assert done
-    _write(root / "masks" / f"{plan.name}.png", encoded.tobytes())
+    for top, left, bottom, right in boxes:
+        glass = image[top * MASK_STEP_PX : bottom * MASK_STEP_PX, left * MASK_STEP_PX : right * MASK_STEP_PX]
+        draw_tissue(glass, tissue[top:bottom, left:right], labels[top:bottom, left:right], stain, rng)
+    with replacing(root / "masks" / f"{plan.name}.png") as part:
+        cv2.imwrite(str(part), labels)
     _write_pyramid(root / "slides" / f"{plan.name}.tiff", image)
 
 
-def _cells(rows: int, columns: int) -> list[tuple[int, int, int, int]]:
-    """(top, left, bottom, right) of the four quarters of a slide, one for each piece of tissue."""
-    middle, centre = rows // 2, columns // 2
-    return [
-        (0, 0, middle, centre),
-        (0, centre, middle, columns),
-        (middle, 0, rows, centre),
-        (middle, centre, rows, columns),
-    ]
-
-
-def _lay_out(label: tuple[int, ...], rng: np.random.Generator) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+def _lay_out(
+    label: tuple[int, ...], rng: np.random.Generator
+) -> tuple[NDArray[np.float32], NDArray[np.uint8], list[Box]]:
     """Pieces of tissue and the regions of the classes in them.
 
     Returns:
-        Tissue (above 0.5) and labels (0, or class index + 1), both ``[rows, columns]`` at 8 um/px.
+        Tissue (above 0.5) and labels (0, or class index + 1), both ``[rows, columns]`` at 8 um/px, and the box of
+        each piece.
     """
-    rows, columns = (rng.uniform(2.9, 3.4, 2) * 1000 / (MASK_STEP_PX * BASE_MPP)).astype(int)
+    rows, columns = (int(side_um / (MASK_STEP_PX * BASE_MPP)) for side_um in rng.uniform(2600, 3100, 2))
     present = rng.permutation(np.flatnonzero(label)) + 1
-    pieces = max(len(present), int(rng.integers(3, 5)))
-    # A piece without a class of its own shows one of the slide's classes again, or is a small one of plain stroma.
-    again = np.where(rng.random(pieces - len(present)) < 0.75, rng.choice(present, pieces - len(present)), 0)
+    # What shows over a distance gets the long piece first.
+    present = present[np.argsort(present <= LAST_DETAILED, kind="stable")]
+    boxes = _boxes(rows, columns, len(present), rng)
     tissue = np.zeros((rows, columns), np.float32)
     labels = np.zeros((rows, columns), np.uint8)
-    places = rng.permutation(_cells(rows, columns))[:pieces]
-    for (top, left, bottom, right), value in zip(places, np.concatenate([present, again]), strict=True):
-        piece = _blob(bottom - top, right - left, 0.46 if value else 0.30, rng)
+    values = [*present.tolist(), 0]
+    for (top, left, bottom, right), value in zip(boxes, values, strict=False):
+        piece = _blob(bottom - top, right - left, 0.46 if value else 0.35, rng)
         tissue[top:bottom, left:right] = piece
         # A border of about 30 um of plain stroma around each region.
         depth = cv2.distanceTransform((piece > 0.5).astype(np.uint8), cv2.DIST_L2, 5)
         labels[top:bottom, left:right][depth > 4] = value
-    return tissue, labels
+    return tissue, labels, boxes
+
+
+def _boxes(rows: int, columns: int, classes: int, rng: np.random.Generator) -> list[Box]:
+    """A box for each class, the first one a long strip; with one class, a box more for plain stroma."""
+    cut_row, cut_column = (int(side * rng.uniform(0.47, 0.53)) for side in (rows, columns))
+    if rng.integers(2):
+        first, second = (0, 0, cut_row, columns), (cut_row, 0, rows, columns)
+        parts = [(cut_row, 0, rows, cut_column), (cut_row, cut_column, rows, columns)]
+    else:
+        first, second = (0, 0, rows, cut_column), (0, cut_column, rows, columns)
+        parts = [(0, cut_column, cut_row, columns), (cut_row, cut_column, rows, columns)]
+    return {1: [first, parts[0]], 2: [first, second], 3: [first, *parts]}[classes]
 
 
 def _blob(rows: int, columns: int, reach: float, rng: np.random.Generator) -> NDArray[np.float32]:
@@ -270,8 +279,7 @@ def _blob(rows: int, columns: int, reach: float, rng: np.random.Generator) -> ND
 
 def _write_pyramid(path: Path, image: NDArray[np.uint8]) -> None:
     """Write RGB ``[height, width, 3]`` at 0.5 um/px as a pyramid of tiled JPEG levels, coarse ones as reduced pages."""
-    partial = path.with_suffix(".partial")
-    with tifffile.TiffWriter(partial) as tiff:
+    with replacing(path) as part, tifffile.TiffWriter(part) as tiff:
         mpp = BASE_MPP
         for level in range(LEVELS):
             tiff.write(
@@ -289,18 +297,12 @@ def _write_pyramid(path: Path, image: NDArray[np.uint8]) -> None:
                 maxworkers=1,
             )
             height_px, width_px = image.shape[:2]
-            image = cv2.resize(image, (width_px // LEVEL_STEP, height_px // LEVEL_STEP), interpolation=cv2.INTER_AREA)
+            size_px = (width_px // LEVEL_STEP, height_px // LEVEL_STEP)
+            image = np.asarray(cv2.resize(image, size_px, interpolation=cv2.INTER_AREA), np.uint8)
             mpp *= LEVEL_STEP
-    os.replace(partial, path)
 
 
-def _write(path: Path, content: bytes) -> None:
-    partial = path.with_suffix(".partial")
-    partial.write_bytes(content)
-    os.replace(partial, path)
-
-
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Command line of the demonstration slides."""
     parser = argparse.ArgumentParser(description="Slides that are drawn, for trying the software.")
     commands = parser.add_subparsers(dest="command", required=True)
@@ -309,7 +311,7 @@ def main() -> None:
     draw.add_argument("--num_slides", type=int, default=40)
     draw.add_argument("--seed", type=int, default=0)
     draw.add_argument("--num_workers", type=int, default=2, help="processes that draw")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     print(draw_cohort(arguments.dataset_dir, arguments.num_slides, arguments.seed, arguments.num_workers))
 
 

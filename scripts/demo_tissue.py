@@ -7,8 +7,8 @@ How the classes can be told apart:
 - hgd and lgd: the same crowded glands. The nuclei of hgd are coarsely mottled, with a period of 2 to 3 um and a mean
   of zero over every pixel of 2 um: 10x shows it, 5x cannot.
 - hyperplastic and normal: the same small crypts, and as many large ones among them, so far apart that a 10x patch
-  has room for one. In hyperplastic they stand in double rows, in normal they are spread evenly: 5x shows it, 10x
-  cannot.
+  never shows two of them whole. In hyperplastic they stand in double rows, in normal they are spread evenly: 5x
+  shows it, 10x cannot.
 """
 
 from __future__ import annotations
@@ -19,10 +19,22 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from scripts.demo_shapes import (
+    BASE_MPP,
+    SHIFT,
+    Points,
+    Polygon,
+    ellipses,
+    in_px,
+    noise,
+    outlines,
+    tiled,
+    without_coarse_part,
+)
+
 __all__ = ["BASE_MPP", "CLASSES", "MASK_STEP_PX", "Stain", "background", "draw_stain", "draw_tissue"]
 
 CLASSES = ("cancer", "hgd", "lgd", "hyperplastic", "normal")
-BASE_MPP = 0.5
 # Base pixels per pixel of the masks: 8 um.
 MASK_STEP_PX = 16
 
@@ -33,18 +45,16 @@ EOSIN = np.array([0.09, 0.72, 0.36])
 FULL_DENSITY = 2.2
 
 # The lattice of the large crypts, half of whose places are taken, and how far it may turn. A 10x patch of 224 um is
-# smaller than the pitch: it shows one, or slivers of neighbours. A 5x patch of 448 um shows up to four places.
+# smaller than the pitch: it never shows two of them whole. A 5x patch of 448 um shows up to four places.
 LARGE_PITCH_UM = 240.0
-LARGE_RADIUS_UM = 42.0
+LARGE_RADIUS_UM = 50.0
 LARGE_TURN_DEG = 3.0
 # Spread of the mottling, as a part of the light that passes.
 MOTTLE = 0.36
 
 _TEXTURE_PX = 1024
-_SHIFT = 3
 
 Plane = NDArray[np.uint8]
-Points = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -126,28 +136,26 @@ class _Painter:
         """Wavy pink fibres with few, thin nuclei, everywhere in the tissue."""
         rng = self.rng
         height_px, width_px = self.inside.shape
-        fibres = _noise(rng, _TEXTURE_PX, (6, 40), stretch=3.0)
-        clouds = _noise(rng, _TEXTURE_PX, (60, 400))
-        grain = _noise(rng, _TEXTURE_PX, (2, 6))
+        fibres = noise(rng, _TEXTURE_PX, (6, 40), stretch=3.0)
+        clouds = noise(rng, _TEXTURE_PX, (60, 400))
+        grain = noise(rng, _TEXTURE_PX, (2, 6))
         pink = np.clip(62 + 15 * fibres + 9 * clouds + 5 * grain, 8, 160).astype(np.uint8)
         blue = np.clip(10 + 3 * clouds + 4 * grain, 0, 60).astype(np.uint8)
-        self.e[:] = _tiled(pink, height_px, width_px)
-        self.h[:] = _tiled(blue, height_px, width_px)
+        self.e[:] = tiled(pink, height_px, width_px)
+        self.h[:] = tiled(blue, height_px, width_px)
         area_mm2 = height_px * width_px * (BASE_MPP / 1000) ** 2
         self._nuclei(self._scatter(int(area_mm2 * 900)), (3.6, 1.3), (120, 190))
 
     def nests(self, value: int) -> None:
         """Ragged solid sheets of large, uneven cells."""
         centres = self._lattice(value, pitch_um=118, jitter=0.22, margin_um=35)
-        radii_px = _px(self.rng.uniform(34, 56, len(centres)))
-        outlines = _outlines(self.rng, centres, radii_px, raggedness=0.16, stretch=(1.0, 1.7))
-        for outline in outlines:
-            cv2.fillPoly(self.h, [outline], 62, cv2.LINE_AA, _SHIFT)
-            cv2.fillPoly(self.e, [outline], 58, cv2.LINE_AA, _SHIFT)
-        cells = self._scatter_in(outlines, pitch_um=9.5)
+        radii_px = in_px(self.rng.uniform(34, 56, len(centres)))
+        sheets = outlines(self.rng, centres, radii_px, raggedness=0.16, stretch=(1.0, 1.7))
+        self._fill(sheets, h=62, e=58)
+        cells = self._scatter_in(sheets, pitch_um=9.5)
         self._nuclei(cells, (4.2, 3.0), (105, 200))
-        holes = _outlines(self.rng, centres[::3], radii_px[::3] * 0.25, raggedness=0.25, stretch=(1.0, 1.8))
-        self._lumina(holes, h=6, e=14)
+        holes = outlines(self.rng, centres[::3], radii_px[::3] * 0.25, raggedness=0.25, stretch=(1.0, 1.8))
+        self._fill(holes, h=6, e=14)
 
     def crowded_glands(self, value: int, mottled: bool) -> None:
         """Long dark glands back to back. Mottled or not, they look the same at 2 um/px."""
@@ -155,25 +163,21 @@ class _Painter:
         centres = self._lattice(value, pitch_um=84, jitter=0.12, margin_um=30)
         angles = rng.uniform(0, np.pi) + rng.normal(0, 0.35, len(centres))
         stretch = rng.uniform(1.15, 1.6, len(centres))
-        radii_px = _px(rng.uniform(31, 36, len(centres)))
-        outer = _outlines(rng, centres, radii_px, 0.05, stretch=stretch, angles=angles)
-        inner = _outlines(rng, centres, radii_px * 0.42, 0.10, stretch=stretch * 1.25, angles=angles)
+        radii_px = in_px(rng.uniform(31, 36, len(centres)))
+        outer = outlines(rng, centres, radii_px, 0.05, stretch=stretch, angles=angles)
+        inner = outlines(rng, centres, radii_px * 0.42, 0.10, stretch=stretch * 1.25, angles=angles)
         rim = np.zeros_like(self.h)
-        for outline in outer:
-            cv2.fillPoly(self.h, [outline], 118, cv2.LINE_AA, _SHIFT)
-            cv2.fillPoly(self.e, [outline], 52, cv2.LINE_AA, _SHIFT)
-            cv2.fillPoly(rim, [outline], 255, cv2.LINE_AA, _SHIFT)
-        for outline in inner:
-            cv2.fillPoly(self.h, [outline], 40, cv2.LINE_AA, _SHIFT)
-            cv2.fillPoly(self.e, [outline], 60, cv2.LINE_AA, _SHIFT)
-            cv2.fillPoly(rim, [outline], 0, cv2.LINE_AA, _SHIFT)
-        self._lumina(_outlines(rng, centres, radii_px * 0.22, 0.15, stretch=stretch * 1.4, angles=angles), h=3, e=8)
+        for shapes, h, e, in_rim in ((outer, 118, 52, 255), (inner, 40, 60, 0)):
+            self._fill(shapes, h, e)
+            for shape in shapes:
+                cv2.fillPoly(rim, [shape], in_rim, cv2.LINE_AA, SHIFT)
+        self._fill(outlines(rng, centres, radii_px * 0.22, 0.15, stretch=stretch * 1.4, angles=angles), h=3, e=8)
         # Both textures have the same spread, so that JPEG and rounding treat them alike.
         period_px = (4.0, 6.0) if mottled else (1.0, 2.6)
-        texture = _without_coarse_part(_noise(rng, _TEXTURE_PX, period_px).clip(-2, 2))
+        texture = without_coarse_part(noise(rng, _TEXTURE_PX, period_px).clip(-2, 2))
         height_px, width_px = self.h.shape
-        rim = cv2.GaussianBlur(rim, (3, 3), 0)
-        self.gain += _tiled(texture / texture.std(), height_px, width_px) * (rim * np.float32(MOTTLE / 255))
+        soft_rim = cv2.GaussianBlur(rim, (3, 3), 0)
+        self.gain += tiled(texture / texture.std(), height_px, width_px) * (soft_rim * np.float32(MOTTLE / 255))
 
     def crypts(self, value: int, paired: bool) -> None:
         """Small crypts everywhere, and large ones in double rows or spread evenly."""
@@ -181,16 +185,14 @@ class _Painter:
         small = self._lattice(value, pitch_um=66, jitter=0.10, margin_um=26)
         if len(large):
             gaps = np.linalg.norm(small[:, None] - large[None], axis=2).min(axis=1)
-            small = small[gaps > _px(LARGE_RADIUS_UM + 28)]
+            small = small[gaps > in_px(LARGE_RADIUS_UM + 28)]
         self._small_crypts(small)
         self._large_crypts(large)
 
     def develop(self, glass: NDArray[np.uint8], stain: Stain) -> None:
         """Turn the planes into colour, over the glass where there is tissue."""
-        blue = cv2.GaussianBlur(self.h, (3, 3), 0)
-        pink = cv2.GaussianBlur(self.e, (3, 3), 0)
-        blue = (blue * self.inside).astype(np.uint8)
-        pink = (pink * self.inside).astype(np.uint8)
+        blue = (cv2.GaussianBlur(self.h, (3, 3), 0) * self.inside).astype(np.uint8)
+        pink = (cv2.GaussianBlur(self.e, (3, 3), 0) * self.inside).astype(np.uint8)
         steps = np.arange(256) / 255 * FULL_DENSITY
         table_h = np.exp(-stain.haematoxylin * np.outer(steps, HAEMATOXYLIN)) * 255
         table_e = np.exp(-stain.eosin * np.outer(steps, EOSIN)) * 255
@@ -205,29 +207,24 @@ class _Painter:
 
     def _small_crypts(self, centres: Points) -> None:
         rng = self.rng
-        radii_px = _px(rng.uniform(20, 24, len(centres)))
-        outer = _outlines(rng, centres, radii_px, 0.05, stretch=(1.0, 1.2))
-        for outline in outer:
-            cv2.fillPoly(self.h, [outline], 34, cv2.LINE_AA, _SHIFT)
-            cv2.fillPoly(self.e, [outline], 44, cv2.LINE_AA, _SHIFT)
+        radii_px = in_px(rng.uniform(20, 24, len(centres)))
+        self._fill(outlines(rng, centres, radii_px, 0.05, stretch=(1.0, 1.2)), h=34, e=44)
         self._ring_of_nuclei(centres, radii_px * 0.86, spacing_um=6.0)
         self._goblets(centres, radii_px * 0.56, count=7, radius_um=3.6)
-        self._lumina(_outlines(rng, centres, radii_px * 0.17, 0.15, stretch=(1.0, 1.6)), h=3, e=10)
+        self._fill(outlines(rng, centres, radii_px * 0.17, 0.15, stretch=(1.0, 1.6)), h=3, e=10)
 
     def _large_crypts(self, centres: Points) -> None:
         rng = self.rng
-        radii_px = _px(rng.uniform(LARGE_RADIUS_UM - 1.5, LARGE_RADIUS_UM, len(centres)))
-        for outline in _outlines(rng, centres, radii_px, 0.02, stretch=(1.0, 1.05)):
-            cv2.fillPoly(self.h, [outline], 104, cv2.LINE_AA, _SHIFT)
-            cv2.fillPoly(self.e, [outline], 60, cv2.LINE_AA, _SHIFT)
+        radii_px = in_px(rng.uniform(LARGE_RADIUS_UM - 1.5, LARGE_RADIUS_UM, len(centres)))
+        self._fill(outlines(rng, centres, radii_px, 0.02, stretch=(1.0, 1.05)), h=104, e=60)
         for part in (0.92, 0.76):
             self._ring_of_nuclei(centres, radii_px * part, spacing_um=5.2)
-        self._lumina(_outlines(rng, centres, radii_px * 0.56, 0.04, stretch=(1.0, 1.1)), h=3, e=4)
+        self._fill(outlines(rng, centres, radii_px * 0.56, 0.04, stretch=(1.0, 1.1)), h=3, e=4)
 
     def _large_lattice(self, value: int, paired: bool) -> Points:
         """(x, y) of the large crypts in pixels: two rows of every four of a lattice, or every other place."""
         rng = self.rng
-        pitch_px = _px(LARGE_PITCH_UM)
+        pitch_px = in_px(LARGE_PITCH_UM)
         rows, columns = np.nonzero(self.labels == value)
         middle = np.array([columns.mean(), rows.mean()]) * MASK_STEP_PX
         reach = int(np.hypot(*self.inside.shape) / pitch_px)
@@ -239,15 +236,15 @@ class _Painter:
         x, y = (np.stack([i, j])[:, taken] + rng.uniform(-0.5, 0.5, (2, 1))) * pitch_px
         turn = np.deg2rad(rng.uniform(-LARGE_TURN_DEG, LARGE_TURN_DEG))
         centres = middle + np.stack([x * np.cos(turn) - y * np.sin(turn), x * np.sin(turn) + y * np.cos(turn)], axis=1)
-        centres += rng.uniform(-1, 1, centres.shape) * _px(3)
+        centres += rng.uniform(-1, 1, centres.shape) * in_px(3)
         return centres[self._is_in(value, centres, margin_um=LARGE_RADIUS_UM + 4)]
 
     def _lattice(self, value: int, pitch_um: float, jitter: float, margin_um: float) -> Points:
         """Jittered hexagonal lattice of (x, y) in pixels within the region of a class."""
         rng = self.rng
-        pitch_px = _px(pitch_um)
+        pitch_px = float(in_px(pitch_um))
         height_px, width_px = self.inside.shape
-        y, x = np.mgrid[0 : height_px : pitch_px * 0.866, 0:width_px:pitch_px]
+        x, y = np.meshgrid(np.arange(0, width_px, pitch_px), np.arange(0, height_px, pitch_px * 0.866))
         x[1::2] += pitch_px / 2
         centres = np.stack([x.ravel(), y.ravel()], axis=1) + rng.uniform(0, pitch_px, 2)
         centres += rng.normal(0, jitter * pitch_px, centres.shape)
@@ -266,23 +263,21 @@ class _Painter:
         height_px, width_px = self.inside.shape
         return self.rng.uniform((0, 0), (width_px, height_px), (count, 2))
 
-    def _scatter_in(self, outlines: list[NDArray[np.int32]], pitch_um: float) -> Points:
-        """Jittered lattice of (x, y) within outlines."""
+    def _scatter_in(self, shapes: list[Polygon], pitch_um: float) -> Points:
+        """Jittered lattice of (x, y) in pixels within shapes."""
         mask = np.zeros(self.labels.shape, np.uint8)
-        coarse = [np.rint(outline / (MASK_STEP_PX << _SHIFT)).astype(np.int32) for outline in outlines]
-        for outline in coarse:
-            cv2.fillPoly(mask, [outline], 1)
-        pitch_px = _px(pitch_um)
+        for shape in shapes:
+            cv2.fillPoly(mask, [np.rint(shape / (MASK_STEP_PX << SHIFT)).astype(np.int32)], 1)
+        pitch_px = float(in_px(pitch_um))
         height_px, width_px = self.inside.shape
-        y, x = np.mgrid[0:height_px:pitch_px, 0:width_px:pitch_px]
+        x, y = np.meshgrid(np.arange(0, width_px, pitch_px), np.arange(0, height_px, pitch_px))
         points = np.stack([x.ravel(), y.ravel()], axis=1)
         points += self.rng.normal(0, 0.22 * pitch_px, points.shape)
-        columns, rows = np.floor(points / MASK_STEP_PX).astype(int).T
-        rows, columns = rows.clip(0, mask.shape[0] - 1), columns.clip(0, mask.shape[1] - 1)
-        return points[mask[rows, columns] > 0]
+        nearest = np.floor(points / MASK_STEP_PX).astype(int).clip(0, np.array(mask.shape)[::-1] - 1)
+        return points[mask[nearest[:, 1], nearest[:, 0]] > 0]
 
     def _ring_of_nuclei(self, centres: Points, radii_px: NDArray[np.float64], spacing_um: float) -> None:
-        counts = np.maximum(6, (2 * np.pi * radii_px / _px(spacing_um)).astype(int))
+        counts = np.maximum(6, (2 * np.pi * radii_px / in_px(spacing_um)).astype(int))
         owner = np.repeat(np.arange(len(centres)), counts)
         turn = np.concatenate([np.linspace(0, 2 * np.pi, n, endpoint=False) for n in counts] or [np.empty(0)])
         turn += self.rng.normal(0, 0.03, len(turn))
@@ -295,15 +290,14 @@ class _Painter:
         turn += self.rng.normal(0, 0.12, turn.shape)
         points = centres[:, None] + np.stack([np.cos(turn), np.sin(turn)], axis=2) * radii_px[:, None, None]
         size = np.full((len(points) * count, 2), radius_um) * self.rng.uniform(0.8, 1.2, (len(points) * count, 1))
-        shapes = _ellipses(points.reshape(-1, 2), _px(size), turn.ravel())
-        for shape in shapes:
-            cv2.fillConvexPoly(self.h, shape, 12, cv2.LINE_AA, _SHIFT)
-            cv2.fillConvexPoly(self.e, shape, 8, cv2.LINE_AA, _SHIFT)
+        shapes = ellipses(points.reshape(-1, 2), in_px(size), turn.ravel())
+        self._fill(list(shapes), h=12, e=8)
 
-    def _lumina(self, outlines: list[NDArray[np.int32]], h: int, e: int) -> None:
-        for outline in outlines:
-            cv2.fillPoly(self.h, [outline], h, cv2.LINE_AA, _SHIFT)
-            cv2.fillPoly(self.e, [outline], e, cv2.LINE_AA, _SHIFT)
+    def _fill(self, shapes: list[Polygon], h: int, e: int) -> None:
+        # One by one: in a single call, shapes that overlap would cut holes into each other.
+        for shape in shapes:
+            cv2.fillPoly(self.h, [shape], h, cv2.LINE_AA, SHIFT)
+            cv2.fillPoly(self.e, [shape], e, cv2.LINE_AA, SHIFT)
 
     def _nuclei(
         self,
@@ -313,66 +307,8 @@ class _Painter:
         angles: NDArray[np.float64] | None = None,
     ) -> None:
         rng = self.rng
-        size = _px(np.array(axes_um) * rng.uniform(0.75, 1.25, (len(points), 2)))
+        size = in_px(np.array(axes_um) * rng.uniform(0.75, 1.25, (len(points), 2)))
         turned = rng.uniform(0, np.pi, len(points)) if angles is None else angles
         values = rng.integers(shades[0], shades[1], len(points)).tolist()
-        for shape, value in zip(_ellipses(points, size, turned), values, strict=True):
-            cv2.fillConvexPoly(self.h, shape, value, cv2.LINE_AA, _SHIFT)
-
-
-def _px(length_um: NDArray[np.float64] | float) -> NDArray[np.float64]:
-    return np.asarray(length_um) / BASE_MPP
-
-
-def _ellipses(points: Points, axes_px: Points, angles: NDArray[np.float64]) -> NDArray[np.int32]:
-    """Polygons ``[n, 10, 2]`` in OpenCV's fixed point."""
-    phi = np.linspace(0, 2 * np.pi, 10, endpoint=False)
-    u, v = axes_px[:, :1] * np.cos(phi), axes_px[:, 1:] * np.sin(phi)
-    cos, sin = np.cos(angles)[:, None], np.sin(angles)[:, None]
-    shapes = np.stack([u * cos - v * sin, u * sin + v * cos], axis=2) + points[:, None]
-    return np.rint(shapes * (1 << _SHIFT)).astype(np.int32)
-
-
-def _outlines(
-    rng: np.random.Generator,
-    centres: Points,
-    radii_px: NDArray[np.float64],
-    raggedness: float,
-    stretch: tuple[float, float] | NDArray[np.float64],
-    angles: NDArray[np.float64] | None = None,
-) -> list[NDArray[np.int32]]:
-    """Closed wavy outlines around centres, in OpenCV's fixed point."""
-    count = len(centres)
-    phi = np.linspace(0, 2 * np.pi, 48, endpoint=False)
-    waves = np.arange(2, 7)
-    phases = rng.uniform(0, 2 * np.pi, (count, len(waves), 1))
-    heights = rng.normal(0, raggedness, (count, len(waves), 1)) / np.sqrt(waves - 1)[:, None]
-    radius = radii_px[:, None] * np.clip(1 + (heights * np.cos(waves[:, None] * phi + phases)).sum(axis=1), 0.4, 1.8)
-    factor = np.sqrt(rng.uniform(*stretch, count) if isinstance(stretch, tuple) else stretch)[:, None]
-    turned = (rng.uniform(0, np.pi, count) if angles is None else angles)[:, None]
-    u, v = radius * np.cos(phi) * factor, radius * np.sin(phi) / factor
-    shapes = np.stack([u * np.cos(turned) - v * np.sin(turned), u * np.sin(turned) + v * np.cos(turned)], axis=2)
-    return list(np.rint((shapes + centres[:, None]) * (1 << _SHIFT)).astype(np.int32))
-
-
-def _noise(
-    rng: np.random.Generator, side_px: int, period_px: tuple[float, float], stretch: float = 1.0
-) -> NDArray[np.float32]:
-    """Tileable noise with unit spread, of a band of periods in pixels; stretched along a wavy direction."""
-    frequency_y = np.fft.fftfreq(side_px)[:, None] * stretch
-    frequency = np.hypot(frequency_y, np.fft.rfftfreq(side_px)[None])
-    band = (frequency >= 1 / period_px[1]) & (frequency <= 1 / period_px[0])
-    noise = np.fft.irfft2(np.fft.rfft2(rng.standard_normal((side_px, side_px))) * band, s=(side_px, side_px))
-    return (noise / noise.std()).astype(np.float32)
-
-
-def _without_coarse_part(texture: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Take from each block of 4 x 4 pixels its mean: nothing is left at 2 um/px."""
-    side_px = len(texture)
-    blocks = texture.reshape(side_px // 4, 4, side_px // 4, 4)
-    return (blocks - blocks.mean(axis=(1, 3), keepdims=True)).reshape(side_px, side_px)
-
-
-def _tiled(texture: NDArray[np.generic], height_px: int, width_px: int) -> NDArray[np.generic]:
-    side_px = len(texture)
-    return np.tile(texture, (-(-height_px // side_px), -(-width_px // side_px)))[:height_px, :width_px]
+        for shape, value in zip(ellipses(points, size, turned), values, strict=True):
+            cv2.fillConvexPoly(self.h, shape, value, cv2.LINE_AA, SHIFT)
