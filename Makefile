@@ -10,6 +10,10 @@ PIP_VERSION := 24.1.2
 RECENT := 'import sys; sys.exit(sys.version_info < (3, 11))'
 PY ?= $(shell for p in python3.11 python3; do $$p -c $(RECENT) 2>/dev/null && { echo $$p; break; }; done)
 
+# Threads that wait give up their core at once. By default they spin, which costs others on the machine, and the
+# threads that read slides beside them, more than it gains (docs/benchmarks.md).
+export OMP_WAIT_POLICY ?= PASSIVE
+
 # The folders to type-check, of those that hold Python.
 TYPED = $(foreach d,scripts bundle,$(if $(shell find $(d) -name '*.py' 2>/dev/null),$(d)))
 
