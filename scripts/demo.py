@@ -36,8 +36,8 @@ TILE_PX = 256
 JPEG_QUALITY = 85
 
 # The part of the slides that shows each class, and how often a slide has 1, 2 or 3 classes.
-CLASS_SHARES = (0.46, 0.28, 0.4, 0.31, 0.4)
-CLASS_COUNT_WEIGHTS = (0.35, 0.45, 0.2)
+CLASS_SHARES = (0.44, 0.28, 0.37, 0.36, 0.46)
+CLASS_COUNT_WEIGHTS = (0.33, 0.45, 0.22)
 PARTITION_SHARES = (0.61, 0.14, 0.25)
 # One patient in ten has a second slide.
 SECOND_SLIDE_SHARE = 0.1

@@ -7,7 +7,7 @@ How the classes can be told apart:
 - hgd and lgd: the same crowded glands. The nuclei of hgd are coarsely mottled, with a period of 2 to 3 um and a mean
   of zero over every pixel of 2 um: 10x shows it, 5x cannot.
 - hyperplastic and normal: the same small crypts, and as many large ones among them, so far apart that a 10x patch
-  never shows two of them whole. In hyperplastic they stand in double rows, in normal they are spread evenly: 5x
+  never shows two of them whole. In hyperplastic they crowd in broad bands, in normal they are spread evenly: 5x
   shows it, 10x cannot.
 """
 
@@ -118,7 +118,7 @@ def draw_tissue(
         elif name in ("hgd", "lgd"):
             painter.crowded_glands(int(value), mottled=name == "hgd")
         else:
-            painter.crypts(int(value), paired=name == "hyperplastic")
+            painter.crypts(int(value), banded=name == "hyperplastic")
     painter.develop(glass, stain)
 
 
@@ -179,9 +179,9 @@ class _Painter:
         soft_rim = cv2.GaussianBlur(rim, (3, 3), 0)
         self.gain += tiled(texture / texture.std(), height_px, width_px) * (soft_rim * np.float32(MOTTLE / 255))
 
-    def crypts(self, value: int, paired: bool) -> None:
-        """Small crypts everywhere, and large ones in double rows or spread evenly."""
-        large = self._large_lattice(value, paired)
+    def crypts(self, value: int, banded: bool) -> None:
+        """Small crypts everywhere, and large ones in broad bands or spread evenly."""
+        large = self._large_lattice(value, banded)
         small = self._lattice(value, pitch_um=66, jitter=0.10, margin_um=26)
         if len(large):
             gaps = np.linalg.norm(small[:, None] - large[None], axis=2).min(axis=1)
@@ -216,13 +216,13 @@ class _Painter:
     def _large_crypts(self, centres: Points) -> None:
         rng = self.rng
         radii_px = in_px(rng.uniform(LARGE_RADIUS_UM - 1.5, LARGE_RADIUS_UM, len(centres)))
-        self._fill(outlines(rng, centres, radii_px, 0.02, stretch=(1.0, 1.05)), h=104, e=60)
-        for part in (0.92, 0.76):
+        self._fill(outlines(rng, centres, radii_px, 0.02, stretch=(1.0, 1.05)), h=120, e=60)
+        for part in (0.94, 0.82):
             self._ring_of_nuclei(centres, radii_px * part, spacing_um=5.2)
-        self._fill(outlines(rng, centres, radii_px * 0.56, 0.04, stretch=(1.0, 1.1)), h=3, e=4)
+        self._fill(outlines(rng, centres, radii_px * 0.72, 0.03, stretch=(1.0, 1.1)), h=3, e=4)
 
-    def _large_lattice(self, value: int, paired: bool) -> Points:
-        """(x, y) of the large crypts in pixels: two rows of every four of a lattice, or every other place."""
+    def _large_lattice(self, value: int, banded: bool) -> Points:
+        """(x, y) of the large crypts in pixels: three rows of every six of a lattice, or every other place."""
         rng = self.rng
         pitch_px = in_px(LARGE_PITCH_UM)
         rows, columns = np.nonzero(self.labels == value)
@@ -230,9 +230,10 @@ class _Painter:
         reach = int(np.hypot(*self.inside.shape) / pitch_px)
         places = np.arange(-reach, reach + 1)
         i, j = (index.ravel() for index in np.meshgrid(places, places))
-        phase = rng.integers(4)
-        along = (i, j)[rng.integers(2)]
-        taken = (along + phase) % 4 < 2 if paired else (i + j + phase) % 2 == 0
+        phase = rng.integers(6)
+        # Bands lie across the region's length, so that none is short of them.
+        along = i if np.ptp(columns) > np.ptp(rows) else j
+        taken = (along + phase) % 6 < 3 if banded else (i + j + phase) % 2 == 0
         x, y = (np.stack([i, j])[:, taken] + rng.uniform(-0.5, 0.5, (2, 1))) * pitch_px
         turn = np.deg2rad(rng.uniform(-LARGE_TURN_DEG, LARGE_TURN_DEG))
         centres = middle + np.stack([x * np.cos(turn) - y * np.sin(turn), x * np.sin(turn) + y * np.cos(turn)], axis=1)
