@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scripts.errors import SettingsError, SlideError
 from scripts.grid import LinkedGrid, link_grids, tissue_thresholds
 from scripts.magnification import check_magnifications
-from scripts.slides import Slide
+from scripts.slides import Slide, check_reader
 from scripts.tissue import TissueMask, find_tissue, read_tissue_mask
 
 __all__ = ["Bag", "BagBuilder"]
@@ -72,6 +72,7 @@ class BagBuilder:
     ) -> None:
         if not isinstance(patch_size, int) or patch_size < 1:
             raise SettingsError("patch_size", f"got {patch_size!r}", "Give a whole number of pixels, such as 224.")
+        check_reader(reader, read_level)
         self.magnifications = check_magnifications(magnifications)
         self.patch_size = patch_size
         self.min_tissue = tissue_thresholds(min_tissue, len(self.magnifications))

@@ -36,12 +36,12 @@ TILE_PX = 256
 JPEG_QUALITY = 85
 
 # The part of the slides that shows each class, and how often a slide has 1, 2 or 3 classes.
-CLASS_SHARES = (0.44, 0.28, 0.37, 0.36, 0.46)
-CLASS_COUNT_WEIGHTS = (0.33, 0.45, 0.22)
-PARTITION_SHARES = (0.61, 0.14, 0.25)
+CLASS_SHARES = (0.44, 0.31, 0.37, 0.36, 0.46)
+CLASS_COUNT_WEIGHTS = (0.32, 0.44, 0.24)
+PARTITION_SHARES = (0.6, 0.16, 0.24)
 # One patient in ten has a second slide.
 SECOND_SLIDE_SHARE = 0.1
-PLAN_DRAWS = 400
+PLAN_DRAWS = 2000
 # Mask value of the last class that does not need a distance to be seen.
 LAST_DETAILED = CLASSES.index("lgd") + 1
 

@@ -74,7 +74,7 @@ class Stain:
 
 def draw_stain(rng: np.random.Generator) -> Stain:
     """A mild variation of the stains, as between days in one laboratory."""
-    haematoxylin, eosin = rng.uniform(0.9, 1.1, 2)
+    haematoxylin, eosin = rng.uniform(0.93, 1.07, 2)
     brightness = rng.uniform(238, 247)
     white = brightness + rng.uniform(-2, 2, 3)
     return Stain(float(haematoxylin), float(eosin), (float(white[0]), float(white[1]), float(white[2])))

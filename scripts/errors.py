@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from types import TracebackType
+from typing import Any
 
 __all__ = ["BundleError", "DatalistError", "SettingsError", "SlideError", "show_one_line"]
 
@@ -47,12 +49,28 @@ def show_one_line() -> None:
     """
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        cause: BaseException | None = error
-        while cause is not None:
-            if isinstance(cause, BundleError):
-                sys.stderr.write(f"error: {cause}\n")
-                return
-            cause = cause.__cause__ or cause.__context__
-        sys.__excepthook__(kind, error, trace)
+        mistake = _mistake(error)
+        if mistake is None:
+            sys.__excepthook__(kind, error, trace)
+        else:
+            sys.stderr.write(f"error: {mistake}\n")
+
+    make_record = logging.getLogRecordFactory()
+
+    def record_without_trace(*args: Any, **kwargs: Any) -> logging.LogRecord:
+        # MONAI's StatsHandler logs what ends a run, with its traceback.
+        record = make_record(*args, **kwargs)
+        if record.exc_info and record.exc_info[1] and _mistake(record.exc_info[1]):
+            record.exc_info = None
+        return record
 
     sys.excepthook = hook
+    logging.setLogRecordFactory(record_without_trace)
+
+
+def _mistake(error: BaseException | None) -> BundleError | None:
+    while error is not None:
+        if isinstance(error, BundleError):
+            return error
+        error = error.__cause__ or error.__context__
+    return None

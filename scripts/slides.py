@@ -18,7 +18,7 @@ from scripts.errors import SettingsError, SlideError
 from scripts.magnification import Scale, magnification_of, mpp_of, scale_name
 from scripts.resolution import Resolution, find_resolution
 
-__all__ = ["READERS", "READ_LEVELS", "Slide"]
+__all__ = ["READERS", "READ_LEVELS", "Slide", "check_reader"]
 
 READERS = ("auto", "cucim", "openslide")
 READ_LEVELS = ("nearest", "highest")
@@ -55,9 +55,7 @@ class Slide:
     def __init__(
         self, path: str | Path, reader: str = "auto", mpp: float | None = None, read_level: str = "nearest"
     ) -> None:
-        for key, value, known in (("reader", reader, READERS), ("read_level", read_level, READ_LEVELS)):
-            if value not in known:
-                raise SettingsError(key, f"got {value!r}", f"Choose one of {', '.join(known)}.")
+        check_reader(reader, read_level)
         self.path = Path(path)
         self.read_level = read_level
         if not self.path.exists():
@@ -227,6 +225,17 @@ class Slide:
                 f"{self.backend} cannot read {width} x {height} px at ({left}, {top}) of level {level} ({error})",
                 "Is the file complete? Copy it again, try another `reader`, or leave the slide out.",
             ) from error
+
+
+def check_reader(reader: str, read_level: str) -> None:
+    """Check the settings of a :class:`Slide`.
+
+    Raises:
+        SettingsError: if one has no such value.
+    """
+    for key, value, known in (("reader", reader, READERS), ("read_level", read_level, READ_LEVELS)):
+        if value not in known:
+            raise SettingsError(key, f"got {value!r}", f"Choose one of {', '.join(known)}.")
 
 
 def _open(path: Path, reader: str) -> tuple[str, tuple[WSIReader, Any]]:

@@ -68,3 +68,24 @@ def test_an_error_arrives_whole_from_a_worker_process(kind):
 def test_a_cause_of_several_lines_becomes_one():
     error = SlideError("a.svs", "cannot be read (line one\nline two)", "Copy it again.")
     assert str(error) == "a.svs: cannot be read (line one line two). Copy it again."
+
+
+def test_a_logged_mistake_has_no_traceback_either():
+    # MONAI's StatsHandler logs, with its traceback, what ends a run.
+    result = run_python(
+        """
+import logging
+from scripts.errors import SlideError, show_one_line
+
+logging.basicConfig(format="%(message)s")
+show_one_line()
+for error in (SlideError("a.svs", "no tissue", "Look at it."), ValueError("a fault")):
+    try:
+        raise error
+    except Exception:
+        logging.getLogger("monai").exception("Exception: %s", error)
+"""
+    )
+    mistake, fault = result.stderr.split("Exception: a fault\n")
+    assert mistake == "Exception: a.svs: no tissue. Look at it.\n"
+    assert "Traceback" in fault

@@ -59,6 +59,10 @@ def test_training_on_bad_input_says_so_in_one_line(command, slides, tmp_path, ca
         ({"source": "png"}, r"source: got 'png'\. Choose one of bank, patches"),
         ({"task": "regression"}, r"task"),
         ({"min_tissue": 70}, r"min_tissue: got 70"),
+        ({"epochs": 0}, r"epochs: got 0\. Give a whole number from 1 up"),
+        ({"device": "cuda:7"}, r"device: got 'cuda:7', and torch sees \d+ GPUs"),
+        ({"reader": "png"}, r"reader: got 'png'\. Choose one of auto, cucim, openslide"),
+        ({"source": "patches", "amp": "yes"}, r"amp: got 'yes'\. Give True or False"),
     ],
 )
 def test_a_wrong_setting_says_so_in_one_line(command, slides, tmp_path, knobs, message):

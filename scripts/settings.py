@@ -1,0 +1,68 @@
+"""The knobs that are numbers, and the device: checked before anything is read or built."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+
+from scripts.errors import SettingsError
+
+__all__ = ["check_settings"]
+
+# Smallest value, and largest; whole numbers where both are written as such.
+LIMITS: dict[str, tuple[float, float]] = {
+    "epochs": (1, 10**9),
+    "batch_size": (1, 10**9),
+    "encode_batch": (1, 10**9),
+    "num_nodes": (2, 10**9),
+    "num_workers": (0, 10**9),
+    "patch_size": (1, 10**9),
+    "seed": (0, 2**32 - 1),
+    "lr": (0.0, math.inf),
+    "weight_decay": (0.0, math.inf),
+    "alpha": (0.0, math.inf),
+    "beta": (0.0, math.inf),
+}
+
+
+def check_settings(**settings: Any) -> None:
+    """Check a config's numbers, switches and device.
+
+    Args:
+        settings: knobs by name: those of :data:`LIMITS`, ``device``, and switches (``amp``, ``resume``).
+
+    Raises:
+        SettingsError: if a knob has no such value.
+        KeyError: if this function knows no such knob.
+    """
+    for key, value in settings.items():
+        if key == "device":
+            _check_device(value)
+        elif key in ("amp", "resume"):
+            if not isinstance(value, bool):
+                raise SettingsError(key, f"got {value!r}", "Give True or False.")
+        else:
+            _check_number(key, value, *LIMITS[key])
+
+
+def _check_number(key: str, value: Any, least: float, most: float) -> None:
+    whole = isinstance(least, int)
+    fits = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
+    if not fits or not (math.isfinite(value) and least <= value <= most):
+        kind = "a whole number" if whole else "a number"
+        upper = f" to {most:g}" if key == "seed" else " up"
+        raise SettingsError(key, f"got {value!r}", f"Give {kind} from {least:g}{upper}.")
+
+
+def _check_device(value: Any) -> None:
+    remedy = "Give cpu, cuda, or cuda:N with a GPU that is there."
+    try:
+        device = torch.device(value)
+    except (RuntimeError, TypeError):
+        raise SettingsError("device", f"got {value!r}", remedy) from None
+    if device.type not in ("cpu", "cuda"):
+        raise SettingsError("device", f"got {value!r}", remedy)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise SettingsError("device", f"got {value!r}, and torch sees {torch.cuda.device_count()} GPUs", remedy)

@@ -1,0 +1,38 @@
+import pytest
+import torch
+
+from scripts.errors import SettingsError
+from scripts.settings import LIMITS, check_settings
+
+
+def test_the_papers_settings_pass():
+    check_settings(
+        epochs=5, batch_size=1, encode_batch=32, num_nodes=128, num_workers=0, patch_size=224, seed=0,
+        lr=1e-3, weight_decay=1e-4, alpha=1, beta=0.0, amp=False, resume=True, device="cpu",
+    )  # fmt: skip
+    check_settings(device=torch.device("cpu"))
+
+
+@pytest.mark.parametrize("key", LIMITS)
+@pytest.mark.parametrize("wrong", ["1", None, float("nan"), float("inf"), -1, True, [1]])
+def test_a_knob_that_is_no_such_number_is_refused_by_name(key, wrong):
+    with pytest.raises(SettingsError, match=rf"{key}: got .* Give a (whole )?number from"):
+        check_settings(**{key: wrong})
+
+
+@pytest.mark.parametrize("key", ["epochs", "batch_size", "seed", "num_nodes"])
+def test_counts_are_whole_numbers(key):
+    with pytest.raises(SettingsError, match=rf"{key}: got 2\.5\. Give a whole number"):
+        check_settings(**{key: 2.5})
+
+
+def test_a_seed_fits_in_32_bits():
+    check_settings(seed=2**32 - 1)
+    with pytest.raises(SettingsError, match=r"seed: got 4294967296\. Give a whole number from 0 to"):
+        check_settings(seed=2**32)
+
+
+@pytest.mark.parametrize("wrong", ["gpu", "cuda:99", "meta", 1.5])
+def test_a_device_must_be_there(wrong):
+    with pytest.raises(SettingsError, match=r"device: got .* Give cpu, cuda, or cuda:N with a GPU that is there"):
+        check_settings(device=wrong)
