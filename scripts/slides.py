@@ -60,8 +60,8 @@ class Slide:
         self.read_level = read_level
         if not self.path.exists():
             raise SlideError(self.path, "no such file", "Check the path in the datalist, and `dataset_dir`.")
-        if self.path.is_dir():
-            raise SlideError(self.path, "is a folder, not a slide", "Give the slide's file.")
+        if not self.path.is_file():
+            raise SlideError(self.path, "is a folder or a device, not a slide", "Give the slide's file.")
         self.backend, self._opened = _open(self.path, reader)
         self.resolution: Resolution = find_resolution(self.path, mpp)
 

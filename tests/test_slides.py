@@ -144,7 +144,7 @@ def test_a_slide_travels_to_another_process(pyramid):
 def test_bad_slides_are_errors_of_one_line(tmp_path, pyramid):
     with pytest.raises(SlideError, match=r"missing\.svs: no such file\. Check the path in the datalist"):
         Slide(tmp_path / "missing.svs")
-    with pytest.raises(SlideError, match="is a folder, not a slide"):
+    with pytest.raises(SlideError, match="is a folder or a device, not a slide"):
         Slide(tmp_path)
     text = tmp_path / "text.tif"
     text.write_text("not a slide")
