@@ -34,8 +34,11 @@ class Bag:
 
     def read_patches(self, scale_index: int, patches: Sequence[int] | NDArray[np.int64]) -> NDArray[np.uint8]:
         """Patches of one scale, RGB ``[n, 3, H, W]``."""
-        read = [self.read_patch(scale_index, int(patch)) for patch in patches]
-        return np.ascontiguousarray(np.stack(read).transpose(0, 3, 1, 2))
+        side = self.grid.scales[scale_index].patch_size_px
+        batch = np.empty((len(patches), 3, side, side), dtype=np.uint8)
+        for index, patch in enumerate(patches):
+            batch[index] = self.read_patch(scale_index, int(patch)).transpose(2, 0, 1)
+        return batch
 
     def read_all(self, scale_index: int, num_workers: int = 0) -> NDArray[np.uint8]:
         """Every patch of one scale, RGB ``[n_s, 3, H, W]``, read by so many threads."""
