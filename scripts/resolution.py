@@ -97,7 +97,7 @@ def _from_tiff_tags(path: Path) -> tuple[float, float] | None:
             tags = tiff.pages.first.tags
             unit = MICROMETRES_PER_UNIT.get(tags.valueof("ResolutionUnit", 2))
             pixels = [tags.valueof(name) for name in ("XResolution", "YResolution")]
-    except tifffile.TiffFileError:
+    except (tifffile.TiffFileError, IndexError):
         return None
     if unit is None or any(p is None or 0 in p for p in pixels):
         return None

@@ -10,6 +10,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+import tifffile
 from monai.data.wsi_reader import WSIReader
 from monai.utils import optional_import
 from numpy.typing import NDArray
@@ -263,9 +264,18 @@ def _open(path: Path, reader: str) -> tuple[str, tuple[WSIReader, Any]]:
 def _candidates(path: Path) -> tuple[str, ...]:
     _, has_cucim = optional_import("cucim", name="CuImage")
     # cuCIM takes the TIFFs inside other vendors' formats for plain ones: only files it claims to know.
-    if has_cucim and WSIReader("cucim").reader.verify_suffix(str(path).lower()):
+    if has_cucim and WSIReader("cucim").reader.verify_suffix(str(path).lower()) and not _ends_cucim(path):
         return "cucim", "openslide"
     return ("openslide",)
+
+
+def _ends_cucim(path: Path) -> bool:
+    """Whether cuCIM (26.10) would take the whole process down: it does on tiles stored with a predictor."""
+    try:
+        with tifffile.TiffFile(path) as tiff:
+            return tiff.pages.first.predictor != 1
+    except (tifffile.TiffFileError, IndexError):
+        return False  # no TIFF, or one without a page: cuCIM refuses these in good order
 
 
 def _probe(reader: WSIReader, wsi: Any) -> None:

@@ -130,6 +130,18 @@ def test_cucim_is_the_default_and_openslide_takes_what_it_cannot_read(pyramid, t
     assert np.array_equal(slide.read_region((0, 0), (90, 90), 0.5), image[:90, :90])
 
 
+def test_openslide_reads_tiles_with_a_predictor_on_which_cucim_would_crash(tmp_path):
+    image = noise(300, 300)
+    path = tmp_path / "predictor.tif"
+    tifffile.imwrite(
+        path, image, tile=(128, 128), photometric="rgb", compression="adobe_deflate", predictor=True, metadata=None,
+        resolution=(2e4, 2e4), resolutionunit="CENTIMETER",
+    )  # fmt: skip
+    slide = Slide(path)
+    assert slide.backend == "openslide"
+    assert np.array_equal(slide.read_region((0, 0), (300, 300), 0.5), image)
+
+
 def test_openslide_reads_where_cucim_is_not_installed(pyramid, monkeypatch):
     monkeypatch.setattr("scripts.slides.optional_import", lambda *args, **kwargs: (None, False))
     assert Slide(pyramid).backend == "openslide"
