@@ -10,10 +10,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from scripts.bag_network import BagNetwork
 from scripts.errors import SettingsError
-from scripts.networks import MuSTMIL
 
-__all__ = ["HeadwiseMuSTMIL", "load_weights"]
+__all__ = ["HeadwiseNetwork", "load_weights"]
 
 
 def load_weights(network: nn.Module, path: str | Path) -> None:
@@ -38,36 +38,35 @@ def load_weights(network: nn.Module, path: str | Path) -> None:
         raise SettingsError(
             path,
             f"does not fit the network: {', '.join(misfits[:3])}{more}",
-            "Use the settings that it was trained with (magnifications, task, backbone, num_nodes), or train again.",
+            "Use the settings of its training (method, magnifications, task, backbone, num_nodes), or train again.",
         )
     network.load_state_dict(found, strict=True)
 
 
-class HeadwiseMuSTMIL(nn.Module):
+class HeadwiseNetwork(nn.Module):
     """The best weights of every output at once, as the paper keeps them.
 
-    Each output of :class:`MuSTMIL` reaches its lowest validation loss in an epoch of its own. This module
-    holds one copy of the network for each output, and takes output h from copy h only. A frozen backbone is
-    shared by the copies, and each patch passes it once.
+    Each output reaches its lowest validation loss in an epoch of its own. This module holds one copy of the
+    network for each output, and takes output h and the attention maps that explain it from copy h only. A frozen
+    backbone is shared by the copies, and each patch passes it once.
 
     Args:
         network: a network as it was trained; it is copied and not changed.
-        weights: one checkpoint for each output: global, then the scales from low to high.
+        weights: one checkpoint for each output, in order.
 
     Raises:
-        SettingsError: if the number of checkpoints is not 1 + S, or one of them does not load.
+        SettingsError: if the number of checkpoints is not that of the outputs, or one of them does not load.
     """
 
-    def __init__(self, network: MuSTMIL, weights: Sequence[str | Path]) -> None:
+    def __init__(self, network: BagNetwork, weights: Sequence[str | Path]) -> None:
         super().__init__()
-        heads = 1 + network.num_scales
+        heads = 1 + max(network.map_heads)
         if isinstance(weights, (str, Path)) or len(weights) != heads:
             raise SettingsError(
-                "weights",
-                f"got {weights!r}",
-                f"Give {heads} checkpoints: the global output's, then each magnification's from low to high.",
+                "weights", f"got {weights!r}", f"Give {heads} checkpoints: one for each output, in order."
             )
         self.shares_backbone = network.freeze_backbone
+        self.maps = [[m for m, of in enumerate(network.map_heads) if of == head] for head in range(len(weights))]
         self.copies = nn.ModuleList()
         for path in weights:
             kept = {id(network.net): network.net} if self.shares_backbone else {}
@@ -76,22 +75,23 @@ class HeadwiseMuSTMIL(nn.Module):
             self.copies.append(member)
 
     def forward(self, x: Tensor, log_weight: Tensor | None = None) -> Tensor:
-        """The logits ``[B, 1 + S, K]``; arguments and errors as :meth:`MuSTMIL.forward`."""
-        return self.attend(x, log_weight)[0]  # [B, 1 + S, K]
+        """The logits ``[B, H, K]``; arguments and errors as :meth:`BagNetwork.forward`."""
+        return self.attend(x, log_weight)[0]  # [B, H, K]
 
     @torch.jit.export
     def attend(self, x: Tensor, log_weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Logits ``[B, 1 + S, K]`` and attention ``[B, N, 1 + S, K]``; see :meth:`MuSTMIL.attend`."""
+        """Logits ``[B, H, K]`` and attention ``[B, N, M, K]``; see :meth:`BagNetwork.attend`."""
         logits: list[Tensor] = []
         attention: list[Tensor] = []
         for head, member in enumerate(self.copies):
             if self.shares_backbone and head == 0:
                 x = member(x, no_head=True)  # [B, N, S, F]
-            # [B, 1 + S, K], [B, N, 1 + S, K]
+            # [B, H, K], [B, N, M, K]
             y, a = member.attend(x, log_weight)  # type: ignore[operator]
             logits.append(y[:, head])  # [B, K]
-            attention.append(a[:, :, head])  # [B, N, K]
-        return torch.stack(logits, dim=1), torch.stack(attention, dim=2)  # [B, 1 + S, K], [B, N, 1 + S, K]
+            for m in self.maps[head]:
+                attention.append(a[:, :, m])  # [B, N, K]
+        return torch.stack(logits, dim=1), torch.stack(attention, dim=2)  # [B, H, K], [B, N, M, K]
 
 
 def _read(path: Path) -> Mapping[str, Tensor]:

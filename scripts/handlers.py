@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import cv2
 import numpy as np
 import torch
 from ignite.engine import Engine, Events
-from monai.handlers import CheckpointLoader
+from monai.handlers import CheckpointLoader, from_engine
 from monai.utils import CommonKeys
 from numpy.typing import NDArray
 from torch.utils.tensorboard import SummaryWriter
@@ -20,7 +21,15 @@ from scripts.errors import SettingsError
 from scripts.files import replacing
 from scripts.losses import head_losses
 
-__all__ = ["BestWeights", "LastCheckpoint", "LinkedPatchImages", "Resume", "training_scalars", "weights_path"]
+__all__ = [
+    "BestWeights",
+    "LastCheckpoint",
+    "LinkedPatchImages",
+    "Resume",
+    "StopOnDivergence",
+    "training_scalars",
+    "weights_path",
+]
 
 
 def weights_path(ckpt_dir: str | Path, head: str) -> Path:
@@ -44,36 +53,39 @@ class BestWeights:
     def __init__(self, ckpt_dir: str | Path, network: torch.nn.Module, heads: Sequence[str]) -> None:
         self.ckpt_dir, self.network = Path(ckpt_dir), network
         self.losses = {head: float("inf") for head in heads}
+        self.epochs = dict.fromkeys(self.losses, 0)
 
     def attach(self, engine: Engine) -> None:
         """Compare and save whenever a validation is complete."""
         engine.add_event_handler(Events.EPOCH_COMPLETED, self)
 
     def __call__(self, engine: Engine) -> None:
-        """Save the weights for the outputs whose loss is the lowest so far."""
+        """Save the weights for the outputs whose loss is the lowest so far, of those that were validated."""
         for head, lowest in self.losses.items():
-            loss = float(engine.state.metrics[f"{head}_loss"])
+            loss = float(engine.state.metrics.get(f"{head}_loss", float("inf")))
             if loss < lowest:
-                self.losses[head] = loss
+                self.losses[head], self.epochs[head] = loss, engine.state.epoch
                 save_checkpoint({"model": self.network.state_dict()}, weights_path(self.ckpt_dir, head))
 
-    def state_dict(self) -> dict[str, float]:
-        """The lowest losses so far, for a training that is resumed."""
-        return dict(self.losses)
+    def state_dict(self) -> dict[str, dict[str, float]]:
+        """The lowest losses so far and their epochs, for a training that is resumed."""
+        return {"losses": dict(self.losses), "epochs": dict(self.epochs)}
 
-    def load_state_dict(self, state_dict: Mapping[str, float]) -> None:
+    def load_state_dict(self, state_dict: Mapping[str, Mapping[str, Any]]) -> None:
         """Go on from the lowest losses of an earlier run.
 
         Raises:
             SettingsError: if they are of other outputs.
         """
-        if state_dict.keys() != self.losses.keys():
+        losses = state_dict["losses"]
+        if losses.keys() != self.losses.keys():
             raise SettingsError(
                 "resume",
-                f"the checkpoint has the outputs {', '.join(state_dict)}, this training {', '.join(self.losses)}",
-                "Set the `magnifications` that it was made with, or start anew.",
+                f"the checkpoint has the outputs {', '.join(losses)}, this training {', '.join(self.losses)}",
+                "Set the `method` and `magnifications` that it was made with, or start anew.",
             )
-        self.losses.update(state_dict)
+        self.losses.update(losses)
+        self.epochs.update(state_dict["epochs"])
 
 
 class LastCheckpoint:
@@ -168,14 +180,38 @@ def training_scalars(
     def transform(output: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         predictions = torch.stack([item[CommonKeys.PRED] for item in output])
         labels = torch.stack([item[CommonKeys.LABEL] for item in output])
-        losses = head_losses(predictions, labels).tolist()
+        losses = zip(heads, head_losses(predictions, labels).tolist(), strict=True)
         return {
             "train/loss": float(output[0][CommonKeys.LOSS]),
-            **{f"train/loss_{head}": value for head, value in zip(heads, losses, strict=True)},
+            # An output that the phase does not train has no logits, and no loss.
+            **{f"train/loss_{head}": value for head, value in losses if not math.isnan(value)},
             "train/learning_rate": float(optimizer.param_groups[0]["lr"]),
         }
 
     return transform
+
+
+class StopOnDivergence:
+    """Ends a training whose loss is no longer a number, before its weights are taken for a result."""
+
+    def attach(self, engine: Engine) -> None:
+        """Look at the loss of each iteration."""
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Look at the loss.
+
+        Raises:
+            SettingsError: if it is not finite.
+        """
+        loss = float(from_engine([CommonKeys.LOSS], first=True)(engine.state.output))
+        if not math.isfinite(loss):
+            slides = ", ".join(str(item["slide"]) for item in engine.state.batch)  # type: ignore[union-attr]
+            raise SettingsError(
+                "lr",
+                f"the loss is {loss} in epoch {engine.state.epoch}, at {slides}",
+                "Lower `lr`; if the loss is never a number, the features of that slide are none.",
+            )
 
 
 class LinkedPatchImages:

@@ -8,9 +8,10 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 from torch.nn.modules.loss import _Loss
 
+from scripts.bag_network import BagNetwork
 from scripts.errors import SettingsError
 
-__all__ = ["MultiScaleLoss", "head_losses"]
+__all__ = ["MultiScaleLoss", "PhaseLoss", "head_losses"]
 
 
 class MultiScaleLoss(_Loss):
@@ -54,22 +55,36 @@ class MultiScaleLoss(_Loss):
         return self.alpha * losses[0] + self.beta * losses[1:].sum()  # []
 
 
+class PhaseLoss(_Loss):
+    """The loss of a network that trains some of its outputs at a time: the sum of their cross-entropies.
+
+    Args:
+        network: it tells which outputs the phase trains; see :meth:`BagNetwork.start_phase`.
+    """
+
+    def __init__(self, network: BagNetwork) -> None:
+        super().__init__()
+        self.trained = lambda: network.phases[max(network.phase, 0)]
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        """The loss of one batch, a scalar; arguments and errors as :func:`head_losses`."""
+        return head_losses(input[:, self.trained()], target).sum()  # []
+
+
 def head_losses(input: Tensor, target: Tensor) -> Tensor:
     """The binary cross-entropy of each output alone, before alpha and beta.
 
     Args:
-        input: logits ``[B, 1 + S, K]``: global, then the scales.
+        input: logits ``[B, H, K]`` of the H outputs.
         target: labels ``[B, K]`` within 0 to 1, of any dtype.
 
     Returns:
-        ``[1 + S]``, each a mean over bags and classes.
+        ``[H]``, each a mean over bags and classes.
 
     Raises:
         ValueError: if the shapes do not fit.
     """
-    if input.dim() != 3 or input.shape[1] < 2 or target.shape != (input.shape[0], input.shape[2]):
-        raise ValueError(
-            f"wanted logits [B, 1 + S, K] and labels [B, K], got {list(input.shape)} and {list(target.shape)}"
-        )
-    labels = target.to(input.dtype).unsqueeze(1).expand_as(input)  # [B, 1 + S, K]
-    return binary_cross_entropy_with_logits(input, labels, reduction="none").mean(dim=(0, 2))  # [1 + S]
+    if input.dim() != 3 or target.shape != (input.shape[0], input.shape[2]):
+        raise ValueError(f"wanted logits [B, H, K] and labels [B, K], got {list(input.shape)} and {list(target.shape)}")
+    labels = target.to(input.dtype).unsqueeze(1).expand_as(input)  # [B, H, K]
+    return binary_cross_entropy_with_logits(input, labels, reduction="none").mean(dim=(0, 2))  # [H]

@@ -9,7 +9,9 @@ import torch
 
 from scripts.errors import SettingsError
 
-__all__ = ["check_settings"]
+__all__ = ["OPTIMIZERS", "check_settings", "optimizer_class"]
+
+OPTIMIZERS = ("Adam", "AdamW", "SGD", "RMSprop")
 
 # Smallest value, and largest; whole numbers where both are written as such.
 LIMITS: dict[str, tuple[float, float]] = {
@@ -45,6 +47,18 @@ def check_settings(**settings: Any) -> None:
                 raise SettingsError(key, f"got {value!r}", "Give True or False.")
         else:
             _check_number(key, value, *LIMITS[key])
+
+
+def optimizer_class(name: str) -> type[torch.optim.Optimizer]:
+    """An optimiser of torch by its name, of those that take ``lr`` and ``weight_decay`` and need nothing else.
+
+    Raises:
+        SettingsError: if there is none of that name.
+    """
+    if name not in OPTIMIZERS:
+        raise SettingsError("optimizer_name", f"got {name!r}", f"Choose one of {', '.join(OPTIMIZERS)}.")
+    optimizer: type[torch.optim.Optimizer] = getattr(torch.optim, name)
+    return optimizer
 
 
 def _check_number(key: str, value: Any, least: float, most: float) -> None:

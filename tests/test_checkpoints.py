@@ -10,7 +10,7 @@ import torch
 from monai.networks import convert_to_torchscript
 from torch import Tensor, nn
 
-from scripts.checkpoints import HeadwiseMuSTMIL, load_weights
+from scripts.checkpoints import HeadwiseNetwork, load_weights
 from scripts.errors import SettingsError
 from scripts.networks import MuSTMIL
 
@@ -101,7 +101,7 @@ def test_each_output_comes_from_its_own_checkpoint(tmp_path: Path) -> None:
     members = [network(seed) for seed in (1, 2, 3)]
     original = network(4)
     before = copy.deepcopy(original.state_dict())
-    headwise = HeadwiseMuSTMIL(original, save(tmp_path, *members))
+    headwise = HeadwiseNetwork(original, save(tmp_path, *members))
     x, log_weight = torch.randn(2, 5, 2, F), torch.zeros(2, 5, 2)
     log_weight[1, 3:] = -torch.inf
 
@@ -117,7 +117,7 @@ def test_each_output_comes_from_its_own_checkpoint(tmp_path: Path) -> None:
 def test_a_frozen_backbone_is_shared_and_sees_each_patch_once(tmp_path: Path) -> None:
     encoder = Encoder()
     members = [network(seed, encoder) for seed in (1, 2, 3)]
-    headwise = copy.deepcopy(HeadwiseMuSTMIL(network(4, encoder), save(tmp_path, *members)))
+    headwise = copy.deepcopy(HeadwiseNetwork(network(4, encoder), save(tmp_path, *members)))
     x = torch.randn(1, 5, 2, 3, 8, 8)
     wanted = torch.stack([member(x)[:, head] for head, member in enumerate(members)], dim=1)
     assert torch.equal(headwise(x), wanted)
@@ -129,7 +129,7 @@ def test_a_frozen_backbone_is_shared_and_sees_each_patch_once(tmp_path: Path) ->
 
 def test_a_trained_backbone_belongs_to_its_copy(tmp_path: Path) -> None:
     members = [network(seed, Encoder(), freeze_backbone=False) for seed in (1, 2, 3)]
-    headwise = HeadwiseMuSTMIL(network(4, Encoder(), freeze_backbone=False), save(tmp_path, *members))
+    headwise = HeadwiseNetwork(network(4, Encoder(), freeze_backbone=False), save(tmp_path, *members))
     x = torch.randn(1, 5, 2, 3, 8, 8)
     wanted = torch.stack([member(x)[:, head] for head, member in enumerate(members)], dim=1)
     assert torch.equal(headwise(x), wanted)
@@ -138,12 +138,12 @@ def test_a_trained_backbone_belongs_to_its_copy(tmp_path: Path) -> None:
 def test_the_number_of_checkpoints_must_be_that_of_the_outputs(tmp_path: Path) -> None:
     paths = save(tmp_path, network(), network())
     with pytest.raises(SettingsError, match=r"weights: got .*Give 3 checkpoints"):
-        HeadwiseMuSTMIL(network(), paths)
+        HeadwiseNetwork(network(), paths)
     with pytest.raises(SettingsError, match=r"weights: got 'abc'. Give 3 checkpoints"):
-        HeadwiseMuSTMIL(network(), "abc")
+        HeadwiseNetwork(network(), "abc")
 
 
 def test_torchscript_gives_the_same_outputs(tmp_path: Path) -> None:
-    headwise = HeadwiseMuSTMIL(network(4), save(tmp_path, *[network(seed) for seed in (1, 2, 3)]))
+    headwise = HeadwiseNetwork(network(4), save(tmp_path, *[network(seed) for seed in (1, 2, 3)]))
     x = torch.randn(2, 5, 2, F)
     assert torch.allclose(convert_to_torchscript(headwise)(x), headwise(x), atol=1e-6)

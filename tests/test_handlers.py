@@ -3,29 +3,22 @@ import numpy as np
 import pytest
 import torch
 from ignite.engine import Engine, Events
-from monai.data import DataLoader, Dataset
-from monai.engines import PrepareBatchExtraInput, SupervisedEvaluator, SupervisedTrainer
-from monai.handlers import TensorBoardStatsHandler, ValidationHandler
+from monai.handlers import TensorBoardStatsHandler
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.nn.functional import binary_cross_entropy_with_logits
 from torch.utils.tensorboard import SummaryWriter
 
-from scripts.datasets import pad_bags
 from scripts.errors import SettingsError
 from scripts.handlers import (
     BestWeights,
-    LastCheckpoint,
     LinkedPatchImages,
-    Resume,
+    StopOnDivergence,
     linked_patches,
     training_scalars,
     weights_path,
 )
-from scripts.losses import MultiScaleLoss
-from scripts.metrics import head_metrics, key_metric, lower_is_better
-from scripts.networks import MuSTMIL
-from scripts.sampler import BalancedSampler
 from tests.cohorts import builder, draw_cohort
+from tests.trainings import Interrupt, Training, checkpoint, same
 
 HEADS = ["global", "5x", "10x"]
 
@@ -57,6 +50,7 @@ def validate(best, network, losses):
     for epoch, loss in enumerate(losses, start=1):
         with torch.no_grad():
             network.weight.fill_(epoch)
+        evaluator.state.epoch = epoch
         evaluator.state.metrics = {f"{head}_loss": value for head, value in zip(HEADS, loss, strict=True)}
         evaluator.fire_event(Events.EPOCH_COMPLETED)
 
@@ -73,7 +67,8 @@ def test_each_output_keeps_the_weights_of_its_own_best_epoch(tmp_path):
     validate(best, network, [(0.9, 0.5, 0.8), (0.7, 0.6, 0.9), (0.8, 0.5, 0.7), (0.75, 0.9, 0.71)])
     # The lowest loss; the first of equal ones.
     assert [kept(tmp_path, head) for head in HEADS] == [2, 1, 3]
-    assert best.state_dict() == {"global": 0.7, "5x": 0.5, "10x": 0.7}
+    assert best.losses == {"global": 0.7, "5x": 0.5, "10x": 0.7}
+    assert best.epochs == {"global": 2, "5x": 1, "10x": 3}
     assert sorted(p.name for p in tmp_path.iterdir()) == ["model.pt", "model_10x.pt", "model_5x.pt"]
 
 
@@ -101,91 +96,6 @@ def test_the_weights_of_the_global_output_are_model_pt(tmp_path):
 
 
 # --- going on --------------------------------------------------------------------------------------------
-
-
-def random_bags(num_bags, seed):
-    """Bags of 2 scales and 6 features, of different lengths."""
-    generator = torch.Generator().manual_seed(seed)
-    return [
-        {
-            "image": torch.randn(3 + i % 4, 2, 6, generator=generator),
-            "log_weight": torch.zeros(3 + i % 4, 2),
-            "label": torch.tensor([float(i % 2), float(i % 3 == 0)]),
-            "slide": f"s{i}",
-        }
-        for i in range(num_bags)
-    ]
-
-
-class Training:
-    """What train.json wires together, on random features."""
-
-    def __init__(self, folder, epochs, resume=False, extra_handlers=(), num_bags=8, num_nodes=4):
-        torch.manual_seed(0)
-        self.folder = folder
-        self.network = MuSTMIL(2, num_scales=2, num_features=6, num_nodes=num_nodes)
-        self.optimizer = torch.optim.Adam(self.network.parameters(), lr=0.01, weight_decay=1e-4)
-        self.best = BestWeights(folder, self.network, HEADS)
-        bags, prepare = random_bags(num_bags, seed=1), PrepareBatchExtraInput({"log_weight": "log_weight"})
-        evaluator = SupervisedEvaluator(
-            device="cpu",
-            val_data_loader=DataLoader(Dataset(random_bags(5, seed=2)), batch_size=1, collate_fn=pad_bags),
-            network=self.network,
-            prepare_batch=prepare,
-            key_val_metric=key_metric(HEADS, "multilabel"),
-            additional_metrics=head_metrics(HEADS, "multilabel"),
-            metric_cmp_fn=lower_is_better,
-            val_handlers=[self.best],
-        )
-        objects = {"model": self.network, "optimizer": self.optimizer, "best": self.best}
-        self.trainer = SupervisedTrainer(
-            device="cpu",
-            max_epochs=epochs,
-            train_data_loader=DataLoader(
-                Dataset(bags), batch_size=1, sampler=BalancedSampler(bags, bags, seed=3), collate_fn=pad_bags
-            ),
-            network=self.network,
-            optimizer=self.optimizer,
-            loss_function=MultiScaleLoss(),
-            prepare_batch=prepare,
-            train_handlers=[
-                Resume(folder / "last.pt", objects, resume),
-                ValidationHandler(interval=1, validator=evaluator),
-                LastCheckpoint(folder / "last.pt", objects),
-                *extra_handlers,
-            ],
-        )
-
-    def run(self):
-        self.trainer.run()
-        return self
-
-
-def checkpoint(folder, name="last.pt"):
-    return torch.load(folder / name, weights_only=True)  # no code can hide in it
-
-
-def same(a, b):
-    """Whether two checkpoints are equal to the last bit."""
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
-    if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(map(same, a, b))
-    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
-
-
-class Interrupt:
-    """Kills the training in the middle of an epoch."""
-
-    def __init__(self, epoch):
-        self.epoch = epoch
-
-    def attach(self, engine):
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self)
-
-    def __call__(self, engine):
-        if engine.state.epoch == self.epoch and engine.state.iteration % 8 == 5:
-            raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize("how", ["fewer epochs", "killed in epoch 3"])
@@ -219,7 +129,7 @@ def test_the_checkpoint_holds_the_epoch_that_was_validated(tmp_path):
 
         def __call__(self, engine):
             last = checkpoint(tmp_path)
-            seen.append((last["trainer"]["iteration"], last["best"]["global"]))
+            seen.append((last["trainer"]["iteration"], last["best"]["losses"]["global"]))
 
     training = Training(tmp_path, epochs=3, extra_handlers=[Look()]).run()
     assert [iteration for iteration, _ in seen] == [8, 16, 24]
@@ -233,7 +143,7 @@ def test_without_resume_a_training_starts_anew(tmp_path):
     Training(tmp_path, epochs=1).run()
     once = checkpoint(tmp_path)
     again = Training(tmp_path, epochs=1, resume=False).run()
-    assert same(checkpoint(tmp_path), once)
+    assert all(same(checkpoint(tmp_path)[key], once[key]) for key in ("model", "optimizer", "best"))
     assert again.trainer.state.iteration == 8
 
 
@@ -285,6 +195,12 @@ def test_a_checkpoint_of_other_magnifications_is_refused(tmp_path):
         SettingsError, match=r"resume: the checkpoint has the outputs global, 5x, this training global, 10x\. Set the"
     ):
         other.load_state_dict(best.state_dict())
+
+
+def test_a_training_that_diverges_is_stopped_and_says_where(tmp_path):
+    training = Training(tmp_path, epochs=3, lr=1e30, extra_handlers=[StopOnDivergence()])
+    with pytest.raises(SettingsError, match=r"lr: the loss is (nan|inf) in epoch 1, at s\d\. Lower `lr`"):
+        training.run()
 
 
 # --- TensorBoard -----------------------------------------------------------------------------------------

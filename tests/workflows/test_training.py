@@ -30,7 +30,7 @@ def same(one, other):
 def test_it_keeps_the_best_weights_of_each_output_and_the_last(trained):
     models = trained / "models"
     assert sorted(path.name for path in models.iterdir()) == ["last.pt", "model.pt", "model_10x.pt", "model_5x.pt"]
-    best = torch.load(models / "last.pt", weights_only=True)["best"]
+    best = torch.load(models / "last.pt", weights_only=True)["best"]["losses"]
     assert set(best) == set(HEADS)
     assert all(0 < loss < 2 for loss in best.values())
 
