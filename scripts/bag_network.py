@@ -18,7 +18,8 @@ class BagNetwork(MILModel):
     """A MONAI :class:`MILModel` over bags of linked rows, as features or as patches.
 
     A bag has N rows; a row is one patch of the highest magnification and the patches of the S - 1 lower ones
-    that contain it, from low to high. The subclasses say what becomes of the features, in ``_branches``.
+    that contain it, from low to high. The subclasses say what becomes of the features, in ``_branches``, and how
+    much of it comes from each row, in ``_explain``.
 
     A training has one or more phases. Phase p trains the outputs ``phases[p]`` and no others: see
     :meth:`start_phase`.
@@ -145,7 +146,8 @@ class BagNetwork(MILModel):
 
     def calc_head(self, x: Tensor, log_weight: Tensor | None = None) -> Tensor:
         """The logits ``[B, H, K]`` of features ``[B, N, S, F]``; see :meth:`forward`."""
-        return self._checked_branches(x, log_weight)[0]  # [B, H, K]
+        x, weight = self._checked(x, log_weight)
+        return self._branches(x, weight)[0]  # [B, H, K]
 
     @torch.jit.export
     def attend(self, x: Tensor, log_weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -164,9 +166,45 @@ class BagNetwork(MILModel):
         Raises:
             ValueError: as :meth:`forward`.
         """
-        return self._checked_branches(self._encode(x), log_weight)
+        x, weight = self._checked(self._encode(x), log_weight)
+        return self._branches(x, weight)
+
+    @torch.jit.export
+    def explain(self, x: Tensor, log_weight: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        r"""The logits, the attention, and what each row adds to each logit.
+
+        The attention for class k need not lie where class k is: a classifier sees the pooled vectors of all
+        classes, so each attention may speak for any class, or against it. But pooling and classifier are linear
+        in the instances, so a logit is a sum over them. With attention a, instances h and the classifier's
+        weights W and bias b, of which :math:`W_{k,k'}` takes the vector that attention k' pooled, row j adds
+
+        .. math:: c_{j,k} = \sum_{k'} a_{j,k'} W_{k,k'} \cdot h_j, \qquad \sum_j c_{j,k} = y_k - b_k
+
+        to the logit of class k: above 0 where it speaks for the class, below where it speaks against it. It is
+        exact, with a held as it is: it does not say what the logit would be without the row.
+
+        Args:
+            x: features or patches, as for :meth:`forward`.
+            log_weight: as for :meth:`forward`.
+
+        Returns:
+            Logits ``[B, H, K]`` and attention ``[B, N, M, K]`` as :meth:`attend` gives them, and the contribution
+            ``[B, N, M, K]``, in logits. Over the rows, and over all maps of the output (``map_heads``), it sums
+            to the logit less the classifier's bias. It is 0 on padding, and c rows that share a patch (log weight
+            -log(c)) share its contribution equally.
+
+        Raises:
+            ValueError: as :meth:`forward`.
+        """
+        x, weight = self._checked(self._encode(x), log_weight)
+        return self._explain(x, weight)
 
     def _branches(self, x: Tensor, log_weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits ``[B, H, K]`` and attention ``[B, N, M, K]`` of ``[B, N, S, F]`` and ``[B, N, S]``."""
+        raise NotImplementedError
+
+    def _explain(self, x: Tensor, log_weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The same, and the contribution ``[B, N, M, K]``."""
         raise NotImplementedError
 
     def _encode(self, x: Tensor) -> Tensor:
@@ -189,7 +227,8 @@ class BagNetwork(MILModel):
         size = patches.shape[0] if self.net.training else self.encode_batch
         return torch.cat([self.net(chunk) for chunk in patches.split(size)])  # [B * N * S, F]
 
-    def _checked_branches(self, x: Tensor, log_weight: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _checked(self, x: Tensor, log_weight: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Features ``[B, N, S, F]``, without what padding holds, and log weights ``[B, N, S]``."""
         if not torch.jit.is_scripting():
             _check_bags(x, log_weight, self)
         if log_weight is None:
@@ -197,7 +236,7 @@ class BagNetwork(MILModel):
         else:
             # An attention of 0 does not silence padding that overflows half precision: 0 * inf is NaN.
             x = x.masked_fill(torch.isneginf(log_weight).unsqueeze(-1), 0.0)  # [B, N, S, F]
-        return self._branches(x, log_weight)
+        return x, log_weight
 
 
 def _check_patches(x: Tensor, network: BagNetwork) -> None:

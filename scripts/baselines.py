@@ -87,10 +87,9 @@ class SSMIL(_PhasedNetwork):
     def _scales_of(self, branch: int) -> list[int]:
         return [branch]
 
-    def _branches(self, x: Tensor, log_weight: Tensor) -> tuple[Tensor, Tensor]:
+    def _inputs(self, x: Tensor, log_weight: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         log_weights = [log_weight[:, :, s] for s in range(self.num_scales)]  # S of [B, N]
-        logits, attention = self._pool(self._embed(x), log_weights)
-        return torch.stack(logits, dim=1), torch.stack(attention, dim=2)  # [B, S, K], [B, N, S, K]
+        return self._embed(x), log_weights
 
 
 class MSMIL(_PhasedNetwork):
@@ -142,22 +141,26 @@ class MSMIL(_PhasedNetwork):
     def _own_scales(self, branch: int) -> list[int]:
         return [] if branch == 0 else [branch - 1]
 
-    def _branches(self, x: Tensor, log_weight: Tensor) -> tuple[Tensor, Tensor]:
+    def _inputs(self, x: Tensor, log_weight: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         instances = self._embed(x)  # S of [B, N, num_nodes]
         instances.insert(0, torch.cat(instances, dim=1))  # [B, S * N, num_nodes]
         log_weights = [log_weight[:, :, s] for s in range(self.num_scales)]  # S of [B, N]
         log_weights.insert(0, torch.cat(log_weights, dim=1))  # [B, S * N]
-        logits, attention = self._pool(instances, log_weights)
-        union = attention[0].unflatten(1, [self.num_scales, -1]).transpose(1, 2)  # [B, N, S, K]
-        outputs = logits if self.phase >= 0 else logits[:1]
-        return torch.stack(outputs, dim=1), union  # [B, 1 or 1 + S, K], [B, N, S, K]
+        return instances, log_weights
+
+    def _outputs(self, logits: list[Tensor]) -> Tensor:
+        return torch.stack(logits if self.phase >= 0 else logits[:1], dim=1)  # [B, 1 or 1 + S, K]
+
+    def _maps(self, of_branches: list[Tensor]) -> Tensor:
+        return of_branches[0].unflatten(1, [self.num_scales, -1]).transpose(1, 2)  # [B, N, S, K]
 
 
 class HighestScaleMIL(BagNetwork):
     """MONAI's :class:`MILModel` as it is, on the patches of the highest scale: the line that its users know.
 
-    There is one attention for all classes, which the attention map repeats. MONAI's model knows no padding, so
-    the bags of a batch pass it one by one.
+    There is one attention for all classes, which the attention map repeats; the contributions differ. With
+    ``att_trans`` they are those of the transformed patches, each of which has seen all others. MONAI's model knows
+    no padding, so the bags of a batch pass it one by one.
 
     Args:
         mil_mode: ``"att"`` or ``"att_trans"``.
@@ -178,16 +181,28 @@ class HighestScaleMIL(BagNetwork):
         attention = x.new_zeros(x.shape[0], x.shape[1], 1, self.num_classes)  # [B, N, 1, K]
         for b in range(x.shape[0]):
             real = ~torch.isneginf(log_weight[b, :, -1])  # [N]
-            logits[b], attention[b, real] = self._bag(x[b, real, -1])
+            logits[b], attention[b, real], _ = self._bag(x[b, real, -1])
         return logits, attention
 
-    def _bag(self, instances: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits ``[1, K]`` and attention ``[n, 1, 1]`` of one bag ``[n, F]``."""
-        scores: list[Tensor] = []
-        # MONAI's model keeps its attention to itself.
-        hook = self.attention.register_forward_hook(lambda _module, _inputs, output: scores.append(output))
+    def _explain(self, x: Tensor, log_weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        logits = x.new_zeros(x.shape[0], 1, self.num_classes)  # [B, 1, K]
+        attention = x.new_zeros(x.shape[0], x.shape[1], 1, self.num_classes)  # [B, N, 1, K]
+        contribution = torch.zeros_like(attention)  # [B, N, 1, K]
+        for b in range(x.shape[0]):
+            real = ~torch.isneginf(log_weight[b, :, -1])  # [N]
+            logits[b], attention[b, real], pooled = self._bag(x[b, real, -1])
+            votes = nn.functional.linear(pooled, self.myfc.weight)  # [n, K]
+            contribution[b, real] = attention[b, real] * votes.unsqueeze(1)  # [n, 1, K]
+        return logits, attention, contribution
+
+    def _bag(self, instances: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits ``[1, K]``, attention ``[n, 1, 1]`` and what it pooled, ``[n, F]``, of one bag ``[n, F]``."""
+        seen: list[tuple[Tensor, Tensor]] = []
+        # MONAI's model keeps its attention to itself. What it scores, transformed or not, is what it pools.
+        hook = self.attention.register_forward_hook(lambda _module, inputs, output: seen.append((inputs[0], output)))
         try:
             logits = MILModel.calc_head(self, instances.unsqueeze(0))  # [1, K]
         finally:
             hook.remove()
-        return logits, torch.softmax(scores[0], dim=1)[0].unsqueeze(1)  # [n, 1, 1]
+        pooled, score = seen[0]  # [1, n, F], [1, n, 1]
+        return logits, torch.softmax(score, dim=1)[0].unsqueeze(1), pooled[0]

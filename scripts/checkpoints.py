@@ -47,7 +47,7 @@ class HeadwiseNetwork(nn.Module):
     """The best weights of every output at once, as the paper keeps them.
 
     Each output reaches its lowest validation loss in an epoch of its own. This module holds one copy of the
-    network for each output, and takes output h and the attention maps that explain it from copy h only. A frozen
+    network for each output, and takes output h and the maps that explain it from copy h only. A frozen
     backbone is shared by the copies, and each patch passes it once.
 
     Args:
@@ -92,6 +92,23 @@ class HeadwiseNetwork(nn.Module):
             for m in self.maps[head]:
                 attention.append(a[:, :, m])  # [B, N, K]
         return torch.stack(logits, dim=1), torch.stack(attention, dim=2)  # [B, H, K], [B, N, M, K]
+
+    @torch.jit.export
+    def explain(self, x: Tensor, log_weight: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits ``[B, H, K]``, attention and contribution ``[B, N, M, K]``; see :meth:`BagNetwork.explain`."""
+        logits: list[Tensor] = []
+        attention: list[Tensor] = []
+        contribution: list[Tensor] = []
+        for head, member in enumerate(self.copies):
+            if self.shares_backbone and head == 0:
+                x = member(x, no_head=True)  # [B, N, S, F]
+            # [B, H, K], [B, N, M, K], [B, N, M, K]
+            y, a, c = member.explain(x, log_weight)  # type: ignore[operator]
+            logits.append(y[:, head])  # [B, K]
+            for m in self.maps[head]:
+                attention.append(a[:, :, m])  # [B, N, K]
+                contribution.append(c[:, :, m])  # [B, N, K]
+        return torch.stack(logits, dim=1), torch.stack(attention, dim=2), torch.stack(contribution, dim=2)
 
 
 def _read(path: Path) -> Mapping[str, Tensor]:

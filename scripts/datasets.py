@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +15,24 @@ from monai.utils import CommonKeys, WSIPatchKeys
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from scripts.augmentation import count_views, view_transform
 from scripts.bags import BagBuilder
+from scripts.encoding import PatchTransform, of_rows
 from scripts.errors import SettingsError
 from scripts.features import bank_path, read_bank
 from scripts.magnification import check_magnifications
 from scripts.readers import MagnificationReader
+from scripts.sampler import DrawnView
 from scripts.slides import Slide
 
-__all__ = ["BankBagDataset", "PatchBagDataset", "PatchGridDataset", "bag_dataset", "pad_bags"]
+__all__ = ["BankBagDataset", "PatchBagDataset", "PatchGridDataset", "bag_dataset", "pad_bags", "training_views"]
 
 SOURCES = ("bank", "patches")
+
+# Patches are transformed when they are read, so there may be any number of views: at this many, each pass over a
+# slide is a new one.
+ENDLESS_VIEWS = 2**31 - 1
+PATCHES_AT_ONCE = 64
 
 logger = logging.getLogger(__name__)
 
@@ -82,11 +91,27 @@ class PatchGridDataset(PatchWSIDataset):
         )
 
 
-class PatchBagDataset(Dataset):
+class _BagDataset(Dataset):
+    """Items by the index of a slide, for its plain patches, or by a :class:`DrawnView`."""
+
+    def _transform(self, index: int | DrawnView) -> Any:
+        drawn = index if isinstance(index, DrawnView) else DrawnView(index, 0)
+        item = self._read(drawn.index, drawn.view)
+        return item if self.transform is None else self.transform(item)
+
+    def _read(self, index: int, view: int) -> dict[str, Any]:
+        raise NotImplementedError
+
+
+class PatchBagDataset(_BagDataset):
     """Bags of linked patches, read from the slides when they are asked for.
 
+    Asked for a :class:`DrawnView`, it applies the view's transform to the patches.
+
     An item has ``image`` uint8 ``[N, S, 3, H, W]`` (row j holds a patch of each scale, from low to high),
-    ``log_weight`` float32 ``[N, S]``, ``label`` float32 ``[K]`` if the entry has one, and ``slide``.
+    ``log_weight`` float32 ``[N, S]``, ``label`` float32 ``[K]`` if the entry has one, and ``slide``. Where its
+    patches lie: ``corners`` float64 ``[N, S, 2]``, (x, y) of their top left corners in level-0 pixels;
+    ``patch_level0`` float64 ``[S]``, their sides in level-0 pixels; ``base_mpp``, micrometres per pixel of level 0.
 
     Args:
         data: the datalist's entries.
@@ -107,15 +132,27 @@ class PatchBagDataset(Dataset):
         self._bags = [bag_builder(entry) for entry in tqdm(data, desc="finding tissue", unit="slide", leave=False)]
         self.num_workers = num_workers
 
-    def _transform(self, index: int) -> Any:
-        bag = self._bags[index]
+    def _read(self, index: int, view: int) -> dict[str, Any]:
+        bag, transform = self._bags[index], view_transform(self.data[index]["slide"], view)
         unique = [bag.read_all(s, self.num_workers) for s in range(len(bag.grid.scales))]
-        rows = np.stack([patches[bag.grid.rows[:, s]] for s, patches in enumerate(unique)], axis=1)
-        return _apply(self.transform, _item(self.data[index], rows, bag.grid.log_weight()))
+        if transform is not None:
+            for patches in unique:
+                _transform_patches(patches, transform, self.num_workers)
+        grid = bag.grid
+        return _item(
+            self.data[index],
+            image=of_rows(unique, grid.rows),
+            log_weight=grid.log_weight(),
+            corners=of_rows(grid.coords, grid.rows),
+            patch_level0=[scale.patch_level0 for scale in grid.scales],
+            base_mpp=bag.slide.base_mpp,
+        )
 
 
-class BankBagDataset(Dataset):
+class BankBagDataset(_BagDataset):
     """Bags of linked patches as features, from the feature bank.
+
+    Asked for a :class:`DrawnView`, it reads the bank of that view.
 
     An item is that of :class:`PatchBagDataset`, with ``image`` float32 ``[N, S, F]``.
 
@@ -124,9 +161,11 @@ class BankBagDataset(Dataset):
         feature_dir: where the banks are.
         magnifications: the scales.
         transform: applied to each item.
+        views: the number of augmented views of each slide that will be asked for; ``None`` is 0 for all.
 
     Raises:
-        SettingsError: if a slide has no bank, or one for other magnifications.
+        SettingsError: if a slide or a view has no bank, or one for other magnifications.
+        ValueError: if there is not one number of views for each slide.
     """
 
     def __init__(
@@ -135,23 +174,42 @@ class BankBagDataset(Dataset):
         feature_dir: str | Path,
         magnifications: Sequence[float],
         transform: Callable | None = None,
+        views: Sequence[int] | None = None,
     ) -> None:
         super().__init__(data, transform)
         self.feature_dir = Path(feature_dir)
         self.magnifications = check_magnifications(magnifications)
-        missing = [e["slide"] for e in data if not bank_path(self.feature_dir, e["slide"]).exists()]
+        slides = [entry["slide"] for entry in data]
+        self._check_banks([(slide, 0) for slide in slides], "slides", "Run `extracting` with the same datalist first.")
+        if views is not None:
+            augmented = [(slide, v) for slide, n in zip(slides, views, strict=True) for v in range(1, n + 1)]
+            self._check_banks(augmented, "augmented views", "Extract them first, as `training` does.")
+
+    def _check_banks(self, wanted: Sequence[tuple[str, int]], kind: str, remedy: str) -> None:
+        missing = [
+            f"{slide} view {view}" if view else slide
+            for slide, view in wanted
+            if not bank_path(self.feature_dir, slide, view).exists()
+        ]
         if missing:
             raise SettingsError(
                 self.feature_dir,
-                f"has no feature bank of {len(missing)} of {len(data)} slides ({', '.join(missing[:5])}"
+                f"has no feature bank of {len(missing)} of {len(wanted)} {kind} ({', '.join(missing[:5])}"
                 f"{', ...' if len(missing) > 5 else ''})",
-                "Run `extracting` with the same datalist first.",
+                remedy,
             )
 
-    def _transform(self, index: int) -> Any:
+    def _read(self, index: int, view: int) -> dict[str, Any]:
         entry = self.data[index]
-        bag = read_bank(bank_path(self.feature_dir, entry["slide"]), self.magnifications)
-        return _apply(self.transform, _item(entry, bag.row_features(), bag.log_weight()))
+        bag = read_bank(bank_path(self.feature_dir, entry["slide"], view), self.magnifications)
+        return _item(
+            entry,
+            image=bag.row_features(),
+            log_weight=bag.log_weight(),
+            corners=bag.row_corners(),
+            patch_level0=bag.patch_level0,
+            base_mpp=bag.base_mpp,
+        )
 
 
 def bag_dataset(
@@ -161,6 +219,7 @@ def bag_dataset(
     feature_dir: str | Path,
     transform: Callable | None = None,
     num_workers: int = 0,
+    views: Sequence[int] | None = None,
 ) -> Dataset:
     """The bag dataset of a source: ``"bank"`` or ``"patches"``.
 
@@ -169,13 +228,41 @@ def bag_dataset(
     Raises:
         SettingsError: if there is no such source.
     """
-    if source not in SOURCES:
-        raise SettingsError("source", f"got {source!r}", f"Choose one of {', '.join(SOURCES)}.")
+    _check_source(source)
     if source == "patches":
         logger.info("%d bags of patches, read from the slides", len(data))
         return PatchBagDataset(data, bag_builder, transform, num_workers)
     logger.info("%d bags of features, from the feature bank in %s", len(data), feature_dir)
-    return BankBagDataset(data, feature_dir, bag_builder.magnifications, transform)
+    return BankBagDataset(data, feature_dir, bag_builder.magnifications, transform, views)
+
+
+def training_views(source: str, data: Sequence[Mapping[str, Any]], views: int) -> list[int] | None:
+    """How many augmented views of each slide a training draws from.
+
+    Args:
+        source: ``"bank"``, where each view is extracted, or ``"patches"``, where they are made on the fly.
+        data: the datalist's entries, with ``label`` ``[K]``.
+        views: the number of views of slides of the rarest classes, see :func:`scripts.augmentation.count_views`;
+            0 is no augmentation.
+
+    Returns:
+        A number for each entry, without limit for patches; ``None`` without augmentation, or without entries.
+
+    Raises:
+        SettingsError: if there is no such source, or ``views`` is no whole number from 0 up.
+    """
+    _check_source(source)
+    if not data:
+        return None
+    counts = count_views(np.stack([np.asarray(entry["label"]) for entry in data]), views)
+    if views == 0:
+        return None
+    return counts if source == "bank" else [ENDLESS_VIEWS] * len(data)
+
+
+def _check_source(source: str) -> None:
+    if source not in SOURCES:
+        raise SettingsError("source", f"got {source!r}", f"Choose one of {', '.join(SOURCES)}.")
 
 
 def pad_bags(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -185,8 +272,9 @@ def pad_bags(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         items: of a bag dataset, with ``image`` ``[N, S, ...]`` and ``log_weight`` ``[N, S]``.
 
     Returns:
-        ``image`` ``[B, max N, S, ...]``, ``log_weight`` ``[B, max N, S]``, ``label`` ``[B, K]`` if there are
-        labels, and ``slide``, a list of names.
+        ``image`` ``[B, max N, S, ...]``, ``log_weight`` ``[B, max N, S]`` and ``slide``, a list of names; and of
+        what all items have: ``label`` ``[B, K]``, ``corners`` ``[B, max N, S, 2]`` (NaN where a row is padding),
+        ``patch_level0`` ``[B, S]`` and ``base_mpp`` ``[B]``, the last three float64.
     """
     longest = max(len(item["image"]) for item in items)
     batch: dict[str, Any] = {
@@ -196,6 +284,11 @@ def pad_bags(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
     if all("label" in item for item in items):
         batch["label"] = torch.stack([torch.as_tensor(item["label"]) for item in items])
+    if all("corners" in item for item in items):
+        batch["corners"] = torch.stack([_padded(item["corners"], longest, torch.nan) for item in items])
+    for key in ("patch_level0", "base_mpp"):
+        if all(key in item for item in items):
+            batch[key] = torch.stack([torch.as_tensor(item[key], dtype=torch.float64) for item in items])
     return batch
 
 
@@ -206,10 +299,20 @@ def _padded(rows: torch.Tensor, length: int, value: float) -> torch.Tensor:
     return torch.cat([rows, padding])
 
 
-def _item(entry: Mapping[str, Any], image: NDArray[Any], log_weight: NDArray[np.float32]) -> dict[str, Any]:
+def _item(
+    entry: Mapping[str, Any],
+    image: NDArray[Any],
+    log_weight: NDArray[np.float32],
+    corners: NDArray[np.float64],
+    patch_level0: Sequence[float],
+    base_mpp: float,
+) -> dict[str, Any]:
     item = {
         CommonKeys.IMAGE: torch.from_numpy(image),
         "log_weight": torch.from_numpy(log_weight),
+        "corners": torch.from_numpy(corners),
+        "patch_level0": torch.tensor(patch_level0, dtype=torch.float64),
+        "base_mpp": base_mpp,
         "slide": entry["slide"],
     }
     if CommonKeys.LABEL in entry:
@@ -217,5 +320,12 @@ def _item(entry: Mapping[str, Any], image: NDArray[Any], log_weight: NDArray[np.
     return item
 
 
-def _apply(transform: Callable | None, item: dict[str, Any]) -> Any:
-    return item if transform is None else transform(item)
+def _transform_patches(patches: NDArray[np.uint8], transform: PatchTransform, num_workers: int) -> None:
+    """Transform patches ``[n, 3, H, W]`` in place, a few at a time and in several threads."""
+
+    def change(few: NDArray[np.uint8]) -> None:
+        few[:] = transform(few)
+
+    chunks = [patches[start : start + PATCHES_AT_ONCE] for start in range(0, len(patches), PATCHES_AT_ONCE)]
+    with ThreadPoolExecutor(max(1, num_workers)) as threads:
+        list(threads.map(change, chunks))

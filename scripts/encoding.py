@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -15,10 +15,13 @@ from scripts.backbones import Backbone
 from scripts.bags import Bag
 from scripts.errors import SettingsError
 
-__all__ = ["Encoder"]
+__all__ = ["Encoder", "PatchTransform", "of_rows"]
 
 # Batches that wait, read, while one is encoded: with it the memory is bounded whatever the slide's size.
 BATCHES_AHEAD = 2
+
+# From patches [n, 3, H, W] to as many of the same shape.
+PatchTransform = Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
 
 
 class Encoder:
@@ -57,13 +60,19 @@ class Encoder:
             "amp": self.backbone.amp,
         }
 
-    def encode(self, bag: Bag) -> Iterator[tuple[int, int, NDArray[np.float32]]]:
+    def encode(
+        self, bag: Bag, transform: PatchTransform | None = None
+    ) -> Iterator[tuple[int, int, NDArray[np.float32]]]:
         """Encode a bag.
+
+        Args:
+            bag: the slide's bag.
+            transform: applied to each batch of patches before it is encoded; several threads call it at once.
 
         Yields:
             the scale's index, the index of the batch's first patch in that scale, and features ``[n, F]``.
         """
-        for scale_index, start, patches in self._read(bag):
+        for scale_index, start, patches in self._read(bag, transform):
             # Whoever calls may track gradients (MONAI Label does): a frozen backbone needs none.
             with torch.inference_mode():
                 features = self.backbone(torch.from_numpy(patches).to(self.device)).cpu().numpy()
@@ -71,13 +80,16 @@ class Encoder:
 
     def encode_rows(self, bag: Bag) -> NDArray[np.float32]:
         """The features of a bag's rows, ``[N, S, F]``, in memory."""
-        grid = bag.grid
-        features = [np.empty((len(coords), self.num_features), dtype=np.float32) for coords in grid.coords]
+        features = [np.empty((len(coords), self.num_features), dtype=np.float32) for coords in bag.grid.coords]
         for scale_index, start, batch in self.encode(bag):
             features[scale_index][start : start + len(batch)] = batch
-        return np.stack([scale[grid.rows[:, s]] for s, scale in enumerate(features)], axis=1)
+        return of_rows(features, bag.grid.rows)
 
-    def _read(self, bag: Bag) -> Iterator[tuple[int, int, NDArray[np.uint8]]]:
+    def _read(self, bag: Bag, transform: PatchTransform | None) -> Iterator[tuple[int, int, NDArray[np.uint8]]]:
+        def read(scale_index: int, patches: NDArray[np.int64]) -> NDArray[np.uint8]:
+            plain = bag.read_patches(scale_index, patches)
+            return plain if transform is None else transform(plain)
+
         batches = [
             (scale_index, np.arange(start, min(start + self.batch_size, len(coords))))
             for scale_index, coords in enumerate(bag.grid.coords)
@@ -85,12 +97,12 @@ class Encoder:
         ]
         if self.num_workers == 0:
             for scale_index, patches in batches:
-                yield scale_index, int(patches[0]), bag.read_patches(scale_index, patches)
+                yield scale_index, int(patches[0]), read(scale_index, patches)
             return
         waiting: deque[tuple[int, int, Future[NDArray[np.uint8]]]] = deque()
         with ThreadPoolExecutor(self.num_workers) as threads:
             for scale_index, patches in batches:
-                future = threads.submit(bag.read_patches, scale_index, patches)
+                future = threads.submit(read, scale_index, patches)
                 waiting.append((scale_index, int(patches[0]), future))
                 if len(waiting) > BATCHES_AHEAD + self.num_workers:
                     scale_index, start, future = waiting.popleft()
@@ -98,3 +110,16 @@ class Encoder:
             while waiting:
                 scale_index, start, future = waiting.popleft()
                 yield scale_index, start, future.result()
+
+
+def of_rows(values: Sequence[NDArray[Any]], rows: NDArray[np.int64]) -> NDArray[Any]:
+    """What the patches of each row have, from what each unique patch has.
+
+    Args:
+        values: per scale ``[n_s, ...]``: features, corners or pixels of its unique patches.
+        rows: ``[N, S]``, the patch of each scale that each row goes through.
+
+    Returns:
+        ``[N, S, ...]``.
+    """
+    return np.stack([scale[rows[:, s]] for s, scale in enumerate(values)], axis=1)

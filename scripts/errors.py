@@ -7,7 +7,7 @@ import sys
 from types import TracebackType
 from typing import Any
 
-__all__ = ["BundleError", "DatalistError", "SettingsError", "SlideError", "show_one_line"]
+__all__ = ["BundleError", "DatalistError", "SettingsError", "SlideError", "mistake_in", "show_one_line"]
 
 
 class BundleError(Exception):
@@ -45,30 +45,33 @@ def show_one_line() -> None:
     """End the process with one line, instead of a traceback, on a :class:`BundleError`.
 
     MONAI's config parser wraps what a component raises into errors of its own, so the chain of causes is
-    searched. Every other exception keeps its traceback: it is a fault of the program.
+    searched. Every other exception keeps its traceback: it is a fault of the program. Calling it again does nothing.
     """
+    make_record = logging.getLogRecordFactory()
+    if getattr(make_record, "shows_one_line", False):
+        return
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        mistake = _mistake(error)
+        mistake = mistake_in(error)
         if mistake is None:
             sys.__excepthook__(kind, error, trace)
         else:
             sys.stderr.write(f"error: {mistake}\n")
 
-    make_record = logging.getLogRecordFactory()
-
     def record_without_trace(*args: Any, **kwargs: Any) -> logging.LogRecord:
         # MONAI's StatsHandler logs what ends a run, with its traceback.
         record = make_record(*args, **kwargs)
-        if record.exc_info and record.exc_info[1] and _mistake(record.exc_info[1]):
+        if record.exc_info and record.exc_info[1] and mistake_in(record.exc_info[1]):
             record.exc_info = None
         return record
 
+    record_without_trace.shows_one_line = True  # type: ignore[attr-defined]
     sys.excepthook = hook
     logging.setLogRecordFactory(record_without_trace)
 
 
-def _mistake(error: BaseException | None) -> BundleError | None:
+def mistake_in(error: BaseException | None) -> BundleError | None:
+    """The user's mistake that led to an error, from its chain of causes; ``None`` if there is none."""
     while error is not None:
         if isinstance(error, BundleError):
             return error

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from scripts import __version__
 from scripts.bags import Bag
-from scripts.encoding import Encoder
+from scripts.encoding import Encoder, PatchTransform, of_rows
 from scripts.errors import SettingsError
 from scripts.files import replacing
 from scripts.grid import log_share
@@ -36,27 +36,35 @@ class BankedBag:
     Args:
         features: per scale, from low to high, ``[n_s, F]`` float32 of the unique patches.
         coords: per scale ``[n_s, 2]`` float64, (x, y) of the patches' top left corners in level-0 pixels.
+        patch_level0: per scale, side of a patch in level-0 pixels, not rounded.
         rows: ``[N, S]`` int64, the patch of each scale that each row goes through.
+        base_mpp: micrometres per pixel of level 0.
         attributes: how the bank was made.
     """
 
     features: tuple[NDArray[np.float32], ...]
     coords: tuple[NDArray[np.float64], ...]
+    patch_level0: tuple[float, ...]
     rows: NDArray[np.int64]
+    base_mpp: float
     attributes: dict[str, Any]
 
     def row_features(self) -> NDArray[np.float32]:
         """``[N, S, F]``: the features of each row's patches, from low to high magnification."""
-        return np.stack([scale[self.rows[:, s]] for s, scale in enumerate(self.features)], axis=1)
+        return of_rows(self.features, self.rows)
+
+    def row_corners(self) -> NDArray[np.float64]:
+        """``[N, S, 2]``: (x, y) of the top left corners of each row's patches in level-0 pixels."""
+        return of_rows(self.coords, self.rows)
 
     def log_weight(self) -> NDArray[np.float32]:
         """``[N, S]``: see :meth:`LinkedGrid.log_weight`."""
         return log_share(self.rows)
 
 
-def bank_path(feature_dir: str | Path, slide: str) -> Path:
-    """The bank file of a slide, by the slide's name in the datalist."""
-    return Path(feature_dir) / f"{slide}.h5"
+def bank_path(feature_dir: str | Path, slide: str, view: int = 0) -> Path:
+    """The bank file of a view of a slide, by the slide's name in the datalist; view 0 are the plain patches."""
+    return Path(feature_dir) / (f"views/{slide}/{view:03d}.h5" if view else f"{slide}.h5")
 
 
 def slide_fingerprint(path: str | Path) -> str:
@@ -100,7 +108,12 @@ def is_banked(path: Path, settings: Mapping[str, Any]) -> bool:
 
 
 def write_bank(
-    path: Path, bag: Bag, encoder: Encoder, settings: Mapping[str, Any], on_batch: Callable[[int], object] | None = None
+    path: Path,
+    bag: Bag,
+    encoder: Encoder,
+    settings: Mapping[str, Any],
+    on_batch: Callable[[int], object] | None = None,
+    transform: PatchTransform | None = None,
 ) -> None:
     """Encode a bag batch by batch into a bank; the file appears under its name when it is complete.
 
@@ -110,6 +123,7 @@ def write_bank(
         encoder: encodes the patches.
         settings: what :func:`is_banked` compares later.
         on_batch: called with the number of patches of each batch, for progress.
+        transform: that of the view, applied to the patches before they are encoded.
     """
     grid = bag.grid
     with replacing(path) as part, h5py.File(part, "w") as bank:
@@ -130,7 +144,7 @@ def write_bank(
             group["coords"].attrs["patch_read_px"] = scale.patch_read_px
             group["coords"].attrs["read_level"] = scale.level
             group.create_dataset("features", (len(coords), encoder.num_features), dtype=np.float32)
-        for scale_index, start, features in encoder.encode(bag):
+        for scale_index, start, features in encoder.encode(bag, transform):
             bank[grid.scales[scale_index].name]["features"][start : start + len(features)] = features
             if on_batch is not None:
                 on_batch(len(features))
@@ -160,7 +174,9 @@ def read_bank(path: Path, magnifications: tuple[float, ...]) -> BankedBag:
         return BankedBag(
             features=tuple(group["features"][:] for group in groups),
             coords=tuple(group["coords"][:] for group in groups),
+            patch_level0=tuple(float(group["coords"].attrs["patch_level0"]) for group in groups),
             rows=bank["rows"][:],
+            base_mpp=float(bank.attrs["mpp"]),
             attributes={key: bank.attrs[key] for key in bank.attrs},
         )
 

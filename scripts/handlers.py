@@ -46,7 +46,7 @@ class BestWeights:
     Args:
         ckpt_dir: where the files of :func:`weights_path` are written.
         network: whose weights are kept, as ``{"model": state_dict}``.
-        heads: the outputs' names, see :func:`scripts.magnification.head_names`; the evaluator's metric of an
+        heads: the outputs' names, see :func:`scripts.methods.trained_heads`; the evaluator's metric of an
             output is ``<head>_loss``.
     """
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from scripts.errors import SettingsError
 
-__all__ = ["Scale", "check_magnifications", "head_names", "magnification_of", "mpp_of", "scale_name"]
+__all__ = ["Scale", "check_magnifications", "magnification_of", "mpp_of", "scale_name", "scale_names"]
 
 # "20x" is a convention of the field, not a unit: a 20x scan has about 0.5 um/px on every scanner's camera.
 MPP_AT_1X = 10.0
@@ -29,9 +29,13 @@ def scale_name(magnification: float) -> str:
     return f"{magnification:g}x"
 
 
-def head_names(magnifications: Sequence[float]) -> list[str]:
-    """The names of the network's outputs in order: ``["global", "5x", "10x"]``."""
-    return ["global", *(scale_name(m) for m in check_magnifications(magnifications))]
+def scale_names(magnifications: Sequence[float]) -> list[str]:
+    """The names of several scales from low to high: ``["5x", "10x"]``.
+
+    Raises:
+        SettingsError: as :func:`check_magnifications`.
+    """
+    return [scale_name(m) for m in check_magnifications(magnifications)]
 
 
 def check_magnifications(magnifications: Sequence[float]) -> tuple[float, ...]:

@@ -14,7 +14,7 @@ from scripts.baselines import MSMIL, SSMIL, HighestScaleMIL
 from scripts.errors import SettingsError
 from scripts.handlers import weights_path
 from scripts.losses import MultiScaleLoss, PhaseLoss
-from scripts.magnification import check_magnifications, scale_name
+from scripts.magnification import scale_names
 from scripts.networks import MuSTMIL
 
 __all__ = [
@@ -114,7 +114,7 @@ def result_heads(method: str, magnifications: Sequence[float]) -> list[str]:
     Raises:
         SettingsError: if there is no such method, or the magnifications cannot be used.
     """
-    scales = _scales(magnifications)
+    scales = scale_names(magnifications)
     heads = {"mustmil": ["global", *scales], "msmil": ["global"], "ssmil": scales}
     return heads.get(check_method(method), scales[-1:])
 
@@ -125,7 +125,7 @@ def trained_heads(method: str, magnifications: Sequence[float]) -> list[str]:
     Raises:
         SettingsError: as :func:`result_heads`.
     """
-    return ["global", *_scales(magnifications)] if method == "msmil" else result_heads(method, magnifications)
+    return ["global", *scale_names(magnifications)] if method == "msmil" else result_heads(method, magnifications)
 
 
 def attention_maps(method: str, magnifications: Sequence[float]) -> list[MapSpec]:
@@ -137,7 +137,7 @@ def attention_maps(method: str, magnifications: Sequence[float]) -> list[MapSpec
     Raises:
         SettingsError: as :func:`result_heads`.
     """
-    scales = _scales(magnifications)
+    scales = scale_names(magnifications)
     own = [MapSpec(name, name, s) for s, name in enumerate(scales)]
     if check_method(method) == "mustmil":
         return [MapSpec("global", "global", len(scales) - 1), *own]
@@ -157,7 +157,3 @@ def serving_weights(ckpt_dir: str | Path, method: str, magnifications: Sequence[
     """
     heads = result_heads(method, magnifications)
     return weights_path(ckpt_dir, heads[0] if heads[0] == "global" else heads[-1])
-
-
-def _scales(magnifications: Sequence[float]) -> list[str]:
-    return [scale_name(m) for m in check_magnifications(magnifications)]

@@ -18,14 +18,23 @@ from ignite.metrics import EpochMetric, Metric
 from monai.handlers import from_engine
 from monai.utils import convert_to_tensor
 from numpy.typing import ArrayLike, NDArray
-from sklearn.metrics import accuracy_score, f1_score, roc_auc_score
+from sklearn.metrics import (
+    accuracy_score,
+    average_precision_score,
+    f1_score,
+    precision_recall_fscore_support,
+    roc_auc_score,
+)
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from scripts.errors import SettingsError
 
 __all__ = [
-    "bootstrap_interval",
+    "CLASS_SCORE_NAMES",
+    "THRESHOLD",
+    "check_predictions",
+    "class_scores",
     "frequency_baseline",
     "head_metrics",
     "head_scores",
@@ -41,8 +50,7 @@ SCORE_NAMES = {
     "multilabel": ("micro_accuracy", "micro_f1", "macro_f1", "roc_auc"),
     "binary": ("accuracy", "f1", "roc_auc"),
 }
-# Values that a block of bootstrap resamples may hold at once: 16 MB for each array of them.
-BLOCK_VALUES = 2_000_000
+CLASS_SCORE_NAMES = ("accuracy", "precision", "recall", "f1", "roc_auc", "average_precision")
 
 
 def score_names(task: str) -> tuple[str, ...]:
@@ -75,7 +83,7 @@ def head_scores(probabilities: ArrayLike, labels: ArrayLike, task: str) -> dict[
         ValueError: if the arrays do not fit, or hold other values.
     """
     names = score_names(task)
-    p, y = _checked(probabilities, labels, task)
+    p, y = check_predictions(probabilities, labels, task)
     predicted, truth, classes = (p >= THRESHOLD).ravel(), (y == 1).ravel(), range(y.shape[1])
     scores = {
         "accuracy": accuracy_score(truth, predicted),
@@ -86,42 +94,30 @@ def head_scores(probabilities: ArrayLike, labels: ArrayLike, task: str) -> dict[
     return {name: float(scores[name.removeprefix("micro_")]) for name in names}
 
 
-def bootstrap_interval(
-    probabilities: ArrayLike, labels: ArrayLike, task: str, num_resamples: int = 1000, seed: int = 0
-) -> dict[str, tuple[float, float]]:
-    """The 95% percentile bootstrap interval of each score, over slides.
+def class_scores(
+    probabilities: ArrayLike, labels: ArrayLike, class_names: Sequence[str]
+) -> dict[str, dict[str, float]]:
+    """The scores of each class alone.
 
-    Slides are drawn with replacement, all classes of a slide together. A resample whose ROC-AUC is undefined
-    is ignored for that score; if all are, its interval is (NaN, NaN).
+    What would be 0 / 0 is NaN: the precision of a class that is never predicted, the recall and the average
+    precision of one that no slide has, the F1 of one that is both (the macro-F1 counts it as 0), the ROC-AUC
+    of one that no slide or every slide has. Ranking scores are those of the probabilities; the paper's code
+    takes thresholded ones.
 
     Args:
-        probabilities: as for :func:`head_scores`.
-        labels: as for :func:`head_scores`.
-        task: as for :func:`head_scores`.
-        num_resamples: how many times to draw as many slides as there are.
-        seed: of the draws; the same seed gives the same intervals.
+        probabilities: ``[n, K]`` within 0 to 1.
+        labels: ``[n, K]``, 0 or 1.
+        class_names: the classes' names, K of them.
 
     Returns:
-        Lower and upper end of each score that :func:`head_scores` returns.
+        For each class ``accuracy``, ``precision``, ``recall``, ``f1``, ``roc_auc``, ``average_precision``, and
+        ``slides``, how many have it.
 
     Raises:
-        SettingsError: if there is no such task, or ``num_resamples`` is not positive.
-        ValueError: as :func:`head_scores`.
+        ValueError: if the arrays or names do not fit, or the arrays hold other values.
     """
-    names = score_names(task)
-    p, y = _checked(probabilities, labels, task)
-    if num_resamples < 1:
-        raise SettingsError("num_resamples", f"got {num_resamples}", "Set it to 1 or more.")
-    draws = np.random.default_rng(seed).integers(len(y), size=(num_resamples, len(y)))
-    block = max(1, BLOCK_VALUES // y.size)
-    blocks = [_resampled_scores(p, y, draws[i : i + block]) for i in range(0, num_resamples, block)]
-    intervals = {}
-    for name in names:
-        values = np.concatenate([scores[name.removeprefix("micro_")] for scores in blocks])
-        values = values[~np.isnan(values)]
-        low, high = np.percentile(values, [2.5, 97.5]) if values.size else (np.nan, np.nan)
-        intervals[name] = (float(low), float(high))
-    return intervals
+    p, y = check_predictions(probabilities, labels, class_names=class_names)
+    return {name: _one_class(p[:, k], y[:, k]) for k, name in enumerate(class_names)}
 
 
 def frequency_baseline(train_labels: ArrayLike, test_labels: ArrayLike, task: str) -> dict[str, float]:
@@ -146,7 +142,7 @@ def frequency_baseline(train_labels: ArrayLike, test_labels: ArrayLike, task: st
     train, test = np.asarray(train_labels, np.float64), np.asarray(test_labels, np.float64)
     if train.ndim != 2 or test.ndim != 2 or train.shape[1] != test.shape[1]:
         raise ValueError(f"wanted labels [m, K] and [n, K], got {list(train.shape)} and {list(test.shape)}")
-    frequency = _checked(np.zeros_like(train), train, task)[1].mean(axis=0)  # [K]
+    frequency = check_predictions(np.zeros_like(train), train, task)[1].mean(axis=0)  # [K]
     # Whatever the number of positives, the most frequent classes give the best F1.
     by_frequency = np.argsort(-frequency, kind="stable")
     answers = []
@@ -198,6 +194,34 @@ def lower_is_better(current: float, best: float) -> bool:
     return current < best or (math.isnan(best) and not math.isnan(current))
 
 
+def check_predictions(
+    probabilities: ArrayLike, labels: ArrayLike, task: str | None = None, class_names: Sequence[str] | None = None
+) -> tuple[Floats, Floats]:
+    """Probabilities and labels as arrays ``[n, K]``.
+
+    Args:
+        probabilities: what should be ``[n, K]`` within 0 to 1.
+        labels: what should be ``[n, K]``, 0 or 1.
+        task: where given as ``"binary"``, K must be 1.
+        class_names: where given, K must be their number.
+
+    Raises:
+        ValueError: if the arrays do not fit, or hold other values.
+    """
+    p, y = np.asarray(probabilities, np.float64), np.asarray(labels, np.float64)
+    if p.ndim != 2 or p.shape != y.shape or not p.size:
+        raise ValueError(f"wanted probabilities and labels [n, K], got {list(p.shape)} and {list(y.shape)}")
+    if task == "binary" and p.shape[1] != 1:
+        raise ValueError(f"the binary task has one class, got {p.shape[1]}")
+    if class_names is not None and p.shape[1] != len(class_names):
+        raise ValueError(f"wanted a name for each of {p.shape[1]} classes, got {len(class_names)}")
+    if not ((p >= 0) & (p <= 1)).all():
+        raise ValueError(f"probabilities must be within 0 to 1, got {p[~((p >= 0) & (p <= 1))][0]}")
+    if not np.isin(y, (0, 1)).all():
+        raise ValueError(f"labels must be 0 or 1, got {y[~np.isin(y, (0, 1))][0]}")
+    return p, y
+
+
 class _AllSlides(EpochMetric):
     """A function of one output's logits and labels ``[n, K]`` over the slides of all ranks."""
 
@@ -229,6 +253,8 @@ def _table(batches: list[Tensor]) -> Tensor:
 
 
 def _score(logits: Tensor, labels: Tensor, name: str, task: str) -> float:
+    if torch.isnan(logits).all():  # an output that this phase of the training does not compute
+        return math.nan
     return head_scores(torch.sigmoid(logits).numpy(), labels.numpy(), task)[name]
 
 
@@ -236,49 +262,15 @@ def _loss(logits: Tensor, labels: Tensor) -> float:
     return binary_cross_entropy_with_logits(logits, labels).item()
 
 
-def _checked(probabilities: ArrayLike, labels: ArrayLike, task: str) -> tuple[Floats, Floats]:
-    p, y = np.asarray(probabilities, np.float64), np.asarray(labels, np.float64)
-    if p.ndim != 2 or p.shape != y.shape or not p.size:
-        raise ValueError(f"wanted probabilities and labels [n, K], got {list(p.shape)} and {list(y.shape)}")
-    if task == "binary" and p.shape[1] != 1:
-        raise ValueError(f"the binary task has one class, got {p.shape[1]}")
-    if not ((p >= 0) & (p <= 1)).all():
-        raise ValueError(f"probabilities must be within 0 to 1, got {p[~((p >= 0) & (p <= 1))][0]}")
-    if not np.isin(y, (0, 1)).all():
-        raise ValueError(f"labels must be 0 or 1, got {y[~np.isin(y, (0, 1))][0]}")
-    return p, y
-
-
-def _resampled_scores(p: Floats, y: Floats, draws: NDArray[np.int64]) -> dict[str, Floats]:
-    """What :func:`head_scores` would say of every resample, [R] a score, without making the resamples."""
-    resamples, (slides, classes) = len(draws), y.shape
-    cells = draws + slides * np.arange(resamples)[:, None]
-    counts = np.bincount(cells.ravel(), minlength=resamples * slides).reshape(resamples, slides).astype(float)
-
-    predicted = (p >= THRESHOLD).astype(float)
-    hits = counts @ (predicted * y)  # [R, K]: true positives
-    marked = counts @ (predicted + y)  # [R, K]: predicted positives + positives = 2 TP + FP + FN
-    right = counts @ (predicted == y).sum(axis=1)  # [R]
-    return {
-        "accuracy": right / (slides * classes),
-        "f1": _f1(hits.sum(axis=1), marked.sum(axis=1)),
-        "macro_f1": _f1(hits, marked).mean(axis=1),
-        "roc_auc": _weighted_roc_auc(p.ravel(), y.ravel(), np.repeat(counts, classes, axis=1)),
+def _one_class(p: Floats, y: Floats) -> dict[str, float]:
+    predicted, some, all_same = p >= THRESHOLD, bool(y.any()), y.min() == y.max()
+    precision, recall, f1, _ = precision_recall_fscore_support(y, predicted, average="binary", zero_division=np.nan)
+    scores = {
+        "accuracy": accuracy_score(y, predicted),
+        "precision": precision,
+        "recall": recall,
+        "f1": f1,
+        "roc_auc": np.nan if all_same else roc_auc_score(y, p),
+        "average_precision": average_precision_score(y, p) if some else np.nan,
     }
-
-
-def _f1(hits: Floats, marked: Floats) -> Floats:
-    return np.divide(2 * hits, marked, out=np.zeros_like(hits), where=marked > 0)
-
-
-def _weighted_roc_auc(scores: Floats, truth: Floats, weights: Floats) -> Floats:
-    """[R] of weights [R, m]: the share of (positive, negative) pairs in the right order, ties half."""
-    order = np.argsort(scores, kind="stable")
-    ties = np.flatnonzero(np.diff(scores[order], prepend=-1.0) > 0)  # where each group of equal scores starts
-    positives = np.add.reduceat(weights[:, order] * truth[order], ties, axis=1)  # [R, groups]
-    negatives = np.add.reduceat(weights[:, order] * (1 - truth[order]), ties, axis=1)  # [R, groups]
-    below = np.cumsum(negatives, axis=1) - negatives  # [R, groups]
-    pairs = positives.sum(axis=1) * negatives.sum(axis=1)  # [R]
-    ordered = (positives * (below + negatives / 2)).sum(axis=1)  # [R]
-    result: Floats = np.divide(ordered, pairs, out=np.full(len(weights), np.nan), where=pairs > 0)
-    return result
+    return {name: float(scores[name]) for name in CLASS_SCORE_NAMES} | {"slides": int(y.sum())}

@@ -28,6 +28,9 @@ class BranchNetwork(BagNetwork):
     The log weight is our addition. The paper attends over the unique patches X_s of a scale, but linked rows
     repeat a low patch c times; -log(c) on each of them makes softmax over rows equal softmax over patches.
 
+    The subclasses say which instances each branch pools (``_inputs``), and how the branches' logits and maps
+    become the network's (``_outputs``, ``_maps``).
+
     What MONAI's :class:`MILModel` calls ``net`` is ConvL; ``embed`` holds IL of every scale from low to high,
     ``attention`` V and w of every branch, and ``myfc`` Cl.
 
@@ -69,6 +72,30 @@ class BranchNetwork(BagNetwork):
             embedded.append(il(x[:, :, s] if self.embeds[s] else x[:, :0, s]))  # [B, N, num_nodes]
         return embedded
 
+    def _branches(self, x: Tensor, log_weight: Tensor) -> tuple[Tensor, Tensor]:
+        inputs, log_weights = self._inputs(x, log_weight)
+        logits, attention = self._pool(inputs, log_weights)
+        return self._outputs(logits), self._maps(attention)  # [B, H, K], [B, N, M, K]
+
+    def _explain(self, x: Tensor, log_weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        inputs, log_weights = self._inputs(x, log_weight)
+        logits, attention = self._pool(inputs, log_weights)
+        contribution = self._contribute(inputs, attention)
+        # [B, H, K], [B, N, M, K], [B, N, M, K]
+        return self._outputs(logits), self._maps(attention), self._maps(contribution)
+
+    def _inputs(self, x: Tensor, log_weight: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """The instances ``[B, n, width]`` and the log weights ``[B, n]`` of each branch."""
+        raise NotImplementedError
+
+    def _outputs(self, logits: list[Tensor]) -> Tensor:
+        """The network's logits ``[B, H, K]`` from the branches', ``[B, K]`` each."""
+        return torch.stack(logits, dim=1)
+
+    def _maps(self, of_branches: list[Tensor]) -> Tensor:
+        """The network's maps ``[B, N, M, K]`` from those of the branches, ``[B, n, K]`` each."""
+        return torch.stack(of_branches, dim=2)
+
     def _pool(self, inputs: list[Tensor], log_weights: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Logits ``[B, K]`` and attention ``[B, n, K]`` of each branch over ``[B, n, width]`` and ``[B, n]``."""
         logits: list[Tensor] = []
@@ -85,6 +112,19 @@ class BranchNetwork(BagNetwork):
                 logits.append(h.new_full([shape[0], self.num_classes], torch.nan))  # [B, K]
                 attention.append(h.new_full([shape[0], shape[1], self.num_classes], torch.nan))  # [B, n, K]
         return logits, attention
+
+    def _contribute(self, inputs: list[Tensor], attention: list[Tensor]) -> list[Tensor]:
+        """What each instance adds to each logit of its branch, ``[B, n, K]``: see :meth:`BagNetwork.explain`."""
+        contribution: list[Tensor] = []
+        for branch, classify in enumerate(self.myfc):
+            a = attention[branch]  # [B, n, K]
+            if self.computes[branch]:
+                weight = classify.weight.unflatten(1, [self.num_classes, -1])  # [K, K (of the attention), width]
+                votes = torch.einsum("kcw,bnw->bnkc", weight, inputs[branch])  # [B, n, K, K (of the attention)]
+                contribution.append((votes * a.unsqueeze(2)).sum(dim=3))  # [B, n, K]
+            else:
+                contribution.append(a)  # NaN, as the logits are
+        return contribution
 
 
 class MuSTMIL(BranchNetwork):
@@ -120,9 +160,8 @@ class MuSTMIL(BranchNetwork):
         self.phases = [list(range(1 + num_scales))]
         self.map_heads = list(range(1 + num_scales))
 
-    def _branches(self, x: Tensor, log_weight: Tensor) -> tuple[Tensor, Tensor]:
+    def _inputs(self, x: Tensor, log_weight: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         inputs = self._embed(x)  # S of [B, N, num_nodes]
         inputs.insert(0, torch.cat(inputs, dim=2))  # [B, N, S * num_nodes]
         log_weights = [log_weight[:, :, -1]] + [log_weight[:, :, s] for s in range(self.num_scales)]  # of [B, N]
-        logits, attention = self._pool(inputs, log_weights)
-        return torch.stack(logits, dim=1), torch.stack(attention, dim=2)  # [B, 1 + S, K], [B, N, 1 + S, K]
+        return inputs, log_weights

@@ -16,15 +16,25 @@ from monai.utils import CommonKeys
 from numpy.typing import NDArray
 from torch.utils.tensorboard import SummaryWriter
 
+from scripts.bootstrap import bootstrap_interval, class_intervals
 from scripts.files import replacing
-from scripts.metrics import bootstrap_interval, head_scores
+from scripts.metrics import CLASS_SCORE_NAMES, class_scores, head_scores, score_names
 
-__all__ = ["EvaluationReport", "PredictionReport", "label_text"]
+__all__ = ["EvaluationReport", "PredictionReport", "label_text", "without_nan"]
 
 
 def label_text(label: NDArray[Any], class_names: Sequence[str]) -> str:
     """A label ``[K]`` as the names of its classes, joined by ``;`` - as a datalist's CSV has it."""
     return ";".join(name for name, value in zip(class_names, label, strict=True) if value > 0.5)
+
+
+def without_nan(value: Any) -> Any:
+    """The same dictionaries, lists and numbers, with null for what JSON has no number for: NaN and infinity."""
+    if isinstance(value, dict):
+        return {key: without_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 class PredictionReport:
@@ -81,7 +91,8 @@ class EvaluationReport(PredictionReport):
     """Writes ``predictions.csv``, ``metrics.json`` and TensorBoard events of an evaluation.
 
     ``metrics.json`` holds for each output each metric as ``{"value": v, "ci95": [low, high]}``, the interval by
-    a bootstrap over slides; a metric that is not defined (a ROC-AUC of one class only) is null.
+    a bootstrap over slides; a metric that is not defined (a ROC-AUC of one class only) is null. Beside them,
+    ``classes`` holds the same of each class alone, and as ``slides`` how many have it.
 
     Args:
         output_dir: where the files are written.
@@ -109,32 +120,42 @@ class EvaluationReport(PredictionReport):
         probabilities, labels = np.stack(self.probabilities), np.stack(self.labels)
         report: dict[str, dict[str, Any]] = {}
         for index, head in enumerate(self.heads):
-            scores = head_scores(probabilities[:, index], labels, self.task)
-            intervals = bootstrap_interval(probabilities[:, index], labels, self.task, seed=self.seed)
-            report[head] = {
-                name: {"value": _number(value), "ci95": [_number(v) for v in intervals[name]]}
-                for name, value in scores.items()
-            }
-            self._show(head, scores, probabilities[:, index], labels)
+            report[head] = self._scores(probabilities[:, index], labels)
+            self._show(head, report[head], probabilities[:, index], labels)
         self.summary_writer.flush()
         path = self.output_dir / "metrics.json"
         with replacing(path) as part:
-            part.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+            part.write_text(json.dumps(without_nan(report), indent=2) + "\n", encoding="utf-8")
         engine.logger.info("wrote %s", path)
 
-    def _show(self, head: str, scores: dict[str, float], probabilities: NDArray[Any], labels: NDArray[Any]) -> None:
-        for name, value in scores.items():
-            if math.isfinite(value):
-                self.summary_writer.add_scalar(f"evaluation/{head}_{name}", value, 0)
+    def _scores(self, p: NDArray[Any], y: NDArray[Any]) -> dict[str, Any]:
+        """One output's part of ``metrics.json``, undefined values as NaN."""
+        intervals = bootstrap_interval(p, y, self.task, seed=self.seed)
+        class_bounds = class_intervals(p, y, self.class_names, seed=self.seed)
+        classes: dict[str, dict[str, Any]] = {}
+        for class_name, scores in class_scores(p, y, self.class_names).items():
+            slides = scores.pop("slides")
+            classes[class_name] = {**_with_bounds(scores, class_bounds[class_name]), "slides": int(slides)}
+        return {**_with_bounds(head_scores(p, y, self.task), intervals), "classes": classes}
+
+    def _show(self, head: str, report: dict[str, Any], probabilities: NDArray[Any], labels: NDArray[Any]) -> None:
+        self._show_scalars(f"evaluation/{head}", report, score_names(self.task))
+        for class_name, scores in report["classes"].items():
+            self._show_scalars(f"{head}/{class_name}", scores, CLASS_SCORE_NAMES)
         for k, class_name in enumerate(self.class_names):
             tag = f"{head}/{class_name}"
             self.summary_writer.add_pr_curve(tag, labels[:, k], probabilities[:, k], 0)
             self.summary_writer.add_histogram(f"probability/{tag}", probabilities[:, k], 0)
+
+    def _show_scalars(self, tag: str, scores: dict[str, Any], names: Sequence[str]) -> None:
+        for name in names:
+            if math.isfinite(value := scores[name]["value"]):
+                self.summary_writer.add_scalar(f"{tag}_{name}", value, 0)
 
 
 def _array(tensor: torch.Tensor) -> NDArray[np.float32]:
     return np.asarray(tensor.detach().float().cpu().numpy(), dtype=np.float32)
 
 
-def _number(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None
+def _with_bounds(scores: dict[str, float], bounds: dict[str, tuple[float, float]]) -> dict[str, Any]:
+    return {name: {"value": value, "ci95": list(bounds[name])} for name, value in scores.items()}

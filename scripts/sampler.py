@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,22 @@ import torch
 from monai.data import DistributedWeightedRandomSampler
 from numpy.typing import NDArray
 
-__all__ = ["BalancedSampler", "balanced_weights"]
+__all__ = ["BalancedSampler", "DrawnView", "balanced_weights"]
+
+
+@dataclass(frozen=True)
+class DrawnView:
+    """A slide that was drawn, and which view of it: what a dataset is asked for in place of an index.
+
+    It is no tuple, because with a tuple MONAI's datasets are asked for a subset.
+
+    Args:
+        index: the slide's place in the dataset, from 0 up.
+        view: 0 for its plain patches, from 1 up for an augmented view.
+    """
+
+    index: int
+    view: int
 
 
 def balanced_weights(labels: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -34,10 +50,13 @@ def balanced_weights(labels: NDArray[np.float32]) -> NDArray[np.float64]:
 
 
 class BalancedSampler(DistributedWeightedRandomSampler):
-    """Draws as many slides as there are, with replacement, by :func:`balanced_weights`.
+    """Draws as many slides as there are, with replacement, by :func:`balanced_weights`, and a view of each.
 
     What an epoch draws depends on the seed and the epoch's number alone, so that a resumed training draws what
     an uninterrupted one would have. MONAI's engines tell the sampler the epoch.
+
+    It yields indices; or, where a slide has augmented views, :class:`DrawnView`, each view of a slide as likely
+    as its plain patches. The slides drawn are the same either way.
 
     Args:
         dataset: the dataset to draw from.
@@ -45,6 +64,10 @@ class BalancedSampler(DistributedWeightedRandomSampler):
         seed: seed of the draws.
         num_replicas: ranks that share the draws.
         rank: this process's rank.
+        views: the number of augmented views of each slide, from 0 up; ``None`` is 0 for all.
+
+    Raises:
+        ValueError: if there is not one number of views for each slide.
     """
 
     def __init__(
@@ -54,7 +77,11 @@ class BalancedSampler(DistributedWeightedRandomSampler):
         seed: int = 0,
         num_replicas: int = 1,
         rank: int = 0,
+        views: Sequence[int] | None = None,
     ) -> None:
+        if views is not None and len(views) != len(data):
+            raise ValueError(f"views has {len(views)} numbers for {len(data)} slides")
+        self.views = None if views is None or not any(views) else np.asarray(views, dtype=np.int64)
         weights = balanced_weights(np.stack([np.asarray(entry["label"]) for entry in data]))
         self.draws = torch.Generator()
         super().__init__(
@@ -66,8 +93,14 @@ class BalancedSampler(DistributedWeightedRandomSampler):
             seed=seed,
         )
 
-    def __iter__(self) -> Iterator[int]:
+    def __iter__(self) -> Iterator[int | DrawnView]:
         # Apart for each epoch and rank, which consecutive seeds are not guaranteed to be.
         sequence = np.random.SeedSequence([self.seed, self.epoch, self.rank])
         self.draws.manual_seed(int(sequence.generate_state(1, np.uint64)[0] >> 1))
-        return super().__iter__()
+        if self.views is None:
+            return super().__iter__()
+        slides = list(super().__iter__())
+        # Apart from the draws of slides: a sequence that ends in 0 would be that of the slides again.
+        generator = np.random.default_rng(np.random.SeedSequence([self.seed, self.epoch, self.rank, 1]))
+        views = generator.integers(0, self.views[slides], endpoint=True)
+        return (DrawnView(int(index), int(view)) for index, view in zip(slides, views, strict=True))

@@ -16,6 +16,8 @@ OPTIMIZERS = ("Adam", "AdamW", "SGD", "RMSprop")
 # Smallest value, and largest; whole numbers where both are written as such.
 LIMITS: dict[str, tuple[float, float]] = {
     "epochs": (1, 10**9),
+    "views": (0, 999),
+    "num_processes": (1, 10**4),
     "batch_size": (1, 10**9),
     "encode_batch": (1, 10**9),
     "num_nodes": (2, 10**9),

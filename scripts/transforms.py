@@ -12,7 +12,7 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform
 
 from scripts.bags import BagBuilder
-from scripts.encoding import Encoder
+from scripts.encoding import Encoder, of_rows
 from scripts.inferers import join_log_weight
 
 __all__ = ["EncodeSlided"]
@@ -22,7 +22,8 @@ class EncodeSlided(MapTransform):
     """From a slide's path to its bag: a MetaTensor ``[N, S, F + 1]`` of features and, last, log_weight.
 
     One tensor, because it is all that MONAI Label and an exported model take; the config's ``inferer`` splits
-    it. The entry's ``mpp`` and ``mask`` are used if it has them.
+    it. The entry's ``mpp`` and ``mask`` are used if it has them. Where the patches lie comes beside it, as in
+    the items of :class:`scripts.datasets.PatchBagDataset`: ``corners``, ``patch_level0`` and ``base_mpp``.
 
     Args:
         keys: the key of the path.
@@ -49,5 +50,8 @@ class EncodeSlided(MapTransform):
             encoded[key] = MetaTensor(
                 join_log_weight(features, log_weight), meta={"filename_or_obj": path, "mpp": bag.slide.base_mpp}
             )
+            encoded["corners"] = torch.from_numpy(of_rows(bag.grid.coords, bag.grid.rows))
+            encoded["patch_level0"] = torch.tensor([s.patch_level0 for s in bag.grid.scales], dtype=torch.float64)
+            encoded["base_mpp"] = bag.slide.base_mpp
             encoded.setdefault("slide", Path(path).stem)
         return encoded

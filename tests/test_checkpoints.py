@@ -10,6 +10,8 @@ import torch
 from monai.networks import convert_to_torchscript
 from torch import Tensor, nn
 
+from scripts.bag_network import BagNetwork
+from scripts.baselines import MSMIL
 from scripts.checkpoints import HeadwiseNetwork, load_weights
 from scripts.errors import SettingsError
 from scripts.networks import MuSTMIL
@@ -114,6 +116,27 @@ def test_each_output_comes_from_its_own_checkpoint(tmp_path: Path) -> None:
     assert all(torch.equal(value, before[name]) for name, value in original.state_dict().items())
 
 
+@pytest.mark.parametrize("kind", [MuSTMIL, MSMIL])
+def test_each_output_is_explained_by_its_own_checkpoint(tmp_path: Path, kind: type[BagNetwork]) -> None:
+    heads, maps_of_head = (3, [[0], [1], [2]]) if kind is MuSTMIL else (1, [[0, 1]])
+    members = []
+    for seed in range(heads):
+        torch.manual_seed(seed)
+        members.append(kind(num_classes=K, num_scales=2, num_features=F, num_nodes=M))
+    headwise = HeadwiseNetwork(copy.deepcopy(members[0]), save(tmp_path, *members))
+    x, log_weight = torch.randn(2, 5, 2, F), torch.zeros(2, 5, 2)
+    log_weight[1, 3:] = -torch.inf
+
+    logits, attention, contribution = headwise.explain(x, log_weight)
+    for one, other in zip(headwise.attend(x, log_weight), (logits, attention), strict=True):
+        assert torch.equal(one, other)
+    assert contribution.shape == attention.shape
+    for head, (member, maps) in enumerate(zip(members, maps_of_head, strict=True)):
+        assert torch.equal(contribution[:, :, maps], member.explain(x, log_weight)[2][:, :, maps])
+        bias = member.get_parameter(f"myfc.{head}.bias")
+        assert torch.allclose(contribution[:, :, maps].sum(dim=(1, 2)) + bias, logits[:, head], atol=1e-6)
+
+
 def test_a_frozen_backbone_is_shared_and_sees_each_patch_once(tmp_path: Path) -> None:
     encoder = Encoder()
     members = [network(seed, encoder) for seed in (1, 2, 3)]
@@ -125,6 +148,8 @@ def test_a_frozen_backbone_is_shared_and_sees_each_patch_once(tmp_path: Path) ->
     net = headwise.get_submodule("copies.0.net")
     assert isinstance(net, Encoder)
     assert net.patches == 10
+    headwise.explain(x)
+    assert net.patches == 20
 
 
 def test_a_trained_backbone_belongs_to_its_copy(tmp_path: Path) -> None:
@@ -146,4 +171,7 @@ def test_the_number_of_checkpoints_must_be_that_of_the_outputs(tmp_path: Path) -
 def test_torchscript_gives_the_same_outputs(tmp_path: Path) -> None:
     headwise = HeadwiseNetwork(network(4), save(tmp_path, *[network(seed) for seed in (1, 2, 3)]))
     x = torch.randn(2, 5, 2, F)
-    assert torch.allclose(convert_to_torchscript(headwise)(x), headwise(x), atol=1e-6)
+    scripted = convert_to_torchscript(headwise)
+    assert torch.allclose(scripted(x), headwise(x), atol=1e-6)
+    for one, other in zip(scripted.explain(x), headwise.explain(x), strict=True):
+        assert torch.allclose(one, other, atol=1e-6)

@@ -63,6 +63,23 @@ def test_the_number_of_threads_does_not_change_a_digit(bag):
     assert np.array_equal(once, threads)
 
 
+@pytest.mark.parametrize("num_workers", [0, 1, 3])
+def test_a_transform_changes_the_patches_before_they_are_encoded(num_workers):
+    def brighter(patches):
+        sizes.append(len(patches))
+        return patches + 7
+
+    sizes, plain, changed = [], FlatBag([7, 12]), FlatBag([7, 12])
+    encoder = tiny_encoder(batch_size=5, num_workers=num_workers)
+    for (s, start, features), (t, begin, seen) in zip(
+        encoder.encode(plain), encoder.encode(changed, brighter), strict=True
+    ):
+        assert (s, start) == (t, begin)
+        assert np.allclose(seen, features + 7 / 64, atol=1e-6)
+    assert sorted(sizes) == [2, 2, 5, 5, 5]
+    assert sorted(plain.reads) == sorted(changed.reads)
+
+
 def test_rows_are_the_features_of_the_patches_that_they_go_through(bag):
     rows = tiny_encoder(batch_size=5).encode_rows(bag)
     backbone = tiny_backbone()

@@ -1,15 +1,18 @@
+import json
 import logging
 import os
 
 import h5py
 import numpy as np
 import pytest
+import torch
 from tqdm import tqdm
 
+from scripts.augmentation import augmentation_settings, view_transform
 from scripts.errors import SettingsError, SlideError
 from scripts.extraction import Extractor
-from scripts.features import read_bank
-from tests.cohorts import builder, draw_cohort, draw_slide, tiny_encoder
+from scripts.features import bank_path, read_bank
+from tests.cohorts import builder, draw_cohort, draw_slide, tiny_backbone, tiny_encoder
 
 
 @pytest.fixture(scope="module")
@@ -40,9 +43,9 @@ def encoder_that_counts(fail_at=None):
     encoder = tiny_encoder()
     encode, encoder.slides = encoder.encode, []
 
-    def counted(bag):
+    def counted(bag, transform):
         encoder.slides.append(bag.slide.path.stem)
-        batches = encode(bag)
+        batches = encode(bag, transform)
         yield next(batches)
         if fail_at == bag.slide.path.stem:
             raise SlideError(bag.slide.path, "breaks off", "Copy it again.")
@@ -133,3 +136,91 @@ def test_patches_left_out_without_an_ancestor_are_reported(tmp_path, caplog):
     with caplog.at_level(logging.INFO):
         Extractor([entry], strict, tiny_encoder(), tmp_path).run()
     assert caplog.messages[-1].endswith("; 4 patches left out without an ancestor")
+
+
+# --- views -----------------------------------------------------------------------------------------------
+
+
+def builder_that_counts(**settings):
+    """A bag builder that records which slides it was asked for."""
+    the_builder = builder(**settings)
+    the_builder.slides = []
+
+    class Counting(type(the_builder)):
+        def __call__(self, entry):
+            self.slides.append(entry["slide"])
+            return super().__call__(entry)
+
+    the_builder.__class__ = Counting
+    return the_builder
+
+
+def files(folder):
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.h5"))
+
+
+def test_each_view_gets_a_bank_of_the_patches_that_it_transforms(cohort, tmp_path):
+    Extractor(cohort, builder(), tiny_encoder(num_workers=2), tmp_path, views=[2, 0, 1]).run()
+    assert files(tmp_path) == ["s0.h5", "s1.h5", "s2.h5", "views/s0/001.h5", "views/s0/002.h5", "views/s2/001.h5"]
+    for entry, views in zip(cohort, [2, 0, 1], strict=True):
+        bag = builder()(entry)
+        for view in range(1, views + 1):
+            banked = read_bank(bank_path(tmp_path, entry["slide"], view), (5.0, 10.0))
+            transform = view_transform(entry["slide"], view)
+            for s in range(2):
+                expected = tiny_backbone()(torch.from_numpy(transform(bag.read_all(s)))).numpy()
+                assert np.allclose(banked.features[s], expected, atol=1e-6)
+                assert np.array_equal(banked.coords[s], bag.grid.coords[s])
+            assert np.array_equal(banked.rows, bag.grid.rows)
+
+
+def test_the_plain_banks_are_the_same_with_views_and_without(cohort, tmp_path):
+    Extractor(cohort, builder(), tiny_encoder(), tmp_path / "plain").run()
+    Extractor(cohort, builder(), tiny_encoder(), tmp_path / "views", views=[1, 1, 1]).run()
+    for name in ("s0.h5", "s1.h5", "s2.h5"):
+        with h5py.File(tmp_path / "plain" / name) as plain, h5py.File(tmp_path / "views" / name) as beside:
+            assert plain.attrs["settings"] == beside.attrs["settings"]
+            for scale in ("5x", "10x"):
+                assert np.array_equal(plain[scale]["features"][:], beside[scale]["features"][:])
+
+
+def test_the_bank_of_a_view_says_which_and_how_views_are_drawn(cohort, tmp_path):
+    Extractor(cohort[:1], builder(), tiny_encoder(), tmp_path, views=[3]).run()
+    with h5py.File(tmp_path / "s0.h5") as plain, h5py.File(tmp_path / "views/s0/003.h5") as view:
+        before, after = (json.loads(bank.attrs["settings"]) for bank in (plain, view))
+    assert after == {**before, "view": 3, **augmentation_settings()}
+    assert not {"view", *augmentation_settings()} & set(before)
+
+
+def test_views_drawn_otherwise_are_refused_and_the_plain_banks_are_not(cohort, tmp_path, monkeypatch):
+    Extractor(cohort[:1], builder(), tiny_encoder(), tmp_path, views=[1]).run()
+    monkeypatch.setattr("scripts.augmentation.HUE_SHIFT", 20)
+    with pytest.raises(SettingsError, match=r"001\.h5: was made otherwise \(hue_shift 8, now 20\)"):
+        Extractor(cohort[:1], builder(), tiny_encoder(), tmp_path, views=[1]).run()
+    Extractor(cohort[:1], builder(), tiny_encoder(), tmp_path).run()
+
+
+def test_only_missing_views_are_made_and_each_slide_is_opened_once(cohort, tmp_path, caplog, bars):
+    Extractor(cohort, builder(), tiny_encoder(), tmp_path).run()
+    (tmp_path / "s1.h5").unlink()
+    made = {name: (tmp_path / name).stat().st_mtime_ns for name in files(tmp_path)}
+    opened, encoder = builder_that_counts(), encoder_that_counts()
+    with caplog.at_level(logging.INFO):
+        Extractor(cohort, opened, encoder, tmp_path, views=[2, 1, 0]).run()
+    assert opened.slides == ["s0", "s1"]
+    assert encoder.slides == ["s0", "s0", "s1", "s1"]
+    patches = [num_patches(entry) for entry in cohort]
+    extracted = 2 * patches[0] + 2 * patches[1]
+    assert f"extracting 1 of 3 slides and 3 of 3 augmented views into {tmp_path} (2 and 0 are there)" in caplog.messages
+    assert f"extracted 1 slides and 3 augmented views, {extracted} patches in" in caplog.messages[-1]
+    assert bars[-1].n == bars[-1].total == extracted
+    assert bars[-1].totals[0] == 4 * patches[0]
+    assert {name: (tmp_path / name).stat().st_mtime_ns for name in made} == made
+    again = encoder_that_counts()
+    Extractor(cohort, builder(), again, tmp_path, views=[3, 1, 0]).run()
+    assert again.slides == ["s0"]
+
+
+def test_each_entry_needs_its_number_of_views(cohort, tmp_path):
+    with pytest.raises(ValueError, match="views has 1 numbers for 3 entries"):
+        Extractor(cohort, builder(), tiny_encoder(), tmp_path, views=[1])

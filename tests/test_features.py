@@ -96,6 +96,8 @@ def test_what_is_written_is_read_back(bank, bag):
             assert np.array_equal(banked.features[s], file[name]["features"][:])
             assert np.array_equal(banked.coords[s], bag.grid.coords[s])
         assert np.array_equal(banked.rows, bag.grid.rows)
+        assert banked.patch_level0 == tuple(scale.patch_level0 for scale in bag.grid.scales)
+        assert banked.base_mpp == bag.slide.base_mpp
         assert banked.attributes["slide"] == "s.tif"
     assert np.array_equal(banked.row_features(), tiny_encoder().encode_rows(bag))
     assert np.array_equal(banked.log_weight(), bag.grid.log_weight())
@@ -104,8 +106,10 @@ def test_what_is_written_is_read_back(bank, bag):
 def test_rows_of_features_and_their_weights_by_hand():
     low, high = np.array([[1.0], [2.0]], np.float32), np.array([[10.0], [20.0], [30.0], [40.0]], np.float32)
     rows = np.array([[0, 0], [1, 1], [0, 2], [0, 3]])
-    bag = BankedBag((low, high), (np.zeros((2, 2)), np.zeros((4, 2))), rows, {})
+    coords = np.array([[0.0, 0.0], [8.0, 0.0]]), np.array([[0.0, 4.0], [8.0, 0.0], [4.0, 0.0], [4.0, 4.0]])
+    bag = BankedBag((low, high), coords, (8.0, 4.0), rows, 0.5, {})
     assert bag.row_features()[..., 0].tolist() == [[1, 10], [2, 20], [1, 30], [1, 40]]
+    assert bag.row_corners().tolist() == [[[0, 0], [0, 4]], [[8, 0], [8, 0]], [[0, 0], [4, 0]], [[0, 0], [4, 4]]]
     third = -math.log(3)
     assert bag.log_weight().tolist() == pytest.approx(np.array([[third, 0], [0, 0], [third, 0], [third, 0]]))
 
@@ -120,8 +124,8 @@ def test_an_extraction_that_breaks_off_leaves_no_file(tmp_path, bag, slide):
     encoder = tiny_encoder(batch_size=5)
     encode = encoder.encode
 
-    def breaks(bag):
-        batches = encode(bag)
+    def breaks(bag, transform):
+        batches = encode(bag, transform)
         yield next(batches)
         raise RuntimeError("out of memory")
 
@@ -182,6 +186,30 @@ def test_a_bank_that_is_missing_or_none_is_named(tmp_path, slide):
 
 def test_the_bank_has_the_name_of_the_datalist_not_of_the_file():
     assert bank_path("/features", "patient 7 block A.2").as_posix() == "/features/patient 7 block A.2.h5"
+    assert bank_path("/features", "patient 7 block A.2", 0) == bank_path("/features", "patient 7 block A.2")
+
+
+def test_views_lie_apart_from_the_plain_banks():
+    assert bank_path("/features", "a b.2", 7).as_posix() == "/features/views/a b.2/007.h5"
+    paths = {bank_path("/features", slide, view) for slide in ("s", "views", "s.1") for view in (0, 1, 10, 999, 1000)}
+    assert len(paths) == 15
+
+
+def test_the_bank_of_a_view_holds_the_features_of_its_patches(tmp_path, bag, slide):
+    def upside_down(patches):
+        return np.ascontiguousarray(patches[:, :, ::-1])
+
+    path = bank_path(tmp_path, "s", 2)
+    write_bank(path, bag, tiny_encoder(), {**settings_of(slide), "view": 2}, transform=upside_down)
+    banked = read_bank(path, (5.0, 10.0))
+    for s in range(2):
+        expected = tiny_backbone()(torch.from_numpy(upside_down(bag.read_all(s)))).numpy()
+        assert np.allclose(banked.features[s], expected, atol=1e-6)
+        assert np.array_equal(banked.coords[s], bag.grid.coords[s])
+    assert np.array_equal(banked.rows, bag.grid.rows)
+    assert is_banked(path, {**settings_of(slide), "view": 2})
+    with pytest.raises(SettingsError, match=r"002\.h5: was made otherwise \(view 2, now 3\)"):
+        is_banked(path, {**settings_of(slide), "view": 3})
 
 
 def test_a_fingerprint_changes_with_the_slides_content(tmp_path, monkeypatch):

@@ -1,7 +1,7 @@
 import pytest
 
 from scripts.errors import SettingsError
-from scripts.magnification import Scale, check_magnifications, head_names, magnification_of, mpp_of, scale_name
+from scripts.magnification import Scale, check_magnifications, magnification_of, mpp_of, scale_name, scale_names
 
 
 def test_ten_x_is_one_micrometre_per_pixel():
@@ -10,7 +10,7 @@ def test_ten_x_is_one_micrometre_per_pixel():
 
 
 def test_outputs_are_named_global_then_low_to_high():
-    assert head_names([10, 5, 12.5]) == ["global", "5x", "10x", "12.5x"]
+    assert scale_names([10, 5, 12.5]) == ["5x", "10x", "12.5x"]
     assert scale_name(1.25) == "1.25x"
 
 

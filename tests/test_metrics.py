@@ -1,4 +1,4 @@
-"""The scores: by hand, against scikit-learn, resample by resample, and inside MONAI's evaluator."""
+"""The scores: by hand, against scikit-learn, and inside MONAI's evaluator."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import math
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +23,8 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from scripts.errors import SettingsError
 from scripts.inferers import LogWeightInferer, join_log_weight
 from scripts.metrics import (
-    bootstrap_interval,
+    CLASS_SCORE_NAMES,
+    class_scores,
     frequency_baseline,
     head_metrics,
     head_scores,
@@ -99,15 +99,13 @@ def test_what_is_undefined_is_nan_and_an_empty_f1_is_zero() -> None:
 def test_arrays_that_cannot_be_scored_are_refused(
     probabilities: ArrayLike, labels: ArrayLike, task: str, message: str
 ) -> None:
-    for function in (head_scores, bootstrap_interval):
-        with pytest.raises(ValueError, match=message):
-            function(probabilities, labels, task)
+    with pytest.raises(ValueError, match=message):
+        head_scores(probabilities, labels, task)
 
 
 def test_an_unknown_task_is_refused() -> None:
     for call in (
         lambda: head_scores([[0.1]], [[1]], "multiclass"),
-        lambda: bootstrap_interval([[0.1]], [[1]], "multiclass"),
         lambda: frequency_baseline([[1]], [[1]], "multiclass"),
         lambda: head_metrics(HEADS, "multiclass"),
     ):
@@ -115,54 +113,90 @@ def test_an_unknown_task_is_refused() -> None:
             call()
 
 
-# --- the bootstrap ----------------------------------------------------------------------------------------
+# --- each class alone -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("task", "classes"), [("multilabel", 3), ("binary", 1)])
-@pytest.mark.parametrize("n", [1, 2, 7, 40])
-def test_intervals_equal_those_of_resamples_that_are_made(task: str, classes: int, n: int) -> None:
-    p, y = slides(n, classes, seed=n, decimals=1)
-    draws = np.random.default_rng(5).integers(n, size=(60, n))
-    resamples = [head_scores(p[draw], y[draw], task) for draw in draws]
-    intervals = bootstrap_interval(p, y, task, num_resamples=60, seed=5)
-    assert tuple(intervals) == score_names(task)
-    for name, interval in intervals.items():
-        values = [scores[name] for scores in resamples if not math.isnan(scores[name])]
-        wanted = np.percentile(values, [2.5, 97.5]) if values else [math.nan, math.nan]
-        assert interval == pytest.approx(tuple(wanted), nan_ok=True)
+def test_the_scores_of_a_class_by_hand() -> None:
+    # The first class: a hit, a miss, a false alarm, a right no. The second is never predicted.
+    p = [[0.9, 0.1], [0.3, 0.2], [0.7, 0.4], [0.1, 0.3]]
+    scores = class_scores(p, [[1, 0], [1, 0], [0, 1], [0, 1]], ["cancer", "normal"])
+    assert list(scores) == ["cancer", "normal"]
+    assert list(scores["cancer"]) == [*CLASS_SCORE_NAMES, "slides"]
+    # Pairs (positive, negative): 0.9 beats 0.7 and 0.1, 0.3 beats 0.1. Precision at 0.9 is 1, at 0.3 it is 2/3.
+    assert scores["cancer"] == pytest.approx(
+        {
+            "accuracy": 2 / 4,
+            "precision": 1 / 2,
+            "recall": 1 / 2,
+            "f1": 1 / 2,
+            "roc_auc": 3 / 4,
+            "average_precision": (1 + 2 / 3) / 2,
+            "slides": 2,
+        }
+    )
+    assert scores["normal"] == pytest.approx(
+        {
+            "accuracy": 2 / 4,
+            "precision": math.nan,
+            "recall": 0,
+            "f1": 0,
+            "roc_auc": 1,
+            "average_precision": 1,
+            "slides": 2,
+        },
+        nan_ok=True,
+    )
 
 
-@pytest.mark.parametrize(("task", "classes"), [("multilabel", 5), ("binary", 1)])
-def test_an_interval_holds_the_estimate_and_narrows_with_slides(task: str, classes: int) -> None:
-    few, many = slides(40, classes), slides(1000, classes)
-    wide, narrow = bootstrap_interval(*few, task), bootstrap_interval(*many, task)
-    for name, estimate in head_scores(*few, task).items():
-        assert wide[name][0] <= estimate <= wide[name][1]
-        assert wide[name][1] - wide[name][0] > 2 * (narrow[name][1] - narrow[name][0]) > 0
+def test_a_class_that_no_slide_has_says_nothing_of_ranking_or_recall() -> None:
+    absent = class_scores([[0.1], [0.2]], [[0], [0]], ["cancer"])["cancer"]
+    assert absent["accuracy"] == 1
+    assert absent["slides"] == 0
+    assert all(math.isnan(absent[name]) for name in CLASS_SCORE_NAMES if name != "accuracy")
+    alarmed = class_scores([[0.1], [0.8]], [[0], [0]], ["cancer"])["cancer"]
+    assert (alarmed["precision"], alarmed["f1"]) == (0, 0)
+    assert math.isnan(alarmed["recall"])
 
 
-def test_the_seed_decides_the_interval() -> None:
-    p, y = slides(30, 3)
-    assert bootstrap_interval(p, y, "multilabel", seed=1) == bootstrap_interval(p, y, "multilabel", seed=1)
-    assert bootstrap_interval(p, y, "multilabel", seed=1) != bootstrap_interval(p, y, "multilabel", seed=2)
+def test_a_class_that_every_slide_has_cannot_be_ranked() -> None:
+    everywhere = class_scores([[0.1], [0.8]], [[1], [1]], ["cancer"])["cancer"]
+    assert math.isnan(everywhere["roc_auc"])
+    assert (everywhere["average_precision"], everywhere["precision"], everywhere["recall"]) == (1, 1, 0.5)
 
 
-def test_blocks_of_resamples_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
-    p, y = slides(30, 3)
-    whole = bootstrap_interval(p, y, "multilabel", num_resamples=50)
-    monkeypatch.setattr("scripts.metrics.BLOCK_VALUES", 700)
-    assert bootstrap_interval(p, y, "multilabel", num_resamples=50) == whole
+def test_ranking_scores_see_the_probabilities_and_not_the_decisions() -> None:
+    scores = class_scores([[0.4], [0.3], [0.2]], [[1], [0], [0]], ["cancer"])["cancer"]
+    assert scores["recall"] == 0
+    assert (scores["roc_auc"], scores["average_precision"]) == (1, 1)
 
 
-def test_a_thousand_slides_take_seconds_not_minutes() -> None:
-    start = time.process_time()
-    bootstrap_interval(*slides(1000, 5, decimals=6), "multilabel")
-    assert time.process_time() - start < 10
+@settings(max_examples=25, deadline=None)
+@given(st.integers(2, 30), st.integers(0, 2**16))
+def test_class_scores_equal_scikit_learn_and_their_f1_has_the_macro_f1_as_mean(n: int, seed: int) -> None:
+    p, y = slides(n, 3, seed, decimals=1)
+    y[0], y[1] = 0, 1
+    scores = class_scores(p, y, ["a", "b", "c"])
+    predicted = p >= 0.5
+    for k, name in enumerate("abc"):
+        nan = {"zero_division": np.nan}
+        assert scores[name] == pytest.approx(
+            {
+                "accuracy": np.mean(predicted[:, k] == y[:, k]),
+                "precision": sk.precision_score(y[:, k], predicted[:, k], **nan),
+                "recall": sk.recall_score(y[:, k], predicted[:, k], **nan),
+                "f1": sk.f1_score(y[:, k], predicted[:, k], **nan),
+                "roc_auc": sk.roc_auc_score(y[:, k], p[:, k]),
+                "average_precision": sk.average_precision_score(y[:, k], p[:, k]),
+                "slides": y[:, k].sum(),
+            },
+            nan_ok=True,
+        )
+    assert np.mean([scores[name]["f1"] for name in "abc"]) == pytest.approx(head_scores(p, y, "multilabel")["macro_f1"])
 
 
-def test_no_resamples_are_refused() -> None:
-    with pytest.raises(SettingsError, match="num_resamples: got 0"):
-        bootstrap_interval([[0.1]], [[1]], "binary", num_resamples=0)
+def test_each_class_needs_a_name() -> None:
+    with pytest.raises(ValueError, match="a name for each of 2 classes, got 1"):
+        class_scores([[0.1, 0.2]], [[0, 1]], ["cancer"])
 
 
 # --- the baseline -----------------------------------------------------------------------------------------

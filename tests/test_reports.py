@@ -13,8 +13,10 @@ from sklearn.metrics import accuracy_score, f1_score, roc_auc_score
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.tensorboard import SummaryWriter
 
+from scripts.bootstrap import class_intervals
 from scripts.datasets import pad_bags
-from scripts.reports import EvaluationReport, PredictionReport, label_text
+from scripts.metrics import CLASS_SCORE_NAMES, class_scores
+from scripts.reports import EvaluationReport, PredictionReport, label_text, without_nan
 
 HEADS = ["global", "5x", "10x"]
 CLASSES = ["cancer", "hgd", "normal"]
@@ -72,6 +74,11 @@ def evaluation(folder, slides, classes=CLASSES, task="multilabel", batch_size=1,
         return json.load(file)
 
 
+def values_of(scores):
+    """The values of an output's or class's scores, by name."""
+    return {name: score["value"] for name, score in scores.items() if name not in ("classes", "slides")}
+
+
 def test_a_label_reads_as_in_a_datalist():
     assert label_text(np.array([1, 0, 1]), CLASSES) == "cancer;normal"
     assert label_text(np.array([0, 0, 0]), CLASSES) == ""
@@ -123,7 +130,7 @@ def test_metrics_of_a_multilabel_task_are_those_of_its_predictions(tmp_path):
     assert list(metrics) == HEADS
     for head in HEADS:
         p = probabilities_of(rows, head)
-        assert {name: score["value"] for name, score in metrics[head].items()} == pytest.approx(
+        assert values_of(metrics[head]) == pytest.approx(
             {
                 "micro_accuracy": accuracy_score(label.ravel(), p.ravel() >= 0.5),
                 "micro_f1": f1_score(label, p >= 0.5, average="micro"),
@@ -131,7 +138,8 @@ def test_metrics_of_a_multilabel_task_are_those_of_its_predictions(tmp_path):
                 "roc_auc": roc_auc_score(label.ravel(), p.ravel()),
             }
         )
-        for score in metrics[head].values():
+        for name in values_of(metrics[head]):
+            score = metrics[head][name]
             low, high = score["ci95"]
             assert 0 <= low < score["value"] < high <= 1
             assert high - low < 0.4
@@ -146,13 +154,39 @@ def test_metrics_of_a_binary_task_are_those_of_its_predictions(tmp_path):
     assert 0 < label.sum() < 40
     for head in HEADS:
         p = probabilities_of(rows, head, ["high risk"])[:, 0]
-        assert {name: score["value"] for name, score in metrics[head].items()} == pytest.approx(
+        assert values_of(metrics[head]) == pytest.approx(
             {
                 "accuracy": accuracy_score(label, p >= 0.5),
                 "f1": f1_score(label, p >= 0.5),
                 "roc_auc": roc_auc_score(label, p),
             }
         )
+
+
+@pytest.mark.parametrize(("task", "classes"), [("multilabel", CLASSES), ("binary", ["high_risk"])])
+def test_each_output_says_how_it_does_on_each_class(tmp_path, task, classes):
+    slides = some_slides(30, len(classes))
+    metrics = evaluation(tmp_path, slides, classes, task, batch_size=4)
+    rows = read_csv(tmp_path)
+    label = np.stack([slide["label"].numpy() for slide in slides])
+    for head in HEADS:
+        p = probabilities_of(rows, head, classes)
+        scores, intervals = class_scores(p, label, classes), class_intervals(p, label, classes)
+        assert list(metrics[head]["classes"]) == classes
+        for k, name in enumerate(classes):
+            of_class = metrics[head]["classes"][name]
+            assert list(of_class) == [*CLASS_SCORE_NAMES, "slides"]
+            assert of_class["slides"] == label[:, k].sum()
+            assert isinstance(of_class["slides"], int)
+            assert of_class["f1"]["value"] == pytest.approx(f1_score(label[:, k], p[:, k] >= 0.5))
+            for score in CLASS_SCORE_NAMES:
+                assert of_class[score]["value"] == pytest.approx(scores[name][score])
+                assert of_class[score]["ci95"] == pytest.approx(intervals[name][score])
+
+
+def test_json_has_null_for_what_is_no_number():
+    report = {"a": (0.5, float("nan")), "b": [{"c": float("inf")}, 3, "NaN", True, None]}
+    assert without_nan(report) == {"a": [0.5, None], "b": [{"c": None}, 3, "NaN", True, None]}
 
 
 def test_what_is_not_defined_is_null(tmp_path):
@@ -163,9 +197,15 @@ def test_what_is_not_defined_is_null(tmp_path):
     for head in HEADS:
         assert metrics[head]["roc_auc"] == {"value": None, "ci95": [None, None]}
         assert metrics[head]["micro_accuracy"]["value"] is not None
+        absent = metrics[head]["classes"]["cancer"]
+        assert absent["recall"] == {"value": None, "ci95": [None, None]}
+        assert absent["accuracy"]["value"] is not None
+        assert absent["slides"] == 0
     scalars = EventAccumulator(str(tmp_path / "events")).Reload().Tags()["scalars"]
     assert "evaluation/global_micro_accuracy" in scalars
     assert "evaluation/global_roc_auc" not in scalars
+    assert "global/cancer_accuracy" in scalars
+    assert "global/cancer_recall" not in scalars
 
 
 def test_the_seed_decides_the_interval_and_nothing_else(tmp_path):
@@ -182,7 +222,11 @@ def test_tensorboard_shows_the_same_metrics(tmp_path):
     metrics = evaluation(tmp_path, some_slides(20, 3))
     events = EventAccumulator(str(tmp_path / "events"), size_guidance={"tensors": 0, "histograms": 0}).Reload()
     shown = {tag: events.Scalars(tag)[0].value for tag in events.Tags()["scalars"]}
-    expected = {f"evaluation/{head}_{name}": score["value"] for head in HEADS for name, score in metrics[head].items()}
+    expected = {}
+    for head in HEADS:
+        expected |= {f"evaluation/{head}_{name}": value for name, value in values_of(metrics[head]).items()}
+        for class_name, scores in metrics[head]["classes"].items():
+            expected |= {f"{head}/{class_name}_{name}": value for name, value in values_of(scores).items()}
     assert shown == pytest.approx(expected, rel=1e-6)
     # A precision-recall curve and a histogram of the probabilities for each output and class.
     tags = {f"{head}/{name}" for head in HEADS for name in CLASSES}

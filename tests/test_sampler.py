@@ -4,7 +4,7 @@ import torch
 from monai.data import DataLoader, Dataset
 from monai.engines import SupervisedTrainer
 
-from scripts.sampler import BalancedSampler, balanced_weights
+from scripts.sampler import BalancedSampler, DrawnView, balanced_weights
 
 LABELS = [[1, 0, 0], [1, 0, 0], [1, 0, 0], [0, 1, 0], [1, 1, 0], [0, 0, 0], [0, 0, 0]]
 
@@ -74,6 +74,78 @@ def test_ranks_share_the_slides_and_draw_apart():
     drawn = [draws(sampler, 1) for sampler in ranks]
     assert [len(sampler) for sampler in ranks] == [20, 20]
     assert not set(drawn[0]) & set(drawn[1])
+
+
+# --- views -----------------------------------------------------------------------------------------------
+
+VIEWS = [0, 1, 2, 3, 5, 1, 8]
+
+
+def drawn_views(sampler, epoch):
+    sampler.set_epoch(epoch)
+    return list(sampler)
+
+
+def test_the_slides_drawn_are_the_same_with_and_without_views():
+    for ranks in ({}, {"num_replicas": 2, "rank": 1}):
+        plain, with_views = sampler_of(LABELS, seed=5, **ranks), sampler_of(LABELS, seed=5, views=VIEWS, **ranks)
+        for epoch in range(20):
+            drawn = drawn_views(with_views, epoch)
+            assert all(isinstance(draw, DrawnView) for draw in drawn)
+            assert [draw.index for draw in drawn] == draws(plain, epoch)
+            assert all(0 <= draw.view <= VIEWS[draw.index] for draw in drawn)
+        assert len(with_views) == len(plain)
+
+
+@pytest.mark.parametrize("views", [None, [0] * len(LABELS)])
+def test_without_views_indices_are_drawn(views):
+    drawn = drawn_views(sampler_of(LABELS, seed=5, views=views), 3)
+    assert all(type(index) is int for index in drawn)
+    assert drawn == draws(sampler_of(LABELS, seed=5), 3)
+
+
+def test_slides_are_drawn_by_their_weight_and_each_view_of_one_alike():
+    sampler, epochs = sampler_of(LABELS, seed=1, views=VIEWS), 3000
+    counts = {(i, v): 0 for i, n in enumerate(VIEWS) for v in range(n + 1)}
+    for epoch in range(epochs):
+        for draw in drawn_views(sampler, epoch):
+            counts[draw.index, draw.view] += 1
+    total, weights = epochs * len(LABELS), balanced_weights(np.array(LABELS))
+    for (index, _), count in counts.items():
+        p = weights[index] / (VIEWS[index] + 1)
+        # Binomial: 4.5 standard deviations happen by chance once in 5,000 runs of these 27 comparisons.
+        assert abs(count - total * p) < 4.5 * np.sqrt(total * p * (1 - p))
+
+
+def test_the_views_drawn_depend_on_the_seed_the_epoch_and_the_rank_alone():
+    views = [1000] * len(LABELS)
+    fresh = [drawn_views(sampler_of(LABELS, seed=3, views=views), epoch) for epoch in range(6)]
+    one = sampler_of(LABELS, seed=3, views=views)
+    assert [drawn_views(one, epoch) for epoch in range(6)] == fresh  # after earlier epochs
+    assert [drawn_views(one, epoch) for epoch in (5, 1, 5)] == [fresh[5], fresh[1], fresh[5]]  # in any order
+    torch.manual_seed(9)
+    state = torch.random.get_rng_state()
+    assert drawn_views(one, 2) == fresh[2]
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+    def numbers(drawn):
+        return tuple(draw.view for draw in drawn)
+
+    others = [sampler_of(LABELS, seed=4, views=views), sampler_of(LABELS, 3, num_replicas=2, rank=1, views=views)]
+    apart = [numbers(drawn) for drawn in fresh] + [numbers(drawn_views(other, 1)) for other in others]
+    assert len({drawn[:3] for drawn in apart}) == len(apart)
+
+
+def test_of_views_without_limit_hardly_any_is_drawn_twice():
+    sampler = sampler_of(LABELS, views=[2**31 - 1] * len(LABELS))
+    views = [draw.view for epoch in range(200) for draw in drawn_views(sampler, epoch)]
+    assert len(set(views)) >= len(views) - 1
+    assert 0.4 < np.mean(views) / 2**31 < 0.6
+
+
+def test_each_slide_needs_its_number_of_views():
+    with pytest.raises(ValueError, match="views has 2 numbers for 7 slides"):
+        sampler_of(LABELS, views=[1, 2])
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])

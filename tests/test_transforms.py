@@ -2,9 +2,12 @@ import itk
 import numpy as np
 import pytest
 import torch
+from ignite.engine import Events
 from monai.data import DataLoader, Dataset, MetaTensor
+from monai.engines import SupervisedEvaluator
 from monai.transforms import Compose, MapTransform
 
+from scripts.datasets import PatchBagDataset
 from scripts.errors import SlideError
 from scripts.inferers import LogWeightInferer
 from scripts.networks import MuSTMIL
@@ -34,10 +37,39 @@ def test_a_path_becomes_the_bags_features_and_log_weight(entry):
     assert encoded.meta["mpp"] == pytest.approx(0.5)
 
 
+def test_beside_them_stands_where_the_patches_lie(entry):
+    encoded = transform()(entry)
+    (expected,) = PatchBagDataset([entry], builder())
+    for key in ("corners", "patch_level0"):
+        assert torch.equal(encoded[key], expected[key])
+        assert encoded[key].dtype == torch.float64
+    assert encoded["base_mpp"] == expected["base_mpp"]
+
+
+def test_monais_engine_hands_on_where_they_lie_for_each_slide(tmp_path):
+    cohort, seen = draw_cohort(tmp_path, 2), []
+    evaluator = SupervisedEvaluator(
+        device="cpu",
+        val_data_loader=DataLoader(Dataset(cohort, transform()), batch_size=1),
+        network=MuSTMIL(3, num_scales=2, num_features=12, num_nodes=8),
+        inferer=LogWeightInferer(),
+    )
+    evaluator.add_event_handler(Events.ITERATION_COMPLETED, lambda engine: seen.extend(engine.state.batch))
+    evaluator.run()
+    for item, entry in zip(seen, cohort, strict=True):
+        expected = transform()(entry)
+        assert item["slide"] == expected["slide"]
+        assert torch.equal(item["corners"], expected["corners"])
+        assert torch.equal(item["patch_level0"], expected["patch_level0"])
+        assert item["corners"].dtype == item["patch_level0"].dtype == torch.float64
+        assert float(item["base_mpp"]) == expected["base_mpp"]
+
+
 def test_what_else_the_entry_holds_stays(entry):
     before = dict(entry)
     encoded = transform()({**entry, "note": "kept"})
-    assert {key: value for key, value in encoded.items() if key != "image"} == {
+    made = ("image", "corners", "patch_level0", "base_mpp")
+    assert {key: value for key, value in encoded.items() if key not in made} == {
         "slide": "s0", "patient": "p0", "label": entry["label"], "note": "kept",
     }  # fmt: skip
     assert entry == before  # the entry itself is not changed

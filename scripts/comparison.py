@@ -1,0 +1,128 @@
+"""``comparing``: several methods, each trained with several seeds on one cohort, and one table of them all."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from scripts.comparison_board import write_board
+from scripts.comparison_figure import draw_panel, draw_scores
+from scripts.comparison_results import compare, read_run
+from scripts.comparison_tables import markdown, write_runs, write_summary
+from scripts.datalist import output_names
+from scripts.errors import SettingsError
+from scripts.experiments import Experiment, run_experiments
+from scripts.files import replacing
+from scripts.methods import check_method
+from scripts.metrics import frequency_baseline
+
+__all__ = ["Comparison"]
+
+logger = logging.getLogger(__name__)
+
+
+class Comparison:
+    """Trains and evaluates every method with every seed, by the shipped configs, and compares the results.
+
+    Writes ``comparison.md``, ``comparison.csv``, ``runs.csv``, ``comparison.png``, ``heatmaps.png`` and TensorBoard
+    events into ``output_dir``, and each run into ``runs/<method>/seed_<seed>``. Runs that are done are not run
+    again, one that was cut off goes on.
+
+    Args:
+        methods: names of methods, see :data:`scripts.methods.METHODS`.
+        seeds: of the trainings; the split and the slides' views do not depend on them.
+        settings: the other knobs of training and evaluation, as plain values.
+        training_data: the entries of the training partition, for the scores of class frequencies alone.
+        testing_data: the entries that are tested.
+        output_dir: gets all output.
+        bundle_root: the bundle's folder.
+        num_processes: how many runs at the same time.
+        figure_slides: names of the slides of ``heatmaps.png``; by default the first with each class.
+
+    Raises:
+        SettingsError: if a method or a seed cannot be used, or one is named twice.
+    """
+
+    def __init__(
+        self,
+        methods: Sequence[str],
+        seeds: Sequence[int],
+        settings: Mapping[str, Any],
+        training_data: Sequence[Mapping[str, Any]],
+        testing_data: Sequence[Mapping[str, Any]],
+        output_dir: str | Path,
+        bundle_root: str | Path = ".",
+        num_processes: int = 1,
+        figure_slides: Sequence[str] | None = None,
+    ) -> None:
+        for key, values in (("methods", methods), ("seeds", seeds)):
+            if isinstance(values, str) or not isinstance(values, Sequence) or not values:
+                raise SettingsError(key, f"got {values!r}", "Give a list, for example [0, 1, 2, 3, 4].")
+            if len(set(values)) < len(values):
+                raise SettingsError(key, f"got {list(values)!r}", "Name each once.")
+        for seed in seeds:
+            if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+                raise SettingsError("seeds", f"got {seed!r}", "Give whole numbers of 0 or more.")
+        self.methods, self.seeds = [check_method(method) for method in methods], list(seeds)
+        self.settings = dict(settings)
+        self.training_data, self.testing_data = training_data, testing_data
+        self.output_dir, self.bundle_root = Path(output_dir), Path(bundle_root)
+        self.num_processes, self.figure_slides = num_processes, figure_slides
+
+    def run(self) -> str:
+        """Run what is missing, then compare.
+
+        Returns:
+            The tables as Markdown, which are printed as well.
+
+        Raises:
+            BundleError: as :func:`scripts.experiments.run_experiments`.
+            SettingsError: if a slide of ``figure_slides`` is not tested.
+        """
+        experiments = {
+            (method, seed): Experiment(
+                f"{method}, seed {seed}",
+                self.output_dir / "runs" / method / f"seed_{seed}",
+                {**self.settings, "method": method, "seed": seed},
+            )
+            for seed in self.seeds
+            for method in self.methods
+        }
+        run_experiments(list(experiments.values()), self.bundle_root, self.num_processes, desc="comparing")
+
+        task, magnifications = self.settings["task"], self.settings["magnifications"]
+        class_names = output_names(task, self.settings["class_names"])
+        runs = [
+            read_run(experiments[method, seed].folder, method, seed, class_names)
+            for method in self.methods
+            for seed in self.seeds
+        ]
+        rows, maps = compare(runs, magnifications, task, class_names)
+        train, test = (np.stack([e["label"] for e in data]) for data in (self.training_data, self.testing_data))
+        text = markdown(rows, maps, task, len(runs[0].slides), self.seeds, frequency_baseline(train, test, task))
+        with replacing(self.output_dir / "comparison.md") as part:
+            part.write_text(text, encoding="utf-8")
+        write_summary(self.output_dir / "comparison.csv", rows, maps)
+        write_runs(self.output_dir / "runs.csv", runs, task)
+        figures = {
+            "comparison": draw_scores(rows, task),
+            "heatmaps": draw_panel(
+                [experiments[method, self.seeds[0]] for method in self.methods],
+                self.bundle_root,
+                self.testing_data,
+                class_names,
+                self.settings["class_names"],
+                self.figure_slides,
+            ),
+        }
+        for name, figure in figures.items():
+            with replacing(self.output_dir / f"{name}.png") as part:
+                figure.savefig(part)
+        write_board(self.output_dir / "tensorboard", runs, text, figures, self.settings)
+        print(text)
+        logger.info("wrote the comparison into %s", self.output_dir)
+        return text

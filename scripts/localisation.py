@@ -1,0 +1,229 @@
+"""Whether attention is where the pathologist drew the region: compared patch by patch.
+
+A slide's ``regions`` are a label image of the whole slide at any size: 0 for none, else class index + 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import itk
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.metrics import average_precision_score, roc_auc_score
+
+from scripts.bootstrap import mean_interval
+from scripts.errors import SettingsError, SlideError
+from scripts.tissue import ASPECT_RTOL, TissueMask
+
+__all__ = [
+    "Localisation",
+    "compare_with_regions",
+    "localisation_summary",
+    "patch_truth",
+    "read_regions",
+    "region_values",
+]
+
+Floats = NDArray[np.float64]
+
+POSITIVE_SHARE = 0.5
+# A patch that is half region to the last pixel is positive, however its area was summed in floats.
+SHARE_SLACK = 1e-9
+
+
+@dataclass(frozen=True)
+class Localisation:
+    """How one attention map of one slide ranks the patches of one class's regions.
+
+    Args:
+        slide: the slide's name.
+        map_name: the attention map's name.
+        class_name: the class's name.
+        patches: number of patches of the map.
+        positive_share: share of them that are positive, in 0..1: the average precision of a random ranking.
+        roc_auc: of the attention against the truth, in 0..1; 0.5 is a random ranking. NaN where all patches are
+            positive or none is.
+        average_precision: the same, in 0..1, NaN likewise.
+    """
+
+    slide: str
+    map_name: str
+    class_name: str
+    patches: int
+    positive_share: float
+    roc_auc: float
+    average_precision: float
+
+    @property
+    def is_defined(self) -> bool:
+        """Whether there are both kinds of patches, so that they can be told apart."""
+        return 0 < self.positive_share < 1
+
+
+def region_values(task: str, class_names: Sequence[str], high_risk: Sequence[str]) -> dict[str, tuple[int, ...]]:
+    """The pixel values of a label image that are positive for each output of a task.
+
+    Args:
+        task: ``"multilabel"`` or ``"binary"``.
+        class_names: the classes that the label images have, in order.
+        high_risk: the classes that count as 1 in the binary task.
+
+    Returns:
+        For each class its value; in the binary task ``high_risk`` alone, with the values of all those classes.
+
+    Raises:
+        SettingsError: if a class of ``high_risk`` is needed and is no class.
+    """
+    values: dict[str, tuple[int, ...]] = {name: (k + 1,) for k, name in enumerate(class_names)}
+    if task != "binary":
+        return values
+    unknown = [name for name in high_risk if name not in values]
+    if unknown:
+        raise SettingsError("high_risk", f"{unknown[0]!r} is no class", f"Choose some of: {', '.join(class_names)}.")
+    return {"high_risk": tuple(value for name in high_risk for value in values[name])}
+
+
+def read_regions(
+    path: str | Path, slide: str, slide_size_level0: tuple[int, int], num_classes: int
+) -> NDArray[np.integer[Any]]:
+    """A slide's label image.
+
+    Args:
+        path: an image that ITK can read, with one channel.
+        slide: the slide's name, to begin an error with.
+        slide_size_level0: (width, height) of the slide in level-0 pixels.
+        num_classes: the highest value that the image may hold.
+
+    Returns:
+        ``[h, w]``, 0 for none, else class index + 1.
+
+    Raises:
+        SlideError: if the image cannot be read, has several channels, other values, or other proportions than
+            the slide.
+    """
+    subject, image = f"slide {slide}", f"`regions` {path}"
+    if not Path(path).is_file():
+        raise SlideError(subject, f"its {image} does not exist", "Correct the key `regions` in the datalist.")
+    try:
+        regions = np.squeeze(itk.array_from_image(itk.imread(str(path))))
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[-1]
+        remedy = "Save it as PNG, TIFF or MHA, or remove the key `regions` from the datalist."
+        raise SlideError(subject, f"its {image} cannot be read ({reason})", remedy) from error
+    if regions.ndim != 2:
+        remedy = "Save one channel of 0 for none and class index + 1, without a palette."
+        raise SlideError(subject, f"its {image} has the shape {regions.shape}", remedy)
+    strange = ~np.isin(regions, np.arange(num_classes + 1))
+    if strange.any():
+        remedy = f"Write 0 for none and 1 to {num_classes} for the classes in order."
+        raise SlideError(subject, f"its {image} holds the value {regions[strange][0]}", remedy)
+    height, width = regions.shape
+    pixel_x, pixel_y = slide_size_level0[0] / width, slide_size_level0[1] / height
+    if abs(pixel_x / pixel_y - 1) > ASPECT_RTOL + 1 / min(width, height):
+        raise SlideError(
+            subject,
+            f"its {image} is {width} x {height} px, which is not the slide's proportion "
+            f"({slide_size_level0[0]} x {slide_size_level0[1]} px)",
+            "Draw the whole slide, or correct the key `regions` in the datalist.",
+        )
+    return np.asarray(regions, np.min_scalar_type(num_classes))
+
+
+def patch_truth(
+    corners: Floats,
+    patch_level0: float,
+    slide_size_level0: tuple[int, int],
+    regions: NDArray[np.integer[Any]],
+    values: Sequence[Sequence[int]],
+) -> Floats:
+    """The share of each patch that lies in each class's regions.
+
+    The area is exact, parts of label pixels included; beyond the slide there are no regions.
+
+    Args:
+        corners: ``[n, 2]`` top left corners (x, y) in level-0 pixels.
+        patch_level0: side of the patches in level-0 pixels, not rounded.
+        slide_size_level0: (width, height) of the slide in level-0 pixels.
+        regions: ``[h, w]``, a label image of the whole slide.
+        values: for each of K classes the values of the label image that are its own.
+
+    Returns:
+        ``[n, K]``, in 0..1.
+    """
+    height, width = regions.shape
+    pixel_level0 = (slide_size_level0[0] / width, slide_size_level0[1] / height)
+    # The arithmetic of the tissue mask. It counts in pixels, so its resolution makes no difference.
+    masks = [TissueMask(np.isin(regions, own), pixel_level0, base_mpp=1.0) for own in values]
+    return np.stack([mask.fraction(corners, patch_level0) for mask in masks], axis=1)
+
+
+def compare_with_regions(slide: str, map_name: str, class_name: str, attention: Floats, share: Floats) -> Localisation:
+    """Rank the patches by attention, and see whether those of the regions come first.
+
+    Args:
+        slide: the slide's name.
+        map_name: the attention map's name.
+        class_name: the class's name.
+        attention: ``[n]`` of the slide's unique patches; a rank serves as well.
+        share: ``[n]`` of :func:`patch_truth`; a patch is positive from a half on.
+
+    Raises:
+        ValueError: if the arrays do not fit, or are empty.
+    """
+    if attention.shape != share.shape or attention.ndim != 1 or not attention.size:
+        raise ValueError(f"wanted attention and share [n], got {list(attention.shape)} and {list(share.shape)}")
+    positive = share >= POSITIVE_SHARE - SHARE_SLACK
+    scores = (np.nan, np.nan)
+    if positive.any() and not positive.all():
+        scores = (float(roc_auc_score(positive, attention)), float(average_precision_score(positive, attention)))
+    return Localisation(slide, map_name, class_name, len(positive), float(positive.mean()), *scores)
+
+
+def localisation_summary(
+    found: Sequence[Localisation], map_names: Sequence[str], class_names: Sequence[str], seed: int = 0
+) -> dict[str, dict[str, dict[str, Any]]]:
+    """The mean over slides, for each map and class, with its 95% bootstrap interval.
+
+    Args:
+        found: every comparison, at most one a slide, map and class.
+        map_names: the attention maps' names, in order.
+        class_names: the classes' names, in order.
+        seed: of the bootstrap.
+
+    Returns:
+        For each map and class ``roc_auc`` and ``average_precision`` as ``{"value": v, "ci95": (low, high)}``;
+        ``positive_share``, its mean over the same slides; ``slides``, how many these are; and ``undefined``, how
+        many were left out because all of their patches are positive or none is. ``"all"`` beside the classes is
+        the mean over all pairs of slide and class, its ``slides`` those with at least one, and its
+        ``undefined`` the pairs left out. A mean over nothing is NaN.
+    """
+    summary = {}
+    for map_name in map_names:
+        of_map = [one for one in found if one.map_name == map_name]
+        chosen = {name: [one for one in of_map if one.class_name == name] for name in class_names} | {"all": of_map}
+        summary[map_name] = {name: _summary(comparisons, seed) for name, comparisons in chosen.items()}
+    return summary
+
+
+def _summary(found: Sequence[Localisation], seed: int) -> dict[str, Any]:
+    defined = [one for one in found if one.is_defined]
+    slides = {name: i for i, name in enumerate(dict.fromkeys(one.slide for one in defined))}
+    columns = {name: k for k, name in enumerate(dict.fromkeys(one.class_name for one in defined))}
+    tables: Mapping[str, Floats] = {
+        score: np.full((len(slides), len(columns)), np.nan)
+        for score in ("roc_auc", "average_precision", "positive_share")
+    }
+    for one in defined:
+        for score, table in tables.items():
+            table[slides[one.slide], columns[one.class_name]] = getattr(one, score)
+    means = {score: float(np.nanmean(table)) if defined else np.nan for score, table in tables.items()}
+    ranked = {
+        score: {"value": means[score], "ci95": mean_interval(tables[score], seed=seed)}
+        for score in ("roc_auc", "average_precision")
+    }
+    counts = {"slides": len(slides), "undefined": len(found) - len(defined)}
+    return {**ranked, "positive_share": means["positive_share"], **counts}

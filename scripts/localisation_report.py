@@ -1,0 +1,156 @@
+"""What an evaluation tells of the attention where regions are known: localisation.json and localisation.csv."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ignite.engine import Engine, Events
+from monai.networks.utils import eval_mode
+from monai.utils import CommonKeys
+from numpy.typing import NDArray
+from torch import nn
+from torch.utils.tensorboard import SummaryWriter
+
+from scripts.attention_maps import gather_attention
+from scripts.bags import BagBuilder
+from scripts.datalist import HIGH_RISK
+from scripts.files import replacing
+from scripts.localisation import (
+    Localisation,
+    compare_with_regions,
+    localisation_summary,
+    patch_truth,
+    read_regions,
+    region_values,
+)
+from scripts.methods import MapSpec
+from scripts.reports import without_nan
+
+__all__ = ["LocalisationReport"]
+
+COLUMNS = ("slide", "map", "class", "patches", "positive_share", "roc_auc", "average_precision")
+
+
+class LocalisationReport:
+    """Compares the attention with the regions of those slides whose entry in the datalist has ``regions``.
+
+    Each map is compared for each class that the slide is labelled with: whether the patches that lie in the
+    class's regions, by half of their area or more, got the highest attention. Writes ``localisation.json`` (see
+    :func:`scripts.localisation.localisation_summary`; what is not defined is null), ``localisation.csv`` (a line
+    for each slide, map and class) and TensorBoard scalars. Does nothing if no entry has ``regions``.
+
+    Attach to an evaluator that decollates its batches, of a bag dataset.
+
+    Args:
+        output_dir: where the files are written.
+        network: gives ``attend(x [B, N, ...], log_weight [B, N, S])`` -> logits and attention ``[B, N, M, K]``.
+        maps: the M attention maps, in order.
+        class_names: the classes of the label images, in order; value k + 1 is class k.
+        data: the datalist's entries.
+        bag_builder: opens the slides, to learn their size.
+        summary_writer: the TensorBoard writer.
+        task: ``"multilabel"`` or ``"binary"``.
+        high_risk: the classes whose regions are positive in the binary task.
+        seed: seed of the bootstrap.
+
+    Raises:
+        SettingsError: if a class of ``high_risk`` is needed and is no class.
+    """
+
+    def __init__(
+        self,
+        output_dir: str | Path,
+        network: nn.Module,
+        maps: Sequence[MapSpec],
+        class_names: Sequence[str],
+        data: Sequence[Mapping[str, Any]],
+        bag_builder: BagBuilder,
+        summary_writer: SummaryWriter,
+        task: str = "multilabel",
+        high_risk: Sequence[str] = HIGH_RISK,
+        seed: int = 0,
+    ) -> None:
+        self.output_dir, self.summary_writer, self.seed = Path(output_dir), summary_writer, seed
+        self.network, self.maps, self.bag_builder = network, list(maps), bag_builder
+        self.num_region_classes = len(class_names)
+        self.values = region_values(task, class_names, high_risk)
+        self.entries = {str(entry["slide"]): entry for entry in data if entry.get("regions")}
+        self._clear()
+
+    def attach(self, engine: Engine) -> None:
+        """Compare after every iteration, write when the run is complete."""
+        if self.entries:
+            engine.add_event_handler(Events.STARTED, self._clear)
+            engine.add_event_handler(Events.ITERATION_COMPLETED, self._compare)
+            engine.add_event_handler(Events.COMPLETED, self._write)
+
+    def _clear(self) -> None:
+        self.found: list[Localisation] = []
+
+    def _compare(self, engine: Engine) -> None:
+        state: Any = engine.state
+        for item in state.batch:
+            entry = self.entries.get(str(item["slide"]))
+            if entry is not None and np.any(np.asarray(entry[CommonKeys.LABEL]) > 0.5):
+                self._compare_slide(item, entry, self._attention(item, state.device))
+
+    def _attention(self, item: Mapping[str, Any], device: torch.device) -> NDArray[np.float64]:
+        """``[N, M, K]`` of a slide's rows, padding included."""
+        x, log_weight = (torch.as_tensor(item[key])[None].to(device) for key in (CommonKeys.IMAGE, "log_weight"))
+        # The engine has put the network back into the mode that it had before the iteration.
+        with eval_mode(self.network):
+            attention = self.network.attend(x, log_weight)[1]  # type: ignore[operator]
+        return np.asarray(attention[0].float().cpu().numpy(), np.float64)
+
+    def _compare_slide(self, item: Mapping[str, Any], entry: Mapping[str, Any], attention: NDArray[np.float64]) -> None:
+        name, slide = str(entry["slide"]), self.bag_builder.open_slide(entry)
+        regions = read_regions(entry["regions"], name, slide.size_level0, self.num_region_classes)
+        corners, sides = (np.asarray(item[key], np.float64) for key in ("corners", "patch_level0"))
+        labelled = np.flatnonzero(np.asarray(entry[CommonKeys.LABEL]) > 0.5)
+        classes = [(int(k), list(self.values)[k]) for k in labelled]
+        for m, spec in enumerate(self.maps):
+            rows, side = corners[:, spec.scale_index], float(sides[spec.scale_index])  # [N, 2]
+            heats = [gather_attention(attention[:, m, k], rows, side, slide.base_mpp) for k, _ in classes]
+            values = [self.values[class_name] for _, class_name in classes]
+            shares = patch_truth(heats[0].corners, side, slide.size_level0, regions, values)  # [n, labelled]
+            for (_, class_name), heat, share in zip(classes, heats, shares.T, strict=True):
+                # The percentile ranks as the attention does, but equal attentions are equal in it to the last bit.
+                self.found.append(compare_with_regions(name, spec.name, class_name, heat.percentile, share))
+
+    def _write(self, engine: Engine) -> None:
+        summary = localisation_summary(self.found, [spec.name for spec in self.maps], list(self.values), self.seed)
+        for map_name, classes in summary.items():
+            for class_name, of_class in classes.items():
+                for score in ("roc_auc", "average_precision"):
+                    value = of_class[score]["value"]
+                    if np.isfinite(value):
+                        self.summary_writer.add_scalar(f"localisation/{map_name}_{class_name}_{score}", value, 0)
+        self.summary_writer.flush()
+        path = self.output_dir / "localisation.json"
+        with replacing(path) as part:
+            part.write_text(json.dumps(without_nan(summary), indent=2) + "\n", encoding="utf-8")
+        with (
+            replacing(path.with_suffix(".csv")) as part,
+            open(part, "w", newline="", encoding="utf-8") as file,
+        ):
+            writer = csv.writer(file)
+            writer.writerow(COLUMNS)
+            writer.writerows(_line(one) for one in self.found)
+        engine.logger.info("wrote %s (%d slides)", path, len({one.slide for one in self.found}))
+
+
+def _line(one: Localisation) -> list[object]:
+    scores = (one.positive_share, one.roc_auc, one.average_precision)
+    return [
+        one.slide,
+        one.map_name,
+        one.class_name,
+        one.patches,
+        *("" if np.isnan(score) else f"{score:.9g}" for score in scores),
+    ]

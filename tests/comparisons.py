@@ -1,0 +1,70 @@
+"""Folders as ``training`` and ``evaluating`` leave them, with made-up results, for tests of what reads them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scripts.comparison_results import Run, read_run
+from scripts.localisation import Localisation, localisation_summary
+from scripts.methods import attention_maps, result_heads, trained_heads
+from scripts.metrics import class_scores, head_scores
+from scripts.reports import label_text, without_nan
+
+CLASSES = ["cancer", "hgd", "normal"]
+MAGNIFICATIONS = (5, 10)
+PHASES = {"mustmil": [["global", "5x", "10x"]], "msmil": [["5x"], ["10x"], ["global"]], "ssmil": [["5x"], ["10x"]]}
+
+
+def write_run(
+    folder: Path, method: str, seed: int, num_slides: int = 8, cohort: int = 0, regions: bool = True
+) -> tuple[dict[str, NDArray[np.float64]], NDArray[np.float64]]:
+    """Write a run's files; returns the probabilities of each output, and the labels."""
+    labels = np.random.default_rng([cohort, 99]).integers(0, 2, (num_slides, len(CLASSES))).astype(float)
+    rng = np.random.default_rng([seed, list(PHASES).index(method)])
+    heads = result_heads(method, MAGNIFICATIONS)
+    probabilities = {head: (0.3 * labels + 0.7 * rng.random(labels.shape)).round(6) for head in heads}
+    folder.mkdir(parents=True, exist_ok=True)
+    metrics: dict[str, Any] = {}
+    for head, p in probabilities.items():
+        metrics[head] = {name: _value(v) for name, v in head_scores(p, labels, "multilabel").items()}
+        metrics[head]["classes"] = {
+            name: {k: _value(v) for k, v in scores.items()} for name, scores in class_scores(p, labels, CLASSES).items()
+        }
+    lines = ["slide,head," + ",".join(CLASSES) + ",label"]
+    for i in range(num_slides):
+        for head, p in probabilities.items():
+            lines.append(f"s{i},{head},{','.join(f'{v:.9g}' for v in p[i])},{label_text(labels[i], CLASSES)}")
+    (folder / "predictions.csv").write_text("\n".join(lines) + "\n")
+    phases = [{"heads": h, "epochs": 2, "seconds": 2.0 + seed, "parameters": 10} for h in PHASES[method]]
+    best = {
+        head: {"validation_loss": 0.5, "epoch": 1, "weights": "w.pt"} for head in trained_heads(method, MAGNIFICATIONS)
+    }
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    (folder / "training.json").write_text(json.dumps({"method": method, "phases": phases, "best": best}))
+    if regions:
+        maps = [spec.name for spec in attention_maps(method, MAGNIFICATIONS)]
+        found = [
+            Localisation(f"s{i}", name, c, 9, 0.25, float(rng.random()), float(rng.random()))
+            for i in range(2) for name in maps for c in CLASSES
+        ]  # fmt: skip
+        (folder / "localisation.json").write_text(json.dumps(without_nan(localisation_summary(found, maps, CLASSES))))
+    return probabilities, labels
+
+
+def write_cohort(folder: Path, seeds: tuple[int, ...] = (0, 1), regions: bool = True) -> list[Run]:
+    """Write and read a run of each method with each seed."""
+    runs = []
+    for method in PHASES:
+        for seed in seeds:
+            write_run(folder / method / str(seed), method, seed, regions=regions)
+            runs.append(read_run(folder / method / str(seed), method, seed, CLASSES))
+    return runs
+
+
+def _value(value: float) -> dict[str, Any]:
+    return {"value": None if np.isnan(value) else value, "ci95": [None, None]}

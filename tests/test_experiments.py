@@ -1,0 +1,161 @@
+"""Many trainings in folders of their own: what counts as done, what is refused, what runs where."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from scripts.errors import SettingsError
+from scripts.experiments import Experiment, run_experiments
+from tests.conftest import ROOT
+
+# A bundle whose workflows write what they were given, so that what is tested is who runs them, when and where.
+TRAIN = {
+    "imports": ["$import pathlib", "$import os", "$import time", "$import scripts.errors"],
+    "bundle_root": ".", "output_dir": ".", "ckpt_dir": ".", "lr": 1.0, "resume": False, "wait": 0.0, "fails": False,
+    "text": "$' '.join(map(str, (@lr, @resume, os.getpid())))",
+    "training": [
+        "$pathlib.Path(@output_dir, 'begun').write_text(str(os.getpid()))",
+        "$time.sleep(@wait)",
+        "$(_ for _ in ()).throw(scripts.errors.SettingsError('lr', 'fails', 'Take another.')) if @fails else None",
+        "$pathlib.Path(@output_dir, 'training.txt').write_text(@text)",
+        "$print('some output')",
+    ],
+}  # fmt: skip
+EVALUATE = {
+    "imports": ["$import pathlib"], "bundle_root": ".", "output_dir": ".", "partition": "testing",
+    "evaluating": ["$pathlib.Path(@output_dir, 'evaluating.txt').write_text(@partition)"],
+}  # fmt: skip
+
+
+@pytest.fixture
+def bundle(tmp_path):
+    (tmp_path / "configs").mkdir()
+    for name, config in (("train", TRAIN), ("evaluate", EVALUATE), ("metadata", {})):
+        (tmp_path / "configs" / f"{name}.json").write_text(json.dumps(config))
+    return tmp_path
+
+
+def experiment(bundle, name="a", **settings):
+    return Experiment(name, bundle / "runs" / name, settings)
+
+
+def test_each_runs_in_its_folder_with_the_knobs_that_its_configs_know_and_only_once(bundle):
+    first = experiment(bundle, "a", lr=0.5, partition="validation")
+    run_experiments([first], bundle)
+    assert (first.folder / "training.txt").read_text().startswith("0.5 False ")
+    assert (first.folder / "evaluating.txt").read_text() == "validation"
+    assert "some output" in (first.folder / "log.txt").read_text()
+    assert first.is_done
+    before = (first.folder / "training.txt").stat().st_mtime_ns
+
+    begun = experiment(bundle, "b", lr=0.25)
+    (begun.folder / "models").mkdir(parents=True)
+    (begun.folder / "models" / "last.pt").touch()
+    run_experiments([first, begun], bundle, num_processes=2)
+    assert (first.folder / "training.txt").stat().st_mtime_ns == before
+    assert (begun.folder / "training.txt").read_text().startswith("0.25 True ")  # it goes on
+
+    with pytest.raises(SettingsError, match=r"b: holds a run with other settings \(lr 0\.25, now 0\.125\)\. Choose"):
+        run_experiments([experiment(bundle, "b", lr=0.125)], bundle)
+
+
+def test_damaged_settings_are_named(bundle):
+    one = experiment(bundle)
+    one.folder.mkdir(parents=True)
+    (one.folder / "settings.json").write_text("{")
+    with pytest.raises(SettingsError, match=r"settings\.json: is damaged .*Delete the folder"):
+        run_experiments([one], bundle)
+
+
+def test_a_failure_says_why_and_is_not_taken_for_done(bundle):
+    bad = experiment(bundle, fails=True)
+    with pytest.raises(SettingsError, match=r"lr: fails\. Take another"):
+        run_experiments([bad], bundle)
+    assert not bad.is_done
+
+
+def test_a_process_that_is_killed_is_told_with_its_log(bundle):
+    one = experiment(bundle, wait=60.0)
+
+    def kill():
+        while not (begun := one.folder / "begun").exists() or not begun.read_text():
+            time.sleep(0.05)
+        os.kill(int(begun.read_text()), signal.SIGKILL)
+
+    killer = multiprocessing.get_context("fork").Process(target=kill)
+    killer.start()
+    with pytest.raises(SettingsError, match=r"a: its process was killed.*log\.txt; the same command goes on"):
+        run_experiments([one], bundle)
+    killer.join()
+
+
+def test_runs_end_with_the_process_that_started_them(bundle):
+    code = (
+        "from tests.test_experiments import *\n"
+        f"from pathlib import Path\nroot = Path({str(bundle)!r})\n"
+        "if __name__ == '__main__':\n    run_experiments([experiment(root, wait=60.0)], root)\n"
+    )
+    (bundle / "main.py").write_text(code)
+    parent = subprocess.Popen(
+        [sys.executable, str(bundle / "main.py")], env={**os.environ, "PYTHONPATH": str(ROOT)}, cwd=ROOT
+    )
+    begun = bundle / "runs" / "a" / "begun"
+    deadline = time.monotonic() + 60
+    while not begun.exists() or not begun.read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    parent.kill()
+    parent.wait()
+    worker = int(begun.read_text())
+    while _runs(worker):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert not (bundle / "runs" / "a" / "training.txt").exists()
+
+
+def _runs(pid):
+    try:
+        # A zombie that nobody waits for has ended, too.
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.parametrize("num_processes", [0, -1, 1.5, True, "2"])
+def test_the_number_of_processes_is_checked(bundle, num_processes):
+    with pytest.raises(SettingsError, match="num_processes: got "):
+        run_experiments([experiment(bundle)], bundle, num_processes)
+
+
+def test_under_torchrun_each_rank_takes_its_share_and_waits_for_the_others(bundle):
+    code = (
+        "import os, sys\nfrom tests.test_experiments import *\n"
+        f"from pathlib import Path\nroot = Path({str(bundle)!r})\n"
+        "if __name__ == '__main__':\n"
+        "    several = [experiment(root, name) for name in 'abc']\n"
+        "    run_experiments(several, root)\n"
+        "    assert all(one.is_done for one in several)\n"
+        "    (root / f'rank{os.environ[\"RANK\"]}').touch()\n"
+    )
+    (bundle / "main.py").write_text(code)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    subprocess.run(
+        [*torchrun, str(bundle / "main.py")],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        cwd=ROOT,
+        check=True,
+        timeout=120,
+    )
+    assert (bundle / "rank0").exists()
+    assert (bundle / "rank1").exists()
+    pids = [(bundle / "runs" / name / "training.txt").read_text().split()[2] for name in "abc"]
+    assert pids[0] == pids[2] != pids[1]

@@ -1,0 +1,221 @@
+"""The handler, run by MONAI's evaluator on bags whose attention follows a colour."""
+
+import json
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from monai.data import DataLoader, Dataset
+from monai.engines import SupervisedEvaluator
+from monai.transforms import Activationsd
+
+from scripts.attention_maps import gather_attention
+from scripts.bags import BagBuilder
+from scripts.errors import SettingsError
+from scripts.heatmap_writer import HeatmapWriter, class_file_names
+from scripts.inferers import LogWeightInferer
+from scripts.methods import attention_maps
+from scripts.networks import MuSTMIL
+from scripts.slides import Slide
+from scripts.transforms import EncodeSlided
+from tests.cohorts import NUM_TINY_FEATURES, tiny_encoder
+from tests.test_geojson import hottest_um_of_geojson
+from tests.test_heatmaps import (
+    BASE_MPP,
+    COLD_BOX,
+    HOT_BOX,
+    PATCH_PX,
+    corner_image,
+    hottest_um_of_mha,
+    hottest_um_of_png,
+    is_in,
+    read_png,
+    write_corner_slide,
+)
+
+HEADS = ["global", "5x", "10x"]
+CLASSES = ["dark", "pink"]
+
+
+def colour_network(probability_of=(0.9, 0.2)):
+    """Attends to dark patches for the first class and to pink ones for the second; says the given probabilities."""
+    network = MuSTMIL(num_classes=2, num_scales=2, num_features=NUM_TINY_FEATURES, num_nodes=4).eval()
+    red, green = slice(0, 4), slice(4, 8)  # of the four quarters of a patch
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.zero_()
+        for il in network.embed:
+            il.weight[0] = -1 / NUM_TINY_FEATURES
+            il.weight[1, red], il.weight[1, green] = 0.25, -0.25
+        for scoring in network.attention:
+            for h in (0, 1):
+                scoring[0].weight[h, h::4] = 0.3
+                scoring[2].weight[h, h] = 8.0
+        for classify in network.myfc:
+            classify.bias[:] = torch.logit(torch.tensor(probability_of))
+    return network
+
+
+@pytest.fixture(scope="module")
+def entry(tmp_path_factory):
+    """A slide that does not say its resolution: whoever opens it must take the datalist's."""
+    path = write_corner_slide(tmp_path_factory.mktemp("slide") / "corner.tif", mpp=None)
+    return {"image": str(path), "slide": "corner", "mpp": BASE_MPP}
+
+
+def predict(output, entry, network=None, **knobs):
+    builder = BagBuilder((5, 10), patch_size=PATCH_PX, min_tissue=0.4)
+    network = network or colour_network()
+    writer = HeatmapWriter(
+        output,
+        maps=attention_maps("mustmil", [5, 10]),
+        heads=HEADS,
+        class_names=CLASSES,
+        network=network,
+        inferer=LogWeightInferer(),
+        bag_builder=builder,
+        data=[entry],
+        **knobs,
+    )
+    SupervisedEvaluator(
+        device="cpu",
+        val_data_loader=DataLoader(Dataset([entry], EncodeSlided("image", builder, tiny_encoder())), batch_size=1),
+        network=network,
+        inferer=LogWeightInferer(),
+        postprocessing=Activationsd(keys="pred", sigmoid=True),
+        val_handlers=[writer],
+    ).run()
+    folder = output / "heatmaps" / "corner"
+    return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+
+
+@pytest.mark.parametrize("map_name", HEADS)
+def test_attention_that_follows_a_colour_is_hottest_where_that_colour_is(entry, tmp_path, map_name):
+    predict(tmp_path, entry, heatmap_classes=CLASSES)
+    folder = tmp_path / "heatmaps" / "corner"
+    patch_um = PATCH_PX * (2.0 if map_name == "5x" else 1.0)
+    height, width = read_png(folder / f"{map_name}_dark.png")[0].shape[:2]
+    plain = cv2.resize(corner_image(), (width, height), interpolation=cv2.INTER_AREA)
+    for name, box in (("dark", HOT_BOX), ("pink", COLD_BOX)):
+        for found in (
+            hottest_um_of_png(folder / f"{map_name}_{name}.png", plain, patch_um),
+            hottest_um_of_mha(folder / f"{map_name}_{name}.mha"),
+            hottest_um_of_geojson(folder / f"{map_name}_{name}.geojson", BASE_MPP),
+        ):
+            assert is_in(box, found, slack_um=patch_um / 2)
+
+
+def test_the_attention_in_the_files_is_the_networks(entry, tmp_path):
+    predict(tmp_path, entry)
+    builder = BagBuilder((5, 10), patch_size=PATCH_PX, min_tissue=0.4)
+    item = EncodeSlided("image", builder, tiny_encoder())(entry)
+    x = item["image"].as_tensor()[None]
+    _, attention = colour_network().attend(x[..., :-1], x[..., -1])
+    grid = builder(entry).grid
+    for m, (name, s) in enumerate((("global", 1), ("5x", 0), ("10x", 1))):
+        side = grid.scales[s].patch_level0
+        rows = attention[0, :, m, 0].detach().numpy()
+        expected = gather_attention(rows, grid.coords[s][grid.rows[:, s]], side, BASE_MPP)
+        collection = json.loads((tmp_path / "heatmaps" / "corner" / f"{name}_dark.geojson").read_text())
+        found = [list(feature["properties"]["measurements"].values()) for feature in collection["features"]]
+        assert len(found) == len(grid.coords[s])
+        assert found == pytest.approx(np.stack([expected.percentile, expected.attention], axis=1), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("probabilities", "knobs", "classes"),
+    [
+        ((0.9, 0.2), {}, ["dark"]),
+        ((0.5, 0.5), {}, ["dark", "pink"]),
+        ((0.1, 0.3), {}, ["pink"]),
+        ((0.9, 0.9), {"heatmap_classes": ["pink"]}, ["pink"]),
+        ((0.9, 0.9), {"heatmap_classes": "pink"}, ["pink"]),
+        ((0.1, 0.1), {"heatmap_classes": ("pink", "dark")}, ["dark", "pink"]),
+        ((0.9, 0.9), {"heatmaps": False}, []),
+    ],
+)
+def test_heatmaps_are_those_of_the_predicted_classes_or_of_those_asked_for(
+    entry, tmp_path, probabilities, knobs, classes
+):
+    expected = [
+        f"{head}_{name}{suffix}" for head in HEADS for name in classes for suffix in (".png", ".geojson", ".mha")
+    ]
+    assert predict(tmp_path, entry, colour_network(probabilities), **knobs) == sorted(expected)
+
+
+def test_what_an_earlier_run_left_goes_and_what_is_not_ours_stays(entry, tmp_path):
+    predict(tmp_path, entry, heatmap_classes=CLASSES)
+    (tmp_path / "heatmaps" / "corner" / "notes.txt").write_text("mine")
+    files = predict(tmp_path, entry, colour_network((0.9, 0.1)))
+    assert "notes.txt" in files
+    assert not any("pink" in name for name in files)
+
+
+def test_a_slide_is_read_once_for_all_its_maps(entry, tmp_path, monkeypatch):
+    builder = BagBuilder((5, 10), patch_size=PATCH_PX, min_tissue=0.4)
+    item = EncodeSlided("image", builder, tiny_encoder())(entry)
+    reads = []
+    read = Slide.read_overview
+    monkeypatch.setattr(Slide, "read_overview", lambda self, mpp: reads.append(mpp) or read(self, mpp))
+    network = colour_network()
+    writer = HeatmapWriter(
+        tmp_path, attention_maps("mustmil", [5, 10]), HEADS, CLASSES, network, LogWeightInferer(), builder, [entry],
+        heatmap_classes=CLASSES,
+    )  # fmt: skip
+    SupervisedEvaluator(
+        device="cpu",
+        val_data_loader=DataLoader(Dataset([item]), batch_size=1),
+        network=network,
+        inferer=LogWeightInferer(),
+        postprocessing=Activationsd(keys="pred", sigmoid=True),
+        val_handlers=[writer],
+    ).run()
+    assert len(list((tmp_path / "heatmaps" / "corner").iterdir())) == 3 * 2 * 3
+    assert len(reads) == 1
+
+
+@pytest.mark.parametrize(
+    ("knobs", "message"),
+    [
+        ({"heatmap_classes": ["cancer"]}, "heatmap_classes: there is no class 'cancer'. Give a list of dark, pink"),
+        ({"heatmap_classes": []}, "heatmap_classes: got []"),
+        ({"heatmap_classes": {"dark": 1}}, "heatmap_classes: got {'dark': 1}"),
+        ({"heatmaps": "yes"}, "heatmaps: got 'yes'. Give True or False"),
+    ],
+)
+def test_a_wrong_knob_is_told_before_any_slide_is_read(entry, tmp_path, knobs, message):
+    with pytest.raises(SettingsError) as error:
+        predict(tmp_path, {**entry, "image": "/no/such/slide"}, **knobs)
+    assert str(error.value).startswith(message)
+
+
+def test_classes_become_file_names_that_stay_in_their_folder_and_differ():
+    awkward = ["../../etc/passwd", "a/b", "a b", "A:B", "", ".", "bösartig", "x" * 300, "x" * 300 + "y", "tab\there"]
+    names = class_file_names(awkward)
+    assert len({name.casefold() for name in names}) == len(awkward)
+    for name in names:
+        assert name
+        assert not set(name) & set('/\\:.*?"<>|\t \0')
+        assert len(name.encode()) < 200
+    assert names[6] == "bösartig"
+    assert class_file_names(["cancer", "hgd"]) == ["cancer", "hgd"]
+
+
+def test_maps_that_are_not_the_networks_are_refused(entry, tmp_path):
+    builder = BagBuilder((5, 10), patch_size=PATCH_PX, min_tissue=0.4)
+    network = colour_network()
+    writer = HeatmapWriter(
+        tmp_path, attention_maps("ssmil", [5, 10]), HEADS, CLASSES, network, LogWeightInferer(), builder, [entry]
+    )
+    evaluator = SupervisedEvaluator(
+        device="cpu",
+        val_data_loader=DataLoader(Dataset([entry], EncodeSlided("image", builder, tiny_encoder())), batch_size=1),
+        network=network,
+        inferer=LogWeightInferer(),
+        postprocessing=Activationsd(keys="pred", sigmoid=True),
+        val_handlers=[writer],
+    )
+    with pytest.raises(ValueError, match="the network has 3 attention maps, and 2 were named"):
+        evaluator.run()
+    assert not (tmp_path / "heatmaps").exists()

@@ -1,0 +1,216 @@
+"""Attention against known regions: areas by plain loops, rankings that are known in advance, means by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from scripts.bootstrap import mean_interval
+from scripts.errors import SettingsError, SlideError
+from scripts.localisation import (
+    Localisation,
+    compare_with_regions,
+    localisation_summary,
+    patch_truth,
+    read_regions,
+    region_values,
+)
+
+CLASSES = ["cancer", "hgd", "normal"]
+
+
+def overlap(start: float, stop: float, other_start: float, other_stop: float) -> float:
+    return max(0.0, min(stop, other_stop) - max(start, other_start))
+
+
+def share_by_loop(
+    corner: tuple[float, float], side: float, size: tuple[int, int], regions: np.ndarray, values: tuple[int, ...]
+) -> float:
+    """The overlap of a patch with every label pixel, one after the other."""
+    height, width = regions.shape
+    pixel_x, pixel_y = size[0] / width, size[1] / height
+    area = 0.0
+    for row in range(height):
+        for column in range(width):
+            if regions[row, column] in values:
+                across = overlap(corner[0], corner[0] + side, column * pixel_x, (column + 1) * pixel_x)
+                area += across * overlap(corner[1], corner[1] + side, row * pixel_y, (row + 1) * pixel_y)
+    return area / side**2
+
+
+def write_labels(path: Path, regions: np.ndarray) -> Path:
+    assert cv2.imwrite(str(path), regions)
+    return path
+
+
+# --- the share of a patch that is region ------------------------------------------------------------------
+
+
+def test_shares_of_a_hand_made_slide() -> None:
+    # A slide of 80 x 40 px, 10 px a label pixel: class 1 upper left, class 2 in one pixel, lower right.
+    regions = np.array([[1, 1, 1, 0, 0, 0, 0, 0], [1, 1, 1, 0, 0, 0, 0, 0], [0] * 8, [0] * 7 + [2]])
+    corners = np.array([[0, 0], [20, 0], [40, 0], [60, 0], [0, 20], [20, 20], [40, 20], [60, 20]], dtype=float)
+    shares = patch_truth(corners, 20.0, (80, 40), regions, [(1,), (2,), (3,), (1, 2)])
+    assert shares.shape == (8, 4)
+    assert shares[:, 0].tolist() == [1, 0.5, 0, 0, 0, 0, 0, 0]
+    assert shares[:, 1].tolist() == [0, 0, 0, 0, 0, 0, 0, 0.25]
+    assert not shares[:, 2].any()
+    assert np.array_equal(shares[:, 3], shares[:, 0] + shares[:, 1])
+
+
+def test_beyond_the_border_of_the_slide_there_are_no_regions() -> None:
+    everywhere = np.ones((4, 8), int)
+    shares = patch_truth(np.array([[60.0, 20.0], [70.0, 20.0], [70.0, 30.0]]), 20.0, (80, 40), everywhere, [(1,)])
+    assert shares[:, 0].tolist() == [1, 0.5, 0.25]
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    size=st.tuples(st.integers(20, 300), st.integers(20, 300)),
+    shape=st.tuples(st.integers(1, 6), st.integers(1, 6)),
+    side=st.floats(3.0, 150.0),
+    seed=st.integers(0, 2**16),
+)
+def test_shares_are_exact_for_any_slide_label_image_and_patch(
+    size: tuple[int, int], shape: tuple[int, int], side: float, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    regions = rng.integers(0, 4, shape)
+    corners = rng.uniform(0, 1, (5, 2)) * size
+    values = [(1,), (2, 3)]
+    shares = patch_truth(corners, side, size, regions, values)
+    expected = [[share_by_loop(tuple(corner), side, size, regions, own) for own in values] for corner in corners]
+    assert shares == pytest.approx(np.array(expected), abs=1e-9)
+
+
+def test_x_is_the_column_and_y_the_row() -> None:
+    regions = np.zeros((2, 6), np.uint8)
+    regions[0, 4] = 1  # x from 400, y from 0
+    shares = patch_truth(np.array([[400.0, 0.0], [0.0, 400.0], [0.0, 100.0]]), 100.0, (600, 200), regions, [(1,)])
+    assert shares[:, 0].tolist() == [1, 0, 0]
+
+
+# --- label images -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_a_label_image_is_read_as_it_was_written(tmp_path: Path, suffix: str, dtype: type) -> None:
+    regions = np.array([[0, 1, 2, 3], [3, 0, 0, 1]], dtype)
+    path = write_labels(tmp_path / f"regions.{suffix}", regions)
+    assert np.array_equal(read_regions(path, "s1", (4000, 2000), 3), regions)
+
+
+@pytest.mark.parametrize("size", [(2000, 4000), (4000, 2600), (4000, 1000)])
+def test_a_label_image_of_other_proportions_is_refused(tmp_path: Path, size: tuple[int, int]) -> None:
+    path = write_labels(tmp_path / "regions.png", np.zeros((100, 200), np.uint8))
+    with pytest.raises(SlideError, match=r"slide s1: its `regions` .*regions.png is 200 x 100 px.* the key `regions`"):
+        read_regions(path, "s1", size, 3)
+    # The rounding of a size is no other proportion.
+    assert read_regions(path, "s1", (4000, 2020), 3).shape == (100, 200)
+
+
+def test_label_images_that_cannot_be_used_say_why(tmp_path: Path) -> None:
+    def refusal(path: Path) -> str:
+        with pytest.raises(SlideError) as caught:
+            read_regions(path, "s1", (400, 400), 3)
+        return str(caught.value)
+
+    assert "does not exist. Correct the key `regions`" in refusal(tmp_path / "none.png")
+    (tmp_path / "text.png").write_text("no image")
+    assert "cannot be read" in refusal(tmp_path / "text.png")
+    assert "has the shape (4, 4, 3)" in refusal(write_labels(tmp_path / "rgb.png", np.zeros((4, 4, 3), np.uint8)))
+    painted = write_labels(tmp_path / "painted.png", np.full((4, 4), 255, np.uint8))
+    assert "holds the value 255. Write 0 for none and 1 to 3" in refusal(painted)
+
+
+def test_the_binary_task_looks_for_the_regions_of_all_classes_of_high_risk() -> None:
+    assert region_values("multilabel", CLASSES, ["cancer", "hgd"]) == {"cancer": (1,), "hgd": (2,), "normal": (3,)}
+    assert region_values("binary", CLASSES, ["normal", "cancer"]) == {"high_risk": (3, 1)}
+    with pytest.raises(SettingsError, match="high_risk: 'lgd' is no class"):
+        region_values("binary", CLASSES, ["lgd"])
+
+
+# --- one map of one slide ---------------------------------------------------------------------------------
+
+
+def compare(attention: list[float], share: list[float]) -> Localisation:
+    return compare_with_regions("s1", "10x", "cancer", np.array(attention), np.array(share))
+
+
+def test_attention_that_is_the_truth_ranks_perfectly_and_reversed_it_ranks_all_wrong() -> None:
+    share = [1.0, 0.5, 0.4, 0.0]
+    right = compare([0.4, 0.3, 0.2, 0.1], share)
+    assert (right.roc_auc, right.average_precision, right.positive_share, right.patches) == (1, 1, 0.5, 4)
+    wrong = compare([0.1, 0.2, 0.3, 0.4], share)
+    # The positives come third and fourth: precisions 1/3 and 2/4.
+    assert (wrong.roc_auc, wrong.average_precision) == (0, pytest.approx((1 / 3 + 2 / 4) / 2))
+
+
+def test_constant_attention_is_no_better_than_chance() -> None:
+    constant = compare([0.2] * 5, [1.0, 0.0, 0.0, 0.0, 0.6])
+    assert (constant.roc_auc, constant.average_precision, constant.positive_share) == (0.5, 0.4, 0.4)
+
+
+def test_a_patch_is_positive_from_a_half_on_however_its_area_was_summed() -> None:
+    assert compare([1, 2], [0.5, 0.4999]).positive_share == 0.5
+    assert compare([1, 2], [0.1 + 0.2 + 0.2 - 1e-12, 0.0]).positive_share == 0.5
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_patches_of_one_kind_cannot_be_told_apart(share: float) -> None:
+    found = compare([0.1, 0.9], [share] * 2)
+    assert not found.is_defined
+    assert np.isnan([found.roc_auc, found.average_precision]).all()
+    assert found.positive_share == share
+
+
+def test_attention_and_share_must_fit() -> None:
+    with pytest.raises(ValueError, match=r"attention and share \[n\], got \[2\] and \[3\]"):
+        compare([0.1, 0.2], [0.1, 0.2, 0.3])
+    with pytest.raises(ValueError, match=r"got \[0\] and \[0\]"):
+        compare([], [])
+
+
+# --- over slides ------------------------------------------------------------------------------------------
+
+
+def one(slide: str, class_name: str, roc_auc: float, share: float = 0.5, map_name: str = "10x") -> Localisation:
+    return Localisation(slide, map_name, class_name, 8, share, roc_auc, roc_auc / 2)
+
+
+def test_the_summary_is_the_mean_over_slides_of_each_map_and_class() -> None:
+    nan = float("nan")
+    found = [
+        one("s1", "cancer", 0.9, 0.2),
+        one("s1", "hgd", 0.5, 0.3),
+        one("s2", "cancer", 0.6, 0.4),
+        one("s3", "cancer", nan, 0.0),
+        one("s1", "cancer", 0.1, map_name="5x"),
+    ]
+    summary = localisation_summary(found, ["5x", "10x"], CLASSES)
+    assert list(summary) == ["5x", "10x"]
+    assert list(summary["10x"]) == [*CLASSES, "all"]
+    cancer = summary["10x"]["cancer"]
+    assert cancer["roc_auc"] == {"value": pytest.approx(0.75), "ci95": pytest.approx(mean_interval([0.9, 0.6]))}
+    assert cancer["average_precision"]["value"] == pytest.approx(0.375)
+    assert cancer["positive_share"] == pytest.approx(0.3)  # of the slides that count
+    assert (cancer["slides"], cancer["undefined"]) == (2, 1)
+    assert (summary["10x"]["hgd"]["slides"], summary["10x"]["hgd"]["roc_auc"]["value"]) == (1, 0.5)
+    together = summary["10x"]["all"]
+    assert together["roc_auc"]["value"] == pytest.approx((0.9 + 0.5 + 0.6) / 3)
+    # Slides are drawn, not pairs: s1 brings both of its classes.
+    assert together["roc_auc"]["ci95"] == pytest.approx(mean_interval([[0.9, 0.5], [0.6, nan]]))
+    assert (together["slides"], together["undefined"]) == (2, 1)
+    assert summary["5x"]["all"]["roc_auc"]["value"] == 0.1
+
+
+def test_a_class_without_slides_has_no_mean() -> None:
+    nothing = localisation_summary([], ["10x"], CLASSES)["10x"]["normal"]
+    assert np.isnan([nothing["roc_auc"]["value"], *nothing["roc_auc"]["ci95"], nothing["positive_share"]]).all()
+    assert (nothing["slides"], nothing["undefined"]) == (0, 0)

@@ -1,0 +1,144 @@
+"""``comparing`` and ``searching``, as shipped, in processes of their own."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from tests.conftest import ROOT
+
+METHODS, SEEDS = ["mustmil", "msmil"], [0, 1]
+
+
+def start(run_id, config, **knobs):
+    options = [f"--{key}={value}" for key, value in knobs.items()]
+    call = ["-m", "monai.bundle", "run", run_id, f"--config_file=configs/{config}.json", *options]
+    return subprocess.Popen(
+        [sys.executable, *call],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def knobs(cohort, trained, output):
+    return {
+        "dataset_dir": cohort, "output_dir": output, "feature_dir": trained / "features",
+        "methods": METHODS, "seeds": SEEDS, "epochs": 3, "num_processes": 2,
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def compared(cohort, trained, tmp_path_factory):
+    """The folder of a comparison that was killed in the middle of its runs and started again, and what it printed."""
+    output = tmp_path_factory.mktemp("compared")
+    process = start("comparing", "compare", **knobs(cohort, trained, output))
+    deadline = time.monotonic() + 300
+    while not list(output.glob("runs/*/*/models/last.pt")):
+        assert process.poll() is None, process.stdout.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert not list(output.glob("runs/mustmil/seed_1/done.json"))  # else it came too late
+    again = start("comparing", "compare", **knobs(cohort, trained, output))
+    told, _ = again.communicate(timeout=600)
+    assert again.returncode == 0, told
+    return output, told
+
+
+def weights(path):
+    return torch.load(path, weights_only=True)["model"]
+
+
+def test_a_killed_comparison_ends_with_a_table_of_every_method_and_seed(compared):
+    output, told = compared
+    text = (output / "comparison.md").read_text()
+    assert text.strip() in told
+    for title in ("MuSTMIL global", "MuSTMIL 5x", "MuSTMIL 10x", "MSMIL global", "class frequencies alone"):
+        assert f"| {title} " in text
+    assert "comparing: 100%" in told.replace("\r", "\n")
+    for name in ("comparison.png", "heatmaps.png"):
+        assert (output / name).stat().st_size > 10_000
+    with open(output / "runs.csv", newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert {(line["method"], int(line["seed"])) for line in lines} == {(m, s) for m in METHODS for s in SEEDS}
+
+
+def test_a_run_of_it_is_the_training_that_a_user_would_have_started(compared, workflow, cohort, trained, tmp_path):
+    output, _ = compared
+    seed_0 = {
+        name: weights(output / "runs" / "mustmil" / "seed_0" / "models" / name) for name in ("model.pt", "last.pt")
+    }
+    for name, state in seed_0.items():
+        user = weights(trained / "models" / name)
+        # One thread sums in another order than two.
+        assert all(torch.allclose(state[key], user[key], atol=1e-5) for key in user)
+    assert not torch.equal(
+        weights(output / "runs" / "mustmil" / "seed_1" / "models" / "model.pt")["embed.0.weight"],
+        seed_0["model.pt"]["embed.0.weight"],
+    )
+    workflow(
+        "evaluating", "evaluate", dataset_dir=str(cohort), feature_dir=str(trained / "features"), method="msmil",
+        output_dir=str(tmp_path), ckpt_dir=str(output / "runs" / "msmil" / "seed_1" / "models"),
+    )  # fmt: skip
+    told, found = (
+        json.loads((folder / "metrics.json").read_text()) for folder in (output / "runs/msmil/seed_1", tmp_path)
+    )
+    assert list(found) == ["global"]
+    assert found["global"]["roc_auc"]["value"] == told["global"]["roc_auc"]["value"]
+
+
+def test_every_seed_is_tested_on_the_same_slides(compared):
+    output, _ = compared
+    tested = set()
+    for path in output.glob("runs/*/*/predictions.csv"):
+        with open(path, newline="") as file:
+            tested.add(tuple(sorted({line["slide"] for line in csv.DictReader(file)})))
+    assert len(tested) == 1
+
+
+def test_a_second_start_runs_nothing_and_says_the_same(compared, cohort, trained, tmp_path):
+    output, _ = compared
+    before = {path: path.stat().st_mtime_ns for path in output.glob("runs/*/*/*.json")}
+    table = (output / "comparison.md").read_text()
+    again = start("comparing", "compare", **knobs(cohort, trained, output))
+    told, _ = again.communicate(timeout=600)
+    assert again.returncode == 0, told
+    assert {path: path.stat().st_mtime_ns for path in output.glob("runs/*/*/*.json")} == before
+    assert (output / "comparison.md").read_text() == table
+
+
+def test_other_settings_in_the_same_folder_are_refused_in_one_line(compared, command, cohort, trained):
+    output, _ = compared
+    done = command("comparing", "compare", **{**knobs(cohort, trained, output), "lr": 0.5})
+    assert done.returncode == 1
+    assert "holds a run with other settings (lr 0.001, now 0.5). Choose another `output_dir`" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_searching_runs_the_grid_and_names_the_best(command, cohort, trained, tmp_path):
+    settings = {
+        "dataset_dir": cohort, "output_dir": tmp_path, "feature_dir": trained / "features", "num_processes": 2,
+        "grid": {"lr": [0.001, 1e-7], "epochs": [3]},
+    }  # fmt: skip
+    done = command("searching", "search", **settings)
+    assert done.returncode == 0, done.stderr
+    assert "--epochs 3 --lr 0.001" in done.stdout
+    assert json.loads((tmp_path / "best.json").read_text()) == {"lr": 0.001, "epochs": 3}
+    with open(tmp_path / "search.csv", newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert [float(line["lr"]) for line in lines] == [0.001, 1e-7]
+    # The trial is the training that a user starts with these knobs.
+    best = torch.load(trained / "models" / "last.pt", weights_only=True)["best"]["losses"]["global"]
+    assert float(lines[0]["global_validation_loss"]) == pytest.approx(best, rel=1e-4)
+    assert np.isfinite(float(lines[1]["global_validation_loss"]))

@@ -1,0 +1,127 @@
+"""``inferring``, as shipped: the heatmaps lie on the tissue that the network attends to.
+
+The network's weights are set by hand, on the features of the shipped encoder, so that one class attends to one kind of
+tissue and another class to the other. The slide has the first kind in its upper right corner.
+"""
+
+import json
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from scripts.backbones import get_backbone
+from scripts.networks import MuSTMIL
+from tests.test_geojson import hottest_um_of_geojson, read
+from tests.test_heatmaps import (
+    BASE_MPP,
+    COLD_BOX,
+    HOT_BOX,
+    PATCH_PX,
+    corner_image,
+    hottest_um_of_mha,
+    hottest_um_of_png,
+    is_in,
+    read_png,
+    write_corner_slide,
+)
+
+CLASSES = ["cancer", "hgd", "lgd", "hyperplastic", "normal"]
+ATTENDING = {"cancer": HOT_BOX, "normal": COLD_BOX}
+MAPS = {"global": 1.0, "5x": 2.0, "10x": 1.0}  # um per pixel of the patches that it lies on
+
+
+def patches_of(box, mpp):
+    """A few patches from within a box of the drawn slide, uint8 [n, 3, 64, 64]."""
+    image, side = corner_image(), PATCH_PX * mpp / BASE_MPP
+    left, top, right, bottom = box
+    corners = [(x, y) for x in np.arange(left, right - side, side) for y in np.arange(top, bottom - side, side)]
+    cut = [image[int(y) : int(y + side), int(x) : int(x + side)] for x, y in corners]
+    resized = [cv2.resize(patch, (PATCH_PX, PATCH_PX), interpolation=cv2.INTER_AREA) for patch in cut]
+    return torch.from_numpy(np.stack(resized).transpose(0, 3, 1, 2))
+
+
+def network_for_the_corner():
+    """Each scale's first node is 1 on one kind of tissue and -1 on the other, and attention follows it."""
+    network = MuSTMIL(num_classes=5, num_scales=2, num_features=1280)
+    backbone = get_backbone("efficientnet_lite0")
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.zero_()
+        for il, mpp in zip(network.embed, (2.0, 1.0), strict=True):
+            hot, cold = (backbone(patches_of(box, mpp)).mean(dim=0) for box in (HOT_BOX, COLD_BOX))
+            towards = (hot - cold) / (hot - cold).square().sum()
+            il.weight[0], il.bias[0] = 2 * towards, -towards @ (hot + cold)
+        for scoring in network.attention:
+            scoring[0].weight[0, ::128] = 0.5
+            scoring[2].weight[CLASSES.index("cancer"), 0] = 6.0
+            scoring[2].weight[CLASSES.index("normal"), 0] = -6.0
+        for classify in network.myfc:
+            classify.bias[:] = torch.tensor([3.0, -3.0, -3.0, -3.0, -2.0])
+    return network
+
+
+@pytest.fixture(scope="module")
+def setting(tmp_path_factory):
+    """Knobs for the slide, whose file has no resolution, so that the datalist's is the only one."""
+    folder = tmp_path_factory.mktemp("corner")
+    write_corner_slide(folder / "corner.tif", mpp=None)
+    (folder / "list.json").write_text(json.dumps({"testing": [{"image": "corner.tif", "mpp": BASE_MPP}]}))
+    torch.save({"model": network_for_the_corner().state_dict()}, folder / "model.pt")
+    return {
+        "datalist": str(folder / "list.json"), "ckpt_dir": str(folder), "patch_size": PATCH_PX, "min_tissue": 0.4,
+    }  # fmt: skip
+
+
+def test_the_hottest_place_of_every_file_is_where_the_tissue_is(workflow, setting, tmp_path):
+    workflow("inferring", "inference", output_dir=str(tmp_path), heatmap_classes=list(ATTENDING), **setting)
+    folder = tmp_path / "heatmaps" / "corner"
+    wanted = [f"{m}_{c}.{suffix}" for m in MAPS for c in ATTENDING for suffix in ("geojson", "mha", "png")]
+    assert sorted(path.name for path in folder.iterdir()) == sorted(wanted)
+    height, width = read_png(folder / "global_cancer.png")[0].shape[:2]
+    assert (width, height) == (2000, 1275)
+    plain = cv2.resize(corner_image(), (width, height), interpolation=cv2.INTER_AREA)
+    for class_name, box in ATTENDING.items():
+        for map_name, mpp in MAPS.items():
+            stem = f"{map_name}_{class_name}"
+            found = {
+                "png": hottest_um_of_png(folder / f"{stem}.png", plain, PATCH_PX * mpp),
+                "mha": hottest_um_of_mha(folder / f"{stem}.mha"),
+                "geojson": hottest_um_of_geojson(folder / f"{stem}.geojson", BASE_MPP),
+            }
+            # The hottest patch shows more of this tissue than of glass, so that its middle is in the box.
+            assert all(is_in(box, place, slack_um=2.0) for place in found.values()), (stem, found)
+            assert found["mha"] == pytest.approx(found["geojson"], abs=0.01)
+
+
+def test_by_default_the_predicted_classes_are_shown_and_false_writes_none(workflow, setting, tmp_path):
+    workflow("inferring", "inference", output_dir=str(tmp_path / "default"), **setting)
+    shown = sorted(path.name for path in (tmp_path / "default" / "heatmaps" / "corner").glob("*.geojson"))
+    assert shown == ["10x_cancer.geojson", "5x_cancer.geojson", "global_cancer.geojson"]
+    workflow("inferring", "inference", output_dir=str(tmp_path / "none"), heatmaps=False, **setting)
+    assert sorted(path.name for path in (tmp_path / "none").iterdir()) == ["predictions.csv"]
+    tables = [(tmp_path / name / "predictions.csv").read_text() for name in ("default", "none")]
+    assert tables[0] == tables[1]
+
+
+def test_three_magnifications_of_a_slide_of_ones_own_need_no_more_than_the_knob(workflow, setting, tmp_path):
+    torch.manual_seed(0)
+    torch.save(MuSTMIL(num_classes=5, num_scales=3, num_features=1280).state_dict(), tmp_path / "model.pt")
+    knobs = {**setting, "ckpt_dir": str(tmp_path), "output_dir": str(tmp_path), "magnifications": [2.5, 5, 12.5]}
+    workflow("inferring", "inference", heatmap_classes=["lgd"], **knobs)
+    folder = tmp_path / "heatmaps" / "corner"
+    for name, mpp in (("global", 0.8), ("2.5x", 4.0), ("5x", 2.0), ("12.5x", 0.8)):
+        features = read(folder / f"{name}_lgd.geojson")["features"]
+        ring = np.array(features[0]["geometry"]["coordinates"][0])
+        assert np.ptp(ring, axis=0) == pytest.approx(PATCH_PX * mpp / BASE_MPP, abs=2e-3)
+        total = sum(v for f in features for k, v in f["properties"]["measurements"].items() if "percentile" not in k)
+        assert total == pytest.approx(1, abs=1e-5)
+
+
+def test_a_class_that_there_is_not_ends_in_one_line(command, setting, tmp_path):
+    done = command("inferring", "inference", output_dir=tmp_path, heatmap_classes="['tumour']", **setting)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert line.startswith("error: heatmap_classes: there is no class 'tumour'. Give a list of cancer, hgd, lgd")
