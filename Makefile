@@ -18,10 +18,10 @@ export OMP_WAIT_POLICY ?= PASSIVE
 TYPED = $(foreach d,scripts bundle,$(if $(shell find $(d) -name '*.py' 2>/dev/null),$(d)))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test lint format demo bench clean
+.PHONY: help setup test lint format demo compare-demo bench clean
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(STAMP) ## make .venv with every dependency at its pinned version
 
@@ -39,6 +39,9 @@ format: $(STAMP) ## format the code and mend what ruff can mend
 
 demo: $(STAMP) ## draw slides, train on them, show the result
 	$(PYTHON) -m scripts.demo_run $(ARGS)
+
+compare-demo: $(STAMP) ## compare the methods on drawn slides: about half an hour
+	$(PYTHON) -m scripts.demo_compare $(ARGS)
 
 bench: $(STAMP) ## measure the patch extraction on this machine
 	$(PYTHON) -m tests.benchmarks.extraction $(ARGS)

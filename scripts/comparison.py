@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from scripts.comparison_board import write_board
-from scripts.comparison_figure import draw_panel, draw_scores
+from scripts.comparison_figure import draw_panels, draw_scores
 from scripts.comparison_results import compare, read_run
 from scripts.comparison_tables import markdown, write_runs, write_summary
 from scripts.datalist import output_names
@@ -28,9 +28,9 @@ logger = logging.getLogger(__name__)
 class Comparison:
     """Trains and evaluates every method with every seed, by the shipped configs, and compares the results.
 
-    Writes ``comparison.md``, ``comparison.csv``, ``runs.csv``, ``comparison.png``, ``heatmaps.png`` and TensorBoard
-    events into ``output_dir``, and each run into ``runs/<method>/seed_<seed>``. Runs that are done are not run
-    again, one that was cut off goes on.
+    Writes ``comparison.md``, ``comparison.csv``, ``runs.csv``, ``comparison.png``, ``attention.png``,
+    ``contribution.png`` and TensorBoard events into ``output_dir``, and each run into
+    ``runs/<method>/seed_<seed>``. Runs that are done are not run again, one that was cut off goes on.
 
     Args:
         methods: names of methods, see :data:`scripts.methods.METHODS`.
@@ -41,7 +41,7 @@ class Comparison:
         output_dir: gets all output.
         bundle_root: the bundle's folder.
         num_processes: how many runs at the same time.
-        figure_slides: names of the slides of ``heatmaps.png``; by default the first with each class.
+        figure_slides: names of the slides of the last two pictures; by default the first with each class.
 
     Raises:
         SettingsError: if a method or a seed cannot be used, or one is named twice.
@@ -108,17 +108,15 @@ class Comparison:
             part.write_text(text, encoding="utf-8")
         write_summary(self.output_dir / "comparison.csv", rows, maps)
         write_runs(self.output_dir / "runs.csv", runs, task)
-        figures = {
-            "comparison": draw_scores(rows, task),
-            "heatmaps": draw_panel(
-                [experiments[method, self.seeds[0]] for method in self.methods],
-                self.bundle_root,
-                self.testing_data,
-                class_names,
-                self.settings["class_names"],
-                self.figure_slides,
-            ),
-        }
+        panels = draw_panels(
+            [experiments[method, self.seeds[0]] for method in self.methods],
+            self.bundle_root,
+            self.testing_data,
+            class_names,
+            self.settings["class_names"],
+            self.figure_slides,
+        )
+        figures = {"comparison": draw_scores(rows, task), **panels}
         for name, figure in figures.items():
             with replacing(self.output_dir / f"{name}.png") as part:
                 figure.savefig(part)

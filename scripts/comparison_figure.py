@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from scripts.attention_maps import AttentionMap, gather_attention
+from scripts.attention_maps import KINDS, PatchMap, gather_rows
 from scripts.comparison_results import Row
 from scripts.comparison_tables import TITLES
 from scripts.errors import SettingsError
@@ -21,7 +21,7 @@ from scripts.localisation import read_regions
 from scripts.methods import attention_maps, method_title
 from scripts.metrics import score_names
 
-__all__ = ["choose_figure_slides", "draw_panel", "draw_scores"]
+__all__ = ["choose_figure_slides", "draw_panels", "draw_scores"]
 
 # More rows would be too small to see in one figure.
 MOST_SLIDES = 5
@@ -48,15 +48,15 @@ def draw_scores(rows: Sequence[Row], task: str) -> Figure:
     return figure
 
 
-def draw_panel(
+def draw_panels(
     experiments: Sequence[Experiment],
     bundle_root: str | Path,
     testing_data: Sequence[Mapping[str, Any]],
     class_names: Sequence[str],
     region_names: Sequence[str],
     figure_slides: Sequence[str] | None = None,
-) -> Figure:
-    """The slides, their true regions, and every attention map of every method beside each other.
+) -> dict[str, Figure]:
+    """The slides, their true regions, and every map of every method beside each other.
 
     Args:
         experiments: one run of each method, that are done.
@@ -66,43 +66,68 @@ def draw_panel(
         region_names: the classes of the drawn regions, in the order of their values.
         figure_slides: see :func:`choose_figure_slides`.
 
+    Returns:
+        A figure for each kind of map: ``"attention"`` and ``"contribution"``.
+
     Raises:
         SettingsError: if a slide is not tested.
     """
     chosen = choose_figure_slides(testing_data, class_names, figure_slides)
-    columns: list[list[tuple[str, AttentionMap]]] = [[] for _ in chosen]
-    builder = None
-    for experiment in experiments:
-        config = experiment.open("evaluating", bundle_root)
-        network = config.get_parsed_content("network").eval()
-        dataset, builder = config.get_parsed_content("dataset"), config.get_parsed_content("bag_builder")
-        method = experiment.settings["method"]
-        specs = attention_maps(method, builder.magnifications)
-        for row, (index, k) in zip(columns, chosen, strict=True):
-            bag = dataset[index]
-            device = next(network.parameters()).device
-            with torch.inference_mode():
-                _, attention = network.attend(
-                    bag["image"][None].to(device), bag["log_weight"][None].to(device)
-                )  # [1, N, M, K]
-            for m, spec in enumerate(specs):
-                s = spec.scale_index
-                one = gather_attention(
-                    attention[0, :, m, k].cpu().numpy(),
-                    bag["corners"][:, s].numpy(),
-                    float(bag["patch_level0"][s]),
-                    float(bag["base_mpp"]),
+    builder = experiments[0].open("evaluating", bundle_root).get_parsed_content("bag_builder")
+    slides = [builder.open_slide(testing_data[index]) for index, _ in chosen]
+    thumbnails = [read_thumbnail(slide, THUMBNAIL_PX) for slide in slides]
+    regions = [
+        read_regions(entry["regions"], entry["slide"], slide.size_level0, len(region_names))
+        if entry.get("regions") is not None
+        else None
+        for slide, entry in zip(slides, (testing_data[index] for index, _ in chosen), strict=True)
+    ]
+    maps = [_maps(experiment, bundle_root, chosen) for experiment in experiments]
+    figures = {}
+    for kind in KINDS:
+        rows = [
+            PanelRow(
+                testing_data[index]["slide"],
+                class_names[k],
+                thumbnails[row],
+                regions[row],
+                [titled for method in maps for titled in method[kind][row]],
+            )
+            for row, (index, k) in enumerate(chosen)
+        ]
+        figures[kind] = panel(rows, region_names)
+    return figures
+
+
+def _maps(
+    experiment: Experiment, bundle_root: str | Path, chosen: Sequence[tuple[int, int]]
+) -> dict[str, list[list[tuple[str, PatchMap]]]]:
+    """For each kind and slide, the method's maps with their titles."""
+    config = experiment.open("evaluating", bundle_root)
+    network, dataset = config.get_parsed_content("network").eval(), config.get_parsed_content("dataset")
+    method, device = experiment.settings["method"], next(network.parameters()).device
+    specs = attention_maps(method, experiment.settings["magnifications"])
+    found: dict[str, list[list[tuple[str, PatchMap]]]] = {kind: [] for kind in KINDS}
+    for index, k in chosen:
+        bag = dataset[index]
+        with torch.inference_mode():
+            # Logits, attention and contribution [1, N, M, K]
+            _, *explained = network.explain(bag["image"][None].to(device), bag["log_weight"][None].to(device))
+        for kind, rows in zip(KINDS, explained, strict=True):
+            found[kind].append([
+                (
+                    f"{method_title(method)} {spec.name.replace('_', ' ')}",
+                    gather_rows(
+                        rows[0, :, m, k].cpu().numpy(),
+                        bag["corners"][:, spec.scale_index].numpy(),
+                        float(bag["patch_level0"][spec.scale_index]),
+                        float(bag["base_mpp"]),
+                        kind,
+                    ),
                 )
-                row.append((f"{method_title(method)} {spec.name.replace('_', ' ')}", one))
-    assert builder is not None
-    rows = []
-    for (index, k), maps in zip(chosen, columns, strict=True):
-        entry = testing_data[index]
-        slide, regions = builder.open_slide(entry), None
-        if entry.get("regions") is not None:
-            regions = read_regions(entry["regions"], entry["slide"], slide.size_level0, len(region_names))
-        rows.append(PanelRow(entry["slide"], class_names[k], read_thumbnail(slide, THUMBNAIL_PX), regions, maps))
-    return panel(rows, region_names)
+                for m, spec in enumerate(specs)
+            ])  # fmt: skip
+    return found
 
 
 def choose_figure_slides(

@@ -12,8 +12,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from scripts.attention_maps import KINDS
 from scripts.bootstrap import PairedDifference, paired_difference
 from scripts.errors import SettingsError
+from scripts.localisation import localisation_key
 from scripts.magnification import scale_names
 from scripts.methods import attention_maps, method_title, result_heads
 from scripts.metrics import score_names
@@ -84,11 +86,12 @@ class Row:
 
 @dataclass(frozen=True)
 class MapRow:
-    """How well one attention map of one method finds the regions of the classes, over all seeds.
+    """How well one kind of map of one method finds the regions of the classes, over all seeds.
 
     Args:
         method: the method's name.
         map_name: the attention map's name.
+        kind: ``"attention"`` or ``"contribution"``.
         title: what the table calls it.
         scale: the magnification whose patches it lies on.
         classes: for each class, and ``"all"``, and each of ``roc_auc`` and ``average_precision``: ``[seeds]``.
@@ -98,6 +101,7 @@ class MapRow:
 
     method: str
     map_name: str
+    kind: str
     title: str
     scale: str
     classes: Mapping[str, Mapping[str, NDArray[np.float64]]] = field(repr=False)
@@ -176,10 +180,11 @@ def compare(
         for head in result_heads(method, magnifications)
     ]
     maps = [
-        _map_row(repeats, spec.name, scales[spec.scale_index])
+        _map_row(repeats, spec.name, kind, scales[spec.scale_index])
+        for kind in KINDS
         for method, repeats in by_method.items()
         for spec in attention_maps(method, magnifications)
-        if all(spec.name in run.localisation for run in repeats)
+        if all(localisation_key(spec.name, kind) in run.localisation for run in repeats)
     ]
     if REFERENCE[0] in by_method:
         reference = _repeats(by_method[REFERENCE[0]], REFERENCE[1])
@@ -207,12 +212,13 @@ def _row(runs: Sequence[Run], head: str, task: str, class_names: Sequence[str]) 
     )
 
 
-def _map_row(runs: Sequence[Run], map_name: str, scale: str) -> MapRow:
-    reports = [run.localisation[map_name] for run in runs]
+def _map_row(runs: Sequence[Run], map_name: str, kind: str, scale: str) -> MapRow:
+    reports = [run.localisation[localisation_key(map_name, kind)] for run in runs]
     names = list(reports[0])
     return MapRow(
         method=runs[0].method,
         map_name=map_name,
+        kind=kind,
         title=f"{method_title(runs[0].method)} {map_name.replace('_', ' ')}",
         scale=scale,
         classes={name: {score: _values([r[name] for r in reports], score) for score in MAP_SCORES} for name in names},

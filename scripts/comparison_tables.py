@@ -43,7 +43,7 @@ def markdown(
 
     Args:
         rows: the outputs of the methods.
-        maps: their attention maps; empty without regions.
+        maps: their maps of attention and contribution; empty without regions.
         task: ``"multilabel"`` or ``"binary"``.
         num_slides: the number of test slides.
         seeds: the seeds of the trainings.
@@ -80,16 +80,18 @@ def markdown(
         parts += [f"{TITLES[score]} of each class:", _table(["output", *classes], body)]
     for score in ("roc_auc", "average_precision") if maps else ():
         classes = list(maps[0].classes)
-        body = [[row.title, row.scale, *(_mean_sd(row.classes[name][score]) for name in classes)] for row in maps]
+        body = [
+            [row.title, row.kind, row.scale, *(_mean_sd(row.classes[name][score]) for name in classes)] for row in maps
+        ]
         for scale in dict.fromkeys(row.scale for row in maps):
             row = next(row for row in maps if row.scale == scale)
             by_chance = [0.5 if score == "roc_auc" else row.positive_share[name] for name in classes]
-            body.append(["chance", scale, *map(_number, by_chance)])
+            body.append(["chance", "", scale, *map(_number, by_chance)])
         counts = ", ".join(f"{name} {maps[0].slides[name]}" for name in classes)
         parts += [
-            f"Attention against the regions of the classes, patch by patch, {TITLES[score]} (mean over slides of "
+            f"Heatmaps against the regions of the classes, patch by patch, {TITLES[score]} (mean over slides of "
             f"the class: {counts}):",
-            _table(["attention map", "patches", *classes], body),
+            _table(["map", "kind", "patches", *classes], body),
         ]
     return "\n\n".join(parts) + "\n"
 
@@ -97,7 +99,7 @@ def markdown(
 def write_summary(path: Path, rows: Sequence[Row], maps: Sequence[MapRow]) -> None:
     """Write ``comparison.csv``: one line for each number of the tables, with its mean and standard deviation.
 
-    Columns: method, output (or attention map), class (empty for all), score, mean, sd, trainings, and for the
+    Columns: method, output (or kind and name of a map), class (empty for all), score, mean, sd, trainings, and for the
     score that methods are compared in ``behind``, ``behind_low``, ``behind_high`` and ``p_value``.
     """
     lines: list[list[object]] = []
@@ -112,7 +114,7 @@ def write_summary(path: Path, rows: Sequence[Row], maps: Sequence[MapRow]) -> No
         for name, value in (("phases", row.phases), ("parameters", row.parameters)):
             lines.append([row.method, row.head, "", name, value])
     for one in maps:
-        output = f"attention {one.map_name}"
+        output = f"{one.kind} {one.map_name}"
         for class_name, scores in one.classes.items():
             for name, values in scores.items():
                 lines.append([one.method, output, class_name, f"localisation_{name}", *_spread(values)])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from scripts.augmentation import count_views, view_transform
 from scripts.bags import BagBuilder
 from scripts.encoding import PatchTransform, of_rows
 from scripts.errors import SettingsError
-from scripts.features import bank_path, read_bank
+from scripts.features import BankedBag, bank_path, read_bank
 from scripts.magnification import check_magnifications
 from scripts.readers import MagnificationReader
 from scripts.sampler import DrawnView
@@ -117,7 +116,8 @@ class PatchBagDataset(_BagDataset):
         data: the datalist's entries.
         bag_builder: makes a slide's bag.
         transform: applied to each item.
-        num_workers: threads that read the patches; 0 reads them in turn.
+        num_workers: threads that read the patches; 0 reads them in turn. Choose 0 where a DataLoader has workers:
+            OpenCV, used by a thread that is just ending while a process is forked, may stop the new one for good.
     """
 
     def __init__(
@@ -137,7 +137,7 @@ class PatchBagDataset(_BagDataset):
         unique = [bag.read_all(s, self.num_workers) for s in range(len(bag.grid.scales))]
         if transform is not None:
             for patches in unique:
-                _transform_patches(patches, transform, self.num_workers)
+                _transform_patches(patches, transform)
         grid = bag.grid
         return _item(
             self.data[index],
@@ -162,6 +162,7 @@ class BankBagDataset(_BagDataset):
         magnifications: the scales.
         transform: applied to each item.
         views: the number of augmented views of each slide that will be asked for; ``None`` is 0 for all.
+        cache_gb: banks are kept in memory once they were read, up to so many gigabytes; the others are read anew.
 
     Raises:
         SettingsError: if a slide or a view has no bank, or one for other magnifications.
@@ -175,9 +176,12 @@ class BankBagDataset(_BagDataset):
         magnifications: Sequence[float],
         transform: Callable | None = None,
         views: Sequence[int] | None = None,
+        cache_gb: float = 0.0,
     ) -> None:
         super().__init__(data, transform)
         self.feature_dir = Path(feature_dir)
+        self._cache: dict[Path, BankedBag] = {}
+        self._free_bytes = cache_gb * 1e9
         self.magnifications = check_magnifications(magnifications)
         slides = [entry["slide"] for entry in data]
         self._check_banks([(slide, 0) for slide in slides], "slides", "Run `extracting` with the same datalist first.")
@@ -201,7 +205,7 @@ class BankBagDataset(_BagDataset):
 
     def _read(self, index: int, view: int) -> dict[str, Any]:
         entry = self.data[index]
-        bag = read_bank(bank_path(self.feature_dir, entry["slide"], view), self.magnifications)
+        bag = self._bank(bank_path(self.feature_dir, entry["slide"], view))
         return _item(
             entry,
             image=bag.row_features(),
@@ -210,6 +214,15 @@ class BankBagDataset(_BagDataset):
             patch_level0=bag.patch_level0,
             base_mpp=bag.base_mpp,
         )
+
+    def _bank(self, path: Path) -> BankedBag:
+        bag = self._cache.get(path)
+        if bag is None:
+            bag = read_bank(path, self.magnifications)
+            if bag.nbytes <= self._free_bytes:
+                self._cache[path] = bag
+                self._free_bytes -= bag.nbytes
+        return bag
 
 
 def bag_dataset(
@@ -220,6 +233,7 @@ def bag_dataset(
     transform: Callable | None = None,
     num_workers: int = 0,
     views: Sequence[int] | None = None,
+    cache_gb: float = 0.0,
 ) -> Dataset:
     """The bag dataset of a source: ``"bank"`` or ``"patches"``.
 
@@ -233,7 +247,7 @@ def bag_dataset(
         logger.info("%d bags of patches, read from the slides", len(data))
         return PatchBagDataset(data, bag_builder, transform, num_workers)
     logger.info("%d bags of features, from the feature bank in %s", len(data), feature_dir)
-    return BankBagDataset(data, feature_dir, bag_builder.magnifications, transform, views)
+    return BankBagDataset(data, feature_dir, bag_builder.magnifications, transform, views, cache_gb)
 
 
 def training_views(source: str, data: Sequence[Mapping[str, Any]], views: int) -> list[int] | None:
@@ -320,12 +334,7 @@ def _item(
     return item
 
 
-def _transform_patches(patches: NDArray[np.uint8], transform: PatchTransform, num_workers: int) -> None:
-    """Transform patches ``[n, 3, H, W]`` in place, a few at a time and in several threads."""
-
-    def change(few: NDArray[np.uint8]) -> None:
-        few[:] = transform(few)
-
-    chunks = [patches[start : start + PATCHES_AT_ONCE] for start in range(0, len(patches), PATCHES_AT_ONCE)]
-    with ThreadPoolExecutor(max(1, num_workers)) as threads:
-        list(threads.map(change, chunks))
+def _transform_patches(patches: NDArray[np.uint8], transform: PatchTransform) -> None:
+    """Transform patches ``[n, 3, H, W]`` in place, a few at a time; threads make it no faster."""
+    for start in range(0, len(patches), PATCHES_AT_ONCE):
+        patches[start : start + PATCHES_AT_ONCE] = transform(patches[start : start + PATCHES_AT_ONCE])

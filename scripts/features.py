@@ -57,6 +57,11 @@ class BankedBag:
         """``[N, S, 2]``: (x, y) of the top left corners of each row's patches in level-0 pixels."""
         return of_rows(self.coords, self.rows)
 
+    @property
+    def nbytes(self) -> int:
+        """The memory that the arrays take, in bytes."""
+        return sum(a.nbytes for a in self.features) + sum(a.nbytes for a in self.coords) + self.rows.nbytes
+
     def log_weight(self) -> NDArray[np.float32]:
         """``[N, S]``: see :meth:`LinkedGrid.log_weight`."""
         return log_share(self.rows)

@@ -1,4 +1,4 @@
-"""The figure that sets attention maps side by side: slides, their true regions, and what each method attends to."""
+"""The figure that sets maps side by side: slides, their true regions, and what each method sees where."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
-from scripts.attention_maps import AttentionMap
+from scripts.attention_maps import KINDS, PatchMap
 from scripts.heatmaps import COLOUR_MAP, OPACITY, Thumbnail, class_colour, overlay
 
 __all__ = ["PanelRow", "draw_regions", "draw_thumbnail", "panel"]
@@ -33,22 +33,23 @@ class PanelRow:
 
     Args:
         slide: the slide's name.
-        class_name: the class whose attention is shown, named at the row.
+        class_name: the class whose maps are shown, named at the row.
         thumbnail: the slide.
         regions: label image ``[h, w]`` of the whole slide at any size, 0 for no class and else the class's index
             + 1; ``None`` where nobody drew one.
-        maps: the title (method and map) and the attention of each column; a row may lack one (``None``).
+        maps: the title (method and map) and the map of each column, of attention or of contribution; a row may
+            lack one (``None``).
     """
 
     slide: str
     class_name: str
     thumbnail: Thumbnail
     regions: NDArray[np.integer] | None
-    maps: Sequence[tuple[str, AttentionMap | None]] = field(default_factory=list)
+    maps: Sequence[tuple[str, PatchMap | None]] = field(default_factory=list)
 
 
 def panel(rows: Sequence[PanelRow], class_names: Sequence[str]) -> Figure:
-    """One row a slide: the slide, its true regions, then one column for each attention map.
+    """One row a slide: the slide, its true regions, then one column for each map.
 
     Thumbnails of 800 px are enough; larger ones make the drawing slow, and not finer.
 
@@ -80,7 +81,7 @@ def panel(rows: Sequence[PanelRow], class_names: Sequence[str]) -> Figure:
     grid = figure.subplots(len(rows), num_columns, squeeze=False, height_ratios=heights)
     for axes, row in zip(grid, rows, strict=True):
         draw_thumbnail(axes[0], row.thumbnail, bar=True)
-        axes[0].set_ylabel(f"{row.slide}\nattention for {row.class_name}", fontsize=9, parse_math=False)
+        axes[0].set_ylabel(f"{row.slide}\n{_kinds([row])}for {row.class_name}", fontsize=9, parse_math=False)
         draw_regions(axes[1], row.thumbnail, row.regions)
         for ax, (_, heat) in zip(axes[2:], row.maps, strict=True):
             draw_thumbnail(ax, row.thumbnail, heat)
@@ -92,18 +93,18 @@ def panel(rows: Sequence[PanelRow], class_names: Sequence[str]) -> Figure:
     if titles:
         colours = ScalarMappable(Normalize(0, 100), COLOUR_MAP)
         bar = figure.colorbar(colours, ax=grid, alpha=OPACITY, shrink=0.8, aspect=30, pad=0.01)
-        bar.set_label("attention, percentile among the slide's patches", fontsize=9)
+        bar.set_label(f"{_kinds(rows)}percentile among the slide's patches", fontsize=9)
         bar.ax.tick_params(labelsize=8)
     return figure
 
 
-def draw_thumbnail(ax: Axes, thumbnail: Thumbnail, heat: AttentionMap | None = None, bar: bool = False) -> None:
+def draw_thumbnail(ax: Axes, thumbnail: Thumbnail, heat: PatchMap | None = None, bar: bool = False) -> None:
     """Draw a slide, on axes in micrometres from the slide's corner.
 
     Args:
         ax: where to.
         thumbnail: the slide.
-        heat: attention to lay over it.
+        heat: the map to lay over it.
         bar: whether to add a scale bar.
     """
     pixels = thumbnail.pixels if heat is None else overlay(thumbnail, heat)
@@ -167,6 +168,12 @@ def _legend(figure: Figure, rows: Sequence[PanelRow], class_names: Sequence[str]
             handles=patches, loc="outside lower center", ncols=len(patches), frameon=False, fontsize=9,
             title="true regions", title_fontsize=9,
         )  # fmt: skip
+
+
+def _kinds(rows: Sequence[PanelRow]) -> str:
+    """What the maps of rows hold, to begin a label with; nothing, where there is no map."""
+    shown = {heat.kind for row in rows for _, heat in row.maps if heat is not None}
+    return " and ".join(kind for kind in KINDS if kind in shown) + " " * bool(shown)
 
 
 def _rgb(class_index: int) -> tuple[float, float, float]:

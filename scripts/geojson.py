@@ -1,4 +1,4 @@
-"""Attention maps as GeoJSON that QuPath opens: one tile for each patch, with its attention as measurements."""
+"""Maps over patches as GeoJSON that QuPath opens: one tile for each patch, with its value as measurements."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from uuid import UUID, uuid5
 
 import numpy as np
 
-from scripts.attention_maps import AttentionMap
+from scripts.attention_maps import PatchMap
 from scripts.files import replacing
 from scripts.heatmaps import percentile_colours
 
@@ -21,17 +21,17 @@ NAMESPACE = UUID("6f1b9a52-7c0e-4a3d-9a55-2f0a9f3c1d8e")
 DIGITS = 3
 
 
-def measurement_names(map_name: str, class_name: str) -> tuple[str, str]:
-    """The names of the percentile and of the attention in QuPath.
+def measurement_names(map_name: str, class_name: str, kind: str) -> tuple[str, str]:
+    """The names of the percentile and of the value in QuPath.
 
-    They name map and class, so that several files dropped on one slide stay apart: QuPath's measurement maps
+    They name kind, map and class, so that several files dropped on one slide stay apart: QuPath's measurement maps
     draw the objects alone that have the chosen measurement.
     """
-    return f"attention percentile ({map_name}, {class_name})", f"attention ({map_name}, {class_name})"
+    return f"{kind} percentile ({map_name}, {class_name})", f"{kind} ({map_name}, {class_name})"
 
 
 def feature_collection(
-    heat: AttentionMap, slide: str, map_name: str, class_name: str, colour: tuple[int, int, int]
+    heat: PatchMap, slide: str, map_name: str, class_name: str, colour: tuple[int, int, int]
 ) -> dict[str, Any]:
     """The map as a GeoJSON FeatureCollection in the form that QuPath reads and writes since 0.4.
 
@@ -45,16 +45,16 @@ def feature_collection(
     and thousands of them need not be listed or edited as annotations are.
 
     Args:
-        heat: the attention over the patches.
-        slide: the slide's name; with map, class and place it decides the ids.
-        map_name: the attention map.
+        heat: the attention or the contribution of the patches.
+        slide: the slide's name; with map, class, kind and place it decides the ids.
+        map_name: the map's name.
         class_name: the class; it becomes the tiles' classification.
         colour: of the classification, RGB in 0..255. The tiles have colours of their own, by percentile.
 
     Returns:
         Plain data whose keys are always in the same order, with finite numbers only.
     """
-    percentile_name, attention_name = measurement_names(map_name, class_name)
+    percentile_name, value_name = measurement_names(map_name, class_name, heat.kind)
     classification = {"name": class_name, "color": list(colour)}
     colours = percentile_colours(heat.percentile).tolist()
     starts = np.round(heat.corners, DIGITS) + 0.0  # no -0.0
@@ -66,7 +66,7 @@ def feature_collection(
         features.append(
             {
                 "type": "Feature",
-                "id": str(uuid5(NAMESPACE, json.dumps([slide, map_name, class_name, place]))),
+                "id": str(uuid5(NAMESPACE, json.dumps([slide, map_name, class_name, heat.kind, place]))),
                 "geometry": {"type": "Polygon", "coordinates": [ring]},
                 "properties": {
                     "objectType": "tile",
@@ -74,7 +74,7 @@ def feature_collection(
                     "classification": classification,
                     "measurements": {
                         percentile_name: float(heat.percentile[patch]),
-                        attention_name: float(heat.attention[patch]),
+                        value_name: float(heat.values[patch]),
                     },
                 },
             }
@@ -83,7 +83,7 @@ def feature_collection(
 
 
 def write_geojson(
-    path: str | Path, heat: AttentionMap, slide: str, map_name: str, class_name: str, colour: tuple[int, int, int]
+    path: str | Path, heat: PatchMap, slide: str, map_name: str, class_name: str, colour: tuple[int, int, int]
 ) -> None:
     """Write :func:`feature_collection`, whose arguments these are; replaces the file in one step.
 

@@ -14,11 +14,11 @@ from ignite.engine import Engine, Events
 from monai.utils import CommonKeys
 from numpy.typing import NDArray
 
-from scripts.attention_maps import AttentionMap, gather_attention
+from scripts.attention_maps import KINDS, PatchMap, gather_rows
 from scripts.bags import BagBuilder
 from scripts.errors import SettingsError
 from scripts.geojson import write_geojson
-from scripts.heatmaps import Thumbnail, class_colour, overlay, read_thumbnail, write_attention_image, write_png
+from scripts.heatmaps import Thumbnail, class_colour, overlay, read_thumbnail, write_patch_image, write_png
 from scripts.methods import MapSpec
 
 __all__ = ["HeatmapWriter", "class_file_names"]
@@ -30,30 +30,35 @@ LONGEST_CLASS = 40
 
 
 class HeatmapWriter:
-    """Writes ``heatmaps/<slide>/<map>_<class>`` as ``.png``, ``.geojson`` and ``.mha`` for each slide.
+    """Writes the heatmaps of each slide into ``heatmaps/<slide>``, as ``.png``, ``.geojson`` and ``.mha``.
+
+    ``<map>_<class>`` shows the attention for a class, and ``<map>_<class>_contribution`` what each patch adds to the
+    class's logit: where the network looks, and what it concludes there. The two need not agree; see
+    :meth:`scripts.bag_network.BagNetwork.explain`.
 
     Attach to an evaluator whose postprocessing makes ``pred`` probabilities ``[heads, K]`` and whose batch has
     what :class:`scripts.transforms.EncodeSlided` makes: ``image``, ``corners``, ``patch_level0`` and ``base_mpp``.
     Each slide passes the heads once more, alone, which costs next to nothing beside its encoding.
 
     Heatmaps that an earlier run left for the same slide, and that this one does not write, are removed: they
-    would show the attention of other weights beside these.
+    would show what other weights make of it beside these.
 
     Args:
         output_dir: where the folder ``heatmaps`` is made.
-        maps: the network's attention maps, in the order of its ``attend``.
+        maps: the network's maps, in the order of its ``explain``.
         heads: the outputs' names.
         class_names: what the K logits of an output stand for.
-        network: has ``attend``.
-        inferer: called as ``inferer(inputs, network.attend)``.
+        network: has ``explain``.
+        inferer: called as ``inferer(inputs, network.explain)``.
         bag_builder: opens the slides as they were opened for their bags.
         data: the datalist's entries, whose ``slide`` the batches name.
         heatmaps: False writes none.
         heatmap_classes: the classes that are drawn, or one; by default those that the map's output predicts
             (probability of 0.5 or more), or the most probable one where it predicts none.
+        heatmap_kinds: ``"attention"``, ``"contribution"``, or a list of these.
 
     Raises:
-        SettingsError: if ``heatmaps`` is no switch, or there is no such class.
+        SettingsError: if ``heatmaps`` is no switch, or there is no such class or kind.
         ValueError: if a map explains an output that there is not.
     """
 
@@ -69,6 +74,7 @@ class HeatmapWriter:
         data: Sequence[Mapping[str, Any]],
         heatmaps: bool = True,
         heatmap_classes: Sequence[str] | str | None = None,
+        heatmap_kinds: Sequence[str] | str = KINDS,
     ) -> None:
         if not isinstance(heatmaps, bool):
             raise SettingsError("heatmaps", f"got {heatmaps!r}", "Give True or False.")
@@ -78,6 +84,7 @@ class HeatmapWriter:
         self.network, self.inferer, self.bag_builder = network, inferer, bag_builder
         self.entries = {str(entry["slide"]): entry for entry in data}
         self.chosen = _class_indices(heatmap_classes, self.class_names)
+        self.kinds = _known_kinds(heatmap_kinds)
         self.file_names = class_file_names(self.class_names)
 
     def attach(self, engine: Engine) -> None:
@@ -100,7 +107,7 @@ class HeatmapWriter:
             engine.logger.info("wrote %d heatmaps of %s to %s", len(written), slide, self.folder / slide)
 
     def _write(self, slide: str, item: Mapping[str, Any], probabilities: NDArray[Any]) -> list[str]:
-        attention = self._attend(item[CommonKeys.IMAGE])  # [N, M, K]
+        of_kind = self._explain(item[CommonKeys.IMAGE])  # of [N, M, K]
         corners, patch_level0 = _array(item["corners"]), _array(item["patch_level0"])  # [N, S, 2], [S]
         base_mpp = float(_array(item["base_mpp"]))
         thumbnail = read_thumbnail(self.bag_builder.open_slide(self.entries[slide]))
@@ -108,36 +115,36 @@ class HeatmapWriter:
         for m, (spec, head) in enumerate(zip(self.maps, self.head_of_map, strict=True)):
             s = spec.scale_index
             for k in self.chosen if self.chosen is not None else predicted_classes(probabilities[head]):
-                heat = gather_attention(attention[:, m, k], corners[:, s], float(patch_level0[s]), base_mpp)
-                stem = f"{spec.name}_{self.file_names[k]}"
-                self._write_one(self.folder / slide / stem, heat, thumbnail, slide, spec.name, k)
-                written.append(stem)
+                for kind in self.kinds:
+                    rows = of_kind[kind][:, m, k]
+                    heat = gather_rows(rows, corners[:, s], float(patch_level0[s]), base_mpp, kind)
+                    stem = _stem(spec.name, self.file_names[k], kind)
+                    self._write_one(self.folder / slide / stem, heat, thumbnail, slide, spec.name, k)
+                    written.append(stem)
         self._remove_others(self.folder / slide, written)
         return written
 
-    def _write_one(
-        self, path: Path, heat: AttentionMap, thumbnail: Thumbnail, slide: str, map_name: str, k: int
-    ) -> None:
+    def _write_one(self, path: Path, heat: PatchMap, thumbnail: Thumbnail, slide: str, map_name: str, k: int) -> None:
         # The suffix is added, not put in the place of another: a class or a scale may have a dot in its name.
         png, geojson, mha = (path.with_name(path.name + suffix) for suffix in SUFFIXES)
         write_png(png, overlay(thumbnail, heat), thumbnail.mpp)
         write_geojson(geojson, heat, slide, map_name, self.class_names[k], class_colour(k))
-        write_attention_image(mha, heat, thumbnail.size_um)
+        write_patch_image(mha, heat, thumbnail.size_um)
 
     def _remove_others(self, folder: Path, written: Sequence[str]) -> None:
-        every = {f"{spec.name}_{name}" for spec in self.maps for name in self.file_names}
+        every = {_stem(spec.name, name, kind) for spec in self.maps for name in self.file_names for kind in KINDS}
         for stem in every.difference(written):
             for suffix in SUFFIXES:
                 (folder / f"{stem}{suffix}").unlink(missing_ok=True)
 
-    def _attend(self, image: torch.Tensor) -> NDArray[Any]:
-        """The attention ``[N, M, K]`` of one slide."""
+    def _explain(self, image: torch.Tensor) -> dict[str, NDArray[Any]]:
+        """The attention and the contribution of one slide, ``[N, M, K]`` each."""
         device = next(self.network.parameters()).device
         with torch.no_grad():
-            _, attention = self.inferer(image.unsqueeze(0).to(device), self.network.attend)
+            _, attention, contribution = self.inferer(image.unsqueeze(0).to(device), self.network.explain)
         if attention.shape[2] != len(self.maps):
             raise ValueError(f"the network has {attention.shape[2]} attention maps, and {len(self.maps)} were named")
-        return _array(attention[0].float())
+        return {"attention": _array(attention[0].float()), "contribution": _array(contribution[0].float())}
 
 
 def predicted_classes(probabilities: NDArray[Any]) -> list[int]:
@@ -150,16 +157,37 @@ def class_file_names(class_names: Sequence[str]) -> list[str]:
     """The classes' names as parts of file names: each unique, without what leads out of a folder or needs quoting.
 
     Letters of any script, digits, ``-`` and ``_`` stay. Names that differ in case alone count as equal, since some
-    file systems take them so.
+    file systems take them so. No name is another with the ending of a contribution.
     """
     names: list[str] = []
+    taken: set[str] = set()
     for class_name in class_names:
         plain = re.sub(r"[^\w-]+", "_", unicodedata.normalize("NFC", class_name))[:LONGEST_CLASS] or "_"
         name, number = plain, 2
-        while name.casefold() in {taken.casefold() for taken in names}:
+        while not taken.isdisjoint(_endings(name)):
             name, number = f"{plain}-{number}", number + 1
         names.append(name)
+        taken |= _endings(name)
     return names
+
+
+def _endings(class_file_name: str) -> set[str]:
+    """What the files of a class can end in, without regard to case."""
+    return {_stem("", class_file_name, kind).casefold() for kind in KINDS}
+
+
+def _stem(map_name: str, class_file_name: str, kind: str) -> str:
+    """The name of a heatmap's files without their suffix; attention is what a plain heatmap shows."""
+    return f"{map_name}_{class_file_name}" + ("" if kind == "attention" else f"_{kind}")
+
+
+def _known_kinds(wanted: Sequence[str] | str) -> list[str]:
+    """The kinds asked for, each once and in the order of :data:`KINDS`."""
+    kinds = [wanted] if isinstance(wanted, str) else wanted
+    if not isinstance(kinds, list | tuple) or not kinds or any(kind not in KINDS for kind in kinds):
+        remedy = f"Give {' or '.join(KINDS)}, or a list of these; heatmaps=False writes none."
+        raise SettingsError("heatmap_kinds", f"got {wanted!r}", remedy)
+    return [kind for kind in KINDS if kind in kinds]
 
 
 def _class_indices(wanted: Sequence[str] | str | None, class_names: Sequence[str]) -> list[int] | None:

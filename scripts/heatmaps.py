@@ -1,4 +1,4 @@
-"""Attention maps as pictures of a slide (PNG), and as images with physical spacing (MHA)."""
+"""Maps over patches as pictures of a slide (PNG), and as images with physical spacing (MHA)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from matplotlib.colors import LinearSegmentedColormap, to_rgb
 from matplotlib.image import imsave
 from numpy.typing import NDArray
 
-from scripts.attention_maps import AttentionMap
+from scripts.attention_maps import PatchMap
 from scripts.files import replacing
 from scripts.slides import Slide
 
@@ -22,13 +22,13 @@ __all__ = [
     "COLOUR_MAP",
     "OPACITY",
     "Thumbnail",
-    "attention_image",
     "class_colour",
     "overlay",
+    "patch_image",
     "percentile_colours",
     "percentile_image",
     "read_thumbnail",
-    "write_attention_image",
+    "write_patch_image",
     "write_png",
 ]
 
@@ -36,7 +36,7 @@ __all__ = [
 LONGEST_PX = 2000
 # Blue, green, yellow, red. Turbo's own ends are dark: on the pink and purple of the stain nobody could tell the
 # coldest patches from the hottest.
-COLOUR_MAP = LinearSegmentedColormap.from_list("attention", colormaps["turbo"](np.linspace(0.1, 0.9, 256)).tolist())
+COLOUR_MAP = LinearSegmentedColormap.from_list("percentile", colormaps["turbo"](np.linspace(0.1, 0.9, 256)).tolist())
 # Of the colour of a patch over the tissue; the tissue's contrast is what is left.
 OPACITY = 0.45
 # From severe to harmless where the classes are ordered so, as the default ones are.
@@ -81,7 +81,7 @@ def class_colour(index: int) -> tuple[int, int, int]:
     return red, green, blue
 
 
-def percentile_image(heat: AttentionMap, thumbnail: Thumbnail) -> NDArray[np.float32]:
+def percentile_image(heat: PatchMap, thumbnail: Thumbnail) -> NDArray[np.float32]:
     """The percentile at each pixel of a thumbnail, ``[h, w]``: NaN where there is no patch.
 
     Neighbours meet without a gap or an overlap. A patch smaller than a pixel still gets the one that its centre is
@@ -100,7 +100,7 @@ def percentile_image(heat: AttentionMap, thumbnail: Thumbnail) -> NDArray[np.flo
     return picture
 
 
-def overlay(thumbnail: Thumbnail, heat: AttentionMap) -> NDArray[np.uint8]:
+def overlay(thumbnail: Thumbnail, heat: PatchMap) -> NDArray[np.uint8]:
     """The thumbnail with every patch coloured by its percentile, RGB uint8 ``[h, w, 3]``.
 
     The colour is laid over the tissue with :data:`OPACITY`. What no patch covers is as it was.
@@ -130,8 +130,10 @@ def write_png(path: str | Path, pixels: NDArray[np.uint8], mpp: float) -> None:
         imsave(part, pixels, format="png", dpi=25_400 / mpp, pil_kwargs={"compress_level": 1})
 
 
-def attention_image(heat: AttentionMap, size_um: tuple[float, float]) -> Any:
-    """The attention as an ITK image, float32: one pixel a patch of the grid, 0 where there is no patch.
+def patch_image(heat: PatchMap, size_um: tuple[float, float]) -> Any:
+    """The values as an ITK image, float32: one pixel a patch of the grid, 0 where there is no patch.
+
+    A contribution keeps its sign.
 
     Spacing and origin are in millimetres, as ITK's physical units are. The origin is the centre of the first
     pixel, so that the slide's corner is at (0, 0), as with :meth:`scripts.tissue.TissueMask.to_itk`.
@@ -153,20 +155,20 @@ def attention_image(heat: AttentionMap, size_um: tuple[float, float]) -> Any:
     # itk.image_from_array transposes an array of one column, which is in Fortran's order as well as in C's.
     image = itk.Image[itk.F, 2].New(Regions=[columns, rows])
     image.Allocate(True)
-    itk.array_view_from_image(image)[row, column] = heat.attention
+    itk.array_view_from_image(image)[row, column] = heat.values
     spacing_mm = heat.patch_um * 1e-3
     image.SetSpacing([spacing_mm, spacing_mm])
     image.SetOrigin([spacing_mm / 2, spacing_mm / 2])
     return image
 
 
-def write_attention_image(path: str | Path, heat: AttentionMap, size_um: tuple[float, float]) -> None:
-    """Write :func:`attention_image` in a format of ITK that keeps spacing, such as ``.mha``; replaces in one step.
+def write_patch_image(path: str | Path, heat: PatchMap, size_um: tuple[float, float]) -> None:
+    """Write :func:`patch_image` in a format of ITK that keeps spacing, such as ``.mha``; replaces in one step.
 
     Raises:
         SettingsError: if the folder cannot be written to.
-        ValueError: as :func:`attention_image`.
+        ValueError: as :func:`patch_image`.
     """
-    image = attention_image(heat, size_um)
+    image = patch_image(heat, size_um)
     with replacing(path) as part:
         itk.imwrite(image, str(part), compression=True)

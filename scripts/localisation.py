@@ -1,4 +1,4 @@
-"""Whether attention is where the pathologist drew the region: compared patch by patch.
+"""Whether a map is highest where the pathologist drew the region: compared patch by patch.
 
 A slide's ``regions`` are a label image of the whole slide at any size: 0 for none, else class index + 1.
 """
@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score, roc_auc_score
 
+from scripts.attention_maps import KINDS
 from scripts.bootstrap import mean_interval
 from scripts.errors import SettingsError, SlideError
 from scripts.tissue import ASPECT_RTOL, TissueMask
@@ -22,6 +23,7 @@ from scripts.tissue import ASPECT_RTOL, TissueMask
 __all__ = [
     "Localisation",
     "compare_with_regions",
+    "localisation_key",
     "localisation_summary",
     "patch_truth",
     "read_regions",
@@ -37,17 +39,18 @@ SHARE_SLACK = 1e-9
 
 @dataclass(frozen=True)
 class Localisation:
-    """How one attention map of one slide ranks the patches of one class's regions.
+    """How one map of one slide ranks the patches of one class's regions.
 
     Args:
         slide: the slide's name.
-        map_name: the attention map's name.
+        map_name: the map's name.
         class_name: the class's name.
         patches: number of patches of the map.
         positive_share: share of them that are positive, in 0..1: the average precision of a random ranking.
-        roc_auc: of the attention against the truth, in 0..1; 0.5 is a random ranking. NaN where all patches are
-            positive or none is.
+        roc_auc: of the map's values against the truth, in 0..1; 0.5 is a random ranking. NaN where all patches
+            are positive or none is.
         average_precision: the same, in 0..1, NaN likewise.
+        kind: what the map holds, one of :data:`scripts.attention_maps.KINDS`.
     """
 
     slide: str
@@ -57,6 +60,12 @@ class Localisation:
     positive_share: float
     roc_auc: float
     average_precision: float
+    kind: str = "attention"
+
+    @property
+    def key(self) -> str:
+        """What the summary calls the map: see :func:`localisation_summary`."""
+        return localisation_key(self.map_name, self.kind)
 
     @property
     def is_defined(self) -> bool:
@@ -161,26 +170,29 @@ def patch_truth(
     return np.stack([mask.fraction(corners, patch_level0) for mask in masks], axis=1)
 
 
-def compare_with_regions(slide: str, map_name: str, class_name: str, attention: Floats, share: Floats) -> Localisation:
-    """Rank the patches by attention, and see whether those of the regions come first.
+def compare_with_regions(
+    slide: str, map_name: str, class_name: str, values: Floats, share: Floats, kind: str = "attention"
+) -> Localisation:
+    """Rank the patches by a map's values, and see whether those of the regions come first.
 
     Args:
         slide: the slide's name.
-        map_name: the attention map's name.
+        map_name: the map's name.
         class_name: the class's name.
-        attention: ``[n]`` of the slide's unique patches; a rank serves as well.
+        values: ``[n]`` of the slide's unique patches; a rank serves as well.
         share: ``[n]`` of :func:`patch_truth`; a patch is positive from a half on.
+        kind: what the map holds.
 
     Raises:
         ValueError: if the arrays do not fit, or are empty.
     """
-    if attention.shape != share.shape or attention.ndim != 1 or not attention.size:
-        raise ValueError(f"wanted attention and share [n], got {list(attention.shape)} and {list(share.shape)}")
+    if values.shape != share.shape or values.ndim != 1 or not values.size:
+        raise ValueError(f"wanted {kind} and share [n], got {list(values.shape)} and {list(share.shape)}")
     positive = share >= POSITIVE_SHARE - SHARE_SLACK
     scores = (np.nan, np.nan)
     if positive.any() and not positive.all():
-        scores = (float(roc_auc_score(positive, attention)), float(average_precision_score(positive, attention)))
-    return Localisation(slide, map_name, class_name, len(positive), float(positive.mean()), *scores)
+        scores = (float(roc_auc_score(positive, values)), float(average_precision_score(positive, values)))
+    return Localisation(slide, map_name, class_name, len(positive), float(positive.mean()), *scores, kind=kind)
 
 
 def localisation_summary(
@@ -189,24 +201,30 @@ def localisation_summary(
     """The mean over slides, for each map and class, with its 95% bootstrap interval.
 
     Args:
-        found: every comparison, at most one a slide, map and class.
-        map_names: the attention maps' names, in order.
+        found: every comparison, at most one a slide, map, kind and class.
+        map_names: the maps' names, in order.
         class_names: the classes' names, in order.
         seed: of the bootstrap.
 
     Returns:
-        For each map and class ``roc_auc`` and ``average_precision`` as ``{"value": v, "ci95": (low, high)}``;
+        For each map, as ``"<map>"`` its attention and as ``"<map> contribution"`` its contribution, and for each
+        class ``roc_auc`` and ``average_precision`` as ``{"value": v, "ci95": (low, high)}``;
         ``positive_share``, its mean over the same slides; ``slides``, how many these are; and ``undefined``, how
         many were left out because all of their patches are positive or none is. ``"all"`` beside the classes is
         the mean over all pairs of slide and class, its ``slides`` those with at least one, and its
         ``undefined`` the pairs left out. A mean over nothing is NaN.
     """
     summary = {}
-    for map_name in map_names:
-        of_map = [one for one in found if one.map_name == map_name]
+    for key in (localisation_key(map_name, kind) for map_name in map_names for kind in KINDS):
+        of_map = [one for one in found if one.key == key]
         chosen = {name: [one for one in of_map if one.class_name == name] for name in class_names} | {"all": of_map}
-        summary[map_name] = {name: _summary(comparisons, seed) for name, comparisons in chosen.items()}
+        summary[key] = {name: _summary(comparisons, seed) for name, comparisons in chosen.items()}
     return summary
+
+
+def localisation_key(map_name: str, kind: str) -> str:
+    """What ``localisation.json`` calls a map: its name alone for attention, else with its kind."""
+    return map_name if kind == "attention" else f"{map_name} {kind}"
 
 
 def _summary(found: Sequence[Localisation], seed: int) -> dict[str, Any]:

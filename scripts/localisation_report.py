@@ -1,4 +1,4 @@
-"""What an evaluation tells of the attention where regions are known: localisation.json and localisation.csv."""
+"""What an evaluation tells of the maps where regions are known: localisation.json and localisation.csv."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
-from scripts.attention_maps import gather_attention
+from scripts.attention_maps import gather_rows
 from scripts.bags import BagBuilder
 from scripts.datalist import HIGH_RISK
 from scripts.files import replacing
@@ -34,23 +34,25 @@ from scripts.reports import without_nan
 
 __all__ = ["LocalisationReport"]
 
-COLUMNS = ("slide", "map", "class", "patches", "positive_share", "roc_auc", "average_precision")
+COLUMNS = ("slide", "map", "kind", "class", "patches", "positive_share", "roc_auc", "average_precision")
 
 
 class LocalisationReport:
-    """Compares the attention with the regions of those slides whose entry in the datalist has ``regions``.
+    """Compares the maps with the regions of those slides whose entry in the datalist has ``regions``.
 
-    Each map is compared for each class that the slide is labelled with: whether the patches that lie in the
-    class's regions, by half of their area or more, got the highest attention. Writes ``localisation.json`` (see
+    The attention of each map, and its contribution (:meth:`scripts.bag_network.BagNetwork.explain`), is compared
+    for each class that the slide is labelled with: whether the patches that lie in the class's regions, by half of
+    their area or more, got the highest values. Writes ``localisation.json`` (see
     :func:`scripts.localisation.localisation_summary`; what is not defined is null), ``localisation.csv`` (a line
-    for each slide, map and class) and TensorBoard scalars. Does nothing if no entry has ``regions``.
+    for each slide, map, kind and class) and TensorBoard scalars. Does nothing if no entry has ``regions``.
 
     Attach to an evaluator that decollates its batches, of a bag dataset.
 
     Args:
         output_dir: where the files are written.
-        network: gives ``attend(x [B, N, ...], log_weight [B, N, S])`` -> logits and attention ``[B, N, M, K]``.
-        maps: the M attention maps, in order.
+        network: gives ``explain(x [B, N, ...], log_weight [B, N, S])`` -> logits, and attention and contribution
+            ``[B, N, M, K]``.
+        maps: the M maps, in order.
         class_names: the classes of the label images, in order; value k + 1 is class k.
         data: the datalist's entries.
         bag_builder: opens the slides, to learn their size.
@@ -98,39 +100,49 @@ class LocalisationReport:
         for item in state.batch:
             entry = self.entries.get(str(item["slide"]))
             if entry is not None and np.any(np.asarray(entry[CommonKeys.LABEL]) > 0.5):
-                self._compare_slide(item, entry, self._attention(item, state.device))
+                self._compare_slide(item, entry, self._explain(item, state.device))
 
-    def _attention(self, item: Mapping[str, Any], device: torch.device) -> NDArray[np.float64]:
-        """``[N, M, K]`` of a slide's rows, padding included."""
+    def _explain(self, item: Mapping[str, Any], device: torch.device) -> dict[str, NDArray[np.float64]]:
+        """The attention and the contribution ``[N, M, K]`` of a slide's rows, padding included."""
         x, log_weight = (torch.as_tensor(item[key])[None].to(device) for key in (CommonKeys.IMAGE, "log_weight"))
         # The engine has put the network back into the mode that it had before the iteration.
         with eval_mode(self.network):
-            attention = self.network.attend(x, log_weight)[1]  # type: ignore[operator]
-        return np.asarray(attention[0].float().cpu().numpy(), np.float64)
+            _, attention, contribution = self.network.explain(x, log_weight)  # type: ignore[operator]
+        of_kind = {"attention": attention, "contribution": contribution}
+        return {kind: np.asarray(rows[0].float().cpu().numpy(), np.float64) for kind, rows in of_kind.items()}
 
-    def _compare_slide(self, item: Mapping[str, Any], entry: Mapping[str, Any], attention: NDArray[np.float64]) -> None:
+    def _compare_slide(
+        self, item: Mapping[str, Any], entry: Mapping[str, Any], of_kind: Mapping[str, NDArray[np.float64]]
+    ) -> None:
         name, slide = str(entry["slide"]), self.bag_builder.open_slide(entry)
         regions = read_regions(entry["regions"], name, slide.size_level0, self.num_region_classes)
         corners, sides = (np.asarray(item[key], np.float64) for key in ("corners", "patch_level0"))
         labelled = np.flatnonzero(np.asarray(entry[CommonKeys.LABEL]) > 0.5)
         classes = [(int(k), list(self.values)[k]) for k in labelled]
         for m, spec in enumerate(self.maps):
-            rows, side = corners[:, spec.scale_index], float(sides[spec.scale_index])  # [N, 2]
-            heats = [gather_attention(attention[:, m, k], rows, side, slide.base_mpp) for k, _ in classes]
+            places, side = corners[:, spec.scale_index], float(sides[spec.scale_index])  # [N, 2]
+            heats = {
+                kind: [gather_rows(rows[:, m, k], places, side, slide.base_mpp, kind) for k, _ in classes]
+                for kind, rows in of_kind.items()
+            }
             values = [self.values[class_name] for _, class_name in classes]
-            shares = patch_truth(heats[0].corners, side, slide.size_level0, regions, values)  # [n, labelled]
-            for (_, class_name), heat, share in zip(classes, heats, shares.T, strict=True):
-                # The percentile ranks as the attention does, but equal attentions are equal in it to the last bit.
-                self.found.append(compare_with_regions(name, spec.name, class_name, heat.percentile, share))
+            patches = heats["attention"][0].corners  # of any: all have the same
+            shares = patch_truth(patches, side, slide.size_level0, regions, values)  # [n, labelled]
+            for kind, of_classes in heats.items():
+                for (_, class_name), heat, share in zip(classes, of_classes, shares.T, strict=True):
+                    # The percentile ranks as the value does, but equal values are equal in it to the last bit.
+                    rank = heat.percentile
+                    self.found.append(compare_with_regions(name, spec.name, class_name, rank, share, kind))
 
     def _write(self, engine: Engine) -> None:
         summary = localisation_summary(self.found, [spec.name for spec in self.maps], list(self.values), self.seed)
-        for map_name, classes in summary.items():
+        for key, classes in summary.items():
             for class_name, of_class in classes.items():
                 for score in ("roc_auc", "average_precision"):
                     value = of_class[score]["value"]
                     if np.isfinite(value):
-                        self.summary_writer.add_scalar(f"localisation/{map_name}_{class_name}_{score}", value, 0)
+                        tag = f"localisation/{key.replace(' ', '_')}_{class_name}_{score}"
+                        self.summary_writer.add_scalar(tag, value, 0)
         self.summary_writer.flush()
         path = self.output_dir / "localisation.json"
         with replacing(path) as part:
@@ -150,6 +162,7 @@ def _line(one: Localisation) -> list[object]:
     return [
         one.slide,
         one.map_name,
+        one.kind,
         one.class_name,
         one.patches,
         *("" if np.isnan(score) else f"{score:.9g}" for score in scores),

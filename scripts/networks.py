@@ -119,7 +119,8 @@ class BranchNetwork(BagNetwork):
         for branch, classify in enumerate(self.myfc):
             a = attention[branch]  # [B, n, K]
             if self.computes[branch]:
-                weight = classify.weight.unflatten(1, [self.num_classes, -1])  # [K, K (of the attention), width]
+                weight: Tensor = classify.weight  # type: ignore[assignment]
+                weight = weight.unflatten(1, [self.num_classes, -1])  # [K, K (of the attention), width]
                 votes = torch.einsum("kcw,bnw->bnkc", weight, inputs[branch])  # [B, n, K, K (of the attention)]
                 contribution.append((votes * a.unsqueeze(2)).sum(dim=3))  # [B, n, K]
             else:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from scripts.attention_maps import KINDS
 from scripts.comparison_results import Run, read_run
 from scripts.localisation import Localisation, localisation_summary
 from scripts.methods import attention_maps, result_heads, trained_heads
@@ -49,8 +50,8 @@ def write_run(
     if regions:
         maps = [spec.name for spec in attention_maps(method, MAGNIFICATIONS)]
         found = [
-            Localisation(f"s{i}", name, c, 9, 0.25, float(rng.random()), float(rng.random()))
-            for i in range(2) for name in maps for c in CLASSES
+            Localisation(f"s{i}", name, c, 9, 0.25, float(rng.random()), float(rng.random()), kind)
+            for i in range(2) for name in maps for kind in KINDS for c in CLASSES
         ]  # fmt: skip
         (folder / "localisation.json").write_text(json.dumps(without_nan(localisation_summary(found, maps, CLASSES))))
     return probabilities, labels

@@ -1,3 +1,5 @@
+"""Maps over patches: rows that are summed, ranks, and what the network's own maps sum to."""
+
 from collections import defaultdict
 
 import numpy as np
@@ -6,14 +8,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scripts.attention_maps import AttentionMap, gather_attention
+from scripts.attention_maps import KINDS, PatchMap, gather_rows
 from scripts.grid import log_share
 from scripts.networks import MuSTMIL
 
 
-def a_map(attention, side=253.67, base_mpp=0.2523):
-    corners = np.stack([np.arange(len(attention)), np.zeros(len(attention))], axis=1) * side
-    return AttentionMap(corners, side, base_mpp, np.array(attention, dtype=np.float64))
+def a_map(values, kind="attention", side=253.67, base_mpp=0.2523):
+    corners = np.stack([np.arange(len(values)), np.zeros(len(values))], axis=1) * side
+    return PatchMap(corners, side, base_mpp, np.array(values, dtype=np.float64), kind)
 
 
 @settings(max_examples=100, deadline=None)
@@ -21,15 +23,19 @@ def a_map(attention, side=253.67, base_mpp=0.2523):
     rows=st.lists(st.tuples(st.integers(0, 4), st.integers(0, 3), st.floats(0, 1)), min_size=1, max_size=40),
     num_padding=st.integers(0, 5),
     side=st.floats(1, 2000),
+    kind=st.sampled_from(KINDS),
 )
-def test_rows_that_share_a_patch_are_summed_and_padding_is_left_out(rows, num_padding, side):
+def test_rows_that_share_a_patch_are_summed_and_padding_is_left_out(rows, num_padding, side, kind):
+    if kind == "contribution":
+        rows = [(column, row, 3 * value - 1) for column, row, value in rows]
     expected = defaultdict(float)
     for column, row, value in rows:
         expected[column * side, row * side] += value
     corners = np.array([(column * side, row * side) for column, row, _ in rows] + [(np.nan, np.nan)] * num_padding)
-    attention = np.array([value for *_, value in rows] + [0.0] * num_padding)
-    found = gather_attention(attention, corners, side, 0.25)
-    assert dict(zip(map(tuple, found.corners.tolist()), found.attention, strict=True)) == pytest.approx(expected)
+    values = np.array([value for *_, value in rows] + [0.0] * num_padding)
+    found = gather_rows(values, corners, side, 0.25, kind)
+    assert found.kind == kind
+    assert dict(zip(map(tuple, found.corners.tolist()), found.values, strict=True)) == pytest.approx(expected)
     by_row_then_column = [tuple(corner) for corner in found.corners[:, ::-1].tolist()]
     assert by_row_then_column == sorted(by_row_then_column)
 
@@ -50,30 +56,51 @@ def test_a_percentile_counts_the_patches_below_and_shares_the_rank_of_equals(att
     assert percentile.max() <= 100
 
 
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.sampled_from([-2.0, -1.0, -1e-9, 0.0, 0.5, 0.5000005, 1.0]) | st.floats(-3, 3), min_size=1))
+def test_contributions_that_change_their_sign_are_ranked_the_other_way_round(values):
+    percentile, reverse = (a_map(sign * np.array(values), "contribution").percentile for sign in (1, -1))
+    assert percentile + reverse == pytest.approx(100 * (len(values) + 1) / len(values))
+    # What speaks for the class ranks above what says nothing, and that above what speaks against it.
+    signs = np.sign(values)
+    assert all(a > b for a in percentile[signs > 0] for b in percentile[signs <= 0])
+    assert all(a > b for a in percentile[signs >= 0] for b in percentile[signs < 0])
+
+
+def test_an_attention_and_a_contribution_of_the_same_values_rank_alike():
+    values = [0.0, 0.3, 1e-9, 0.3, 0.3000001, 0.7]
+    assert a_map(values).percentile.tolist() == a_map(values, "contribution").percentile.tolist()
+
+
 def test_an_attention_that_prefers_nothing_ranks_all_patches_alike():
     # In float32, with 1, 3 and 4 rows to a patch: log weights and sums must not decide between them.
     rows = np.array([[0, 0], [1, 1], [1, 2], [1, 3], [2, 4], [2, 5], [2, 6], [2, 7], [3, 8]])
     weight = torch.from_numpy(log_share(rows))[:, 0]
     attention = torch.softmax(7.3 + weight, dim=0).numpy()
     corners = np.stack([rows[:, 0] * 100.0, np.zeros(len(rows))], axis=1)
-    found = gather_attention(attention, corners, 100.0, 0.5)
+    found = gather_rows(attention, corners, 100.0, 0.5)
     assert found.percentile == pytest.approx([62.5] * 4)
-    assert found.attention == pytest.approx([0.25] * 4)
+    assert found.values == pytest.approx([0.25] * 4)
 
 
-def test_each_map_of_the_network_sums_to_one_over_the_unique_patches():
+def test_over_the_unique_patches_attention_sums_to_one_and_contribution_to_the_logit_less_its_bias():
     torch.manual_seed(0)
     network = MuSTMIL(num_classes=3, num_scales=2, num_features=6, num_nodes=8).eval()
     rows = np.array([[0, 0], [0, 1], [0, 2], [1, 3], [1, 4]])
     corners = [np.stack([rows[:, s] * side, rows[:, s] * 0.0], axis=1) for s, side in enumerate((200.0, 100.0))]
     features = [torch.randn(n, 6) for n in (2, 5)]
     x = torch.stack([features[s][rows[:, s]] for s in (0, 1)], dim=1)[None]
-    _, attention = network.attend(x, torch.from_numpy(log_share(rows))[None])
+    with torch.no_grad():
+        logits, attention, contribution = network.explain(x, torch.from_numpy(log_share(rows))[None])
     for m, s in ((0, 1), (1, 0), (2, 1)):
         for k in range(3):
-            found = gather_attention(attention[0, :, m, k].detach().numpy(), corners[s], 100.0, 0.5)
-            assert len(found.attention) == len(features[s])
-            assert found.attention.sum() == pytest.approx(1, abs=1e-6)
+            found = gather_rows(attention[0, :, m, k].numpy(), corners[s], 100.0, 0.5)
+            assert len(found.values) == len(features[s])
+            assert found.values.sum() == pytest.approx(1, abs=1e-6)
+            added = gather_rows(contribution[0, :, m, k].numpy(), corners[s], 100.0, 0.5, "contribution")
+            bias = network.get_parameter(f"myfc.{m}.bias")[k].item()
+            assert added.values.sum() == pytest.approx(logits[0, m, k].item() - bias, abs=1e-6)
+            assert np.array_equal(added.corners, found.corners)
 
 
 @pytest.mark.parametrize(
@@ -89,10 +116,22 @@ def test_each_map_of_the_network_sums_to_one_over_the_unique_patches():
 )
 def test_what_is_no_attention_over_patches_is_refused(attention, corners):
     with pytest.raises(ValueError, match="attention"):
-        gather_attention(attention, corners, 100.0, 0.5)
+        gather_rows(attention, corners, 100.0, 0.5)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_contribution_may_be_negative_but_not_infinite(value):
+    assert a_map([-0.5, 0.5], "contribution").values.min() == -0.5
+    with pytest.raises(ValueError, match="contribution must be finite"):
+        a_map([0.5, value], "contribution")
+
+
+def test_there_are_no_other_kinds():
+    with pytest.raises(ValueError, match="holds attention or contribution, not 'gradient'"):
+        a_map([0.5], "gradient")
 
 
 @pytest.mark.parametrize(("side", "mpp"), [(0.0, 0.5), (100.0, 0.0), (np.nan, 0.5), (100.0, np.inf)])
 def test_a_patch_without_a_size_is_refused(side, mpp):
     with pytest.raises(ValueError, match="size"):
-        gather_attention(np.ones(1), np.zeros((1, 2)), side, mpp)
+        gather_rows(np.ones(1), np.zeros((1, 2)), side, mpp)

@@ -39,10 +39,13 @@ def test_each_output_of_each_method_has_a_row_with_every_training(runs):
         for name in CLASSES:
             told = [run.metrics[row.head]["classes"][name]["f1"]["value"] for run in mine]
             np.testing.assert_array_equal(row.classes[name]["f1"], np.array(told, dtype=float))
-    assert [one.title for one in maps] == [
+    titles = [
         "MuSTMIL global", "MuSTMIL 5x", "MuSTMIL 10x", "MSMIL global 5x", "MSMIL global 10x", "SSMIL 5x", "SSMIL 10x",
     ]  # fmt: skip
-    assert [one.scale for one in maps] == ["10x", "5x", "10x", "5x", "10x", "5x", "10x"]
+    assert [(one.kind, one.title) for one in maps] == [
+        (kind, t) for kind in ("attention", "contribution") for t in titles
+    ]
+    assert [one.scale for one in maps] == ["10x", "5x", "10x", "5x", "10x", "5x", "10x"] * 2
 
 
 def test_an_output_costs_the_phases_that_it_needs(runs):

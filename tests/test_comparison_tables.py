@@ -72,11 +72,11 @@ def test_each_class_and_each_map_has_its_numbers(runs, tables):
     line = cells(text, "patch by patch, average precision", "MSMIL global 5x")
     one = next(one for one in maps if one.title == "MSMIL global 5x")
     values = one.classes["hgd"]["average_precision"]
-    assert line[1] == "5x"
-    assert line[3] == f"{values.mean():.3f} ± {values.std(ddof=1):.3f}"
+    assert line[1:3] == ["attention", "5x"]
+    assert line[4] == f"{values.mean():.3f} ± {values.std(ddof=1):.3f}"
     # Chance: an AUC of one half, and the share of positive patches for the average precision.
-    assert cells(text, "patch by patch, average precision", "chance")[2] == "0.250"
-    assert cells(text, "patch by patch, ROC-AUC", "chance")[2] == "0.500"
+    assert cells(text, "patch by patch, average precision", "chance")[3] == "0.250"
+    assert cells(text, "patch by patch, ROC-AUC", "chance")[3] == "0.500"
 
 
 def test_a_class_frequency_line_stands_below(runs, tables):
@@ -124,7 +124,7 @@ def test_the_summary_has_a_line_for_each_number(runs, tables, tmp_path):
     told = {
         (line["method"], line["output"], line["class"]) for line in lines if line["score"] == "localisation_roc_auc"
     }
-    assert told == {(one.method, f"attention {one.map_name}", name) for one in maps for name in [*CLASSES, "all"]}
+    assert told == {(one.method, f"{one.kind} {one.map_name}", name) for one in maps for name in [*CLASSES, "all"]}
 
 
 def test_each_run_and_output_has_a_line(runs, tmp_path):

@@ -7,6 +7,7 @@ from monai.engines import PrepareBatchExtraInput, SupervisedEvaluator
 from torch import nn
 from torch.utils.data import BatchSampler
 
+import scripts.datasets
 from scripts.augmentation import view_transform
 from scripts.backbones import get_backbone
 from scripts.datasets import (
@@ -21,6 +22,7 @@ from scripts.datasets import (
 from scripts.encoding import Encoder
 from scripts.errors import SettingsError
 from scripts.extraction import Extractor
+from scripts.features import bank_path, read_bank
 from scripts.networks import MuSTMIL
 from scripts.sampler import BalancedSampler, DrawnView
 from scripts.slides import Slide
@@ -433,3 +435,34 @@ def test_a_network_on_patches_and_one_on_the_bank_score_alike(cohort, banks):
         alone = on_bank(one["image"][None], one["log_weight"][None])
         assert torch.equal(alone, on_patches(two["image"][None], two["log_weight"][None]))
         assert alone.std() > 0.01
+
+
+# --- banks in memory ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cache_gb", [0.0, 1.0])
+def test_a_bank_is_read_once_if_there_is_room_for_it_and_gives_the_same(cohort, banks, cache_gb, monkeypatch):
+    read = []
+    monkeypatch.setattr(scripts.datasets, "read_bank", lambda path, m: (read.append(path), read_bank(path, m))[1])
+    plain = BankBagDataset(cohort, banks, (5, 10))
+    first = [plain[i] for i in range(len(cohort))]
+    read.clear()
+    dataset = BankBagDataset(cohort, banks, (5, 10), cache_gb=cache_gb)
+    for _ in range(3):
+        for i, item in enumerate(first):
+            found = dataset[i]
+            assert same(found, item)
+            found["image"].zero_()  # what a training does to its batch is not done to the bank
+    assert len(read) == len(cohort) * (1 if cache_gb else 3)
+
+
+def test_banks_fill_the_room_that_they_are_given_and_no_more(cohort, banks, monkeypatch):
+    read = []
+    monkeypatch.setattr(scripts.datasets, "read_bank", lambda path, m: (read.append(path), read_bank(path, m))[1])
+    sizes = [read_bank(bank_path(banks, e["slide"]), (5, 10)).nbytes for e in cohort]
+    dataset = BankBagDataset(cohort, banks, (5, 10), cache_gb=(sizes[0] + 1) / 1e9)
+    for _ in range(2):
+        for i in range(len(cohort)):
+            dataset[i]
+    assert read.count(bank_path(banks, cohort[0]["slide"])) == 1
+    assert len(read) > len(cohort)

@@ -19,7 +19,7 @@ from tests.conftest import ROOT
 
 # A bundle whose workflows write what they were given, so that what is tested is who runs them, when and where.
 TRAIN = {
-    "imports": ["$import pathlib", "$import os", "$import time", "$import scripts.errors"],
+    "imports": ["$import pathlib", "$import os", "$import time", "$import scripts.errors", "$import scripts"],
     "bundle_root": ".", "output_dir": ".", "ckpt_dir": ".", "lr": 1.0, "resume": False, "wait": 0.0, "fails": False,
     "text": "$' '.join(map(str, (@lr, @resume, os.getpid())))",
     "training": [

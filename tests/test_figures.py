@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from scripts.attention_maps import AttentionMap
+from scripts.attention_maps import PatchMap
 from scripts.figures import REGION_OPACITY, PanelRow, draw_regions, draw_thumbnail, panel
 from scripts.heatmaps import Thumbnail, class_colour, overlay
 
@@ -22,9 +22,9 @@ def a_thumbnail(width=300, height=200, mpp=4.0):
     return Thumbnail(pixels, mpp, ((width - 0.4) * mpp, (height - 0.7) * mpp))
 
 
-def a_map(columns=6, rows=4):
+def a_map(columns=6, rows=4, kind="attention"):
     cells = np.stack(np.meshgrid(np.arange(columns), np.arange(rows)), axis=-1).reshape(-1, 2)
-    return AttentionMap(cells * 400.0, 400.0, 0.5, np.arange(1.0, len(cells) + 1))
+    return PatchMap(cells * 400.0, 400.0, 0.5, np.arange(1.0, len(cells) + 1), kind)
 
 
 def a_row(name="s1", width=300, height=200, regions=True, titles=("MuSTMIL global", "SSMIL 5x")):
@@ -102,6 +102,21 @@ def test_a_slide_whose_regions_nobody_drew_and_a_map_that_is_missing_say_so():
     assert "not drawn" in found
     assert "no map" in found
     assert "cancer" not in found
+
+
+@pytest.mark.parametrize(
+    ("kinds", "words"),
+    [
+        (["attention"], "attention"),
+        (["contribution"], "contribution"),
+        (["contribution", "attention", "contribution"], "attention and contribution"),
+    ],
+)
+def test_a_panel_says_what_its_maps_hold(kinds, words):
+    maps = [(f"map {number}", a_map(kind=kind)) for number, kind in enumerate(kinds)]
+    found = texts(panel([PanelRow("s1", "cancer", a_thumbnail(), None, maps)], CLASSES))
+    assert f"s1\n{words} for cancer" in found
+    assert f"{words} percentile among the slide's patches" in found
 
 
 def test_without_maps_there_is_no_colour_bar():

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scripts.attention_maps import AttentionMap, gather_attention
+from scripts.attention_maps import KINDS, PatchMap, gather_rows
 from scripts.geojson import feature_collection, measurement_names, write_geojson
 from scripts.grid import link_grids
 from scripts.heatmaps import percentile_colours
@@ -18,16 +18,16 @@ from tests.pyramids import with_tissue
 from tests.test_heatmaps import BASE_MPP, COLD_BOX, HOT_BOX, PATCH_PX, SIZE, is_in
 
 RED = (214, 39, 40)
-PERCENTILE, ATTENTION = measurement_names("10x", "cancer")
 
 coordinates = st.floats(-1e3, 2e5)
 maps = st.builds(
-    lambda corners, attention, side: AttentionMap(
-        np.array(sorted(corners)), side, 0.2523, np.array(attention[: len(corners)])
+    lambda corners, values, side, kind: PatchMap(
+        np.array(sorted(corners)), side, 0.2523, np.array(values[: len(corners)]) - (kind == "contribution") / 2, kind
     ),
     corners=st.sets(st.tuples(coordinates, coordinates), min_size=1, max_size=12),
-    attention=st.lists(st.floats(0, 1), min_size=12, max_size=12),
+    values=st.lists(st.floats(0, 1), min_size=12, max_size=12),
     side=st.floats(1, 3000),
+    kind=st.sampled_from(KINDS),
 )
 
 
@@ -57,14 +57,15 @@ def test_every_patch_survives_the_round_trip(tmp_path_factory, heat):
     write_geojson(path, heat, "slide", "10x", "cancer", RED)
     collection = read(path)
     assert collection["type"] == "FeatureCollection"
-    assert len(collection["features"]) == len(heat.attention)
+    assert len(collection["features"]) == len(heat.values)
     for patch, feature in enumerate(collection["features"]):
         (ring,) = feature["geometry"]["coordinates"]
         x, y = heat.corners[patch]
         assert np.min(ring, axis=0) == pytest.approx([x, y], abs=1e-3)
         assert np.max(ring, axis=0) == pytest.approx([x + heat.patch_level0, y + heat.patch_level0], abs=1e-3)
         measured = feature["properties"]["measurements"]
-        assert measured == {PERCENTILE: heat.percentile[patch], ATTENTION: heat.attention[patch]}
+        percentile_name, value_name = measurement_names("10x", "cancer", heat.kind)
+        assert measured == {percentile_name: heat.percentile[patch], value_name: heat.values[patch]}
 
 
 @settings(max_examples=60, deadline=None)
@@ -87,16 +88,16 @@ def test_attention_in_one_corner_of_a_slide_is_found_there(tmp_path, magnificati
     left, top, right, bottom = HOT_BOX
     middle = np.array([(left + right) / 2, (top + bottom) / 2])
     attention = np.exp(-((grid.coords[0] + scale.patch_level0 / 2 - middle) ** 2).sum(axis=1) / 500**2)
-    heat = gather_attention(attention, grid.coords[0], scale.patch_level0, BASE_MPP)
+    heat = gather_rows(attention, grid.coords[0], scale.patch_level0, BASE_MPP)
     write_geojson(tmp_path / "map.geojson", heat, "slide", scale.name, "cancer", RED)
     found = hottest_um_of_geojson(tmp_path / "map.geojson", BASE_MPP)
     assert is_in(HOT_BOX, found)
     assert found == pytest.approx(middle * BASE_MPP, abs=heat.patch_um)
 
 
-def a_map(n=4):
+def a_map(n=4, kind="attention"):
     corners = np.stack([np.arange(n) % 3, np.arange(n) // 3], axis=1) * 253.6663
-    return AttentionMap(corners, 253.6663, 0.2523, np.linspace(0.1, 0.4, n))
+    return PatchMap(corners, 253.6663, 0.2523, np.linspace(0.1, 0.4, n), kind)
 
 
 def test_a_feature_has_what_qupath_reads():
@@ -117,13 +118,22 @@ def test_a_feature_has_what_qupath_reads():
     }
 
 
-def test_ids_are_uuids_that_stay_the_same_and_differ_between_patches_maps_classes_and_slides():
+def test_a_contribution_is_measured_under_its_own_name_with_its_sign():
+    heat = PatchMap(np.array([[0.0, 0.0], [10.0, 0.0]]), 10.0, 0.5, np.array([-1.5, 0.25]), "contribution")
+    measured = [f["properties"]["measurements"] for f in feature_collection(heat, "s", "5x", "hgd", RED)["features"]]
+    assert measured == [
+        {"contribution percentile (5x, hgd)": 50.0, "contribution (5x, hgd)": -1.5},
+        {"contribution percentile (5x, hgd)": 100.0, "contribution (5x, hgd)": 0.25},
+    ]
+
+
+def test_ids_are_uuids_that_stay_the_same_and_differ_between_patches_maps_kinds_classes_and_slides():
     names = [(s, m, c) for s in ("a", "b") for m in ("5x", "10x") for c in ("cancer", "normal")]
 
     def ids():
-        return [f["id"] for n in names for f in feature_collection(a_map(), *n, RED)["features"]]
+        return [f["id"] for n in names for k in KINDS for f in feature_collection(a_map(4, k), *n, RED)["features"]]
 
-    assert len(set(ids())) == len(names) * 4
+    assert len(set(ids())) == len(names) * 2 * 4
     assert ids() == ids()
     assert {uuid.UUID(one).version for one in ids()} == {5}
 
@@ -137,5 +147,5 @@ def test_the_same_map_gives_the_same_bytes(tmp_path):
 
 
 def test_a_patch_at_the_slides_corner_has_no_negative_zero():
-    heat = AttentionMap(np.array([[-0.0, -1e-9]]), 10.0, 0.5, np.ones(1))
+    heat = PatchMap(np.array([[-0.0, -1e-9]]), 10.0, 0.5, np.ones(1))
     assert "-0" not in json.dumps(feature_collection(heat, "s", "5x", "c", RED)["features"][0]["geometry"])

@@ -10,20 +10,21 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 from scipy.spatial import KDTree
 
-from scripts.attention_maps import AttentionMap, gather_attention
+from scripts.attention_maps import KINDS, PatchMap, gather_rows
 from scripts.bags import BagBuilder
 from scripts.heatmaps import (
     COLOUR_MAP,
     OPACITY,
     Thumbnail,
-    attention_image,
     class_colour,
     overlay,
+    patch_image,
     percentile_image,
     read_thumbnail,
-    write_attention_image,
+    write_patch_image,
     write_png,
 )
 from tests.pyramids import noise, write_pyramid
@@ -110,11 +111,14 @@ def maps_on_grids(draw):
     columns, rows = draw(st.integers(1, 9)), draw(st.integers(1, 7))
     cells = st.tuples(st.integers(0, columns - 1), st.integers(0, rows - 1))
     chosen = sorted(draw(st.sets(cells, min_size=1)), key=lambda cell: cell[::-1])
-    attention = draw(st.lists(st.floats(1e-6, 1), min_size=len(chosen), max_size=len(chosen)))
+    values = np.array(draw(st.lists(st.floats(1e-6, 1), min_size=len(chosen), max_size=len(chosen))))
+    kind = draw(st.sampled_from(KINDS))
+    if kind == "contribution":
+        values *= draw(hnp.arrays(np.float64, len(chosen), elements=st.sampled_from([-2.5, 2.5])))
     # The last cells may reach beyond the border.
     cut = draw(st.floats(0.0, 0.9))
     size_um = ((columns - cut) * side * mpp, (rows - cut) * side * mpp)
-    return AttentionMap(np.array(chosen) * side, side, mpp, np.array(attention)), size_um
+    return PatchMap(np.array(chosen) * side, side, mpp, values, kind), size_um
 
 
 @settings(max_examples=40, deadline=None)
@@ -147,10 +151,10 @@ def test_a_png_shows_each_patch_in_its_place_with_the_size_of_its_pixels(tmp_pat
 
 @settings(max_examples=40, deadline=None)
 @given(maps_on_grids())
-def test_an_mha_has_each_patchs_attention_at_its_centre_in_millimetres(tmp_path_factory, made):
+def test_an_mha_has_each_patchs_value_with_its_sign_at_its_centre_in_millimetres(tmp_path_factory, made):
     heat, size_um = made
     path = tmp_path_factory.getbasetemp() / "map.mha"
-    write_attention_image(path, heat, size_um)
+    write_patch_image(path, heat, size_um)
     image = itk.imread(str(path))
     assert isinstance(image, itk.Image[itk.F, 2])
     pixels = itk.array_view_from_image(image)
@@ -158,11 +162,11 @@ def test_an_mha_has_each_patchs_attention_at_its_centre_in_millimetres(tmp_path_
     extent_um = 1e3 * np.multiply(image.GetSpacing(), pixels.shape[::-1])
     assert (extent_um >= np.array(size_um) - 1e-6).all()
     assert (extent_um < np.array(size_um) + heat.patch_um).all()
-    for corner, attention in zip(heat.corners, heat.attention, strict=True):
+    for corner, value in zip(heat.corners, heat.values, strict=True):
         centre_mm = (corner + heat.patch_level0 / 2) * heat.base_mpp / 1e3
-        assert image.GetPixel(image.TransformPhysicalPointToIndex(centre_mm.tolist())) == pytest.approx(attention)
-    assert np.count_nonzero(pixels) == len(heat.attention)
-    assert pixels.sum() == pytest.approx(heat.attention.sum(), rel=1e-5)
+        assert image.GetPixel(image.TransformPhysicalPointToIndex(centre_mm.tolist())) == pytest.approx(value)
+    assert np.count_nonzero(pixels) == len(heat.values)
+    assert pixels.sum(dtype=float) == pytest.approx(heat.values.sum(), abs=1e-5)
 
 
 @pytest.fixture(scope="module")
@@ -180,10 +184,10 @@ def test_attention_in_one_corner_of_a_slide_is_found_there_in_every_file(corner_
     left, top, right, bottom = HOT_BOX
     middle = np.array([(left + right) / 2, (top + bottom) / 2])
     attention = np.exp(-((corners + side / 2 - middle) ** 2).sum(axis=1) / 500**2)
-    heat = gather_attention(attention / attention.sum(), corners, side, slide.base_mpp)
+    heat = gather_rows(attention / attention.sum(), corners, side, slide.base_mpp)
     thumbnail = read_thumbnail(slide)
     write_png(tmp_path / "map.png", overlay(thumbnail, heat), thumbnail.mpp)
-    write_attention_image(tmp_path / "map.mha", heat, thumbnail.size_um)
+    write_patch_image(tmp_path / "map.mha", heat, thumbnail.size_um)
     plain = cv2.resize(corner_image(), thumbnail.pixels.shape[1::-1], interpolation=cv2.INTER_AREA)
     for found in (
         hottest_um_of_png(tmp_path / "map.png", plain, heat.patch_um),
@@ -197,7 +201,7 @@ def test_neighbouring_patches_meet_without_gap_or_overlap(corner_bag):
     thumbnail = read_thumbnail(corner_bag.slide, 500)
     scale = corner_bag.grid.scales[1]
     cells = np.stack(np.meshgrid(np.arange(13), np.arange(8)), axis=-1).reshape(-1, 2)
-    heat = AttentionMap(cells * scale.patch_level0, scale.patch_level0, BASE_MPP, np.arange(1.0, len(cells) + 1))
+    heat = PatchMap(cells * scale.patch_level0, scale.patch_level0, BASE_MPP, np.arange(1.0, len(cells) + 1))
     picture = percentile_image(heat, thumbnail)
     side_px = scale.patch_um / thumbnail.mpp
     values, count = np.unique(picture[: int(8 * side_px), : int(13 * side_px)], return_counts=True)
@@ -208,7 +212,7 @@ def test_neighbouring_patches_meet_without_gap_or_overlap(corner_bag):
 
 def test_patches_smaller_than_a_pixel_are_seen_and_the_hottest_wins():
     corners = np.stack([np.arange(20.0), np.zeros(20)], axis=1)
-    heat = AttentionMap(corners, 1.0, 1.0, np.linspace(1, 2, 20))
+    heat = PatchMap(corners, 1.0, 1.0, np.linspace(1, 2, 20))
     thumbnail = Thumbnail(np.full((1, 5, 3), 255, np.uint8), 4.0, (20.0, 4.0))
     seen = percentile_image(heat, thumbnail)[0]
     assert not np.isnan(seen).any()
@@ -230,16 +234,16 @@ def test_tissue_can_be_seen_through_every_colour(corner_bag):
     for attention in ([1.0], [1.0, 2.0, 3.0]):
         corners = np.zeros((len(attention), 2))
         corners[:, 0] = np.arange(len(attention)) * 4000.0
-        heat = AttentionMap(corners, 4000.0, BASE_MPP, np.array(attention))
+        heat = PatchMap(corners, 4000.0, BASE_MPP, np.array(attention))
         contrast = overlay(thumbnail, heat).std(axis=(0, 1)) / thumbnail.pixels.std(axis=(0, 1))
         assert (contrast > 0.4).all()
 
 
 @pytest.mark.parametrize("corners", [[[5.0, 0.0]], [[40.0, 0.0]], [[0.0, 20.0]], [[-10.0, 0.0]]])
 def test_patches_off_the_grid_or_the_slide_are_no_image(corners):
-    heat = AttentionMap(np.array(corners), 10.0, 0.5, np.ones(1))
+    heat = PatchMap(np.array(corners), 10.0, 0.5, np.ones(1))
     with pytest.raises(ValueError, match=r"grid|outside"):
-        attention_image(heat, (20.0, 10.0))
+        patch_image(heat, (20.0, 10.0))
 
 
 def test_classes_have_colours_that_differ():

@@ -1,4 +1,4 @@
-"""Attention against known regions: areas by plain loops, rankings that are known in advance, means by hand."""
+"""Maps against known regions: areas by plain loops, rankings that are known in advance, means by hand."""
 
 from __future__ import annotations
 
@@ -170,6 +170,13 @@ def test_patches_of_one_kind_cannot_be_told_apart(share: float) -> None:
     assert found.positive_share == share
 
 
+def test_a_contribution_is_ranked_by_its_signed_value() -> None:
+    values, share = np.array([0.5, -2.0, -0.1, 0.0]), np.array([1.0, 0.0, 0.0, 1.0])
+    found = compare_with_regions("s1", "10x", "cancer", values, share, "contribution")
+    assert (found.roc_auc, found.kind, found.key) == (1, "contribution", "10x contribution")
+    assert compare([0.5, 0.2], [1.0, 0.0]).key == "10x"
+
+
 def test_attention_and_share_must_fit() -> None:
     with pytest.raises(ValueError, match=r"attention and share \[n\], got \[2\] and \[3\]"):
         compare([0.1, 0.2], [0.1, 0.2, 0.3])
@@ -180,8 +187,10 @@ def test_attention_and_share_must_fit() -> None:
 # --- over slides ------------------------------------------------------------------------------------------
 
 
-def one(slide: str, class_name: str, roc_auc: float, share: float = 0.5, map_name: str = "10x") -> Localisation:
-    return Localisation(slide, map_name, class_name, 8, share, roc_auc, roc_auc / 2)
+def one(
+    slide: str, class_name: str, roc_auc: float, share: float = 0.5, map_name: str = "10x", kind: str = "attention"
+) -> Localisation:
+    return Localisation(slide, map_name, class_name, 8, share, roc_auc, roc_auc / 2, kind)
 
 
 def test_the_summary_is_the_mean_over_slides_of_each_map_and_class() -> None:
@@ -192,9 +201,11 @@ def test_the_summary_is_the_mean_over_slides_of_each_map_and_class() -> None:
         one("s2", "cancer", 0.6, 0.4),
         one("s3", "cancer", nan, 0.0),
         one("s1", "cancer", 0.1, map_name="5x"),
+        one("s1", "cancer", 0.8, map_name="5x", kind="contribution"),
+        one("s2", "hgd", 0.4, map_name="5x", kind="contribution"),
     ]
     summary = localisation_summary(found, ["5x", "10x"], CLASSES)
-    assert list(summary) == ["5x", "10x"]
+    assert list(summary) == ["5x", "5x contribution", "10x", "10x contribution"]
     assert list(summary["10x"]) == [*CLASSES, "all"]
     cancer = summary["10x"]["cancer"]
     assert cancer["roc_auc"] == {"value": pytest.approx(0.75), "ci95": pytest.approx(mean_interval([0.9, 0.6]))}
@@ -207,7 +218,11 @@ def test_the_summary_is_the_mean_over_slides_of_each_map_and_class() -> None:
     # Slides are drawn, not pairs: s1 brings both of its classes.
     assert together["roc_auc"]["ci95"] == pytest.approx(mean_interval([[0.9, 0.5], [0.6, nan]]))
     assert (together["slides"], together["undefined"]) == (2, 1)
-    assert summary["5x"]["all"]["roc_auc"]["value"] == 0.1
+    # The kinds of a map are apart.
+    assert (summary["5x"]["all"]["slides"], summary["5x"]["all"]["roc_auc"]["value"]) == (1, 0.1)
+    assert summary["5x contribution"]["cancer"]["roc_auc"]["value"] == 0.8
+    assert summary["5x contribution"]["all"]["roc_auc"]["value"] == pytest.approx(0.6)
+    assert summary["10x contribution"]["all"]["slides"] == 0
 
 
 def test_a_class_without_slides_has_no_mean() -> None:

@@ -1,4 +1,4 @@
-"""What an evaluator writes of slides whose regions are known, with attention that is known, too."""
+"""What an evaluator writes of slides whose regions are known, with attention and contribution that are known, too."""
 
 from __future__ import annotations
 
@@ -48,9 +48,13 @@ def rows() -> np.ndarray:
     return np.stack([high // 2 * SIDES[0], high * SIDES[1]], axis=1)
 
 
-def item(entry: dict[str, Any], attention: np.ndarray) -> dict[str, Any]:
-    """A bag whose features ``[N, S, M * K]`` are nothing but the attention ``[N, M, K]``, the same at both scales."""
-    features = torch.tensor(attention.reshape(len(attention), 1, -1), dtype=torch.float32).repeat(1, 2, 1)
+def item(entry: dict[str, Any], attention: np.ndarray, contribution: np.ndarray | None = None) -> dict[str, Any]:
+    """A bag whose features ``[N, S, 2 * M * K]`` are nothing but its maps ``[N, M, K]``, the same at both scales.
+
+    By default the contribution is the attention's opposite, below 0.
+    """
+    maps = np.stack([attention, -attention if contribution is None else contribution], axis=1)
+    features = torch.tensor(maps.reshape(len(attention), 1, -1), dtype=torch.float32).repeat(1, 2, 1)
     return {
         "image": features,
         "log_weight": torch.zeros(len(attention), 2),
@@ -62,7 +66,7 @@ def item(entry: dict[str, Any], attention: np.ndarray) -> dict[str, Any]:
 
 
 class Given(torch.nn.Module):
-    """Gives the attention that rides in the features."""
+    """Gives the maps that ride in the features."""
 
     def __init__(self, classes: int) -> None:
         super().__init__()
@@ -71,11 +75,12 @@ class Given(torch.nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return torch.zeros(len(x), 3, self.classes)
 
-    def attend(self, x: torch.Tensor, log_weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def explain(self, x: torch.Tensor, log_weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         self.calls += 1
         assert not self.training
         assert log_weight.shape == x.shape[:3]
-        return self.forward(x), x[:, :, 0].unflatten(-1, (len(MAPS), self.classes))
+        attention, contribution = x[:, :, 0].unflatten(-1, (2, len(MAPS), self.classes)).unbind(2)
+        return self.forward(x), attention, contribution
 
 
 def evaluate(
@@ -97,9 +102,10 @@ def evaluate(
     return network
 
 
-def read_csv(folder: Path) -> list[dict[str, str]]:
+def read_csv(folder: Path, kind: str = "attention") -> list[dict[str, str]]:
+    """The lines of one kind."""
     with open(folder / "localisation.csv", newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+        return [line for line in csv.DictReader(file) if line["kind"] == kind]
 
 
 def read_json(folder: Path) -> Any:
@@ -124,7 +130,7 @@ def test_attention_on_the_regions_scores_1_reversed_0_and_constant_a_half(
     attention[:, 0, 0], attention[:, 1, 0], attention[:, 2, 0] = is_left / 16, ~is_left / 16, 1 / 32
     evaluate(tmp_path, [halves], [item(halves, attention)])
     summary = read_json(tmp_path)
-    assert list(summary) == ["global", "5x", "10x"]
+    assert list(summary) == [f"{name}{kind}" for name in ("global", "5x", "10x") for kind in ("", " contribution")]
     for name, roc_auc, precision in (("global", 1, 1), ("5x", 0, None), ("10x", 0.5, 0.5)):
         cancer = summary[name]["cancer"]
         assert cancer["roc_auc"] == {"value": roc_auc, "ci95": [roc_auc, roc_auc]}
@@ -136,7 +142,9 @@ def test_attention_on_the_regions_scores_1_reversed_0_and_constant_a_half(
         assert (summary[name]["normal"]["slides"], summary[name]["normal"]["undefined"]) == (0, 0)
         assert summary[name]["all"]["roc_auc"]["value"] == roc_auc
     lines = read_csv(tmp_path)
-    assert list(lines[0]) == ["slide", "map", "class", "patches", "positive_share", "roc_auc", "average_precision"]
+    assert list(lines[0]) == [
+        "slide", "map", "kind", "class", "patches", "positive_share", "roc_auc", "average_precision",
+    ]  # fmt: skip
     assert [(line["map"], line["class"], line["patches"]) for line in lines] == [
         ("global", "cancer", "32"),
         ("global", "hgd", "32"),
@@ -146,6 +154,26 @@ def test_attention_on_the_regions_scores_1_reversed_0_and_constant_a_half(
         ("10x", "hgd", "32"),
     ]
     assert (lines[0]["roc_auc"], lines[1]["roc_auc"], lines[1]["positive_share"]) == ("1", "", "0")
+
+
+def test_the_contribution_is_compared_on_its_own_and_by_its_sign(tmp_path: Path, halves: dict[str, Any]) -> None:
+    is_left = rows()[:, 1, 0] < SIZE[0] / 2
+    contribution = np.zeros((32, 3, 3))
+    contribution[:, 0, 0] = np.where(is_left, 0.1, -5.0)
+    contribution[:, 1, 0] = np.where(is_left, -5.0, 0.1)
+    contribution[:, 2, 0] = -0.5
+    evaluate(tmp_path, [halves], [item(halves, np.full((32, 3, 3), 1 / 32), contribution)])
+    summary = read_json(tmp_path)
+    for name, roc_auc in (("global", 1), ("5x", 0), ("10x", 0.5)):
+        assert summary[name]["cancer"]["roc_auc"]["value"] == 0.5
+        cancer = summary[f"{name} contribution"]["cancer"]
+        assert cancer["roc_auc"] == {"value": roc_auc, "ci95": [roc_auc, roc_auc]}
+        assert (cancer["positive_share"], cancer["slides"], cancer["undefined"]) == (0.5, 1, 0)
+        assert summary[f"{name} contribution"]["hgd"]["undefined"] == 1
+    lines, attended = read_csv(tmp_path, "contribution"), read_csv(tmp_path)
+    places = [[line[key] for key in ("slide", "map", "class", "patches")] for line in lines]
+    assert places == [[line[key] for key in ("slide", "map", "class", "patches")] for line in attended]
+    assert [line["roc_auc"] for line in lines if line["class"] == "cancer"] == ["1", "0", "0.5"]
 
 
 def test_the_attention_of_a_patch_is_the_sum_over_its_rows(tmp_path: Path, halves: dict[str, Any]) -> None:
@@ -227,14 +255,15 @@ def test_tensorboard_shows_the_means(tmp_path: Path, halves: dict[str, Any]) -> 
     events = EventAccumulator(str(tmp_path / "events")).Reload()
     shown = {tag: events.Scalars(tag)[0].value for tag in events.Tags()["scalars"]}
     expected = {
-        f"localisation/{name}_{class_name}_{score}": of_class[score]["value"]
+        f"localisation/{name.replace(' ', '_')}_{class_name}_{score}": of_class[score]["value"]
         for name, classes in read_json(tmp_path).items()
         for class_name, of_class in classes.items()
         for score in ("roc_auc", "average_precision")
         if of_class["slides"]
     }
     assert shown == pytest.approx(expected, rel=1e-6)
-    assert len(shown) == 3 * 2 * 2
+    assert len(shown) == 3 * 2 * 2 * 2
+    assert "localisation/10x_contribution_cancer_roc_auc" in shown
 
 
 def test_a_second_run_reports_its_own_slides_only(tmp_path: Path, halves: dict[str, Any]) -> None:
@@ -248,7 +277,7 @@ def test_a_second_run_reports_its_own_slides_only(tmp_path: Path, halves: dict[s
 
 
 def test_a_network_and_bags_as_they_are_used(tmp_path: Path) -> None:
-    """MuSTMIL on patches that are read from drawn slides: what is reported follows from its own attention."""
+    """MuSTMIL on patches that are read from drawn slides: what is reported follows from its own maps."""
     entries = draw_cohort(tmp_path, 3)
     for index, entry in enumerate(entries):
         width, height = ((1024, 512), (900, 780), (768, 640))[index]
@@ -276,21 +305,25 @@ def test_a_network_and_bags_as_they_are_used(tmp_path: Path) -> None:
             val_handlers=[report],
         ).run()
     found = {
-        (line["slide"], line["map"], line["class"]): float(line["roc_auc"] or "nan") for line in read_csv(tmp_path)
+        (line["slide"], line["map"], kind, line["class"]): float(line["roc_auc"] or "nan")
+        for kind in ("attention", "contribution")
+        for line in read_csv(tmp_path, kind)
     }
-    assert len(found) == 3 * (1 + 1 + 2)
+    assert len(found) == 2 * 3 * (1 + 1 + 2)
 
     # The label images have 4 px a pixel; the first slide's regions are cancer, the second's hgd.
     for index, (width, height) in enumerate(((1024, 512), (900, 780))):
         grid, bag = builder()(entries[index]).grid, dataset[index]
         with torch.no_grad():
-            attention = network.attend(bag["image"][None], bag["log_weight"][None])[1][0].numpy()  # [N, M, K]
+            of_kinds = network.explain(bag["image"][None], bag["log_weight"][None])[1:]  # of [1, N, M, K]
         for m, scale in ((0, 1), (1, 0), (2, 1)):
             side, coords = grid.scales[scale].patch_level0, grid.coords[scale]
-            summed = np.array([attention[grid.rows[:, scale] == i, m, index].sum() for i in range(len(coords))])
             share = np.clip((np.minimum(coords[:, 0] + side, width) - width // 6 * 4) / side, 0, 1)
             share *= np.clip((np.minimum(coords[:, 1] + side, height) - coords[:, 1]) / side, 0, 1)
             positive = share >= 0.5
             assert 0 < positive.sum() < len(positive)
-            in_order = np.mean([a > b for a in summed[positive] for b in summed[~positive]])
-            assert found[f"s{index}", MAPS[m].name, CLASSES[index]] == pytest.approx(in_order, abs=1e-6)
+            for kind, values in zip(("attention", "contribution"), of_kinds, strict=True):
+                of_rows = values[0, :, m, index].numpy()
+                summed = np.array([of_rows[grid.rows[:, scale] == i].sum() for i in range(len(coords))])
+                in_order = np.mean([a > b for a in summed[positive] for b in summed[~positive]])
+                assert found[f"s{index}", MAPS[m].name, kind, CLASSES[index]] == pytest.approx(in_order, abs=1e-6)

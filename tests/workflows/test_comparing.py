@@ -67,7 +67,7 @@ def test_a_killed_comparison_ends_with_a_table_of_every_method_and_seed(compared
     for title in ("MuSTMIL global", "MuSTMIL 5x", "MuSTMIL 10x", "MSMIL global", "class frequencies alone"):
         assert f"| {title} " in text
     assert "comparing: 100%" in told.replace("\r", "\n")
-    for name in ("comparison.png", "heatmaps.png"):
+    for name in ("comparison.png", "attention.png", "contribution.png"):
         assert (output / name).stat().st_size > 10_000
     with open(output / "runs.csv", newline="") as file:
         lines = list(csv.DictReader(file))

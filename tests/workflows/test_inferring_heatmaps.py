@@ -1,12 +1,15 @@
-"""``inferring``, as shipped: the heatmaps lie on the tissue that the network attends to.
+"""``inferring``, as shipped: the heatmaps lie on the tissue that the network attends to, and that it concludes from.
 
 The network's weights are set by hand, on the features of the shipped encoder, so that one class attends to one kind of
-tissue and another class to the other. The slide has the first kind in its upper right corner.
+tissue and another class to the other, and so that each class is concluded from the kind that it does not attend to.
+The slide has the first kind in its upper right corner.
 """
 
+import csv
 import json
 
 import cv2
+import itk
 import numpy as np
 import pytest
 import torch
@@ -29,6 +32,7 @@ from tests.test_heatmaps import (
 
 CLASSES = ["cancer", "hgd", "lgd", "hyperplastic", "normal"]
 ATTENDING = {"cancer": HOT_BOX, "normal": COLD_BOX}
+CONCLUDING = {"cancer_contribution": COLD_BOX, "normal_contribution": HOT_BOX}
 MAPS = {"global": 1.0, "5x": 2.0, "10x": 1.0}  # um per pixel of the patches that it lies on
 
 
@@ -43,7 +47,11 @@ def patches_of(box, mpp):
 
 
 def network_for_the_corner():
-    """Each scale's first node is 1 on one kind of tissue and -1 on the other, and attention follows it."""
+    """Each scale's first node is 1 on one kind of tissue and -1 on the other, and attention follows it.
+
+    The attention for high-grade dysplasia prefers nothing. From what it pools, the node speaks against cancer and
+    for normal glands.
+    """
     network = MuSTMIL(num_classes=5, num_scales=2, num_features=1280)
     backbone = get_backbone("efficientnet_lite0")
     with torch.no_grad():
@@ -59,6 +67,8 @@ def network_for_the_corner():
             scoring[2].weight[CLASSES.index("normal"), 0] = -6.0
         for classify in network.myfc:
             classify.bias[:] = torch.tensor([3.0, -3.0, -3.0, -3.0, -2.0])
+            weight = classify.weight.unflatten(1, (5, -1))[:, CLASSES.index("hgd"), ::128]  # [class, scale]
+            weight[CLASSES.index("cancer")], weight[CLASSES.index("normal")] = -0.5, 0.5
     return network
 
 
@@ -77,14 +87,15 @@ def setting(tmp_path_factory):
 def test_the_hottest_place_of_every_file_is_where_the_tissue_is(workflow, setting, tmp_path):
     workflow("inferring", "inference", output_dir=str(tmp_path), heatmap_classes=list(ATTENDING), **setting)
     folder = tmp_path / "heatmaps" / "corner"
-    wanted = [f"{m}_{c}.{suffix}" for m in MAPS for c in ATTENDING for suffix in ("geojson", "mha", "png")]
+    shown = {**ATTENDING, **CONCLUDING}
+    wanted = [f"{m}_{c}.{suffix}" for m in MAPS for c in shown for suffix in ("geojson", "mha", "png")]
     assert sorted(path.name for path in folder.iterdir()) == sorted(wanted)
     height, width = read_png(folder / "global_cancer.png")[0].shape[:2]
     assert (width, height) == (2000, 1275)
     plain = cv2.resize(corner_image(), (width, height), interpolation=cv2.INTER_AREA)
-    for class_name, box in ATTENDING.items():
+    for name, box in shown.items():
         for map_name, mpp in MAPS.items():
-            stem = f"{map_name}_{class_name}"
+            stem = f"{map_name}_{name}"
             found = {
                 "png": hottest_um_of_png(folder / f"{stem}.png", plain, PATCH_PX * mpp),
                 "mha": hottest_um_of_mha(folder / f"{stem}.mha"),
@@ -98,7 +109,7 @@ def test_the_hottest_place_of_every_file_is_where_the_tissue_is(workflow, settin
 def test_by_default_the_predicted_classes_are_shown_and_false_writes_none(workflow, setting, tmp_path):
     workflow("inferring", "inference", output_dir=str(tmp_path / "default"), **setting)
     shown = sorted(path.name for path in (tmp_path / "default" / "heatmaps" / "corner").glob("*.geojson"))
-    assert shown == ["10x_cancer.geojson", "5x_cancer.geojson", "global_cancer.geojson"]
+    assert shown == sorted(f"{m}_cancer{ending}.geojson" for m in MAPS for ending in ("", "_contribution"))
     workflow("inferring", "inference", output_dir=str(tmp_path / "none"), heatmaps=False, **setting)
     assert sorted(path.name for path in (tmp_path / "none").iterdir()) == ["predictions.csv"]
     tables = [(tmp_path / name / "predictions.csv").read_text() for name in ("default", "none")]
@@ -109,7 +120,7 @@ def test_three_magnifications_of_a_slide_of_ones_own_need_no_more_than_the_knob(
     torch.manual_seed(0)
     torch.save(MuSTMIL(num_classes=5, num_scales=3, num_features=1280).state_dict(), tmp_path / "model.pt")
     knobs = {**setting, "ckpt_dir": str(tmp_path), "output_dir": str(tmp_path), "magnifications": [2.5, 5, 12.5]}
-    workflow("inferring", "inference", heatmap_classes=["lgd"], **knobs)
+    workflow("inferring", "inference", heatmap_classes=["lgd"], heatmap_kinds=["attention"], **knobs)
     folder = tmp_path / "heatmaps" / "corner"
     for name, mpp in (("global", 0.8), ("2.5x", 4.0), ("5x", 2.0), ("12.5x", 0.8)):
         features = read(folder / f"{name}_lgd.geojson")["features"]
@@ -117,6 +128,26 @@ def test_three_magnifications_of_a_slide_of_ones_own_need_no_more_than_the_knob(
         assert np.ptp(ring, axis=0) == pytest.approx(PATCH_PX * mpp / BASE_MPP, abs=2e-3)
         total = sum(v for f in features for k, v in f["properties"]["measurements"].items() if "percentile" not in k)
         assert total == pytest.approx(1, abs=1e-5)
+    assert not list(folder.glob("*contribution*"))
+
+
+def test_the_contributions_in_the_files_add_up_to_the_predicted_probability(workflow, setting, tmp_path):
+    workflow("inferring", "inference", output_dir=str(tmp_path), heatmap_classes=list(ATTENDING), **setting)
+    with open(tmp_path / "predictions.csv", newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["head"] for row in rows] == list(MAPS)
+    for row in rows:
+        for class_name, bias in (("cancer", 3.0), ("normal", -2.0)):
+            path = tmp_path / "heatmaps" / "corner" / f"{row['head']}_{class_name}_contribution"
+            name = f"contribution ({row['head']}, {class_name})"
+            features = read(path.with_name(path.name + ".geojson"))["features"]
+            tiles = [feature["properties"]["measurements"][name] for feature in features]
+            assert min(tiles) < 0 < max(tiles)
+            probability = float(row[class_name])
+            logit = np.log(probability / (1 - probability))
+            assert sum(tiles) + bias == pytest.approx(logit, abs=1e-4)
+            pixels = itk.array_from_image(itk.imread(str(path.with_name(path.name + ".mha"))))
+            assert pixels.sum(dtype=float) + bias == pytest.approx(logit, abs=1e-4)
 
 
 def test_a_class_that_there_is_not_ends_in_one_line(command, setting, tmp_path):

@@ -1,0 +1,40 @@
+"""The control of ``make compare-demo``: banks in which no scale knows more than another."""
+
+from __future__ import annotations
+
+import h5py
+import numpy as np
+import pytest
+
+from scripts.demo_compare import write_control_banks
+from scripts.extraction import Extractor
+from scripts.features import bank_path, read_bank
+from tests.cohorts import builder, draw_cohort, tiny_encoder
+
+
+@pytest.mark.parametrize("magnifications", [(5, 10), (2.5, 5, 10)])
+def test_every_patch_of_a_row_has_the_features_of_the_lowest_scale(tmp_path, magnifications):
+    cohort = draw_cohort(tmp_path, 2)
+    Extractor(cohort, builder(magnifications), tiny_encoder(), tmp_path / "banks").run()
+    write_control_banks(tmp_path / "banks", tmp_path / "control")
+    for entry in cohort:
+        paths = [bank_path(tmp_path / folder, entry["slide"]) for folder in ("banks", "control")]
+        real, control = (read_bank(path, magnifications) for path in paths)
+        rows = control.row_features()
+        for s in range(len(magnifications)):
+            np.testing.assert_array_equal(rows[:, s], real.row_features()[:, 0])
+        np.testing.assert_array_equal(control.rows, real.rows)
+        np.testing.assert_array_equal(control.log_weight(), real.log_weight())
+        assert (real.row_features()[:, -1] != real.row_features()[:, 0]).any()  # the real ones are as they were
+        with h5py.File(bank_path(tmp_path / "control", entry["slide"])) as bank:
+            assert "every scale has the features of" in bank.attrs["control"]
+
+
+def test_control_banks_that_are_there_are_left(tmp_path):
+    cohort = draw_cohort(tmp_path, 1)
+    Extractor(cohort, builder(), tiny_encoder(), tmp_path / "banks").run()
+    write_control_banks(tmp_path / "banks", tmp_path / "control")
+    (path,) = (tmp_path / "control").iterdir()
+    before = path.stat().st_mtime_ns
+    write_control_banks(tmp_path / "banks", tmp_path / "control")
+    assert path.stat().st_mtime_ns == before
