@@ -18,10 +18,10 @@ export OMP_WAIT_POLICY ?= PASSIVE
 TYPED = $(foreach d,scripts bundle,$(if $(shell find $(d) -name '*.py' 2>/dev/null),$(d)))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test lint format demo compare-demo bench clean
+.PHONY: help setup test lint format demo compare-demo bench bench-comparison clean
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(STAMP) ## make .venv with every dependency at its pinned version
 
@@ -42,6 +42,9 @@ demo: $(STAMP) ## draw slides, train on them, show the result
 
 compare-demo: $(STAMP) ## compare the methods on drawn slides: about half an hour
 	$(PYTHON) -m scripts.demo_compare $(ARGS)
+
+bench-comparison: $(STAMP) ## measure how much of a training is reading, after `make compare-demo`
+	$(PYTHON) -m tests.benchmarks.comparison $(ARGS)
 
 bench: $(STAMP) ## measure the patch extraction on this machine
 	$(PYTHON) -m tests.benchmarks.extraction $(ARGS)

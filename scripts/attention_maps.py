@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
-__all__ = ["KINDS", "AttentionMap", "PatchMap", "gather_attention", "gather_rows"]
+__all__ = ["KINDS", "PatchMap", "gather_rows"]
 
 KINDS = ("attention", "contribution")
 """What a map can hold: where a network looks, and what it concludes there (``BagNetwork.explain``)."""
@@ -102,8 +102,3 @@ def gather_rows(
     summed = np.zeros(len(patches))
     np.add.at(summed, patch_of_row.reshape(-1), values[real])
     return PatchMap(patches[:, ::-1].astype(np.float64), float(patch_level0), float(base_mpp), summed, kind)
-
-
-# Names from when there was attention alone; scripts/comparison_figure.py uses them.
-AttentionMap = PatchMap
-gather_attention = gather_rows
