@@ -22,7 +22,7 @@ from monai.bundle import ConfigParser, ConfigWorkflow
 from tqdm import tqdm
 
 from scripts.errors import BundleError, SettingsError, mistake_in
-from scripts.files import replacing
+from scripts.files import claimed, replacing
 
 __all__ = ["Experiment", "run_experiments"]
 
@@ -40,7 +40,7 @@ class Experiment:
         name: for the progress bar and for errors.
         folder: gets all output: ``training.json``, ``models``, ``metrics.json``, ..., ``log.txt``, and last
             ``done.json``.
-        settings: knobs of the configs, as plain values.
+        settings: knobs of the configs, as plain values, and whatever else tells this run from others.
         steps: ``"training"``, ``"evaluating"``, in this order.
     """
 
@@ -98,8 +98,16 @@ class Experiment:
         return parser
 
     def run(self, bundle_root: str | Path) -> None:
-        """Run what is not done yet; a training that was cut off goes on from its last epoch."""
-        self._check_settings()
+        """Run what is not done yet; a training that was cut off goes on from its last epoch.
+
+        Raises:
+            SettingsError: if the folder holds a run with other settings, or another process is writing into it.
+        """
+        with claimed(self.folder):
+            if not self.is_done:
+                self._run(bundle_root)
+
+    def _run(self, bundle_root: str | Path) -> None:
         with replacing(self.folder / "settings.json") as part:
             part.write_text(json.dumps(dict(self.settings), indent=2) + "\n", encoding="utf-8")
         for step in self.steps:

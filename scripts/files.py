@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,7 +11,7 @@ from pathlib import Path
 
 from scripts.errors import SettingsError
 
-__all__ = ["output_folder", "replacing"]
+__all__ = ["claimed", "file_sha256", "output_folder", "replacing"]
 
 
 @contextmanager
@@ -44,3 +46,33 @@ def output_folder(folder: str | Path) -> Path:
     if not os.access(folder, os.W_OK):
         raise SettingsError(folder, "is a folder that you may not write to", remedy)
     return folder
+
+
+@contextmanager
+def claimed(folder: str | Path) -> Iterator[None]:
+    """Keep a folder for this process until the block ends, or the process does.
+
+    Raises:
+        SettingsError: if another process has it, or it cannot be made or written to.
+    """
+    with open(output_folder(folder) / ".lock", "w", encoding="utf-8") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise SettingsError(
+                folder, "another process is writing into it", "Wait for it to end, or choose another `output_dir`."
+            ) from error
+        yield
+
+
+def file_sha256(path: str | Path) -> str:
+    """SHA-256 of a file's content, in hexadecimal.
+
+    Raises:
+        SettingsError: if it cannot be read.
+    """
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise SettingsError(path, f"cannot be read ({error.strerror})", "Check the path.") from error

@@ -1,12 +1,14 @@
-"""The control of ``make compare-demo``: banks in which no scale knows more than another."""
+"""``make compare-demo``: the few slides, and the control's banks, in which no scale knows more than another."""
 
 from __future__ import annotations
+
+import json
 
 import h5py
 import numpy as np
 import pytest
 
-from scripts.demo_compare import write_control_banks
+from scripts.demo_compare import write_control_banks, write_few
 from scripts.extraction import Extractor
 from scripts.features import bank_path, read_bank
 from tests.cohorts import builder, draw_cohort, tiny_encoder
@@ -38,3 +40,13 @@ def test_control_banks_that_are_there_are_left(tmp_path):
     before = path.stat().st_mtime_ns
     write_control_banks(tmp_path / "banks", tmp_path / "control")
     assert path.stat().st_mtime_ns == before
+
+
+def test_few_slides_are_every_so_many_of_the_training_and_all_others(tmp_path):
+    whole = {"training": [{"image": str(i)} for i in range(9)], "testing": [{"image": "t"}, {"image": "u"}]}
+    (tmp_path / "datalist.json").write_text(json.dumps(whole))
+    path = write_few(tmp_path / "datalist.json", tmp_path / "few" / "datalist.json", 4)
+    assert json.loads(path.read_text()) == {
+        "training": [{"image": "0"}, {"image": "4"}, {"image": "8"}],
+        "testing": whole["testing"],
+    }

@@ -1,9 +1,13 @@
+import hashlib
 import os
+import subprocess
+import sys
 
 import pytest
 
 from scripts.errors import SettingsError
-from scripts.files import output_folder, replacing
+from scripts.files import claimed, file_sha256, output_folder, replacing
+from tests.conftest import ROOT
 
 
 def test_the_new_file_takes_the_place_of_the_old_one(tmp_path):
@@ -82,3 +86,25 @@ def test_a_folder_that_may_not_be_written_to_is_an_error_of_one_line(tmp_path, m
         replacing(folder / "x.csv"),
     ):
         pass
+
+
+def test_a_folder_is_claimed_by_one_process_at_a_time_and_freed_by_its_end(tmp_path):
+    code = (
+        "import sys, time\nfrom scripts.files import claimed\n"
+        f"with claimed({str(tmp_path)!r}):\n    print('claimed', flush=True)\n    time.sleep(60)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=ROOT) as other:
+        assert other.stdout.readline() == "claimed\n"
+        with pytest.raises(SettingsError, match="another process is writing into it. Wait"), claimed(tmp_path):
+            pass
+        other.kill()
+        other.wait()
+        with claimed(tmp_path):
+            pass
+
+
+def test_a_files_hash_is_that_of_its_content(tmp_path):
+    (tmp_path / "a").write_bytes(b"abc")
+    assert file_sha256(tmp_path / "a") == hashlib.sha256(b"abc").hexdigest()
+    with pytest.raises(SettingsError, match=r"b: cannot be read \(No such file"):
+        file_sha256(tmp_path / "b")
