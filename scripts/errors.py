@@ -53,7 +53,9 @@ def show_one_line() -> None:
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         mistake = mistake_in(error)
-        if mistake is None:
+        if issubclass(kind, KeyboardInterrupt):
+            sys.stderr.write("interrupted\n")
+        elif mistake is None:
             sys.__excepthook__(kind, error, trace)
         else:
             sys.stderr.write(f"error: {mistake}\n")

@@ -6,14 +6,16 @@ import datetime
 import json
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing.connection import wait
+from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,7 @@ __all__ = ["Experiment", "run_experiments"]
 STEPS = {"training": ("train.json", "train"), "evaluating": ("evaluate.json", "infer")}
 # A rank whose share is done waits for the others, however long theirs takes.
 LONGEST = datetime.timedelta(days=365)
+WATCH_SECONDS = 0.2
 
 
 @dataclass(frozen=True)
@@ -163,11 +166,12 @@ def _run_here(experiments: Sequence[Experiment], bundle_root: str | Path, num_pr
     threads = max(1, torch.get_num_threads() // processes)
     # A fresh process each, because a forked one may inherit locked threads of OpenCV or torch.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, mp_context=context, initializer=_start, initargs=(threads,)) as pool:
+    stop = context.Event()
+    with ProcessPoolExecutor(processes, mp_context=context, initializer=_start, initargs=(threads, stop)) as pool:
         running: dict[Future[None], Experiment] = {
             pool.submit(_run_logged, experiment, bundle_root): experiment for experiment in experiments
         }
-        for future in as_completed(running):
+        for future in _as_completed(running, stop):
             experiment = running[future]
             try:
                 future.result()
@@ -186,6 +190,16 @@ def _run_here(experiments: Sequence[Experiment], bundle_root: str | Path, num_pr
                 raise
             bar.set_postfix_str(experiment.name, refresh=False)
             bar.update()
+
+
+def _as_completed(running: Iterable[Future[None]], stop: Event) -> Iterator[Future[None]]:
+    try:
+        yield from as_completed(running)
+    except KeyboardInterrupt:
+        # Else the pool would wait for the runs that are on their way.
+        stop.set()
+        tqdm.write("stopped; the same command goes on from here", file=sys.stderr)
+        raise
 
 
 def _run_logged(experiment: Experiment, bundle_root: str | Path) -> None:
@@ -207,16 +221,19 @@ def _run_logged(experiment: Experiment, bundle_root: str | Path) -> None:
         raise mistake from None
 
 
-def _start(num_threads: int) -> None:
+def _start(num_threads: int, stop: Event) -> None:
     torch.set_num_threads(num_threads)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    # The parent answers for an interrupt, which a terminal sends to every process.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, args=(stop,), daemon=True).start()
 
 
-def _end_with_parent() -> None:
+def _end_with_parent(stop: Event) -> None:
     # Else a run would go on after its parent was killed, and write into the folder in which the next one resumes.
     parent = multiprocessing.parent_process()
     assert parent is not None
-    wait([parent.sentinel])
+    while not stop.is_set() and not wait([parent.sentinel], timeout=WATCH_SECONDS):
+        pass
     os._exit(1)
 
 

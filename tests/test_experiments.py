@@ -98,23 +98,26 @@ def test_a_process_that_is_killed_is_told_with_its_log(bundle):
     killer.join()
 
 
-def test_runs_end_with_the_process_that_started_them(bundle):
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_runs_end_with_the_process_that_started_them(bundle, how):
     code = (
         "from tests.test_experiments import *\n"
         f"from pathlib import Path\nroot = Path({str(bundle)!r})\n"
         "if __name__ == '__main__':\n    run_experiments([experiment(root, wait=60.0)], root)\n"
     )
     (bundle / "main.py").write_text(code)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     parent = subprocess.Popen(
-        [sys.executable, str(bundle / "main.py")], env={**os.environ, "PYTHONPATH": str(ROOT)}, cwd=ROOT
+        [sys.executable, str(bundle / "main.py")], env=environment, cwd=ROOT, stderr=subprocess.PIPE, text=True
     )
     begun = bundle / "runs" / "a" / "begun"
     deadline = time.monotonic() + 60
     while not begun.exists() or not begun.read_text():
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    parent.kill()
-    parent.wait()
+    parent.send_signal(how)
+    _, told = parent.communicate(timeout=30)
+    assert ("stopped; the same command goes on from here" in told) == (how == signal.SIGINT)
     worker = int(begun.read_text())
     while _runs(worker):
         assert time.monotonic() < deadline

@@ -1,5 +1,6 @@
 """``training``, as shipped."""
 
+import csv
 import json
 import logging
 import shutil
@@ -130,3 +131,49 @@ def test_a_datalist_of_ones_own_needs_no_edit_of_any_file(command, cohort, train
     assert (tmp_path / "models" / "model.pt").is_file()
     assert "split" in done.stderr  # it names no partitions
     assert np.isfinite(sum(value.sum().item() for value in weights(tmp_path / "models" / "model.pt").values()))
+
+
+def test_views_are_extracted_of_training_slides_alone_and_drawn(workflow, cohort, trained, tmp_path):
+    shutil.copytree(trained / "features", tmp_path / "features")
+    settings = knobs(cohort, tmp_path) | {"feature_dir": str(tmp_path / "features"), "epochs": 3}
+    workflow("training", "train", views=2, **settings)
+    partitions = json.loads((cohort / "datalist.json").read_text())
+    views = {folder.name: len(list(folder.iterdir())) for folder in (tmp_path / "features" / "views").iterdir()}
+    assert set(views) == {entry["image"][7:-5] for entry in partitions["training"]}
+    assert set(views.values()) <= {1, 2}
+    assert 2 in views.values()  # of the rarest class
+    assert not same(weights(tmp_path / "models" / "last.pt"), weights(trained / "models" / "last.pt"))
+    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "features").rglob("*.h5")}
+    first = weights(tmp_path / "models" / "last.pt")
+    workflow("training", "train", views=2, **settings)
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "features").rglob("*.h5")} == times
+    assert same(weights(tmp_path / "models" / "last.pt"), first)  # the same seed draws the same views
+
+
+def test_patches_are_augmented_anew_each_time_and_alike_for_a_seed(workflow, cohort, trained, tmp_path):
+    for name, more in (("plain", {}), ("one", {"views": 1}), ("again", {"views": 1})):
+        settings = knobs(cohort, tmp_path / name) | {"epochs": 1, "source": "patches", "magnifications": [5], **more}
+        workflow("training", "train", **settings)
+    plain, one, again = (weights(tmp_path / name / "models" / "last.pt") for name in ("plain", "one", "again"))
+    assert same(one, again)
+    assert not same(one, plain)
+
+
+@pytest.mark.parametrize("method", ["ssmil", "msmil", "mil_att"])
+def test_a_baseline_goes_from_training_to_prediction_by_the_same_configs(workflow, cohort, trained, tmp_path, method):
+    heads = {"ssmil": ["5x", "10x"], "msmil": ["global"], "mil_att": ["10x"]}[method]
+    settings = knobs(cohort, tmp_path) | {"feature_dir": str(trained / "features"), "method": method}
+    workflow("training", "train", epochs=2, **settings)
+    workflow("evaluating", "evaluate", **settings)
+    assert list(json.loads((tmp_path / "metrics.json").read_text())) == heads
+    places = {"output_dir": str(tmp_path / "inference"), "ckpt_dir": str(tmp_path / "models"), "method": method}
+    workflow("inferring", "inference", dataset_dir=str(cohort / "slides"), heatmaps=False, **places)
+    tables = []
+    for folder in (tmp_path, tmp_path / "inference"):
+        with open(folder / "predictions.csv", newline="") as file:
+            rows = {(row["slide"], row["head"]): float(row["cancer"]) for row in csv.DictReader(file)}
+        tables.append(rows)
+    evaluated, predicted = tables
+    assert {head for _, head in predicted} == set(heads)
+    for key, value in evaluated.items():
+        assert predicted[key] == pytest.approx(value, abs=1e-6)
