@@ -66,6 +66,18 @@ class PatchMap:
         return np.asarray(100 * rankdata(level) / len(level), dtype=np.float64)
 
     @property
+    def shade(self) -> NDArray[np.float64]:
+        """``[n]``, in 0..100: where each patch stands on the colour scale of its kind.
+
+        Attention has its percentile. Contribution has 50 for nothing, more for the class and less against it,
+        and 0 or 100 for the patch of the slide that says most, so that a colour never hides the sign.
+        """
+        if self.kind == "attention":
+            return self.percentile
+        most = float(np.abs(self.values).max())
+        return 50 + 50 * self.values / most if most > 0 else np.full(len(self.values), 50.0)
+
+    @property
     def patch_um(self) -> float:
         """Side of the patches in micrometres."""
         return self.patch_level0 * self.base_mpp

@@ -55,16 +55,7 @@ class SSMIL(_PhasedNetwork):
     The S networks share nothing but the frozen backbone; they are one module so that one file and one
     command hold all of them. The outputs and attention maps are the scales from low to high.
 
-    Args:
-        num_classes: K, the number of logits of each output.
-        num_scales: S, the number of magnifications.
-        num_features: F, the length of a patch's feature vector.
-        num_nodes: length of h, at least 2; V maps it to half of that.
-        settings: further arguments of :class:`BagNetwork`.
-
-    Raises:
-        SettingsError: if ``num_nodes`` is too small, or as :class:`BagNetwork`.
-        ValueError: if the backbone is not frozen, or as :class:`BagNetwork`.
+    The arguments and errors are those of :class:`MuSTMIL`, and a ValueError if the backbone is not frozen.
     """
 
     def __init__(
@@ -105,16 +96,7 @@ class MSMIL(_PhasedNetwork):
     one and the scales' from low to high; afterwards the global one alone. The attention has a map for each scale,
     which together sum to 1. docs/decisions.md says where this departs from the paper and from its code.
 
-    Args:
-        num_classes: K, the number of logits of each output.
-        num_scales: S, the number of magnifications.
-        num_features: F, the length of a patch's feature vector.
-        num_nodes: length of h, at least 2; V maps it to half of that.
-        settings: further arguments of :class:`BagNetwork`.
-
-    Raises:
-        SettingsError: if ``num_nodes`` is too small, or as :class:`BagNetwork`.
-        ValueError: if the backbone is not frozen, or as :class:`BagNetwork`.
+    The arguments and errors are those of :class:`MuSTMIL`, and a ValueError if the backbone is not frozen.
     """
 
     def __init__(

@@ -15,13 +15,15 @@ from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
 from scripts.attention_maps import KINDS, PatchMap
-from scripts.heatmaps import COLOUR_MAP, OPACITY, Thumbnail, class_colour, overlay
+from scripts.heatmaps import COLOUR_MAPS, OPACITY, Thumbnail, class_colour, overlay
 
 __all__ = ["PanelRow", "draw_regions", "draw_thumbnail", "panel"]
 
 # Of the colour of a region over the tissue: more than a heatmap's, since it is to be told apart, not graded.
 REGION_OPACITY = 0.6
 CELL_INCHES = 2.6
+BAR_LIMITS = {"attention": (0, 100), "contribution": (-1, 1)}
+BAR_LABELS = {"attention": "attention percentile", "contribution": "contribution / slide's greatest"}
 # Scale bars have a length that is easy to say, of at most this share of the slide's width.
 BAR_SHARE = 0.3
 BAR_LENGTHS_UM = [digit * 10.0**power for power in range(1, 6) for digit in (1, 2, 5)]
@@ -81,7 +83,9 @@ def panel(rows: Sequence[PanelRow], class_names: Sequence[str]) -> Figure:
     grid = figure.subplots(len(rows), num_columns, squeeze=False, height_ratios=heights)
     for axes, row in zip(grid, rows, strict=True):
         draw_thumbnail(axes[0], row.thumbnail, bar=True)
-        axes[0].set_ylabel(f"{row.slide}\n{_kinds([row])}for {row.class_name}", fontsize=9, parse_math=False)
+        axes[0].set_ylabel(
+            f"{row.slide}\n{' and '.join(_kinds([row]))} for {row.class_name}", fontsize=9, parse_math=False
+        )
         draw_regions(axes[1], row.thumbnail, row.regions)
         for ax, (_, heat) in zip(axes[2:], row.maps, strict=True):
             draw_thumbnail(ax, row.thumbnail, heat)
@@ -90,10 +94,10 @@ def panel(rows: Sequence[PanelRow], class_names: Sequence[str]) -> Figure:
     for ax, title in zip(grid[0], ["slide", "true regions", *titles], strict=True):
         ax.set_title(title, fontsize=10)
     _legend(figure, rows, class_names)
-    if titles:
-        colours = ScalarMappable(Normalize(0, 100), COLOUR_MAP)
+    for kind in _kinds(rows):
+        colours = ScalarMappable(Normalize(*BAR_LIMITS[kind]), COLOUR_MAPS[kind])
         bar = figure.colorbar(colours, ax=grid, alpha=OPACITY, shrink=0.8, aspect=30, pad=0.01)
-        bar.set_label(f"{_kinds(rows)}percentile among the slide's patches", fontsize=9)
+        bar.set_label(BAR_LABELS[kind], fontsize=9)
         bar.ax.tick_params(labelsize=8)
     return figure
 
@@ -170,10 +174,10 @@ def _legend(figure: Figure, rows: Sequence[PanelRow], class_names: Sequence[str]
         )  # fmt: skip
 
 
-def _kinds(rows: Sequence[PanelRow]) -> str:
-    """What the maps of rows hold, to begin a label with; nothing, where there is no map."""
+def _kinds(rows: Sequence[PanelRow]) -> list[str]:
+    """What the maps of rows hold."""
     shown = {heat.kind for row in rows for _, heat in row.maps if heat is not None}
-    return " and ".join(kind for kind in KINDS if kind in shown) + " " * bool(shown)
+    return [kind for kind in KINDS if kind in shown]
 
 
 def _rgb(class_index: int) -> tuple[float, float, float]:

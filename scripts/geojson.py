@@ -11,7 +11,7 @@ import numpy as np
 
 from scripts.attention_maps import PatchMap
 from scripts.files import replacing
-from scripts.heatmaps import percentile_colours
+from scripts.heatmaps import shade_colours
 
 __all__ = ["feature_collection", "measurement_names", "write_geojson"]
 
@@ -56,7 +56,7 @@ def feature_collection(
     """
     percentile_name, value_name = measurement_names(map_name, class_name, heat.kind)
     classification = {"name": class_name, "color": list(colour)}
-    colours = percentile_colours(heat.percentile).tolist()
+    colours = shade_colours(heat.shade, heat.kind).tolist()
     starts = np.round(heat.corners, DIGITS) + 0.0  # no -0.0
     stops = np.round(heat.corners + heat.patch_level0, DIGITS) + 0.0
     features = []

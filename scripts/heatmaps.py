@@ -19,15 +19,15 @@ from scripts.files import replacing
 from scripts.slides import Slide
 
 __all__ = [
-    "COLOUR_MAP",
+    "COLOUR_MAPS",
     "OPACITY",
     "Thumbnail",
     "class_colour",
     "overlay",
     "patch_image",
-    "percentile_colours",
-    "percentile_image",
     "read_thumbnail",
+    "shade_colours",
+    "shade_image",
     "write_patch_image",
     "write_png",
 ]
@@ -36,7 +36,9 @@ __all__ = [
 LONGEST_PX = 2000
 # Blue, green, yellow, red. Turbo's own ends are dark: on the pink and purple of the stain nobody could tell the
 # coldest patches from the hottest.
-COLOUR_MAP = LinearSegmentedColormap.from_list("percentile", colormaps["turbo"](np.linspace(0.1, 0.9, 256)).tolist())
+PERCENTILES = LinearSegmentedColormap.from_list("percentile", colormaps["turbo"](np.linspace(0.1, 0.9, 256)).tolist())
+# Contribution goes from blue (against the class) over grey (nothing) to red (for it).
+COLOUR_MAPS = {"attention": PERCENTILES, "contribution": colormaps["coolwarm"]}
 # Of the colour of a patch over the tissue; the tissue's contrast is what is left.
 OPACITY = 0.45
 # From severe to harmless where the classes are ordered so, as the default ones are.
@@ -70,9 +72,9 @@ def read_thumbnail(slide: Slide, longest_px: int = LONGEST_PX) -> Thumbnail:
     return Thumbnail(slide.read_overview(mpp), mpp, (width * slide.base_mpp, height * slide.base_mpp))
 
 
-def percentile_colours(percentile: NDArray[np.floating]) -> NDArray[np.uint8]:
-    """The colours of percentiles in 0..100, RGB uint8 with one more axis of 3."""
-    return np.asarray(COLOUR_MAP(np.asarray(percentile) / 100, bytes=True)[..., :3], dtype=np.uint8)
+def shade_colours(shade: NDArray[np.floating], kind: str) -> NDArray[np.uint8]:
+    """The colours of shades in 0..100 (:attr:`PatchMap.shade`) of a kind of map, RGB uint8 with one more axis of 3."""
+    return np.asarray(COLOUR_MAPS[kind](np.asarray(shade) / 100, bytes=True)[..., :3], dtype=np.uint8)
 
 
 def class_colour(index: int) -> tuple[int, int, int]:
@@ -81,8 +83,8 @@ def class_colour(index: int) -> tuple[int, int, int]:
     return red, green, blue
 
 
-def percentile_image(heat: PatchMap, thumbnail: Thumbnail) -> NDArray[np.float32]:
-    """The percentile at each pixel of a thumbnail, ``[h, w]``: NaN where there is no patch.
+def shade_image(heat: PatchMap, thumbnail: Thumbnail) -> NDArray[np.float32]:
+    """The shade at each pixel of a thumbnail, ``[h, w]``: NaN where there is no patch.
 
     Neighbours meet without a gap or an overlap. A patch smaller than a pixel still gets the one that its centre is
     in, and of those that want the same pixel the hottest wins.
@@ -94,21 +96,22 @@ def percentile_image(heat: PatchMap, thumbnail: Thumbnail) -> NDArray[np.float32
     centre = np.floor((heat.corners + heat.patch_level0 / 2) / pixel_level0).astype(int)
     start = np.maximum(np.where(start < stop, start, centre), 0)
     stop = np.maximum(stop, start + 1)
-    for patch in np.argsort(heat.percentile, kind="stable"):
+    shade = heat.shade
+    for patch in np.argsort(shade, kind="stable"):
         (left, top), (right, bottom) = start[patch], stop[patch]
-        picture[top:bottom, left:right] = heat.percentile[patch]
+        picture[top:bottom, left:right] = shade[patch]
     return picture
 
 
 def overlay(thumbnail: Thumbnail, heat: PatchMap) -> NDArray[np.uint8]:
-    """The thumbnail with every patch coloured by its percentile, RGB uint8 ``[h, w, 3]``.
+    """The thumbnail with every patch in the colour of its shade, RGB uint8 ``[h, w, 3]``.
 
     The colour is laid over the tissue with :data:`OPACITY`. What no patch covers is as it was.
     """
-    percentile = percentile_image(heat, thumbnail)
-    covered = ~np.isnan(percentile)
+    shade = shade_image(heat, thumbnail)
+    covered = ~np.isnan(shade)
     picture = thumbnail.pixels.copy()
-    mixed = (1 - OPACITY) * picture[covered] + OPACITY * percentile_colours(percentile[covered])
+    mixed = (1 - OPACITY) * picture[covered] + OPACITY * shade_colours(shade[covered], heat.kind)
     picture[covered] = np.round(mixed)
     return picture
 

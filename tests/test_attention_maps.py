@@ -135,3 +135,12 @@ def test_there_are_no_other_kinds():
 def test_a_patch_without_a_size_is_refused(side, mpp):
     with pytest.raises(ValueError, match="size"):
         gather_rows(np.ones(1), np.zeros((1, 2)), side, mpp)
+
+
+def test_the_shade_of_a_contribution_shows_its_sign_and_that_of_attention_its_rank():
+    corners = np.array([[0.0, 0.0], [1.0, 0.0], [2.0, 0.0]])
+    assert PatchMap(corners, 1.0, 1.0, np.array([-1.0, 0.0, 4.0]), "contribution").shade.tolist() == [37.5, 50.0, 100.0]
+    assert PatchMap(corners, 1.0, 1.0, np.array([2.0, 3.0, 4.0]), "contribution").shade.min() > 50
+    assert PatchMap(corners, 1.0, 1.0, np.zeros(3), "contribution").shade.tolist() == [50.0] * 3
+    attention = PatchMap(corners, 1.0, 1.0, np.array([0.2, 0.3, 0.5]))
+    assert attention.shade.tolist() == attention.percentile.tolist()

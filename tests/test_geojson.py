@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scripts.attention_maps import KINDS, PatchMap, gather_rows
 from scripts.geojson import feature_collection, measurement_names, write_geojson
 from scripts.grid import link_grids
-from scripts.heatmaps import percentile_colours
+from scripts.heatmaps import shade_colours
 from scripts.magnification import Scale
 from scripts.tissue import TissueMask
 from tests.pyramids import with_tissue
@@ -110,7 +110,7 @@ def test_a_feature_has_what_qupath_reads():
     assert feature["geometry"]["type"] == "Polygon"
     assert list(properties) == ["objectType", "color", "classification", "measurements"]
     assert properties["objectType"] == "tile"
-    assert properties["color"] == percentile_colours(np.array([100.0]))[0].tolist()
+    assert properties["color"] == shade_colours(np.array([100.0]), "attention")[0].tolist()
     assert properties["classification"] == {"name": "cancer", "color": [214, 39, 40]}
     assert properties["measurements"] == {
         "attention percentile (10x, cancer)": 100.0,

@@ -16,14 +16,14 @@ from scipy.spatial import KDTree
 from scripts.attention_maps import KINDS, PatchMap, gather_rows
 from scripts.bags import BagBuilder
 from scripts.heatmaps import (
-    COLOUR_MAP,
+    COLOUR_MAPS,
     OPACITY,
     Thumbnail,
     class_colour,
     overlay,
     patch_image,
-    percentile_image,
     read_thumbnail,
+    shade_image,
     write_patch_image,
     write_png,
 )
@@ -76,9 +76,9 @@ def read_png(path):
     return cv2.imread(str(path))[..., ::-1], (1e6 / x_per_metre, 1e6 / y_per_metre)
 
 
-def percentiles_in(picture, plain):
-    """The percentile at each pixel, read off an overlay and the picture under it; NaN where nothing is laid over."""
-    table = 255 * COLOUR_MAP(np.linspace(0, 1, 256))[:, :3]
+def shades_in(picture, plain, kind):
+    """The shade at each pixel, read off an overlay and the picture under it; NaN where nothing is laid over."""
+    table = 255 * COLOUR_MAPS[kind](np.linspace(0, 1, 256))[:, :3]
     found = np.full(picture.shape[:2], np.nan)
     covered = (np.abs(picture.astype(float) - plain) > 2.5).any(axis=-1)
     colours = (picture[covered] - (1 - OPACITY) * plain[covered].astype(float)) / OPACITY
@@ -89,8 +89,9 @@ def percentiles_in(picture, plain):
 def hottest_um_of_png(path, plain, patch_um):
     """(x, y) in micrometres of the middle of the hottest square of a patch's size, wherever it lies."""
     picture, (x_um, y_um) = read_png(path)
-    percentile = np.nan_to_num(percentiles_in(picture, plain)).astype(np.float32)
-    smooth = cv2.blur(percentile, (round(patch_um / x_um), round(patch_um / y_um)), borderType=cv2.BORDER_CONSTANT)
+    kind = "contribution" if path.stem.endswith("_contribution") else "attention"
+    shade = np.nan_to_num(shades_in(picture, plain, kind)).astype(np.float32)
+    smooth = cv2.blur(shade, (round(patch_um / x_um), round(patch_um / y_um)), borderType=cv2.BORDER_CONSTANT)
     y, x = np.unravel_index(np.argmax(smooth), smooth.shape)
     return (x + 0.5) * x_um, (y + 0.5) * y_um
 
@@ -127,18 +128,18 @@ def test_a_png_shows_each_patch_in_its_place_with_the_size_of_its_pixels(tmp_pat
     heat, size_um = made
     mpp = max(size_um) / longest_px
     shape = (int(np.ceil(round(size_um[1] / mpp, 6))), int(np.ceil(round(size_um[0] / mpp, 6))), 3)
-    thumbnail = Thumbnail(noise(*shape[:2]) // 4 + 180, mpp, size_um)
+    thumbnail = Thumbnail(noise(*shape[:2]) // 4 + 60, mpp, size_um)
     path = tmp_path_factory.getbasetemp() / "map.png"
     write_png(path, overlay(thumbnail, heat), mpp)
     picture, um = read_png(path)
     assert um == pytest.approx((mpp, mpp), rel=1e-4)
     assert picture.shape == shape
     centres_um = (heat.corners + heat.patch_level0 / 2) * heat.base_mpp
-    for (x, y), expected in zip(centres_um, heat.percentile, strict=True):
+    for (x, y), expected in zip(centres_um, heat.shade, strict=True):
         row, column = int(y / um[1]), int(x / um[0])
         if row < shape[0] and column < shape[1]:
             around = np.s_[row : row + 1, column : column + 1]
-            assert percentiles_in(picture[around], thumbnail.pixels[around]) == pytest.approx(expected, abs=3)
+            assert shades_in(picture[around], thumbnail.pixels[around], heat.kind) == pytest.approx(expected, abs=3)
     # Glass stays glass: of the pixels that lie off every patch, none has changed.
     y, x = ((np.arange(length) + 0.5) * mpp for length in shape[:2])
     gap = np.full(shape[:2], np.inf)
@@ -202,7 +203,7 @@ def test_neighbouring_patches_meet_without_gap_or_overlap(corner_bag):
     scale = corner_bag.grid.scales[1]
     cells = np.stack(np.meshgrid(np.arange(13), np.arange(8)), axis=-1).reshape(-1, 2)
     heat = PatchMap(cells * scale.patch_level0, scale.patch_level0, BASE_MPP, np.arange(1.0, len(cells) + 1))
-    picture = percentile_image(heat, thumbnail)
+    picture = shade_image(heat, thumbnail)
     side_px = scale.patch_um / thumbnail.mpp
     values, count = np.unique(picture[: int(8 * side_px), : int(13 * side_px)], return_counts=True)
     assert len(values) == len(cells)
@@ -214,7 +215,7 @@ def test_patches_smaller_than_a_pixel_are_seen_and_the_hottest_wins():
     corners = np.stack([np.arange(20.0), np.zeros(20)], axis=1)
     heat = PatchMap(corners, 1.0, 1.0, np.linspace(1, 2, 20))
     thumbnail = Thumbnail(np.full((1, 5, 3), 255, np.uint8), 4.0, (20.0, 4.0))
-    seen = percentile_image(heat, thumbnail)[0]
+    seen = shade_image(heat, thumbnail)[0]
     assert not np.isnan(seen).any()
     assert (np.diff(seen) > 0).all()
     assert seen[-1] == 100
