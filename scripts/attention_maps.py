@@ -58,11 +58,8 @@ class PatchMap:
     @cached_property
     def percentile(self) -> NDArray[np.float64]:
         """``[n]``, in (0, 100]: the rank among the slide's patches; equal values share their mean rank."""
-        order = np.argsort(self.values, kind="stable")
-        ascending = self.values[order]
-        size = np.maximum(np.abs(ascending[1:]), np.abs(ascending[:-1]))
-        level = np.empty(len(order), dtype=np.int64)
-        level[order] = np.concatenate([[0], np.cumsum(np.diff(ascending) > TIE_RTOL * size)])
+        magnitude = _levels(np.abs(self.values))
+        level = np.where(self.values < 0, -magnitude, magnitude)
         return np.asarray(100 * rankdata(level) / len(level), dtype=np.float64)
 
     @property
@@ -81,6 +78,25 @@ class PatchMap:
     def patch_um(self) -> float:
         """Side of the patches in micrometres."""
         return self.patch_level0 * self.base_mpp
+
+
+def _levels(magnitudes: NDArray[np.float64]) -> NDArray[np.int64]:
+    """``[n]``: equal for magnitudes that are a tie, else in their order.
+
+    A tie reaches from its smallest member as far as the tolerance and no further: neighbour by neighbour, a large
+    slide's flat attention would become one tie.
+    """
+    order = np.argsort(magnitudes, kind="stable")
+    ascending = magnitudes[order]
+    reach = np.searchsorted(ascending, ascending * (1 + TIE_RTOL), side="right")
+    starts = np.zeros(len(order), dtype=bool)
+    place = 0
+    while place < len(order):
+        starts[place] = True
+        place = int(reach[place])
+    level = np.empty(len(order), dtype=np.int64)
+    level[order] = np.cumsum(starts)
+    return level
 
 
 def gather_rows(

@@ -10,15 +10,16 @@ from typing import Any
 import numpy as np
 
 from scripts.comparison_board import write_board
-from scripts.comparison_figure import draw_panels, draw_scores
+from scripts.comparison_figure import choose_figure_slides, draw_panels, draw_scores
 from scripts.comparison_results import compare, read_run
 from scripts.comparison_tables import markdown, write_runs, write_summary
 from scripts.datalist import output_names
 from scripts.errors import SettingsError
-from scripts.experiments import Experiment, run_experiments
+from scripts.experiments import Experiment, is_first_rank, run_experiments
 from scripts.files import replacing
 from scripts.methods import check_method
 from scripts.metrics import frequency_baseline
+from scripts.settings import check_settings
 
 __all__ = ["Comparison"]
 
@@ -44,7 +45,7 @@ class Comparison:
         figure_slides: names of the slides of the last two pictures; by default the first with each class.
 
     Raises:
-        SettingsError: if a method or a seed cannot be used, or one is named twice.
+        SettingsError: if a method, a seed or a slide of the pictures cannot be used, or one is named twice.
     """
 
     def __init__(
@@ -59,15 +60,20 @@ class Comparison:
         num_processes: int = 1,
         figure_slides: Sequence[str] | None = None,
     ) -> None:
-        for key, values in (("methods", methods), ("seeds", seeds)):
+        for key, values, example in (("methods", methods, "['mustmil', 'ssmil']"), ("seeds", seeds, "[0, 1, 2]")):
             if isinstance(values, str) or not isinstance(values, Sequence) or not values:
-                raise SettingsError(key, f"got {values!r}", "Give a list, for example [0, 1, 2, 3, 4].")
+                raise SettingsError(key, f"got {values!r}", f"Give a list, for example {example}.")
+        for method in methods:
+            check_method(method)
+        for seed in seeds:
+            check_settings(seed=seed)
+        for key, values in (("methods", methods), ("seeds", seeds)):
             if len(set(values)) < len(values):
                 raise SettingsError(key, f"got {list(values)!r}", "Name each once.")
-        for seed in seeds:
-            if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-                raise SettingsError("seeds", f"got {seed!r}", "Give whole numbers of 0 or more.")
-        self.methods, self.seeds = [check_method(method) for method in methods], list(seeds)
+        if figure_slides is not None:
+            class_names = output_names(settings["task"], settings["class_names"])
+            choose_figure_slides(testing_data, class_names, figure_slides)
+        self.methods, self.seeds = list(methods), list(seeds)
         self.settings = dict(settings)
         self.training_data, self.testing_data = training_data, testing_data
         self.output_dir, self.bundle_root = Path(output_dir), Path(bundle_root)
@@ -77,11 +83,11 @@ class Comparison:
         """Run what is missing, then compare.
 
         Returns:
-            The tables as Markdown, which are printed as well.
+            The tables as Markdown, which are printed as well; nothing on other ranks than the first.
 
         Raises:
-            BundleError: as :func:`scripts.experiments.run_experiments`.
-            SettingsError: if a slide of ``figure_slides`` is not tested.
+            BundleError: what the first run that failed said; the others ran to their end.
+            SettingsError: as :func:`scripts.experiments.run_experiments`.
         """
         experiments = {
             (method, seed): Experiment(
@@ -92,7 +98,11 @@ class Comparison:
             for seed in self.seeds
             for method in self.methods
         }
-        run_experiments(list(experiments.values()), self.bundle_root, self.num_processes, desc="comparing")
+        failed = run_experiments(list(experiments.values()), self.bundle_root, self.num_processes, desc="comparing")
+        for name, error in failed.items():
+            raise type(error)(f"{name}: {error.subject}", error.cause, error.remedy)
+        if not is_first_rank():
+            return ""
 
         task, magnifications = self.settings["task"], self.settings["magnifications"]
         class_names = output_names(task, self.settings["class_names"])

@@ -18,11 +18,12 @@ from scripts.errors import SettingsError
 from scripts.localisation import localisation_key
 from scripts.magnification import scale_names
 from scripts.methods import attention_maps, method_title, result_heads
-from scripts.metrics import score_names
+from scripts.metrics import check_predictions, score_names
 
 __all__ = ["MapRow", "Row", "Run", "compare", "read_run"]
 
 REFERENCE = ("mustmil", "global")
+FEWEST_SLIDES = 10
 CLASS_SCORES = ("f1", "roc_auc")
 MAP_SCORES = ("roc_auc", "average_precision")
 
@@ -70,7 +71,8 @@ class Row:
         seconds: ``[seeds]``, the time of training with its validations.
         phases: the number of training phases.
         parameters: the number of weights that were trained, in all phases together.
-        behind: how much MuSTMIL's global output is better than this; ``None`` for itself or without it.
+        behind: how much MuSTMIL's global output is better than this; ``None`` for itself or without it. With fewer
+            test slides than :data:`FEWEST_SLIDES` its interval and p are NaN.
     """
 
     method: str
@@ -132,11 +134,13 @@ def read_run(folder: Path, method: str, seed: int, class_names: Sequence[str]) -
         }
         first = [line["label"].split(";") for line in lines if line["head"] == next(iter(metrics))]
         labels = np.array([[float(name in present) for name in class_names] for present in first])
-    except (OSError, ValueError, KeyError) as error:
+        run = Run(method, seed, slides, labels, probabilities, metrics, training, localisation)
+        _check(run, class_names)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise SettingsError(
             folder, f"does not hold the results of a run ({error})", "Delete the folder, and run the command again."
         ) from error
-    return Run(method, seed, slides, labels, probabilities, metrics, training, localisation)
+    return run
 
 
 def compare(
@@ -192,6 +196,24 @@ def compare(
     return rows, maps
 
 
+def _check(run: Run, class_names: Sequence[str]) -> None:
+    """Touch everything that the tables take from a run's files; what is missing or of another kind raises."""
+    if (run.training["method"], run.training["seed"]) != (run.method, run.seed):
+        raise ValueError(f"training.json is of {run.training['method']} with seed {run.training['seed']}")
+    for head, report in run.metrics.items():
+        check_predictions(run.probabilities[head], run.labels, class_names=class_names)
+        for scores in (report, *(report["classes"][name] for name in class_names)):
+            for name in scores.keys() - {"classes", "slides"}:
+                _number(scores[name]["value"])
+        for phase in run.phases_of(head):
+            _number(phase["seconds"] + phase["parameters"])
+    for of_map in run.localisation.values():
+        for scores in of_map.values():
+            for name in MAP_SCORES:
+                _number(scores[name]["value"])
+            _number(scores["slides"] + _number(scores["positive_share"]))
+
+
 def _row(runs: Sequence[Run], head: str, task: str, class_names: Sequence[str]) -> Row:
     reports = [run.metrics[head] for run in runs]
     phases = runs[0].phases_of(head)
@@ -241,6 +263,9 @@ def _with_difference(
     behind = paired_difference(
         reference, _repeats(runs, row.head), runs[0].labels, task, score_names(task)[1], num_resamples, seed
     )
+    if len(runs[0].slides) < FEWEST_SLIDES:
+        # Resamples of so few are nearly all the same: the interval would be narrow for want of slides.
+        behind = replace(behind, low=np.nan, high=np.nan, p_value=np.nan)
     return replace(row, behind=behind)
 
 

@@ -85,12 +85,12 @@ def markdown(
         ]
         for scale in dict.fromkeys(row.scale for row in maps):
             row = next(row for row in maps if row.scale == scale)
-            by_chance = [0.5 if score == "roc_auc" else row.positive_share[name] for name in classes]
-            body.append(["chance", "", scale, *map(_number, by_chance)])
-        counts = ", ".join(f"{name} {maps[0].slides[name]}" for name in classes)
+            chance_of = {name: 0.5 if score == "roc_auc" else row.positive_share[name] for name in classes}
+            cells = (_with_count(chance_of[name], row.slides[name]) for name in classes)
+            body.append(["chance (slides)", "", scale, *cells])
         parts += [
-            f"Heatmaps against the regions of the classes, patch by patch, {TITLES[score]} (mean over slides of "
-            f"the class: {counts}):",
+            f"Heatmaps against the regions of the classes, patch by patch, {TITLES[score]}, mean over the slides of "
+            "the class in which some patches, and not all, lie in its regions:",
             _table(["map", "kind", "patches", *classes], body),
         ]
     return "\n\n".join(parts) + "\n"
@@ -161,10 +161,16 @@ def _number(value: float) -> str:
     return "-" if np.isnan(value) else f"{value:.3f}"
 
 
+def _with_count(value: float, slides: int) -> str:
+    return f"{_number(value)} ({slides})" if slides else "- (0)"
+
+
 def _lead(row: Row) -> list[str]:
     if row.behind is None:
         return ["", ""]
     b = row.behind
+    if np.isnan(b.p_value):
+        return [f"{b.difference:+.3f}", "-"]
     p = "< 0.001" if b.p_value < 0.001 else _number(b.p_value)
     return [f"{b.difference:+.3f} [{b.low:+.3f}, {b.high:+.3f}]", p]
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from scripts.datalist_formats import PARTITIONS, Row, partition_named, read_rows, row_of
-from scripts.datalist_labels import CLASS_NAMES, HIGH_RISK, check_task, label_vector, uses_indices
+from scripts.datalist_labels import CLASS_NAMES, HIGH_RISK, check_class_names, check_task, label_vector, uses_indices
 from scripts.datalist_split import FRACTIONS, split_patients
 from scripts.errors import DatalistError
 from scripts.slide_files import SLIDE_SUFFIXES, SlideFolder, slide_names, without_suffix
@@ -42,6 +42,7 @@ def num_classes(task: str, class_names: Sequence[str] = CLASS_NAMES) -> int:
 def output_names(task: str, class_names: Sequence[str] = CLASS_NAMES) -> list[str]:
     """What each logit stands for: the classes, or ``["high_risk"]`` in the binary task."""
     check_task(task)
+    check_class_names(class_names)
     return ["high_risk"] if task == "binary" else list(class_names)
 
 
@@ -190,6 +191,7 @@ def _read(
     fractions: Sequence[float],
 ) -> _Sheet:
     check_task(task)
+    check_class_names(class_names)
     path = Path(datalist).expanduser()
     rows = read_rows(path, class_names)
     if not rows:

@@ -9,7 +9,7 @@ import numpy as np
 
 from scripts.errors import DatalistError, SettingsError
 
-__all__ = ["CLASS_NAMES", "HIGH_RISK", "check_task", "label_vector", "uses_indices"]
+__all__ = ["CLASS_NAMES", "HIGH_RISK", "check_class_names", "check_task", "label_vector", "uses_indices"]
 
 CLASS_NAMES = ("cancer", "hgd", "lgd", "hyperplastic", "normal")
 """The paper's classes in the order of its reference code: cancer, high-grade and low-grade dysplasia, ..."""
@@ -18,6 +18,8 @@ HIGH_RISK = ("cancer", "hgd")
 """The classes that the paper's binary task sets against the rest."""
 
 TASKS = ("multilabel", "binary")
+# Columns of predictions.csv, and what localisation.json calls the mean over the classes.
+TAKEN_NAMES = ("slide", "head", "label", "all")
 
 
 def check_task(task: str) -> None:
@@ -28,6 +30,28 @@ def check_task(task: str) -> None:
     """
     if task not in TASKS:
         raise SettingsError("task", f"got {task!r}", f"Choose one of: {', '.join(TASKS)}.")
+
+
+def check_class_names(class_names: Sequence[str]) -> None:
+    """Refuse class names that outputs could not hold.
+
+    Raises:
+        SettingsError: if there is none, one is no text, empty, named twice, has a separator of labels (``;`` or
+            ``|``), or is a name that the outputs use otherwise.
+    """
+    remedy = "Give a list of names, each once, for example ['cancer', 'normal']."
+    if isinstance(class_names, str) or not isinstance(class_names, Sequence) or not class_names:
+        raise SettingsError("class_names", f"got {class_names!r}", remedy)
+    for name in class_names:
+        if not isinstance(name, str) or not name.strip():
+            raise SettingsError("class_names", f"{name!r} is no name", remedy)
+        if ";" in name or "|" in name:
+            raise SettingsError("class_names", f"{name!r} has a separator of labels", "Name it without ; and |.")
+        if name in TAKEN_NAMES:
+            taken = ", ".join(TAKEN_NAMES)
+            raise SettingsError("class_names", f"{name!r} is taken", f"Choose other names than {taken}.")
+        if list(class_names).count(name) > 1:
+            raise SettingsError("class_names", f"{name!r} is named twice", remedy)
 
 
 def uses_indices(labels: Iterable[object]) -> bool:

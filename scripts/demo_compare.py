@@ -62,9 +62,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         code = _comparing({**knobs, **more, "output_dir": few, "feature_dir": features})
     if code == 0:
         control = args.output_dir / "control"
-        write_control_banks(features, control / "features")
+        same = control / "features"
+        write_control_banks(features, same)
         print("\nThe control: the same slides, but each 10x patch has the features of the 5x patch around it.")
-        code = _comparing({**knobs, "methods": SCALE_METHODS, "output_dir": control})
+        code = _comparing({**knobs, "methods": SCALE_METHODS, "output_dir": control, "feature_dir": same})
     if code == 0:
         print("Drawn slides: they show how the methods differ on them, and say nothing about tissue.")
         print(f"Tables, pictures and curves are in {args.output_dir}; it took {time.perf_counter() - start:.0f} s.")

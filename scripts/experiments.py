@@ -26,10 +26,15 @@ from tqdm import tqdm
 from scripts.errors import BundleError, SettingsError, mistake_in
 from scripts.files import claimed, replacing
 
-__all__ = ["Experiment", "run_experiments"]
+__all__ = ["Experiment", "is_first_rank", "run_experiments"]
 
 # What each step is: the config and the kind of workflow that MONAI takes it for.
 STEPS = {"training": ("train.json", "train"), "evaluating": ("evaluate.json", "infer")}
+# Where and how a run computes, which does not decide what comes out: a run may go on with others. What the
+# datalist holds is told by its hash.
+FREE = (
+    "cache_gb", "dataset_dir", "datalist", "device", "encode_batch", "feature_dir", "num_workers", "reader",
+)  # fmt: skip
 # A rank whose share is done waits for the others, however long theirs takes.
 LONGEST = datetime.timedelta(days=365)
 WATCH_SECONDS = 0.2
@@ -65,16 +70,18 @@ class Experiment:
 
     def _check_settings(self) -> None:
         path = self.folder / "settings.json"
+        remedy = f"Delete the folder {self.folder} to run it anew."
         if not path.is_file():
+            if (self.folder / "done.json").exists():
+                raise SettingsError(path, "is missing beside done.json", remedy)
             return
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise SettingsError(
-                path, f"is damaged ({error})", f"Delete the folder {self.folder} to run it anew."
-            ) from error
+            found = dict(json.loads(path.read_text(encoding="utf-8")))
+        except (ValueError, TypeError) as error:
+            raise SettingsError(path, f"is damaged ({error})", remedy) from error
         wanted = json.loads(json.dumps(dict(self.settings)))
-        differs = sorted(key for key in wanted.keys() | found.keys() if found.get(key) != wanted.get(key))
+        keys = sorted((wanted.keys() | found.keys()) - set(FREE))
+        differs = [key for key in keys if found.get(key) != wanted.get(key)]
         if differs:
             both = ", ".join(f"{key} {found.get(key)!r}, now {wanted.get(key)!r}" for key in differs[:3])
             raise SettingsError(
@@ -129,7 +136,7 @@ class Experiment:
 
 def run_experiments(
     experiments: Sequence[Experiment], bundle_root: str | Path, num_processes: int = 1, desc: str = "runs"
-) -> None:
+) -> dict[str, BundleError]:
     """Run all experiments that are not done, with a progress bar over them.
 
     They run in processes of their own, whose output goes to ``log.txt`` in the experiment's folder. Under
@@ -141,8 +148,10 @@ def run_experiments(
         num_processes: how many run at the same time; they share the processor's cores.
         desc: what the progress bar calls them.
 
+    Returns:
+        What each experiment said that failed for a mistake of the user's, by its name. The others ran to their end.
+
     Raises:
-        BundleError: what the first experiment that failed said, after the others that were running ended.
         SettingsError: if ``num_processes`` is below 1, a folder holds a run with other settings, or a process
             died.
     """
@@ -150,18 +159,29 @@ def run_experiments(
         raise SettingsError("num_processes", f"got {num_processes!r}", "Give a whole number from 1 up.")
     done = [experiment.is_done for experiment in experiments]
     rank, ranks = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    todo = [experiment for experiment, is_done in zip(experiments, done, strict=True) if not is_done]
-    mine = todo[rank::ranks]
+    # Of all, not of what is left: a rank that starts later sees less left, and shares must not depend on it.
+    shares = list(zip(experiments, done, strict=True))[rank::ranks]
+    mine = [experiment for experiment, is_done in shares if not is_done]
+    failed: dict[str, BundleError] = {}
     with tqdm(
         total=len(experiments), initial=sum(done), desc=desc, unit="run", dynamic_ncols=True, disable=rank > 0
     ) as bar:
         if mine:
-            _run_here(mine, bundle_root, num_processes, bar)
+            failed = _run_here(mine, bundle_root, num_processes, bar)
     if ranks > 1:
         _wait_for_ranks()
+    return failed
 
 
-def _run_here(experiments: Sequence[Experiment], bundle_root: str | Path, num_processes: int, bar: tqdm) -> None:
+def is_first_rank() -> bool:
+    """Whether this process is the one of ``torchrun``'s that writes what all have in common; without it, true."""
+    return int(os.environ.get("RANK", 0)) == 0
+
+
+def _run_here(
+    experiments: Sequence[Experiment], bundle_root: str | Path, num_processes: int, bar: tqdm
+) -> dict[str, BundleError]:
+    failed: dict[str, BundleError] = {}
     processes = min(num_processes, len(experiments))
     threads = max(1, torch.get_num_threads() // processes)
     # A fresh process each, because a forked one may inherit locked threads of OpenCV or torch.
@@ -175,9 +195,9 @@ def _run_here(experiments: Sequence[Experiment], bundle_root: str | Path, num_pr
             experiment = running[future]
             try:
                 future.result()
-            except BundleError:
-                pool.shutdown(cancel_futures=True)
-                raise
+            except BundleError as error:
+                failed[experiment.name] = error
+                tqdm.write(f"{experiment.name} failed: {error}", file=sys.stderr)
             except BrokenProcessPool as error:
                 raise SettingsError(
                     experiment.name,
@@ -190,6 +210,7 @@ def _run_here(experiments: Sequence[Experiment], bundle_root: str | Path, num_pr
                 raise
             bar.set_postfix_str(experiment.name, refresh=False)
             bar.update()
+    return failed
 
 
 def _as_completed(running: Iterable[Future[None]], stop: Event) -> Iterator[Future[None]]:

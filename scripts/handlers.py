@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import pickle
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,7 @@ __all__ = [
     "LastCheckpoint",
     "LinkedPatchImages",
     "Resume",
+    "SameSettings",
     "StopOnDivergence",
     "training_scalars",
     "weights_path",
@@ -109,6 +112,35 @@ class LastCheckpoint:
         save_checkpoint({name: item.state_dict() for name, item in objects.items()}, self.path)
 
 
+class SameSettings:
+    """Keeps the settings of a training in its checkpoint, so that it goes on with these alone.
+
+    Args:
+        settings: knobs that decide what is trained, as plain values; not those that may change on the way.
+    """
+
+    def __init__(self, settings: Mapping[str, Any]) -> None:
+        self.settings = json.loads(json.dumps(dict(settings)))
+
+    def state_dict(self) -> dict[str, Any]:
+        """The settings."""
+        return dict(self.settings)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Compare them with those of the checkpoint.
+
+        Raises:
+            SettingsError: if they differ.
+        """
+        keys = sorted(self.settings.keys() | state_dict.keys())
+        differs = [key for key in keys if self.settings.get(key) != state_dict.get(key)]
+        if differs:
+            both = ", ".join(f"{key} {state_dict.get(key)!r}, now {self.settings.get(key)!r}" for key in differs[:3])
+            raise SettingsError(
+                "resume", f"the checkpoint is of a training with other settings ({both})", "Set them so, or start anew."
+            )
+
+
 class Resume(CheckpointLoader):
     """Goes on from a :class:`LastCheckpoint`, if asked to.
 
@@ -139,6 +171,9 @@ class Resume(CheckpointLoader):
         max_epochs, epoch_length = engine.state.max_epochs, engine.state.epoch_length
         try:
             super().__call__(engine)
+        except (OSError, EOFError, KeyError, pickle.UnpicklingError) as error:
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            raise SettingsError(path, f"is damaged ({reason})", "Delete it, and start anew.") from error
         except RuntimeError as error:  # a misfit of weights, in many lines
             reason = " ".join(" ".join(str(error).splitlines()[:2]).split())
             raise SettingsError(
@@ -149,7 +184,8 @@ class Resume(CheckpointLoader):
                 raise SettingsError(
                     path, f"has {engine.state.epoch} epochs, asked for are {max_epochs}", "Raise `epochs`."
                 ) from error
-            raise
+            raise SettingsError(path, f"is no checkpoint of this training ({error})", "Start anew.") from error
+        engine.logger.info("going on after epoch %d", engine.state.epoch)
         if engine.state.epoch_length != epoch_length:
             raise SettingsError(
                 path,

@@ -12,6 +12,7 @@ from typing import Any
 
 import itk
 import numpy as np
+import tifffile
 from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score, roc_auc_score
 
@@ -115,12 +116,15 @@ def read_regions(
             the slide.
     """
     subject, image = f"slide {slide}", f"`regions` {path}"
+    if not isinstance(path, str | Path):
+        raise SlideError(subject, f"its {image} is no path", "Give the path of a label image, or remove the key.")
     if not Path(path).is_file():
         raise SlideError(subject, f"its {image} does not exist", "Correct the key `regions` in the datalist.")
     try:
-        regions = np.squeeze(itk.array_from_image(itk.imread(str(path))))
-    except RuntimeError as error:
-        reason = str(error).strip().splitlines()[-1]
+        regions = _read_labels(Path(path))
+    # Each library raises its own kinds of error for a file that it cannot read; none is lost.
+    except Exception as error:
+        reason = next(iter(reversed(str(error).strip().splitlines())), type(error).__name__)
         remedy = "Save it as PNG, TIFF or MHA, or remove the key `regions` from the datalist."
         raise SlideError(subject, f"its {image} cannot be read ({reason})", remedy) from error
     if regions.ndim != 2:
@@ -140,6 +144,15 @@ def read_regions(
             "Draw the whole slide, or correct the key `regions` in the datalist.",
         )
     return np.asarray(regions, np.min_scalar_type(num_classes))
+
+
+def _read_labels(path: Path) -> NDArray[np.integer[Any]]:
+    if path.suffix.lower() in (".tif", ".tiff"):
+        # ITK takes tiled files and palettes for colours; the labels are the values as they are stored.
+        with tifffile.TiffFile(path) as tiff:
+            return np.asarray(tiff.pages.first.asarray())
+    pixels = np.asarray(itk.array_from_image(itk.imread(str(path))))
+    return pixels[0] if pixels.ndim == 3 and len(pixels) == 1 else pixels
 
 
 def patch_truth(

@@ -91,6 +91,13 @@ class LocalisationReport:
             engine.add_event_handler(Events.STARTED, self._clear)
             engine.add_event_handler(Events.ITERATION_COMPLETED, self._compare)
             engine.add_event_handler(Events.COMPLETED, self._write)
+        else:
+            engine.add_event_handler(Events.STARTED, self._remove)
+
+    def _remove(self) -> None:
+        # What an earlier evaluation left is not this one's.
+        for name in ("localisation.json", "localisation.csv"):
+            (self.output_dir / name).unlink(missing_ok=True)
 
     def _clear(self) -> None:
         self.found: list[Localisation] = []

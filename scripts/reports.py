@@ -28,6 +28,11 @@ def label_text(label: NDArray[Any], class_names: Sequence[str]) -> str:
     return ";".join(name for name, value in zip(class_names, label, strict=True) if value > 0.5)
 
 
+def _shown(score: dict[str, Any]) -> str:
+    low, high = score["ci95"]
+    return f"{score['value']:.3f} [{low:.3f}, {high:.3f}]"
+
+
 def without_nan(value: Any) -> Any:
     """The same dictionaries, lists and numbers, with null for what JSON has no number for: NaN and infinity."""
     if isinstance(value, dict):
@@ -127,6 +132,9 @@ class EvaluationReport(PredictionReport):
         with replacing(path) as part:
             part.write_text(json.dumps(without_nan(report), indent=2) + "\n", encoding="utf-8")
         engine.logger.info("wrote %s", path)
+        for head, scores in report.items():
+            told = ", ".join(f"{name} {_shown(scores[name])}" for name in score_names(self.task))
+            engine.logger.info("%s: %s", head, told)
 
     def _scores(self, p: NDArray[Any], y: NDArray[Any]) -> dict[str, Any]:
         """One output's part of ``metrics.json``, undefined values as NaN."""

@@ -6,7 +6,7 @@ import csv
 import hashlib
 import json
 import logging
-import os
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ from sklearn.model_selection import ParameterGrid
 
 from scripts.comparison_board import write_hparams
 from scripts.errors import SettingsError
-from scripts.experiments import Experiment, run_experiments
+from scripts.experiments import Experiment, is_first_rank, run_experiments
 from scripts.files import replacing
 from scripts.methods import result_heads
 from scripts.settings import check_settings, optimizer_class
@@ -36,7 +36,7 @@ class Trial:
     Args:
         name: of its folder.
         knobs: its values.
-        validation_loss: the lowest of its epochs, of the method's first output.
+        validation_loss: the lowest of its epochs, of the method's first output; infinite if the trial failed.
         epoch: in which that was.
         seconds: the training took.
     """
@@ -81,6 +81,8 @@ class GridSearch:
                 raise SettingsError("grid", f"{key!r} is no knob of the search", f"Known are {', '.join(GRID_KNOBS)}.")
             if not isinstance(values, list | tuple) or not values:
                 raise SettingsError(f"grid {key}", f"got {values!r}", "Give a list of values.")
+            if len({json.dumps(value) for value in values}) < len(values):
+                raise SettingsError(f"grid {key}", f"got {values!r}", "Name each value once.")
             for value in values:
                 if key == "optimizer_name":
                     optimizer_class(value)
@@ -94,10 +96,11 @@ class GridSearch:
         """Run the trials that are not done, and report all.
 
         Returns:
-            The best trial.
+            The best trial. Trials that failed, as a learning rate too high lets them, come last, without a loss.
 
         Raises:
-            BundleError: as :func:`scripts.experiments.run_experiments`.
+            BundleError: what the first trial said, if all failed.
+            SettingsError: as :func:`scripts.experiments.run_experiments`.
         """
         points = list(ParameterGrid(self.grid))
         experiments = [
@@ -105,15 +108,19 @@ class GridSearch:
             for knobs in points
             for name in [_name(knobs)]
         ]
-        run_experiments(experiments, self.bundle_root, self.num_processes, desc="searching")
+        failed = run_experiments(experiments, self.bundle_root, self.num_processes, desc="searching")
+        if len(failed) == len(experiments):
+            raise next(iter(failed.values()))
         head = result_heads(self.settings["method"], self.settings["magnifications"])[0]
         trials = [self._read(experiment, knobs, head) for experiment, knobs in zip(experiments, points, strict=True)]
         trials.sort(key=lambda trial: (trial.validation_loss, trial.name))
-        if int(os.environ.get("RANK", 0)) == 0:
+        if is_first_rank():
             self._write(trials, head)
         return trials[0]
 
     def _read(self, experiment: Experiment, knobs: Mapping[str, Any], head: str) -> Trial:
+        if not (experiment.folder / "done.json").is_file():
+            return Trial(experiment.name, knobs, math.inf, 0, math.nan)
         try:
             told = json.loads((experiment.folder / "training.json").read_text(encoding="utf-8"))
             best, phases = told["best"][head], told["phases"]
@@ -132,18 +139,23 @@ class GridSearch:
             writer.writerow([*self.grid, f"{head}_validation_loss", "best_epoch", "training_seconds", "trial"])
             for trial in trials:
                 values = [trial.knobs[key] for key in self.grid]
-                writer.writerow([*values, trial.validation_loss, trial.epoch, f"{trial.seconds:.3f}", trial.name])
+                known = math.isfinite(trial.validation_loss)
+                result = [trial.validation_loss, trial.epoch, f"{trial.seconds:.3f}"] if known else ["failed", "", ""]
+                writer.writerow([*values, *result, trial.name])
         with replacing(self.output_dir / "best.json") as part:
             part.write_text(json.dumps(dict(trials[0].knobs), indent=2) + "\n", encoding="utf-8")
         board = self.output_dir / "tensorboard"
         for old in board.rglob("events.out.tfevents.*"):
             old.unlink()
-        for trial in trials:
+        for trial in (trial for trial in trials if math.isfinite(trial.validation_loss)):
             results = {f"{head}/validation_loss": trial.validation_loss, "training_seconds": trial.seconds}
             write_hparams(board / trial.name, trial.knobs, results)
         best = trials[0]
         options = " ".join(f"--{key} {value}" for key, value in best.knobs.items())
-        print(f"{len(trials)} trials; the lowest validation loss of the output {head} is {best.validation_loss:.4f}.")
+        failed = sum(not math.isfinite(trial.validation_loss) for trial in trials)
+        print(
+            f"{len(trials)} trials, {failed} of them failed; the lowest validation loss of the output {head} is {best.validation_loss:.4f}."
+        )
         print(f"To train with its knobs:  {options}")
         logger.info("wrote %s", self.output_dir / "search.csv")
 

@@ -22,7 +22,7 @@ PHASES = {"mustmil": [["global", "5x", "10x"]], "msmil": [["5x"], ["10x"], ["glo
 
 
 def write_run(
-    folder: Path, method: str, seed: int, num_slides: int = 8, cohort: int = 0, regions: bool = True
+    folder: Path, method: str, seed: int, num_slides: int = 12, cohort: int = 0, regions: bool = True
 ) -> tuple[dict[str, NDArray[np.float64]], NDArray[np.float64]]:
     """Write a run's files; returns the probabilities of each output, and the labels."""
     labels = np.random.default_rng([cohort, 99]).integers(0, 2, (num_slides, len(CLASSES))).astype(float)
@@ -46,7 +46,7 @@ def write_run(
         head: {"validation_loss": 0.5, "epoch": 1, "weights": "w.pt"} for head in trained_heads(method, MAGNIFICATIONS)
     }
     (folder / "metrics.json").write_text(json.dumps(metrics))
-    (folder / "training.json").write_text(json.dumps({"method": method, "phases": phases, "best": best}))
+    (folder / "training.json").write_text(json.dumps({"method": method, "seed": seed, "phases": phases, "best": best}))
     if regions:
         maps = [spec.name for spec in attention_maps(method, MAGNIFICATIONS)]
         found = [
@@ -57,12 +57,14 @@ def write_run(
     return probabilities, labels
 
 
-def write_cohort(folder: Path, seeds: tuple[int, ...] = (0, 1), regions: bool = True) -> list[Run]:
+def write_cohort(
+    folder: Path, seeds: tuple[int, ...] = (0, 1), regions: bool = True, num_slides: int = 12
+) -> list[Run]:
     """Write and read a run of each method with each seed."""
     runs = []
     for method in PHASES:
         for seed in seeds:
-            write_run(folder / method / str(seed), method, seed, regions=regions)
+            write_run(folder / method / str(seed), method, seed, num_slides, regions=regions)
             runs.append(read_run(folder / method / str(seed), method, seed, CLASSES))
     return runs
 

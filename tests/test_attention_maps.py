@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.metrics import roc_auc_score
 
 from scripts.attention_maps import KINDS, PatchMap, gather_rows
 from scripts.grid import log_share
@@ -144,3 +145,14 @@ def test_the_shade_of_a_contribution_shows_its_sign_and_that_of_attention_its_ra
     assert PatchMap(corners, 1.0, 1.0, np.zeros(3), "contribution").shade.tolist() == [50.0] * 3
     attention = PatchMap(corners, 1.0, 1.0, np.array([0.2, 0.3, 0.5]))
     assert attention.shade.tolist() == attention.percentile.tolist()
+
+
+def test_a_flat_attention_of_many_patches_is_ranked_and_not_one_tie():
+    rng = np.random.default_rng(0)
+    inside = rng.random(50_000) < 0.1
+    values = np.exp(1e-3 * (rng.normal(size=50_000) + inside))
+    corners = np.stack([np.arange(50_000.0), np.zeros(50_000)], axis=1)
+    found = gather_rows(values, corners, 1.0, 1.0)
+    assert roc_auc_score(inside, found.percentile) == pytest.approx(roc_auc_score(inside, values), abs=1e-3)
+    evenly = gather_rows(1 + 1e-6 * np.arange(50_000), corners, 1.0, 1.0).percentile
+    assert len(np.unique(evenly)) > 10_000

@@ -98,3 +98,24 @@ def test_a_folder_without_its_results_is_named(tmp_path, name, content):
     (tmp_path / name).unlink() if content is None else (tmp_path / name).write_text(content)
     with pytest.raises(SettingsError, match="does not hold the results of a run .*Delete the folder"):
         read_run(tmp_path, "mustmil", 0, CLASSES)
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new"),
+    [
+        ("predictions.csv", "s0,global,0", "s0,global,7"),
+        ("predictions.csv", "s0,5x", "s0,global"),
+        ("metrics.json", '"classes"', '"klasses"'),
+        ("metrics.json", "{", "[{"),
+        ("training.json", '"phases"', '"fases"'),
+        ("training.json", '"seed": 0', '"seed": 1'),
+        ("localisation.json", '"roc_auc"', '"auc"'),
+    ],
+)
+def test_results_that_were_changed_are_not_put_into_a_table(tmp_path, name, old, new):
+    write_run(tmp_path, "mustmil", 0)
+    text = (tmp_path / name).read_text()
+    assert old in text
+    (tmp_path / name).write_text(text.replace(old, new, 1))
+    with pytest.raises(SettingsError, match="does not hold the results of a run"):
+        read_run(tmp_path, "mustmil", 0, CLASSES)

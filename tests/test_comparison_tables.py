@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 
 import numpy as np
 import pytest
@@ -47,7 +48,7 @@ def test_the_table_holds_mean_and_standard_deviation_over_the_trainings(runs, ta
             assert line[place] == f"{np.mean(values):.3f} ± {np.std(values, ddof=1):.3f}"
         assert line[7:9] == [str(row.phases), str(row.parameters)]
         assert line[9] == f"{row.seconds.mean():.1f} ± {row.seconds.std(ddof=1):.1f}"
-    assert "8 test slides, 2 trainings of each method (seeds 0, 1)" in text
+    assert "12 test slides, 2 trainings of each method (seeds 0, 1)" in text
 
 
 def test_the_lead_is_told_with_its_interval_and_p(runs, tables):
@@ -75,8 +76,8 @@ def test_each_class_and_each_map_has_its_numbers(runs, tables):
     assert line[1:3] == ["attention", "5x"]
     assert line[4] == f"{values.mean():.3f} ± {values.std(ddof=1):.3f}"
     # Chance: an AUC of one half, and the share of positive patches for the average precision.
-    assert cells(text, "patch by patch, average precision", "chance")[3] == "0.250"
-    assert cells(text, "patch by patch, ROC-AUC", "chance")[3] == "0.500"
+    assert cells(text, "patch by patch, average precision", "chance")[3] == "0.250 (2)"
+    assert cells(text, "patch by patch, ROC-AUC", "chance")[3] == "0.500 (2)"
 
 
 def test_a_class_frequency_line_stands_below(runs, tables):
@@ -137,3 +138,11 @@ def test_each_run_and_output_has_a_line(runs, tmp_path):
     for line in lines:
         run = next(r for r in runs if r.method == line["method"] and str(r.seed) == line["seed"])
         assert float(line["micro_f1"]) == pytest.approx(run.metrics[line["output"]]["micro_f1"]["value"], rel=1e-5)
+
+
+def test_a_lead_on_very_few_slides_has_no_interval(tmp_path):
+    runs = write_cohort(tmp_path, num_slides=9)
+    text = text_of(runs, compare(runs, MAGNIFICATIONS, TASK, CLASSES, num_resamples=50))
+    line = cells(text, "| output", "SSMIL 5x")
+    assert re.fullmatch(r"[+-]\d\.\d{3}", line[5])
+    assert line[6] == "-"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from scripts.datalist_labels import CLASS_NAMES, HIGH_RISK, label_vector, uses_indices
+from scripts.datalist_labels import CLASS_NAMES, HIGH_RISK, check_class_names, label_vector, uses_indices
 from scripts.errors import DatalistError, SettingsError
 
 ALL = r"cancer, hgd, lgd, hyperplastic, normal"
@@ -146,3 +146,22 @@ def test_settings() -> None:
     with pytest.raises(SettingsError, match="high_risk: no class"):
         label_vector([1, 0], "binary", ("a", "b"), ())
     assert set(HIGH_RISK) < set(CLASS_NAMES)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ("cancer", "class_names: got 'cancer'"),
+        ([], r"class_names: got \[\]"),
+        (["a", 3], "class_names: 3 is no name"),
+        (["a", " "], "class_names: ' ' is no name"),
+        (["a;b", "c"], "class_names: 'a;b' has a separator of labels"),
+        (["a|b", "c"], r"class_names: 'a\|b' has a separator"),
+        (["slide", "c"], "class_names: 'slide' is taken. Choose other names than slide, head, label, all"),
+        (["all"], "class_names: 'all' is taken"),
+        (["a", "b", "a"], "class_names: 'a' is named twice"),
+    ],
+)
+def test_class_names_that_outputs_could_not_hold_are_refused(names, message):
+    with pytest.raises(SettingsError, match=message):
+        check_class_names(names)

@@ -76,11 +76,26 @@ def test_damaged_settings_are_named(bundle):
         run_experiments([one], bundle)
 
 
-def test_a_failure_says_why_and_is_not_taken_for_done(bundle):
-    bad = experiment(bundle, fails=True)
-    with pytest.raises(SettingsError, match=r"lr: fails\. Take another"):
-        run_experiments([bad], bundle)
+def test_a_failure_is_told_and_the_others_run_to_their_end(bundle):
+    bad, good = experiment(bundle, "bad", fails=True), experiment(bundle, "good")
+    failed = run_experiments([bad, good], bundle)
+    assert str(failed.pop("bad")) == "lr: fails. Take another."
+    assert not failed
+    assert good.is_done
     assert not bad.is_done
+
+
+def test_a_run_may_go_on_with_other_places_and_workers_but_not_as_another_run(bundle):
+    one = experiment(bundle, lr=0.5, num_workers=2, dataset_dir="a")
+    one.folder.mkdir(parents=True)
+    (one.folder / "settings.json").write_text(json.dumps(one.settings))
+    assert not experiment(bundle, lr=0.5, num_workers=0, dataset_dir="/b/a", cache_gb=1.0).is_done
+    with pytest.raises(SettingsError, match=r"datalist_sha256 None, now 'x'"):
+        _ = experiment(bundle, lr=0.5, datalist_sha256="x").is_done
+    (one.folder / "settings.json").unlink()
+    (one.folder / "done.json").touch()
+    with pytest.raises(SettingsError, match=r"settings\.json: is missing beside done\.json"):
+        _ = one.is_done
 
 
 def test_a_process_that_is_killed_is_told_with_its_log(bundle):
@@ -161,4 +176,4 @@ def test_under_torchrun_each_rank_takes_its_share_and_waits_for_the_others(bundl
     assert (bundle / "rank0").exists()
     assert (bundle / "rank1").exists()
     pids = [(bundle / "runs" / name / "training.txt").read_text().split()[2] for name in "abc"]
-    assert pids[0] == pids[2] != pids[1]
+    assert pids[0] == pids[2] != pids[1]  # of all, whatever is left of them

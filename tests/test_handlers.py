@@ -12,6 +12,7 @@ from scripts.errors import SettingsError
 from scripts.handlers import (
     BestWeights,
     LinkedPatchImages,
+    SameSettings,
     StopOnDivergence,
     linked_patches,
     training_scalars,
@@ -195,6 +196,30 @@ def test_a_checkpoint_of_other_magnifications_is_refused(tmp_path):
         SettingsError, match=r"resume: the checkpoint has the outputs global, 5x, this training global, 10x\. Set the"
     ):
         other.load_state_dict(best.state_dict())
+
+
+def test_a_training_goes_on_with_its_own_settings_alone():
+    kept = SameSettings({"lr": 0.1, "class_names": ["a", "b"], "magnifications": (5, 10)}).state_dict()
+    SameSettings({"lr": 0.1, "class_names": ["a", "b"], "magnifications": [5, 10]}).load_state_dict(kept)
+    with pytest.raises(SettingsError, match=r"resume: .* other settings \(lr 0\.1, now 0\.2\)\. Set them so, or start"):
+        SameSettings({"lr": 0.2, "class_names": ["a", "b"], "magnifications": [5, 10]}).load_state_dict(kept)
+    with pytest.raises(SettingsError, match=r"class_names \['a', 'b'\], now \['b', 'a'\]"):
+        SameSettings({"lr": 0.1, "class_names": ["b", "a"], "magnifications": [5, 10]}).load_state_dict(kept)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "empty", "of another kind", "text"])
+def test_a_damaged_checkpoint_is_named(tmp_path, damage):
+    Training(tmp_path, epochs=1).run()
+    path = tmp_path / "last.pt"
+    content = {
+        "truncated": path.read_bytes()[:2000], "empty": b"", "text": b"no checkpoint", "of another kind": None,
+    }[damage]  # fmt: skip
+    if content is None:
+        torch.save({"model": torch.load(path, weights_only=True)["model"]}, path)
+    else:
+        path.write_bytes(content)
+    with pytest.raises(SettingsError, match=r"last\.pt: (is damaged|does not fit|is no checkpoint of this training)"):
+        Training(tmp_path, epochs=2, resume=True).run()
 
 
 def test_a_training_that_diverges_is_stopped_and_says_where(tmp_path):

@@ -21,15 +21,21 @@ def trials(monkeypatch):
     ran = []
 
     def run(experiments, bundle_root, num_processes, desc):
+        failed = {}
         for one in experiments:
-            if (one.folder / "training.json").is_file():
+            if (one.folder / "done.json").is_file():
                 continue
             ran.append(one.name)
+            if one.settings["lr"] > 1:
+                failed[one.name] = SettingsError("lr", "the loss is nan", "Lower it.")
+                continue
             one.folder.mkdir(parents=True)
+            (one.folder / "done.json").touch()
             loss = abs(one.settings["lr"] - 0.01) + one.settings.get("num_nodes", 0) / 1e6
             best = {"global": {"validation_loss": loss, "epoch": 2}}
             told = {"phases": [{"seconds": 1.5}], "best": best}
             (one.folder / "training.json").write_text(json.dumps(told))
+        return failed
 
     monkeypatch.setattr(scripts.search, "run_experiments", run)
     return ran
@@ -72,6 +78,7 @@ def test_a_larger_grid_runs_only_what_is_new(trials, tmp_path):
         ({"lr": 0.1}, "grid lr: got 0.1. Give a list of values"),
         ({"lr": []}, r"grid lr: got \[\]"),
         ({"lr": [0.1, -1.0]}, "lr: got -1.0"),
+        ({"lr": [0.1, 0.1]}, r"grid lr: got \[0.1, 0.1\]. Name each value once"),
         ({"optimizer_name": ["Adam", "Adan"]}, "optimizer_name: got 'Adan'. Choose one of Adam"),
         ({"epochs": [2.5]}, "epochs: got 2.5"),
     ],
@@ -88,3 +95,14 @@ def test_a_trial_without_a_result_is_named(trials, tmp_path):
     told.write_text("{}")
     with pytest.raises(SettingsError, match="does not hold the result of a trial .*Delete the folder"):
         search.run()
+
+
+def test_a_trial_that_fails_costs_nothing_but_itself(trials, tmp_path, capsys):
+    best = GridSearch({"lr": [1e30, 0.01]}, SETTINGS, tmp_path).run()
+    assert best.knobs == {"lr": 0.01}
+    assert "2 trials, 1 of them failed" in capsys.readouterr().out
+    with open(tmp_path / "search.csv", newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert [line["global_validation_loss"] for line in lines] == ["0.0", "failed"]
+    with pytest.raises(SettingsError, match="the loss is nan"):
+        GridSearch({"lr": [1e30, 1e29]}, SETTINGS, tmp_path / "all").run()
