@@ -154,7 +154,8 @@ class GridSearch:
         options = " ".join(f"--{key} {value}" for key, value in best.knobs.items())
         failed = sum(not math.isfinite(trial.validation_loss) for trial in trials)
         print(
-            f"{len(trials)} trials, {failed} of them failed; the lowest validation loss of the output {head} is {best.validation_loss:.4f}."
+            f"{len(trials)} trials, {failed} of them failed; the lowest validation loss of the output {head} is "
+            f"{best.validation_loss:.4f}."
         )
         print(f"To train with its knobs:  {options}")
         logger.info("wrote %s", self.output_dir / "search.csv")

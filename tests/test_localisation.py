@@ -7,6 +7,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -229,3 +230,19 @@ def test_a_class_without_slides_has_no_mean() -> None:
     nothing = localisation_summary([], ["10x"], CLASSES)["10x"]["normal"]
     assert np.isnan([nothing["roc_auc"]["value"], *nothing["roc_auc"]["ci95"], nothing["positive_share"]]).all()
     assert (nothing["slides"], nothing["undefined"]) == (0, 0)
+
+
+@pytest.mark.parametrize("palette", [False, True])
+def test_tiff_labels_are_the_values_as_they_are_stored(tmp_path, palette):
+    # Tiled, and with a palette: for other readers that is a picture in colours.
+    regions = np.repeat(np.repeat(np.array([[0, 1], [2, 3]], np.uint8), 64, axis=0), 64, axis=1)
+    path = tmp_path / "regions.tif"
+    colours = {"photometric": "palette", "colormap": np.zeros((3, 256), np.uint16)} if palette else {}
+    tifffile.imwrite(path, regions, tile=(64, 64), **colours)
+    assert np.array_equal(read_regions(path, "s", (256, 256), 3), regions)
+
+
+@pytest.mark.parametrize("regions", [3, True, ["a.png"]])
+def test_regions_that_are_no_path_are_refused(regions):
+    with pytest.raises(SlideError, match="is no path. Give the path of a label image"):
+        read_regions(regions, "s", (64, 64), 3)
