@@ -40,7 +40,7 @@ format: $(STAMP) ## format the code and mend what ruff can mend
 demo: $(STAMP) ## draw slides, train on them, show the result
 	$(PYTHON) -m scripts.demo_run $(ARGS)
 
-compare-demo: $(STAMP) ## compare the methods on drawn slides: about half an hour
+compare-demo: $(STAMP) ## compare the methods on drawn slides: about twenty minutes
 	$(PYTHON) -m scripts.demo_compare $(ARGS)
 
 bench-comparison: $(STAMP) ## measure how much of a training is reading, after `make compare-demo`

@@ -1,0 +1,58 @@
+"""What a comparison refuses before anything runs."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import scripts.comparison
+from scripts.comparison import Comparison
+from scripts.errors import SettingsError
+
+SETTINGS = {"task": "multilabel", "class_names": ["cancer", "normal"], "magnifications": [5, 10]}
+TESTING = [{"slide": "a", "label": np.array([1.0, 0.0])}, {"slide": "b", "label": np.array([0.0, 1.0])}]
+
+
+def comparison(folder, **changes):
+    given = {
+        "methods": ["mustmil", "ssmil"], "seeds": [0, 1], "settings": SETTINGS, "training_data": TESTING,
+        "testing_data": TESTING, "output_dir": folder,
+    }  # fmt: skip
+    return Comparison(**{**given, **changes})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"methods": "mustmil"}, r"methods: got 'mustmil'. Give a list, for example \['mustmil'"),
+        ({"methods": []}, r"methods: got \[\]"),
+        ({"methods": ["mustmil", "clam"]}, "method: got 'clam'. Choose one of mustmil"),
+        ({"methods": ["mustmil", "mustmil"]}, "Name each once"),
+        ({"seeds": 5}, r"seeds: got 5. Give a list, for example \[0, 1, 2\]"),
+        ({"seeds": [0, 0]}, "Name each once"),
+        ({"seeds": [0, -1]}, "seed: got -1"),
+        ({"seeds": [[1]]}, r"seed: got \[1\]"),
+        ({"seeds": [True]}, "seed: got True"),
+        ({"seeds": [2**40]}, "seed: got 1099511627776"),
+        ({"figure_slides": ["c"]}, "figure_slides: c is not among the test slides. Name some of: a, b"),
+        ({"figure_slides": "a"}, "figure_slides: got 'a'. Give a list"),
+        ({"figure_slides": [1]}, r"figure_slides: got \[1\]"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused_at_once(tmp_path, changes, message):
+    with pytest.raises(SettingsError, match=message):
+        comparison(tmp_path, **changes)
+
+
+def test_a_run_that_failed_is_named_when_the_others_are_through(tmp_path, monkeypatch):
+    said = SettingsError("lr", "the loss is nan", "Lower it.")
+    monkeypatch.setattr(scripts.comparison, "run_experiments", lambda *args, **kwargs: {"mustmil, seed 1": said})
+    with pytest.raises(SettingsError, match=r"mustmil, seed 1: lr: the loss is nan\. Lower it\."):
+        comparison(tmp_path).run()
+
+
+def test_under_torchrun_the_first_rank_alone_writes_the_table(tmp_path, monkeypatch):
+    monkeypatch.setattr(scripts.comparison, "run_experiments", lambda *args, **kwargs: {})
+    monkeypatch.setenv("RANK", "1")
+    assert comparison(tmp_path).run() == ""
+    assert not list(tmp_path.iterdir())
