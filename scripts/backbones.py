@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import http.client
 import logging
 import re
@@ -17,6 +16,7 @@ from monai.networks.nets import ResNet
 from torch import nn
 
 from scripts.errors import SettingsError
+from scripts.files import file_sha256
 
 __all__ = ["Backbone", "build_resnet34", "get_backbone", "has_fast_bfloat16", "num_features"]
 
@@ -240,8 +240,7 @@ def _hash_in_name(path: Path) -> str | None:
 
 
 def _check_hash(path: Path) -> str:
-    with path.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    sha256 = file_sha256(path)
     expected = _hash_in_name(path)
     if expected and not sha256.startswith(expected):
         raise SettingsError(

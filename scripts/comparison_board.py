@@ -10,11 +10,11 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch.utils.tensorboard import SummaryWriter
-from torch.utils.tensorboard.summary import hparams
 
 from scripts.comparison_results import Run
+from scripts.hparams import write_hparams
 
-__all__ = ["write_board", "write_hparams"]
+__all__ = ["write_board"]
 
 
 def write_board(
@@ -52,20 +52,3 @@ def write_board(
             {"method": run.method, "seed": run.seed, **shared},
             {**scores, "training_seconds": seconds},
         )
-
-
-def write_hparams(folder: Path, knobs: Mapping[str, Any], results: Mapping[str, float]) -> None:
-    """Write one line of TensorBoard's HParams tab.
-
-    Args:
-        folder: of the events of this line alone.
-        knobs: what was set; what TensorBoard has no column type for is written as text.
-        results: what came out.
-    """
-    plain = {key: v if isinstance(v, int | float | str) else str(v) for key, v in knobs.items()}
-    with SummaryWriter(str(folder)) as writer:
-        # SummaryWriter.add_hparams would put each line into a folder that is named by the time.
-        for part in hparams(plain, dict(results)):
-            writer._get_file_writer().add_summary(part)
-        for name, value in results.items():
-            writer.add_scalar(name, value, 0)

@@ -14,10 +14,10 @@ from typing import Any
 
 from sklearn.model_selection import ParameterGrid
 
-from scripts.comparison_board import write_hparams
 from scripts.errors import SettingsError
 from scripts.experiments import Experiment, is_first_rank, run_experiments
 from scripts.files import replacing
+from scripts.hparams import write_hparams
 from scripts.methods import result_heads
 from scripts.settings import check_settings, optimizer_class
 

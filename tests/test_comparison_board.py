@@ -3,20 +3,10 @@
 from __future__ import annotations
 
 from matplotlib.figure import Figure
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
-from scripts.comparison_board import write_board, write_hparams
+from scripts.comparison_board import write_board
 from tests.comparisons import write_cohort
-
-
-def events_of(folder):
-    return EventAccumulator(str(folder), size_guidance={"tensors": 0}).Reload()
-
-
-def knobs_of(events):
-    content = events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
-    return HParamsPluginData.FromString(content).session_start_info.hparams
+from tests.test_hparams import events_of, knobs_of
 
 
 def test_each_run_is_a_line_with_its_knobs_and_scores(tmp_path):
@@ -43,10 +33,3 @@ def test_a_second_comparison_takes_the_place_of_the_first(tmp_path):
         write_board(tmp_path / "board", runs, "", {}, {})
     folder = tmp_path / "board" / "mustmil" / "seed_0"
     assert len(list(folder.iterdir())) == 1
-
-
-def test_what_tensorboard_has_no_column_for_is_text(tmp_path):
-    write_hparams(tmp_path, {"magnifications": [5, 10], "lr": 0.1}, {"loss": 0.25})
-    knobs = knobs_of(events_of(tmp_path))
-    assert knobs["magnifications"].string_value == "[5, 10]"
-    assert knobs["lr"].number_value == 0.1

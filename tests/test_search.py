@@ -10,7 +10,7 @@ import pytest
 import scripts.search
 from scripts.errors import SettingsError
 from scripts.search import GridSearch
-from tests.test_comparison_board import events_of, knobs_of
+from tests.test_hparams import events_of, knobs_of
 
 SETTINGS = {"method": "mustmil", "magnifications": [5, 10], "seed": 0}
 

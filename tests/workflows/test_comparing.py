@@ -142,3 +142,17 @@ def test_searching_runs_the_grid_and_names_the_best(command, cohort, trained, tm
     best = torch.load(trained / "models" / "last.pt", weights_only=True)["best"]["losses"]["global"]
     assert float(lines[0]["global_validation_loss"]) == pytest.approx(best, rel=1e-4)
     assert np.isfinite(float(lines[1]["global_validation_loss"]))
+
+
+def test_under_torchrun_the_ranks_share_the_grid_and_one_tells_of_it(cohort, trained, tmp_path):
+    settings = {
+        "dataset_dir": cohort, "output_dir": tmp_path, "feature_dir": trained / "features",
+        "grid": {"lr": [0.001, 1e-7], "epochs": [1]},
+    }  # fmt: skip
+    options = [f"--{key}={value}" for key, value in settings.items()]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command = [*torchrun, "-m", "monai.bundle", "run", "searching", "--config_file=configs/search.json", *options]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("2 trials, 0 of them failed") == 1
+    assert len(list(tmp_path.glob("trials/*/done.json"))) == 2
