@@ -10,6 +10,7 @@ from monai.utils import OptionalImportError
 from torch import Tensor, nn
 
 from scripts.errors import SettingsError
+from scripts.weights_record import keep_record
 
 __all__ = ["BagNetwork"]
 
@@ -41,6 +42,9 @@ class BagNetwork(MILModel):
     Attributes:
         phases: for each phase of the training, the outputs (their indices) that it trains.
         map_heads: for each attention map, the index of the output that it explains.
+        record: what the weights were trained with and on; every state dict carries it, see
+            :mod:`scripts.weights_record`.
+        weights_problem: why the weights must not be used for prediction; ``None`` after they were loaded whole.
 
     Raises:
         SettingsError: if the backbone is a name that cannot be used, or gives other features.
@@ -89,6 +93,8 @@ class BagNetwork(MILModel):
         if freeze_backbone:
             self.net.requires_grad_(False).eval()
             self.register_state_dict_post_hook(_leave_out_backbone)
+        keep_record(self, left_out="net" if freeze_backbone else None)
+        if freeze_backbone:
             self.register_load_state_dict_pre_hook(_keep_own_backbone)
 
     def train(self, mode: bool = True) -> BagNetwork:
@@ -126,10 +132,11 @@ class BagNetwork(MILModel):
         """The logits of every output.
 
         Args:
-            x: features ``[B, N, S, F]``, or patches ``[B, N, S, 3, H, W]`` as the backbone takes them; scales
-                from low to high.
+            x: features ``[B, N, S, F]``; features and, as the last channel, log weight ``[B, N, S, F + 1]``, where
+                only one tensor can travel; or patches ``[B, N, S, 3, H, W]`` as the backbone takes them. Scales
+                are from low to high.
             log_weight: ``[B, N, S]``, added to the attention logits: 0 for a plain row, -inf for padding,
-                -log(c) where c rows of the bag share the patch. ``None`` is 0 everywhere.
+                -log(c) where c rows of the bag share the patch. ``None`` is that of x, or 0 everywhere.
             no_head: return the features instead.
 
         Returns:
@@ -229,6 +236,8 @@ class BagNetwork(MILModel):
 
     def _checked(self, x: Tensor, log_weight: Tensor | None) -> tuple[Tensor, Tensor]:
         """Features ``[B, N, S, F]``, without what padding holds, and log weights ``[B, N, S]``."""
+        if log_weight is None and x.dim() == 4 and x.shape[-1] == self.num_features + 1:
+            x, log_weight = x[..., :-1], x[..., -1]  # [B, N, S, F], [B, N, S]
         if not torch.jit.is_scripting():
             _check_bags(x, log_weight, self)
         if log_weight is None:

@@ -3,30 +3,33 @@
 from __future__ import annotations
 
 import copy
-import pickle
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from scripts.bag_network import BagNetwork
 from scripts.errors import SettingsError
+from scripts.weights_record import check_weights, read_weights
 
 __all__ = ["HeadwiseNetwork", "load_weights"]
 
 
-def load_weights(network: nn.Module, path: str | Path) -> None:
-    """Load a checkpoint into a network, strictly: every weight of both sides, or an error and no change.
+def load_weights(network: nn.Module, path: str | Path, settings: Mapping[str, Any] | None = None) -> None:
+    """Load a checkpoint into a network, strictly: every weight of both sides, whole, and of a training that fits.
 
     Args:
-        network: what to load into, in place; its weights stay on their device.
+        network: what to load into, in place; its weights stay on their device. A misfit changes nothing.
         path: a file with a state dict, or with ``{"model": state dict}``, tensors only.
+        settings: what the network is used with, as plain values by knob.
 
     Raises:
-        SettingsError: if the file is missing, is no such checkpoint, or does not fit the network.
+        SettingsError: if the file is missing, is no such checkpoint or a damaged one, does not fit the network, or
+            was trained with settings with which its scores mean nothing (:func:`scripts.weights_record.check_weights`).
     """
-    found = _read(Path(path))
+    found = read_weights(path)
     wanted = network.state_dict()
     misfits = [
         f"{key} is {_shape(found, key)} in the file and {_shape(wanted, key)} in the network"
@@ -41,6 +44,10 @@ def load_weights(network: nn.Module, path: str | Path) -> None:
             "Use the settings of its training (method, magnifications, task, backbone, num_nodes), or train again.",
         )
     network.load_state_dict(found, strict=True)
+    try:
+        check_weights(network, settings)
+    except SettingsError as error:
+        raise SettingsError(path, error.cause, error.remedy) from error
 
 
 class HeadwiseNetwork(nn.Module):
@@ -53,12 +60,15 @@ class HeadwiseNetwork(nn.Module):
     Args:
         network: a network as it was trained; it is copied and not changed.
         weights: one checkpoint for each output, in order.
+        settings: as for :func:`load_weights`.
 
     Raises:
         SettingsError: if the number of checkpoints is not that of the outputs, or one of them does not load.
     """
 
-    def __init__(self, network: BagNetwork, weights: Sequence[str | Path]) -> None:
+    def __init__(
+        self, network: BagNetwork, weights: Sequence[str | Path], settings: Mapping[str, Any] | None = None
+    ) -> None:
         super().__init__()
         heads = 1 + max(network.map_heads)
         if isinstance(weights, (str, Path)) or len(weights) != heads:
@@ -71,7 +81,7 @@ class HeadwiseNetwork(nn.Module):
         for path in weights:
             kept = {id(network.net): network.net} if self.shares_backbone else {}
             member = copy.deepcopy(network, kept)
-            load_weights(member, path)
+            load_weights(member, path, settings)
             self.copies.append(member)
 
     def forward(self, x: Tensor, log_weight: Tensor | None = None) -> Tensor:
@@ -111,33 +121,5 @@ class HeadwiseNetwork(nn.Module):
         return torch.stack(logits, dim=1), torch.stack(attention, dim=2), torch.stack(contribution, dim=2)
 
 
-def _read(path: Path) -> Mapping[str, Tensor]:
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise SettingsError(
-            path,
-            "there is no such file",
-            "Run training first: python -m monai.bundle run training --config_file configs/train.json",
-        ) from None
-    except (OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
-        raise SettingsError(
-            path,
-            f"is not a PyTorch checkpoint of plain tensors ({_first_line(error)})",
-            "Give a file that training wrote.",
-        ) from error
-    if isinstance(content, Mapping) and isinstance(content.get("model"), Mapping):
-        content = content["model"]
-    if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise SettingsError(
-            path, "holds neither a state dict nor one named 'model'", "Give a file that training wrote."
-        )
-    return content
-
-
 def _shape(state: Mapping[str, Tensor], key: str) -> str:
     return "x".join(map(str, state[key].shape)) or "a scalar" if key in state else "absent"
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)

@@ -16,9 +16,11 @@ from tqdm import tqdm
 
 from scripts.augmentation import count_views, view_transform
 from scripts.bags import BagBuilder
+from scripts.datalist_labels import CLASS_NAMES
 from scripts.encoding import PatchTransform, of_rows
 from scripts.errors import SettingsError
 from scripts.features import BankedBag, bank_path, read_bank
+from scripts.label_files import as_entries
 from scripts.magnification import check_magnifications
 from scripts.readers import MagnificationReader
 from scripts.sampler import DrawnView
@@ -234,15 +236,29 @@ def bag_dataset(
     num_workers: int = 0,
     views: Sequence[int] | None = None,
     cache_gb: float = 0.0,
+    task: str = "multilabel",
+    class_names: Sequence[str] = CLASS_NAMES,
 ) -> Dataset:
     """The bag dataset of a source: ``"bank"`` or ``"patches"``.
 
-    The arguments are those of :class:`BankBagDataset` and :class:`PatchBagDataset`.
+    Args:
+        source: which.
+        data: the datalist's entries, or what :func:`scripts.label_files.as_entries` makes such of.
+        bag_builder: makes a slide's bag.
+        feature_dir: where the banks are.
+        transform: applied to each item.
+        num_workers: of :class:`PatchBagDataset`.
+        views: of :class:`BankBagDataset`.
+        cache_gb: of :class:`BankBagDataset`.
+        task: what labels are read for.
+        class_names: the classes in order.
 
     Raises:
         SettingsError: if there is no such source.
+        DatalistError: if there is no slide, or a label cannot be used.
     """
     _check_source(source)
+    data = as_entries(data, task, class_names)
     if source == "patches":
         logger.info("%d bags of patches, read from the slides", len(data))
         return PatchBagDataset(data, bag_builder, transform, num_workers)

@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from scripts.demo_shapes import BASE_MPP
 from scripts.demo_tissue import CLASSES, MASK_STEP_PX, background, draw_stain, draw_tissue
+from scripts.drawn import DRAWN_SOFTWARE
 from scripts.errors import SettingsError
 from scripts.files import replacing
 
@@ -293,7 +294,7 @@ def _write_pyramid(path: Path, image: NDArray[np.uint8]) -> None:
                 resolutionunit="CENTIMETER",
                 subfiletype=1 if level else 0,
                 metadata=None,
-                software="MuSTMIL demonstration slide",
+                software=DRAWN_SOFTWARE,
                 maxworkers=1,
             )
             height_px, width_px = image.shape[:2]

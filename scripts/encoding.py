@@ -43,9 +43,22 @@ class Encoder:
         for key, value, least in (("batch_size", batch_size, 1), ("num_workers", num_workers, 0)):
             if not isinstance(value, int) or value < least:
                 raise SettingsError(key, f"got {value!r}", f"Give a whole number from {least} up.")
-        self.device = torch.device(device)
-        self.backbone = backbone.to(self.device)
+        self.backbone = backbone
+        self.to(device)
         self.batch_size, self.num_workers = batch_size, num_workers
+
+    def to(self, device: str | torch.device) -> None:
+        """Encode on this device from now on.
+
+        Raises:
+            SettingsError: if there is no such device.
+        """
+        try:
+            self.device = torch.device(device)
+            self.backbone.to(self.device)
+        except (RuntimeError, AssertionError) as error:
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            raise SettingsError("device", f"{device} cannot be used ({reason})", "Use `cpu`, or `cuda`.") from error
 
     @property
     def num_features(self) -> int:

@@ -124,7 +124,7 @@ class Experiment:
             config, kind = STEPS[step]
             knobs = self.knobs(step, bundle_root)
             if step == "training":
-                knobs["resume"] = (self.folder / "models" / "last.pt").is_file()
+                knobs["resume"] = (self.folder / "models" / "last.ckpt").is_file()
             file = Path(bundle_root) / "configs" / config
             workflow = ConfigWorkflow(str(file), workflow_type=kind, run_id=step, **knobs)
             workflow.initialize()

@@ -22,6 +22,7 @@ from scripts.bags import Bag, BagBuilder
 from scripts.errors import SettingsError
 from scripts.files import replacing
 from scripts.losses import head_losses
+from scripts.weights_record import sign
 
 __all__ = [
     "BestWeights",
@@ -48,13 +49,22 @@ class BestWeights:
 
     Args:
         ckpt_dir: where the files of :func:`weights_path` are written.
-        network: whose weights are kept, as ``{"model": state_dict}``.
+        network: whose weights are kept, as a state dict.
         heads: the outputs' names, see :func:`scripts.methods.trained_heads`; the evaluator's metric of an
             output is ``<head>_loss``.
+        record: what the weights are trained with and on, see :func:`scripts.weights_record.read_record`; that of
+            weights from which the training went on is added as ``pretrained``.
     """
 
-    def __init__(self, ckpt_dir: str | Path, network: torch.nn.Module, heads: Sequence[str]) -> None:
+    def __init__(
+        self,
+        ckpt_dir: str | Path,
+        network: torch.nn.Module,
+        heads: Sequence[str],
+        record: Mapping[str, Any] | None = None,
+    ) -> None:
         self.ckpt_dir, self.network = Path(ckpt_dir), network
+        self.record = record
         self.losses = {head: float("inf") for head in heads}
         self.epochs = dict.fromkeys(self.losses, 0)
 
@@ -68,7 +78,9 @@ class BestWeights:
             loss = float(engine.state.metrics.get(f"{head}_loss", float("inf")))
             if loss < lowest:
                 self.losses[head], self.epochs[head] = loss, engine.state.epoch
-                save_checkpoint({"model": self.network.state_dict()}, weights_path(self.ckpt_dir, head))
+                if self.record is not None:
+                    sign(self.network, self.record)
+                save_checkpoint(self.network.state_dict(), weights_path(self.ckpt_dir, head))
 
     def state_dict(self) -> dict[str, dict[str, float]]:
         """The lowest losses so far and their epochs, for a training that is resumed."""
@@ -197,7 +209,7 @@ class Resume(CheckpointLoader):
 def save_checkpoint(content: Mapping[str, Any], path: Path) -> None:
     """``torch.save``, in one step."""
     with replacing(path) as part:
-        torch.save(dict(content), part)
+        torch.save(content, part)
 
 
 def training_scalars(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ class HeatmapWriter:
     class's logit: where the network looks, and what it concludes there. The two need not agree; see
     :meth:`scripts.bag_network.BagNetwork.explain`.
 
-    Attach to an evaluator whose postprocessing makes ``pred`` probabilities ``[heads, K]`` and whose batch has
+    Attach to an evaluator whose postprocessing makes probabilities ``[heads, K]`` and whose batch has
     what :class:`scripts.transforms.EncodeSlided` makes: ``image``, ``corners``, ``patch_level0`` and ``base_mpp``.
     Each slide passes the heads once more, alone, which costs next to nothing beside its encoding.
 
@@ -49,13 +49,13 @@ class HeatmapWriter:
         heads: the outputs' names.
         class_names: what the K logits of an output stand for.
         network: has ``explain``.
-        inferer: called as ``inferer(inputs, network.explain)``.
         bag_builder: opens the slides as they were opened for their bags.
         data: the datalist's entries, whose ``slide`` the batches name.
         heatmaps: False writes none.
         heatmap_classes: the classes that are drawn, or one; by default those that the map's output predicts
             (probability of 0.5 or more), or the most probable one where it predicts none.
         heatmap_kinds: ``"attention"``, ``"contribution"``, or a list of these.
+        key: of the probabilities in the evaluator's output.
 
     Raises:
         SettingsError: if ``heatmaps`` is no switch, or there is no such class or kind.
@@ -69,19 +69,19 @@ class HeatmapWriter:
         heads: Sequence[str],
         class_names: Sequence[str],
         network: torch.nn.Module,
-        inferer: Callable[..., Any],
         bag_builder: BagBuilder,
         data: Sequence[Mapping[str, Any]],
         heatmaps: bool = True,
         heatmap_classes: Sequence[str] | str | None = None,
         heatmap_kinds: Sequence[str] | str = KINDS,
+        key: str = CommonKeys.PRED,
     ) -> None:
         if not isinstance(heatmaps, bool):
             raise SettingsError("heatmaps", f"got {heatmaps!r}", "Give True or False.")
         self.folder, self.heatmaps = Path(output_dir) / "heatmaps", heatmaps
         self.maps, self.class_names = list(maps), list(class_names)
         self.head_of_map = [list(heads).index(spec.head) for spec in self.maps]
-        self.network, self.inferer, self.bag_builder = network, inferer, bag_builder
+        self.network, self.bag_builder, self.key = network, bag_builder, key
         self.entries = {str(entry["slide"]): entry for entry in data}
         self.chosen = _class_indices(heatmap_classes, self.class_names)
         self.kinds = _known_kinds(heatmap_kinds)
@@ -103,7 +103,7 @@ class HeatmapWriter:
         outputs: Any = engine.state.output
         for item, output in zip(batch, outputs, strict=True):
             slide = str(item["slide"])
-            written = self._write(slide, item, _array(output[CommonKeys.PRED].float()))
+            written = self._write(slide, item, _array(output[self.key].float()))
             engine.logger.info("wrote %d heatmaps of %s to %s", len(written), slide, self.folder / slide)
 
     def _write(self, slide: str, item: Mapping[str, Any], probabilities: NDArray[Any]) -> list[str]:
@@ -141,7 +141,7 @@ class HeatmapWriter:
         """The attention and the contribution of one slide, ``[N, M, K]`` each."""
         device = next(self.network.parameters()).device
         with torch.no_grad():
-            _, attention, contribution = self.inferer(image.unsqueeze(0).to(device), self.network.explain)
+            _, attention, contribution = self.network.explain(image.unsqueeze(0).to(device))  # type: ignore[operator]
         if attention.shape[2] != len(self.maps):
             raise ValueError(f"the network has {attention.shape[2]} attention maps, and {len(self.maps)} were named")
         return {"attention": _array(attention[0].float()), "contribution": _array(contribution[0].float())}

@@ -1,61 +1,47 @@
-"""Features and log weights as one tensor, where only one can travel."""
+"""Prediction with trained weights alone."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
-from monai.inferers import Inferer
+from monai.inferers import SimpleInferer
 from torch import Tensor
 
-__all__ = ["LogWeightInferer", "join_log_weight"]
+from scripts.weights_record import check_weights
+
+__all__ = ["TrainedInferer"]
 
 
-class LogWeightInferer(Inferer):
-    """Split the log weight off the features and call the network with both.
+class TrainedInferer(SimpleInferer):
+    """Run a network, if it has the whole weights of one training.
 
-    MONAI's engines and MONAI Label hand a network one tensor; the bundle's configs let the log weight of a
-    patch ride in it, as the last of F + 1 channels (see :func:`join_log_weight`).
+    MONAI Label loads weights with ``strict=False``: a file that fits in part, or not at all, would leave the network at
+    random weights, and it would answer with scores all the same.
+
+    Args:
+        settings: what the network is used with, as plain values by knob; see
+            :func:`scripts.weights_record.check_weights`.
     """
+
+    def __init__(self, settings: Mapping[str, Any] | None = None) -> None:
+        super().__init__()
+        self.settings = settings
 
     def __call__(self, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Run the network.
 
         Args:
             inputs: ``[B, N, S, F + 1]``: features, then log weight.
-            network: called as ``network(features, log_weight, *args, **kwargs)`` with ``[B, N, S, F]`` and
-                ``[B, N, S]``.
+            network: a :class:`scripts.bag_network.BagNetwork`, or one exported to TorchScript.
             args: further arguments of the network.
             kwargs: further keyword arguments of the network.
 
         Returns:
-            What the network returns.
+            What the network returns: logits ``[B, H, K]``.
 
         Raises:
-            ValueError: if the inputs have no such shape.
+            SettingsError: if its weights were not loaded, not completely, are damaged, or of other settings.
         """
-        if inputs.dim() != 4 or inputs.shape[-1] < 2:
-            raise ValueError(f"inputs must be features and log weight [B, N, S, F + 1], got {list(inputs.shape)}")
-        return network(inputs[..., :-1], inputs[..., -1], *args, **kwargs)
-
-
-def join_log_weight(features: Tensor, log_weight: Tensor) -> Tensor:
-    """Append the log weight to the features as one more channel, in the features' dtype.
-
-    Args:
-        features: ``[..., N, S, F]``.
-        log_weight: ``[..., N, S]``; -inf for padding.
-
-    Returns:
-        ``[..., N, S, F + 1]``.
-
-    Raises:
-        ValueError: if the shapes do not fit.
-    """
-    if features.dim() < 3 or log_weight.shape != features.shape[:-1]:
-        raise ValueError(
-            f"wanted features [..., N, S, F] and log weight [..., N, S], "
-            f"got {list(features.shape)} and {list(log_weight.shape)}"
-        )
-    return torch.cat([features, log_weight.to(features.dtype).unsqueeze(-1)], dim=-1)  # [..., N, S, F + 1]
+        check_weights(network, self.settings)  # type: ignore[arg-type]
+        return super().__call__(inputs, network, *args, **kwargs)

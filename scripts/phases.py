@@ -17,7 +17,7 @@ from scripts.errors import SettingsError
 from scripts.files import replacing
 from scripts.handlers import BestWeights, weights_path
 
-__all__ = ["PhaseScores", "TrainingPhases"]
+__all__ = ["PhaseHandler", "PhaseScores", "TrainingPhases"]
 
 
 class TrainingPhases:
@@ -62,7 +62,7 @@ class TrainingPhases:
 
     def _start_epoch(self, engine: Engine) -> None:
         self._started = time.perf_counter()
-        phase, epoch = divmod(engine.state.epoch - 1, self.epochs)
+        phase, epoch = self._phase_and_epoch(engine)
         # A resumed training goes on within a phase, with the weights of its checkpoint.
         if epoch == 0 and phase > 0:
             for head in self._names(phase - 1):
@@ -74,7 +74,7 @@ class TrainingPhases:
                 engine.logger.info("phase %d of %d: training the output %s", phase + 1, len(self.seconds), names)
 
     def _end_epoch(self, engine: Engine) -> None:
-        self.seconds[(engine.state.epoch - 1) // self.epochs] += time.perf_counter() - self._started
+        self.seconds[self._phase_and_epoch(engine)[0]] += time.perf_counter() - self._started
 
     def _end(self, engine: Engine) -> None:
         phases = []
@@ -96,6 +96,11 @@ class TrainingPhases:
         with replacing(self.path) as part:
             part.write_text(json.dumps({**self.settings, "phases": phases, "best": best}, indent=2) + "\n")
         engine.logger.info("the best weights of each output are in %s", self.best_weights.ckpt_dir)
+
+    def _phase_and_epoch(self, engine: Engine) -> tuple[int, int]:
+        # Epochs that do not divide among the phases go to the last.
+        phase = min((engine.state.epoch - 1) // self.epochs, len(self.seconds) - 1)
+        return phase, engine.state.epoch - 1 - phase * self.epochs
 
     def _names(self, phase: int) -> list[str]:
         return [self.heads[head] for head in self.network.phases[phase]]
@@ -124,6 +129,23 @@ class TrainingPhases:
                 "Set `method` and `epochs` as they were, or start anew.",
             )
         self.seconds = seconds
+
+
+class PhaseHandler:
+    """Attaches the phases of a training to its trainer.
+
+    A list of handlers in which each is a component of its own, and none a reference, is what MONAI Label adds to.
+
+    Args:
+        phases: what to attach.
+    """
+
+    def __init__(self, phases: TrainingPhases) -> None:
+        self.phases = phases
+
+    def attach(self, engine: Engine) -> None:
+        """Attach the phases."""
+        self.phases.attach(engine)
 
 
 class PhaseScores:

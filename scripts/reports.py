@@ -45,16 +45,19 @@ def without_nan(value: Any) -> Any:
 class PredictionReport:
     """Writes ``predictions.csv``: slide, head, one probability a class, and the label where there is one.
 
-    Attach to an evaluator whose postprocessing makes ``pred`` probabilities ``[1 + S, K]``.
+    Attach to an evaluator whose postprocessing makes probabilities ``[H, K]``.
 
     Args:
         output_dir: where the file is written.
-        heads: the outputs' names.
+        heads: the outputs' names, H of them.
         class_names: the classes' names, K of them.
+        key: of the probabilities in the evaluator's output.
     """
 
-    def __init__(self, output_dir: str | Path, heads: Sequence[str], class_names: Sequence[str]) -> None:
-        self.output_dir = Path(output_dir)
+    def __init__(
+        self, output_dir: str | Path, heads: Sequence[str], class_names: Sequence[str], key: str = CommonKeys.PRED
+    ) -> None:
+        self.output_dir, self.key = Path(output_dir), key
         self.heads, self.class_names = list(heads), list(class_names)
         self._clear()
 
@@ -74,7 +77,7 @@ class PredictionReport:
         outputs: Any = engine.state.output
         for item, output in zip(batch, outputs, strict=True):
             self.slides.append(str(item["slide"]))
-            self.probabilities.append(_array(output[CommonKeys.PRED]))
+            self.probabilities.append(_array(output[self.key]))
             if output.get(CommonKeys.LABEL) is not None:
                 self.labels.append(_array(output[CommonKeys.LABEL]))
 

@@ -1,8 +1,8 @@
-"""The transform that turns a slide's path into the network's input."""
+"""From a slide's path to the network's input, and from its output to what is reported and served."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,20 +10,20 @@ import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform
+from torch import Tensor
 
 from scripts.bags import BagBuilder
 from scripts.encoding import Encoder, of_rows
-from scripts.inferers import join_log_weight
 
-__all__ = ["EncodeSlided"]
+__all__ = ["EncodeSlided", "ServingHeadd", "join_log_weight"]
 
 
 class EncodeSlided(MapTransform):
     """From a slide's path to its bag: a MetaTensor ``[N, S, F + 1]`` of features and, last, log_weight.
 
-    One tensor, because it is all that MONAI Label and an exported model take; the config's ``inferer`` splits
-    it. The entry's ``mpp`` and ``mask`` are used if it has them. Where the patches lie comes beside it, as in
-    the items of :class:`scripts.datasets.PatchBagDataset`: ``corners``, ``patch_level0`` and ``base_mpp``.
+    One tensor, because it is all that MONAI Label and an exported model take; the network splits it. The entry's
+    ``mpp`` and ``mask`` are used if it has them. Where the patches lie comes beside it, as in the items of
+    :class:`scripts.datasets.PatchBagDataset`: ``corners``, ``patch_level0`` and ``base_mpp``.
 
     Args:
         keys: the key of the path.
@@ -42,6 +42,9 @@ class EncodeSlided(MapTransform):
             SlideError: if the slide cannot be used.
         """
         encoded = dict(data)
+        if "image_path" in encoded and "device" in encoded:
+            # MONAI Label's request: it names the device, and this transform may have been made for another request.
+            self.encoder.to(str(encoded["device"]))
         for key in self.key_iterator(encoded):
             path = str(encoded[key])
             bag = self.bag_builder({**{str(k): v for k, v in encoded.items()}, "image": path})
@@ -55,3 +58,47 @@ class EncodeSlided(MapTransform):
             encoded["base_mpp"] = bag.slide.base_mpp
             encoded.setdefault("slide", Path(path).stem)
         return encoded
+
+
+class ServingHeadd(MapTransform):
+    """From the scores of all outputs ``[H, K]`` to those of the one that is served ``[K]``.
+
+    MONAI Label shows one vector of scores. All outputs stay beside it, under ``head_scores``.
+
+    Args:
+        keys: the key of the scores.
+        heads: the names of the outputs, see :func:`scripts.methods.result_heads`; served is the global one, and where
+            there is none, that of the highest magnification.
+    """
+
+    def __init__(self, keys: KeysCollection, heads: Sequence[str]) -> None:
+        super().__init__(keys)
+        self.index = list(heads).index("global") if "global" in heads else len(heads) - 1
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Choose the scores of each key."""
+        chosen = dict(data)
+        for key in self.key_iterator(chosen):
+            chosen["head_scores"], chosen[key] = chosen[key], chosen[key][self.index]
+        return chosen
+
+
+def join_log_weight(features: Tensor, log_weight: Tensor) -> Tensor:
+    """Append the log weight to the features as one more channel, in the features' dtype.
+
+    Args:
+        features: ``[..., N, S, F]``.
+        log_weight: ``[..., N, S]``; -inf for padding.
+
+    Returns:
+        ``[..., N, S, F + 1]``.
+
+    Raises:
+        ValueError: if the shapes do not fit.
+    """
+    if features.dim() < 3 or log_weight.shape != features.shape[:-1]:
+        raise ValueError(
+            f"wanted features [..., N, S, F] and log weight [..., N, S], "
+            f"got {list(features.shape)} and {list(log_weight.shape)}"
+        )
+    return torch.cat([features, log_weight.to(features.dtype).unsqueeze(-1)], dim=-1)  # [..., N, S, F + 1]

@@ -208,7 +208,7 @@ def test_bags_that_cannot_be_scored_cannot_be_explained(method: str) -> None:
     with pytest.raises(ValueError, match="at least one row"):
         network(method).explain(torch.zeros(1, 0, 2, F))
     with pytest.raises(ValueError, match="features must be"):
-        network(method).explain(torch.zeros(1, 4, 2, F + 1))
+        network(method).explain(torch.zeros(1, 4, 2, F + 2))
 
 
 # --- what the network can be -------------------------------------------------------------------------------

@@ -163,3 +163,11 @@ def test_settings_name_the_encoder():
 def test_wrong_settings_are_named(key, value, least):
     with pytest.raises(SettingsError, match=rf"{key}: got {value}\. Give a whole number from {least} up"):
         Encoder(tiny_backbone(), **{key: value})
+
+
+def test_another_device_can_be_chosen_later_and_a_wrong_one_is_named():
+    encoder = tiny_encoder()
+    encoder.to("cpu")
+    assert encoder.device == torch.device("cpu")
+    with pytest.raises(SettingsError, match=r"device: tpu9 cannot be used \(.+\). Use `cpu`, or `cuda`"):
+        encoder.to("tpu9")

@@ -59,7 +59,7 @@ def test_each_runs_in_its_folder_with_the_knobs_that_its_configs_know_and_only_o
 
     begun = experiment(bundle, "b", lr=0.25)
     (begun.folder / "models").mkdir(parents=True)
-    (begun.folder / "models" / "last.pt").touch()
+    (begun.folder / "models" / "last.ckpt").touch()
     run_experiments([first, begun], bundle, num_processes=2)
     assert (first.folder / "training.txt").stat().st_mtime_ns == before
     assert (begun.folder / "training.txt").read_text().startswith("0.25 True ")  # it goes on

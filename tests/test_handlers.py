@@ -18,6 +18,8 @@ from scripts.handlers import (
     training_scalars,
     weights_path,
 )
+from scripts.networks import MuSTMIL
+from scripts.weights_record import read_record
 from tests.cohorts import builder, draw_cohort
 from tests.trainings import Interrupt, Training, checkpoint, same
 
@@ -58,8 +60,8 @@ def validate(best, network, losses):
 
 def kept(folder, head):
     state = torch.load(weights_path(folder, head), weights_only=True)
-    assert set(state) == {"model"}
-    return float(state["model"]["weight"])
+    assert set(state) == {"weight"}  # a state dict, as the Model Zoo wants it
+    return float(state["weight"])
 
 
 def test_each_output_keeps_the_weights_of_its_own_best_epoch(tmp_path):
@@ -88,6 +90,16 @@ def test_a_resumed_training_has_the_earlier_best_to_beat(tmp_path):
     second.load_state_dict(first.state_dict())
     validate(second, network, [(1.0, 1.0, 1.0), (0.91, 0.49, 0.81)])
     assert [kept(tmp_path, head) for head in HEADS] == [1, 2, 1]
+
+
+def test_kept_weights_tell_what_they_were_trained_with_and_on(tmp_path):
+    record = {"version": "1", "settings": {"method": "mustmil"}, "data": {"training_slides": 2}}
+    network = MuSTMIL(2, 2, 6, 4)
+    best, evaluator = BestWeights(tmp_path, network, HEADS, record), Engine(lambda engine, batch: None)
+    best.attach(evaluator)
+    evaluator.state.metrics = {f"{head}_loss": 0.5 for head in HEADS}
+    evaluator.fire_event(Events.EPOCH_COMPLETED)
+    assert [read_record(weights_path(tmp_path, head)) for head in HEADS] == [record] * 3
 
 
 def test_the_weights_of_the_global_output_are_model_pt(tmp_path):
@@ -157,7 +169,7 @@ def test_a_training_that_is_complete_is_left_as_it_is(tmp_path):
 
 def test_there_must_be_something_to_resume(tmp_path):
     with pytest.raises(
-        SettingsError, match=r"last\.pt: there is no checkpoint to resume from\. Run without `resume` first"
+        SettingsError, match=r"last\.ckpt: there is no checkpoint to resume from\. Run without `resume` first"
     ):
         Training(tmp_path, epochs=2, resume=True).run()
 
@@ -165,7 +177,7 @@ def test_there_must_be_something_to_resume(tmp_path):
 def test_a_checkpoint_ahead_of_the_epochs_asked_for_is_refused(tmp_path):
     Training(tmp_path, epochs=3).run()
     once = checkpoint(tmp_path)
-    with pytest.raises(SettingsError, match=r"last\.pt: has 3 epochs, asked for are 2\. Raise `epochs`"):
+    with pytest.raises(SettingsError, match=r"last\.ckpt: has 3 epochs, asked for are 2\. Raise `epochs`"):
         Training(tmp_path, epochs=2, resume=True).run()
     assert same(checkpoint(tmp_path), once)
 
@@ -174,7 +186,7 @@ def test_other_slides_than_those_of_the_checkpoint_are_refused(tmp_path):
     Training(tmp_path, epochs=1).run()
     more = Training(tmp_path, epochs=2, resume=True, num_bags=10)
     with pytest.raises(
-        SettingsError, match=r"last\.pt: has epochs of 8 batches, now they have 10\. Resume with the same datalist"
+        SettingsError, match=r"last\.ckpt: has epochs of 8 batches, now they have 10\. Resume with the same datalist"
     ):
         more.run()
 
@@ -183,7 +195,7 @@ def test_a_checkpoint_of_another_network_is_refused(tmp_path):
     Training(tmp_path, epochs=1).run()
     other = Training(tmp_path, epochs=2, resume=True, num_nodes=6)
     with pytest.raises(
-        SettingsError, match=r"last\.pt: does not fit this training \(.*size mismatch.*\)\. Use the settings that it"
+        SettingsError, match=r"last\.ckpt: does not fit this training \(.*size mismatch.*\)\. Use the settings that it"
     ) as caught:
         other.run()
     assert "\n" not in str(caught.value)
@@ -210,7 +222,7 @@ def test_a_training_goes_on_with_its_own_settings_alone():
 @pytest.mark.parametrize("damage", ["truncated", "empty", "of another kind", "text"])
 def test_a_damaged_checkpoint_is_named(tmp_path, damage):
     Training(tmp_path, epochs=1).run()
-    path = tmp_path / "last.pt"
+    path = tmp_path / "last.ckpt"
     content = {
         "truncated": path.read_bytes()[:2000], "empty": b"", "text": b"no checkpoint", "of another kind": None,
     }[damage]  # fmt: skip
@@ -218,7 +230,7 @@ def test_a_damaged_checkpoint_is_named(tmp_path, damage):
         torch.save({"model": torch.load(path, weights_only=True)["model"]}, path)
     else:
         path.write_bytes(content)
-    with pytest.raises(SettingsError, match=r"last\.pt: (is damaged|does not fit|is no checkpoint of this training)"):
+    with pytest.raises(SettingsError, match=r"last\.ckpt: (is damaged|does not fit|is no checkpoint of this training)"):
         Training(tmp_path, epochs=2, resume=True).run()
 
 

@@ -16,7 +16,6 @@ from scripts.attention_maps import gather_rows
 from scripts.bags import BagBuilder
 from scripts.errors import SettingsError
 from scripts.heatmap_writer import HeatmapWriter, class_file_names
-from scripts.inferers import LogWeightInferer
 from scripts.methods import attention_maps
 from scripts.networks import MuSTMIL
 from scripts.slides import Slide
@@ -97,7 +96,6 @@ def predict(output, entry, network=None, **knobs):
         heads=HEADS,
         class_names=CLASSES,
         network=network,
-        inferer=LogWeightInferer(),
         bag_builder=builder,
         data=[entry],
         **knobs,
@@ -106,7 +104,6 @@ def predict(output, entry, network=None, **knobs):
         device="cpu",
         val_data_loader=DataLoader(Dataset([entry], EncodeSlided("image", builder, tiny_encoder())), batch_size=1),
         network=network,
-        inferer=LogWeightInferer(),
         postprocessing=Activationsd(keys="pred", sigmoid=True),
         val_handlers=[writer],
     ).run()
@@ -215,14 +212,13 @@ def test_a_slide_is_read_and_explained_once_for_all_its_maps(entry, tmp_path, mo
     explain = network.explain
     monkeypatch.setattr(network, "explain", lambda *inputs: passes.append(inputs) or explain(*inputs))
     writer = HeatmapWriter(
-        tmp_path, attention_maps("mustmil", [5, 10]), HEADS, CLASSES, network, LogWeightInferer(), builder, [entry],
+        tmp_path, attention_maps("mustmil", [5, 10]), HEADS, CLASSES, network, builder, [entry],
         heatmap_classes=CLASSES,
     )  # fmt: skip
     SupervisedEvaluator(
         device="cpu",
         val_data_loader=DataLoader(Dataset([item]), batch_size=1),
         network=network,
-        inferer=LogWeightInferer(),
         postprocessing=Activationsd(keys="pred", sigmoid=True),
         val_handlers=[writer],
     ).run()
@@ -274,13 +270,12 @@ def test_maps_that_are_not_the_networks_are_refused(entry, tmp_path):
     builder = BagBuilder((5, 10), patch_size=PATCH_PX, min_tissue=0.4)
     network = colour_network()
     writer = HeatmapWriter(
-        tmp_path, attention_maps("ssmil", [5, 10]), HEADS, CLASSES, network, LogWeightInferer(), builder, [entry]
+        tmp_path, attention_maps("ssmil", [5, 10]), HEADS, CLASSES, network, builder, [entry]
     )
     evaluator = SupervisedEvaluator(
         device="cpu",
         val_data_loader=DataLoader(Dataset([entry], EncodeSlided("image", builder, tiny_encoder())), batch_size=1),
         network=network,
-        inferer=LogWeightInferer(),
         postprocessing=Activationsd(keys="pred", sigmoid=True),
         val_handlers=[writer],
     )

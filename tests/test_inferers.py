@@ -1,16 +1,36 @@
-"""Features and log weights as one tensor: what is joined comes apart again, and scores the same."""
+"""Prediction with trained weights alone: anything else is refused, however it was loaded."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 from monai.data import MetaTensor
 from monai.inferers import Inferer
+from monai.networks import convert_to_torchscript
 
-from scripts.inferers import LogWeightInferer, join_log_weight
+from scripts.errors import SettingsError
+from scripts.inferers import TrainedInferer
 from scripts.networks import MuSTMIL
+from scripts.transforms import join_log_weight
+from scripts.weights_record import sign
+
+SETTINGS = {"method": "mustmil", "magnifications": [5, 10], "patch_size": 224}
+
+
+def network(seed: int) -> MuSTMIL:
+    torch.manual_seed(seed)
+    return MuSTMIL(3, 2, 6, 4).eval()
+
+
+def trained() -> MuSTMIL:
+    source, target = network(1), network(2)
+    sign(source, {"settings": SETTINGS})
+    target.load_state_dict(source.state_dict())
+    return target
 
 
 def bag() -> tuple[torch.Tensor, torch.Tensor]:
@@ -22,35 +42,48 @@ def bag() -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @pytest.mark.parametrize("meta", [False, True])
-def test_scores_as_with_two_tensors(meta: bool) -> None:
-    network, (features, log_weight) = MuSTMIL(3, 2, 6, 4), bag()
+def test_scores_as_the_network_does_on_features_and_log_weight(meta: bool) -> None:
+    model, (features, log_weight) = trained(), bag()
     joined = join_log_weight(features, log_weight)
-    assert joined.shape == (2, 4, 2, 7)
-    inferer = LogWeightInferer()
+    inferer = TrainedInferer(SETTINGS)
     assert isinstance(inferer, Inferer)
-    result = inferer(MetaTensor(joined, meta={"filename_or_obj": ["a.svs", "b.svs"]}) if meta else joined, network)
-    assert torch.equal(torch.as_tensor(result), network(features, log_weight))
+    result = inferer(MetaTensor(joined, meta={"filename_or_obj": ["a.svs", "b.svs"]}) if meta else joined, model)
+    assert torch.equal(torch.as_tensor(result), model(features, log_weight))
 
 
 def test_further_arguments_reach_the_network() -> None:
-    network, (features, log_weight) = MuSTMIL(3, 2, 6, 4), bag()
-    joined = join_log_weight(features, log_weight)
-    assert torch.equal(LogWeightInferer()(joined, network, no_head=True), features)
-    assert torch.equal(LogWeightInferer()(joined, network, True), features)
+    joined = join_log_weight(*bag())
+    assert torch.equal(TrainedInferer()(joined, trained(), no_head=True), joined)
 
 
-def test_joins_one_bag_and_a_batch_in_the_dtype_of_the_features() -> None:
-    features, log_weight = bag()
-    joined = join_log_weight(features[0].half(), log_weight[0])
-    assert joined.dtype == torch.float16
-    assert torch.equal(joined[..., :-1], features[0].half())
-    assert torch.equal(joined[..., -1], log_weight[0].half())
-    assert torch.equal(join_log_weight(features, log_weight)[1, ..., -1], log_weight[1])
+def test_random_weights_are_refused() -> None:
+    with pytest.raises(SettingsError, match="weights: no weights were loaded"):
+        TrainedInferer()(join_log_weight(*bag()), network(1))
 
 
-def test_a_wrong_shape_says_what_was_wanted_and_what_came() -> None:
-    features, log_weight = bag()
-    with pytest.raises(ValueError, match=r"\[B, N, S, F \+ 1\], got \[4, 2, 6\]"):
-        LogWeightInferer()(features[0], MuSTMIL(3, 2, 6, 4))
-    with pytest.raises(ValueError, match=r"got \[2, 4, 2, 6\] and \[4, 2\]"):
-        join_log_weight(features, log_weight[0])
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda state: {f"module.{key}": value for key, value in state.items()},
+        lambda state: {key: value for key, value in state.items() if not key.startswith("myfc")},
+        lambda state: {},
+    ],
+    ids=["prefixed", "missing", "empty"],
+)
+def test_weights_that_were_loaded_in_part_are_refused(spoil: Callable[[dict], dict]) -> None:
+    model = network(2)
+    model.load_state_dict(spoil(network(1).state_dict()), strict=False)
+    with pytest.raises(SettingsError, match=r"the file lacks \d+ of the network's weights"):
+        TrainedInferer()(join_log_weight(*bag()), model)
+
+
+def test_weights_of_other_settings_are_refused_by_name() -> None:
+    with pytest.raises(SettingsError, match=r"other settings \(magnifications \[5, 10\], now \[10, 20\]\)"):
+        TrainedInferer({**SETTINGS, "magnifications": [10, 20]})(join_log_weight(*bag()), trained())
+
+
+def test_an_exported_network_passes(tmp_path: Path) -> None:
+    model, joined = trained(), join_log_weight(*bag())
+    torch.jit.save(convert_to_torchscript(model), tmp_path / "model.ts")
+    loaded = torch.jit.load(tmp_path / "model.ts")
+    assert torch.allclose(TrainedInferer(SETTINGS)(joined, loaded), model(joined), atol=1e-6)

@@ -21,7 +21,6 @@ from sklearn import metrics as sk
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from scripts.errors import SettingsError
-from scripts.inferers import LogWeightInferer, join_log_weight
 from scripts.metrics import (
     CLASS_SCORE_NAMES,
     class_scores,
@@ -33,6 +32,7 @@ from scripts.metrics import (
     score_names,
 )
 from scripts.networks import MuSTMIL
+from scripts.transforms import join_log_weight
 
 HEADS = ["global", "5x", "10x"]
 
@@ -254,7 +254,6 @@ def test_an_evaluator_reports_the_scores_of_all_slides_at_once(task: str, classe
         device=torch.device("cpu"),
         val_data_loader=DataLoader(Dataset(items), batch_size=2),
         network=network,
-        inferer=LogWeightInferer(),
         key_val_metric=key_metric(HEADS, task),
         additional_metrics=head_metrics(HEADS, task),
         metric_cmp_fn=lower_is_better,

@@ -234,7 +234,7 @@ def test_padding_is_safe_in_half_precision(dtype: torch.dtype) -> None:
     ("call", "message"),
     [
         (lambda m: m(torch.zeros(1, 4, 3, F)), r"features must be \[B, N, 2, 6\], got \[1, 4, 3, 6\]"),
-        (lambda m: m(torch.zeros(1, 4, 2, F + 1)), r"features must be \[B, N, 2, 6\], got \[1, 4, 2, 7\]"),
+        (lambda m: m(torch.zeros(1, 4, 2, F + 2)), r"features must be \[B, N, 2, 6\], got \[1, 4, 2, 8\]"),
         (
             lambda m: m(torch.zeros(4, 2, F)),
             r"x must be features \[B, N, 2, 6\] or patches .* got \[4, 2, 6\]",
@@ -467,6 +467,20 @@ def test_torchscript_gives_the_same_outputs(on_patches: bool, use_trace: bool) -
     if not use_trace:
         assert close(exported(x), model(x))
         assert close(exported.attend(x, log_weight)[1], model.attend(x, log_weight)[1])
+
+
+@pytest.mark.parametrize("export", [lambda m: m, torch.jit.script], ids=["network", "TorchScript"])
+def test_features_and_log_weight_may_come_as_one_tensor(export: Callable[[MuSTMIL], MuSTMIL]) -> None:
+    model = MuSTMIL(K, 2, F, M).eval()
+    x, log_weight = torch.randn(2, 5, 2, F), -torch.rand(2, 5, 2)
+    log_weight[1, 3:] = -INF
+    joined = torch.cat([x, log_weight.unsqueeze(-1)], dim=3)
+    exported = export(model)
+    for call in ("forward", "attend", "explain"):
+        one, two = getattr(exported, call)(joined), getattr(model, call)(x, log_weight)
+        for a, b in zip(one, two, strict=True) if isinstance(one, tuple) else [(one, two)]:
+            assert torch.allclose(a, b, atol=1e-6)
+    assert not torch.allclose(model(joined), model(x), atol=1e-4)
 
 
 def test_torch_export_gives_the_same_outputs() -> None:

@@ -52,7 +52,7 @@ def test_each_phase_of_msmil_moves_its_own_weights_and_no_others(tmp_path):
 
 def test_the_last_phase_of_msmil_builds_on_the_best_instance_layers_of_each_scale(tmp_path):
     training = Training(tmp_path, EPOCHS, method="msmil").run()
-    kept = {head: checkpoint(tmp_path, weights_path(tmp_path, head).name)["model"] for head in ("global", "5x", "10x")}
+    kept = {head: checkpoint(tmp_path, weights_path(tmp_path, head).name) for head in ("global", "5x", "10x")}
     for s, head in enumerate(("5x", "10x")):
         for name in ("weight", "bias"):
             key = f"embed.{s}.{name}"

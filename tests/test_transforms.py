@@ -8,10 +8,9 @@ from monai.engines import SupervisedEvaluator
 from monai.transforms import Compose, MapTransform
 
 from scripts.datasets import PatchBagDataset
-from scripts.errors import SlideError
-from scripts.inferers import LogWeightInferer
+from scripts.errors import SettingsError, SlideError
 from scripts.networks import MuSTMIL
-from scripts.transforms import EncodeSlided
+from scripts.transforms import EncodeSlided, ServingHeadd, join_log_weight
 from tests.cohorts import builder, draw_cohort, tiny_encoder
 
 
@@ -52,7 +51,6 @@ def test_monais_engine_hands_on_where_they_lie_for_each_slide(tmp_path):
         device="cpu",
         val_data_loader=DataLoader(Dataset(cohort, transform()), batch_size=1),
         network=MuSTMIL(3, num_scales=2, num_features=12, num_nodes=8),
-        inferer=LogWeightInferer(),
     )
     evaluator.add_event_handler(Events.ITERATION_COMPLETED, lambda engine: seen.extend(engine.state.batch))
     evaluator.run()
@@ -102,7 +100,7 @@ def test_a_served_slide_scores_as_the_network_does_on_both_tensors(entry):
     assert isinstance(transform(), MapTransform)
     (batch,) = DataLoader(Dataset([{"image": entry["image"]}], pipeline), batch_size=1)
     with torch.no_grad():
-        served = LogWeightInferer()(batch["image"], network)
+        served = network(batch["image"])
     bag = builder()(entry)
     features = torch.from_numpy(tiny_encoder().encode_rows(bag))[None]
     log_weight = torch.from_numpy(bag.grid.log_weight())[None]
@@ -110,6 +108,38 @@ def test_a_served_slide_scores_as_the_network_does_on_both_tensors(entry):
         assert torch.allclose(torch.as_tensor(served), network(features, log_weight), atol=1e-6)
         # The weights matter: without them the same rows score otherwise.
         assert not torch.allclose(torch.as_tensor(served), network(features), atol=1e-4)
+
+
+def test_a_server_chooses_the_device_of_each_request(entry):
+    encode = transform()
+    request = {"image": entry["image"], "image_path": entry["image"], "device": "cpu"}
+    with pytest.raises(SettingsError, match="device: tpu9 cannot be used"):
+        encode({**request, "device": "tpu9"})
+    encode(request)
+    # A column of that name in a datalist is the user's own.
+    encode({**entry, "device": "Aperio AT2"})
+
+
+@pytest.mark.parametrize(("heads", "served"), [(["global", "5x", "10x"], 0), (["5x", "10x"], 1), (["global"], 0)])
+def test_served_are_the_scores_of_one_output_and_the_others_stay_beside_them(heads, served):
+    scores = MetaTensor(torch.rand(len(heads), 5))
+    data = ServingHeadd("pred", heads)({"pred": scores, "slide": "s"})
+    assert torch.equal(data["pred"], scores[served])
+    assert data["pred"].shape == (5,)
+    assert isinstance(data["pred"], MetaTensor)
+    assert torch.equal(data["head_scores"], scores)
+    assert data["slide"] == "s"
+
+
+def test_log_weights_are_joined_to_one_bag_and_to_a_batch_in_the_dtype_of_the_features():
+    features, log_weight = torch.randn(2, 4, 2, 6), -torch.rand(2, 4, 2)
+    joined = join_log_weight(features[0].half(), log_weight[0])
+    assert joined.dtype == torch.float16
+    assert torch.equal(joined[..., :-1], features[0].half())
+    assert torch.equal(joined[..., -1], log_weight[0].half())
+    assert torch.equal(join_log_weight(features, log_weight)[1, ..., -1], log_weight[1])
+    with pytest.raises(ValueError, match=r"got \[2, 4, 2, 6\] and \[4, 2\]"):
+        join_log_weight(features, log_weight[0])
 
 
 def test_a_slide_that_cannot_be_used_is_named(tmp_path):

@@ -86,10 +86,10 @@ class Training:
             loss_function=get_loss(method, self.network),
             prepare_batch=prepare,
             train_handlers=[
-                Resume(folder / "last.pt", objects, resume),
+                Resume(folder / "last.ckpt", objects, resume),
                 ValidationHandler(interval=1, validator=evaluator),
                 self.phases,
-                LastCheckpoint(folder / "last.pt", objects),
+                LastCheckpoint(folder / "last.ckpt", objects),
                 *extra_handlers,
             ],
         )
@@ -99,7 +99,7 @@ class Training:
         return self
 
 
-def checkpoint(folder: Path, name: str = "last.pt") -> dict[str, Any]:
+def checkpoint(folder: Path, name: str = "last.ckpt") -> dict[str, Any]:
     """A checkpoint, read so that no code can hide in it."""
     content: dict[str, Any] = torch.load(folder / name, weights_only=True)
     return content

@@ -43,7 +43,7 @@ def compared(cohort, trained, tmp_path_factory):
     output = tmp_path_factory.mktemp("compared")
     process = start("comparing", "compare", **knobs(cohort, trained, output))
     deadline = time.monotonic() + 300
-    while not list(output.glob("runs/*/*/models/last.pt")):
+    while not list(output.glob("runs/*/*/models/last.ckpt")):
         assert process.poll() is None, process.stdout.read()
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -57,7 +57,8 @@ def compared(cohort, trained, tmp_path_factory):
 
 
 def weights(path):
-    return torch.load(path, weights_only=True)["model"]
+    state = torch.load(path, weights_only=True)
+    return state.get("model", state)
 
 
 def test_a_killed_comparison_ends_with_a_table_of_every_method_and_seed(compared):
@@ -77,7 +78,7 @@ def test_a_killed_comparison_ends_with_a_table_of_every_method_and_seed(compared
 def test_a_run_of_it_is_the_training_that_a_user_would_have_started(compared, workflow, cohort, trained, tmp_path):
     output, _ = compared
     seed_0 = {
-        name: weights(output / "runs" / "mustmil" / "seed_0" / "models" / name) for name in ("model.pt", "last.pt")
+        name: weights(output / "runs" / "mustmil" / "seed_0" / "models" / name) for name in ("model.pt", "last.ckpt")
     }
     for name, state in seed_0.items():
         user = weights(trained / "models" / name)
@@ -139,7 +140,7 @@ def test_searching_runs_the_grid_and_names_the_best(command, cohort, trained, tm
         lines = list(csv.DictReader(file))
     assert [float(line["lr"]) for line in lines] == [0.001, 1e-7]
     # The trial is the training that a user starts with these knobs.
-    best = torch.load(trained / "models" / "last.pt", weights_only=True)["best"]["losses"]["global"]
+    best = torch.load(trained / "models" / "last.ckpt", weights_only=True)["best"]["losses"]["global"]
     assert float(lines[0]["global_validation_loss"]) == pytest.approx(best, rel=1e-4)
     assert np.isfinite(float(lines[1]["global_validation_loss"]))
 

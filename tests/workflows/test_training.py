@@ -19,7 +19,8 @@ def knobs(cohort, output):
 
 
 def weights(path):
-    state = torch.load(path, weights_only=True)["model"]
+    state = torch.load(path, weights_only=True)
+    state = state.get("model", state)
     assert not any(key.startswith("net.") for key in state)  # a frozen backbone is no part of a checkpoint
     return state
 
@@ -30,8 +31,8 @@ def same(one, other):
 
 def test_it_keeps_the_best_weights_of_each_output_and_the_last(trained):
     models = trained / "models"
-    assert sorted(path.name for path in models.iterdir()) == ["last.pt", "model.pt", "model_10x.pt", "model_5x.pt"]
-    best = torch.load(models / "last.pt", weights_only=True)["best"]["losses"]
+    assert sorted(path.name for path in models.iterdir()) == ["last.ckpt", "model.pt", "model_10x.pt", "model_5x.pt"]
+    best = torch.load(models / "last.ckpt", weights_only=True)["best"]["losses"]
     assert set(best) == set(HEADS)
     assert all(0 < loss < 2 for loss in best.values())
 
@@ -56,16 +57,16 @@ def test_the_same_seed_gives_the_same_weights_to_the_last_digit(workflow, cohort
     for seed, name in ((0, "again"), (1, "other")):
         settings = knobs(cohort, tmp_path / name) | {"feature_dir": str(trained / "features"), "seed": seed}
         workflow("training", "train", epochs=3, **settings)
-    for file in ("model.pt", "model_5x.pt", "model_10x.pt", "last.pt"):
+    for file in ("model.pt", "model_5x.pt", "model_10x.pt", "last.ckpt"):
         assert same(weights(tmp_path / "again" / "models" / file), weights(trained / "models" / file))
-    assert not same(weights(tmp_path / "other" / "models" / "last.pt"), weights(trained / "models" / "last.pt"))
+    assert not same(weights(tmp_path / "other" / "models" / "last.ckpt"), weights(trained / "models" / "last.ckpt"))
 
 
 def test_a_resumed_training_ends_where_an_uninterrupted_one_does(workflow, cohort, trained, tmp_path):
     settings = knobs(cohort, tmp_path) | {"feature_dir": str(trained / "features")}
     workflow("training", "train", epochs=1, **settings)
     workflow("training", "train", epochs=3, resume=True, **settings)
-    for file in ("model.pt", "model_5x.pt", "model_10x.pt", "last.pt"):
+    for file in ("model.pt", "model_5x.pt", "model_10x.pt", "last.ckpt"):
         assert same(weights(tmp_path / "models" / file), weights(trained / "models" / file))
 
 
@@ -84,7 +85,7 @@ def test_it_trains_from_patches_as_well_and_says_which(workflow, cohort, trained
         assert "bags of features, from the feature bank" in caplog.text
     finally:
         logger.removeHandler(caplog.handler)
-    patches, bank = (weights(tmp_path / folder / "last.pt") for folder in ("from_patches", "models"))
+    patches, bank = (weights(tmp_path / folder / "last.ckpt") for folder in ("from_patches", "models"))
     # In bfloat16 a patch's features depend a little on which patches it is encoded with.
     for key, value in bank.items():
         assert torch.allclose(patches[key], value, atol=5e-3), key
@@ -111,9 +112,9 @@ def test_task_magnifications_and_size_are_knobs(workflow, cohort, trained, tmp_p
 def test_each_hyperparameter_changes_what_is_trained(workflow, cohort, trained, tmp_path, knob, value):
     settings = knobs(cohort, tmp_path) | {"feature_dir": str(trained / "features"), "epochs": 1}
     workflow("training", "train", **settings)
-    plain = weights(tmp_path / "models" / "last.pt")
+    plain = weights(tmp_path / "models" / "last.ckpt")
     workflow("training", "train", **settings, **{knob: value})
-    assert not same(plain, weights(tmp_path / "models" / "last.pt"))
+    assert not same(plain, weights(tmp_path / "models" / "last.ckpt"))
 
 
 def test_a_datalist_of_ones_own_needs_no_edit_of_any_file(command, cohort, trained, tmp_path):
@@ -142,19 +143,19 @@ def test_views_are_extracted_of_training_slides_alone_and_drawn(workflow, cohort
     assert set(views) == {entry["image"][7:-5] for entry in partitions["training"]}
     assert set(views.values()) <= {1, 2}
     assert 2 in views.values()  # of the rarest class
-    assert not same(weights(tmp_path / "models" / "last.pt"), weights(trained / "models" / "last.pt"))
+    assert not same(weights(tmp_path / "models" / "last.ckpt"), weights(trained / "models" / "last.ckpt"))
     times = {path: path.stat().st_mtime_ns for path in (tmp_path / "features").rglob("*.h5")}
-    first = weights(tmp_path / "models" / "last.pt")
+    first = weights(tmp_path / "models" / "last.ckpt")
     workflow("training", "train", views=2, **settings)
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "features").rglob("*.h5")} == times
-    assert same(weights(tmp_path / "models" / "last.pt"), first)  # the same seed draws the same views
+    assert same(weights(tmp_path / "models" / "last.ckpt"), first)  # the same seed draws the same views
 
 
 def test_patches_are_augmented_anew_each_time_and_alike_for_a_seed(workflow, cohort, trained, tmp_path):
     for name, more in (("plain", {}), ("one", {"views": 1}), ("again", {"views": 1})):
         settings = knobs(cohort, tmp_path / name) | {"epochs": 1, "source": "patches", "magnifications": [5], **more}
         workflow("training", "train", **settings)
-    plain, one, again = (weights(tmp_path / name / "models" / "last.pt") for name in ("plain", "one", "again"))
+    plain, one, again = (weights(tmp_path / name / "models" / "last.ckpt") for name in ("plain", "one", "again"))
     assert same(one, again)
     assert not same(one, plain)
 

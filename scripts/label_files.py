@@ -1,0 +1,78 @@
+"""Training data as MONAI Label hands it over: a slide's path, and the path of a file with its label."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from scripts.datalist_labels import CLASS_NAMES, label_vector
+from scripts.errors import DatalistError
+from scripts.slide_files import slide_names
+
+__all__ = ["as_entries", "read_label_file"]
+
+
+def as_entries(
+    data: Sequence[Mapping[str, Any]] | None, task: str, class_names: Sequence[str] = CLASS_NAMES
+) -> list[dict[str, Any]]:
+    """The entries of a datalist: as they are, or made from what MONAI Label has.
+
+    Args:
+        data: entries of :func:`scripts.datalist.load_partition`, which stay as they are; or mappings with ``image``, a
+            path, and ``label``, the path of a file (:func:`read_label_file`) or what
+            :func:`scripts.datalist_labels.label_vector` takes.
+        task: ``"multilabel"`` or ``"binary"``.
+        class_names: the classes in order.
+
+    Returns:
+        For each slide ``image``, ``label`` ``[K]``, ``slide``, ``patient`` and, where given, ``mpp`` and ``mask``.
+
+    Raises:
+        DatalistError: if there is no slide, or a label cannot be used.
+    """
+    if not data:
+        raise DatalistError(
+            "data",
+            "there is no slide to train or validate on",
+            "Label more slides; in MONAI Label, training and validation share those with a final label (`val_split`).",
+        )
+    if all("slide" in item for item in data):
+        return [dict(item) for item in data]
+    paths = [os.path.abspath(str(item["image"])) for item in data]
+    names = slide_names(paths, os.path.commonpath([os.path.dirname(path) for path in paths]))
+    entries = []
+    for item, path, name in zip(data, paths, names, strict=True):
+        label: object = item["label"]
+        others: dict[str, float] = {}
+        if isinstance(label, str | Path) and os.path.isfile(label):
+            label, others = read_label_file(label)
+        vector = label_vector(label, task, class_names, subject=f"slide {name}")
+        given = {key: item[key] for key in ("mpp", "mask") if key in item}
+        entries.append({"image": path, "slide": name, "patient": name, "label": vector, **others, **given})
+    return entries
+
+
+def read_label_file(path: str | Path) -> tuple[object, dict[str, float]]:
+    """Read the label of a slide.
+
+    Args:
+        path: a JSON file: ``{"label": {"cancer": 1, ...}}``, ``{"label": [1, 0, ...]}`` or ``{"label": ["cancer"]}``,
+            and beside it ``"mpp"`` of a slide without a resolution; or the label alone.
+
+    Returns:
+        The label as it stands there, and what else there is to know of the slide.
+
+    Raises:
+        DatalistError: if it is no such file.
+    """
+    remedy = 'Write it as {"label": {"cancer": 1, "hgd": 0, ...}}.'
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise DatalistError(f"label file {path}", f"cannot be read as JSON ({error})", remedy) from error
+    if not isinstance(content, Mapping) or "label" not in content:
+        return content, {}
+    return content["label"], {"mpp": content["mpp"]} if "mpp" in content else {}

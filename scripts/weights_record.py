@@ -1,0 +1,233 @@
+"""What travels with trained weights: their checksum, and what they were trained with and on.
+
+It rides in the metadata that PyTorch keeps beside the tensors of a state dict, so that a file of weights stays a plain
+state dict, as the Model Zoo and MONAI Label load it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import pickle
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from scripts.errors import SettingsError
+
+__all__ = [
+    "check_weights",
+    "is_demonstration",
+    "keep_record",
+    "read_record",
+    "read_weights",
+    "record_problem",
+    "weights_sha256",
+]
+
+# With other values of these the network still runs, and its scores mean nothing.
+DECISIVE = ("method", "task", "class_names", "magnifications", "patch_size", "backbone", "backbone_sha256", "num_nodes")
+
+NOT_LOADED = "no weights were loaded into the network"
+
+logger = logging.getLogger(__name__)
+
+
+def keep_record(network: nn.Module, left_out: str | None = None) -> None:
+    """Let every state dict of a network carry its record and checksum, and let the network know what it loaded.
+
+    It gives the network two attributes: ``record``, a dictionary of plain values that its state dicts carry, replaced
+    by that of the weights that are loaded; and ``weights_problem``, why its weights must not be used, ``None`` if
+    they may. Nothing is raised when weights are loaded, since others load with ``strict=False``: see
+    :func:`check_weights`.
+
+    Args:
+        network: changed in place.
+        left_out: the name of a child whose weights are in no state dict.
+    """
+    network.record = {}  # type: ignore[assignment]
+    network.weights_problem = NOT_LOADED  # type: ignore[assignment]
+    network.left_out = f"{left_out}." if left_out else None  # type: ignore[assignment]
+    network.register_state_dict_post_hook(_write)
+    network.register_load_state_dict_pre_hook(_compare)
+    network.register_load_state_dict_post_hook(_judge)
+
+
+def sign(network: nn.Module, record: Mapping[str, Any]) -> None:
+    """Set what the state dicts of a network tell of its training.
+
+    Args:
+        network: one that keeps a record. If that is of another training, whose weights were loaded before, it is
+            kept as ``pretrained``.
+        record: as :func:`read_record` gives it, in plain values.
+    """
+    signed = json.loads(json.dumps(dict(record)))
+    before: Any = network.record
+    if before and {**before, "pretrained": None} != {**signed, "pretrained": None}:
+        signed["pretrained"] = before
+    elif before:
+        signed = before
+    network.record = signed
+
+
+def weights_sha256(state: Mapping[str, Tensor]) -> str:
+    """SHA-256 of the names, types, shapes and bytes of a state dict's tensors, in hexadecimal."""
+    digest = hashlib.sha256()
+    for key in sorted(state):
+        tensor = state[key].detach().cpu().contiguous()
+        digest.update(f"{key} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def check_weights(network: nn.Module, settings: Mapping[str, Any] | None = None) -> None:
+    """Refuse a network without the whole weights of one training, with damaged ones, or of other settings.
+
+    Args:
+        network: one that keeps a record; others (TorchScript, which is loaded whole or not at all) pass.
+        settings: what it is used with; those of its training that decide what its scores mean must be the same.
+
+    Raises:
+        SettingsError: if it may not be used.
+    """
+    problem = getattr(network, "weights_problem", None)
+    if problem is not None:
+        raise SettingsError("weights", problem, "Load the whole of a file that training wrote, into the network of it.")
+    record = getattr(network, "record", None)
+    if settings is None or record is None:
+        return
+    if "settings" not in record:
+        logger.warning("the weights have no record of their training: whether these settings fit is not known")
+        return
+    problem = record_problem(record, settings)
+    if problem is not None:
+        raise SettingsError("weights", problem, "Use the settings of their training, or train again with these.")
+
+
+def record_problem(record: Mapping[str, Any], settings: Mapping[str, Any]) -> str | None:
+    """How the settings of a training differ from those of a use, in a way that makes the scores meaningless.
+
+    A difference in other settings that both have is logged as a warning.
+
+    Args:
+        record: as :func:`read_record` gives it.
+        settings: plain values by knob.
+
+    Returns:
+        The differences in words, or ``None`` if there is none.
+    """
+    trained = record["settings"]
+    used = json.loads(json.dumps(dict(settings)))
+    differs = {
+        key: f"{key} {trained[key]!r}, now {used[key]!r}"
+        for key in used.keys() & trained.keys()
+        if _differs(trained[key], used[key])
+    }
+    for key in sorted(differs.keys() - set(DECISIVE)):
+        logger.warning("the weights were trained with %s", differs[key])
+    decisive = [differs[key] for key in DECISIVE if key in differs]
+    return f"they were trained with other settings ({', '.join(decisive)})" if decisive else None
+
+
+def read_weights(path: str | Path) -> Mapping[str, Tensor]:
+    """The state dict of a file, or the one named ``model`` in it, on the CPU.
+
+    Raises:
+        SettingsError: if the file is missing, or holds no such thing.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise SettingsError(
+            path,
+            "there is no such file",
+            "Run training first: python -m monai.bundle run training --config_file configs/train.json",
+        ) from None
+    except (OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise SettingsError(
+            path, f"is not a PyTorch checkpoint of plain tensors ({reason})", "Give a file that training wrote."
+        ) from error
+    if isinstance(content, Mapping) and isinstance(content.get("model"), Mapping):
+        content = content["model"]
+    if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise SettingsError(
+            path, "holds neither a state dict nor one named 'model'", "Give a file that training wrote."
+        )
+    return content
+
+
+def read_record(path: str | Path) -> dict[str, Any]:
+    """The record of a file of weights.
+
+    Returns:
+        ``settings``, the knobs of the training; ``data``, the numbers ``training_slides``, ``validation_slides``
+        and, of these, ``drawn_slides``; ``version``, the bundle's; and, of weights that went on from others,
+        ``pretrained``, the record of those.
+
+    Raises:
+        SettingsError: if the file cannot be read, or has none.
+    """
+    state = read_weights(path)
+    record = json.loads(getattr(state, "_metadata", {}).get("", {}).get("record", "{}"))
+    if "settings" not in record:
+        raise SettingsError(path, "has no record of its training", "Give a file that training wrote.")
+    return record
+
+
+def is_demonstration(record: Mapping[str, Any]) -> bool:
+    """Whether drawn slides were among those that the weights, or weights that they went on from, were trained on."""
+    pretrained = record.get("pretrained")
+    drawn = record.get("data", {}).get("drawn_slides", 0) > 0
+    return drawn or (pretrained is not None and is_demonstration(pretrained))
+
+
+def _differs(one: Any, other: Any) -> bool:
+    # The order of magnifications has no meaning, that of classes has.
+    if isinstance(one, list) and isinstance(other, list) and all(isinstance(v, int | float) for v in one + other):
+        return sorted(one) != sorted(other)
+    return bool(one != other)
+
+
+def _own(network: nn.Module, state: Mapping[str, Any], prefix: str) -> dict[str, Tensor]:
+    left_out = network.left_out
+    keys: Iterable[str] = (key for key in state if key.startswith(prefix))
+    own = {key.removeprefix(prefix): state[key] for key in keys}
+    return {key: value for key, value in own.items() if not (left_out and key.startswith(str(left_out)))}
+
+
+def _write(network: nn.Module, state: dict[str, Any], prefix: str, metadata: dict[str, Any]) -> None:
+    metadata["record"] = json.dumps(network.record)
+    metadata["sha256"] = weights_sha256(_own(network, state, prefix))
+
+
+def _compare(
+    network: nn.Module,
+    state: dict[str, Any],
+    prefix: str,
+    metadata: dict[str, Any],
+    _strict: bool,
+    _missing: list[str],
+    _unexpected: list[str],
+    _errors: list[str],
+) -> None:
+    own = _own(network, state, prefix)
+    network.record = json.loads(metadata.get("record", "{}"))
+    expected = metadata.get("sha256")
+    damaged = expected is not None and expected != weights_sha256(own)
+    network.weights_problem = "they are not those that training wrote: their checksum differs" if damaged else None  # type: ignore[assignment]
+
+
+def _judge(network: nn.Module, incompatible: Any) -> None:
+    wrong = [*incompatible.missing_keys, *incompatible.unexpected_keys]
+    if wrong:
+        some = ", ".join(sorted(wrong)[:3]) + (", ..." if len(wrong) > 3 else "")
+        lacks, others = len(incompatible.missing_keys), len(incompatible.unexpected_keys)
+        problem = f"the file lacks {lacks} of the network's weights and has {others} others ({some})"
+        network.weights_problem = problem  # type: ignore[assignment]
+    elif not all(bool(torch.isfinite(value).all()) for value in network.parameters()):
+        network.weights_problem = "some of them are not finite numbers"  # type: ignore[assignment]

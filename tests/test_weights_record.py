@@ -1,0 +1,145 @@
+"""What travels with weights: a file tells what it was trained with and on, and whether it is whole."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections import OrderedDict
+from pathlib import Path
+
+import pytest
+import torch
+from ignite.engine import Engine
+from monai.handlers import CheckpointLoader
+
+from scripts.baselines import MSMIL
+from scripts.checkpoints import load_weights
+from scripts.errors import SettingsError
+from scripts.networks import MuSTMIL
+from scripts.weights_record import check_weights, is_demonstration, read_record, sign, weights_sha256
+
+SETTINGS = {"method": "mustmil", "magnifications": [5, 10], "class_names": ["a", "b"], "min_tissue": 0.7}
+DATA = {"training_slides": 3, "validation_slides": 1, "drawn_slides": 0}
+RECORD = {"version": "1", "settings": SETTINGS, "data": DATA}
+
+
+def network(seed: int = 0) -> MuSTMIL:
+    torch.manual_seed(seed)
+    return MuSTMIL(2, 2, 6, 4)
+
+
+def write(path: Path, record: dict | None = RECORD, seed: int = 1) -> Path:
+    model = network(seed)
+    if record is not None:
+        sign(model, record)
+    torch.save(model.state_dict(), path)
+    return path
+
+
+def test_a_file_of_weights_is_a_plain_state_dict_that_tells_its_training(tmp_path: Path) -> None:
+    state = torch.load(write(tmp_path / "model.pt"), weights_only=True)
+    assert isinstance(state, OrderedDict)
+    assert state.keys() == network().state_dict().keys()
+    assert all(isinstance(value, torch.Tensor) for value in state.values())
+    assert read_record(tmp_path / "model.pt") == RECORD
+
+
+def test_every_way_of_loading_keeps_the_record_and_lifts_the_refusal(tmp_path: Path) -> None:
+    path = write(tmp_path / "model.pt")
+    by_us, by_torch, by_monai = network(2), copy.deepcopy(network(2)), network(2)
+    load_weights(by_us, path, SETTINGS)
+    by_torch.load_state_dict(torch.load(path, weights_only=True), strict=False)
+    loader = CheckpointLoader(str(path), {"model": by_monai}, map_location="cpu", strict=False)
+    loader(Engine(lambda engine, batch: None))
+    for loaded in (by_us, by_torch, by_monai):
+        check_weights(loaded, SETTINGS)
+        assert loaded.record == RECORD
+
+
+def test_one_changed_number_is_noticed(tmp_path: Path) -> None:
+    state = torch.load(write(tmp_path / "model.pt"), weights_only=True)
+    state["embed.0.weight"][0, 0] += 1e-6
+    torch.save(state, tmp_path / "model.pt")
+    with pytest.raises(SettingsError, match=r"model.pt: they are not those that training wrote: their checksum"):
+        load_weights(network(), tmp_path / "model.pt")
+
+
+def test_weights_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
+    model = network()
+    with torch.no_grad():
+        model.embed[0].bias[0] = torch.nan  # type: ignore[index,union-attr,operator]
+    torch.save(model.state_dict(), tmp_path / "model.pt")
+    with pytest.raises(SettingsError, match="some of them are not finite numbers"):
+        load_weights(network(), tmp_path / "model.pt")
+
+
+def test_settings_that_change_the_scores_are_refused_and_others_are_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = write(tmp_path / "model.pt")
+    load_weights(network(), path, {**SETTINGS, "magnifications": [10, 5], "unknown": 1})
+    for key, value in (("method", "msmil"), ("class_names", ["b", "a"]), ("magnifications", [2.5, 10])):
+        with pytest.raises(SettingsError, match=f"model.pt: they were trained with other settings .{key} "):
+            load_weights(network(), path, {**SETTINGS, key: value})
+    with caplog.at_level(logging.WARNING):
+        load_weights(network(), path, {**SETTINGS, "min_tissue": 0.4})
+    assert "the weights were trained with min_tissue 0.7, now 0.4" in caplog.text
+
+
+def test_weights_without_a_record_are_told_and_have_none_to_read(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = write(tmp_path / "model.pt", None)
+    with caplog.at_level(logging.WARNING):
+        load_weights(network(), path, SETTINGS)
+    assert "whether these settings fit is not known" in caplog.text
+    with pytest.raises(SettingsError, match=r"model.pt: has no record of its training"):
+        read_record(path)
+    with pytest.raises(SettingsError, match=r"none.pt: there is no such file"):
+        read_record(tmp_path / "none.pt")
+
+
+def test_weights_that_went_on_from_others_tell_so(tmp_path: Path) -> None:
+    drawn = {**RECORD, "data": {**DATA, "drawn_slides": 4}}
+    model = network()
+    load_weights(model, write(tmp_path / "drawn.pt", drawn))
+    sign(model, RECORD)
+    sign(model, RECORD)  # after each epoch again
+    torch.save(model.state_dict(), tmp_path / "model.pt")
+    record = read_record(tmp_path / "model.pt")
+    assert record == {**RECORD, "pretrained": drawn}
+    # A training that is resumed has loaded its own weights, not others.
+    resumed = network()
+    load_weights(resumed, tmp_path / "model.pt")
+    sign(resumed, RECORD)
+    assert resumed.record == record
+    assert is_demonstration(drawn)
+    assert is_demonstration(record)
+    assert not is_demonstration(RECORD)
+
+
+def test_a_frozen_backbone_is_not_part_of_the_checksum(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    on_patches = MuSTMIL(2, 2, 6, 4, backbone=torch.nn.Conv2d(3, 6, 3))
+    load_weights(on_patches, write(tmp_path / "model.pt"), SETTINGS)
+    check_weights(on_patches)
+    assert weights_sha256(on_patches.state_dict()) == weights_sha256(network(1).state_dict())
+
+
+def test_the_checksum_is_of_names_types_shapes_and_values() -> None:
+    one = {"a": torch.zeros(2, 3), "b": torch.ones(1)}
+    others: list[dict[str, torch.Tensor]] = [
+        {"a": torch.zeros(3, 2), "b": torch.ones(1)},
+        {"a": torch.zeros(2, 3), "c": torch.ones(1)},
+        {"a": torch.zeros(2, 3, dtype=torch.int32), "b": torch.ones(1)},
+        {"a": torch.zeros(2, 3), "b": torch.ones(1) + 1e-7},
+    ]
+    assert weights_sha256(dict(reversed(one.items()))) == weights_sha256(one)
+    assert weights_sha256({"a": torch.zeros(3, 2).T, "b": torch.ones(1)}) == weights_sha256(one)
+    assert len({weights_sha256(one), *map(weights_sha256, others)}) == 5
+
+
+def test_networks_of_other_methods_keep_one_too() -> None:
+    model = MSMIL(num_classes=2, num_scales=2, num_features=6, num_nodes=4)
+    with pytest.raises(SettingsError, match="no weights were loaded"):
+        check_weights(model)
