@@ -11,6 +11,7 @@ import pytest
 import torch
 from ignite.engine import Engine
 from monai.handlers import CheckpointLoader
+from monai.networks import copy_model_state
 
 from scripts.baselines import MSMIL
 from scripts.checkpoints import load_weights
@@ -54,6 +55,13 @@ def test_every_way_of_loading_keeps_the_record_and_lifts_the_refusal(tmp_path: P
     for loaded in (by_us, by_torch, by_monai):
         check_weights(loaded, SETTINGS)
         assert loaded.record == RECORD
+
+
+def test_weights_that_monai_copies_into_a_network_are_whole(tmp_path: Path) -> None:
+    target = network(2)
+    copy_model_state(target, torch.load(write(tmp_path / "model.pt"), weights_only=True))
+    check_weights(target)
+    assert weights_sha256(target.state_dict()) == weights_sha256(network(1).state_dict())
 
 
 def test_one_changed_number_is_noticed(tmp_path: Path) -> None:
