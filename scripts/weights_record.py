@@ -32,6 +32,18 @@ __all__ = [
 # With other values of these the network still runs, and its scores mean nothing.
 DECISIVE = ("method", "task", "class_names", "magnifications", "patch_size", "backbone", "backbone_sha256", "num_nodes")
 
+# What unpickling raises on bytes that are no pickle (the documentation of pickle.UnpicklingError), and torch besides.
+UNREADABLE = (
+    OSError,
+    RuntimeError,
+    pickle.UnpicklingError,
+    AttributeError,
+    EOFError,
+    ImportError,
+    LookupError,
+    ValueError,
+)
+
 NOT_LOADED = "no weights were loaded into the network"
 
 logger = logging.getLogger(__name__)
@@ -147,7 +159,7 @@ def read_weights(path: str | Path) -> Mapping[str, Tensor]:
             "there is no such file",
             "Run training first: python -m monai.bundle run training --config_file configs/train.json",
         ) from None
-    except (OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
+    except UNREADABLE as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise SettingsError(
             path, f"is not a PyTorch checkpoint of plain tensors ({reason})", "Give a file that training wrote."

@@ -22,3 +22,20 @@ def real_slide() -> Path:
     if not REAL_SLIDE.is_file():
         pytest.skip(f"no file {REAL_SLIDE}: put OpenSlide's test slide {REAL_SLIDE.name} there")
     return REAL_SLIDE
+
+
+@pytest.fixture(scope="session")
+def trained_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The files of this repository that are packed, with random weights; to be copied before it is changed."""
+    # A helper that needs torch, which most tests of small parts do not.
+    from tests.bundles import make_repository
+
+    return make_repository(tmp_path_factory.mktemp("trained_repository"))
+
+
+@pytest.fixture(scope="session")
+def packed_zip(trained_repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The zip of that repository."""
+    from bundle.pack import pack
+
+    return pack(trained_repository, trained_repository / "models", tmp_path_factory.mktemp("packed")).path

@@ -82,6 +82,7 @@ def test_missing_and_unexpected_weights_are_named(tmp_path: Path) -> None:
     [
         (b"", "is not a PyTorch checkpoint"),
         (b"id,cancer\n1,0\n", "is not a PyTorch checkpoint"),
+        (b"text", "is not a PyTorch checkpoint"),
         (b"PK\x03\x04 cut off", "is not a PyTorch checkpoint"),
         ([1, 2], "holds neither a state dict nor one named 'model'"),
         ({"state": {}}, "holds neither a state dict nor one named 'model'"),

@@ -269,9 +269,7 @@ def test_no_class_takes_the_files_of_anothers_contribution(spelled):
 def test_maps_that_are_not_the_networks_are_refused(entry, tmp_path):
     builder = BagBuilder((5, 10), patch_size=PATCH_PX, min_tissue=0.4)
     network = colour_network()
-    writer = HeatmapWriter(
-        tmp_path, attention_maps("ssmil", [5, 10]), HEADS, CLASSES, network, builder, [entry]
-    )
+    writer = HeatmapWriter(tmp_path, attention_maps("ssmil", [5, 10]), HEADS, CLASSES, network, builder, [entry])
     evaluator = SupervisedEvaluator(
         device="cpu",
         val_data_loader=DataLoader(Dataset([entry], EncodeSlided("image", builder, tiny_encoder())), batch_size=1),

@@ -1,0 +1,86 @@
+"""What belongs into the distributable: its name, and which files of the repository."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+from scripts.errors import SettingsError
+
+__all__ = ["NAME", "SUMS", "belongs", "is_repository", "shared_files"]
+
+NAME = "pathology_mustmil_classification"
+"""The name of the bundle's folder. MONAI Label takes the kind of task from it: it has to hold ``classification``."""
+
+SUMS = "SHA256SUMS"
+"""The file with the checksums of all others, as ``sha256sum -c`` reads them."""
+
+SUFFIXES = {
+    "configs": (".json", ".yaml", ".yml", ".conf"),
+    "scripts": (".py",),
+    "docs": (".md", ".txt", ".svg", ".png", ".jpg"),
+}
+SINGLE = ("LICENSE", "large_files.yml", "models/README.md")
+
+
+def belongs(name: str | PurePosixPath) -> bool:
+    """Whether a file, named from the bundle's root, has a place in the distributable; its list of checksums has."""
+    path = PurePosixPath(name)
+    if not path.parts:
+        return False
+    if str(path) in (*SINGLE, SUMS):
+        return True
+    if any(part.startswith(".") or part == "__pycache__" for part in path.parts):
+        return False
+    if path.parts[0] == "models":
+        return len(path.parts) == 2 and path.match("model*.pt")
+    return len(path.parts) > 1 and path.suffix in SUFFIXES.get(path.parts[0], ())
+
+
+def is_repository(root: Path) -> bool:
+    """Whether a folder is the source of bundles, not one that was packed."""
+    return (root / "bundle" / "contents.py").is_file()
+
+
+def shared_files(root: Path) -> tuple[list[str], list[str]]:
+    """The files that every bundle of a repository has: all but weights.
+
+    In a git work tree these are tracked files alone, as they are on the disk.
+
+    Args:
+        root: the bundle's root.
+
+    Returns:
+        Their names from the root, sorted, and those of the files beside them that are left out. Caches and hidden files
+        are not mentioned.
+
+    Raises:
+        SettingsError: if there is a git work tree, and git cannot list its files.
+    """
+    known = _tracked(root)
+    found = sorted(_walk(root))
+    packed = [name for name in found if belongs(name) and (known is None or name in known)]
+    return packed, [name for name in found if name not in packed]
+
+
+def _walk(root: Path) -> Iterator[str]:
+    for folder in SUFFIXES:
+        for path in (root / folder).rglob("*"):
+            name = path.relative_to(root)
+            if path.is_file() and not any(part.startswith(".") or part == "__pycache__" for part in name.parts):
+                yield name.as_posix()
+    yield from (name for name in SINGLE if (root / name).is_file())
+
+
+def _tracked(root: Path) -> set[str] | None:
+    if not (root / ".git").exists():
+        return None
+    try:
+        listed = subprocess.run(["git", "ls-files", "-z"], cwd=root, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        reason = getattr(error, "stderr", None) or str(error)
+        raise SettingsError(
+            root, f"git cannot list its files ({reason.strip()})", "Make `git ls-files` work there."
+        ) from error
+    return set(listed.stdout.split("\0"))

@@ -1,0 +1,121 @@
+"""What the distributable says of its weights: their network, what they were trained on, what they are unfit for."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from scripts.backbones import num_features
+from scripts.datalist import output_names
+from scripts.errors import SettingsError
+from scripts.magnification import scale_names
+from scripts.methods import method_title, result_heads
+from scripts.weights_record import is_demonstration
+
+__all__ = ["BLOCK_END", "BLOCK_START", "CARD_TOP", "DEMONSTRATION", "describe", "fill_block", "fit_metadata"]
+
+DEMONSTRATION = "Demonstration weights, trained on drawn slides: they have never seen tissue and are unfit for it."
+
+BLOCK_START, BLOCK_END = "<!-- weights -->", "<!-- /weights -->"
+"""What encloses the part of a card that packing replaces."""
+
+CARD_TOP = 10
+"""So many lines of a model card are its top, where a user looks first."""
+
+
+def describe(record: Mapping[str, Any]) -> str:
+    """What weights are and what they were trained on, in one line.
+
+    Args:
+        record: their record, as :func:`scripts.weights_record.read_record` gives it.
+    """
+    settings = record["settings"]
+    scales = ", ".join(scale_names(settings["magnifications"]))
+    what = f"{method_title(settings['method'])} ({settings['task']}, {scales}, {settings['backbone']})"
+    text = f"Weights of {what}, {_training(record)}."
+    return f"{DEMONSTRATION} {text}" if is_demonstration(record) else text
+
+
+def fit_metadata(metadata: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, Any]:
+    """The metadata of a bundle with certain weights.
+
+    The number of rows of a bag stays what it is: any number of them passes the network.
+
+    Args:
+        metadata: that of the repository; it is not changed.
+        record: as for :func:`describe`.
+
+    Returns:
+        The same with the network's shapes and classes, and what the weights were trained on.
+    """
+    fitted = copy.deepcopy(dict(metadata))
+    # Last, since it is the longest part.
+    data_format = fitted.pop("network_data_format")
+    classes = data_format.get("outputs", {}).get("pred", {}).get("channel_def")
+    for group, tensors in _shapes(record["settings"]).items():
+        for name, values in tensors.items():
+            if name in data_format.get(group, {}):
+                data_format[group][name].update(values)
+    if data_format.get("outputs", {}).get("pred", {}).get("channel_def") != classes:
+        names = output_names(record["settings"]["task"], record["settings"]["class_names"])
+        fitted["label_classes"] = f"{record['settings']['task']}: {', '.join(names)}"
+    fitted["data_source"] = describe(record) + " The slides are not part of the bundle."
+    fitted["training_data"] = dict(record["data"])
+    if is_demonstration(record):
+        fitted["name"] = f"{metadata['name']} (demonstration)"
+        fitted["description"] = f"{DEMONSTRATION} {metadata['description']}"
+        fitted["intended_use"] = f"{DEMONSTRATION} {metadata['intended_use']}"
+    return {**fitted, "network_data_format": data_format}
+
+
+def fill_block(text: str, name: str, record: Mapping[str, Any]) -> str:
+    """A card with what is true of certain weights in its marked block.
+
+    Args:
+        text: the card, in Markdown, with one block between ``<!-- weights -->`` and ``<!-- /weights -->``.
+        name: the card's file, for errors.
+        record: as for :func:`describe`.
+
+    Raises:
+        SettingsError: if it has no such block, or more than one.
+    """
+    if text.count(BLOCK_START) != 1 or text.count(BLOCK_END) != 1 or text.index(BLOCK_START) > text.index(BLOCK_END):
+        raise SettingsError(
+            name,
+            f"has not one block between {BLOCK_START} and {BLOCK_END}, which packing fills with what is true of the "
+            "weights",
+            "Add both marks, each on a line of its own.",
+        )
+    # A demonstration has to stand out; a line that names what weights these are is enough otherwise.
+    lines = describe(record)
+    if is_demonstration(record):
+        lines = f"**{DEMONSTRATION}**{lines.removeprefix(DEMONSTRATION)}"
+    block = f"{BLOCK_START}\n{lines}\n{BLOCK_END}"
+    return re.sub(f"{re.escape(BLOCK_START)}.*{re.escape(BLOCK_END)}", lambda _: block, text, flags=re.DOTALL)
+
+
+def _shapes(settings: Mapping[str, Any]) -> dict[str, dict[str, dict[str, Any]]]:
+    """What the metadata has to say of each tensor, by group and name."""
+    heads = result_heads(settings["method"], settings["magnifications"])
+    names = output_names(settings["task"], settings["class_names"])
+    classes = {str(index): name for index, name in enumerate(names)}
+    scores = {"num_channels": len(heads), "spatial_shape": [len(names)]}
+    row = [len(settings["magnifications"]), num_features(settings["backbone"]) + 1]
+    return {
+        "inputs": {"image": {"spatial_shape": row}},
+        "outputs": {"pred": {**scores, "channel_def": classes}},
+        "post_processed_outputs": {
+            "pred": {"num_channels": len(names), "channel_def": classes},
+            "head_scores": {**scores, "channel_def": {str(index): head for index, head in enumerate(heads)}},
+        },
+    }
+
+
+def _training(record: Mapping[str, Any]) -> str:
+    data, before = record["data"], record.get("pretrained")
+    slides = f"{data['training_slides']} slide{'' if data['training_slides'] == 1 else 's'}"
+    drawn = f" ({data['drawn_slides']} of them drawn, not scanned)" if data["drawn_slides"] else ""
+    start = f", starting from weights {_training(before)}" if before else ""
+    return f"trained on {slides} and chosen on {data['validation_slides']} others{drawn}{start}"

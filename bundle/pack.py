@@ -1,0 +1,178 @@
+"""Packing: from a trained repository to the one zip that is handed on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from bundle.archive import write_archive
+from bundle.contents import NAME, shared_files
+from bundle.defaults import set_defaults
+from bundle.large_files import MAX_MB, over_limit, read_large_files
+from bundle.metadata import BLOCK_START, CARD_TOP, DEMONSTRATION, describe, fill_block, fit_metadata
+from scripts.errors import SettingsError
+from scripts.handlers import weights_path
+from scripts.methods import result_heads
+from scripts.weights_record import is_demonstration, read_record
+
+__all__ = ["Packed", "pack"]
+
+METADATA = "configs/metadata.json"
+USED = ("version", "name", "description", "intended_use", "network_data_format")
+CARD = "docs/README.md"
+CARDS = (CARD, "models/README.md")
+TRAIN = "python -m monai.bundle run training --config_file configs/train.json"
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A zip that was packed.
+
+    Args:
+        path: the zip.
+        sha256: its SHA-256, in hexadecimal.
+        sizes: the bytes of each file in it, by name from the bundle's root.
+        record: what its weights were trained with and on.
+        left_out: files beside those, which do not belong into it.
+        large: those that the Model Zoo wants to download, since they are too large for its repository.
+    """
+
+    path: Path
+    sha256: str
+    sizes: Mapping[str, int]
+    record: Mapping[str, Any]
+    left_out: Sequence[str]
+    large: Sequence[str]
+
+    def __str__(self) -> str:
+        """What was packed, for the user."""
+        folders: dict[str, list[int]] = {}
+        for name, size in self.sizes.items():
+            parts = PurePosixPath(name).parts
+            folders.setdefault(parts[0] if len(parts) > 1 else "files beside them", []).append(size)
+        lines = [f"{folder:<17} {len(sizes):4d} files {_size(sum(sizes)):>9}" for folder, sizes in folders.items()]
+        lines.extend(f"  {name:<27}{_size(self.sizes[name]):>9}" for name in self.sizes if name.endswith(".pt"))
+        if self.left_out:
+            lines.append(f"left out (unknown to git, or no part of a bundle): {', '.join(self.left_out)}")
+        lines.extend(
+            f"{name} has more than {MAX_MB} MB: leave it out of a pull request to the zoo" for name in self.large
+        )
+        lines.append(describe(self.record).removeprefix(DEMONSTRATION).strip())
+        lines.append(f"{self.path} {_size(self.path.stat().st_size)}")
+        lines.append(f"SHA-256 {self.sha256}")
+        if is_demonstration(self.record):
+            lines.append(DEMONSTRATION)
+        return "\n".join(lines)
+
+
+def pack(root: Path, ckpt_dir: Path, output_dir: Path) -> Packed:
+    """Pack a bundle.
+
+    Args:
+        root: the repository; nothing in it is changed.
+        ckpt_dir: the folder that training wrote its weights to.
+        output_dir: where the zip and the file with its checksum go.
+
+    Raises:
+        SettingsError: if weights are missing, have no record or are not of one training; if the cards have no place for
+            what is true of them; if a file is too large for the Model Zoo; or if the zip cannot be written.
+    """
+    weights, record = _weights(ckpt_dir)
+    names, left_out = shared_files(root)
+    files = {name: (root / name).read_bytes() for name in names}
+    files.update({name: path.read_bytes() for name, path in weights.items()})
+
+    metadata = _metadata(files)
+    files[METADATA] = _json_bytes(fit_metadata(metadata, record))
+    for name in names:
+        if PurePosixPath(name).match("configs/*.json") and name != METADATA:
+            files[name] = _with_defaults(name, files[name].decode(), record["settings"]).encode()
+    for name in CARDS:
+        files[name] = fill_block(_text(files, name), name, record).encode()
+    _check_top(files[CARD].decode())
+
+    large = over_limit({name: len(content) for name, content in files.items()})
+    unnamed = sorted(set(large) - {entry["path"] for entry in read_large_files(root)})
+    if unnamed:
+        raise SettingsError(
+            unnamed[0],
+            f"has {_size(len(files[unnamed[0]]))}, and the Model Zoo takes files of at most {MAX_MB} MB",
+            "Make it smaller, or name it in large_files.yml with an address to download it from.",
+        )
+    path = output_dir / f"{NAME}_v{metadata['version']}.zip"
+    sha256 = write_archive(files, path)
+    sizes = {name: len(files[name]) for name in sorted(files)}
+    return Packed(path, sha256, sizes, record, left_out, large)
+
+
+def _weights(ckpt_dir: Path) -> tuple[dict[str, Path], dict[str, Any]]:
+    """The files of weights by their name in the bundle, and their one record."""
+    main = weights_path(ckpt_dir, "global")
+    if not main.is_file():
+        raise SettingsError(
+            main, "there is no such file", f"Train first ({TRAIN}), or give the folder of the weights: --ckpt_dir"
+        )
+    record = read_record(main)
+    settings = record["settings"]
+    paths = [weights_path(ckpt_dir, head) for head in result_heads(settings["method"], settings["magnifications"])]
+    if main not in paths:
+        raise SettingsError(
+            main,
+            f"is of the method {settings['method']}, which has no global output to be served",
+            "Pack weights of mustmil or msmil.",
+        )
+    for path in paths:
+        if read_record(path) != record:
+            raise SettingsError(
+                path,
+                f"is not of the same training as {main.name}",
+                "Pack the weights of one training, from a folder that no other training wrote to.",
+            )
+    return {f"models/{path.name}": path for path in paths}, record
+
+
+def _with_defaults(name: str, text: str, settings: Mapping[str, Any]) -> str:
+    try:
+        return set_defaults(text, settings)
+    except ValueError as error:
+        raise SettingsError(
+            name, f"cannot be given the settings of the weights: {error}", "Write it as JSON, indented by four spaces."
+        ) from error
+
+
+def _check_top(card: str) -> None:
+    line = card[: card.index(BLOCK_START)].count("\n") + 1
+    if line > CARD_TOP:
+        raise SettingsError(
+            CARD,
+            f"says what its weights are on line {line}, which readers may not reach",
+            f"Move the block {BLOCK_START} to its first {CARD_TOP} lines.",
+        )
+
+
+def _text(files: Mapping[str, bytes], name: str) -> str:
+    if name not in files:
+        raise SettingsError(name, "there is no such file, or git does not know it", "Add it: a bundle has to have it.")
+    return files[name].decode()
+
+
+def _metadata(files: Mapping[str, bytes]) -> dict[str, Any]:
+    try:
+        content: dict[str, Any] = json.loads(_text(files, METADATA))
+    except ValueError as error:
+        raise SettingsError(METADATA, f"is not JSON ({error})", "Mend it.") from error
+    missing = [key for key in USED if key not in content]
+    if missing:
+        raise SettingsError(METADATA, f"has no {', '.join(missing)}", "Add it: packing needs it.")
+    return content
+
+
+def _json_bytes(content: Mapping[str, Any]) -> bytes:
+    return (json.dumps(content, indent=4, ensure_ascii=False) + "\n").encode()
+
+
+def _size(num_bytes: int) -> str:
+    return f"{num_bytes / 1e6:.1f} MB" if num_bytes >= 1e5 else f"{num_bytes / 1e3:.1f} kB"

@@ -1,0 +1,122 @@
+"""Rules on the network that the configs define, without weights: what goes in and comes out is as the metadata says."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import io
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import monai.bundle
+import torch
+from monai.bundle import ConfigParser
+from torch import Tensor, nn
+
+from bundle.checked import Bundle, own_scripts
+from scripts.errors import SettingsError
+
+__all__ = ["RULES", "bag", "in_bundle", "inference_files", "make_network"]
+
+METADATA = "configs/metadata.json"
+NETWORK = "network_def"
+
+SHAPES = f"{METADATA}#network_data_format"
+
+
+def data_format(bundle: Bundle) -> None:
+    """The shapes and classes in the metadata are those of the inference config."""
+    settings, tensors = bundle.config("inference"), bundle.metadata.get("network_data_format", {})
+    with in_bundle(bundle):
+        scales = len(settings["magnifications"])
+        num_features = _call("scripts.backbones", "num_features", settings["backbone"])
+        heads = _call("scripts.methods", "result_heads", settings["method"], settings["magnifications"])
+        names = _call("scripts.datalist", "output_names", settings["task"], settings["class_names"])
+    wanted = {
+        ("inputs", "image", "spatial_shape"): [scales, num_features + 1],
+        ("outputs", "pred", "num_channels"): len(heads),
+        ("outputs", "pred", "spatial_shape"): [len(names)],
+        ("outputs", "pred", "channel_def"): {str(index): name for index, name in enumerate(names)},
+    }
+    for (group, name, key), value in wanted.items():
+        found = tensors.get(group, {}).get(name, {}).get(key)
+        if found != value:
+            raise SettingsError(
+                f"{SHAPES}#{group}#{name}#{key}", f"is {found!r}, and of configs/inference.json {value!r}", "Mend one."
+            )
+
+
+def in_and_out(bundle: Bundle) -> None:
+    """MONAI's check: the network takes what the metadata says, and gives what it says."""
+    with in_bundle(bundle):
+        monai.bundle.verify_net_in_out(net_id=NETWORK, device="cpu", **inference_files(bundle))
+        network = make_network(bundle)
+        with torch.no_grad():
+            found = list(network(bag(bundle, 3)).shape)
+    # MONAI compares the number of channels alone.
+    pred = bundle.metadata["network_data_format"]["outputs"]["pred"]
+    wanted = [1, pred["num_channels"], *pred["spatial_shape"]]
+    if found != wanted:
+        raise SettingsError(f"{SHAPES}#outputs#pred", f"says {wanted}, and the network gives {found}", "Mend one.")
+
+
+@contextlib.contextmanager
+def in_bundle(bundle: Bundle) -> Iterator[None]:
+    """Run a bundle's own code, without what it and MONAI print."""
+    silence = io.StringIO()
+    level = logging.root.manager.disable
+    with (
+        own_scripts(bundle.root),
+        contextlib.redirect_stdout(silence),
+        contextlib.redirect_stderr(silence),
+        warnings.catch_warnings(),
+    ):
+        warnings.simplefilter("ignore")
+        logging.disable(logging.CRITICAL)
+        try:
+            yield
+        finally:
+            logging.disable(level)
+
+
+def inference_files(bundle: Bundle) -> dict[str, Any]:
+    """The arguments with which MONAI's commands find the network of a bundle."""
+    configs = bundle.root / "configs"
+    return {
+        "meta_file": str(configs / "metadata.json"),
+        "config_file": str(configs / "inference.json"),
+        "bundle_root": str(bundle.root),
+    }
+
+
+def make_network(bundle: Bundle) -> nn.Module:
+    """The network of the inference config, with random weights; to be called inside :func:`in_bundle`."""
+    parser = ConfigParser()
+    files = inference_files(bundle)
+    parser.read_config(files["config_file"])
+    parser.read_meta(files["meta_file"])
+    network: nn.Module = parser.get_parsed_content(NETWORK)
+    return network.eval()
+
+
+def bag(bundle: Bundle, rows: int, padding: int = 0) -> Tensor:
+    """A bag of random features ``[1, rows + padding, S, F + 1]`` as the metadata says, the last channel log weights."""
+    generator = torch.Generator().manual_seed(rows)
+    shape = bundle.metadata["network_data_format"]["inputs"]["image"]["spatial_shape"]
+    x = torch.randn(1, rows + padding, *shape, generator=generator)
+    x[..., -1] = -torch.rand(x.shape[:-1], generator=generator)
+    x[:, rows:, :, -1] = -torch.inf
+    return x
+
+
+def _call(module: str, name: str, *args: Any) -> Any:
+    return getattr(importlib.import_module(module), name)(*args)
+
+
+RULES: dict[str, Callable[[Bundle], None]] = {
+    "data format": data_format,
+    "network in and out": in_and_out,
+}
+"""The rules of this file by name."""

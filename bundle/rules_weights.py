@@ -1,0 +1,152 @@
+"""Rules on trained weights: they load, fit the configs, say what they are, and can be exported."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import monai.bundle
+import onnxruntime
+import torch
+from torch import Tensor, nn
+
+from bundle.checked import Bundle, NotChecked
+from bundle.metadata import CARD_TOP
+from bundle.rules_network import bag, in_bundle, inference_files, make_network
+from scripts.errors import SettingsError
+
+__all__ = ["RULES"]
+
+NETWORK = "network_def"
+
+# Rows of the bags on which an exported network is compared, and rows of padding after them. None of them is the
+# number with which it is exported.
+BAGS = ((1, 0), (2, 3), (300, 0), (64, 7))
+EXPORTED_ROWS = 5
+
+# Sums in another order; log weights and features are of the order of 1.
+RTOL, ATOL = 1e-3, 1e-4
+
+
+def weights_load(bundle: Bundle) -> None:
+    """All weights that the configs use load strictly, and their settings are those of the inference config."""
+    bundle.weights()
+    config = bundle.config("inference")
+    with in_bundle(bundle):
+        methods = importlib.import_module("scripts.methods")
+        load = importlib.import_module("scripts.checkpoints").load_weights
+        path_of = importlib.import_module("scripts.handlers").weights_path
+        for head in methods.result_heads(config["method"], config["magnifications"]):
+            load(make_network(bundle), path_of(bundle.root / "models", head), config)
+    record = _record(bundle)
+    for key, value in record["settings"].items():
+        if key in config and config[key] != value:
+            raise SettingsError(
+                f"configs/inference.json#{key}",
+                f"is {config[key]!r}, and the weights were trained with {value!r}",
+                "Pack with `python -m bundle pack`, which takes the settings of the weights.",
+            )
+
+
+def demonstration(bundle: Bundle) -> None:
+    """Weights that were trained on drawn slides are called a demonstration wherever a user looks."""
+    bundle.weights()
+    record = _record(bundle)
+    with in_bundle(bundle):
+        if not importlib.import_module("scripts.weights_record").is_demonstration(record):
+            return
+    if bundle.kind == "repository":
+        raise NotChecked("the weights are a demonstration; packing says so in what is handed on")
+    texts = {
+        f"configs/metadata.json#{key}": bundle.metadata.get(key) for key in ("name", "description", "intended_use")
+    }
+    texts[f"docs/README.md, its first {CARD_TOP} lines"] = "\n".join(
+        bundle.text("docs/README.md").splitlines()[:CARD_TOP]
+    )
+    texts["models/README.md"] = bundle.text("models/README.md")
+    for place, text in texts.items():
+        if "demonstration" not in str(text).lower():
+            raise SettingsError(
+                place,
+                "does not say that the weights are a demonstration, trained on drawn slides",
+                "Pack with `python -m bundle pack`, which says so.",
+            )
+
+
+def torchscript(bundle: Bundle) -> None:
+    """MONAI's ``ckpt_export`` makes a TorchScript network with the same outputs for bags of any length."""
+    weights = bundle.weights()
+    with in_bundle(bundle), _folder() as folder:
+        path = str(folder / "model.ts")
+        monai.bundle.ckpt_export(
+            net_id=NETWORK, filepath=path, ckpt_file=str(weights), key_in_ckpt="", **inference_files(bundle)
+        )
+        exported = torch.jit.load(path)
+        _compare(bundle, lambda x: exported(x), "TorchScript")
+
+
+def onnx(bundle: Bundle) -> None:
+    """MONAI's ``onnx_export`` makes an ONNX network with the same outputs for bags of any length."""
+    weights = bundle.weights()
+    with in_bundle(bundle), _folder() as folder:
+        path = str(folder / "model.onnx")
+        names: dict[str, Any] = {"input_names": ["image"], "output_names": ["pred"]}
+        monai.bundle.onnx_export(
+            net_id=NETWORK,
+            filepath=path,
+            ckpt_file=str(weights),
+            key_in_ckpt="",
+            input_shape=list(bag(bundle, EXPORTED_ROWS).shape),
+            use_trace=True,
+            converter_kwargs={**names, "dynamic_axes": {"image": {1: "rows"}}},
+            **inference_files(bundle),
+        )
+        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        _compare(bundle, lambda x: torch.from_numpy(session.run(None, {"image": x.numpy()})[0]), "ONNX")
+
+
+def _compare(bundle: Bundle, exported: Callable[[Tensor], Tensor], name: str) -> None:
+    network = _trained(bundle)
+    with torch.no_grad():
+        for rows, padding in BAGS:
+            x = bag(bundle, rows, padding)
+            wanted, found = network(x), exported(x)
+            if found.shape != wanted.shape or not torch.allclose(found, wanted, rtol=RTOL, atol=ATOL):
+                differ = f" by up to {(found - wanted).abs().max():.2g}" if found.shape == wanted.shape else ""
+                raise SettingsError(
+                    name,
+                    f"its outputs for {rows} rows and {padding} of padding differ from the network's{differ}",
+                    "Look for what its forward pass does with numbers of rows, and with log weights.",
+                )
+
+
+def _trained(bundle: Bundle) -> nn.Module:
+    network = make_network(bundle)
+    importlib.import_module("scripts.checkpoints").load_weights(network, bundle.weights())
+    return network
+
+
+def _record(bundle: Bundle) -> dict[str, Any]:
+    path = bundle.weights()
+    with in_bundle(bundle):
+        record: dict[str, Any] = importlib.import_module("scripts.weights_record").read_record(path)
+    return record
+
+
+@contextlib.contextmanager
+def _folder() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)
+
+
+RULES: dict[str, Callable[[Bundle], None]] = {
+    "weights": weights_load,
+    "demonstration": demonstration,
+    "TorchScript": torchscript,
+    "ONNX": onnx,
+}
+"""The rules of this file by name."""

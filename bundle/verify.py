@@ -1,0 +1,135 @@
+"""Checking a bundle: every rule, one finding each."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+
+from bundle import rules_configs, rules_files, rules_metadata, rules_network, rules_weights
+from bundle.archive import unpack
+from bundle.checked import Bundle, NotChecked
+from scripts.errors import BundleError, SettingsError
+
+__all__ = ["FAILED", "NOT_CHECKED", "OK", "RULES", "SCHEMA", "Finding", "check", "load_schema", "verify"]
+
+DOWNLOAD_SECONDS = 30
+
+OK, FAILED, NOT_CHECKED = "ok", "FAILED", "not checked"
+
+SCHEMA = Path(__file__).with_name("zoo_metadata_schema.json")
+"""What the Model Zoo asks of a bundle's metadata, in words of our own: the official schema is a download."""
+
+RULES: dict[str, Callable[[Bundle], None]] = {
+    **rules_files.RULES,
+    **rules_metadata.RULES,
+    **rules_configs.RULES,
+    **rules_network.RULES,
+    **rules_weights.RULES,
+}
+"""The rules by name. A rule that is kept returns; else it raises :class:`NotChecked`, or an error with the reason."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What came of a rule.
+
+    Args:
+        rule: its name.
+        state: :data:`OK`, :data:`FAILED` or :data:`NOT_CHECKED`.
+        text: the reason and the remedy, in one line; empty if the rule is kept.
+    """
+
+    rule: str
+    state: str
+    text: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.state:<12} {self.rule}" + (f": {self.text}" if self.text else "")
+
+
+def verify(path: Path, schema: Mapping[str, Any]) -> Iterator[Finding]:
+    """Check a bundle. Its own code is run.
+
+    Args:
+        path: the repository, the folder of a bundle, or a zip.
+        schema: the JSON schema of the metadata, see :func:`load_schema`.
+
+    Yields:
+        A finding for each rule, as soon as it is there; where a zip cannot be unpacked, for this alone.
+
+    Raises:
+        SettingsError: if there is nothing at ``path``.
+    """
+    if path.is_dir():
+        bundle = Bundle.of_folder(path, schema)
+        yield from (check(rule, bundle) for rule in RULES)
+        return
+    if not path.is_file():
+        raise SettingsError(path, "there is no such file or folder", "Give a bundle's folder or zip.")
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            bundle = Bundle(unpack(path, Path(folder)), "zip", schema)
+        except SettingsError as error:
+            yield Finding("archive", FAILED, str(error))
+            return
+        yield Finding("archive", OK)
+        yield from (check(rule, bundle) for rule in RULES)
+
+
+def check(rule: str, bundle: Bundle) -> Finding:
+    """What comes of one rule."""
+    try:
+        RULES[rule](bundle)
+    except NotChecked as reason:
+        return Finding(rule, NOT_CHECKED, str(reason))
+    except BundleError as error:
+        return Finding(rule, FAILED, str(error))
+    except Exception as error:  # The bundle's own code, or a file of a form that nobody thought of.
+        return Finding(rule, FAILED, _of_bundle(error))
+    return Finding(rule, OK)
+
+
+def load_schema(place: str | None = None) -> dict[str, Any]:
+    """A JSON schema of the metadata.
+
+    Args:
+        place: a path or web address; by default :data:`SCHEMA`.
+
+    Raises:
+        SettingsError: if there is no such schema.
+    """
+    place = place or str(SCHEMA)
+    remedy = "Give the path or web address of a JSON schema, or leave --schema out."
+    try:
+        if place.startswith(("https://", "http://")):
+            with urllib.request.urlopen(place, timeout=DOWNLOAD_SECONDS) as answer:
+                content = json.load(answer)
+        else:
+            content = json.loads(Path(place).read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError("it holds no JSON object")
+        jsonschema.validators.validator_for(content).check_schema(content)
+    except (OSError, ValueError, jsonschema.SchemaError) as error:
+        reason = getattr(error, "strerror", None) or getattr(error, "reason", None) or error
+        raise SettingsError(place, f"is no schema that can be read ({reason})", remedy) from error
+    return content
+
+
+def _of_bundle(error: BaseException) -> str:
+    """What an error in the checked bundle's code says, in one line: its own kind of error, or else the first cause."""
+    chain = [error]
+    while (cause := error.__cause__ or error.__context__) is not None:
+        error = cause
+        chain.append(error)
+    # The bundle's class of errors is not the repository's, which the caller knows; as that one it says what to do.
+    own = [str(link) for link in chain if any(kind.__name__ == BundleError.__name__ for kind in type(link).__mro__)]
+    if own:
+        return own[0]
+    return f"{type(error).__name__}: {' '.join(str(error).split()) or 'no reason given'}"

@@ -1,0 +1,93 @@
+"""A repository as it is after a training, small and quickly made, for the tests of packing and verifying."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bundle.contents import NAME, shared_files
+from scripts.datalist import num_classes
+from scripts.handlers import weights_path
+from scripts.methods import get_network, trained_heads
+from scripts.weights_record import sign
+from tests.conftest import ROOT
+
+SETTINGS: dict[str, Any] = {
+    "method": "mustmil",
+    "task": "multilabel",
+    "class_names": ["cancer", "hgd", "lgd", "hyperplastic", "normal"],
+    "magnifications": [5, 10],
+    "patch_size": 224,
+    "min_tissue": 0.7,
+    "read_level": "nearest",
+    "backbone": "efficientnet_lite0",
+    "backbone_sha256": "0" * 64,
+    "num_nodes": 128,
+}
+"""The settings of a training with the shipped defaults."""
+
+SCANNED = {"training_slides": 31, "validation_slides": 7, "drawn_slides": 0}
+DRAWN = {"training_slides": 24, "validation_slides": 8, "drawn_slides": 32}
+
+
+def make_weights(
+    folder: Path, data: Mapping[str, int] = SCANNED, seed: int = 0, num_features: int = 1280, **settings: Any
+) -> Path:
+    """What a training writes: random weights for each output, with the record of a training.
+
+    Args:
+        folder: where to.
+        data: the numbers of slides in the record.
+        seed: of the weights.
+        num_features: of the backbone, 1280 for the default one.
+        settings: those in which the training differed from :data:`SETTINGS`.
+    """
+    knobs = {**SETTINGS, **settings}
+    folder.mkdir(parents=True, exist_ok=True)
+    for index, head in enumerate(trained_heads(knobs["method"], knobs["magnifications"])):
+        torch.manual_seed(seed + index)
+        network = get_network(
+            knobs["method"],
+            num_classes=num_classes(knobs["task"], knobs["class_names"]),
+            num_scales=len(knobs["magnifications"]),
+            num_features=num_features,
+            num_nodes=knobs["num_nodes"],
+        )
+        sign(network, {"settings": knobs, "data": dict(data), "version": "0.0.0"})
+        torch.save(network.state_dict(), weights_path(folder, head))
+    return folder
+
+
+def make_repository(folder: Path) -> Path:
+    """The files of this repository that are packed, and weights with the settings of its configs."""
+    for name in shared_files(ROOT)[0]:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(ROOT / name, folder / name)
+    # A file that git does not know yet is tested, too, while it is being written.
+    for path in ROOT.joinpath("scripts").glob("*.py"):
+        shutil.copyfile(path, folder / "scripts" / path.name)
+    make_weights(folder / "models")
+    return folder
+
+
+def copied(repository: Path, folder: Path) -> Path:
+    """A copy of a bundle or repository that a test may change, under the bundle's name."""
+    return Path(shutil.copytree(repository, folder / NAME))
+
+
+def write(root: Path, name: str, text: str) -> None:
+    """Write a file, with the folders that it needs."""
+    (root / name).parent.mkdir(parents=True, exist_ok=True)
+    (root / name).write_text(text, encoding="utf-8")
+
+
+def change_json(root: Path, name: str, change: Callable[[Any], object]) -> None:
+    """Read a JSON file, change what it holds, write it back."""
+    content = json.loads((root / name).read_text(encoding="utf-8"))
+    change(content)
+    write(root, name, json.dumps(content, indent=4, ensure_ascii=False) + "\n")

@@ -1,0 +1,117 @@
+"""The zip: the same bytes for the same files, checksums that coreutils agree with, and no way out when unpacking."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import stat
+import subprocess
+import time
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from bundle.archive import unpack, write_archive
+from bundle.contents import NAME
+from scripts.errors import SettingsError
+
+FILES = {"scripts/b.py": b"b = 1\n", "LICENSE": b"free\n", "models/model.pt": bytes(range(256)) * 40}
+
+sha256sum = pytest.mark.skipif(shutil.which("sha256sum") is None, reason="sha256sum is not installed")
+
+
+def make_zip(path: Path, *members: tuple[str, int]) -> Path:
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, mode in members:
+            member = zipfile.ZipInfo("placeholder")
+            member.filename, member.external_attr = name, mode << 16
+            archive.writestr(member, b"x")
+    return path
+
+
+def test_the_same_files_give_the_same_bytes(tmp_path: Path) -> None:
+    first = write_archive(FILES, tmp_path / "a" / "x.zip")
+    time.sleep(0.01)
+    second = write_archive(dict(reversed(FILES.items())), tmp_path / "b" / "x.zip")
+    assert (tmp_path / "a" / "x.zip").read_bytes() == (tmp_path / "b" / "x.zip").read_bytes()
+    assert first == second == hashlib.sha256((tmp_path / "a" / "x.zip").read_bytes()).hexdigest()
+    assert write_archive({**FILES, "LICENSE": b"not\n"}, tmp_path / "x.zip") != first
+
+
+def test_members_are_sorted_and_carry_neither_the_time_nor_the_rights_of_this_machine(tmp_path: Path) -> None:
+    write_archive(FILES, tmp_path / "x.zip")
+    members = zipfile.ZipFile(tmp_path / "x.zip").infolist()
+    names = ["LICENSE", "SHA256SUMS", "models/model.pt", "scripts/b.py"]
+    assert [member.filename for member in members] == [f"{NAME}/{name}" for name in names]
+    assert {member.date_time for member in members} == {(1980, 1, 1, 0, 0, 0)}
+    assert {member.external_attr >> 16 for member in members} == {stat.S_IFREG | 0o644}
+
+
+def test_what_is_unpacked_is_what_was_packed(tmp_path: Path) -> None:
+    write_archive(FILES, tmp_path / "x.zip")
+    top = unpack(tmp_path / "x.zip", tmp_path / "out")
+    assert top == tmp_path / "out" / NAME
+    for name, content in FILES.items():
+        assert (top / name).read_bytes() == content
+
+
+@sha256sum
+def test_sha256sum_agrees_with_the_checksums_inside_and_beside(tmp_path: Path) -> None:
+    write_archive(FILES, tmp_path / "x.zip")
+    top = unpack(tmp_path / "x.zip", tmp_path / "out")
+    inside = subprocess.run(["sha256sum", "-c", "SHA256SUMS"], cwd=top, capture_output=True, text=True, check=True)
+    assert inside.stdout.splitlines() == [f"{name}: OK" for name in sorted(FILES)]
+    subprocess.run(["sha256sum", "--quiet", "-c", "x.zip.sha256"], cwd=tmp_path, check=True)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../x", "b/../../x", "/etc/x", "b//x", "b/./x", "b\\..\\x", "C:/x", "b/x:y"],
+)
+def test_a_name_that_leads_out_is_refused_and_nothing_is_written(tmp_path: Path, name: str) -> None:
+    path = make_zip(tmp_path / "x.zip", ("b/good", stat.S_IFREG | 0o644), (name, stat.S_IFREG | 0o644))
+    with pytest.raises(SettingsError, match="may lead out of its folder"):
+        unpack(path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("kind", [stat.S_IFLNK, stat.S_IFIFO, stat.S_IFCHR])
+def test_links_and_devices_are_refused(tmp_path: Path, kind: int) -> None:
+    path = make_zip(tmp_path / "x.zip", ("b/good", 0), ("b/odd", kind | 0o777))
+    with pytest.raises(SettingsError, match="holds b/odd, which is a link or no plain file"):
+        unpack(path, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["a/x", "b/x"], "one top folder and nothing beside it, got a, b"),
+        (["a/x", "LICENSE"], "one top folder and nothing beside it, got LICENSE, a"),
+        (["LICENSE"], "one top folder and nothing beside it, got LICENSE"),
+        ([], "one top folder and nothing beside it, got nothing"),
+        (["a/x", "a/x"], "holds a/x more than once"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_there_has_to_be_one_top_folder_with_each_file_once(tmp_path: Path, names: list[str], message: str) -> None:
+    path = make_zip(tmp_path / "x.zip", *((name, 0) for name in names))
+    with pytest.raises(SettingsError, match=message):
+        unpack(path, tmp_path / "out")
+
+
+def test_folders_in_a_zip_do_no_harm(tmp_path: Path) -> None:
+    path = make_zip(tmp_path / "x.zip", ("a/", stat.S_IFDIR | 0o755), ("a/b/", 0), ("a/b/x", 0))
+    assert (unpack(path, tmp_path / "out") / "b" / "x").read_bytes() == b"x"
+
+
+def test_what_is_no_zip_or_a_damaged_one_is_an_error_of_one_line(tmp_path: Path) -> None:
+    (tmp_path / "no.zip").write_bytes(b"PK\x03\x04 cut off")
+    write_archive(FILES, tmp_path / "x.zip")
+    content = bytearray((tmp_path / "x.zip").read_bytes())
+    content[content.index(b"LICENSE") + 12] ^= 255
+    (tmp_path / "damaged.zip").write_bytes(content)
+    for name in ("no.zip", "damaged.zip"):
+        with pytest.raises(SettingsError, match=f"{name}: is damaged, or no zip") as error:
+            unpack(tmp_path / name, tmp_path / "out")
+        assert "\n" not in str(error.value)

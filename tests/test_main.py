@@ -1,0 +1,79 @@
+"""``python -m bundle``, as a user calls it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bundle.__main__ import main
+from tests.bundles import DRAWN, copied, make_weights
+from tests.conftest import ROOT
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "bundle", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def test_pack_writes_next_to_the_repository_and_takes_its_weights(
+    trained_repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = copied(trained_repository, tmp_path)
+    assert main(["pack", "--bundle_root", str(root)]) == 0
+    (path,) = (root / "dist").glob("*.zip")
+    assert f"{path} " in capsys.readouterr().out
+
+
+def test_pack_takes_other_weights_to_another_place(
+    trained_repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = make_weights(tmp_path / "weights", DRAWN)
+    places = ["--ckpt_dir", str(weights), "--output_dir", str(tmp_path / "out")]
+    assert main(["pack", "--bundle_root", str(trained_repository), *places]) == 0
+    assert sorted(path.suffix for path in (tmp_path / "out").iterdir()) == [".sha256", ".zip"]
+    assert capsys.readouterr().out.splitlines()[-1] == (
+        "Demonstration weights, trained on drawn slides: they have never seen tissue and are unfit for it."
+    )
+
+
+def test_verify_prints_one_line_a_rule_and_a_sum(
+    trained_repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = copied(trained_repository, tmp_path)
+    (root / "models" / "model.pt").unlink()
+    assert main(["verify", str(root)]) == 0
+    *lines, total = capsys.readouterr().out.splitlines()
+    counts = [sum(line.startswith(state) for line in lines) for state in ("ok ", "FAILED ", "not checked ")]
+    assert sum(counts) == len(lines)
+    assert counts[1] == 0
+    assert total == f"{counts[0]} ok, 0 FAILED, {counts[2]} not checked"
+
+    (root / "LICENSE").unlink()
+    assert main(["verify", str(root)]) == 1
+    assert "2 FAILED" in capsys.readouterr().out.splitlines()[-1]
+
+
+def test_another_schema_is_used(trained_repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "schema.json").write_text('{"required": ["moon"]}', encoding="utf-8")
+    root = copied(trained_repository, tmp_path)
+    (root / "models" / "model.pt").unlink()
+    assert main(["verify", str(root), "--schema", str(tmp_path / "schema.json")]) == 1
+    assert "'moon' is a required property" in capsys.readouterr().out
+
+
+def test_a_mistake_ends_with_one_line_and_exit_code_1(tmp_path: Path) -> None:
+    result = run("pack", "--ckpt_dir", str(tmp_path))
+    assert (result.returncode, result.stdout) == (1, "")
+    (line,) = result.stderr.splitlines()
+    assert line.startswith(f"error: {tmp_path}/model.pt: there is no such file. Train first (python -m monai.bundle")
+
+
+@pytest.mark.parametrize("command", ["pack", "verify"])
+def test_help_names_the_options_at_once(command: str) -> None:
+    result = run(command, "--help")
+    assert result.returncode == 0
+    for option in {"pack": ("--bundle_root", "--ckpt_dir", "--output_dir"), "verify": ("PATH", "--schema")}[command]:
+        assert option in result.stdout

@@ -1,0 +1,103 @@
+"""Checking a bundle: every rule, one line each, whatever it holds."""
+
+from __future__ import annotations
+
+import functools
+import http.server
+import shutil
+import threading
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from bundle.checked import Bundle
+from bundle.contents import NAME
+from bundle.verify import FAILED, NOT_CHECKED, OK, RULES, SCHEMA, Finding, check, load_schema, verify
+from scripts.errors import SettingsError
+from tests.bundles import copied, write
+from tests.conftest import ROOT
+
+
+def test_a_packed_zip_keeps_every_rule(packed_zip: Path) -> None:
+    findings = list(verify(packed_zip, load_schema()))
+    assert [finding.rule for finding in findings] == ["archive", *RULES]
+    assert [str(finding) for finding in findings if finding.state != OK] == [
+        "not checked  packages: a packed bundle has no constraints.txt to compare the versions with"
+    ]
+
+
+def test_this_repository_keeps_every_rule_that_needs_no_weights() -> None:
+    assert [str(finding) for finding in verify(ROOT, load_schema()) if finding.state == FAILED] == []
+
+
+def test_without_weights_a_folder_passes_and_a_zip_does_not(trained_repository: Path, tmp_path: Path) -> None:
+    root = copied(trained_repository, tmp_path)
+    shutil.rmtree(root / "models")
+    write(root, "models/README.md", "# Weights\n")
+    states = {finding.rule: finding.state for finding in verify(root, load_schema())}
+    assert FAILED not in states.values()
+    needing = {rule for rule, state in states.items() if state == NOT_CHECKED}
+    assert {"weights file", "weights", "demonstration", "TorchScript", "ONNX"} <= needing
+
+    shutil.make_archive(str(tmp_path / "zip"), "zip", tmp_path, NAME)
+    failed = [finding.rule for finding in verify(tmp_path / "zip.zip", load_schema()) if finding.state == FAILED]
+    assert failed == ["weights file", "checksums", "weights", "demonstration", "TorchScript", "ONNX"]
+
+
+def test_a_zip_that_leads_out_of_its_folder_is_not_looked_into(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        archive.writestr(f"{NAME}/../../x", "x")
+    (finding,) = verify(tmp_path / "x.zip", load_schema())
+    assert (finding.rule, finding.state) == ("archive", FAILED)
+    assert "may lead out of its folder" in finding.text
+
+
+def test_where_there_is_nothing_it_says_so(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"none.zip: there is no such file or folder. Give a bundle's"):
+        list(verify(tmp_path / "none.zip", load_schema()))
+
+
+def test_an_empty_folder_breaks_rules_and_nothing_else(tmp_path: Path) -> None:
+    findings = list(verify(tmp_path, load_schema()))
+    assert [finding.rule for finding in findings] == list(RULES)
+    assert not any("\n" in str(finding) for finding in findings)
+    lines = {finding.rule: str(finding) for finding in findings}
+    assert lines["licence"] == "FAILED       licence: LICENSE: cannot be read (No such file or directory). Add it."
+
+
+def test_a_form_that_no_rule_thought_of_breaks_that_rule_alone(trained_repository: Path, tmp_path: Path) -> None:
+    root = copied(trained_repository, tmp_path)
+    write(root, "configs/metadata.json", '{"version": "1.0.0", "changelog": {"1.0.0": ""}, "network_data_format": 3}')
+    finding = check("data format", Bundle(root, "folder", load_schema()))
+    assert finding == Finding("data format", FAILED, "AttributeError: 'int' object has no attribute 'get'")
+    assert check("licence", Bundle(root, "folder")).state == OK
+
+
+@pytest.fixture
+def address(tmp_path: Path) -> Iterator[str]:
+    """The web address of a folder."""
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(tmp_path))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+def test_a_schema_comes_from_the_bundle_a_path_or_the_web(tmp_path: Path, address: str) -> None:
+    shutil.copyfile(SCHEMA, tmp_path / "schema.json")
+    assert load_schema() == load_schema(str(tmp_path / "schema.json")) == load_schema(f"{address}/schema.json")
+    with pytest.raises(SettingsError, match=r"/gone.json: is no schema that can be read \(File not found\)"):
+        load_schema(f"{address}/gone.json")
+
+
+@pytest.mark.parametrize("text", [None, "{", '{"type": "no such type"}', "3"])
+def test_what_is_no_schema_is_an_error_of_one_line(tmp_path: Path, text: str | None) -> None:
+    if text is not None:
+        write(tmp_path, "schema.json", text)
+    with pytest.raises(SettingsError, match=r"schema.json: is no schema that can be read") as error:
+        load_schema(str(tmp_path / "schema.json"))
+    assert "\n" not in str(error.value)
