@@ -3,6 +3,11 @@
 VENV := .venv
 PYTHON := $(VENV)/bin/python
 STAMP := $(VENV)/.stamp
+# MONAI Label's environment: it needs numpy 1.26 and torchvision, which the other cannot have (docs/monai-label.md).
+LABEL_VENV := .venv-label
+LABEL_PYTHON := $(LABEL_VENV)/bin/python
+LABEL_STAMP := $(LABEL_VENV)/.stamp
+LABEL_APP := bundle/label_app
 # `pip check` of later versions stops at the wheel tag of itk 5.4 (docs/decisions.md).
 PIP_VERSION := 24.1.2
 
@@ -18,7 +23,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 TYPED = $(foreach d,scripts bundle,$(if $(shell find $(d) -name '*.py' 2>/dev/null),$(d)))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test lint format demo compare-demo bench bench-comparison clean
+.PHONY: help setup test lint format demo compare-demo bench bench-comparison label-env test-label clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -49,9 +54,14 @@ bench-comparison: $(STAMP) ## measure how much of a training is reading, after `
 bench: $(STAMP) ## measure the patch extraction on this machine
 	$(PYTHON) -m tests.benchmarks.extraction $(ARGS)
 
-clean: ## remove build output and caches; data/, models/, output/ and .venv stay
+label-env: $(LABEL_STAMP) ## make .venv-label with MONAI Label and all that the bundle imports: 8 GB
+
+test-label: $(LABEL_STAMP) ## run the tests against a real MONAI Label server; ARGS adds options of pytest
+	$(LABEL_PYTHON) -m pytest -c tests/label/pytest.ini tests/label $(ARGS)
+
+clean: ## remove build output and caches; data/, models/, output/, .venv and .venv-label stay
 	rm -rf build dist *.egg-info htmlcov .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache .hypothesis
-	find . -path ./$(VENV) -prune -o -path ./data -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
+	find . -path ./$(VENV) -prune -o -path ./$(LABEL_VENV) -prune -o -path ./data -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # cuCIM comes last and apart: alone where there is no NVIDIA GPU, with CUDA where there is one.
 $(STAMP): pyproject.toml constraints.txt
@@ -70,6 +80,28 @@ $(STAMP): pyproject.toml constraints.txt
 			else \
 				echo "No NVIDIA GPU found: installing cuCIM alone"; \
 				$(PYTHON) -m pip install --quiet --constraint constraints.txt --no-deps cucim-cu13; \
+			fi ;; \
+		*) echo "cuCIM exists for Linux only: slides are read with OpenSlide" ;; \
+	esac
+	@touch $@
+
+$(LABEL_STAMP): $(LABEL_APP)/requirements.txt $(LABEL_APP)/constraints.txt
+	@test -x $(LABEL_PYTHON) || $(or $(PY),false) -c $(RECENT) 2>/dev/null || { \
+		echo "Python 3.11 or newer is needed; $(or $(PY),what python3.11 and python3 start) is not." \
+			"Install it, or name it: make label-env PY=/path/to/python3.11" >&2; exit 1; }
+	@echo "Installing MONAI Label into $(LABEL_VENV): 8 GB, three minutes the first time, seconds after that"
+	test -x $(LABEL_PYTHON) || $(PY) -m venv $(LABEL_VENV)
+	$(LABEL_PYTHON) -m pip install --quiet pip==$(PIP_VERSION)
+	$(LABEL_PYTHON) -m pip install --quiet --constraint $(LABEL_APP)/constraints.txt \
+		--requirement $(LABEL_APP)/requirements.txt
+	@set -e; case "$$(uname -s) $$(uname -m)" in \
+		"Linux x86_64" | "Linux aarch64") \
+			if command -v nvidia-smi >/dev/null; then \
+				echo "NVIDIA GPU found: installing cuCIM with CUDA"; \
+				$(LABEL_PYTHON) -m pip install --quiet --constraint $(LABEL_APP)/constraints.txt cucim-cu13; \
+			else \
+				echo "No NVIDIA GPU found: installing cuCIM alone"; \
+				$(LABEL_PYTHON) -m pip install --quiet --constraint $(LABEL_APP)/constraints.txt --no-deps cucim-cu13; \
 			fi ;; \
 		*) echo "cuCIM exists for Linux only: slides are read with OpenSlide" ;; \
 	esac

@@ -21,7 +21,7 @@ from scripts.geojson import write_geojson
 from scripts.heatmaps import Thumbnail, class_colour, overlay, read_thumbnail, write_patch_image, write_png
 from scripts.methods import MapSpec
 
-__all__ = ["HeatmapWriter", "class_file_names"]
+__all__ = ["HeatmapWriter", "class_file_names", "predicted_classes"]
 
 SUFFIXES = (".png", ".geojson", ".mha")
 THRESHOLD = 0.5

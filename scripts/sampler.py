@@ -96,7 +96,7 @@ class BalancedSampler(DistributedWeightedRandomSampler):
     def __iter__(self) -> Iterator[int | DrawnView]:
         # Apart for each epoch and rank, which consecutive seeds are not guaranteed to be.
         sequence = np.random.SeedSequence([self.seed, self.epoch, self.rank])
-        self.draws.manual_seed(int(sequence.generate_state(1, np.uint64)[0] >> 1))
+        self.draws.manual_seed(int(sequence.generate_state(1, np.uint64)[0]) >> 1)
         if self.views is None:
             return super().__iter__()
         slides = list(super().__iter__())

@@ -187,6 +187,7 @@ def _without_small(objects: NDArray[np.bool_], smallest_px: float) -> NDArray[np
     image = itk.image_from_array(objects.astype(np.uint8))
     labels = itk.connected_component_image_filter(image, fully_connected=True, ttype=types)
     components = itk.array_from_image(labels)
-    large = np.bincount(components.ravel()) >= smallest_px
+    # numpy 1, which MONAI Label needs, counts no uint64.
+    large = np.bincount(components.ravel().astype(np.intp)) >= smallest_px
     large[0] = False
     return large[components]

@@ -1,0 +1,88 @@
+"""What the app takes from the bundle that it serves: from that bundle's own ``scripts``, of its own version."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from monai.bundle import ConfigParser
+
+from .choices import Offer
+
+__all__ = ["BundleParts", "bundle_scripts", "read_parts"]
+
+# All bundles are called `scripts`: one at a time may be on the path and among the modules.
+BUNDLE_LOCK = threading.RLock()
+
+
+@dataclass(frozen=True)
+class BundleParts:
+    """Parts of one bundle. They stay as they are when its modules are unloaded.
+
+    Args:
+        offer: what its network has.
+        scale_indices: for each map, whose patches it lies on; 0 is the lowest magnification.
+        gather_rows: from values of rows to a map over patches.
+        class_colour: RGB of a class by its index.
+        shade_colours: RGB of shades in 0..100 of a kind.
+        predicted_classes: the indices of the classes that scores predict.
+        check_weights: refuses a network that was not loaded whole.
+    """
+
+    offer: Offer
+    scale_indices: tuple[int, ...]
+    gather_rows: Callable[..., Any]
+    class_colour: Callable[[int], tuple[int, int, int]]
+    shade_colours: Callable[..., Any]
+    predicted_classes: Callable[[Any], list[int]]
+    check_weights: Callable[..., None]
+
+
+@contextmanager
+def bundle_scripts(bundle_path: str) -> Iterator[None]:
+    """Let ``scripts`` be that of a bundle, for one thread at a time, and leave the path as it was, come what may."""
+    with BUNDLE_LOCK:
+        before = list(sys.path)
+        sys.path.insert(0, bundle_path)
+        for name in [name for name in sys.modules if name == "scripts" or name.startswith("scripts.")]:
+            del sys.modules[name]
+        try:
+            yield
+        finally:
+            sys.path[:] = before
+
+
+def read_parts(bundle_path: str, config: ConfigParser) -> BundleParts:
+    """Take the parts out of a bundle.
+
+    Args:
+        bundle_path: its folder.
+        config: its ``inference.json``.
+    """
+    method, magnifications, task, names = (
+        config.get_parsed_content(key) for key in ("method", "magnifications", "task", "class_names")
+    )
+    with bundle_scripts(bundle_path):
+        modules = ("methods", "datalist", "attention_maps", "heatmaps", "heatmap_writer", "weights_record")
+        methods, datalist, maps, heatmaps, writer, weights = (
+            importlib.import_module(f"scripts.{name}") for name in modules
+        )
+    specs = methods.attention_maps(method, magnifications)
+    return BundleParts(
+        offer=Offer(
+            heads=tuple(methods.result_heads(method, magnifications)),
+            maps=tuple((spec.name, spec.head) for spec in specs),
+            class_names=tuple(datalist.output_names(task, names)),
+        ),
+        scale_indices=tuple(spec.scale_index for spec in specs),
+        gather_rows=maps.gather_rows,
+        class_colour=heatmaps.class_colour,
+        shade_colours=heatmaps.shade_colours,
+        predicted_classes=writer.predicted_classes,
+        check_weights=weights.check_weights,
+    )

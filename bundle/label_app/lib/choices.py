@@ -1,0 +1,156 @@
+"""What a client may choose of a slide's result: which output, classes and kind of map, and how much of it is drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .reasons import BAD_REQUEST, RequestError
+
+__all__ = ["DEFAULTS", "KEYS", "Choice", "Offer", "read_choice", "read_switch"]
+
+KINDS = ("attention", "contribution")
+DEFAULTS: dict[str, Any] = {"classes": "predicted", "kind": KINDS[0], "share": 0.1}
+KEYS = ("head", "classes", "kind", "share", "threshold")
+MOST_SHARES = 5
+# What MONAI Label fills in where a client names no region. Nobody's rectangle is taken for it in practice.
+STOCK_REGION = (0.0, 0.0, 2048.0, 2048.0)
+
+
+@dataclass(frozen=True)
+class Offer:
+    """What a bundle's network has.
+
+    Args:
+        heads: the names of its outputs.
+        maps: the names of its maps, and the output that each explains.
+        class_names: what the scores of an output stand for.
+    """
+
+    heads: tuple[str, ...]
+    maps: tuple[tuple[str, str], ...]
+    class_names: tuple[str, ...]
+
+    @property
+    def map_names(self) -> list[str]:
+        """What ``head`` may be: the maps by name, and the outputs that have one."""
+        return list(dict.fromkeys([*(head for _, head in self.maps), *(name for name, _ in self.maps)]))
+
+    def map_index(self, head: str) -> int:
+        """The map of that name; or, of an output with one on each scale, the one on the highest."""
+        named = [m for m, (name, _) in enumerate(self.maps) if name == head]
+        return (named or [m for m, (_, of) in enumerate(self.maps) if of == head])[-1]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A client's choice, checked.
+
+    Args:
+        head: the map's output, or the map.
+        classes: the classes to draw; ``None`` for those that the output predicts.
+        kind: ``"attention"`` or ``"contribution"``.
+        shares: the shares of the patches to draw, ascending, each a band of its own; empty for none.
+        threshold: instead of shares, the smallest value to draw.
+        region: (x, y, width, height) in level-0 pixels, outside of which nothing is drawn; ``None`` for the slide.
+    """
+
+    head: str
+    classes: tuple[str, ...] | None
+    kind: str
+    shares: tuple[float, ...]
+    threshold: float | None
+    region: tuple[float, float, float, float] | None
+
+
+def read_choice(request: Mapping[str, Any], offer: Offer, defaults: Mapping[str, Any] | None = None) -> Choice:
+    """Check what a client asks for.
+
+    Args:
+        request: its parameters; those of MONAI Label beside ours stay unread, but for ``location`` and ``size``.
+        offer: what there is to choose from.
+        defaults: the server's own, for parameters that the request lacks. Values may be text, as ``--conf`` gives.
+
+    Raises:
+        RequestError: if a value is none of ours.
+    """
+    given = {key: request[key] for key in KEYS if request.get(key) is not None}
+    # A client that shows the options of /info/ may send the whole list back, for its first entry.
+    given = {key: value for key, value in given.items() if value not in (offer.map_names, list(KINDS))}
+    if "share" in given and "threshold" in given:
+        raise RequestError(BAD_REQUEST, "share, threshold", "both were given", "Give one of the two.")
+    merged = {"head": offer.map_names[0], **DEFAULTS, **(defaults or {}), **given}
+    if "share" in given:
+        merged.pop("threshold", None)
+    threshold = merged.get("threshold")
+    return Choice(
+        head=_one_of("head", merged["head"], offer.map_names),
+        classes=_classes(merged["classes"], offer.class_names),
+        kind=_one_of("kind", merged["kind"], KINDS),
+        shares=() if threshold is not None else _shares(merged["share"]),
+        threshold=None if threshold is None else _number("threshold", threshold),
+        region=_region(request.get("location"), request.get("size")),
+    )
+
+
+def read_switch(key: str, value: object) -> bool:
+    """A switch: true or false, or text that says so.
+
+    Raises:
+        RequestError: if it is neither.
+    """
+    words = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False, "none": False}
+    said = str(value).strip().lower()
+    if said not in words:
+        raise RequestError(BAD_REQUEST, key, f"got {value!r}", "Give true or false.")
+    return words[said]
+
+
+def _one_of(key: str, value: object, names: Sequence[str]) -> str:
+    if value not in names:
+        raise RequestError(BAD_REQUEST, key, f"got {value!r}", f"Give one of {', '.join(names)}.")
+    return str(value)
+
+
+def _classes(value: object, class_names: Sequence[str]) -> tuple[str, ...] | None:
+    if isinstance(value, str):
+        if value not in class_names and value in ("predicted", "all"):
+            return None if value == "predicted" else tuple(class_names)
+        value = [value] if value in class_names else [name.strip() for name in value.split(",")]
+    if not isinstance(value, list | tuple) or not value or any(name not in class_names for name in value):
+        remedy = f"Give one or more of {', '.join(class_names)}; or predicted, or all."
+        raise RequestError(BAD_REQUEST, "classes", f"got {value!r}", remedy)
+    return tuple(name for name in class_names if name in value)
+
+
+def _shares(value: object) -> tuple[float, ...]:
+    parts = value.split(",") if isinstance(value, str) else value if isinstance(value, list | tuple) else [value]
+    shares = sorted({_number("share", part) for part in parts})
+    if not 1 <= len(parts) <= MOST_SHARES or not 0 <= shares[0] <= shares[-1] <= 1:
+        remedy = f"Give the share of the patches to draw, in 0..1, or up to {MOST_SHARES} of them; 0 draws none."
+        raise RequestError(BAD_REQUEST, "share", f"got {value!r}", remedy)
+    return tuple(share for share in shares if share > 0)
+
+
+def _number(key: str, value: object) -> float:
+    try:
+        # A switch is a number to Python, and nobody means it so.
+        number = float("nan") if isinstance(value, bool) else float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        number = float("nan")
+    if not abs(number) < float("inf"):
+        raise RequestError(BAD_REQUEST, key, f"got {value!r}", "Give a number.")
+    return number
+
+
+def _region(location: object, size: object) -> tuple[float, float, float, float] | None:
+    """The client's rectangle. Sizes that are not positive mean the whole slide, as the plugins send it."""
+    corner, extent = ([0, 0] if part is None else part for part in (location, size))
+    if not all(isinstance(part, list | tuple) and len(part) == 2 for part in (corner, extent)):
+        cause = f"got {location!r} and {size!r}"
+        raise RequestError(BAD_REQUEST, "location, size", cause, "Give (x, y) and (width, height) in level-0 pixels.")
+    x, y = (_number("location", part) for part in corner)  # type: ignore[attr-defined]
+    width, height = (_number("size", part) for part in extent)  # type: ignore[attr-defined]
+    region = (x, y, width, height)
+    return None if width <= 0 or height <= 0 or region == STOCK_REGION else region

@@ -1,0 +1,201 @@
+"""One whole slide, predicted: the scores of every output, and a map as polygons."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from monai.transforms import SaveImaged
+from monailabel.interfaces.tasks.infer_v2 import InferType
+from monailabel.tasks.infer.bundle import BundleInferTask
+from monailabel.utils.others.generic import name_to_device
+
+from .bundle_parts import bundle_scripts, read_parts
+from .choices import DEFAULTS, KEYS, KINDS, Choice, read_choice
+from .polygons import ClassMap, annotate
+from .reasons import BAD_REQUEST, SERVER_FAULT, RequestError
+
+__all__ = ["SlideInferTask"]
+
+# Under this key the checked choice travels with the request.
+CHOICE = "checked_choice"
+# What the bundle's preprocessing makes of a slide.
+ENCODED = ("image", "corners", "patch_level0", "base_mpp")
+NOTICE = "For research only, not for diagnosis."
+
+
+class SlideInferTask(BundleInferTask):
+    """MONAI Label's task of a bundle, without its silent fallbacks: whole weights, one answer a slide, its maps.
+
+    Args:
+        path: the bundle's folder.
+        conf: of the server; may hold defaults of what a client may choose (:mod:`choices`).
+
+    Raises:
+        RequestError: if the bundle cannot be served, or a default is none.
+    """
+
+    def __init__(self, path: str, conf: Mapping[str, str]) -> None:
+        # With `--conf preload true` weights are loaded while this is made.
+        self.loaded_files: dict[str, str] = {}
+        # The type is given, so that a folder may be called by its version.
+        with bundle_scripts(path):
+            super().__init__(
+                path,
+                conf,
+                type=InferType.CLASSIFICATION,
+                post_filter=[SaveImaged],
+                add_post_restore=False,
+                load_strict=True,
+            )
+        if not self.is_valid():
+            wanted = "configs/inference.json and models/model.pt"
+            raise RequestError(SERVER_FAULT, path, f"lacks {wanted}", "Download the bundle again, or train it.")
+        self.parts = read_parts(path, self.bundle_config)
+        self.labels = {name: index for index, name in enumerate(self.parts.offer.class_names)}
+        self.defaults = {key: conf[key] for key in KEYS if key in conf}
+        self.last_slide: tuple[tuple[object, ...], dict[str, Any]] | None = None
+        self._config["model_filename"].sort(key=lambda name: name != self.const.model_pytorch())
+        self._config.update(DEFAULTS, head=self.parts.offer.map_names, kind=list(KINDS))
+        self.choose({})
+
+    def info(self) -> dict[str, Any]:
+        """What MONAI Label tells of a model, and the names of the outputs."""
+        return {**super().info(), "heads": list(self.parts.offer.heads)}
+
+    def choose(self, request: Mapping[str, Any]) -> Choice:
+        """Check what a client asks for.
+
+        Raises:
+            RequestError: if it cannot be had.
+        """
+        file, files = request.get("model_filename"), self._config["model_filename"]
+        if file is not None and file != files and file not in files:
+            raise RequestError(BAD_REQUEST, "model_filename", f"got {file!r}", f"Give one of {', '.join(files)}.")
+        device = name_to_device(request.get("device"))
+        try:
+            known = torch.device(device)
+        except (RuntimeError, TypeError):
+            known = None
+        if known is None or (known.type == "cuda" and (known.index or 0) >= torch.cuda.device_count()):
+            there = ", ".join(["cpu", *(f"cuda:{gpu}" for gpu in range(torch.cuda.device_count()))])
+            raise RequestError(BAD_REQUEST, "device", f"got {device!r}", f"Give one of {there}; or leave it out.")
+        return read_choice(request, self.parts.offer, self.defaults)
+
+    def __call__(self, request: Mapping[str, Any], callbacks: Any = None) -> tuple[None, dict[str, Any]]:
+        """Predict a slide.
+
+        Args:
+            request: ``image``, the slide's path, and the client's parameters.
+            callbacks: as in MONAI Label.
+
+        Returns:
+            No file, and the reply; see :meth:`writer`.
+
+        Raises:
+            RequestError: if the request or the weights cannot be used.
+        """
+        choice = self.choose(request)
+        device = name_to_device(request.get("device"))
+        with bundle_scripts(self.bundle_path):
+            # Before the slide is encoded, which takes minutes.
+            self.parts.check_weights(self._get_network(device, {**self._config, **request}))
+            return super().__call__({**request, "device": device, CHOICE: choice}, callbacks)
+
+    def run_pre_transforms(self, data: dict[str, Any], transforms: Any) -> dict[str, Any]:
+        """Encode the slide; or take it as it was encoded for the last request, if that was of the same slide.
+
+        Encoding is nearly all of the time that a slide takes, and it depends on neither weights nor choice: another
+        output, class or kind of map of the same slide comes at once.
+        """
+        key = _slide_key(data)
+        if self.last_slide is None or self.last_slide[0] != key:
+            self.last_slide = None
+            made = super().run_pre_transforms(data, transforms)
+            self.last_slide = key, {name: made[name] for name in ENCODED}
+        return {**data, **self.last_slide[1]}
+
+    def writer(self, data: dict[str, Any], extension: Any = None, dtype: Any = None) -> tuple[None, dict[str, Any]]:
+        """The reply to a client, from what the bundle's transforms left in ``data``.
+
+        Returns:
+            No file, and: ``prediction`` as MONAI Label has it, of the output that is served; ``scores`` by output and
+            class; ``annotation``, the polygons; ``heatmap``, what these show; ``model`` and ``version``.
+        """
+        offer, choice = self.parts.offer, data[CHOICE]
+        head_scores = _array(data["head_scores"])  # [H, K]
+        scores = {
+            head: dict(zip(offer.class_names, row, strict=True))
+            for head, row in zip(offer.heads, head_scores.tolist(), strict=True)
+        }
+        _, reply = super().writer(data)
+        maps, shown = self._maps(data, choice, head_scores)
+        annotation = annotate(maps, choice, self.parts.shade_colours)
+        shown["drawn"] = sum(len(element["contours"]) for element in annotation["elements"])
+        name = os.path.basename(self.bundle_path)
+        reply.update(scores=scores, annotation=annotation, heatmap=shown, model=name, version=self.version)
+        reply["notice"] = NOTICE
+        return None, reply
+
+    def _maps(
+        self, data: Mapping[str, Any], choice: Choice, head_scores: np.ndarray
+    ) -> tuple[list[ClassMap], dict[str, Any]]:
+        """The maps that were chosen, and what they are in plain values."""
+        offer = self.parts.offer
+        m = offer.map_index(choice.head)
+        map_name, head = offer.maps[m]
+        predicted = self.parts.predicted_classes(head_scores[offer.heads.index(head)])
+        wanted = choice.classes or tuple(offer.class_names[k] for k in predicted)
+        values = self._explain(data)[choice.kind][:, m]  # [N, K]
+        s = self.parts.scale_indices[m]
+        corners, side = _array(data["corners"])[:, s], float(_array(data["patch_level0"])[s])  # [N, 2]
+        maps = []
+        for name in wanted:
+            k = offer.class_names.index(name)
+            heat = self.parts.gather_rows(values[:, k], corners, side, float(data["base_mpp"]), choice.kind)
+            maps.append(ClassMap(name, self.parts.class_colour(k), heat))
+        much = {"share": list(choice.shares)} if choice.threshold is None else {"threshold": choice.threshold}
+        shown = {"map": map_name, "head": head, "kind": choice.kind, "classes": list(wanted), **much}
+        return maps, {**shown, "patches": len(maps[0].heat.values)}
+
+    def _explain(self, data: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """Attention and contribution of the slide, ``[N, M, K]`` each."""
+        network = self._get_network(data["device"], data)
+        image = torch.as_tensor(data[self.input_key]).unsqueeze(0).to(torch.device(data["device"]))
+        with torch.no_grad():
+            _, attention, contribution = network.explain(image)
+        return {"attention": _array(attention[0]), "contribution": _array(contribution[0])}
+
+    def _get_network(self, device: str, data: Any) -> Any:
+        file = (data or {}).get("model_filename", self.const.model_pytorch())
+        file = file[0] if isinstance(file, list) else str(file)
+        # MONAI Label keeps one network a device, and knows its file by the time of writing alone, which files out of
+        # one zip share.
+        if self.loaded_files.get(device) != file:
+            self._networks.pop(device, None)
+        try:
+            network = super()._get_network(device, data)
+        except (RuntimeError, OSError, EOFError, pickle.UnpicklingError) as error:
+            path = os.path.join(self.bundle_path, "models", file)
+            cause = f"the weights do not load ({' '.join(str(error).split())[:300]})"
+            remedy = "Download the bundle again, or train it; no scores are given without its weights."
+            raise RequestError(SERVER_FAULT, path, cause, remedy) from error
+        self.loaded_files[device] = file
+        return network
+
+
+def _slide_key(data: Mapping[str, Any]) -> tuple[object, ...]:
+    """What decides how a slide is encoded."""
+    files = [str(data[name]) for name in ("image", "mask") if data.get(name) is not None]
+    stats = [os.stat(file) for file in files if os.path.exists(file)]
+    return *files, *((stat.st_mtime_ns, stat.st_size) for stat in stats), repr(data.get("mpp"))
+
+
+def _array(value: Any) -> np.ndarray:
+    """As a plain array; a MetaTensor would drag its metadata through every step."""
+    tensor = torch.as_tensor(value).detach().cpu()
+    return np.asarray(tensor.float() if tensor.dtype == torch.bfloat16 else tensor)

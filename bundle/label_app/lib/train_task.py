@@ -1,0 +1,51 @@
+"""Training from the labels of a MONAI Label server."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from monailabel.interfaces.datastore import Datastore
+from monailabel.tasks.train.bundle import BundleTrainTask
+
+from .reasons import BAD_REQUEST, NOT_USABLE, RequestError
+
+__all__ = ["SlideTrainTask"]
+
+# One to train on and one to validate on.
+FEWEST_SLIDES = 2
+
+
+class SlideTrainTask(BundleTrainTask):
+    """MONAI Label's training of a bundle; weights that it goes on from must fit, and labels must be there.
+
+    Args:
+        path: the bundle's folder.
+        conf: of the server.
+    """
+
+    def __init__(self, path: str, conf: dict[str, str]) -> None:
+        super().__init__(path, conf, load_strict=True)
+
+    def config(self) -> dict[str, Any]:
+        """What a client may choose, with model.pt before what else training wrote."""
+        config = dict(super().config())
+        config["model_filename"].sort(key=lambda name: name != self.const.model_pytorch())
+        return config
+
+    def _fetch_datalist(self, request: dict[str, Any], datastore: Datastore) -> list[dict[str, Any]]:
+        labelled: list[dict[str, Any]] = super()._fetch_datalist(request, datastore)
+        if len(labelled) < FEWEST_SLIDES:
+            cause = f"{len(labelled)} of {len(datastore.list_images())} slides have a final label"
+            remedy = f"Label {FEWEST_SLIDES} or more: PUT /datastore/label?image=ID&tag=final"
+            raise RequestError(NOT_USABLE, "train", cause, remedy)
+        return labelled
+
+    def _load_checkpoint(self, model_pytorch: str, pretrained: bool, train_handlers: list[Any]) -> None:
+        # Asked to start anew, the stock task looks for a file called None.
+        if not pretrained:
+            return
+        if not os.path.isfile(model_pytorch):
+            remedy = 'Name another in "model_filename", or start anew with "pretrained": false.'
+            raise RequestError(BAD_REQUEST, model_pytorch, "there is no such file", remedy)
+        super()._load_checkpoint(model_pytorch, pretrained, train_handlers)

@@ -1,0 +1,92 @@
+"""Our app in this process: the server's own defaults, what stops its start, and slides of a remote datastore."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from fastapi import HTTPException
+from monailabel.utils.others.class_utils import get_class_of_subclass_from_file
+
+from tests.label.fixtures import DRAWN, MISSING, NAME, WITHOUT, assert_scores
+
+
+@pytest.fixture(scope="module")
+def start(own_shell):
+    """Make the app as a server does, from its main.py."""
+    folder = Path(own_shell.names["APPS"], "mustmil")
+    app = get_class_of_subclass_from_file("main", str(folder / "main.py"), "MONAILabelApp")
+
+    def make(studies, **conf):
+        return app(str(folder), str(studies), conf)
+
+    return make
+
+
+@pytest.fixture
+def folder(slides, tmp_path):
+    """A folder with the drawn slide alone."""
+    shutil.copy(slides / f"{DRAWN}.tiff", tmp_path / f"{DRAWN}.tif")
+    return tmp_path
+
+
+def test_a_servers_defaults_hold_for_clients_that_cannot_send_parameters(start, folder, oracle):
+    wishes = {"kind": "contribution", "head": "5x", "share": "0.25", "classes": "cancer,normal"}
+    app = start(folder, models=NAME, preload="true", **wishes)
+    reply = app.infer_wsi({"model": NAME, "image": DRAWN, "output": "asap"})["params"]["annotations"][0]
+    assert_scores(reply["scores"], oracle.scores[DRAWN])
+    shown = reply["heatmap"]
+    assert (shown["kind"], shown["map"], shown["share"]) == ("contribution", "5x", [0.25])
+    assert shown["classes"] == ["cancer", "normal"]
+
+
+@pytest.mark.parametrize(
+    ("conf", "text"),
+    [
+        ({"models": "spleen"}, "models: there is no 'spleen'."),
+        ({"models": NAME, "share": "7"}, "models: none can be served. share: got '7'."),
+        ({"models": NAME, "head": "40x"}, "models: none can be served. head: got '40x'. Give one of global, 5x, 10x."),
+        ({"models": MISSING, "preload": "true"}, "models: none can be served. "),
+        ({"models": WITHOUT}, "lacks configs/inference.json and models/model.pt."),
+    ],
+)
+def test_a_server_that_could_not_answer_does_not_start(start, folder, conf, text):
+    with pytest.raises(Exception, match="models") as refusal:
+        start(folder, **conf)
+    assert text in str(refusal.value)
+
+
+class RemoteDatastore:
+    """What the Digital Slide Archive's datastore does where a slide is not cached: an address, then a download."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def list_images(self):
+        return [DRAWN]
+
+    def get_image_uri(self, image_id):
+        return f"http://archive/item/{image_id}"
+
+    def get_image(self, image_id, params):
+        assert params == {"location": [0, 0], "size": [0, 0]}, "a region, not the slide, would be fetched"
+        return str(self.folder / f"{image_id}.tif")
+
+    def save_label(self, *_):
+        raise NotImplementedError
+
+
+def test_a_remote_slide_is_fetched_whole_and_a_label_that_cannot_be_kept_is_told(start, folder, oracle):
+    app = start(folder, models=NAME)
+    app.studies = "http://archive/api/v1"
+    request = {"model": NAME, "image": DRAWN, "location": [10, 10], "size": [500, 500]}
+    reply = app.infer_wsi(request, RemoteDatastore(folder))["params"]["annotations"][0]
+    assert_scores(reply["scores"], oracle.scores[DRAWN])
+    with pytest.raises(HTTPException) as refusal:
+        app.infer({**request, "save_label": True}, RemoteDatastore(folder))
+    assert refusal.value.status_code == 501
+    assert refusal.value.detail.startswith("save_label: RemoteDatastore cannot save labels.")
+    with pytest.raises(HTTPException) as refusal:
+        app.infer({**request, "image": "gone"}, RemoteDatastore(folder))
+    assert refusal.value.status_code == 404

@@ -1,0 +1,133 @@
+"""What a client of the MONAI Label app may ask for, and what it is told where it asks for something else."""
+
+import pytest
+
+from bundle.label_app.lib.choices import Choice, Offer, read_choice, read_switch
+from bundle.label_app.lib.reasons import RequestError
+from scripts.methods import METHODS, attention_maps, result_heads
+
+CLASSES = ("cancer", "hgd", "serrated, sessile")
+
+
+def offer_of(method, magnifications=(5, 10)):
+    maps = tuple((spec.name, spec.head) for spec in attention_maps(method, magnifications))
+    return Offer(tuple(result_heads(method, magnifications)), maps, CLASSES)
+
+
+MUSTMIL = offer_of("mustmil")
+
+
+def test_a_client_that_asks_for_nothing_gets_the_top_tenth_of_the_global_attention():
+    assert read_choice({}, MUSTMIL) == Choice("global", None, "attention", (0.1,), None, None)
+
+
+def test_each_parameter_is_the_clients():
+    request = {"head": "5x", "classes": ["hgd"], "kind": "contribution", "threshold": -0.5}
+    assert read_choice(request, MUSTMIL) == Choice("5x", ("hgd",), "contribution", (), -0.5, None)
+
+
+@pytest.mark.parametrize(
+    ("classes", "wanted"),
+    [
+        ("predicted", None),
+        ("all", CLASSES),
+        ("hgd", ("hgd",)),
+        ("hgd, cancer", ("cancer", "hgd")),
+        ("serrated, sessile", ("serrated, sessile",)),
+        (["serrated, sessile", "cancer"], ("cancer", "serrated, sessile")),
+    ],
+)
+def test_classes_are_a_word_a_name_or_several(classes, wanted):
+    assert read_choice({"classes": classes}, MUSTMIL).classes == wanted
+
+
+@pytest.mark.parametrize(
+    ("share", "wanted"), [(1, (1.0,)), ("0.2", (0.2,)), ([0.3, 0.05], (0.05, 0.3)), ("0.3,0.05", (0.05, 0.3)), (0, ())]
+)
+def test_a_share_is_one_number_or_several_ascending_and_0_draws_none(share, wanted):
+    assert read_choice({"share": share}, MUSTMIL).shares == wanted
+
+
+@pytest.mark.parametrize(
+    ("request_", "text"),
+    [
+        ({"head": "20x"}, "head: got '20x'. Give one of global, 5x, 10x."),
+        ({"kind": "saliency"}, "kind: got 'saliency'. Give one of attention, contribution."),
+        (
+            {"classes": "Cancer"},
+            "classes: got ['Cancer']. Give one or more of cancer, hgd, serrated, sessile; or predicted, or all.",
+        ),
+        (
+            {"classes": []},
+            "classes: got []. Give one or more of cancer, hgd, serrated, sessile; or predicted, or all.",
+        ),
+        (
+            {"share": 10},
+            "share: got 10. Give the share of the patches to draw, in 0..1, or up to 5 of them; 0 draws none.",
+        ),
+        ({"share": "much"}, "share: got 'much'. Give a number."),
+        ({"share": True}, "share: got True. Give a number."),
+        ({"threshold": "nan"}, "threshold: got 'nan'. Give a number."),
+        ({"share": 0.1, "threshold": 0}, "share, threshold: both were given. Give one of the two."),
+        (
+            {"location": [1], "size": [2, 3]},
+            "location, size: got [1] and [2, 3]. Give (x, y) and (width, height) in level-0 pixels.",
+        ),
+    ],
+)
+def test_a_wrong_value_is_told_with_those_there_are(request_, text):
+    with pytest.raises(RequestError) as refusal:
+        read_choice(request_, MUSTMIL)
+    assert str(refusal.value) == text
+    assert refusal.value.status == 400
+
+
+@pytest.mark.parametrize(
+    ("location", "size", "region"),
+    [
+        ([100, 200], [300, 400], (100, 200, 300, 400)),
+        # QuPath and DSA for the whole slide, and what the server fills in for a client that sends nothing.
+        ([0, 0], [0, 0], None),
+        ([-1, -1], [-1, -1], None),
+        ([0, 0], [2048, 2048], None),
+        ([1, 0], [2048, 2048], (1, 0, 2048, 2048)),
+        (None, None, None),
+    ],
+)
+def test_a_rectangle_is_used_where_a_client_drew_one(location, size, region):
+    assert read_choice({"location": location, "size": size}, MUSTMIL).region == region
+
+
+def test_the_servers_defaults_hold_until_the_client_says_otherwise():
+    conf = {"kind": "contribution", "threshold": "0.01", "classes": "cancer,hgd"}
+    assert read_choice({}, MUSTMIL, conf) == Choice("global", ("cancer", "hgd"), "contribution", (), 0.01, None)
+    assert read_choice({"share": 0.5, "kind": "attention"}, MUSTMIL, conf).shares == (0.5,)
+
+
+def test_a_client_that_sends_the_lists_of_info_back_means_their_first_entry():
+    # As the panels of MONAI Label's viewers do with what was not touched.
+    choice = read_choice({"head": ["global", "5x", "10x"], "kind": ["attention", "contribution"]}, MUSTMIL)
+    assert (choice.head, choice.kind) == ("global", "attention")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_each_method_offers_its_maps_by_name_and_by_the_output_that_they_explain(method):
+    offer = offer_of(method)
+    specs = attention_maps(method, (5, 10))
+    for m, spec in enumerate(specs):
+        assert offer.map_index(spec.name) == m
+        # Of several maps of one output, the one on the highest magnification.
+        assert specs[offer.map_index(spec.head)].scale_index == max(s.scale_index for s in specs if s.head == spec.head)
+    assert read_choice({}, offer).head == offer.map_names[0] == specs[0].head
+
+
+@pytest.mark.parametrize(
+    ("value", "wanted"), [(True, True), ("true", True), ("Yes", True), (1, True), (False, False), ("no", False)]
+)
+def test_a_switch_is_read_from_json_and_from_text(value, wanted):
+    assert read_switch("save_label", value) is wanted
+
+
+def test_a_switch_that_is_none_is_refused():
+    with pytest.raises(RequestError, match="save_label: got 'maybe'. Give true or false."):
+        read_switch("save_label", "maybe")

@@ -1,0 +1,53 @@
+"""A prediction saved as a label: training has to read it as it was meant."""
+
+import json
+
+import numpy as np
+import pytest
+
+from bundle.label_app.lib.labels import check_tag, label_document
+from bundle.label_app.lib.reasons import RequestError
+from scripts.label_files import as_entries
+
+MODEL = {"name": "pathology_mustmil_classification", "version": "0.3.0"}
+
+
+def entry_of(tmp_path, document, task, class_names):
+    path = tmp_path / "label.json"
+    path.write_text(json.dumps(document), encoding="utf-8")
+    (entry,) = as_entries([{"image": str(tmp_path / "a.svs"), "label": str(path)}], task, class_names)
+    return entry
+
+
+def test_classes_with_a_score_of_a_half_or_more_are_the_label_that_training_reads(tmp_path):
+    scores = {"cancer": 0.9, "hgd": 0.5, "normal": 0.4999}
+    document = label_document(scores, {"global": scores, "5x": {**scores, "cancer": 0.1}}, MODEL)
+    assert document["label"] == {"cancer": 1, "hgd": 1, "normal": 0}
+    entry = entry_of(tmp_path, document, "multilabel", list(scores))
+    np.testing.assert_array_equal(entry["label"], [1, 1, 0])
+
+
+def test_what_the_label_was_made_from_is_kept():
+    scores = {"cancer": 0.9, "normal": 0.2}
+    document = label_document(scores, {"global": scores, "5x": {"cancer": 0.1, "normal": 0.7}}, MODEL)
+    assert document["scores"]["5x"] == {"cancer": 0.1, "normal": 0.7}
+    assert document["model"] == MODEL
+    assert document["threshold"] == 0.5
+
+
+def test_the_binary_tasks_label_is_one_that_it_trains_on(tmp_path):
+    scores = {"high_risk": 0.7}
+    document = label_document(scores, {"global": scores}, MODEL)
+    entry = entry_of(tmp_path, document, "binary", ["cancer", "hgd", "normal"])
+    np.testing.assert_array_equal(entry["label"], [1])
+
+
+@pytest.mark.parametrize("tag", ["final", "original", "round-2", "v2"])
+def test_a_plain_name_is_a_tag(tag):
+    assert check_tag(tag) == tag
+
+
+@pytest.mark.parametrize("tag", ["", "..", "../models", "a/b", "/etc", "a b", ".hidden", None, 5, "x" * 41])
+def test_a_tag_cannot_lead_out_of_the_studies(tag):
+    with pytest.raises(RequestError, match="label_tag: got"):
+        check_tag(tag)
