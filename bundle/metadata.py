@@ -12,11 +12,9 @@ from scripts.datalist import output_names
 from scripts.errors import SettingsError
 from scripts.magnification import scale_names
 from scripts.methods import method_title, result_heads
-from scripts.weights_record import is_demonstration
+from scripts.weights_record import DEMONSTRATION, is_demonstration
 
-__all__ = ["BLOCK_END", "BLOCK_START", "CARD_TOP", "DEMONSTRATION", "describe", "fill_block", "fit_metadata"]
-
-DEMONSTRATION = "Demonstration weights, trained on drawn slides: they have never seen tissue and are unfit for it."
+__all__ = ["BLOCK_END", "BLOCK_START", "CARD_TOP", "describe", "fill_block", "fit_metadata"]
 
 BLOCK_START, BLOCK_END = "<!-- weights -->", "<!-- /weights -->"
 """What encloses the part of a card that packing replaces."""

@@ -12,11 +12,11 @@ from bundle.archive import write_archive
 from bundle.contents import NAME, shared_files
 from bundle.defaults import set_defaults
 from bundle.large_files import MAX_MB, over_limit, read_large_files
-from bundle.metadata import BLOCK_START, CARD_TOP, DEMONSTRATION, describe, fill_block, fit_metadata
+from bundle.metadata import BLOCK_START, CARD_TOP, describe, fill_block, fit_metadata
 from scripts.errors import SettingsError
 from scripts.handlers import weights_path
 from scripts.methods import result_heads
-from scripts.weights_record import is_demonstration, read_record
+from scripts.weights_record import DEMONSTRATION, is_demonstration, read_record
 
 __all__ = ["Packed", "pack"]
 

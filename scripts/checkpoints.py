@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,11 @@ from torch import Tensor, nn
 
 from scripts.bag_network import BagNetwork
 from scripts.errors import SettingsError
-from scripts.weights_record import check_weights, read_weights
+from scripts.weights_record import DEMONSTRATION, check_weights, is_demonstration, read_weights
 
 __all__ = ["HeadwiseNetwork", "load_weights"]
+
+logger = logging.getLogger(__name__)
 
 
 def load_weights(network: nn.Module, path: str | Path, settings: Mapping[str, Any] | None = None) -> None:
@@ -48,6 +51,8 @@ def load_weights(network: nn.Module, path: str | Path, settings: Mapping[str, An
         check_weights(network, settings)
     except SettingsError as error:
         raise SettingsError(path, error.cause, error.remedy) from error
+    if is_demonstration(network.record):  # type: ignore[arg-type]
+        logger.warning("%s: %s", path, DEMONSTRATION)
 
 
 class HeadwiseNetwork(nn.Module):

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from scripts.errors import SettingsError
 
 __all__ = [
+    "DEMONSTRATION",
     "check_weights",
     "is_demonstration",
     "keep_record",
@@ -43,6 +44,9 @@ UNREADABLE = (
     LookupError,
     ValueError,
 )
+
+DEMONSTRATION = "Demonstration weights, trained on drawn slides: they have never seen tissue and are unfit for it."
+"""What every place tells in which a user meets such weights."""
 
 NOT_LOADED = "no weights were loaded into the network"
 

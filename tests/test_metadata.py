@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from bundle.metadata import DEMONSTRATION, describe, fill_block, fit_metadata
+from bundle.metadata import describe, fill_block, fit_metadata
 from scripts.errors import SettingsError
+from scripts.weights_record import DEMONSTRATION
 from tests.bundles import DRAWN, SCANNED, SETTINGS
 from tests.conftest import ROOT
 

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from bundle.archive import unpack
-from bundle.metadata import DEMONSTRATION
 from bundle.pack import Packed, pack
 from scripts.errors import SettingsError
+from scripts.weights_record import DEMONSTRATION
 from tests.bundles import DRAWN, change_json, copied, make_weights, write
 from tests.conftest import ROOT
 

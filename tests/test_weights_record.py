@@ -107,7 +107,7 @@ def test_weights_without_a_record_are_told_and_have_none_to_read(
         read_record(tmp_path / "none.pt")
 
 
-def test_weights_that_went_on_from_others_tell_so(tmp_path: Path) -> None:
+def test_weights_that_went_on_from_others_tell_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     drawn = {**RECORD, "data": {**DATA, "drawn_slides": 4}}
     model = network()
     load_weights(model, write(tmp_path / "drawn.pt", drawn))
@@ -123,6 +123,7 @@ def test_weights_that_went_on_from_others_tell_so(tmp_path: Path) -> None:
     assert resumed.record == record
     assert is_demonstration(drawn)
     assert is_demonstration(record)
+    assert "model.pt: Demonstration weights, trained on drawn slides" in caplog.text
     assert not is_demonstration(RECORD)
 
 

@@ -246,7 +246,7 @@ def _in_words(result: Mapping[str, Any]) -> str:
         for head, scores in result["scores"].items()
     )
     shown = result["heatmap"]
-    return f"{'; '.join(heads)}. {shown['kind'].capitalize()} of {shown['map']}. {NOTICE}"
+    return f"{'; '.join(heads)}. {shown['kind'].capitalize()} of {shown['map']}. {result['notice']}"
 
 
 def _annotation_file(reply: Mapping[str, Any], output: str | None) -> str | None:

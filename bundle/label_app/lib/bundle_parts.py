@@ -32,6 +32,8 @@ class BundleParts:
         shade_colours: RGB of shades in 0..100 of a kind.
         predicted_classes: the indices of the classes that scores predict.
         check_weights: refuses a network that was not loaded whole.
+        is_demonstration: whether drawn slides were among those that the weights' record counts.
+        demonstration: what such weights are called.
     """
 
     offer: Offer
@@ -41,6 +43,8 @@ class BundleParts:
     shade_colours: Callable[..., Any]
     predicted_classes: Callable[[Any], list[int]]
     check_weights: Callable[..., None]
+    is_demonstration: Callable[[Any], bool]
+    demonstration: str
 
 
 @contextmanager
@@ -85,4 +89,6 @@ def read_parts(bundle_path: str, config: ConfigParser) -> BundleParts:
         shade_colours=heatmaps.shade_colours,
         predicted_classes=writer.predicted_classes,
         check_weights=weights.check_weights,
+        is_demonstration=weights.is_demonstration,
+        demonstration=weights.DEMONSTRATION,
     )

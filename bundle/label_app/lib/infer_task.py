@@ -138,7 +138,7 @@ class SlideInferTask(BundleInferTask):
         shown["drawn"] = sum(len(element["contours"]) for element in annotation["elements"])
         name = os.path.basename(self.bundle_path)
         reply.update(scores=scores, annotation=annotation, heatmap=shown, model=name, version=self.version)
-        reply["notice"] = NOTICE
+        reply["notice"] = self._notice(self._get_network(data["device"], data))
         return None, reply
 
     def _maps(
@@ -161,6 +161,10 @@ class SlideInferTask(BundleInferTask):
         much = {"share": list(choice.shares)} if choice.threshold is None else {"threshold": choice.threshold}
         shown = {"map": map_name, "head": head, "kind": choice.kind, "classes": list(wanted), **much}
         return maps, {**shown, "patches": len(maps[0].heat.values)}
+
+    def _notice(self, network: Any) -> str:
+        demonstration = self.parts.is_demonstration(network.record)
+        return f"{self.parts.demonstration} {NOTICE}" if demonstration else NOTICE
 
     def _explain(self, data: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """Attention and contribution of the slide, ``[N, M, K]`` each."""
