@@ -10,7 +10,9 @@ from typing import Any
 
 import torch
 
+from bundle.checked import Bundle
 from bundle.contents import NAME, shared_files
+from bundle.verify import FAILED, check
 from scripts.datalist import num_classes
 from scripts.handlers import weights_path
 from scripts.methods import get_network, trained_heads
@@ -91,3 +93,11 @@ def change_json(root: Path, name: str, change: Callable[[Any], object]) -> None:
     content = json.loads((root / name).read_text(encoding="utf-8"))
     change(content)
     write(root, name, json.dumps(content, indent=4, ensure_ascii=False) + "\n")
+
+
+def finding(rule: str, root: Path) -> str:
+    """What is said of a broken rule, in one line."""
+    found = check(rule, Bundle(root, "folder"))
+    assert found.state == FAILED
+    assert "\n" not in found.text
+    return found.text

@@ -131,3 +131,22 @@ def test_a_switch_is_read_from_json_and_from_text(value, wanted):
 def test_a_switch_that_is_none_is_refused():
     with pytest.raises(RequestError, match="save_label: got 'maybe'. Give true or false."):
         read_switch("save_label", "maybe")
+
+
+@pytest.mark.parametrize(("name", "meant"), [("heads", "head"), ("class", "classes"), ("tresholds", "threshold")])
+def test_a_misspelt_parameter_is_refused_with_the_name_that_was_meant(name, meant):
+    with pytest.raises(RequestError, match=f"{name}: there is no such parameter. Write {meant}"):
+        read_choice({name: "5x"}, MUSTMIL)
+
+
+def test_what_clients_send_of_their_own_stays_unread():
+    sent = {"model": "m", "image": "s", "level": 0, "tile_size": [1024, 1024], "min_poly_area": 80, "output": "asap"}
+    others = {
+        "multi_gpu": True,
+        "gpus": "all",
+        "logging": "INFO",
+        "session": {},
+        "label": "x",
+        "result_extension": ".nrrd",
+    }
+    assert read_choice({**sent, **others}, MUSTMIL) == read_choice({}, MUSTMIL)

@@ -9,7 +9,13 @@ from bundle.label_app.lib.labels import check_tag, label_document
 from bundle.label_app.lib.reasons import RequestError
 from scripts.label_files import as_entries
 
-MODEL = {"name": "pathology_mustmil_classification", "version": "0.3.0"}
+MADE_BY = {"name": "pathology_mustmil_classification", "version": "0.3.0", "weights": {"sha256": "ab12"}}
+
+
+def reply(scores, **others):
+    prediction = [{"idx": i, "label": name, "score": score} for i, (name, score) in enumerate(scores.items())]
+    answered = {"model": MADE_BY["name"], "version": MADE_BY["version"], "weights": MADE_BY["weights"]}
+    return {"prediction": prediction, "scores": {"global": scores, **others}, "notice": "No diagnosis.", **answered}
 
 
 def entry_of(tmp_path, document, task, class_names):
@@ -21,7 +27,7 @@ def entry_of(tmp_path, document, task, class_names):
 
 def test_classes_with_a_score_of_a_half_or_more_are_the_label_that_training_reads(tmp_path):
     scores = {"cancer": 0.9, "hgd": 0.5, "normal": 0.4999}
-    document = label_document(scores, {"global": scores, "5x": {**scores, "cancer": 0.1}}, MODEL)
+    document = label_document(reply(scores, **{"5x": {**scores, "cancer": 0.1}}))
     assert document["label"] == {"cancer": 1, "hgd": 1, "normal": 0}
     entry = entry_of(tmp_path, document, "multilabel", list(scores))
     np.testing.assert_array_equal(entry["label"], [1, 1, 0])
@@ -29,15 +35,16 @@ def test_classes_with_a_score_of_a_half_or_more_are_the_label_that_training_read
 
 def test_what_the_label_was_made_from_is_kept():
     scores = {"cancer": 0.9, "normal": 0.2}
-    document = label_document(scores, {"global": scores, "5x": {"cancer": 0.1, "normal": 0.7}}, MODEL)
+    document = label_document(reply(scores, **{"5x": {"cancer": 0.1, "normal": 0.7}}))
     assert document["scores"]["5x"] == {"cancer": 0.1, "normal": 0.7}
-    assert document["model"] == MODEL
+    assert document["model"] == MADE_BY
+    assert document["notice"] == "No diagnosis."
     assert document["threshold"] == 0.5
 
 
 def test_the_binary_tasks_label_is_one_that_it_trains_on(tmp_path):
     scores = {"high_risk": 0.7}
-    document = label_document(scores, {"global": scores}, MODEL)
+    document = label_document(reply(scores))
     entry = entry_of(tmp_path, document, "binary", ["cancer", "hgd", "normal"])
     np.testing.assert_array_equal(entry["label"], [1])
 

@@ -12,22 +12,14 @@ import torch
 
 from bundle.checked import Bundle
 from bundle.rules_network import RULES, bag, in_bundle, make_network
-from bundle.verify import FAILED, OK, check
-from tests.bundles import change_json, copied, write
+from bundle.verify import OK, check
+from tests.bundles import change_json, copied, finding, write
 
 
 @pytest.fixture
 def root(trained_repository: Path, tmp_path: Path) -> Path:
     """A bundle that a test may change."""
     return copied(trained_repository, tmp_path)
-
-
-def finding(rule: str, root: Path) -> str:
-    """What is said of a broken rule, in one line."""
-    found = check(rule, Bundle(root, "folder"))
-    assert found.state == FAILED
-    assert "\n" not in found.text
-    return found.text
 
 
 @pytest.mark.parametrize("rule", RULES)

@@ -14,21 +14,13 @@ from bundle.checked import Bundle
 from bundle.pack import pack
 from bundle.rules_weights import RULES
 from bundle.verify import FAILED, NOT_CHECKED, OK, check
-from tests.bundles import DRAWN, change_json, copied, make_weights, write
+from tests.bundles import DRAWN, change_json, copied, finding, make_weights, write
 
 
 @pytest.fixture
 def root(trained_repository: Path, tmp_path: Path) -> Path:
     """A bundle that a test may change."""
     return copied(trained_repository, tmp_path)
-
-
-def finding(rule: str, root: Path) -> str:
-    """What is said of a broken rule, in one line."""
-    found = check(rule, Bundle(root, "folder"))
-    assert found.state == FAILED
-    assert "\n" not in found.text
-    return found.text
 
 
 @pytest.mark.parametrize("rule", RULES)

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import monailabel
 from fastapi import HTTPException
+from monailabel.config import settings
 from monailabel.datastore.local import LocalDatastore
 from monailabel.interfaces.app import MONAILabelApp
 from monailabel.interfaces.datastore import Datastore, DefaultLabelTag
@@ -30,6 +31,7 @@ from .infer_task import NOTICE, SlideInferTask
 from .labels import check_tag, label_document
 from .polygons import escape_labels
 from .reasons import NOT_FOUND, NOT_POSSIBLE, NOT_USABLE, SERVER_FAULT, RequestError, find_reason
+from .studies import check_ids
 from .train_task import SlideTrainTask
 
 __all__ = ["SlideApp"]
@@ -55,6 +57,7 @@ class SlideApp(MONAILabelApp):
     """
 
     def __init__(self, app_dir: str, studies: str, conf: dict[str, str]) -> None:
+        check_ids(studies, settings.MONAI_LABEL_DATASTORE_FILE_EXT)
         self.bundles = find_bundles(os.path.join(app_dir, "model"), conf)
         self.refused: dict[str, str] = {}
         super().__init__(
@@ -99,7 +102,7 @@ class SlideApp(MONAILabelApp):
             tag = check_tag(request.get("label_tag", DefaultLabelTag.ORIGINAL.value))
             found = self._find_slide(request.get("image"), store)
             if save:
-                _check_saving(request["image"], store)
+                _check_saving(request["image"], tag, store)
             reply = super().infer({**_known(request, store), "image": found}, store)["params"]
             if save:
                 reply["saved"] = {"label": _save(store, request, reply, tag), "tag": tag}
@@ -216,23 +219,26 @@ def _known(request: Mapping[str, Any], store: Datastore) -> dict[str, Any]:
     return {"mpp": known["mpp"], **request} if known.get("mpp") is not None else dict(request)
 
 
-def _check_saving(image: str, store: Datastore) -> None:
+def _check_saving(image: str, tag: str, store: Datastore) -> None:
     if os.path.exists(image) or image not in store.list_images():
         remedy = "Add the slide to the server's studies, and give its id."
         raise RequestError(NOT_USABLE, "save_label", f"{image} is no slide of the datastore", remedy)
+    final = DefaultLabelTag.FINAL.value
+    if tag == final and final in store.get_labels_by_image_id(image):
+        remedy = f"Delete it first (DELETE /datastore/label?id={image}&tag={final}), or give another label_tag."
+        cause = f"{image} has a {final} label, which no prediction replaces"
+        raise RequestError(NOT_USABLE, "label_tag", cause, remedy)
 
 
 def _save(store: Datastore, request: Mapping[str, Any], reply: Mapping[str, Any], tag: str) -> str:
-    prediction = {entry["label"]: entry["score"] for entry in reply["prediction"]}
-    model = {"name": reply["model"], "version": reply["version"]}
-    document = label_document(prediction, reply["scores"], model)
+    document = label_document(reply)
     if request.get("mpp") is not None:
         document["mpp"] = request["mpp"]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "label.json")
         path.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
         try:
-            return str(store.save_label(request["image"], str(path), tag, {"model": model}))
+            return str(store.save_label(request["image"], str(path), tag, {"model": document["model"]}))
         except NotImplementedError as error:
             remedy = "Take the scores from the reply."
             cause = f"{type(store).__name__} cannot save labels"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -31,7 +31,9 @@ class BundleParts:
         class_colour: RGB of a class by its index.
         shade_colours: RGB of shades in 0..100 of a kind.
         predicted_classes: the indices of the classes that scores predict.
-        check_weights: refuses a network that was not loaded whole.
+        check_weights: refuses a network that was not loaded whole, or was trained with other settings.
+        weights_sha256: the checksum of a state dict.
+        settings: those of the bundle, which its weights have to have.
         is_demonstration: whether drawn slides were among those that the weights' record counts.
         demonstration: what such weights are called.
     """
@@ -43,6 +45,8 @@ class BundleParts:
     shade_colours: Callable[..., Any]
     predicted_classes: Callable[[Any], list[int]]
     check_weights: Callable[..., None]
+    weights_sha256: Callable[[Any], str]
+    settings: Mapping[str, Any]
     is_demonstration: Callable[[Any], bool]
     demonstration: str
 
@@ -72,6 +76,8 @@ def read_parts(bundle_path: str, config: ConfigParser) -> BundleParts:
         config.get_parsed_content(key) for key in ("method", "magnifications", "task", "class_names")
     )
     with bundle_scripts(bundle_path):
+        # Bundles before 0.3.0 have none.
+        settings = config.get_parsed_content("settings") if config.get("settings") else {}
         modules = ("methods", "datalist", "attention_maps", "heatmaps", "heatmap_writer", "weights_record")
         methods, datalist, maps, heatmaps, writer, weights = (
             importlib.import_module(f"scripts.{name}") for name in modules
@@ -89,6 +95,8 @@ def read_parts(bundle_path: str, config: ConfigParser) -> BundleParts:
         shade_colours=heatmaps.shade_colours,
         predicted_classes=writer.predicted_classes,
         check_weights=weights.check_weights,
+        weights_sha256=weights.weights_sha256,
+        settings=settings,
         is_demonstration=weights.is_demonstration,
         demonstration=weights.DEMONSTRATION,
     )

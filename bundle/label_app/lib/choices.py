@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,8 @@ __all__ = ["DEFAULTS", "KEYS", "Choice", "Offer", "read_choice", "read_switch"]
 KINDS = ("attention", "contribution")
 DEFAULTS: dict[str, Any] = {"classes": "predicted", "kind": KINDS[0], "share": 0.1}
 KEYS = ("head", "classes", "kind", "share", "threshold")
+# All that this app reads of a request beside what MONAI Label names.
+OWN = (*KEYS, "save_label", "label_tag", "mpp", "mask", "device", "model_filename")
 MOST_SHARES = 5
 # What MONAI Label fills in where a client names no region. Nobody's rectangle is taken for it in practice.
 STOCK_REGION = (0.0, 0.0, 2048.0, 2048.0)
@@ -75,6 +78,7 @@ def read_choice(request: Mapping[str, Any], offer: Offer, defaults: Mapping[str,
     Raises:
         RequestError: if a value is none of ours.
     """
+    _check_names(request)
     given = {key: request[key] for key in KEYS if request.get(key) is not None}
     # A client that shows the options of /info/ may send the whole list back, for its first entry.
     given = {key: value for key, value in given.items() if value not in (offer.map_names, list(KINDS))}
@@ -105,6 +109,14 @@ def read_switch(key: str, value: object) -> bool:
     if said not in words:
         raise RequestError(BAD_REQUEST, key, f"got {value!r}", "Give true or false.")
     return words[said]
+
+
+def _check_names(request: Mapping[str, Any]) -> None:
+    """Refuse a misspelt parameter, which would otherwise leave its default to act; clients send many of their own."""
+    for name in request:
+        near = difflib.get_close_matches(str(name), OWN, n=1, cutoff=0.8)
+        if near and name not in OWN:
+            raise RequestError(BAD_REQUEST, name, "there is no such parameter", f"Write {near[0]}, or leave it out.")
 
 
 def _one_of(key: str, value: object, names: Sequence[str]) -> str:

@@ -103,8 +103,21 @@ class SlideInferTask(BundleInferTask):
         device = name_to_device(request.get("device"))
         with bundle_scripts(self.bundle_path):
             # Before the slide is encoded, which takes minutes.
-            self.parts.check_weights(self._get_network(device, {**self._config, **request}))
+            self._check_weights(device, {**self._config, **request})
             return super().__call__({**request, "device": device, CHOICE: choice}, callbacks)
+
+    def _check_weights(self, device: str, request: Mapping[str, Any]) -> None:
+        network = self._get_network(device, request)
+        try:
+            self.parts.check_weights(network, self.parts.settings)
+        except Exception as error:
+            # It knows the weights, and not the file that they came from.
+            cause = getattr(error, "cause", None)
+            if cause is None:
+                raise
+            path = os.path.join(self.bundle_path, "models", self.loaded_files[device])
+            remedy = "Download the bundle again, or train it; no scores are given with such weights."
+            raise RequestError(SERVER_FAULT, path, cause, remedy) from error
 
     def run_pre_transforms(self, data: dict[str, Any], transforms: Any) -> dict[str, Any]:
         """Encode the slide; or take it as it was encoded for the last request, if that was of the same slide.
@@ -138,7 +151,8 @@ class SlideInferTask(BundleInferTask):
         shown["drawn"] = sum(len(element["contours"]) for element in annotation["elements"])
         name = os.path.basename(self.bundle_path)
         reply.update(scores=scores, annotation=annotation, heatmap=shown, model=name, version=self.version)
-        reply["notice"] = self._notice(self._get_network(data["device"], data))
+        network = self._get_network(data["device"], data)
+        reply.update(weights=self._weights(network), device=data["device"], notice=self._notice(network))
         return None, reply
 
     def _maps(
@@ -161,6 +175,10 @@ class SlideInferTask(BundleInferTask):
         much = {"share": list(choice.shares)} if choice.threshold is None else {"threshold": choice.threshold}
         shown = {"map": map_name, "head": head, "kind": choice.kind, "classes": list(wanted), **much}
         return maps, {**shown, "patches": len(maps[0].heat.values)}
+
+    def _weights(self, network: Any) -> dict[str, Any]:
+        """Which weights answered: after a training on this server they are others than those that were downloaded."""
+        return {"sha256": self.parts.weights_sha256(network.state_dict()), **network.record}
 
     def _notice(self, network: Any) -> str:
         demonstration = self.parts.is_demonstration(network.record)

@@ -25,18 +25,16 @@ def check_tag(tag: object) -> str:
     return tag
 
 
-def label_document(
-    prediction: Mapping[str, float], scores: Mapping[str, Mapping[str, float]], model: Mapping[str, Any]
-) -> dict[str, Any]:
+def label_document(reply: Mapping[str, Any]) -> dict[str, Any]:
     """What is saved: a label file that training takes, with what it was made from beside the label.
 
     Args:
-        prediction: a score for each class, of the output that is served.
-        scores: the same of every output, by its name.
-        model: what made the scores, in plain values.
+        reply: to the request, with ``prediction``, ``scores``, ``model``, ``version``, ``weights`` and ``notice``.
     """
+    prediction = {entry["label"]: entry["score"] for entry in reply["prediction"]}
     label: dict[str, int] | list[int] = {name: int(score >= THRESHOLD) for name, score in prediction.items()}
     if isinstance(label, dict) and len(label) == 1:
         # The binary task's one output, high_risk, is no class of the labels, and a single 0 or 1 is what it trains on.
         label = list(label.values())
-    return {"label": label, "threshold": THRESHOLD, "scores": {h: dict(s) for h, s in scores.items()}, "model": model}
+    made_by = {"model": {"name": reply["model"], "version": reply["version"], "weights": reply["weights"]}}
+    return {"label": label, "threshold": THRESHOLD, "scores": reply["scores"], **made_by, "notice": reply["notice"]}
