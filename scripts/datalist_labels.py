@@ -188,6 +188,6 @@ def _zero_or_one(value: object, label: object, subject: str, class_names: Sequen
 def _is_number(value: object) -> bool:
     try:
         float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return False
     return True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -41,13 +42,19 @@ def as_entries(
         )
     if all("slide" in item for item in data):
         return [dict(item) for item in data]
+    for item in data:
+        if not isinstance(item.get("image"), str | Path) or item.get("label") is None:
+            raise DatalistError("data", f"{dict(item)!r} lacks image or label", "Give both for each slide.")
     paths = [os.path.abspath(str(item["image"])) for item in data]
+    twice = [path for path, number in Counter(paths).items() if number > 1]
+    if twice:
+        raise DatalistError(twice[0], "is there twice", "Give each slide once.")
     names = slide_names(paths, os.path.commonpath([os.path.dirname(path) for path in paths]))
     entries = []
     for item, path, name in zip(data, paths, names, strict=True):
         label: object = item["label"]
         others: dict[str, float] = {}
-        if isinstance(label, str | Path) and os.path.isfile(label):
+        if isinstance(label, Path) or (isinstance(label, str) and (os.path.isfile(label) or label.endswith(".json"))):
             label, others = read_label_file(label)
         vector = label_vector(label, task, class_names, subject=f"slide {name}")
         given = {key: item[key] for key in ("mpp", "mask") if key in item}
@@ -71,7 +78,7 @@ def read_label_file(path: str | Path) -> tuple[object, dict[str, float]]:
     remedy = 'Write it as {"label": {"cancer": 1, "hgd": 0, ...}}.'
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DatalistError(f"label file {path}", f"cannot be read as JSON ({error})", remedy) from error
     if not isinstance(content, Mapping) or "label" not in content:
         return content, {}

@@ -10,7 +10,7 @@ import hashlib
 import json
 import logging
 import pickle
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +26,25 @@ __all__ = [
     "keep_record",
     "read_record",
     "read_weights",
+    "record_fault",
     "record_problem",
+    "sign",
     "weights_sha256",
 ]
 
 # With other values of these the network still runs, and its scores mean nothing.
 DECISIVE = ("method", "task", "class_names", "magnifications", "patch_size", "backbone", "backbone_sha256", "num_nodes")
+
+# What each of them is in a record.
+KINDS: dict[str, Callable[[Any], bool]] = {
+    "class_names": lambda value: isinstance(value, list) and all(isinstance(name, str) for name in value),
+    "magnifications": lambda value: isinstance(value, list) and all(_is_number(scale) for scale in value),
+    "patch_size": lambda value: _is_count(value),
+    "num_nodes": lambda value: _is_count(value),
+}
+COUNTS = ("training_slides", "validation_slides", "drawn_slides")
+# More trainings in a row than anybody starts; a record is read as deep as that.
+MOST_TRAININGS = 100
 
 # What unpickling raises on bytes that are no pickle (the documentation of pickle.UnpicklingError), and torch besides.
 UNREADABLE = (
@@ -49,6 +62,7 @@ DEMONSTRATION = "Demonstration weights, trained on drawn slides: they have never
 """What every place tells in which a user meets such weights."""
 
 NOT_LOADED = "no weights were loaded into the network"
+NOT_FINITE = "some of them are not finite numbers"
 
 logger = logging.getLogger(__name__)
 
@@ -110,13 +124,16 @@ def check_weights(network: nn.Module, settings: Mapping[str, Any] | None = None)
     Raises:
         SettingsError: if it may not be used.
     """
-    problem = getattr(network, "weights_problem", None)
-    if problem is not None:
-        raise SettingsError("weights", problem, "Load the whole of a file that training wrote, into the network of it.")
-    record = getattr(network, "record", None)
+    keepers = [part for part in network.modules() if hasattr(part, "weights_problem")]
+    for keeper in keepers:
+        if keeper.weights_problem is not None:
+            remedy = "Load the whole of a file that training wrote, into the network of it."
+            raise SettingsError("weights", str(keeper.weights_problem), remedy)
+    # A network that was exported to TorchScript tells no record.
+    record: Any = getattr(keepers[0], "record", None) if keepers else None
     if settings is None or record is None:
         return
-    if "settings" not in record:
+    if not record:
         logger.warning("the weights have no record of their training: whether these settings fit is not known")
         return
     problem = record_problem(record, settings)
@@ -170,7 +187,10 @@ def read_weights(path: str | Path) -> Mapping[str, Tensor]:
         ) from error
     if isinstance(content, Mapping) and isinstance(content.get("model"), Mapping):
         content = content["model"]
-    if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
+    if not isinstance(content, Mapping) or not all(
+        isinstance(key, str) and isinstance(value, Tensor) and value.layout == torch.strided and not value.is_meta
+        for key, value in content.items()
+    ):
         raise SettingsError(
             path, "holds neither a state dict nor one named 'model'", "Give a file that training wrote."
         )
@@ -186,13 +206,40 @@ def read_record(path: str | Path) -> dict[str, Any]:
         ``pretrained``, the record of those.
 
     Raises:
-        SettingsError: if the file cannot be read, or has none.
+        SettingsError: if the file cannot be read, has none or a damaged one, or its weights are not those that the
+            record was written for.
     """
     state = read_weights(path)
-    record = json.loads(getattr(state, "_metadata", {}).get("", {}).get("record", "{}"))
-    if "settings" not in record:
-        raise SettingsError(path, "has no record of its training", "Give a file that training wrote.")
+    metadata = getattr(state, "_metadata", None)
+    own = metadata.get("") if isinstance(metadata, Mapping) else None
+    record, problem = _signed(own if isinstance(own, Mapping) else {}, state)
+    if not problem and not record:
+        problem = "has no record of its training"
+    if not problem and not _finite(state.values()):
+        problem = NOT_FINITE
+    if problem:
+        raise SettingsError(path, problem, "Give a file that training wrote.")
     return record
+
+
+def record_fault(record: object) -> str | None:
+    """Why something is no record of a training; ``None`` if it is one."""
+    for _ in range(MOST_TRAININGS):
+        if not isinstance(record, Mapping):
+            return "it is no object"
+        settings, data = record.get("settings"), record.get("data")
+        if not isinstance(settings, Mapping) or not isinstance(data, Mapping):
+            return "it lacks settings or data"
+        for key in DECISIVE:
+            if not KINDS.get(key, lambda value: isinstance(value, str))(settings.get(key)):
+                return f"its {key} is {settings.get(key)!r}"
+        for key in COUNTS:
+            if not _is_count(data.get(key)):
+                return f"its {key} is {data.get(key)!r}"
+        if "pretrained" not in record:
+            return None
+        record = record["pretrained"]
+    return "it names too many trainings"
 
 
 def is_demonstration(record: Mapping[str, Any]) -> bool:
@@ -220,7 +267,7 @@ def _write(network: nn.Module, state: dict[str, Any], prefix: str, metadata: dic
     # MONAI's `copy_model_state` changes the values of a state dict in place: what nobody signed, has no checksum.
     if network.record:
         metadata["record"] = json.dumps(network.record)
-        metadata["sha256"] = weights_sha256(_own(network, state, prefix))
+        metadata["sha256"] = _checksum(metadata["record"], _own(network, state, prefix))
 
 
 def _compare(
@@ -233,11 +280,9 @@ def _compare(
     _unexpected: list[str],
     _errors: list[str],
 ) -> None:
-    own = _own(network, state, prefix)
-    network.record = json.loads(metadata.get("record", "{}"))
-    expected = metadata.get("sha256")
-    damaged = expected is not None and expected != weights_sha256(own)
-    network.weights_problem = "they are not those that training wrote: their checksum differs" if damaged else None  # type: ignore[assignment]
+    record, problem = _signed(metadata, _own(network, state, prefix))
+    network.record = record  # type: ignore[assignment]
+    network.weights_problem = problem  # type: ignore[assignment]
 
 
 def _judge(network: nn.Module, incompatible: Any) -> None:
@@ -247,5 +292,37 @@ def _judge(network: nn.Module, incompatible: Any) -> None:
         lacks, others = len(incompatible.missing_keys), len(incompatible.unexpected_keys)
         problem = f"the file lacks {lacks} of the network's weights and has {others} others ({some})"
         network.weights_problem = problem  # type: ignore[assignment]
-    elif not all(bool(torch.isfinite(value).all()) for value in network.parameters()):
-        network.weights_problem = "some of them are not finite numbers"  # type: ignore[assignment]
+    elif network.weights_problem is None and not _finite(network.parameters()):
+        network.weights_problem = NOT_FINITE
+
+
+def _signed(metadata: Mapping[str, Any], state: Mapping[str, Tensor]) -> tuple[dict[str, Any], str | None]:
+    """The record in a state dict's metadata, empty if there is none; and what is wrong with it or with the weights."""
+    if "record" not in metadata:
+        return {}, None
+    try:
+        record: Any = json.loads(metadata["record"])
+    except (TypeError, ValueError, RecursionError):
+        record = None
+    fault = record_fault(record)
+    if fault is not None:
+        return {}, f"their record of the training is damaged: {fault}"
+    if metadata.get("sha256") != _checksum(metadata["record"], state):
+        return record, "they are not those that training wrote: their checksum differs"
+    return record, None
+
+
+def _checksum(record: str, state: Mapping[str, Tensor]) -> str:
+    return hashlib.sha256(f"{record}\n{weights_sha256(state)}".encode()).hexdigest()
+
+
+def _finite(values: Iterable[Tensor]) -> bool:
+    return all(bool(torch.isfinite(value).all()) for value in values)
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

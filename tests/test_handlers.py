@@ -93,7 +93,10 @@ def test_a_resumed_training_has_the_earlier_best_to_beat(tmp_path):
 
 
 def test_kept_weights_tell_what_they_were_trained_with_and_on(tmp_path):
-    record = {"version": "1", "settings": {"method": "mustmil"}, "data": {"training_slides": 2}}
+    names = {"method": "mustmil", "task": "multilabel", "class_names": ["a", "b"], "magnifications": [5, 10]}
+    settings = {**names, "patch_size": 224, "backbone": "x", "backbone_sha256": "ab12", "num_nodes": 4}
+    data = {"training_slides": 2, "validation_slides": 1, "drawn_slides": 0}
+    record = {"version": "1", "settings": settings, "data": data}
     network = MuSTMIL(2, 2, 6, 4)
     best, evaluator = BestWeights(tmp_path, network, HEADS, record), Engine(lambda engine, batch: None)
     best.attach(evaluator)

@@ -18,7 +18,17 @@ from scripts.networks import MuSTMIL
 from scripts.transforms import join_log_weight
 from scripts.weights_record import sign
 
-SETTINGS = {"method": "mustmil", "magnifications": [5, 10], "patch_size": 224}
+SETTINGS = {
+    "method": "mustmil",
+    "task": "multilabel",
+    "class_names": ["a", "b", "c"],
+    "magnifications": [5, 10],
+    "patch_size": 224,
+    "backbone": "efficientnet_lite0",
+    "backbone_sha256": "ab12",
+    "num_nodes": 4,
+}
+DATA = {"training_slides": 3, "validation_slides": 1, "drawn_slides": 0}
 
 
 def network(seed: int) -> MuSTMIL:
@@ -28,7 +38,7 @@ def network(seed: int) -> MuSTMIL:
 
 def trained() -> MuSTMIL:
     source, target = network(1), network(2)
-    sign(source, {"settings": SETTINGS})
+    sign(source, {"settings": SETTINGS, "data": DATA})
     target.load_state_dict(source.state_dict())
     return target
 

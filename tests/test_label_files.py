@@ -69,6 +69,8 @@ def test_no_slides_say_what_to_do(data: list | None) -> None:
         (b"\xff\xfe", r"cannot be read as JSON"),
         (b'{"label": {"cancer": 1}}', r"slide s1: label has no hgd"),
         (b'{"prediction": [{"label": "cancer", "score": 0.9}]}', r"slide s1: label has no cancer"),
+        (b"[" * 100_000, r"cannot be read as JSON"),
+        (b'{"label": [1' + b"0" * 400 + b", 0, 0, 0, 0]}", r"slide s1: label .* not 0 or 1"),
         (b'{"label": [0.3, 0, 0, 0, 0]}', r"slide s1: label .* holds 0.3, not 0 or 1"),
     ],
 )
@@ -76,3 +78,14 @@ def test_a_label_file_that_says_no_label_is_named(tmp_path: Path, content: bytes
     (tmp_path / "s1.json").write_bytes(content)
     with pytest.raises(DatalistError, match=message):
         as_entries([{"image": "/slides/s1.svs", "label": str(tmp_path / "s1.json")}], "multilabel")
+
+
+def test_a_slide_is_there_once_and_with_its_label(tmp_path: Path) -> None:
+    item = {"image": "/slides/s1.svs", "label": write(tmp_path, [0, 0, 0, 0, 1])}
+    with pytest.raises(DatalistError, match=r"/slides/s1.svs: is there twice"):
+        as_entries([item, item], "multilabel")
+    for lacking in ({"image": "/slides/s2.svs"}, {"label": [1, 0, 0, 0, 0]}, {**item, "image": None}):
+        with pytest.raises(DatalistError, match="lacks image or label"):
+            as_entries([item, lacking], "multilabel")
+    with pytest.raises(DatalistError, match=r"label file .*gone.json: cannot be read"):
+        as_entries([{**item, "label": str(tmp_path / "gone.json")}], "multilabel")

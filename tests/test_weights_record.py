@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import copy
+import json
 import logging
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,7 +22,17 @@ from scripts.errors import SettingsError
 from scripts.networks import MuSTMIL
 from scripts.weights_record import check_weights, is_demonstration, read_record, sign, weights_sha256
 
-SETTINGS = {"method": "mustmil", "magnifications": [5, 10], "class_names": ["a", "b"], "min_tissue": 0.7}
+SETTINGS = {
+    "method": "mustmil",
+    "task": "multilabel",
+    "magnifications": [5, 10],
+    "class_names": ["a", "b"],
+    "patch_size": 224,
+    "min_tissue": 0.7,
+    "backbone": "efficientnet_lite0",
+    "backbone_sha256": "ab12",
+    "num_nodes": 4,
+}
 DATA = {"training_slides": 3, "validation_slides": 1, "drawn_slides": 0}
 RECORD = {"version": "1", "settings": SETTINGS, "data": DATA}
 
@@ -152,3 +165,55 @@ def test_networks_of_other_methods_keep_one_too() -> None:
     model = MSMIL(num_classes=2, num_scales=2, num_features=6, num_nodes=4)
     with pytest.raises(SettingsError, match="no weights were loaded"):
         check_weights(model)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda record: [record], "it is no object"),
+        (lambda record: {**record, "settings": None}, "it lacks settings or data"),
+        (lambda record: {"settings": SETTINGS}, "it lacks settings or data"),
+        (lambda record: {**record, "settings": {}}, "its method is None"),
+        (lambda record: {**record, "settings": {**SETTINGS, "magnifications": "5"}}, "its magnifications is '5'"),
+        (lambda record: {**record, "data": {**DATA, "drawn_slides": "30"}}, "its drawn_slides is '30'"),
+        (lambda record: {**record, "data": {**DATA, "training_slides": -1}}, "its training_slides is -1"),
+        (lambda record: {**record, "pretrained": []}, "it is no object"),
+    ],
+)
+def test_a_record_of_another_form_is_refused(
+    tmp_path: Path, change: Callable[[dict[str, Any]], object], told: str
+) -> None:
+    state = torch.load(write(tmp_path / "model.pt"), weights_only=True)
+    state._metadata[""]["record"] = json.dumps(change(RECORD))
+    torch.save(state, tmp_path / "model.pt")
+    for read in (read_record, lambda path: load_weights(network(), path)):
+        with pytest.raises(SettingsError, match=f"model.pt: their record of the training is damaged: {told}"):
+            read(tmp_path / "model.pt")
+
+
+@pytest.mark.parametrize("spoil", ["record", "sha256"])
+def test_a_record_cannot_be_changed_unnoticed(tmp_path: Path, spoil: str) -> None:
+    state = torch.load(write(tmp_path / "model.pt"), weights_only=True)
+    if spoil == "sha256":
+        del state._metadata[""]["sha256"]
+    else:
+        state._metadata[""]["record"] = state._metadata[""]["record"].replace(
+            '"training_slides": 3', '"training_slides": 9'
+        )
+    torch.save(state, tmp_path / "model.pt")
+    for read in (read_record, lambda path: load_weights(network(), path)):
+        with pytest.raises(SettingsError, match="their checksum differs"):
+            read(tmp_path / "model.pt")
+
+
+def test_a_network_inside_another_module_is_looked_at() -> None:
+    with pytest.raises(SettingsError, match="no weights were loaded"):
+        check_weights(torch.nn.Sequential(network()), SETTINGS)
+    check_weights(torch.nn.Linear(1, 1), SETTINGS)  # keeps no record
+
+
+@pytest.mark.parametrize("value", [torch.zeros(2).to_sparse(), torch.empty(2, device="meta")])
+def test_what_holds_no_plain_numbers_is_no_file_of_weights(tmp_path: Path, value: torch.Tensor) -> None:
+    torch.save({"a": value}, tmp_path / "model.pt")
+    with pytest.raises(SettingsError, match="holds neither a state dict"):
+        load_weights(network(), tmp_path / "model.pt")
