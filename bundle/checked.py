@@ -69,7 +69,7 @@ class Bundle:
         """
         try:
             content = json.loads(self.text(name))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise SettingsError(name, f"is not JSON ({error})", "Mend it.") from error
         if not isinstance(content, dict):
             raise SettingsError(name, "holds no JSON object", "Mend it.")

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from scripts.errors import SettingsError
 
-__all__ = ["NAME", "SUMS", "belongs", "is_repository", "shared_files"]
+__all__ = ["FORBIDDEN", "NAME", "NECESSARY", "SUMS", "belongs", "is_repository", "shared_files", "shown"]
 
 NAME = "pathology_mustmil_classification"
 """The name of the bundle's folder. MONAI Label takes the kind of task from it: it has to hold ``classification``."""
 
 SUMS = "SHA256SUMS"
 """The file with the checksums of all others, as ``sha256sum -c`` reads them."""
+
+NECESSARY = ("configs/metadata.json", "LICENSE", "configs/inference.json")
+"""The files that the Model Zoo asks of every bundle."""
+
+FORBIDDEN = "\\:\0"
+"""What the name of no file in a bundle has: elsewhere it leads to another folder or drive, or ends the name."""
 
 SUFFIXES = {
     "configs": (".json", ".yaml", ".yml", ".conf"),
@@ -56,12 +63,29 @@ def shared_files(root: Path) -> tuple[list[str], list[str]]:
         are not mentioned.
 
     Raises:
-        SettingsError: if there is a git work tree, and git cannot list its files.
+        SettingsError: if there is a git work tree, and git cannot list its files; or if a file that would be packed is
+            a link, or has a name that not every system can have.
     """
     known = _tracked(root)
     found = sorted(_walk(root))
     packed = [name for name in found if belongs(name) and (known is None or name in known)]
-    return packed, [name for name in found if name not in packed]
+    for name in packed:
+        _check_file(root, name)
+    return packed, sorted(set(found) - set(packed))
+
+
+def shown(text: str) -> str:
+    """A text in one line of signs that can be seen, the others escaped: names of files may hold anything."""
+    return "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in text)
+
+
+def _check_file(root: Path, name: str) -> None:
+    # What is no UTF-8 became surrogates, which cannot be seen.
+    if not name.isprintable() or any(sign in name for sign in FORBIDDEN):
+        raise SettingsError(shown(name), "has a name that not every system can have", "Give it a plain name.")
+    path = PurePosixPath(name)
+    if any((root / part).is_symlink() for part in (path, *path.parents[:-1])):
+        raise SettingsError(name, "is a link, or in a folder that is one", "Put the file itself there.")
 
 
 def _walk(root: Path) -> Iterator[str]:
@@ -77,10 +101,10 @@ def _tracked(root: Path) -> set[str] | None:
     if not (root / ".git").exists():
         return None
     try:
-        listed = subprocess.run(["git", "ls-files", "-z"], cwd=root, capture_output=True, text=True, check=True)
+        listed = subprocess.run(["git", "ls-files", "-z"], cwd=root, capture_output=True, check=True)
     except (OSError, subprocess.CalledProcessError) as error:
-        reason = getattr(error, "stderr", None) or str(error)
+        reason = os.fsdecode(getattr(error, "stderr", None) or str(error))
         raise SettingsError(
             root, f"git cannot list its files ({reason.strip()})", "Make `git ls-files` work there."
         ) from error
-    return set(listed.stdout.split("\0"))
+    return set(os.fsdecode(listed.stdout).split("\0"))

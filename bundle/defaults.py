@@ -20,9 +20,11 @@ def set_defaults(text: str, values: Mapping[str, Any]) -> str:
         The same text, character by character, where a value is not another one.
 
     Raises:
-        ValueError: if it is no JSON, or is indented otherwise.
+        ValueError: if it is no object in JSON, or is indented otherwise.
     """
     present = json.loads(text)
+    if not isinstance(present, dict):
+        raise ValueError("it holds no JSON object")
     for key, value in values.items():
         if key not in present or present[key] == value:
             continue

@@ -36,7 +36,7 @@ def read_large_files(root: Path) -> list[dict[str, Any]]:
     """
     try:
         content = yaml.safe_load((root / LARGE_FILES).read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise SettingsError(LARGE_FILES, f"cannot be read ({reason})", FORM) from error
     entries = content.get("large_files") if isinstance(content, dict) else None
@@ -59,9 +59,11 @@ def _problem(entry: Any) -> str | None:
         return f"has the address {entry['url']!r}, which is not on the web"
     if unknown := set(entry) - {"path", "url", "hash_val", "hash_type"}:
         return f"has the unknown key {min(map(str, unknown))!r}"
-    if kind and kind not in HASH_DIGITS:
+    if not isinstance(kind, str) or (kind and kind not in HASH_DIGITS):
         return f"has hash_type {kind!r}; the zoo knows {', '.join(HASH_DIGITS)}"
+    if not isinstance(value, str):
+        return "has a hash_val that is no text; put it in quotes"
     # MONAI takes a checksum without a type for MD5.
-    if value and len(str(value)) != HASH_DIGITS[kind or "md5"]:
-        return f"has a hash_val of {len(str(value))} digits, where {kind or 'md5'} has {HASH_DIGITS[kind or 'md5']}"
+    if value and len(value) != HASH_DIGITS[kind or "md5"]:
+        return f"has a hash_val of {len(value)} digits, where {kind or 'md5'} has {HASH_DIGITS[kind or 'md5']}"
     return None

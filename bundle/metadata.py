@@ -14,13 +14,50 @@ from scripts.magnification import scale_names
 from scripts.methods import method_title, result_heads
 from scripts.weights_record import DEMONSTRATION, is_demonstration
 
-__all__ = ["BLOCK_END", "BLOCK_START", "CARD_TOP", "describe", "fill_block", "fit_metadata"]
+__all__ = [
+    "BLOCK_END",
+    "BLOCK_START",
+    "CARD_TOP",
+    "METADATA",
+    "check_version",
+    "describe",
+    "fill_block",
+    "fit_metadata",
+]
 
 BLOCK_START, BLOCK_END = "<!-- weights -->", "<!-- /weights -->"
 """What encloses the part of a card that packing replaces."""
 
 CARD_TOP = 10
 """So many lines of a model card are its top, where a user looks first."""
+
+
+METADATA = "configs/metadata.json"
+"""The file of the metadata, named from the bundle's root."""
+
+# MAJOR.MINOR.PATCH, and after it what https://semver.org allows.
+SEMANTIC = re.compile(r"(0|[1-9][0-9]*)(\.(0|[1-9][0-9]*)){2}(-[0-9A-Za-z-]+(\.[0-9A-Za-z-]+)*)?(\+[0-9A-Za-z-.]+)?")
+
+# It is part of the zip's name.
+VERSION_LENGTH = 100
+
+
+def check_version(version: object) -> str:
+    """The version of a bundle.
+
+    Args:
+        version: what its metadata has.
+
+    Raises:
+        SettingsError: if it is not a semantic one.
+    """
+    if not isinstance(version, str) or len(version) > VERSION_LENGTH or not SEMANTIC.fullmatch(version):
+        raise SettingsError(
+            f"{METADATA}#version",
+            f"is {str(version)[:VERSION_LENGTH]!r}",
+            "Write it as MAJOR.MINOR.PATCH, such as 0.3.0.",
+        )
+    return version
 
 
 def describe(record: Mapping[str, Any]) -> str:
@@ -47,16 +84,20 @@ def fit_metadata(metadata: Mapping[str, Any], record: Mapping[str, Any]) -> dict
 
     Returns:
         The same with the network's shapes and classes, and what the weights were trained on.
+
+    Raises:
+        SettingsError: if what it says of a tensor of the network is no object.
     """
     fitted = copy.deepcopy(dict(metadata))
     # Last, since it is the longest part.
     data_format = fitted.pop("network_data_format")
-    classes = data_format.get("outputs", {}).get("pred", {}).get("channel_def")
+    classes = _tensor(data_format, "outputs", "pred").get("channel_def")
     for group, tensors in _shapes(record["settings"]).items():
         for name, values in tensors.items():
-            if name in data_format.get(group, {}):
-                data_format[group][name].update(values)
-    if data_format.get("outputs", {}).get("pred", {}).get("channel_def") != classes:
+            # Of a tensor that the metadata does not have, this is an empty dictionary of its own.
+            if tensor := _tensor(data_format, group, name):
+                tensor.update(values)
+    if _tensor(data_format, "outputs", "pred").get("channel_def") != classes:
         names = output_names(record["settings"]["task"], record["settings"]["class_names"])
         fitted["label_classes"] = f"{record['settings']['task']}: {', '.join(names)}"
     fitted["data_source"] = describe(record) + " The slides are not part of the bundle."
@@ -92,6 +133,16 @@ def fill_block(text: str, name: str, record: Mapping[str, Any]) -> str:
         lines = f"**{DEMONSTRATION}**{lines.removeprefix(DEMONSTRATION)}"
     block = f"{BLOCK_START}\n{lines}\n{BLOCK_END}"
     return re.sub(f"{re.escape(BLOCK_START)}.*{re.escape(BLOCK_END)}", lambda _: block, text, flags=re.DOTALL)
+
+
+def _tensor(data_format: Any, group: str, name: str) -> dict[str, Any]:
+    """What the metadata says of a tensor; empty if it does not have it."""
+    found, place = {"network_data_format": data_format}, METADATA
+    for key in ("network_data_format", group, name):
+        found, place = found.get(key, {}), f"{place}#{key}"
+        if not isinstance(found, dict):
+            raise SettingsError(place, "is no JSON object", "Mend it; `python -m bundle verify` says more.")
+    return found
 
 
 def _shapes(settings: Mapping[str, Any]) -> dict[str, dict[str, dict[str, Any]]]:

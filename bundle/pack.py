@@ -9,10 +9,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from bundle.archive import write_archive
-from bundle.contents import NAME, shared_files
+from bundle.contents import NAME, NECESSARY, shared_files, shown
 from bundle.defaults import set_defaults
 from bundle.large_files import MAX_MB, over_limit, read_large_files
-from bundle.metadata import BLOCK_START, CARD_TOP, describe, fill_block, fit_metadata
+from bundle.metadata import BLOCK_START, CARD_TOP, METADATA, check_version, describe, fill_block, fit_metadata
 from scripts.errors import SettingsError
 from scripts.handlers import weights_path
 from scripts.methods import result_heads
@@ -20,8 +20,12 @@ from scripts.weights_record import DEMONSTRATION, is_demonstration, read_record
 
 __all__ = ["Packed", "pack"]
 
-METADATA = "configs/metadata.json"
-USED = ("version", "name", "description", "intended_use", "network_data_format")
+TEXTS = ("name", "description", "intended_use")
+USED = ("version", *TEXTS, "network_data_format")
+# What is said of weights.
+DESCRIBED = ("method", "task", "class_names", "magnifications", "backbone")
+# What MONAI takes for code or a reference at the start of a text in a config.
+EVALUATED = ("$", "@", "%", "_target_")
 CARD = "docs/README.md"
 CARDS = (CARD, "models/README.md")
 TRAIN = "python -m monai.bundle run training --config_file configs/train.json"
@@ -56,7 +60,7 @@ class Packed:
         lines = [f"{folder:<17} {len(sizes):4d} files {_size(sum(sizes)):>9}" for folder, sizes in folders.items()]
         lines.extend(f"  {name:<27}{_size(self.sizes[name]):>9}" for name in self.sizes if name.endswith(".pt"))
         if self.left_out:
-            lines.append(f"left out (unknown to git, or no part of a bundle): {', '.join(self.left_out)}")
+            lines.append(f"left out (unknown to git, or no part of a bundle): {', '.join(map(shown, self.left_out))}")
         lines.extend(
             f"{name} has more than {MAX_MB} MB: leave it out of a pull request to the zoo" for name in self.large
         )
@@ -77,19 +81,22 @@ def pack(root: Path, ckpt_dir: Path, output_dir: Path) -> Packed:
         output_dir: where the zip and the file with its checksum go.
 
     Raises:
-        SettingsError: if weights are missing, have no record or are not of one training; if the cards have no place for
-            what is true of them; if a file is too large for the Model Zoo; or if the zip cannot be written.
+        SettingsError: if weights are missing, have no record or are not of one training; if a file that a bundle has to
+            have is missing or of another form; if the cards have no place for what is true of the weights; if a file
+            is too large for the Model Zoo; or if the zip cannot be written.
     """
     weights, record = _weights(ckpt_dir)
     names, left_out = shared_files(root)
-    files = {name: (root / name).read_bytes() for name in names}
-    files.update({name: path.read_bytes() for name, path in weights.items()})
+    files = {name: _read(root / name) for name in names}
+    files.update({name: _read(path) for name, path in weights.items()})
 
+    for name in NECESSARY:
+        _text(files, name)
     metadata = _metadata(files)
-    files[METADATA] = _json_bytes(fit_metadata(metadata, record))
+    files[METADATA] = _fitted(metadata, record)
     for name in names:
         if PurePosixPath(name).match("configs/*.json") and name != METADATA:
-            files[name] = _with_defaults(name, files[name].decode(), record["settings"]).encode()
+            files[name] = _with_defaults(name, _text(files, name), record["settings"]).encode()
     for name in CARDS:
         files[name] = fill_block(_text(files, name), name, record).encode()
     _check_top(files[CARD].decode())
@@ -117,6 +124,7 @@ def _weights(ckpt_dir: Path) -> tuple[dict[str, Path], dict[str, Any]]:
         )
     record = read_record(main)
     settings = record["settings"]
+    _check_settings(main, settings)
     paths = [weights_path(ckpt_dir, head) for head in result_heads(settings["method"], settings["magnifications"])]
     if main not in paths:
         raise SettingsError(
@@ -134,10 +142,36 @@ def _weights(ckpt_dir: Path) -> tuple[dict[str, Path], dict[str, Any]]:
     return {f"models/{path.name}": path for path in paths}, record
 
 
+def _check_settings(path: Path, settings: Mapping[str, Any]) -> None:
+    missing = [key for key in DESCRIBED if key not in settings]
+    if missing:
+        raise SettingsError(path, f"its record has no {', '.join(missing)}", "Give a file that training wrote.")
+    # They become part of configs, of which MONAI runs some texts as code.
+    for key, value in settings.items():
+        if any(f'"{sign}' in json.dumps(value) for sign in EVALUATED):
+            raise SettingsError(
+                path, f"its record has code or a reference as {shown(key)}", "Give a file that training wrote."
+            )
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise SettingsError(path, f"cannot be read ({error.strerror})", "Let it be read by you.") from error
+
+
+def _fitted(metadata: Mapping[str, Any], record: Mapping[str, Any]) -> bytes:
+    try:
+        return (json.dumps(fit_metadata(metadata, record), indent=4, ensure_ascii=False) + "\n").encode()
+    except (ValueError, RecursionError) as error:
+        raise SettingsError(METADATA, f"cannot be written again ({error})", "Mend it.") from error
+
+
 def _with_defaults(name: str, text: str, settings: Mapping[str, Any]) -> str:
     try:
         return set_defaults(text, settings)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise SettingsError(
             name, f"cannot be given the settings of the weights: {error}", "Write it as JSON, indented by four spaces."
         ) from error
@@ -156,22 +190,27 @@ def _check_top(card: str) -> None:
 def _text(files: Mapping[str, bytes], name: str) -> str:
     if name not in files:
         raise SettingsError(name, "there is no such file, or git does not know it", "Add it: a bundle has to have it.")
-    return files[name].decode()
+    try:
+        return files[name].decode()
+    except ValueError as error:
+        raise SettingsError(name, f"is not UTF-8 ({error})", "Save it as UTF-8.") from error
 
 
 def _metadata(files: Mapping[str, bytes]) -> dict[str, Any]:
     try:
-        content: dict[str, Any] = json.loads(_text(files, METADATA))
-    except ValueError as error:
+        content = json.loads(_text(files, METADATA))
+    except (ValueError, RecursionError) as error:
         raise SettingsError(METADATA, f"is not JSON ({error})", "Mend it.") from error
+    if not isinstance(content, dict):
+        raise SettingsError(METADATA, "holds no JSON object", "Mend it.")
     missing = [key for key in USED if key not in content]
     if missing:
         raise SettingsError(METADATA, f"has no {', '.join(missing)}", "Add it: packing needs it.")
+    check_version(content["version"])
+    for key in TEXTS:
+        if not isinstance(content[key], str):
+            raise SettingsError(f"{METADATA}#{key}", "is no text", "Mend it.")
     return content
-
-
-def _json_bytes(content: Mapping[str, Any]) -> bytes:
-    return (json.dumps(content, indent=4, ensure_ascii=False) + "\n").encode()
 
 
 def _size(num_bytes: int) -> str:

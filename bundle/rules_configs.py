@@ -114,6 +114,9 @@ def parts(bundle: Bundle) -> None:
     installed = importlib.metadata.packages_distributions()
     with own_scripts(bundle.root):
         for name in _configs(bundle):
+            for place, value in _values(bundle.json(name)):
+                if place.rpartition("#")[2] == "_target_" and not isinstance(value, str):
+                    raise SettingsError(f"{name}#{place}", f"is {_short(value)}, and no name", "Name a part there.")
             for place, target in _targets(bundle.json(name)):
                 package = target.partition(".")[0]
                 if package != "scripts" and package not in installed:
@@ -153,14 +156,18 @@ def _configs(bundle: Bundle) -> list[str]:
     return [name for name in bundle.files if PurePosixPath(name).match("configs/*.json")]
 
 
-def _texts(value: Any, place: str = "") -> Iterator[tuple[str, str]]:
-    """The texts in a config, each with its place."""
-    if isinstance(value, str):
-        yield place, value
-    elif isinstance(value, dict | list):
+def _values(value: Any, place: str = "") -> Iterator[tuple[str, Any]]:
+    """The values in a config, those that hold others, too, each with its place."""
+    yield place, value
+    if isinstance(value, dict | list):
         items = value.items() if isinstance(value, dict) else enumerate(value)
         for key, item in items:
-            yield from _texts(item, f"{place}#{key}" if place else str(key))
+            yield from _values(item, f"{place}#{key}" if place else str(key))
+
+
+def _texts(config: Any) -> Iterator[tuple[str, str]]:
+    """The texts in a config, each with its place."""
+    return ((place, value) for place, value in _values(config) if isinstance(value, str))
 
 
 def _targets(config: Any) -> Iterator[tuple[str, str]]:

@@ -7,14 +7,13 @@ import re
 from collections.abc import Callable
 
 from bundle.checked import Bundle, NotChecked
-from bundle.contents import NAME, SUMS, belongs
+from bundle.contents import NAME, NECESSARY, SUMS, belongs
 from bundle.large_files import LARGE_FILES, MAX_MB, over_limit, read_large_files
 from scripts.errors import SettingsError
 from scripts.files import file_sha256
 
 __all__ = ["RULES"]
 
-NECESSARY = ("configs/metadata.json", "LICENSE", "configs/inference.json")
 DATA_LICENSE = "docs/data_license.txt"
 CARD = "docs/README.md"
 
@@ -22,6 +21,7 @@ CARD = "docs/README.md"
 OTHER_TASKS = ("deepedit", "deepgrow", "detection", "segmentation")
 
 # Of the terms of the Apache License 2.0, from its title to the end of the terms, with one space between words.
+TITLE, END = "Apache License Version 2.0", "END OF TERMS AND CONDITIONS"
 TERMS_SHA256 = "d5e4c8942091934e8f11f49efe6055366918b8034549dbfffc2e71a2c4f5de32"
 
 # The Model Zoo's template has these in this order; those that are marked may be left out.
@@ -138,8 +138,8 @@ def large_files(bundle: Bundle) -> None:
 def licence(bundle: Bundle) -> None:
     """``LICENSE`` is the Apache License 2.0, word for word."""
     words = " ".join(bundle.text("LICENSE").split())
-    terms = re.search(r"Apache License Version 2\.0.*?(?=END OF TERMS AND CONDITIONS)", words)
-    if terms is None or hashlib.sha256(terms[0].encode()).hexdigest() != TERMS_SHA256:
+    terms = words[max(words.find(TITLE), 0) :].partition(END)[0]
+    if hashlib.sha256(terms.encode()).hexdigest() != TERMS_SHA256:
         raise SettingsError(
             "LICENSE", "is not the text of the Apache License 2.0", "Put the licence there, word for word."
         )

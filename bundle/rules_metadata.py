@@ -9,14 +9,10 @@ from typing import Any
 import jsonschema
 
 from bundle.checked import Bundle, NotChecked
+from bundle.metadata import METADATA, check_version
 from scripts.errors import SettingsError
 
 __all__ = ["RULES"]
-
-METADATA = "configs/metadata.json"
-
-# MAJOR.MINOR.PATCH, and after it what https://semver.org allows.
-SEMANTIC = re.compile(r"(0|[1-9]\d*)(\.(0|[1-9]\d*)){2}(-[0-9A-Za-z-]+(\.[0-9A-Za-z-]+)*)?(\+[0-9A-Za-z-.]+)?")
 
 # Where else a version is written, and how. Those that are not packed are looked at in a repository alone.
 VERSION_PLACES = {
@@ -41,9 +37,7 @@ def form(bundle: Bundle) -> None:
 
 def version(bundle: Bundle) -> None:
     """The version is a semantic one, the changelog has it, and it is the same everywhere."""
-    number = str(bundle.metadata.get("version"))
-    if not SEMANTIC.fullmatch(number):
-        raise SettingsError(f"{METADATA}#version", f"is {number!r}", "Write it as MAJOR.MINOR.PATCH, such as 0.3.0.")
+    number = check_version(bundle.metadata.get("version"))
     changelog = bundle.metadata.get("changelog")
     if not isinstance(changelog, dict) or number not in changelog:
         raise SettingsError(f"{METADATA}#changelog", f"does not have {number}", "Say what is new in this version.")

@@ -33,16 +33,28 @@ RTOL, ATOL = 1e-3, 1e-4
 
 
 def weights_load(bundle: Bundle) -> None:
-    """All weights that the configs use load strictly, and their settings are those of the inference config."""
+    """All weights load strictly and are of one training, and their settings are those of the inference config."""
     bundle.weights()
     config = bundle.config("inference")
     with in_bundle(bundle):
         methods = importlib.import_module("scripts.methods")
         load = importlib.import_module("scripts.checkpoints").load_weights
         path_of = importlib.import_module("scripts.handlers").weights_path
-        for head in methods.result_heads(config["method"], config["magnifications"]):
-            load(make_network(bundle), path_of(bundle.root / "models", head), config)
+        folder = bundle.root / "models"
+        paths = {
+            Path(path_of(folder, head)) for head in methods.result_heads(config["method"], config["magnifications"])
+        }
+        # Packing leaves others of a repository out.
+        if bundle.kind != "repository":
+            paths.update(folder.glob("model*.pt"))
+        for path in sorted(paths):
+            load(make_network(bundle), path, config)
     record = _record(bundle)
+    for path in sorted(paths):
+        if _record(bundle, path) != record:
+            raise SettingsError(
+                f"models/{path.name}", "is not of the same training as model.pt", "Pack the weights of one training."
+            )
     for key, value in record["settings"].items():
         if key in config and config[key] != value:
             raise SettingsError(
@@ -130,8 +142,8 @@ def _trained(bundle: Bundle) -> nn.Module:
     return network
 
 
-def _record(bundle: Bundle) -> dict[str, Any]:
-    path = bundle.weights()
+def _record(bundle: Bundle, path: Path | None = None) -> dict[str, Any]:
+    path = path or bundle.weights()
     with in_bundle(bundle):
         record: dict[str, Any] = importlib.import_module("scripts.weights_record").read_record(path)
     return record

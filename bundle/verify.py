@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import tempfile
 import urllib.request
@@ -15,16 +16,22 @@ import jsonschema
 from bundle import rules_configs, rules_files, rules_metadata, rules_network, rules_weights
 from bundle.archive import unpack
 from bundle.checked import Bundle, NotChecked
+from bundle.contents import shown
 from scripts.errors import BundleError, SettingsError
 
 __all__ = ["FAILED", "NOT_CHECKED", "OK", "RULES", "SCHEMA", "Finding", "check", "load_schema", "verify"]
 
 DOWNLOAD_SECONDS = 30
 
+UNEXPECTED = "the bundle's own code failed, or a file of it has a form that this rule does not expect"
+FIRST_OTHERS = "Mend the other rules first; if this stays, run the bundle itself to see where it fails."
+
 OK, FAILED, NOT_CHECKED = "ok", "FAILED", "not checked"
 
 SCHEMA = Path(__file__).with_name("zoo_metadata_schema.json")
 """What the Model Zoo asks of a bundle's metadata, in words of our own: the official schema is a download."""
+
+SCHEMA_ERRORS = (OSError, ValueError, TypeError, RecursionError, http.client.HTTPException, jsonschema.SchemaError)
 
 RULES: dict[str, Callable[[Bundle], None]] = {
     **rules_files.RULES,
@@ -51,7 +58,7 @@ class Finding:
     text: str = ""
 
     def __str__(self) -> str:
-        return f"{self.state:<12} {self.rule}" + (f": {self.text}" if self.text else "")
+        return shown(f"{self.state:<12} {self.rule}" + (f": {self.text}" if self.text else ""))
 
 
 def verify(path: Path, schema: Mapping[str, Any]) -> Iterator[Finding]:
@@ -91,7 +98,7 @@ def check(rule: str, bundle: Bundle) -> Finding:
         return Finding(rule, NOT_CHECKED, str(reason))
     except BundleError as error:
         return Finding(rule, FAILED, str(error))
-    except Exception as error:  # The bundle's own code, or a file of a form that nobody thought of.
+    except (Exception, SystemExit) as error:  # The bundle's own code, or a file of a form that nobody thought of.
         return Finding(rule, FAILED, _of_bundle(error))
     return Finding(rule, OK)
 
@@ -116,7 +123,7 @@ def load_schema(place: str | None = None) -> dict[str, Any]:
         if not isinstance(content, dict):
             raise ValueError("it holds no JSON object")
         jsonschema.validators.validator_for(content).check_schema(content)
-    except (OSError, ValueError, jsonschema.SchemaError) as error:
+    except SCHEMA_ERRORS as error:
         reason = getattr(error, "strerror", None) or getattr(error, "reason", None) or error
         raise SettingsError(place, f"is no schema that can be read ({reason})", remedy) from error
     return content
@@ -125,11 +132,13 @@ def load_schema(place: str | None = None) -> dict[str, Any]:
 def _of_bundle(error: BaseException) -> str:
     """What an error in the checked bundle's code says, in one line: its own kind of error, or else the first cause."""
     chain = [error]
-    while (cause := error.__cause__ or error.__context__) is not None:
+    # Code may give an error itself as a cause.
+    while (cause := error.__cause__ or error.__context__) is not None and not any(cause is link for link in chain):
         error = cause
         chain.append(error)
     # The bundle's class of errors is not the repository's, which the caller knows; as that one it says what to do.
     own = [str(link) for link in chain if any(kind.__name__ == BundleError.__name__ for kind in type(link).__mro__)]
     if own:
         return own[0]
-    return f"{type(error).__name__}: {' '.join(str(error).split()) or 'no reason given'}"
+    reason = " ".join(str(error).split()) or "no reason given"
+    return f"{UNEXPECTED} ({type(error).__name__}: {reason}). {FIRST_OTHERS}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 import stat
+import struct
 import subprocess
 import time
 import zipfile
@@ -67,7 +68,7 @@ def test_sha256sum_agrees_with_the_checksums_inside_and_beside(tmp_path: Path) -
 
 @pytest.mark.parametrize(
     "name",
-    ["../x", "b/../../x", "/etc/x", "b//x", "b/./x", "b\\..\\x", "C:/x", "b/x:y"],
+    ["../x", "b/../../x", "/etc/x", "b//x", "b/./x", "b\\..\\x", "C:/x", "b/x:y", "b/x\0y"],
 )
 def test_a_name_that_leads_out_is_refused_and_nothing_is_written(tmp_path: Path, name: str) -> None:
     path = make_zip(tmp_path / "x.zip", ("b/good", stat.S_IFREG | 0o644), (name, stat.S_IFREG | 0o644))
@@ -91,6 +92,13 @@ def test_links_and_devices_are_refused(tmp_path: Path, kind: int) -> None:
         (["LICENSE"], "one top folder and nothing beside it, got LICENSE"),
         ([], "one top folder and nothing beside it, got nothing"),
         (["a/x", "a/x"], "holds a/x more than once"),
+        (["a/x", "a/x/"], "holds a/x more than once"),
+        (["a/x", "a/x/y/z"], "holds a/x both as a file and as a folder"),
+        (["a/y", "a/" + "x" * 300], "which is too long or deep"),
+        (["a/" * 1500 + "x"], "which is too long or deep"),
+        (["a/" * 20 + "x"], "which is too long or deep"),
+        (["a/x\x1b[2J"], "or has signs that cannot be seen"),
+        ([f"a/{number}" for number in range(5001)], "holds 5001 files, more than the 5000 of any bundle"),
     ],
 )
 @pytest.mark.filterwarnings("ignore:Duplicate name")
@@ -115,3 +123,56 @@ def test_what_is_no_zip_or_a_damaged_one_is_an_error_of_one_line(tmp_path: Path)
         with pytest.raises(SettingsError, match=f"{name}: is damaged, or no zip") as error:
             unpack(tmp_path / name, tmp_path / "out")
         assert "\n" not in str(error.value)
+
+
+def patched(path: Path, offset: int, form: str, *values: int) -> Path:
+    """A zip, after a change of its one member's entry in the directory at its end."""
+    write_archive({}, path)
+    content = bytearray(path.read_bytes())
+    struct.pack_into(form, content, content.index(b"PK\x01\x02") + offset, *values)
+    path.write_bytes(content)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("offset", "value", "message"),
+    [
+        (6, 99, "cannot be unpacked .zip file version 9.9."),
+        (8, 1, "which is encrypted, or compressed by another method"),
+        (10, 99, "which is encrypted, or compressed by another method"),
+        (10, zipfile.ZIP_BZIP2, "which is encrypted, or compressed by another method"),
+    ],
+)
+def test_a_member_that_cannot_be_read_is_an_error_of_one_line(
+    tmp_path: Path, offset: int, value: int, message: str
+) -> None:
+    path = patched(tmp_path / "x.zip", offset, "<H", value)
+    with pytest.raises(SettingsError, match=message):
+        unpack(path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_zip_that_would_fill_the_disk_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    path = patched(tmp_path / "x.zip", 24, "<I", 3 * 1024**3)
+    with pytest.raises(SettingsError, match=r"unpacks to 3.0 GB, more than the 1 of any bundle"):
+        unpack(path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_no_more_is_written_than_was_declared(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "x.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a/x", bytes(10_000_000))
+    content = bytearray((tmp_path / "x.zip").read_bytes())
+    struct.pack_into("<I", content, content.index(b"PK\x01\x02") + 24, 10)
+    (tmp_path / "x.zip").write_bytes(content)
+    with pytest.raises(SettingsError, match="is damaged, or no zip"):
+        unpack(tmp_path / "x.zip", tmp_path / "out")
+    assert (tmp_path / "out" / "a" / "x").stat().st_size <= 10
+
+
+@pytest.mark.parametrize("name", ["x.zip", "x.zip.sha256"])
+def test_a_folder_in_the_place_of_the_zip_is_an_error_of_one_line(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir()
+    with pytest.raises(SettingsError, match=f"{name}: is a folder, where a file is to be written"):
+        write_archive(FILES, tmp_path / "x.zip")
+    assert [path.name for path in tmp_path.iterdir()] == [name]

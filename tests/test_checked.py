@@ -84,11 +84,14 @@ def test_of_a_repository_only_what_is_packed_counts(tmp_path: Path) -> None:
 def test_files_that_cannot_be_read_are_named_in_one_line(bundle: Bundle) -> None:
     write(bundle.root, "configs/metadata.json", "[1]")
     write(bundle.root, "configs/train.json", "{,")
+    write(bundle.root, "configs/deep.json", "[" * 100_000)
     (bundle.root / "LICENSE").write_bytes(b"\xff\xfe")
     with pytest.raises(SettingsError, match=r"configs/metadata.json: holds no JSON object"):
         _ = bundle.metadata
     with pytest.raises(SettingsError, match=r"configs/train.json: is not JSON"):
         bundle.config("train")
+    with pytest.raises(SettingsError, match=r"configs/deep.json: is not JSON"):
+        bundle.config("deep")
     with pytest.raises(SettingsError, match=r"configs/inference.json: cannot be read \(No such file"):
         bundle.config("inference")
     with pytest.raises(SettingsError, match=r"LICENSE: is not UTF-8"):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bundle.contents import NAME, belongs, is_repository, shared_files
+from bundle.contents import NAME, belongs, is_repository, shared_files, shown
 from scripts.errors import SettingsError
 from tests.bundles import write
 from tests.conftest import ROOT
@@ -89,3 +89,30 @@ def test_a_work_tree_that_git_cannot_read_is_an_error_of_one_line(tmp_path: Path
 def test_this_repository_is_told_from_a_bundle(tmp_path: Path) -> None:
     assert is_repository(ROOT)
     assert not is_repository(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["docs/a\udcffb.md", "docs/a\nb.md", "docs/a\\b.md", "docs/a:b.md"])
+@pytest.mark.parametrize("in_git", [False, True])
+def test_a_name_that_not_every_system_can_have_is_refused(tmp_path: Path, name: str, in_git: bool) -> None:
+    write(tmp_path, name, "x")
+    if in_git:
+        subprocess.run(["git", "init", "--quiet"], cwd=tmp_path, check=True)
+        subprocess.run(["git", "add", "docs"], cwd=tmp_path, check=True)
+    with pytest.raises(SettingsError, match="has a name that not every system can have") as error:
+        shared_files(tmp_path)
+    assert str(error.value).isprintable()
+
+
+@pytest.mark.parametrize("link", ["docs/secret.txt", "docs"])
+def test_a_link_is_refused(tmp_path: Path, link: str) -> None:
+    write(tmp_path, "outside/secret.txt", "x")
+    root = tmp_path / "root"
+    (root / link).parent.mkdir(parents=True)
+    (root / link).symlink_to(tmp_path / "outside" / ("secret.txt" if "/" in link else ""))
+    with pytest.raises(SettingsError, match=r"docs/secret.txt: is a link, or in a folder that is one"):
+        shared_files(root)
+
+
+def test_texts_are_shown_in_one_line() -> None:
+    assert shown("größe µm") == "größe µm"
+    assert shown("a\nb\udcff\x1b") == r"a\nb\udcff\x1b"

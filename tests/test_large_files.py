@@ -50,6 +50,9 @@ def test_an_entry_has_a_path_and_an_address_and_may_have_a_checksum(tmp_path: Pa
         ("large_files:\n- path: a\n  url: a.org\n", "is not on the web"),
         (ENTRY + "  sha256: abc\n", "the unknown key 'sha256'"),
         (ENTRY + f"  hash_val: {'a' * 32}\n  hash_type: crc32\n", "the zoo knows md5, sha1, sha256, sha512"),
+        (ENTRY + "  hash_type: [md5]\n", "has hash_type ['md5']; the zoo knows"),
+        (ENTRY + f"  hash_val: {'1' * 32}\n", "has a hash_val that is no text"),
+        ("[" * 5000, "cannot be read"),
         (ENTRY + f"  hash_val: {'a' * 64}\n", "a hash_val of 64 digits, where md5 has 32"),
     ],
 )

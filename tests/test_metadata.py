@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from bundle.metadata import describe, fill_block, fit_metadata
+from bundle.metadata import check_version, describe, fill_block, fit_metadata
 from scripts.errors import SettingsError
 from scripts.weights_record import DEMONSTRATION
 from tests.bundles import DRAWN, SCANNED, SETTINGS
@@ -111,3 +111,31 @@ def test_a_card_without_one_block_is_refused(card: str) -> None:
 def test_tensors_that_the_metadata_does_not_have_are_not_added(shipped: dict[str, Any]) -> None:
     del shipped["network_data_format"]["post_processed_outputs"]
     assert list(fit_metadata(shipped, record())["network_data_format"]) == ["inputs", "outputs"]
+
+
+@pytest.mark.parametrize("number", ["0.3.0", "10.20.30-rc.1+build.5"])
+def test_a_semantic_version_is_one(number: str) -> None:
+    assert check_version(number) == number
+
+
+@pytest.mark.parametrize(
+    "number", [1, None, ["1.0.0"], "../../../x", "1/2", "1.0.0\0", "1.0.0-" + "a" * 300, "1.0.\u0663", "1.0.0\n", ""]
+)
+def test_what_is_no_semantic_version_is_refused(number: object) -> None:
+    with pytest.raises(SettingsError, match=r"configs/metadata.json#version: is .*. Write it as MAJOR.MINOR.PATCH"):
+        check_version(number)
+
+
+@pytest.mark.parametrize(
+    ("data_format", "place"),
+    [
+        (None, "#network_data_format"),
+        ([1], "#network_data_format"),
+        ({"outputs": []}, "#network_data_format#outputs"),
+        ({"outputs": {"pred": 3}}, "#network_data_format#outputs#pred"),
+        ({"inputs": {"image": None}}, "#network_data_format#inputs#image"),
+    ],
+)
+def test_tensors_that_are_no_objects_are_named(shipped: dict[str, Any], data_format: Any, place: str) -> None:
+    with pytest.raises(SettingsError, match=f"^configs/metadata.json{place}: is no JSON object"):
+        fit_metadata({**shipped, "network_data_format": data_format}, record())

@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -184,6 +186,15 @@ def test_a_file_that_the_zoo_does_not_take_is_refused_or_has_to_be_named(
     ("name", "text", "message"),
     [
         ("configs/metadata.json", "{", "configs/metadata.json: is not JSON"),
+        ("configs/metadata.json", '"text"', "configs/metadata.json: holds no JSON object"),
+        ("configs/metadata.json", "3", "configs/metadata.json: holds no JSON object"),
+        ("configs/metadata.json", "[" * 100_000, "configs/metadata.json: is not JSON"),
+        (
+            "configs/inference.json",
+            "[]",
+            "configs/inference.json: cannot be given the settings of the weights: it holds",
+        ),
+        ("configs/train.json", "[" * 100_000, "configs/train.json: cannot be given the settings"),
         ("configs/train.json", '{"min_tissue": 0.1}', "configs/train.json: cannot be given the settings"),
         ("large_files.yml", "", "large_files.yml: has no list"),
     ],
@@ -200,3 +211,60 @@ def test_metadata_without_what_packing_needs_names_it(trained_repository: Path, 
     root = copied(trained_repository, tmp_path)
     change_json(root, "configs/metadata.json", lambda content: content.pop("version"))
     assert "configs/metadata.json: has no version" in refusal(root, root / "models", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda m: m.update(version="../../../x"), "configs/metadata.json#version: is '../../../x'"),
+        (lambda m: m.update(version="1/2"), "configs/metadata.json#version: is '1/2'"),
+        (lambda m: m.update(name=["a"]), "configs/metadata.json#name: is no text"),
+        (lambda m: m.update(network_data_format=None), "configs/metadata.json#network_data_format: is no JSON object"),
+        (lambda m: m.update(description="\ud800"), "configs/metadata.json: cannot be written again"),
+    ],
+)
+def test_metadata_that_cannot_be_packed_is_refused(
+    trained_repository: Path, tmp_path: Path, change: Callable[[Any], object], message: str
+) -> None:
+    root = copied(trained_repository, tmp_path)
+    content = json.loads((root / "configs" / "metadata.json").read_text(encoding="utf-8"))
+    change(content)
+    write(root, "configs/metadata.json", json.dumps(content))
+    assert message in refusal(root, root / "models", tmp_path)
+
+
+def test_metadata_that_is_nested_too_deeply_is_refused(trained_repository: Path, tmp_path: Path) -> None:
+    root = copied(trained_repository, tmp_path)
+    text = (root / "configs" / "metadata.json").read_text(encoding="utf-8")
+    write(root, "configs/metadata.json", text.replace("{", '{"more": ' + "[" * 900 + "]" * 900 + ",", 1))
+    assert "configs/metadata.json: cannot be written again (maximum rec" in refusal(root, root / "models", tmp_path)
+
+
+@pytest.mark.parametrize("name", ["LICENSE", "configs/inference.json", "configs/metadata.json", "docs/README.md"])
+def test_a_necessary_file_that_is_missing_or_no_utf_8_is_named(
+    trained_repository: Path, tmp_path: Path, name: str
+) -> None:
+    root = copied(trained_repository, tmp_path)
+    (root / name).write_bytes("größe".encode("latin-1"))
+    assert f"{name}: is not UTF-8" in refusal(root, root / "models", tmp_path)
+    (root / name).unlink()
+    assert f"{name}: there is no such file" in refusal(root, root / "models", tmp_path)
+
+
+@pytest.mark.parametrize("value", ["$exit(0)", ["@other"], {"_target_": "os.remove"}])
+def test_a_record_with_code_is_refused(trained_repository: Path, tmp_path: Path, value: Any) -> None:
+    weights = make_weights(tmp_path / "w", imports=value)
+    message = refusal(trained_repository, weights, tmp_path)
+    assert "w/model.pt: its record has code or a reference as imports" in message
+
+
+def test_a_zip_has_no_place_where_a_folder_is(trained_repository: Path, tmp_path: Path, packed_zip: Path) -> None:
+    (tmp_path / packed_zip.name).mkdir()
+    with pytest.raises(SettingsError, match=f"{packed_zip.name}: is a folder"):
+        pack(trained_repository, trained_repository / "models", tmp_path)
+
+
+def test_names_that_are_left_out_are_printed_in_one_line(trained_repository: Path, tmp_path: Path) -> None:
+    root = copied(trained_repository, tmp_path)
+    write(root, "docs/a\n\udcff.bak", "x")
+    assert r"no part of a bundle): docs/a\n\udcff.bak" in str(pack(root, root / "models", tmp_path / "dist"))

@@ -184,3 +184,11 @@ def test_parts_of_the_bundle_may_be_new(root: Path) -> None:
     write(root, "scripts/new.py", "class Part:\n    pass\n")
     change_json(root, "configs/train.json", name_part("scripts.new.Part"))
     check("parts", root)
+
+
+@pytest.mark.parametrize("value", [3, None, ["scripts.bags"], {"name": "scripts.bags"}])
+def test_a_part_has_a_name(root: Path, value: Any) -> None:
+    change_json(root, "configs/inference.json", lambda config: config.update(extra={"_target_": value}))
+    message = broken("parts", root)
+    assert message.startswith("configs/inference.json#extra#_target_: is ")
+    assert message.endswith(", and no name. Name a part there.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -165,3 +166,10 @@ def test_sections_in_a_code_block_are_none_and_optional_ones_may_be_left_out(bun
     RULES["model card"](bundle)
     write(bundle.root, "docs/README.md", card + "## **References** (Optional)\n## **Limitations**\n")
     assert "References, Limitations. Order them as" in broken("model card", bundle)
+
+
+def test_a_licence_that_repeats_its_title_is_read_quickly(bundle: Bundle) -> None:
+    write(bundle.root, "LICENSE", "Apache License Version 2.0 " * 200_000)
+    start = time.perf_counter()
+    assert "is not the text of" in broken("licence", bundle)
+    assert time.perf_counter() - start < 5

@@ -143,3 +143,23 @@ def test_a_network_that_keeps_to_the_number_of_rows_it_was_exported_with_is_name
 def test_a_network_that_does_not_become_onnx_is_named(root: Path) -> None:
     forward("x = x * 2.0 if bool(x.sum() > 0) else x")(root)
     assert finding("ONNX", root)
+
+
+def stripped(path: Path) -> None:
+    torch.save(dict(torch.load(path, weights_only=True)), path)
+
+
+@pytest.mark.parametrize("name", ["model_5x.pt", "model_40x.pt"])
+def test_every_file_of_weights_is_of_the_same_training(root: Path, tmp_path: Path, name: str) -> None:
+    other = make_weights(tmp_path / "other", DRAWN) / "model_5x.pt"
+    other.replace(root / "models" / name)
+    assert finding("weights", root).startswith(f"models/{name}: is not of the same training as model.pt")
+    stripped(root / "models" / name)
+    assert f"models/{name}: has no record of its training" in finding("weights", root)
+    write(root, f"models/{name}", "x")
+    assert f"models/{name}: is not a PyTorch checkpoint" in finding("weights", root)
+
+
+def test_weights_that_packing_leaves_out_of_a_repository_may_be_of_another(root: Path, tmp_path: Path) -> None:
+    (make_weights(tmp_path / "other", DRAWN) / "model_5x.pt").replace(root / "models" / "model_40x.pt")
+    assert check("weights", Bundle(root, "repository")).state == OK

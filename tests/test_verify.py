@@ -16,7 +16,7 @@ from bundle.checked import Bundle
 from bundle.contents import NAME
 from bundle.verify import FAILED, NOT_CHECKED, OK, RULES, SCHEMA, Finding, check, load_schema, verify
 from scripts.errors import SettingsError
-from tests.bundles import copied, write
+from tests.bundles import change_json, copied, write
 from tests.conftest import ROOT
 
 
@@ -71,8 +71,37 @@ def test_a_form_that_no_rule_thought_of_breaks_that_rule_alone(trained_repositor
     root = copied(trained_repository, tmp_path)
     write(root, "configs/metadata.json", '{"version": "1.0.0", "changelog": {"1.0.0": ""}, "network_data_format": 3}')
     finding = check("data format", Bundle(root, "folder", load_schema()))
-    assert finding == Finding("data format", FAILED, "AttributeError: 'int' object has no attribute 'get'")
+    assert finding.state == FAILED
+    assert finding.text == (
+        "the bundle's own code failed, or a file of it has a form that this rule does not expect "
+        "(AttributeError: 'int' object has no attribute 'get'). "
+        "Mend the other rules first; if this stays, run the bundle itself to see where it fails."
+    )
     assert check("licence", Bundle(root, "folder")).state == OK
+
+
+@pytest.mark.parametrize("text", ["$exit(0)", "$__import__('sys').exit()"])
+def test_code_that_ends_the_process_breaks_its_rule_alone(trained_repository: Path, tmp_path: Path, text: str) -> None:
+    root = copied(trained_repository, tmp_path)
+    change_json(root, "configs/inference.json", lambda config: config.update(network_def=text))
+    finding = check("network in and out", Bundle(root, "folder", load_schema()))
+    assert (finding.state, "(SystemExit: " in finding.text) == (FAILED, True)
+
+
+def test_an_error_that_is_its_own_cause_is_an_error_of_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def rule(_: Bundle) -> None:
+        first, second = ValueError("first"), ValueError("second")
+        first.__cause__, second.__cause__ = second, first
+        raise first
+
+    monkeypatch.setitem(RULES, "licence", rule)
+    assert "(ValueError: second)" in check("licence", Bundle(tmp_path, "folder")).text
+
+
+def test_a_finding_is_one_line_of_signs_that_can_be_seen() -> None:
+    assert str(Finding("parts", FAILED, "a\udcff\x1b")) == r"FAILED       parts: a\udcff\x1b"
 
 
 @pytest.fixture
@@ -94,7 +123,13 @@ def test_a_schema_comes_from_the_bundle_a_path_or_the_web(tmp_path: Path, addres
         load_schema(f"{address}/gone.json")
 
 
-@pytest.mark.parametrize("text", [None, "{", '{"type": "no such type"}', "3"])
+@pytest.mark.parametrize("place", ["http://a b", "http://127.0.0.1:abc/", "https://", "a\0b"])
+def test_what_is_no_address_is_an_error_of_one_line(place: str) -> None:
+    with pytest.raises(SettingsError, match=r"is no schema that can be read"):
+        load_schema(place)
+
+
+@pytest.mark.parametrize("text", [None, "{", '{"type": "no such type"}', "3", '{"$schema": [1]}', "[" * 100_000])
 def test_what_is_no_schema_is_an_error_of_one_line(tmp_path: Path, text: str | None) -> None:
     if text is not None:
         write(tmp_path, "schema.json", text)
