@@ -1,11 +1,12 @@
 """Which bundles the MONAI Label app serves, and that its environment has what they import."""
 
+import json
 import re
 import tomllib
 
 import pytest
 
-from bundle.label_app.lib.bundles import find_bundles
+from bundle.label_app.lib.bundles import check_configs, find_bundles
 from bundle.label_app.lib.reasons import RequestError
 from tests.conftest import ROOT
 
@@ -37,6 +38,45 @@ def test_a_bundle_that_is_not_there_is_told_and_never_downloaded(tmp_path):
 def test_an_app_without_a_bundle_says_how_to_get_one(tmp_path):
     with pytest.raises(RequestError, match=r"holds no bundle. Download one into it: python -m monai.bundle download"):
         find_bundles(tmp_path, {})
+
+
+FORMATS = {"network_data_format": {"inputs": {"image": {}}, "outputs": {"pred": {}}}}
+
+
+@pytest.fixture
+def bundle(tmp_path):
+    add_bundle(tmp_path, "mustmil")
+    (tmp_path / "mustmil" / "configs" / "metadata.json").write_text(json.dumps(FORMATS), encoding="utf-8")
+    return tmp_path / "mustmil"
+
+
+def test_a_bundle_whose_settings_can_be_read_passes(bundle):
+    check_configs(bundle)
+    check_configs(ROOT)
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "cause"),
+    [
+        ("inference.json", "{", "cannot be read as JSON (Expecting property name"),
+        ("inference.json", "[]", "holds a list, not a dictionary."),
+        ("train.json", "no JSON", "cannot be read as JSON (Expecting value"),
+        ("metadata.json", None, "there is no such file."),
+        ("metadata.json", "{}", "has no network_data_format with inputs."),
+        ("metadata.json", '{"network_data_format": {"inputs": {"image": {}}}}', "network_data_format with outputs."),
+        ("metadata.json", '{"network_data_format": {"inputs": {"image": 1}}}', "network_data_format with inputs."),
+    ],
+)
+def test_a_bundle_whose_settings_cannot_be_read_is_told_with_the_file(bundle, file, text, cause):
+    path = bundle / "configs" / file
+    if text is None:
+        path.unlink()
+    else:
+        path.write_text(text, encoding="utf-8")
+    with pytest.raises(RequestError) as refusal:
+        check_configs(bundle)
+    assert str(refusal.value).startswith(f"{path}: ")
+    assert cause in str(refusal.value)
 
 
 def names(requirements):

@@ -2,7 +2,16 @@
 
 import pytest
 
-from bundle.label_app.lib.choices import Choice, Offer, read_choice, read_switch
+from bundle.label_app.lib.choices import (
+    Choice,
+    Offer,
+    check_logging,
+    check_training,
+    read_choice,
+    read_device,
+    read_mpp,
+    read_switch,
+)
 from bundle.label_app.lib.reasons import RequestError
 from scripts.methods import METHODS, attention_maps, result_heads
 
@@ -150,3 +159,79 @@ def test_what_clients_send_of_their_own_stays_unread():
         "result_extension": ".nrrd",
     }
     assert read_choice({**sent, **others}, MUSTMIL) == read_choice({}, MUSTMIL)
+
+
+@pytest.mark.parametrize("key", ["share", "threshold"])
+def test_a_number_that_is_too_large_for_one_is_told_in_short(key):
+    with pytest.raises(RequestError) as refusal:
+        read_choice({key: 10**400}, MUSTMIL)
+    assert str(refusal.value) == f"{key}: got 1{'0' * 99}.... Give a number."
+
+
+def test_a_corner_that_is_too_far_away_is_refused():
+    with pytest.raises(RequestError, match="location: got 1000"):
+        read_choice({"location": [10**400, 0], "size": [1, 1]}, MUSTMIL)
+
+
+@pytest.mark.parametrize("value", [0.02, 0.25, 1, 20])
+def test_a_resolution_is_one_that_slides_have(value):
+    assert read_mpp(value) == value
+
+
+@pytest.mark.parametrize("value", [True, 1e-9, 0, -1, 21, "abc", "0.5", [0.5], float("nan"), 10**400])
+def test_a_resolution_that_no_slide_has_is_refused(value):
+    with pytest.raises(RequestError, match=r"mpp: got .* a number in 0\.02\.\.20\.") as refusal:
+        read_mpp(value)
+    assert refusal.value.status == 400
+
+
+def test_a_device_is_a_name_or_the_first_of_those_in_info():
+    assert [read_device(value, ["cpu"]) for value in ("cuda:1", ["cpu", "cuda:0"], None, "")] == [
+        "cuda:1",
+        "cpu",
+        None,
+        None,
+    ]
+    for value in (3, [3], {"cpu": 1}, True, []):
+        with pytest.raises(RequestError, match="device: got .* Give one of cpu; or leave it out"):
+            read_device(value, ["cpu"])
+
+
+def test_a_level_of_the_log_is_one_of_pythons():
+    for value in (None, "INFO", "debug"):
+        check_logging(value)
+    for wrong in ("x", 3, ["INFO"], ""):
+        with pytest.raises(RequestError, match="logging: got .* Give one of CRITICAL"):
+            check_logging(wrong)
+
+
+FILES = ["model.pt", "model_5x.pt"]
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        {},
+        {"val_split": 0.2, "max_epochs": 1, "model_filename": "model_5x.pt"},
+        {"model_filename": FILES},
+    ],
+)
+def test_a_training_as_the_clients_ask_for_it_is_let_pass(request_):
+    check_training(request_, FILES)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "remedy"),
+    [
+        *(("val_split", value, "Give the share of the labelled slides") for value in (-1, 0, 1, 2, True, "0.2", [0.2])),
+        *(("val_split", value, "Give the share of the labelled slides") for value in (float("nan"), 10**400)),
+        *(("max_epochs", value, "Give a whole number from 1 on.") for value in (0, -1, 1.5, True, "5", [5])),
+        *(("model_filename", value, "Give one of model.pt") for value in ("x.pt", "../model.pt", [], ["x"], 3, {})),
+    ],
+)
+def test_a_training_that_would_not_do_what_was_meant_is_refused(key, value, remedy):
+    with pytest.raises(RequestError) as refusal:
+        check_training({key: value}, FILES)
+    assert str(refusal.value).startswith(f"{key}: got ")
+    assert remedy in str(refusal.value)
+    assert refusal.value.status == 400

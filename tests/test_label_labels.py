@@ -15,7 +15,13 @@ MADE_BY = {"name": "pathology_mustmil_classification", "version": "0.3.0", "weig
 def reply(scores, **others):
     prediction = [{"idx": i, "label": name, "score": score} for i, (name, score) in enumerate(scores.items())]
     answered = {"model": MADE_BY["name"], "version": MADE_BY["version"], "weights": MADE_BY["weights"]}
-    return {"prediction": prediction, "scores": {"global": scores, **others}, "notice": "No diagnosis.", **answered}
+    return {
+        "prediction": prediction,
+        "scores": {"global": scores, **others},
+        "notice": "No diagnosis.",
+        **answered,
+        "slide": "slide_1",
+    }
 
 
 def entry_of(tmp_path, document, task, class_names):
@@ -39,6 +45,7 @@ def test_what_the_label_was_made_from_is_kept():
     assert document["scores"]["5x"] == {"cancer": 0.1, "normal": 0.7}
     assert document["model"] == MADE_BY
     assert document["notice"] == "No diagnosis."
+    assert document["slide"] == "slide_1"
     assert document["threshold"] == 0.5
 
 
@@ -58,3 +65,8 @@ def test_a_plain_name_is_a_tag(tag):
 def test_a_tag_cannot_lead_out_of_the_studies(tag):
     with pytest.raises(RequestError, match="label_tag: got"):
         check_tag(tag)
+
+
+def test_a_tag_is_told_by_the_name_of_its_parameter():
+    with pytest.raises(RequestError, match=r"^tag: got '\.\./evil'\."):
+        check_tag("../evil", "tag")

@@ -53,7 +53,8 @@ def test_a_class_that_is_only_named_alike_is_no_error_of_the_bundle():
 def test_an_unexpected_error_is_told_in_one_line_with_its_kind():
     status, text = find_reason(KeyError("a\nb"))
     assert status == 500
-    assert text == "the server: unexpected KeyError ('a\\nb'). Its log has all of it."
+    assert text == "the server: unexpected KeyError ('a\\nb'). The server's log has all of it."
+    assert find_reason(KeyError("a"), "model/b")[1].startswith("model/b: unexpected KeyError ('a').")
 
 
 def test_the_message_of_monai_labels_own_errors_is_not_lost():

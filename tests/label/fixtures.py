@@ -33,6 +33,8 @@ SECOND = "candidate_classification"
 TRAINED = "trained_classification"
 MISSING, PREFIXED, TRUNCATED = "missing_classification", "prefixed_classification", "truncated_classification"
 WITHOUT = "weightless_classification"
+TEXT, MISRECORDED, UNRECORDED = "text_classification", "misrecorded_classification", "unrecorded_classification"
+EXITING, FORMLESS = "exiting_classification", "formless_classification"
 
 REAL_SLIDE = ROOT.parent / "shared" / "slides" / "CMU-1-Small-Region.svs"
 REAL, DRAWN = REAL_SLIDE.stem, "demo_000"
@@ -337,7 +339,8 @@ ServingHeadd = Halved
 
 def make_variants(models: Path) -> None:
     """Copies of the bundle: one to be trained, and some whose weights are broken."""
-    for name in (TRAINED, MISSING, PREFIXED, TRUNCATED, WITHOUT):
+    changed = (TEXT, MISRECORDED, UNRECORDED, EXITING, FORMLESS)
+    for name in (TRAINED, MISSING, PREFIXED, TRUNCATED, WITHOUT, *changed):
         shutil.copytree(models / NAME, models / name)
     state = torch.load(models / NAME / "models" / "model.pt", weights_only=True)
     half = dict(list(state.items())[::2])
@@ -346,3 +349,13 @@ def make_variants(models: Path) -> None:
     whole = (models / NAME / "models" / "model.pt").read_bytes()
     (models / TRUNCATED / "models" / "model.pt").write_bytes(whole[:1000])
     (models / WITHOUT / "models" / "model.pt").unlink()
+    (models / TEXT / "models" / "model.pt").write_text("error 404: not found\n", encoding="utf-8")
+    torch.save(dict(state), models / UNRECORDED / "models" / "model.pt")
+    state._metadata[""]["record"] = "{"
+    torch.save(state, models / MISRECORDED / "models" / "model.pt")
+    with (models / EXITING / "scripts" / "__init__.py").open("a", encoding="utf-8") as file:
+        file.write("\nraise SystemExit(3)\n")
+    metadata = models / FORMLESS / "configs" / "metadata.json"
+    content = json.loads(metadata.read_text(encoding="utf-8"))
+    content["network_data_format"] = {}
+    metadata.write_text(json.dumps(content), encoding="utf-8")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
@@ -13,6 +14,9 @@ import pytest
 
 from tests.label.fixtures import (
     DRAWN,
+    EXITING,
+    FORMLESS,
+    MISRECORDED,
     MISSING,
     NAME,
     PREFIXED,
@@ -20,11 +24,14 @@ from tests.label.fixtures import (
     REAL_SLIDE,
     SCORE_ATOL,
     SECOND,
+    TEXT,
     TRUNCATED,
+    UNRECORDED,
     WITHOUT,
     assert_scores,
     prediction_of,
 )
+from tests.label.servers import ROOT
 
 # As the plugins send them: QuPath's RequestInfer, and the body of DSA's MONAILabelAnnotation.
 QUPATH = {
@@ -198,7 +205,8 @@ def test_a_result_is_saved_as_the_label_of_its_slide(own, own_shell):
     reply = own.infer(NAME, DRAWN)
     assert saved["label"] == {name: int(score >= 0.5) for name, score in prediction_of(reply).items()}
     assert_scores(saved["scores"], reply["scores"])
-    assert saved["model"] == {"name": NAME, "version": reply["version"]}
+    assert saved["slide"] == DRAWN
+    assert saved["model"] == {"name": NAME, "version": reply["version"], "weights": reply["weights"]}
     assert own.ok("GET", "/datastore/?output=all").json()["objects"][DRAWN]["labels"].keys() >= {"original"}
 
 
@@ -215,11 +223,25 @@ REFUSALS = [
     (NAME, DRAWN, {"device": "tpu"}, 400, "device: got 'tpu'. Give one of cpu"),
     (NAME, DRAWN, {"model_filename": "../x.pt"}, 400, "model_filename: got '../x.pt'. Give one of model.pt"),
     (NAME, DRAWN, {"save_label": True, "label_tag": "../x"}, 400, "label_tag: got '../x'."),
-    (NAME, DRAWN, {"mpp": -1}, 422, "`mpp` is -1. Set it to a positive number"),
+    (NAME, DRAWN, {"mpp": -1}, 400, "mpp: got -1. Give the micrometres per pixel of the slide"),
+    (NAME, DRAWN, {"threshold": 10**400}, 400, "threshold: got 1000"),
+    (NAME, DRAWN, {"device": 3}, 400, "device: got 3. Give one of cpu"),
+    (NAME, DRAWN, {"device": "meta"}, 400, "device: got 'meta'. Give one of cpu"),
+    (NAME, DRAWN, {"device": "cpu:7"}, 400, "device: got 'cpu:7'. Give one of cpu"),
+    (NAME, DRAWN, {"logging": "x"}, 400, "logging: got 'x'. Give one of CRITICAL"),
+    (NAME, DRAWN, {"mask": 3}, 400, "mask: got 3. Give the path of a file in the server's folder"),
+    (NAME, DRAWN, {"mask": "/etc/hostname"}, 400, "mask: /etc/hostname is not in the server's folder of slides."),
+    # The server runs in the repository's root: what lies there is no slide.
+    (NAME, "README.md", {}, 404, "README.md: there is no such slide."),
+    (NAME, "/etc/hostname", {}, 404, "/etc/hostname: there is no such slide."),
     (MISSING, DRAWN, {}, 500, "model.pt: the weights do not load"),
     (PREFIXED, DRAWN, {}, 500, "model.pt: the weights do not load"),
     (TRUNCATED, DRAWN, {}, 500, "model.pt: the weights do not load"),
+    (TEXT, DRAWN, {}, 500, f"{TEXT}/models/model.pt: the weights do not load"),
+    (MISRECORDED, DRAWN, {}, 500, f"{MISRECORDED}/models/model.pt: "),
     (WITHOUT, DRAWN, {}, 500, "weightless_classification: it is not served."),
+    (EXITING, DRAWN, {}, 500, f"/{EXITING}: unexpected SystemExit (3)."),
+    (FORMLESS, DRAWN, {}, 500, f"{FORMLESS}/configs/metadata.json: has no network_data_format with inputs."),
 ]
 
 
@@ -240,6 +262,57 @@ def test_a_resolution_from_the_client_or_kept_with_the_slide_is_used(own):
     assert given < coarser <= 64
     own.ok("PUT", "/datastore/image/info?image=unscaled", data={"info": json.dumps({"mpp": 0.5})})
     assert own.infer(NAME, "unscaled")["heatmap"]["patches"] == given
+
+
+def test_the_slide_that_was_scored_is_told_whatever_the_address_said(own, oracle, studies):
+    # MONAI Label lets parameters replace the address before any app sees them.
+    for image in ("demo_001", str(studies / "demo_001.tiff")):
+        params = {"params": json.dumps({"image": DRAWN})}
+        reply = own.ok("POST", f"/infer/{NAME}?image={image}&output=json", data=params).json()
+        assert reply["slide"] == DRAWN
+        assert_scores(reply["scores"], oracle.scores[DRAWN])
+    assert own.infer(NAME, str(studies / f"{DRAWN}.tiff"))["slide"] == f"{DRAWN}.tiff"
+
+
+def test_a_file_where_the_server_runs_does_not_take_the_place_of_a_slide(own, oracle):
+    decoy = ROOT / DRAWN
+    decoy.write_text("no slide", encoding="utf-8")
+    try:
+        assert_scores(own.infer(NAME, DRAWN)["scores"], oracle.scores[DRAWN])
+    finally:
+        decoy.unlink()
+
+
+def test_null_leaves_a_parameter_out(own, oracle):
+    reply = own.infer(NAME, DRAWN, model_filename=None, logging=None, mask=None, device=None)
+    assert_scores(reply["scores"], oracle.scores[DRAWN])
+
+
+def test_weights_without_a_record_say_so(own):
+    reply = own.infer(UNRECORDED, DRAWN)
+    assert reply["weights"].keys() == {"sha256"}
+    assert reply["notice"].startswith("These weights tell nothing of their training")
+    assert "not for diagnosis" in reply["notice"]
+
+
+def test_an_upload_cannot_leave_the_folder_of_slides(own, studies):
+    label = {"label": ("label.json", b"{}")}
+    status, reason = own.refusal("PUT", f"/datastore/label?image={DRAWN}&tag=../../evil", files=label)
+    assert (status, reason.startswith("tag: got '../../evil'.")) == (400, True)
+    slide = {"file": ("x.tiff", b"")}
+    status, reason = own.refusal("PUT", "/datastore/?image=../evil", files=slide)
+    assert (status, reason.startswith("image: got '../evil'.")) == (400, True)
+    assert not list(studies.parent.rglob("evil*"))
+
+
+def test_a_training_that_would_not_use_the_labels_is_refused_in_its_details(own):
+    own.ok("POST", f"/train/{NAME}", json={"val_split": -1})
+    end = time.monotonic() + 120
+    while (task := own.ok("GET", "/train/").json())["status"] in ("SUBMITTED", "RUNNING"):
+        assert time.monotonic() < end
+        time.sleep(0.5)
+    assert task["status"] == "ERROR"
+    assert "val_split: got -1. Give the share of the labelled slides" in task["details"][-1]
 
 
 def test_an_unknown_model_is_not_trained(own):

@@ -26,12 +26,13 @@ from monailabel.tasks.activelearning.random import Random
 from monailabel.utils.others.pathology import create_asap_annotations_xml, create_dsa_annotations_json
 
 from .bundles import find_bundles
-from .choices import read_switch
+from .choices import read_mpp, read_switch
+from .datastore import SlideDatastore
 from .infer_task import NOTICE, SlideInferTask
 from .labels import check_tag, label_document
 from .polygons import escape_labels
-from .reasons import NOT_FOUND, NOT_POSSIBLE, NOT_USABLE, SERVER_FAULT, RequestError, find_reason
-from .studies import check_ids
+from .reasons import BAD_REQUEST, NOT_FOUND, NOT_POSSIBLE, NOT_USABLE, SERVER_FAULT, RequestError, find_reason
+from .studies import check_ids, find_mask, find_slide_file
 from .train_task import SlideTrainTask
 
 __all__ = ["SlideApp"]
@@ -62,6 +63,17 @@ class SlideApp(MONAILabelApp):
         self.refused: dict[str, str] = {}
         super().__init__(
             app_dir, studies, conf, name="MuSTMIL", description=DESCRIPTION, version=monailabel.__version__
+        )
+
+    def init_datastore(self) -> Datastore:
+        """The folder of slides; a remote one is MONAI Label's."""
+        if self._is_remote():
+            return super().init_datastore()
+        return SlideDatastore(
+            self.studies,
+            extensions=settings.MONAI_LABEL_DATASTORE_FILE_EXT,
+            auto_reload=settings.MONAI_LABEL_DATASTORE_AUTO_RELOAD,
+            read_only=settings.MONAI_LABEL_DATASTORE_READ_ONLY,
         )
 
     def init_infers(self) -> dict[str, InferTask]:
@@ -103,7 +115,10 @@ class SlideApp(MONAILabelApp):
             found = self._find_slide(request.get("image"), store)
             if save:
                 _check_saving(request["image"], tag, store)
-            reply = super().infer({**_known(request, store), "image": found}, store)["params"]
+            request = self._checked(request, store)
+            reply = super().infer({**request, "image": found}, store)["params"]
+            # MONAI Label lets a client's parameters name another slide than its address: what was scored is told.
+            reply["slide"] = os.path.basename(request["image"])
             if save:
                 reply["saved"] = {"label": _save(store, request, reply, tag), "tag": tag}
             return {"label": None, "tag": tag, "file": None, "params": reply}
@@ -170,9 +185,9 @@ class SlideApp(MONAILabelApp):
         for name, path in self.bundles.items():
             try:
                 made[name] = kind(path, self.conf)
-            # Whatever a broken bundle raises, the others are served.
-            except Exception as error:
-                self.refused[name] = find_reason(error)[1]
+            # Whatever a broken bundle raises, or if it calls exit(), the others are served.
+            except (Exception, SystemExit) as error:
+                self.refused[name] = find_reason(error, subject=path)[1]
                 logger.exception("%s is not served: %s", name, self.refused[name])
         return made
 
@@ -185,19 +200,44 @@ class SlideApp(MONAILabelApp):
         return task
 
     def _find_slide(self, image: object, store: Datastore) -> str:
-        """The path of a slide, by its id."""
+        """The path of a slide by its id; or of an upload, or a file in the studies, by its absolute path."""
         if not isinstance(image, str) or not image:
             raise RequestError(NOT_USABLE, "image", f"got {type(image).__name__}", "Give the id of a whole slide.")
-        for path in (image, store.get_image_uri(image)):
-            if path and os.path.exists(path):
-                return str(path)
+        # No id is an absolute path, and a relative path is not looked for: it would be from where the server runs.
+        if os.path.isabs(image):
+            uploads = [self.sessions().store_path] if self.sessions() else []
+            path = find_slide_file(image, uploads if self._is_remote() else [self.studies, *uploads])
+        else:
+            path = store.get_image_uri(image)
+        if path and os.path.exists(path):
+            return os.path.abspath(path)
         # A remote datastore fetches a slide as a whole, if no rectangle is asked for.
-        if not isinstance(self.studies, str) or self.studies.startswith(("http://", "https://")):
+        if self._is_remote() and not os.path.isabs(image):
             path = store.get_image(image, {"location": [0, 0], "size": [0, 0]})
             if isinstance(path, str) and os.path.exists(path):
                 return path
         remedy = "GET /datastore/?output=all names those there are; other suffixes: MONAI_LABEL_DATASTORE_FILE_EXT."
         raise RequestError(NOT_FOUND, image, "there is no such slide", remedy)
+
+    def _checked(self, request: Mapping[str, Any], store: Datastore) -> dict[str, Any]:
+        """The request, with ``mpp`` and ``mask`` as they are used.
+
+        If it has no ``mpp``, the resolution that was stored with the slide in its image info is used.
+        """
+        checked = {key: value for key, value in request.items() if value is not None}
+        stored = store.get_image_info(request["image"]) if isinstance(store, LocalDatastore) else {}
+        mpp = checked.get("mpp", stored.get("mpp"))
+        if mpp is not None:
+            checked["mpp"] = read_mpp(mpp)
+        if "mask" in checked:
+            if self._is_remote():
+                remedy = "Leave it out: this server has no folder of slides to find it in."
+                raise RequestError(BAD_REQUEST, "mask", "it cannot be given here", remedy)
+            checked["mask"] = find_mask(checked["mask"], self.studies)
+        return checked
+
+    def _is_remote(self) -> bool:
+        return not isinstance(self.studies, str) or self.studies.startswith(("http://", "https://"))
 
 
 @contextmanager
@@ -207,20 +247,14 @@ def _told() -> Iterator[None]:
         yield
     except HTTPException:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         status, text = find_reason(error)
         logger.error(text, exc_info=None if status < SERVER_FAULT else error)
         raise HTTPException(status, text) from error
 
 
-def _known(request: Mapping[str, Any], store: Datastore) -> dict[str, Any]:
-    """The request, with the resolution that was stored with a slide, ``mpp`` in its image info, if it has none."""
-    known = store.get_image_info(request["image"]) if isinstance(store, LocalDatastore) else {}
-    return {"mpp": known["mpp"], **request} if known.get("mpp") is not None else dict(request)
-
-
 def _check_saving(image: str, tag: str, store: Datastore) -> None:
-    if os.path.exists(image) or image not in store.list_images():
+    if image not in store.list_images():
         remedy = "Add the slide to the server's studies, and give its id."
         raise RequestError(NOT_USABLE, "save_label", f"{image} is no slide of the datastore", remedy)
     final = DefaultLabelTag.FINAL.value

@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import difflib
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .reasons import BAD_REQUEST, RequestError
+from .reasons import BAD_REQUEST, RequestError, show
 
-__all__ = ["DEFAULTS", "KEYS", "Choice", "Offer", "read_choice", "read_switch"]
+__all__ = [
+    "DEFAULTS",
+    "KEYS",
+    "Choice",
+    "Offer",
+    "check_logging",
+    "check_training",
+    "read_choice",
+    "read_device",
+    "read_mpp",
+    "read_switch",
+]
 
 KINDS = ("attention", "contribution")
 DEFAULTS: dict[str, Any] = {"classes": "predicted", "kind": KINDS[0], "share": 0.1}
@@ -17,6 +29,8 @@ KEYS = ("head", "classes", "kind", "share", "threshold")
 # All that this app reads of a request beside what MONAI Label names.
 OWN = (*KEYS, "save_label", "label_tag", "mpp", "mask", "device", "model_filename")
 MOST_SHARES = 5
+# Micrometres per pixel of level 0 that a slide scanner, or its overview, can have.
+MPP_RANGE = (0.02, 20.0)
 # What MONAI Label fills in where a client names no region. Nobody's rectangle is taken for it in practice.
 STOCK_REGION = (0.0, 0.0, 2048.0, 2048.0)
 
@@ -107,8 +121,82 @@ def read_switch(key: str, value: object) -> bool:
     words = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False, "none": False}
     said = str(value).strip().lower()
     if said not in words:
-        raise RequestError(BAD_REQUEST, key, f"got {value!r}", "Give true or false.")
+        raise RequestError(BAD_REQUEST, key, f"got {show(value)}", "Give true or false.")
     return words[said]
+
+
+def read_mpp(value: object) -> float:
+    """The micrometres per pixel of a slide.
+
+    Raises:
+        RequestError: if it is no number, or none that a slide can have.
+    """
+    low, high = MPP_RANGE
+    # As the bundle has it: text is no number.
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+        remedy = f"Give the micrometres per pixel of the slide, a number in {low:g}..{high:g}."
+        raise RequestError(BAD_REQUEST, "mpp", f"got {show(value)}", remedy)
+    return float(value)
+
+
+def read_device(value: object, names: Sequence[str]) -> str | None:
+    """The name of a device; ``None`` to leave it to the server.
+
+    Args:
+        value: a name, or the list of names of ``/info/``, for its first.
+        names: those that the remedy gives.
+
+    Raises:
+        RequestError: if it is no name.
+    """
+    first = value[0] if isinstance(value, list | tuple) and value else value
+    if first is None or first == "":
+        return None
+    if not isinstance(first, str):
+        raise device_error(value, names)
+    return first
+
+
+def device_error(value: object, names: Sequence[str]) -> RequestError:
+    """The refusal of a device that is not there, or cannot run the bundle."""
+    remedy = f"Give one of {', '.join(names)}; or leave it out."
+    return RequestError(BAD_REQUEST, "device", f"got {show(value)}", remedy)
+
+
+def check_logging(value: object) -> None:
+    """Refuse a level of the log that is none.
+
+    Raises:
+        RequestError: if it is none.
+    """
+    levels = [name for name in logging.getLevelNamesMapping() if name != "NOTSET"]
+    if value is not None and not (isinstance(value, str) and value.upper() in levels):
+        raise RequestError(BAD_REQUEST, "logging", f"got {show(value)}", f"Give one of {', '.join(levels)}.")
+
+
+def check_training(request: Mapping[str, Any], files: Sequence[str]) -> None:
+    """Check what a client asks of a training.
+
+    A ``val_split`` below 0 would make MONAI Label leave the bundle to validate on slides of its own.
+
+    Args:
+        request: its parameters.
+        files: the names of the files of weights to go on from.
+
+    Raises:
+        RequestError: if ``val_split``, ``max_epochs`` or ``model_filename`` is none.
+    """
+    split, epochs, file = (request.get(key) for key in ("val_split", "max_epochs", "model_filename"))
+    if "val_split" in request and (isinstance(split, bool) or not isinstance(split, int | float) or not 0 < split < 1):
+        remedy = "Give the share of the labelled slides to validate on, above 0 and below 1."
+        raise RequestError(BAD_REQUEST, "val_split", f"got {show(split)}", remedy)
+    if "max_epochs" in request and (isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 1):
+        raise RequestError(BAD_REQUEST, "max_epochs", f"got {show(epochs)}", "Give a whole number from 1 on.")
+    # A client that shows the options of /info/ may send the whole list back, for its first entry.
+    names = file if isinstance(file, list) and file else [file]
+    if "model_filename" in request and any(name not in files for name in names):
+        remedy = f"Give one of {', '.join(files)}."
+        raise RequestError(BAD_REQUEST, "model_filename", f"got {show(file)}", remedy)
 
 
 def _check_names(request: Mapping[str, Any]) -> None:
@@ -121,7 +209,7 @@ def _check_names(request: Mapping[str, Any]) -> None:
 
 def _one_of(key: str, value: object, names: Sequence[str]) -> str:
     if value not in names:
-        raise RequestError(BAD_REQUEST, key, f"got {value!r}", f"Give one of {', '.join(names)}.")
+        raise RequestError(BAD_REQUEST, key, f"got {show(value)}", f"Give one of {', '.join(names)}.")
     return str(value)
 
 
@@ -132,7 +220,7 @@ def _classes(value: object, class_names: Sequence[str]) -> tuple[str, ...] | Non
         value = [value] if value in class_names else [name.strip() for name in value.split(",")]
     if not isinstance(value, list | tuple) or not value or any(name not in class_names for name in value):
         remedy = f"Give one or more of {', '.join(class_names)}; or predicted, or all."
-        raise RequestError(BAD_REQUEST, "classes", f"got {value!r}", remedy)
+        raise RequestError(BAD_REQUEST, "classes", f"got {show(value)}", remedy)
     return tuple(name for name in class_names if name in value)
 
 
@@ -141,7 +229,7 @@ def _shares(value: object) -> tuple[float, ...]:
     shares = sorted({_number("share", part) for part in parts})
     if not 1 <= len(parts) <= MOST_SHARES or not 0 <= shares[0] <= shares[-1] <= 1:
         remedy = f"Give the share of the patches to draw, in 0..1, or up to {MOST_SHARES} of them; 0 draws none."
-        raise RequestError(BAD_REQUEST, "share", f"got {value!r}", remedy)
+        raise RequestError(BAD_REQUEST, "share", f"got {show(value)}", remedy)
     return tuple(share for share in shares if share > 0)
 
 
@@ -149,10 +237,10 @@ def _number(key: str, value: object) -> float:
     try:
         # A switch is a number to Python, and nobody means it so.
         number = float("nan") if isinstance(value, bool) else float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = float("nan")
     if not abs(number) < float("inf"):
-        raise RequestError(BAD_REQUEST, key, f"got {value!r}", "Give a number.")
+        raise RequestError(BAD_REQUEST, key, f"got {show(value)}", "Give a number.")
     return number
 
 
@@ -160,7 +248,7 @@ def _region(location: object, size: object) -> tuple[float, float, float, float]
     """The client's rectangle. Sizes that are not positive mean the whole slide, as the plugins send it."""
     corner, extent = ([0, 0] if part is None else part for part in (location, size))
     if not all(isinstance(part, list | tuple) and len(part) == 2 for part in (corner, extent)):
-        cause = f"got {location!r} and {size!r}"
+        cause = f"got {show(location)} and {show(size)}"
         raise RequestError(BAD_REQUEST, "location, size", cause, "Give (x, y) and (width, height) in level-0 pixels.")
     x, y = (_number("location", part) for part in corner)  # type: ignore[attr-defined]
     width, height = (_number("size", part) for part in extent)  # type: ignore[attr-defined]

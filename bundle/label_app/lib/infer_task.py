@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pickle
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,9 +14,10 @@ from monailabel.tasks.infer.bundle import BundleInferTask
 from monailabel.utils.others.generic import name_to_device
 
 from .bundle_parts import bundle_scripts, read_parts
-from .choices import DEFAULTS, KEYS, KINDS, Choice, read_choice
+from .bundles import check_configs
+from .choices import DEFAULTS, KEYS, KINDS, Choice, check_logging, device_error, read_choice, read_device
 from .polygons import ClassMap, annotate
-from .reasons import BAD_REQUEST, SERVER_FAULT, RequestError
+from .reasons import BAD_REQUEST, SERVER_FAULT, RequestError, show
 
 __all__ = ["SlideInferTask"]
 
@@ -26,6 +26,7 @@ CHOICE = "checked_choice"
 # What the bundle's preprocessing makes of a slide.
 ENCODED = ("image", "corners", "patch_level0", "base_mpp")
 NOTICE = "For research only, not for diagnosis."
+UNKNOWN = "These weights tell nothing of their training: on which slides, or with which settings, is not known."
 
 
 class SlideInferTask(BundleInferTask):
@@ -42,6 +43,7 @@ class SlideInferTask(BundleInferTask):
     def __init__(self, path: str, conf: Mapping[str, str]) -> None:
         # With `--conf preload true` weights are loaded while this is made.
         self.loaded_files: dict[str, str] = {}
+        check_configs(path)
         # The type is given, so that a folder may be called by its version.
         with bundle_scripts(path):
             super().__init__(
@@ -75,15 +77,9 @@ class SlideInferTask(BundleInferTask):
         """
         file, files = request.get("model_filename"), self._config["model_filename"]
         if file is not None and file != files and file not in files:
-            raise RequestError(BAD_REQUEST, "model_filename", f"got {file!r}", f"Give one of {', '.join(files)}.")
-        device = name_to_device(request.get("device"))
-        try:
-            known = torch.device(device)
-        except (RuntimeError, TypeError):
-            known = None
-        if known is None or (known.type == "cuda" and (known.index or 0) >= torch.cuda.device_count()):
-            there = ", ".join(["cpu", *(f"cuda:{gpu}" for gpu in range(torch.cuda.device_count()))])
-            raise RequestError(BAD_REQUEST, "device", f"got {device!r}", f"Give one of {there}; or leave it out.")
+            raise RequestError(BAD_REQUEST, "model_filename", f"got {show(file)}", f"Give one of {', '.join(files)}.")
+        _find_device(request)
+        check_logging(request.get("logging"))
         return read_choice(request, self.parts.offer, self.defaults)
 
     def __call__(self, request: Mapping[str, Any], callbacks: Any = None) -> tuple[None, dict[str, Any]]:
@@ -100,7 +96,9 @@ class SlideInferTask(BundleInferTask):
             RequestError: if the request or the weights cannot be used.
         """
         choice = self.choose(request)
-        device = name_to_device(request.get("device"))
+        device = _find_device(request)
+        # Null leaves a parameter out; MONAI Label would take it for a value.
+        request = {key: value for key, value in request.items() if value is not None}
         with bundle_scripts(self.bundle_path):
             # Before the slide is encoded, which takes minutes.
             self._check_weights(device, {**self._config, **request})
@@ -110,11 +108,11 @@ class SlideInferTask(BundleInferTask):
         network = self._get_network(device, request)
         try:
             self.parts.check_weights(network, self.parts.settings)
+            # A record that is none would else fail when the slide has been encoded.
+            self._weights(network), self._notice(network)
         except Exception as error:
             # It knows the weights, and not the file that they came from.
-            cause = getattr(error, "cause", None)
-            if cause is None:
-                raise
+            cause = getattr(error, "cause", None) or f"their record cannot be read ({_in_short(error)})"
             path = os.path.join(self.bundle_path, "models", self.loaded_files[device])
             remedy = "Download the bundle again, or train it; no scores are given with such weights."
             raise RequestError(SERVER_FAULT, path, cause, remedy) from error
@@ -181,6 +179,8 @@ class SlideInferTask(BundleInferTask):
         return {"sha256": self.parts.weights_sha256(network.state_dict()), **network.record}
 
     def _notice(self, network: Any) -> str:
+        if not network.record:
+            return f"{UNKNOWN} {NOTICE}"
         demonstration = self.parts.is_demonstration(network.record)
         return f"{self.parts.demonstration} {NOTICE}" if demonstration else NOTICE
 
@@ -201,13 +201,32 @@ class SlideInferTask(BundleInferTask):
             self._networks.pop(device, None)
         try:
             network = super()._get_network(device, data)
-        except (RuntimeError, OSError, EOFError, pickle.UnpicklingError) as error:
+        # A file that is none of weights makes PyTorch raise whatever its bytes happen to mean.
+        except Exception as error:
             path = os.path.join(self.bundle_path, "models", file)
-            cause = f"the weights do not load ({' '.join(str(error).split())[:300]})"
+            cause = f"the weights do not load ({_in_short(error)})"
             remedy = "Download the bundle again, or train it; no scores are given without its weights."
             raise RequestError(SERVER_FAULT, path, cause, remedy) from error
         self.loaded_files[device] = file
         return network
+
+
+def _find_device(request: Mapping[str, Any]) -> str:
+    """The device that a client asks for, or the server's own.
+
+    Raises:
+        RequestError: if it is not there: only the CPU and NVIDIA's GPUs run the bundle.
+    """
+    there = ["cpu", *(f"cuda:{gpu}" for gpu in range(torch.cuda.device_count()))]
+    device = str(name_to_device(read_device(request.get("device"), there)))
+    if device not in (*there, "cuda"):
+        raise device_error(request.get("device"), there)
+    return device
+
+
+def _in_short(error: Exception) -> str:
+    """An error in words that fit into a reason."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
 def _slide_key(data: Mapping[str, Any]) -> tuple[object, ...]:

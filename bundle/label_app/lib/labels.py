@@ -6,22 +6,26 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from .reasons import BAD_REQUEST, RequestError
+from .reasons import BAD_REQUEST, RequestError, show
 
 __all__ = ["check_tag", "label_document"]
 
 THRESHOLD = 0.5
 
 
-def check_tag(tag: object) -> str:
+def check_tag(tag: object, name: str = "label_tag") -> str:
     """The tag under which a label is saved: MONAI Label makes a folder of that name.
+
+    Args:
+        tag: what a client gives.
+        name: of the parameter.
 
     Raises:
         RequestError: if it is no plain name.
     """
     if not isinstance(tag, str) or not re.fullmatch(r"\w[\w-]{0,39}", tag):
         remedy = "Give a name of letters, digits, - and _; training uses the tag final."
-        raise RequestError(BAD_REQUEST, "label_tag", f"got {tag!r}", remedy)
+        raise RequestError(BAD_REQUEST, name, f"got {show(tag)}", remedy)
     return tag
 
 
@@ -29,12 +33,16 @@ def label_document(reply: Mapping[str, Any]) -> dict[str, Any]:
     """What is saved: a label file that training takes, with what it was made from beside the label.
 
     Args:
-        reply: to the request, with ``prediction``, ``scores``, ``model``, ``version``, ``weights`` and ``notice``.
+        reply: to the request, with ``slide``, ``prediction``, ``scores``, ``model``, ``version``, ``weights`` and
+            ``notice``.
     """
     prediction = {entry["label"]: entry["score"] for entry in reply["prediction"]}
     label: dict[str, int] | list[int] = {name: int(score >= THRESHOLD) for name, score in prediction.items()}
     if isinstance(label, dict) and len(label) == 1:
         # The binary task's one output, high_risk, is no class of the labels, and a single 0 or 1 is what it trains on.
         label = list(label.values())
-    made_by = {"model": {"name": reply["model"], "version": reply["version"], "weights": reply["weights"]}}
+    made_by = {
+        "slide": reply["slide"],
+        "model": {"name": reply["model"], "version": reply["version"], "weights": reply["weights"]},
+    }
     return {"label": label, "threshold": THRESHOLD, "scores": reply["scores"], **made_by, "notice": reply["notice"]}

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-__all__ = ["RequestError", "find_reason"]
+__all__ = ["RequestError", "find_reason", "show"]
 
 # The statuses of HTTP that are used.
 BAD_REQUEST, NOT_FOUND, NOT_USABLE, SERVER_FAULT, NOT_POSSIBLE, TOO_LATE = 400, 404, 422, 500, 501, 504
 
 # What the bundle's `scripts.errors` calls what is wrong with the client's slide or label, not with the server.
 CLIENTS_FAULTS = frozenset({"SlideError", "DatalistError"})
+
+# Characters of a client's value that are told back.
+LONGEST = 100
 
 
 class RequestError(Exception):
@@ -26,12 +29,22 @@ class RequestError(Exception):
         self.status = status
 
 
-def find_reason(error: BaseException) -> tuple[int, str]:
+def show(value: object) -> str:
+    """What a client sent, as a reason shows it: not longer than a line."""
+    text = repr(value)
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
+
+
+def find_reason(error: BaseException, subject: str = "the server") -> tuple[int, str]:
     """The status and the line for the client, from an exception or the causes behind it.
 
     MONAI's parser wraps what a part of a bundle raises, so the chain of causes is searched. The errors of a bundle's
     ``scripts`` are known by their names: MONAI Label unloads that module between requests, so that the class which
     was raised is no longer the one that could be imported here.
+
+    Args:
+        error: what was raised.
+        subject: what an error that tells nothing itself is about.
     """
     link: BaseException | None = error
     while link is not None:
@@ -44,4 +57,4 @@ def find_reason(error: BaseException) -> tuple[int, str]:
     if isinstance(error, TimeoutError):
         return TOO_LATE, "the server: took longer than it may. Set MONAI_LABEL_INFER_TIMEOUT (seconds) to more."
     said = " ".join(str(getattr(error, "msg", None) or error).split())
-    return SERVER_FAULT, f"the server: unexpected {type(error).__name__} ({said}). Its log has all of it."
+    return SERVER_FAULT, f"{subject}: unexpected {type(error).__name__} ({said}). The server's log has all of it."

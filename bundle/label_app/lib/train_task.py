@@ -8,6 +8,8 @@ from typing import Any
 from monailabel.interfaces.datastore import Datastore
 from monailabel.tasks.train.bundle import BundleTrainTask
 
+from .bundles import check_configs
+from .choices import check_training
 from .reasons import BAD_REQUEST, NOT_USABLE, RequestError
 
 __all__ = ["SlideTrainTask"]
@@ -25,7 +27,19 @@ class SlideTrainTask(BundleTrainTask):
     """
 
     def __init__(self, path: str, conf: dict[str, str]) -> None:
+        check_configs(path)
         super().__init__(path, conf, load_strict=True)
+
+    def __call__(self, request: dict[str, Any], datastore: Datastore) -> dict[str, Any]:
+        """Train.
+
+        Raises:
+            RequestError: if the request, its weights or the labels cannot be used.
+        """
+        given = {key: value for key, value in request.items() if value is not None}
+        check_training(given, self.config()["model_filename"])
+        done: dict[str, Any] = super().__call__(given, datastore)
+        return done
 
     def config(self) -> dict[str, Any]:
         """What a client may choose, with model.pt before what else training wrote."""
