@@ -15,7 +15,16 @@ from scripts.errors import SettingsError
 
 __all__ = ["RULES"]
 
-INFERENCE_KEYS = ("bundle_root", "device", "network_def", "inferer", "output_dir", "preprocessing", "postprocessing")
+INFERENCE_KEYS = (
+    "bundle_root",
+    "device",
+    "dataset_dir",
+    "output_dir",
+    "network_def",
+    "inferer",
+    "preprocessing",
+    "postprocessing",
+)
 TRAIN_KEYS = (
     "bundle_root",
     "device",

@@ -58,7 +58,17 @@ def test_this_repository_keeps_every_rule(rule: str, root: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "key", ["bundle_root", "device", "network_def", "inferer", "output_dir", "preprocessing", "postprocessing"]
+    "key",
+    [
+        "bundle_root",
+        "device",
+        "dataset_dir",
+        "output_dir",
+        "network_def",
+        "inferer",
+        "preprocessing",
+        "postprocessing",
+    ],
 )
 def test_the_inference_config_has_its_keys(root: Path, key: str) -> None:
     change_json(root, "configs/inference.json", remove(key))
