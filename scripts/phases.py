@@ -38,6 +38,10 @@ class TrainingPhases:
         best_weights: keeps the best weights of each output.
         path: of ``training.json``.
         settings: what else is written into it, for example the method and the seed.
+        val_interval: epochs from one validation to the next.
+
+    Raises:
+        SettingsError: if a phase would end without a validation, which is what keeps weights.
     """
 
     def __init__(
@@ -48,7 +52,13 @@ class TrainingPhases:
         best_weights: BestWeights,
         path: str | Path,
         settings: Mapping[str, Any] | None = None,
+        val_interval: int = 1,
     ) -> None:
+        if val_interval > epochs:
+            cause = (
+                f"is {val_interval}, and {epochs} epochs would end without a validation, so that no weights are kept"
+            )
+            raise SettingsError("val_interval", cause, f"Set it to {epochs} or less, or raise `epochs`.")
         self.network, self.heads, self.epochs = network, list(heads), epochs
         self.best_weights, self.path, self.settings = best_weights, Path(path), dict(settings or {})
         self.seconds = [0.0] * len(network.phases)

@@ -18,6 +18,7 @@ LIMITS: dict[str, tuple[float, float]] = {
     "epochs": (1, 10**9),
     "views": (0, 999),
     "num_processes": (1, 10**4),
+    "val_interval": (1, 10**9),
     "cache_gb": (0.0, math.inf),
     "batch_size": (1, 10**9),
     "encode_batch": (1, 10**9),

@@ -10,6 +10,8 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from scripts.errors import mistake_in
+
 HEADS = ("global", "5x", "10x")
 TRAINING = 3  # slides of the cohort
 
@@ -115,6 +117,16 @@ def test_each_hyperparameter_changes_what_is_trained(workflow, cohort, trained, 
     plain = weights(tmp_path / "models" / "last.ckpt")
     workflow("training", "train", **settings, **{knob: value})
     assert not same(plain, weights(tmp_path / "models" / "last.ckpt"))
+
+
+def test_weights_are_kept_at_validations_alone_and_one_has_to_come(workflow, cohort, trained, tmp_path):
+    settings = knobs(cohort, tmp_path) | {"feature_dir": str(trained / "features"), "epochs": 3}
+    workflow("training", "train", **settings, val_interval=2)
+    best = torch.load(tmp_path / "models" / "last.ckpt", weights_only=True)["best"]
+    assert set(best["epochs"].values()) == {2}
+    with pytest.raises(RuntimeError) as caught:
+        workflow("training", "train", **settings, val_interval=4)
+    assert "val_interval: is 4, and 3 epochs would end without a validation" in str(mistake_in(caught.value))
 
 
 def test_a_datalist_of_ones_own_needs_no_edit_of_any_file(command, cohort, trained, tmp_path):
