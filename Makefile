@@ -31,7 +31,7 @@ help: ## show this list
 setup: $(STAMP) ## make .venv with every dependency at its pinned version
 
 test: $(STAMP) ## run the tests with coverage; ARGS="-k grid" adds options of pytest
-	$(PYTHON) -m pytest --cov --cov-report=term-missing:skip-covered $(ARGS)
+	$(PYTHON) -m pytest --numprocesses 2 --dist loadscope --cov --cov-report=term-missing:skip-covered $(ARGS)
 
 lint: $(STAMP) ## check style, formatting and types
 	$(PYTHON) -m ruff check .
@@ -51,8 +51,8 @@ compare-demo: $(STAMP) ## compare the methods on drawn slides: about twenty minu
 bench-comparison: $(STAMP) ## measure how much of a training is reading, after `make compare-demo`
 	$(PYTHON) -m tests.benchmarks.comparison $(ARGS)
 
-bench: $(STAMP) ## measure the patch extraction on this machine
-	$(PYTHON) -m tests.benchmarks.extraction $(ARGS)
+bench: $(STAMP) ## measure extraction, memory, ranks and training on this machine; ARGS="memory ranks" for a part
+	$(PYTHON) -m tests.benchmarks $(ARGS)
 
 label-env: $(LABEL_STAMP) ## make .venv-label with MONAI Label and all that the bundle imports: 8 GB
 

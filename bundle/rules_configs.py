@@ -61,6 +61,10 @@ USES = {
     },
 }
 
+# Configs of this name are laid over another: multi_gpu_train.json over train.json.
+OVERLAY = "multi_gpu_"
+REFERENCE = re.compile(r"@(\w+(?:#\w+)*)")
+
 # A folder of a person's, as the zoo asks not to have one in a config.
 PRIVATE = re.compile(r"(?:/home/|/Users/|/root/|[A-Za-z]:\\Users\\)\S*")
 
@@ -105,6 +109,28 @@ def validation_interval(bundle: Bundle) -> None:
                 )
         if "val_interval" not in config:
             raise SettingsError("configs/train.json#val_interval", "is not defined", "Define it: it is used.")
+
+
+def overlays(bundle: Bundle) -> None:
+    """What a config for several ranks changes is there in the config that it is laid over."""
+    for name in _configs(bundle):
+        path = PurePosixPath(name)
+        if not path.name.startswith(OVERLAY):
+            continue
+        base = path.name.removeprefix(OVERLAY)
+        if f"configs/{base}" not in bundle.files:
+            raise SettingsError(name, f"is laid over configs/{base}, which is not there", "Add it, or remove this one.")
+        config, changes = bundle.json(f"configs/{base}"), bundle.json(name)
+        for key in changes:
+            section = key.rpartition("#")[0]
+            if section and not _has(config, section):
+                raise SettingsError(f"{name}#{key}", f"{section} is not in configs/{base}", "Mend the name.")
+        text = " ".join(text for _, text in _texts(changes))
+        for reference in sorted(set(REFERENCE.findall(text))):
+            if not _has(config, reference) and reference not in changes:
+                raise SettingsError(
+                    name, f"refers to @{reference}, which is neither there nor in configs/{base}", "Mend the name."
+                )
 
 
 def private_folders(bundle: Bundle) -> None:
@@ -208,6 +234,7 @@ RULES: dict[str, Callable[[Bundle], None]] = {
     "inference keys": inference_keys,
     "train keys": train_keys,
     "val_interval": validation_interval,
+    "overlays": overlays,
     "private folders": private_folders,
     "parts": parts,
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -224,7 +225,10 @@ class BagNetwork(MILModel):
         patches = x.flatten(0, 2)  # [B * N * S, 3, H, W]
         if self.freeze_backbone:
             with torch.no_grad():
-                features = self._run_backbone(patches)  # [B * N * S, F]
+                if torch.jit.is_scripting():
+                    features = self._run_backbone(patches)  # [B * N * S, F]
+                else:
+                    features = _of_distinct(patches, self._run_backbone, self.encode_batch)  # [B * N * S, F]
         else:
             features = self._run_backbone(patches)  # [B * N * S, F]
         return features.reshape(x.shape[0], x.shape[1], x.shape[2], -1)  # [B, N, S, F]
@@ -243,13 +247,47 @@ class BagNetwork(MILModel):
         if log_weight is None:
             log_weight = torch.zeros(x.shape[:3], dtype=x.dtype, device=x.device)  # [B, N, S]
         else:
-            # An attention of 0 does not silence padding that overflows half precision: 0 * inf is NaN.
-            x = x.masked_fill(torch.isneginf(log_weight).unsqueeze(-1), 0.0)  # [B, N, S, F]
+            padding = torch.isneginf(log_weight)  # [B, N, S]
+            if torch.jit.is_scripting() or _needs_silence(x, padding):
+                # An attention of 0 does not silence padding that overflows half precision: 0 * inf is NaN.
+                x = x.masked_fill(padding.unsqueeze(-1), 0.0)  # [B, N, S, F]
         return x, log_weight
 
 
+def _needs_silence(x: Tensor, padding: Tensor) -> bool:
+    """Whether padding holds anything but zeros. To fill it would copy all features, most often for nothing."""
+    return _cannot_read_values() or (bool(padding.any()) and bool(x[padding].any()))
+
+
+def _cannot_read_values() -> bool:
+    """Whether a graph is being recorded or compiled, which must be the same for all values."""
+    return torch.jit.is_tracing() or torch.compiler.is_compiling()
+
+
+def _of_distinct(patches: Tensor, encode: Callable[[Tensor], Tensor], at_once: int) -> Tensor:
+    """Features ``[n, F]`` of patches ``[n, ...]``, of which those that are the same are encoded once.
+
+    The rows of a bag repeat each patch of a lower scale, and all padding is alike.
+    """
+    if _cannot_read_values():
+        return encode(patches)
+    pixels = patches.flatten(1).contiguous().view(torch.uint8)  # [n, bytes]
+    generator = torch.Generator().manual_seed(0)
+    factors = torch.randint(-(2**62), 2**62, pixels.shape[1:], generator=generator).to(pixels.device)  # [bytes]
+    # Integers, because a sum of floats may depend on the place in a batch.
+    sums = torch.cat([(some * factors).sum(dim=1) for some in pixels.split(at_once)])  # [n]
+    distinct, place = sums.unique(return_inverse=True)  # [u], [n]
+    first = place.new_full(distinct.shape, len(sums))
+    first.scatter_reduce_(0, place, torch.arange(len(sums), device=place.device), "amin")  # [u]
+    twins = first[place]  # [n]
+    same = (torch.equal(some, pixels[of]) for some, of in zip(pixels.split(at_once), twins.split(at_once), strict=True))
+    if len(first) == len(sums) or not all(same):
+        return encode(patches)
+    return encode(patches[first])[place]
+
+
 def _check_patches(x: Tensor, network: BagNetwork) -> None:
-    if torch.jit.is_tracing() or torch.compiler.is_compiling():
+    if _cannot_read_values():
         return
     scales, features = network.num_scales, network.num_features
     if x.dim() != 6 or x.shape[2] != scales:
@@ -262,7 +300,7 @@ def _check_patches(x: Tensor, network: BagNetwork) -> None:
 
 def _check_bags(x: Tensor, log_weight: Tensor | None, network: BagNetwork) -> None:
     # The last check reads values, which a recorded or compiled graph cannot do.
-    if torch.jit.is_tracing() or torch.compiler.is_compiling():
+    if _cannot_read_values():
         return
     scales, features = network.num_scales, network.num_features
     if x.dim() != 4 or x.shape[2:] != (scales, features):

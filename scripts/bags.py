@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from scripts.blocks import Block, plan_blocks
 from scripts.errors import SettingsError, SlideError
 from scripts.grid import LinkedGrid, link_grids, tissue_thresholds
 from scripts.magnification import check_magnifications
-from scripts.slides import Slide, check_reader
+from scripts.slides import Slide, check_reader, resample
 from scripts.tissue import TissueMask, find_tissue, read_tissue_mask
 
 __all__ = ["Bag", "BagBuilder"]
@@ -40,14 +41,45 @@ class Bag:
             batch[index] = self.read_patch(scale_index, int(patch)).transpose(2, 0, 1)
         return batch
 
-    def read_all(self, scale_index: int, num_workers: int = 0) -> NDArray[np.uint8]:
-        """Every patch of one scale, RGB ``[n_s, 3, H, W]``, read by so many threads."""
-        patches = np.arange(len(self.grid.coords[scale_index]))
-        if num_workers < 2 or len(patches) < 2:
-            return self.read_patches(scale_index, patches)
-        shares = np.array_split(patches, min(num_workers, len(patches)))
-        with ThreadPoolExecutor(num_workers) as threads:
-            return np.concatenate(list(threads.map(lambda share: self.read_patches(scale_index, share), shares)))
+    def read_block(self, block: Block) -> list[tuple[int, NDArray[np.int64], NDArray[np.uint8]]]:
+        """The patches of a block, of which each pixel is decoded once.
+
+        Returns:
+            For each part of the block the scale's index, the patches ``[n]``, and their pixels, RGB ``[n, 3, H, W]``
+            with the channels last in memory.
+        """
+        region = self.slide.read_pixels(*block.corner_px, *block.size_px, block.level)
+        parts = []
+        for part in block.parts:
+            scale = self.grid.scales[part.scale_index]
+            read_px, side = scale.patch_read_px, scale.patch_size_px
+            pixels = np.empty((len(part.patches), side, side, 3), dtype=np.uint8)
+            for patch, (x, y) in zip(pixels, part.corners_px, strict=True):
+                patch[:] = resample(region[y : y + read_px, x : x + read_px], (side, side))
+            parts.append((part.scale_index, part.patches, pixels.transpose(0, 3, 1, 2)))
+        return parts
+
+    def read_all(self, num_workers: int = 0) -> list[NDArray[np.uint8]]:
+        """Every patch of every scale, from low to high: RGB ``[n_s, 3, H, W]``, read by so many threads."""
+        sides = [scale.patch_size_px for scale in self.grid.scales]
+        patches = [
+            np.empty((len(coords), 3, side, side), dtype=np.uint8)
+            for coords, side in zip(self.grid.coords, sides, strict=True)
+        ]
+
+        def read(block: Block) -> None:
+            for scale_index, numbers, pixels in self.read_block(block):
+                patches[scale_index][numbers] = pixels
+
+        blocks = plan_blocks(self.grid)
+        if num_workers < 2:
+            for block in blocks:
+                read(block)
+        else:
+            with ThreadPoolExecutor(num_workers) as threads:
+                for _ in threads.map(read, blocks):
+                    pass
+        return patches
 
 
 class BagBuilder:

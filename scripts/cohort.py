@@ -7,6 +7,7 @@ from pathlib import Path
 
 from scripts.demo import ensure_cohort
 from scripts.errors import DatalistError
+from scripts.ranks import from_first_rank
 
 __all__ = ["choose_cohort", "choose_slides"]
 
@@ -32,7 +33,7 @@ def choose_cohort(
     if dataset_dir is None and datalist is None:
         folder = Path(bundle_root) / "data" / "demo"
         logger.warning("no `dataset_dir` and no `datalist`: using drawn demonstration slides in %s", folder)
-        return folder, Path(ensure_cohort(folder))
+        return folder, Path(from_first_rank(lambda: str(ensure_cohort(folder))))
     if dataset_dir is not None and not Path(dataset_dir).is_dir():
         raise DatalistError(f"dataset_dir {dataset_dir}", "no such folder", "Give the folder of the slides.")
     if datalist is not None:

@@ -15,10 +15,11 @@ from scripts.comparison_results import compare, read_run
 from scripts.comparison_tables import markdown, write_runs, write_summary
 from scripts.datalist import output_names
 from scripts.errors import SettingsError
-from scripts.experiments import Experiment, is_first_rank, run_experiments
+from scripts.experiments import Experiment, run_experiments
 from scripts.files import replacing
 from scripts.methods import check_method
 from scripts.metrics import frequency_baseline
+from scripts.ranks import is_first_rank
 from scripts.settings import check_settings
 
 __all__ = ["Comparison"]

@@ -136,7 +136,7 @@ class PatchBagDataset(_BagDataset):
 
     def _read(self, index: int, view: int) -> dict[str, Any]:
         bag, transform = self._bags[index], view_transform(self.data[index]["slide"], view)
-        unique = [bag.read_all(s, self.num_workers) for s in range(len(bag.grid.scales))]
+        unique = bag.read_all(self.num_workers)
         if transform is not None:
             for patches in unique:
                 _transform_patches(patches, transform)
@@ -156,7 +156,7 @@ class BankBagDataset(_BagDataset):
 
     Asked for a :class:`DrawnView`, it reads the bank of that view.
 
-    An item is that of :class:`PatchBagDataset`, with ``image`` float32 ``[N, S, F]``.
+    An item is that of :class:`PatchBagDataset`, with ``image`` float32 ``[N, S, F]``, in memory scale by scale.
 
     Args:
         data: the datalist's entries.
@@ -306,27 +306,35 @@ def pad_bags(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         what all items have: ``label`` ``[B, K]``, ``corners`` ``[B, max N, S, 2]`` (NaN where a row is padding),
         ``patch_level0`` ``[B, S]`` and ``base_mpp`` ``[B]``, the last three float64.
     """
-    longest = max(len(item["image"]) for item in items)
-    batch: dict[str, Any] = {
-        "image": torch.stack([_padded(item["image"], longest, 0) for item in items]),
-        "log_weight": torch.stack([_padded(item["log_weight"], longest, -torch.inf) for item in items]),
-        "slide": [item["slide"] for item in items],
-    }
+    if len(items) == 1:
+        batch: dict[str, Any] = {key: items[0][key].unsqueeze(0) for key in ("image", "log_weight")}
+    else:
+        batch = {
+            "image": _pad([item["image"] for item in items], 0),
+            "log_weight": _pad([item["log_weight"] for item in items], -torch.inf),
+        }
+    batch["slide"] = [item["slide"] for item in items]
     if all("label" in item for item in items):
         batch["label"] = torch.stack([torch.as_tensor(item["label"]) for item in items])
     if all("corners" in item for item in items):
-        batch["corners"] = torch.stack([_padded(item["corners"], longest, torch.nan) for item in items])
+        batch["corners"] = _pad([item["corners"] for item in items], torch.nan)
     for key in ("patch_level0", "base_mpp"):
         if all(key in item for item in items):
             batch[key] = torch.stack([torch.as_tensor(item[key], dtype=torch.float64) for item in items])
     return batch
 
 
-def _padded(rows: torch.Tensor, length: int, value: float) -> torch.Tensor:
-    if len(rows) == length:
-        return rows
-    padding = rows.new_full((length - len(rows), *rows.shape[1:]), value)
-    return torch.cat([rows, padding])
+def _pad(bags: Sequence[torch.Tensor], value: float) -> torch.Tensor:
+    """``[B, max N, S, ...]`` of bags ``[N, S, ...]``, in memory scale by scale if the bags are so."""
+    first, longest = bags[0], max(len(bag) for bag in bags)
+    if first.is_contiguous():
+        padded = first.new_empty((len(bags), longest, *first.shape[1:]))
+    else:
+        padded = first.new_empty((first.shape[1], len(bags), longest, *first.shape[2:])).movedim(0, 2)
+    for row, bag in zip(padded, bags, strict=True):
+        row[: len(bag)] = bag
+        row[len(bag) :] = value
+    return padded
 
 
 def _item(

@@ -5,53 +5,85 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from scripts.backbones import Backbone
 from scripts.bags import Bag
+from scripts.blocks import Block, plan_blocks
 from scripts.errors import SettingsError
+from scripts.runtimes import Forward, choose_runtime, get_forward
 
-__all__ = ["Encoder", "PatchTransform", "of_rows"]
+__all__ = ["Encoded", "Encoder", "PatchTransform", "of_rows"]
 
-# Batches that wait, read, while one is encoded: with it the memory is bounded whatever the slide's size.
-BATCHES_AHEAD = 2
+# Blocks that wait, read, while a batch is encoded: with it the memory is bounded whatever the slide's size.
+BLOCKS_AHEAD = 1
 
 # From patches [n, 3, H, W] to as many of the same shape.
 PatchTransform = Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
 
 
+# Of a scale, some patches [n]; and with their pixels [n, 3, H, W].
+_Share = tuple[int, NDArray[np.int64]]
+_Patches = tuple[int, NDArray[np.int64], NDArray[np.uint8]]
+
+
+class Encoded(NamedTuple):
+    """Features of some patches of one scale.
+
+    Args:
+        scale_index: the scale, counted from low to high.
+        patches: ``[n]``, the patches, as they are numbered in the grid; not in order.
+        features: ``[n, F]``.
+    """
+
+    scale_index: int
+    patches: NDArray[np.int64]
+    features: NDArray[np.float32]
+
+
 class Encoder:
     """Encodes the patches of a bag, each unique patch once per scale.
 
-    The batches depend on the bag alone, so a bag gives the same features to the last digit wherever it is
-    encoded on the same machine: into a bank or for a prediction.
+    Slides are read in blocks (:func:`scripts.blocks.plan_blocks`), and a batch holds patches of all scales, which
+    share the backbone. The batches depend on the bag alone, so a bag gives the same features to the last digit
+    wherever it is encoded on the same machine: into a bank or for a prediction.
 
     Args:
         backbone: the frozen backbone.
         device: where it runs.
         batch_size: patches that are encoded together.
         num_workers: threads that read patches meanwhile; 0 reads them in turn with encoding.
+        runtime: what computes the backbone, see :func:`scripts.runtimes.choose_runtime`.
+
+    Raises:
+        SettingsError: if a setting has no such value, or cannot be used here.
     """
 
     def __init__(
-        self, backbone: Backbone, device: str | torch.device = "cpu", batch_size: int = 32, num_workers: int = 2
+        self,
+        backbone: Backbone,
+        device: str | torch.device = "cpu",
+        batch_size: int = 32,
+        num_workers: int = 2,
+        runtime: str = "torch",
     ) -> None:
         for key, value, least in (("batch_size", batch_size, 1), ("num_workers", num_workers, 0)):
             if not isinstance(value, int) or value < least:
                 raise SettingsError(key, f"got {value!r}", f"Give a whole number from {least} up.")
-        self.backbone = backbone
+        self.backbone, self.batch_size, self.num_workers = backbone, batch_size, num_workers
+        self._wanted_runtime = runtime
         self.to(device)
-        self.batch_size, self.num_workers = batch_size, num_workers
 
     def to(self, device: str | torch.device) -> None:
         """Encode on this device from now on.
 
         Raises:
-            SettingsError: if there is no such device.
+            SettingsError: if there is no such device, or the runtime does not run there.
         """
         try:
             self.device = torch.device(device)
@@ -59,6 +91,8 @@ class Encoder:
         except (RuntimeError, AssertionError) as error:
             reason = next(iter(str(error).splitlines()), type(error).__name__)
             raise SettingsError("device", f"{device} cannot be used ({reason})", "Use `cpu`, or `cuda`.") from error
+        self.runtime = choose_runtime(self._wanted_runtime, self.device)
+        self._forward: Forward | None = None
 
     @property
     def num_features(self) -> int:
@@ -71,58 +105,118 @@ class Encoder:
             "backbone": self.backbone.name,
             "weights_sha256": self.backbone.weights_sha256,
             "amp": self.backbone.amp,
+            "runtime": self.runtime,
         }
 
-    def encode(
-        self, bag: Bag, transform: PatchTransform | None = None
-    ) -> Iterator[tuple[int, int, NDArray[np.float32]]]:
+    def encode(self, bag: Bag, transform: PatchTransform | None = None) -> Iterator[Encoded]:
         """Encode a bag.
 
         Args:
             bag: the slide's bag.
-            transform: applied to each batch of patches before it is encoded; several threads call it at once.
+            transform: applied to patches before they are encoded; several threads call it at once.
 
         Yields:
-            the scale's index, the index of the batch's first patch in that scale, and features ``[n, F]``.
+            each patch once, some at a time.
+
+        Raises:
+            SlideError: if the slide cannot be read.
+            SettingsError: if the runtime cannot compute the backbone.
         """
-        for scale_index, start, patches in self._read(bag, transform):
+        if self._forward is None:
+            self._forward = get_forward(self.runtime, self.backbone, self.batch_size)
+        # A GPU computes a batch while the next one is copied to it, and the last one's features are fetched.
+        in_flight = 1 if self.device.type == "cuda" else 0
+        computing: deque[tuple[list[_Share], Tensor]] = deque()
+        for shares, batch in self._batches(bag, transform, buffers=1 + in_flight):
             # Whoever calls may track gradients (MONAI Label does): a frozen backbone needs none.
             with torch.inference_mode():
-                features = self.backbone(torch.from_numpy(patches).to(self.device)).cpu().numpy()
-            yield scale_index, start, features
+                computing.append((shares, self._forward(batch.to(self.device, non_blocking=True))))
+            if len(computing) > in_flight:
+                yield from _fetched(*computing.popleft())
+        while computing:
+            yield from _fetched(*computing.popleft())
 
-    def encode_rows(self, bag: Bag) -> NDArray[np.float32]:
-        """The features of a bag's rows, ``[N, S, F]``, in memory."""
-        features = [np.empty((len(coords), self.num_features), dtype=np.float32) for coords in bag.grid.coords]
-        for scale_index, start, batch in self.encode(bag):
-            features[scale_index][start : start + len(batch)] = batch
-        return of_rows(features, bag.grid.rows)
+    def encode_rows(self, bag: Bag, out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
+        """The features of a bag's rows, ``[N, S, F]``, in memory once.
 
-    def _read(self, bag: Bag, transform: PatchTransform | None) -> Iterator[tuple[int, int, NDArray[np.uint8]]]:
-        def read(scale_index: int, patches: NDArray[np.int64]) -> NDArray[np.uint8]:
-            plain = bag.read_patches(scale_index, patches)
-            return plain if transform is None else transform(plain)
-
-        batches = [
-            (scale_index, np.arange(start, min(start + self.batch_size, len(coords))))
-            for scale_index, coords in enumerate(bag.grid.coords)
-            for start in range(0, len(coords), self.batch_size)
+        Args:
+            bag: the slide's bag.
+            out: an array of that shape to write into.
+        """
+        grid = bag.grid
+        if out is None:
+            out = np.empty((grid.num_rows, len(grid.scales), self.num_features), dtype=np.float32)
+        # Per scale the rows in the order of their patches, and where those of each patch begin.
+        order = [np.argsort(patches, kind="stable") for patches in grid.rows.T]
+        begin = [
+            np.searchsorted(patches[by_patch], np.arange(len(coords) + 1))
+            for patches, by_patch, coords in zip(grid.rows.T, order, grid.coords, strict=True)
         ]
+        for s, patches, features in self.encode(bag):
+            first, last = begin[s][patches], begin[s][patches + 1]
+            rows = np.concatenate([order[s][i:j] for i, j in zip(first, last, strict=True)])
+            out[rows, s] = np.repeat(features, last - first, axis=0)
+        return out
+
+    def _batches(
+        self, bag: Bag, transform: PatchTransform | None, buffers: int
+    ) -> Iterator[tuple[list[_Share], Tensor]]:
+        """Batches ``[n, 3, H, W]`` of patches of any scale; each is overwritten after ``buffers`` further ones."""
+        ring: list[Tensor] = []
+        number, filled = 0, 0
+        shares: list[_Share] = []
+        for scale_index, patches, pixels in self._read(bag, transform):
+            if not ring:
+                ring = [self._buffer(pixels.shape[1:]) for _ in range(buffers)]
+            taken = 0
+            while taken < len(patches):
+                count = min(self.batch_size - filled, len(patches) - taken)
+                some = slice(taken, taken + count)
+                ring[number % buffers][filled : filled + count] = torch.from_numpy(pixels[some])
+                shares.append((scale_index, patches[some]))
+                taken, filled = taken + count, filled + count
+                if filled == self.batch_size:
+                    yield shares, ring[number % buffers]
+                    number, filled, shares = number + 1, 0, []
+        if filled:
+            yield shares, ring[number % buffers][:filled]
+
+    def _buffer(self, shape: tuple[int, ...]) -> Tensor:
+        # Only from pinned memory does a GPU copy while the processor goes on.
+        return torch.empty(
+            (self.batch_size, *shape),
+            dtype=torch.uint8,
+            memory_format=torch.channels_last,
+            pin_memory=self.device.type == "cuda",
+        )
+
+    def _read(self, bag: Bag, transform: PatchTransform | None) -> Iterator[_Patches]:
+        def read(block: Block) -> list[_Patches]:
+            parts = bag.read_block(block)
+            if transform is None:
+                return parts
+            return [(scale_index, patches, transform(pixels)) for scale_index, patches, pixels in parts]
+
+        blocks = plan_blocks(bag.grid)
         if self.num_workers == 0:
-            for scale_index, patches in batches:
-                yield scale_index, int(patches[0]), read(scale_index, patches)
+            for block in blocks:
+                yield from read(block)
             return
-        waiting: deque[tuple[int, int, Future[NDArray[np.uint8]]]] = deque()
+        waiting: deque[Future[list[_Patches]]] = deque()
         with ThreadPoolExecutor(self.num_workers) as threads:
-            for scale_index, patches in batches:
-                future = threads.submit(read, scale_index, patches)
-                waiting.append((scale_index, int(patches[0]), future))
-                if len(waiting) > BATCHES_AHEAD + self.num_workers:
-                    scale_index, start, future = waiting.popleft()
-                    yield scale_index, start, future.result()
+            for block in blocks:
+                waiting.append(threads.submit(read, block))
+                if len(waiting) > BLOCKS_AHEAD + self.num_workers:
+                    yield from waiting.popleft().result()
             while waiting:
-                scale_index, start, future = waiting.popleft()
-                yield scale_index, start, future.result()
+                yield from waiting.popleft().result()
+
+
+def _fetched(shares: list[_Share], features: Tensor) -> Iterator[Encoded]:
+    done, on_cpu = 0, features.cpu().numpy()
+    for scale_index, patches in shares:
+        yield Encoded(scale_index, patches, on_cpu[done : done + len(patches)])
+        done += len(patches)
 
 
 def of_rows(values: Sequence[NDArray[Any]], rows: NDArray[np.int64]) -> NDArray[Any]:

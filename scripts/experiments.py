@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import json
 import multiprocessing
 import os
@@ -25,8 +24,9 @@ from tqdm import tqdm
 
 from scripts.errors import BundleError, SettingsError, mistake_in
 from scripts.files import claimed, replacing
+from scripts.ranks import forget_ranks, num_ranks, rank, wait_for_ranks
 
-__all__ = ["Experiment", "is_first_rank", "run_experiments"]
+__all__ = ["Experiment", "run_experiments"]
 
 # What each step is: the config and the kind of workflow that MONAI takes it for.
 STEPS = {"training": ("train.json", "train"), "evaluating": ("evaluate.json", "infer")}
@@ -35,8 +35,6 @@ STEPS = {"training": ("train.json", "train"), "evaluating": ("evaluate.json", "i
 FREE = (
     "cache_gb", "dataset_dir", "datalist", "device", "encode_batch", "feature_dir", "num_workers", "reader",
 )  # fmt: skip
-# A rank whose share is done waits for the others, however long theirs takes.
-LONGEST = datetime.timedelta(days=365)
 WATCH_SECONDS = 0.2
 
 
@@ -158,24 +156,17 @@ def run_experiments(
     if isinstance(num_processes, bool) or not isinstance(num_processes, int) or num_processes < 1:
         raise SettingsError("num_processes", f"got {num_processes!r}", "Give a whole number from 1 up.")
     done = [experiment.is_done for experiment in experiments]
-    rank, ranks = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     # Of all, not of what is left: a rank that starts later sees less left, and shares must not depend on it.
-    shares = list(zip(experiments, done, strict=True))[rank::ranks]
+    shares = list(zip(experiments, done, strict=True))[rank() :: num_ranks()]
     mine = [experiment for experiment, is_done in shares if not is_done]
     failed: dict[str, BundleError] = {}
     with tqdm(
-        total=len(experiments), initial=sum(done), desc=desc, unit="run", dynamic_ncols=True, disable=rank > 0
+        total=len(experiments), initial=sum(done), desc=desc, unit="run", dynamic_ncols=True, disable=rank() > 0
     ) as bar:
         if mine:
             failed = _run_here(mine, bundle_root, num_processes, bar)
-    if ranks > 1:
-        _wait_for_ranks()
+    wait_for_ranks()
     return failed
-
-
-def is_first_rank() -> bool:
-    """Whether this process is the one of ``torchrun``'s that writes what all have in common; without it, true."""
-    return int(os.environ.get("RANK", 0)) == 0
 
 
 def _run_here(
@@ -243,6 +234,8 @@ def _run_logged(experiment: Experiment, bundle_root: str | Path) -> None:
 
 
 def _start(num_threads: int, stop: Event) -> None:
+    # What runs here is one rank's alone.
+    forget_ranks()
     torch.set_num_threads(num_threads)
     # The parent answers for an interrupt, which a terminal sends to every process.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -256,11 +249,3 @@ def _end_with_parent(stop: Event) -> None:
     while not stop.is_set() and not wait([parent.sentinel], timeout=WATCH_SECONDS):
         pass
     os._exit(1)
-
-
-def _wait_for_ranks() -> None:
-    torch.distributed.init_process_group("gloo", timeout=LONGEST)
-    try:
-        torch.distributed.barrier()
-    finally:
-        torch.distributed.destroy_process_group()

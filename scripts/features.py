@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,6 @@ class BankedBag:
         patch_level0: per scale, side of a patch in level-0 pixels, not rounded.
         rows: ``[N, S]`` int64, the patch of each scale that each row goes through.
         base_mpp: micrometres per pixel of level 0.
-        attributes: how the bank was made.
     """
 
     features: tuple[NDArray[np.float32], ...]
@@ -47,11 +47,17 @@ class BankedBag:
     patch_level0: tuple[float, ...]
     rows: NDArray[np.int64]
     base_mpp: float
-    attributes: dict[str, Any]
 
     def row_features(self) -> NDArray[np.float32]:
-        """``[N, S, F]``: the features of each row's patches, from low to high magnification."""
-        return of_rows(self.features, self.rows)
+        """``[N, S, F]``: the features of each row's patches, from low to high magnification.
+
+        It is a view of ``[S, N, F]``: a network looks at one scale at a time, whose rows are then one block.
+        """
+        scales = np.empty((len(self.features), len(self.rows), self.features[0].shape[1]), dtype=np.float32)
+        for out, features, patches in zip(scales, self.features, self.rows.T, strict=True):
+            # With another mode numpy fills a buffer and copies it. read_bank has seen that the rows are in range.
+            np.take(features, patches, axis=0, out=out, mode="clip")
+        return scales.transpose(1, 0, 2)
 
     def row_corners(self) -> NDArray[np.float64]:
         """``[N, S, 2]``: (x, y) of the top left corners of each row's patches in level-0 pixels."""
@@ -101,7 +107,7 @@ def is_banked(path: Path, settings: Mapping[str, Any]) -> bool:
     """
     if not path.exists():
         return False
-    made_with = _read_settings(path)
+    made_with = {"runtime": "torch", **_read_settings(path)}  # what those were made with that do not say it
     wanted = {"bank_format": BANK_FORMAT, **settings}
     differs = [key for key in wanted if made_with.get(key) != wanted[key]]
     if differs:
@@ -149,8 +155,8 @@ def write_bank(
             group["coords"].attrs["patch_read_px"] = scale.patch_read_px
             group["coords"].attrs["read_level"] = scale.level
             group.create_dataset("features", (len(coords), encoder.num_features), dtype=np.float32)
-        for scale_index, start, features in encoder.encode(bag, transform):
-            bank[grid.scales[scale_index].name]["features"][start : start + len(features)] = features
+        for scale_index, patches, features in encoder.encode(bag, transform):
+            bank[grid.scales[scale_index].name]["features"][patches] = features
             if on_batch is not None:
                 on_batch(len(features))
 
@@ -167,31 +173,39 @@ def read_bank(path: Path, magnifications: tuple[float, ...]) -> BankedBag:
     """
     if not path.exists():
         raise SettingsError(path, "there is no feature bank of this slide", "Run `extracting` first.")
-    made_for = tuple(_read_settings(path)["magnifications"])
-    if made_for != magnifications:
-        raise SettingsError(
-            path,
-            f"was made for magnifications {list(made_for)}, asked for are {list(magnifications)}",
-            "Set `magnifications` to the same, or choose another `feature_dir`.",
-        )
-    with h5py.File(path, "r") as bank:
+    with _opened(path) as (bank, settings):
+        made_for = tuple(settings["magnifications"])
+        if made_for != magnifications:
+            raise SettingsError(
+                path,
+                f"was made for magnifications {list(made_for)}, asked for are {list(magnifications)}",
+                "Set `magnifications` to the same, or choose another `feature_dir`.",
+            )
         groups = [bank[scale_name(m)] for m in magnifications]
-        return BankedBag(
+        banked = BankedBag(
             features=tuple(group["features"][:] for group in groups),
             coords=tuple(group["coords"][:] for group in groups),
             patch_level0=tuple(float(group["coords"].attrs["patch_level0"]) for group in groups),
             rows=bank["rows"][:],
             base_mpp=float(bank.attrs["mpp"]),
-            attributes={key: bank.attrs[key] for key in bank.attrs},
         )
+        if (banked.rows < 0).any() or (banked.rows >= [len(features) for features in banked.features]).any():
+            raise ValueError("its rows go through patches that it does not hold")
+        return banked
 
 
 def _read_settings(path: Path) -> dict[str, Any]:
+    with _opened(path) as (_, settings):
+        return settings
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[tuple[h5py.File, dict[str, Any]]]:
+    """A bank and its settings; whatever is wrong with it on the way is one error."""
     try:
         with h5py.File(path, "r") as bank:
-            settings: dict[str, Any] = json.loads(bank.attrs["settings"])
+            yield bank, json.loads(bank.attrs["settings"])
     except (OSError, KeyError, ValueError) as error:
         raise SettingsError(
             path, f"is not a feature bank ({str(error).splitlines()[0]})", "Delete it and run `extracting` again."
         ) from error
-    return settings

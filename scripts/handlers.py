@@ -22,6 +22,7 @@ from scripts.bags import Bag, BagBuilder
 from scripts.errors import SettingsError
 from scripts.files import replacing
 from scripts.losses import head_losses
+from scripts.ranks import is_first_rank
 from scripts.weights_record import sign
 
 __all__ = [
@@ -45,7 +46,8 @@ class BestWeights:
     """Keeps, for each output, the weights with the lowest validation loss of that output.
 
     The paper's scale rows come from the weights that are best for the scale, its global row from those that
-    are best for the global output. Attach to the validation's evaluator, after its metrics.
+    are best for the global output. Attach to the validation's evaluator, after its metrics. Of several ranks the first
+    writes the files.
 
     Args:
         ckpt_dir: where the files of :func:`weights_path` are written.
@@ -80,7 +82,8 @@ class BestWeights:
                 self.losses[head], self.epochs[head] = loss, engine.state.epoch
                 if self.record is not None:
                     sign(self.network, self.record)
-                save_checkpoint(self.network.state_dict(), weights_path(self.ckpt_dir, head))
+                if is_first_rank():
+                    save_checkpoint(self.network.state_dict(), weights_path(self.ckpt_dir, head))
 
     def state_dict(self) -> dict[str, dict[str, float]]:
         """The lowest losses so far and their epochs, for a training that is resumed."""
@@ -104,7 +107,7 @@ class BestWeights:
 
 
 class LastCheckpoint:
-    """Writes everything that a training needs to go on, after each epoch.
+    """Writes everything that a training needs to go on, after each epoch; of several ranks the first does.
 
     Args:
         path: the checkpoint's file, replaced in one step.
@@ -120,6 +123,8 @@ class LastCheckpoint:
 
     def __call__(self, engine: Engine) -> None:
         """Write the checkpoint."""
+        if not is_first_rank():
+            return
         objects = {**self.save_dict, "trainer": engine}
         save_checkpoint({name: item.state_dict() for name, item in objects.items()}, self.path)
 

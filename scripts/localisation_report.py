@@ -30,6 +30,7 @@ from scripts.localisation import (
     region_values,
 )
 from scripts.methods import MapSpec
+from scripts.ranks import dataset_size, gather_dealt, is_first_rank
 from scripts.reports import without_nan
 
 __all__ = ["LocalisationReport"]
@@ -46,7 +47,8 @@ class LocalisationReport:
     :func:`scripts.localisation.localisation_summary`; what is not defined is null), ``localisation.csv`` (a line
     for each slide, map, kind and class) and TensorBoard scalars. Does nothing if no entry has ``regions``.
 
-    Attach to an evaluator that decollates its batches, of a bag dataset.
+    Attach to an evaluator that decollates its batches, of a bag dataset. Of several ranks the first writes, what all
+    have found.
 
     Args:
         output_dir: where the files are written.
@@ -56,7 +58,7 @@ class LocalisationReport:
         class_names: the classes of the label images, in order; value k + 1 is class k.
         data: the datalist's entries.
         bag_builder: opens the slides, to learn their size.
-        summary_writer: the TensorBoard writer.
+        summary_writer: the TensorBoard writer; ``None`` on other ranks than the first.
         task: ``"multilabel"`` or ``"binary"``.
         high_risk: the classes whose regions are positive in the binary task.
         seed: seed of the bootstrap.
@@ -73,7 +75,7 @@ class LocalisationReport:
         class_names: Sequence[str],
         data: Sequence[Mapping[str, Any]],
         bag_builder: BagBuilder,
-        summary_writer: SummaryWriter,
+        summary_writer: SummaryWriter | None,
         task: str = "multilabel",
         high_risk: Sequence[str] = HIGH_RISK,
         seed: int = 0,
@@ -90,8 +92,8 @@ class LocalisationReport:
         if self.entries:
             engine.add_event_handler(Events.STARTED, self._clear)
             engine.add_event_handler(Events.ITERATION_COMPLETED, self._compare)
-            engine.add_event_handler(Events.COMPLETED, self._write)
-        else:
+            engine.add_event_handler(Events.COMPLETED, self._end)
+        elif is_first_rank():
             engine.add_event_handler(Events.STARTED, self._remove)
 
     def _remove(self) -> None:
@@ -100,11 +102,13 @@ class LocalisationReport:
             (self.output_dir / name).unlink(missing_ok=True)
 
     def _clear(self) -> None:
-        self.found: list[Localisation] = []
+        # Of each slide in turn, also of those of which nothing is known.
+        self.found: list[list[Localisation]] = []
 
     def _compare(self, engine: Engine) -> None:
         state: Any = engine.state
         for item in state.batch:
+            self.found.append([])
             entry = self.entries.get(str(item["slide"]))
             if entry is not None and np.any(np.asarray(entry[CommonKeys.LABEL]) > 0.5):
                 self._compare_slide(item, entry, self._explain(item, state.device))
@@ -139,10 +143,16 @@ class LocalisationReport:
                 for (_, class_name), heat, share in zip(classes, of_classes, shares.T, strict=True):
                     # The percentile ranks as the value does, but equal values are equal in it to the last bit.
                     rank = heat.percentile
-                    self.found.append(compare_with_regions(name, spec.name, class_name, rank, share, kind))
+                    self.found[-1].append(compare_with_regions(name, spec.name, class_name, rank, share, kind))
 
-    def _write(self, engine: Engine) -> None:
-        summary = localisation_summary(self.found, [spec.name for spec in self.maps], list(self.values), self.seed)
+    def _end(self, engine: Engine) -> None:
+        found = [one for of_slide in gather_dealt(self.found, dataset_size(engine)) for one in of_slide]
+        if is_first_rank():
+            self._write(engine, found)
+
+    def _write(self, engine: Engine, found: Sequence[Localisation]) -> None:
+        assert self.summary_writer is not None
+        summary = localisation_summary(found, [spec.name for spec in self.maps], list(self.values), self.seed)
         for key, classes in summary.items():
             for class_name, of_class in classes.items():
                 for score in ("roc_auc", "average_precision"):
@@ -160,8 +170,8 @@ class LocalisationReport:
         ):
             writer = csv.writer(file)
             writer.writerow(COLUMNS)
-            writer.writerows(_line(one) for one in self.found)
-        engine.logger.info("wrote %s (%d slides)", path, len({one.slide for one in self.found}))
+            writer.writerows(_line(one) for one in found)
+        engine.logger.info("wrote %s (%d slides)", path, len({one.slide for one in found}))
 
 
 def _line(one: Localisation) -> list[object]:

@@ -8,11 +8,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
-import ignite.distributed as idist
 import numpy as np
 import torch
+from ignite.engine import Engine
 from ignite.exceptions import NotComputableError
 from ignite.metrics import EpochMetric, Metric
 from monai.handlers import from_engine
@@ -29,6 +29,7 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from scripts.errors import SettingsError
+from scripts.ranks import dataset_size, gather_dealt
 
 __all__ = [
     "CLASS_SCORE_NAMES",
@@ -225,19 +226,23 @@ def check_predictions(
 class _AllSlides(EpochMetric):
     """A function of one output's logits and labels ``[n, K]`` over the slides of all ranks."""
 
+    num_slides: int | None = None
+
     def __init__(self, compute_fn: Callable[[Tensor, Tensor], float], head: int) -> None:
         super().__init__(compute_fn, output_transform=partial(_of_head, head=head), check_compute_fn=False)
 
+    def completed(self, engine: Engine, name: str) -> None:
+        self.num_slides = dataset_size(engine)
+        super().completed(engine, name)
+
     def compute(self) -> float:
-        # Ignite's own compute gathers tensors, and so needs the same number of slides on every rank.
+        # Ignite's own compute gathers the slides in another order, and counts twice those that were dealt twice.
         if self._result is None:
-            # A tuple, unlike a tensor, comes back as a list with an item for each rank.
-            shares = cast(list[Any], idist.all_gather((self._predictions, self._targets)))
-            logits = [batch for predictions, _ in shares for batch in predictions]
-            labels = [batch for _, targets in shares for batch in targets]
-            if not logits:
+            logits, labels = (_rows(batches) for batches in (self._predictions, self._targets))
+            slides = gather_dealt(list(zip(logits, labels, strict=True)), self.num_slides)
+            if not slides:
                 raise NotComputableError("a metric needs at least one slide, got none")
-            self._result = self.compute_fn(_table(logits), _table(labels))
+            self._result = self.compute_fn(*(torch.stack(column) for column in zip(*slides, strict=True)))
         return self._result
 
 
@@ -247,9 +252,9 @@ def _of_head(output: Any, head: int) -> tuple[Tensor, Tensor]:
     return logits.float(), torch.stack([convert_to_tensor(label) for label in labels]).float()
 
 
-def _table(batches: list[Tensor]) -> Tensor:
+def _rows(batches: list[Tensor]) -> list[Tensor]:
     # Ignite's update turns [b, 1] into [b].
-    return torch.cat([batch.reshape(len(batch), -1) for batch in batches])  # [n, K]
+    return [row.reshape(-1) for batch in batches for row in batch]  # n of [K]
 
 
 def _score(logits: Tensor, labels: Tensor, name: str, task: str) -> float:

@@ -16,6 +16,7 @@ from scripts.checkpoints import load_weights
 from scripts.errors import SettingsError
 from scripts.files import replacing
 from scripts.handlers import BestWeights, weights_path
+from scripts.ranks import is_first_rank, wait_for_ranks
 
 __all__ = ["PhaseHandler", "PhaseScores", "TrainingPhases"]
 
@@ -75,6 +76,8 @@ class TrainingPhases:
         phase, epoch = self._phase_and_epoch(engine)
         # A resumed training goes on within a phase, with the weights of its checkpoint.
         if epoch == 0 and phase > 0:
+            # The first rank writes the weights that all take.
+            wait_for_ranks()
             for head in self._names(phase - 1):
                 self._take_best(head)
         if phase != self.network.phase:
@@ -103,6 +106,8 @@ class TrainingPhases:
             }
             for head, loss in self.best_weights.losses.items()
         }
+        if not is_first_rank():
+            return
         with replacing(self.path) as part:
             part.write_text(json.dumps({**self.settings, "phases": phases, "best": best}, indent=2) + "\n")
         engine.logger.info("the best weights of each output are in %s", self.best_weights.ckpt_dir)

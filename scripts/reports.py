@@ -19,6 +19,7 @@ from torch.utils.tensorboard import SummaryWriter
 from scripts.bootstrap import bootstrap_interval, class_intervals
 from scripts.files import replacing
 from scripts.metrics import CLASS_SCORE_NAMES, class_scores, head_scores, score_names
+from scripts.ranks import dataset_size, gather_dealt, is_first_rank
 
 __all__ = ["EvaluationReport", "PredictionReport", "label_text", "without_nan"]
 
@@ -45,7 +46,8 @@ def without_nan(value: Any) -> Any:
 class PredictionReport:
     """Writes ``predictions.csv``: slide, head, one probability a class, and the label where there is one.
 
-    Attach to an evaluator whose postprocessing makes probabilities ``[H, K]``.
+    Attach to an evaluator whose postprocessing makes probabilities ``[H, K]``. Of several ranks the first writes, what
+    all have predicted, in the order of the dataset.
 
     Args:
         output_dir: where the file is written.
@@ -65,7 +67,7 @@ class PredictionReport:
         """Collect every iteration, write when the run is complete."""
         engine.add_event_handler(Events.STARTED, self._clear)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._collect)
-        engine.add_event_handler(Events.COMPLETED, self._write)
+        engine.add_event_handler(Events.COMPLETED, self._end)
 
     def _clear(self) -> None:
         self.slides: list[str] = []
@@ -80,6 +82,14 @@ class PredictionReport:
             self.probabilities.append(_array(output[self.key]))
             if output.get(CommonKeys.LABEL) is not None:
                 self.labels.append(_array(output[CommonKeys.LABEL]))
+
+    def _end(self, engine: Engine) -> None:
+        total = dataset_size(engine)
+        self.slides = gather_dealt(self.slides, total)
+        self.probabilities = gather_dealt(self.probabilities, total)
+        self.labels = gather_dealt(self.labels, total)
+        if is_first_rank():
+            self._write(engine)
 
     def _write(self, engine: Engine) -> None:
         has_labels = len(self.labels) == len(self.slides)
@@ -107,7 +117,7 @@ class EvaluationReport(PredictionReport):
         heads: the outputs' names.
         class_names: the classes' names, K of them.
         task: ``"multilabel"`` or ``"binary"``.
-        summary_writer: the TensorBoard writer.
+        summary_writer: the TensorBoard writer; ``None`` on other ranks than the first.
         seed: seed of the bootstrap.
     """
 
@@ -117,19 +127,20 @@ class EvaluationReport(PredictionReport):
         heads: Sequence[str],
         class_names: Sequence[str],
         task: str,
-        summary_writer: SummaryWriter,
+        summary_writer: SummaryWriter | None,
         seed: int = 0,
     ) -> None:
         super().__init__(output_dir, heads, class_names)
         self.task, self.seed, self.summary_writer = task, seed, summary_writer
 
     def _write(self, engine: Engine) -> None:
+        assert self.summary_writer is not None
         super()._write(engine)
         probabilities, labels = np.stack(self.probabilities), np.stack(self.labels)
         report: dict[str, dict[str, Any]] = {}
         for index, head in enumerate(self.heads):
             report[head] = self._scores(probabilities[:, index], labels)
-            self._show(head, report[head], probabilities[:, index], labels)
+            self._show(self.summary_writer, head, report[head], probabilities[:, index], labels)
         self.summary_writer.flush()
         path = self.output_dir / "metrics.json"
         with replacing(path) as part:
@@ -149,19 +160,20 @@ class EvaluationReport(PredictionReport):
             classes[class_name] = {**_with_bounds(scores, class_bounds[class_name]), "slides": int(slides)}
         return {**_with_bounds(head_scores(p, y, self.task), intervals), "classes": classes}
 
-    def _show(self, head: str, report: dict[str, Any], probabilities: NDArray[Any], labels: NDArray[Any]) -> None:
-        self._show_scalars(f"evaluation/{head}", report, score_names(self.task))
+    def _show(self, writer: SummaryWriter, head: str, report: dict[str, Any], p: NDArray[Any], y: NDArray[Any]) -> None:
+        _show_scalars(writer, f"evaluation/{head}", report, score_names(self.task))
         for class_name, scores in report["classes"].items():
-            self._show_scalars(f"{head}/{class_name}", scores, CLASS_SCORE_NAMES)
+            _show_scalars(writer, f"{head}/{class_name}", scores, CLASS_SCORE_NAMES)
         for k, class_name in enumerate(self.class_names):
             tag = f"{head}/{class_name}"
-            self.summary_writer.add_pr_curve(tag, labels[:, k], probabilities[:, k], 0)
-            self.summary_writer.add_histogram(f"probability/{tag}", probabilities[:, k], 0)
+            writer.add_pr_curve(tag, y[:, k], p[:, k], 0)
+            writer.add_histogram(f"probability/{tag}", p[:, k], 0)
 
-    def _show_scalars(self, tag: str, scores: dict[str, Any], names: Sequence[str]) -> None:
-        for name in names:
-            if math.isfinite(value := scores[name]["value"]):
-                self.summary_writer.add_scalar(f"{tag}_{name}", value, 0)
+
+def _show_scalars(writer: SummaryWriter, tag: str, scores: dict[str, Any], names: Sequence[str]) -> None:
+    for name in names:
+        if math.isfinite(value := scores[name]["value"]):
+            writer.add_scalar(f"{tag}_{name}", value, 0)
 
 
 def _array(tensor: torch.Tensor) -> NDArray[np.float32]:

@@ -11,6 +11,8 @@ import torch
 from monai.data import DistributedWeightedRandomSampler
 from numpy.typing import NDArray
 
+from scripts.ranks import deal
+
 __all__ = ["BalancedSampler", "DrawnView", "balanced_weights"]
 
 
@@ -58,6 +60,10 @@ class BalancedSampler(DistributedWeightedRandomSampler):
     It yields indices; or, where a slide has augmented views, :class:`DrawnView`, each view of a slide as likely
     as its plain patches. The slides drawn are the same either way.
 
+    Ranks that share an epoch are dealt, in turn, what one rank alone would draw; where it does not come out even,
+    the first draws are dealt again. So R ranks with batches of b train on the same slides in each step as one rank
+    with batches of R * b.
+
     Args:
         dataset: the dataset to draw from.
         data: its entries, with ``label`` ``[K]``.
@@ -84,23 +90,26 @@ class BalancedSampler(DistributedWeightedRandomSampler):
         self.views = None if views is None or not any(views) else np.asarray(views, dtype=np.int64)
         weights = balanced_weights(np.stack([np.asarray(entry["label"]) for entry in data]))
         self.draws = torch.Generator()
+        # It draws the whole epoch, of which a share is dealt out.
+        self.dealt_to, self.ranks = rank, num_replicas
         super().__init__(
-            dataset=dataset,
-            weights=weights.tolist(),
-            generator=self.draws,
-            num_replicas=num_replicas,
-            rank=rank,
-            seed=seed,
+            dataset=dataset, weights=weights.tolist(), generator=self.draws, num_replicas=1, rank=0, seed=seed
         )
 
+    def __len__(self) -> int:
+        return -(-super().__len__() // self.ranks)
+
     def __iter__(self) -> Iterator[int | DrawnView]:
-        # Apart for each epoch and rank, which consecutive seeds are not guaranteed to be.
-        sequence = np.random.SeedSequence([self.seed, self.epoch, self.rank])
+        return iter(deal(self._epoch(), self.dealt_to, self.ranks))
+
+    def _epoch(self) -> list[int | DrawnView]:
+        # Apart for each epoch, which consecutive seeds are not guaranteed to be.
+        sequence = np.random.SeedSequence([self.seed, self.epoch, 0])
         self.draws.manual_seed(int(sequence.generate_state(1, np.uint64)[0]) >> 1)
-        if self.views is None:
-            return super().__iter__()
         slides = list(super().__iter__())
+        if self.views is None:
+            return slides
         # Apart from the draws of slides: a sequence that ends in 0 would be that of the slides again.
-        generator = np.random.default_rng(np.random.SeedSequence([self.seed, self.epoch, self.rank, 1]))
+        generator = np.random.default_rng(np.random.SeedSequence([self.seed, self.epoch, 0, 1]))
         views = generator.integers(0, self.views[slides], endpoint=True)
-        return (DrawnView(int(index), int(view)) for index, view in zip(slides, views, strict=True))
+        return [DrawnView(int(index), int(view)) for index, view in zip(slides, views, strict=True)]

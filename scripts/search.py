@@ -15,10 +15,11 @@ from typing import Any
 from sklearn.model_selection import ParameterGrid
 
 from scripts.errors import SettingsError
-from scripts.experiments import Experiment, is_first_rank, run_experiments
+from scripts.experiments import Experiment, run_experiments
 from scripts.files import replacing
 from scripts.hparams import write_hparams
 from scripts.methods import result_heads
+from scripts.ranks import is_first_rank
 from scripts.settings import check_settings, optimizer_class
 
 __all__ = ["GRID_KNOBS", "GridSearch", "Trial"]

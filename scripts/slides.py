@@ -19,7 +19,7 @@ from scripts.errors import SettingsError, SlideError
 from scripts.magnification import Scale, magnification_of, mpp_of, scale_name
 from scripts.resolution import Resolution, find_resolution
 
-__all__ = ["READERS", "READ_LEVELS", "Slide", "check_reader"]
+__all__ = ["READERS", "READ_LEVELS", "Slide", "check_reader", "resample"]
 
 READERS = ("auto", "cucim", "openslide")
 READ_LEVELS = ("nearest", "highest")
@@ -195,15 +195,25 @@ class Slide:
     ) -> NDArray[np.uint8]:
         downsample = self.downsamples[level]
         left, top = (round(v / downsample) for v in xy_level0)
-        region = self._read_level(left, top, *read_px, level)
-        if read_px == size_px:
-            return region
-        shrinks = read_px[0] >= size_px[0] and read_px[1] >= size_px[1]
-        resized = cv2.resize(region, size_px, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
-        return resized.astype(np.uint8, copy=False)
+        return resample(self.read_pixels(left, top, *read_px, level), size_px)
 
-    def _read_level(self, left: int, top: int, width: int, height: int, level: int) -> NDArray[np.uint8]:
-        """A region in pixels of a level; the backends never see a request that crosses the border."""
+    def read_pixels(self, left: int, top: int, width: int, height: int, level: int) -> NDArray[np.uint8]:
+        """A region of one level as it is stored, by its place in pixels of that level.
+
+        Args:
+            left: of its first column, in pixels of the level.
+            top: of its first row, in pixels of the level.
+            width: in pixels of the level.
+            height: in pixels of the level.
+            level: the level of the pyramid.
+
+        Returns:
+            RGB of shape ``[height, width, 3]``.
+
+        Raises:
+            SlideError: if the slide cannot be read there.
+        """
+        # The backends never see a request that crosses the border: each fills with another colour.
         level_width, level_height = self.level_sizes[level]
         x0, x1 = max(left, 0), min(left + width, level_width)
         y0, y1 = max(top, 0), min(top + height, level_height)
@@ -228,6 +238,16 @@ class Slide:
             ) from error
 
 
+def resample(region: NDArray[np.uint8], size_px: tuple[int, int]) -> NDArray[np.uint8]:
+    """A region ``[H, W, 3]`` at another size (width, height): the mean over areas where it shrinks."""
+    height, width = region.shape[:2]
+    if (width, height) == size_px:
+        return region
+    shrinks = width >= size_px[0] and height >= size_px[1]
+    resized = cv2.resize(region, size_px, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+    return resized.astype(np.uint8, copy=False)
+
+
 def check_reader(reader: str, read_level: str) -> None:
     """Check the settings of a :class:`Slide`.
 
@@ -244,7 +264,7 @@ def _open(path: Path, reader: str) -> tuple[str, tuple[WSIReader, Any]]:
     reasons = []
     for backend in _candidates(path) if reader == "auto" else (reader,):
         try:
-            wsi_reader = WSIReader(backend)
+            wsi_reader = WSIReader(backend, channel_dim=-1)
             wsi = wsi_reader.read(str(path))
             _probe(wsi_reader, wsi)
         # Each library raises its own kind of error; none is lost: all stand in the message below.
@@ -288,17 +308,20 @@ def _probe(reader: WSIReader, wsi: Any) -> None:
 def _read_rgb(
     reader: WSIReader, wsi: Any, xy: tuple[int, int], size_px: tuple[int, int], level: int, downsample: float
 ) -> NDArray[np.uint8]:
-    # MONAI gives positions as (top, left) of level 0 and sizes as (height, width) of the level. cuCIM divides by
-    # the downsample and truncates. OpenSlide interpolates where a level does not divide level 0: the nearest
-    # position keeps that within 1 / (2 * downsample) of a pixel.
-    to_int = math.ceil if reader.backend == "cucim" else round
-    location = (to_int(round(xy[1] * downsample, 3)), to_int(round(xy[0] * downsample, 3)))
-    has_alpha = reader.backend == "openslide"
-    mode = "RGBA" if has_alpha else "RGB"
-    pixels, _ = reader.get_data(wsi, location=location, size=size_px[::-1], level=level, mode=mode)
-    image = np.array(np.moveaxis(pixels, 0, -1), order="C")
-    if has_alpha:
-        # Where a scanner has seen nothing OpenSlide is transparent, and black underneath.
-        image, alpha = np.ascontiguousarray(image[..., :3]), image[..., 3]
-        image[alpha == 0] = WHITE
+    if reader.backend == "cucim":
+        # cuCIM divides positions by the downsample, and truncates.
+        x, y = (math.ceil(round(v * downsample, 3)) for v in xy)
+        # Not by the reader's `get_data`: it picks the channels by `numpy.take`, which costs half as much as decoding.
+        pixels = np.asarray(wsi.read_region(location=(x, y), size=size_px, level=level))
+        if pixels.ndim != 3 or pixels.shape[-1] not in (3, 4):
+            raise ValueError(f"wanted pixels with 3 or 4 channels, got {list(pixels.shape)}")
+        rgb: NDArray[np.uint8] = np.require(pixels[..., :3], requirements=["C", "W"])
+        return rgb
+    # MONAI gives positions as (top, left) of level 0 and sizes as (height, width) of the level. OpenSlide interpolates
+    # where a level does not divide level 0: the nearest position keeps that within 1 / (2 * downsample) of a pixel.
+    location = (round(round(xy[1] * downsample, 3)), round(round(xy[0] * downsample, 3)))
+    pixels, _ = reader.get_data(wsi, location=location, size=size_px[::-1], level=level, mode="RGBA")
+    # Where a scanner has seen nothing OpenSlide is transparent, and black underneath.
+    image: NDArray[np.uint8] = np.array(pixels[..., :3], order="C")
+    image[pixels[..., 3] == 0] = WHITE
     return image

@@ -6,6 +6,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
@@ -48,11 +49,12 @@ class EncodeSlided(MapTransform):
         for key in self.key_iterator(encoded):
             path = str(encoded[key])
             bag = self.bag_builder({**{str(k): v for k, v in encoded.items()}, "image": path})
-            features = torch.from_numpy(self.encoder.encode_rows(bag))
-            log_weight = torch.from_numpy(bag.grid.log_weight())
-            encoded[key] = MetaTensor(
-                join_log_weight(features, log_weight), meta={"filename_or_obj": path, "mpp": bag.slide.base_mpp}
-            )
+            # Written where they are wanted, because of a large slide they are most of what is in memory.
+            shape = (bag.grid.num_rows, len(bag.grid.scales), self.encoder.num_features + 1)
+            joined = np.empty(shape, dtype=np.float32)
+            self.encoder.encode_rows(bag, out=joined[..., :-1])
+            joined[..., -1] = bag.grid.log_weight()
+            encoded[key] = MetaTensor(joined, meta={"filename_or_obj": path, "mpp": bag.slide.base_mpp})
             encoded["corners"] = torch.from_numpy(of_rows(bag.grid.coords, bag.grid.rows))
             encoded["patch_level0"] = torch.tensor([s.patch_level0 for s in bag.grid.scales], dtype=torch.float64)
             encoded["base_mpp"] = bag.slide.base_mpp

@@ -71,8 +71,8 @@ def make_repository(folder: Path) -> Path:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(ROOT / name, folder / name)
     # A file that git does not know yet is tested, too, while it is being written.
-    for path in ROOT.joinpath("scripts").glob("*.py"):
-        shutil.copyfile(path, folder / "scripts" / path.name)
+    for path in (*ROOT.glob("scripts/*.py"), *ROOT.glob("configs/*.json")):
+        shutil.copyfile(path, folder / path.relative_to(ROOT))
     make_weights(folder / "models")
     return folder
 

@@ -1,3 +1,4 @@
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -418,6 +419,35 @@ def test_monais_evaluator_hands_each_bag_its_places(cohort, banks):
         assert item["corners"][n:].isnan().all()
         assert torch.equal(item["patch_level0"], expected["patch_level0"])
         assert float(item["base_mpp"]) == expected["base_mpp"]
+
+
+@pytest.mark.parametrize("slides", [[0], [1, 0, 2]])
+def test_banked_bags_are_batched_scale_by_scale(cohort, banks, slides):
+    dataset = BankBagDataset(cohort, banks, (5, 10))
+    batch = pad_bags([dataset[i] for i in slides])
+    for s, name in enumerate(("5x", "10x")):
+        # One block for each scale, so that no layer has to copy it.
+        assert batch["image"][:, :, s].is_contiguous()
+        for b, index in enumerate(slides):
+            with h5py.File(bank_path(banks, cohort[index]["slide"])) as bank:
+                features, rows = bank[name]["features"][:], bank["rows"][:, s]
+            expected = np.zeros(batch["image"].shape[1::2], dtype=np.float32)
+            for row, patch in enumerate(rows):
+                expected[row] = features[patch]
+            assert np.array_equal(batch["image"][b, :, s], expected)
+
+
+def test_a_network_scores_a_bag_alike_however_it_lies_in_memory(cohort, banks):
+    torch.manual_seed(0)
+    network = MuSTMIL(3, num_scales=2, num_features=12, num_nodes=8)
+    batch = pad_bags(list(BankBagDataset(cohort, banks, (5, 10))))
+    assert not batch["image"].is_contiguous()
+    results = []
+    for image in (batch["image"], batch["image"].contiguous()):
+        logits = network(image, batch["log_weight"])
+        results.append([logits, *torch.autograd.grad(logits.square().sum(), list(network.parameters()))])
+    for one, two in zip(*results, strict=True):
+        assert torch.allclose(one, two, rtol=1e-5, atol=1e-6)
 
 
 def test_a_network_on_patches_and_one_on_the_bank_score_alike(cohort, banks):

@@ -5,9 +5,11 @@ import pytest
 import torch
 
 from scripts.backbones import get_backbone
-from scripts.encoding import BATCHES_AHEAD, Encoder
+from scripts.blocks import BLOCK_PX
+from scripts.encoding import BLOCKS_AHEAD, Encoder
 from scripts.errors import SettingsError, SlideError
 from scripts.grid import LinkedGrid
+from scripts.magnification import Scale
 from tests.cohorts import builder, draw_slide, tiny_backbone, tiny_encoder
 
 
@@ -19,39 +21,55 @@ def bag(tmp_path_factory):
 
 
 class FlatBag:
-    """A bag whose patch i of scale s is all (100 * s + i), which counts what is read of it."""
+    """A bag whose patch i of scale s is all (100 * s + i), which counts what is read of it.
 
-    def __init__(self, num_patches):
-        self.grid = LinkedGrid((), tuple(np.zeros((n, 2)) for n in num_patches), np.zeros((0, 2), np.int64), 0)
+    Its patches lie in a line, ``patches_a_block`` to a block, each scale in blocks of its own.
+    """
+
+    def __init__(self, num_patches, patches_a_block=4):
+        side = BLOCK_PX // patches_a_block
+        scales = tuple(Scale(10, side, base_mpp=1.0, level=level) for level in range(len(num_patches)))
+        coords = tuple(np.stack([np.arange(n) * side, np.zeros(n)], axis=1) for n in num_patches)
+        self.grid = LinkedGrid(scales, coords, np.zeros((1, len(scales)), np.int64), 0)
         self.reads, self.lock = [], threading.Lock()
 
-    def read_patches(self, scale_index, patches):
+    def read_block(self, block):
         with self.lock:
-            self.reads.append((scale_index, tuple(patches.tolist())))
-        colours = (100 * scale_index + np.asarray(patches)).astype(np.uint8)
-        return np.broadcast_to(colours[:, None, None, None], (len(patches), 3, 4, 4)).copy()
+            self.reads.append([(part.scale_index, tuple(part.patches.tolist())) for part in block.parts])
+        return [(part.scale_index, part.patches, self._colours(part)) for part in block.parts]
+
+    def _colours(self, part):
+        colours = (100 * part.scale_index + part.patches).astype(np.uint8)
+        return np.broadcast_to(colours[:, None, None, None], (len(colours), 3, 4, 4)).copy()
 
 
 @pytest.mark.parametrize("num_workers", [0, 1, 3])
 @pytest.mark.parametrize("batch_size", [1, 4, 7, 100])
-def test_every_patch_is_encoded_once_and_in_order(batch_size, num_workers):
+def test_every_patch_is_read_and_encoded_once(batch_size, num_workers):
     bag = FlatBag([7, 12])
-    batches = list(tiny_encoder(batch_size, num_workers).encode(bag))
-    seen = [(s, start + i) for s, start, features in batches for i in range(len(features))]
-    assert seen == [(0, i) for i in range(7)] + [(1, i) for i in range(12)]
-    assert sorted(p for s, patches in bag.reads for p in [(s, i) for i in patches]) == seen
-    assert max(len(features) for _, _, features in batches) == min(batch_size, 12)
-    for s, start, features in batches:
-        colours = 100 * s + start + np.arange(len(features))
-        expected = np.repeat((colours[:, None] - 128.0) / 64.0, 12, axis=1)
+    encoded = list(tiny_encoder(batch_size, num_workers).encode(bag))
+    everyone = [(0, i) for i in range(7)] + [(1, i) for i in range(12)]
+    assert [(s, i) for s, patches, _ in encoded for i in patches] == everyone
+    assert sorted((s, i) for parts in bag.reads for s, patches in parts for i in patches) == everyone
+    for s, patches, features in encoded:
+        expected = np.repeat((100 * s + patches[:, None] - 128.0) / 64.0, 12, axis=1)
         assert np.allclose(features, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 7, 100])
+def test_batches_are_full_whatever_the_blocks_and_scales(batch_size):
+    sizes = []
+    encoder = tiny_encoder(batch_size)
+    encoder.backbone.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+    list(encoder.encode(FlatBag([7, 12])))
+    assert sizes == [batch_size] * (19 // batch_size) + ([19 % batch_size] if 19 % batch_size else [])
 
 
 def test_features_are_the_backbone_of_the_patches(bag):
     backbone = tiny_backbone()
-    for s, start, features in tiny_encoder(batch_size=5, num_workers=2).encode(bag):
-        patches = bag.read_patches(s, np.arange(start, start + len(features)))
-        assert np.array_equal(features, backbone(torch.from_numpy(patches)).numpy())
+    for s, patches, features in tiny_encoder(batch_size=5, num_workers=2).encode(bag):
+        expected = backbone(torch.from_numpy(bag.read_patches(s, patches))).numpy()
+        assert np.allclose(features, expected, atol=1e-6)
         assert features.dtype == np.float32
 
 
@@ -65,19 +83,12 @@ def test_the_number_of_threads_does_not_change_a_digit(bag):
 
 @pytest.mark.parametrize("num_workers", [0, 1, 3])
 def test_a_transform_changes_the_patches_before_they_are_encoded(num_workers):
-    def brighter(patches):
-        sizes.append(len(patches))
-        return patches + 7
-
-    sizes, plain, changed = [], FlatBag([7, 12]), FlatBag([7, 12])
     encoder = tiny_encoder(batch_size=5, num_workers=num_workers)
-    for (s, start, features), (t, begin, seen) in zip(
-        encoder.encode(plain), encoder.encode(changed, brighter), strict=True
-    ):
-        assert (s, start) == (t, begin)
+    plain, changed = encoder.encode(FlatBag([7, 12])), encoder.encode(FlatBag([7, 12]), lambda patches: patches + 7)
+    for (s, patches, features), (t, others, seen) in zip(plain, changed, strict=True):
+        assert s == t
+        assert np.array_equal(patches, others)
         assert np.allclose(seen, features + 7 / 64, atol=1e-6)
-    assert sorted(sizes) == [2, 2, 5, 5, 5]
-    assert sorted(plain.reads) == sorted(changed.reads)
 
 
 def test_rows_are_the_features_of_the_patches_that_they_go_through(bag):
@@ -91,16 +102,16 @@ def test_rows_are_the_features_of_the_patches_that_they_go_through(bag):
 
 
 @pytest.mark.parametrize("num_workers", [0, 1, 3])
-def test_no_more_than_a_few_batches_are_read_ahead(num_workers):
-    bag = FlatBag([0, 200])
-    limit = BATCHES_AHEAD + num_workers if num_workers else 0
+def test_no_more_than_a_few_blocks_are_read_ahead(num_workers):
+    bag = FlatBag([100], patches_a_block=2)
+    limit = BLOCKS_AHEAD + num_workers if num_workers else 0
     ahead = []
     for done, _ in enumerate(tiny_encoder(batch_size=2, num_workers=num_workers).encode(bag), start=1):
         # As many readers as there may be get the time to run away.
-        if num_workers and done in (1, 50):
+        if num_workers and done in (1, 25):
             wait_until(lambda bound=done + limit: len(bag.reads) >= bound)
         ahead.append(len(bag.reads) - done)
-    assert len(bag.reads) == 100
+    assert len(bag.reads) == 50
     assert max(ahead) == limit
 
 
@@ -117,16 +128,15 @@ def wait_until(condition, seconds=5.0):
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_a_slide_that_breaks_off_is_an_error_of_the_caller(num_workers):
     class Broken(FlatBag):
-        def read_patches(self, scale_index, patches):
-            if 6 in patches:
+        def read_block(self, block):
+            if 6 in block.parts[0].patches:
                 raise SlideError("a.svs", "cannot be read at (1, 2)", "Copy it again.")
-            return super().read_patches(scale_index, patches)
+            return super().read_block(block)
 
-    batches = tiny_encoder(batch_size=2, num_workers=num_workers).encode(Broken([20]))
-    encoded = []
+    encoded, batches = [], tiny_encoder(batch_size=2, num_workers=num_workers).encode(Broken([20], 2))
     with pytest.raises(SlideError, match=r"a\.svs: cannot be read at \(1, 2\)\. Copy it again"):
-        encoded.extend(start for _, start, _ in batches)
-    assert encoded == [0, 2, 4]  # all that was read before it
+        encoded.extend(patch for _, patches, _ in batches for patch in patches)
+    assert encoded == [0, 1, 2, 3, 4, 5]  # all that was read before it
 
 
 def test_a_caller_that_stops_early_leaves_no_thread_behind():
@@ -153,7 +163,7 @@ def test_the_callers_gradient_mode_stays_as_it_is(bag, grad):
 
 def test_settings_name_the_encoder():
     encoder = Encoder(tiny_backbone("tiny", "ab" * 32))
-    assert encoder.settings() == {"backbone": "tiny", "weights_sha256": "ab" * 32, "amp": False}
+    assert encoder.settings() == {"backbone": "tiny", "weights_sha256": "ab" * 32, "amp": False, "runtime": "torch"}
     assert encoder.num_features == 12
 
 

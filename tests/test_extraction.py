@@ -1,6 +1,7 @@
 import json
 import logging
 import os
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -102,8 +103,9 @@ def test_the_progress_bar_counts_patches(cohort, tmp_path, bars, caplog):
     patches = [num_patches(entry) for entry in cohort]
     assert bar.total == bar.n == sum(patches)
     assert bar.unit == "patch"
-    # Before all slides are opened, the total is what they would hold if all were like those so far.
-    assert bar.totals[0] == 3 * patches[0]
+    # Before all slides are opened, the total is what they would hold if a byte of each held what one did so far.
+    sizes = [Path(entry["image"]).stat().st_size for entry in cohort]
+    assert bar.totals[0] == round(patches[0] / sizes[0] * sum(sizes))
     assert bar.totals[-1] == sum(patches)
     assert f"extracted 3 slides, {sum(patches)} patches in" in caplog.messages[-1]
 
@@ -168,7 +170,7 @@ def test_each_view_gets_a_bank_of_the_patches_that_it_transforms(cohort, tmp_pat
             banked = read_bank(bank_path(tmp_path, entry["slide"], view), (5.0, 10.0))
             transform = view_transform(entry["slide"], view)
             for s in range(2):
-                expected = tiny_backbone()(torch.from_numpy(transform(bag.read_all(s)))).numpy()
+                expected = tiny_backbone()(torch.from_numpy(transform(bag.read_all()[s]))).numpy()
                 assert np.allclose(banked.features[s], expected, atol=1e-6)
                 assert np.array_equal(banked.coords[s], bag.grid.coords[s])
             assert np.array_equal(banked.rows, bag.grid.rows)
@@ -214,7 +216,8 @@ def test_only_missing_views_are_made_and_each_slide_is_opened_once(cohort, tmp_p
     assert f"extracting 1 of 3 slides and 3 of 3 augmented views into {tmp_path} (2 and 0 are there)" in caplog.messages
     assert f"extracted 1 slides and 3 augmented views, {extracted} patches in" in caplog.messages[-1]
     assert bars[-1].n == bars[-1].total == extracted
-    assert bars[-1].totals[0] == 4 * patches[0]
+    sizes = [Path(entry["image"]).stat().st_size for entry in cohort]
+    assert bars[-1].totals[0] == round(2 * patches[0] / (2 * sizes[0]) * (2 * sizes[0] + 2 * sizes[1]))
     assert {name: (tmp_path / name).stat().st_mtime_ns for name in made} == made
     again = encoder_that_counts()
     Extractor(cohort, builder(), again, tmp_path, views=[3, 1, 0]).run()

@@ -179,6 +179,19 @@ def test_padding_changes_nothing_whatever_it_holds(garbage: float) -> None:
     assert all(close(got, want) for got, want in zip(gradients, wanted, strict=True))
 
 
+def test_features_are_copied_for_padding_that_is_not_silent_alone() -> None:
+    model, x, log_weight = network(), bags((2, 5, 2, F)), torch.zeros(2, 5, 2)
+    assert model._checked(x, log_weight)[0] is x
+    log_weight[1, 3:] = -INF
+    x[1, 3:] = 0.0
+    assert model._checked(x, log_weight)[0] is x
+    x[1, 4, 1, 2] = math.nan
+    silent = model._checked(x, log_weight)[0]
+    assert torch.equal(silent[1, 3:], torch.zeros(2, 2, F))
+    assert torch.equal(silent[1, :3], x[1, :3])
+    assert x[1, 4, 1, 2].isnan()
+
+
 @few
 @given(scale_counts, st.integers(1, 5), st.integers(0, 3), seeds)
 def test_attention_is_a_distribution_over_the_real_rows(scales: int, rows: int, padding: int, seed: int) -> None:
@@ -374,6 +387,35 @@ def test_no_more_patches_at_once_than_encode_batch() -> None:
     net.register_forward_pre_hook(lambda _, args: seen.append(len(args[0])))
     network(backbone=net, encode_batch=5)(bags((1, 4, 2, 3, 8, 8)))
     assert seen == [5, 3]
+
+
+@pytest.mark.parametrize("kind", [torch.uint8, torch.float32])
+def test_a_patch_that_several_rows_share_is_encoded_once(kind: torch.dtype) -> None:
+    seen: list[Tensor] = []
+    net = backbone()
+    net.register_forward_pre_hook(lambda _, args: seen.extend(args[0]))
+    unique = torch.randint(256, (5, 3, 8, 8)).to(kind)
+    x = unique[torch.tensor([[0, 1], [0, 2], [3, 4], [3, 1], [0, 4]])][None]  # [1, 5, 2, 3, 8, 8]
+    if kind == torch.uint8:
+        # Which differ in one byte are others.
+        x[0, 3, 0, 2, 7, 7] ^= 1
+    model = network(backbone=nn.Sequential(Floats(), net))
+    features = model(x, no_head=True)
+    assert len(seen) == (6 if kind == torch.uint8 else 5)
+    for row, patches in zip(features[0], x[0], strict=True):
+        assert close(row, net(patches.float()))
+
+
+def test_patches_that_look_alike_to_a_sum_are_still_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, model = bags((1, 4, 2, 3, 8, 8)), network(backbone=backbone())
+    expected = model(x, no_head=True)
+    monkeypatch.setattr(torch, "randint", lambda *_, size=None, **__: torch.zeros(3 * 8 * 8 * 4, dtype=torch.int64))
+    assert torch.equal(model(x, no_head=True), expected)
+
+
+class Floats(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.float()
 
 
 def test_integer_patches_reach_the_backbone_as_they_are() -> None:

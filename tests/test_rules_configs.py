@@ -142,6 +142,29 @@ def test_validation_takes_its_interval_from_the_one_key(
     assert message in broken("val_interval", root)
 
 
+@pytest.mark.parametrize(
+    ("config", "key", "message"),
+    [
+        (
+            "train",
+            "train#sampler",
+            "multi_gpu_train.json#train#sampler#num_replicas: train#sampler is not in configs/train.json",
+        ),
+        ("train", "network", "multi_gpu_train.json: refers to @network, which is neither there nor in configs/train"),
+        ("evaluate", "dataloader", "multi_gpu_evaluate.json#dataloader#sampler: dataloader is not in configs/evaluate"),
+        ("evaluate", "dataset", "multi_gpu_evaluate.json: refers to @dataset, which is neither there nor in configs"),
+    ],
+)
+def test_what_several_ranks_change_is_in_the_config_of_one(root: Path, config: str, key: str, message: str) -> None:
+    change_json(root, f"configs/{config}.json", remove(key))
+    assert message in broken("overlays", root)
+
+
+def test_what_is_laid_over_a_config_is_not_packed_without_it(root: Path) -> None:
+    (root / "configs" / "evaluate.json").unlink()
+    assert "multi_gpu_evaluate.json: is laid over configs/evaluate.json, which is not there" in broken("overlays", root)
+
+
 def test_a_bundle_without_training_keeps_the_rules_of_training(root: Path) -> None:
     (root / "configs" / "train.json").unlink()
     check("train keys", root)

@@ -68,12 +68,18 @@ def test_an_epochs_draws_depend_on_the_seed_and_the_epoch_alone():
     assert draws(sampler_of(LABELS, seed=4), 0) != fresh[1]
 
 
-def test_ranks_share_the_slides_and_draw_apart():
-    labels = [[i % 2] for i in range(40)]
-    ranks = [sampler_of(labels, num_replicas=2, rank=rank) for rank in range(2)]
-    drawn = [draws(sampler, 1) for sampler in ranks]
-    assert [len(sampler) for sampler in ranks] == [20, 20]
-    assert not set(drawn[0]) & set(drawn[1])
+@pytest.mark.parametrize("views", [None, [3] * 7])
+def test_ranks_are_dealt_in_turn_what_one_would_draw(views):
+    for epoch in range(3):
+        alone = drawn_views(sampler_of(LABELS, seed=5, views=views), epoch)
+        assert len(alone) == 7
+        for num_ranks in (2, 3, 7, 9):
+            ranks = [sampler_of(LABELS, 5, num_replicas=num_ranks, rank=r, views=views) for r in range(num_ranks)]
+            dealt = [drawn_views(sampler, epoch) for sampler in ranks]
+            share = {2: 4, 3: 3, 7: 1, 9: 1}[num_ranks]
+            assert [len(sampler) for sampler in ranks] == [len(draws) for draws in dealt] == [share] * num_ranks
+            in_turn = [draws[step] for step in range(share) for draws in dealt]
+            assert in_turn == [*alone, *alone][: share * num_ranks]  # where it does not come out even, from the start
 
 
 # --- views -----------------------------------------------------------------------------------------------
@@ -117,7 +123,7 @@ def test_slides_are_drawn_by_their_weight_and_each_view_of_one_alike():
         assert abs(count - total * p) < 4.5 * np.sqrt(total * p * (1 - p))
 
 
-def test_the_views_drawn_depend_on_the_seed_the_epoch_and_the_rank_alone():
+def test_the_views_drawn_depend_on_the_seed_and_the_epoch_alone():
     views = [1000] * len(LABELS)
     fresh = [drawn_views(sampler_of(LABELS, seed=3, views=views), epoch) for epoch in range(6)]
     one = sampler_of(LABELS, seed=3, views=views)
@@ -131,8 +137,7 @@ def test_the_views_drawn_depend_on_the_seed_the_epoch_and_the_rank_alone():
     def numbers(drawn):
         return tuple(draw.view for draw in drawn)
 
-    others = [sampler_of(LABELS, seed=4, views=views), sampler_of(LABELS, 3, num_replicas=2, rank=1, views=views)]
-    apart = [numbers(drawn) for drawn in fresh] + [numbers(drawn_views(other, 1)) for other in others]
+    apart = [numbers(drawn) for drawn in [*fresh, drawn_views(sampler_of(LABELS, seed=4, views=views), 1)]]
     assert len({drawn[:3] for drawn in apart}) == len(apart)
 
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from scripts.errors import SettingsError
-from scripts.settings import LIMITS, check_settings
+from scripts.settings import LIMITS, OPTIMIZERS, check_settings, optimizer_class
 
 
 def test_the_papers_settings_pass():
@@ -36,3 +36,16 @@ def test_a_seed_fits_in_32_bits():
 def test_a_device_must_be_there(wrong):
     with pytest.raises(SettingsError, match=r"device: got .* Give cpu, cuda, or cuda:N with a GPU that is there"):
         check_settings(device=wrong)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_an_optimiser_moves_weights_as_torchs_own_does(name):
+    weights = [torch.linspace(-1, 1, 12).reshape(3, 4).requires_grad_() for _ in range(2)]
+    made = optimizer_class(name)([weights[0]], lr=0.01, weight_decay=0.1)
+    plain = getattr(torch.optim, name)([weights[1]], lr=0.01, weight_decay=0.1, foreach=False)
+    for step in range(5):
+        for weight, optimizer in zip(weights, (made, plain), strict=True):
+            weight.grad = torch.cos(torch.arange(12.0) * (step + 1)).reshape(3, 4)
+            optimizer.step()
+    assert torch.allclose(*weights, rtol=0, atol=1e-6)
+    assert not torch.allclose(weights[0], torch.linspace(-1, 1, 12).reshape(3, 4), atol=1e-3)

@@ -1,4 +1,4 @@
-"""``make bench``: how close extraction comes to the bare backbone, and whether its memory grows with the slide.
+"""How close extraction comes to the bare backbone, and how far it is ahead of the published way.
 
 Rates are comparable within one run only: read the ratios.
 """
@@ -8,29 +8,30 @@ from __future__ import annotations
 import argparse
 import os
 import platform
-import re
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
-import tifffile
 import torch
-from numpy.typing import NDArray
+from torch.nn.functional import cosine_similarity
 
 from scripts.backbones import Backbone, build_resnet34, get_backbone, has_fast_bfloat16
 from scripts.bags import BagBuilder
-from scripts.datalist import list_slides
-from scripts.demo import ensure_cohort
 from scripts.encoding import Encoder
 from scripts.errors import SettingsError
 from scripts.extraction import Extractor
+from scripts.runtimes import RUNTIMES, choose_runtime, get_forward
+from tests.benchmarks import reference
+from tests.benchmarks.bench_slides import drawn_slides, write_40x
 
-TILE_PX = 256
+BACKBONES = ("resnet34", "efficientnet_lite0")
+BATCH_SIZE = 32
 
 
 def main() -> None:
@@ -38,35 +39,91 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.extraction", description=__doc__)
     parser.add_argument("--dataset_dir", type=Path, default=Path("data/demo"), help="slides; drawn if absent")
     parser.add_argument("--num_slides", type=int, default=8, help="slides to extract for each rate")
-    parser.add_argument("--memory_of", type=Path, help="internal: extract one slide and print the peak memory")
+    parser.add_argument("--backbones", nargs="+", default=BACKBONES, choices=BACKBONES)
+    parser.add_argument("--parts", nargs="+", default=["forward", "reference"], choices=["forward", "reference"])
     args = parser.parse_args()
-    if args.memory_of:
-        print_peak_memory(args.memory_of)
-        return
-    ensure_cohort(args.dataset_dir)
-    entries = list_slides(args.dataset_dir / "slides")[: args.num_slides]
+    entries = drawn_slides(args.dataset_dir, args.num_slides)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     print(f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, {torch.get_num_threads()} threads")
-    compare_rates(entries)
-    compare_memory(Path(entries[0]["image"]))
+    BagBuilder()(entries[0])  # ITK's start, once a process, is not to be measured
+    for name in args.backbones if "forward" in args.parts else ():
+        compare_with_forward(name, entries, device)
+    if "reference" in args.parts:
+        with tempfile.TemporaryDirectory() as folder:
+            compare_with_reference(entries[:2], Path(folder))
 
 
-def compare_rates(entries: list[dict[str, Any]]) -> None:
+def settings(device: torch.device) -> list[tuple[str, bool]]:
+    """The runtimes and arithmetics of this machine."""
+    known = [
+        runtime for runtime in RUNTIMES if runtime != "openvino" or (find_spec("openvino") and device.type == "cpu")
+    ]
+    usable = [runtime for runtime in known if choose_runtime(runtime, device) == runtime]
+    return [(runtime, amp) for runtime in usable for amp in sorted({False, has_fast_bfloat16()})]
+
+
+def compare_with_forward(name: str, entries: list[dict[str, Any]], device: torch.device) -> None:
     """Patches a second of the backbone on patches in memory, and of extraction from slide to bank."""
     builder = BagBuilder()
+    patches = torch.from_numpy(np.concatenate([np.concatenate(builder(entry).read_all()) for entry in entries[:2]]))
+    patches = patches[: len(patches) // BATCH_SIZE * BATCH_SIZE].contiguous(memory_format=torch.channels_last)
+    batches = [batch.to(device) for batch in patches.split(BATCH_SIZE)]
     start = time.perf_counter()
-    bag = builder(entries[0])
-    print(f"first tissue mask of the process, ITK's start included: {time.perf_counter() - start:.1f} s\n")
-    patches = torch.from_numpy(np.concatenate([bag.read_all(s) for s in range(len(bag.grid.scales))]))
-    print(f"{'backbone':<20}{'arithmetic':<12}{'forward':>12}{'extracting':>12}{'ratio':>8}   (patches/s)")
-    for name in ("resnet34", "efficientnet_lite0"):
-        for amp in sorted({False, has_fast_bfloat16()}):
-            backbone = load(name, amp)
-            before = forward_rate(backbone, patches)
-            rate = extraction_rate(entries, builder, Encoder(backbone))
-            # Before and after, because a shared machine drifts.
-            forward = 2 / (1 / before + 1 / forward_rate(backbone, patches))
-            arithmetic = "bfloat16" if amp else "float32"
-            print(f"{name:<20}{arithmetic:<12}{forward:>12.1f}{rate:>12.1f}{rate / forward:>8.2f}", flush=True)
+    read = sum(len(scale) for entry in entries for scale in builder(entry).read_all())
+    alone = read / (time.perf_counter() - start)
+    print(f"\n{name}; opening, tissue, grid and reading alone, one thread: {alone:.0f} patches/s")
+    print(f"{'runtime':<12}{'arithmetic':<12}{'forward':>10}{'extracting':>12}{'ratio':>8}   cosine to float32")
+    exact = features(get_forward("torch", load(name, False).to(device), BATCH_SIZE), batches)
+    for runtime, amp in settings(device):
+        backbone = load(name, amp)
+        encoder = Encoder(backbone, device, BATCH_SIZE, runtime=runtime)
+        forward = get_forward(runtime, backbone, BATCH_SIZE)
+        encoder._forward = forward  # what was compiled is not compiled again
+        cosines = cosine_similarity(exact, features(forward, batches))
+        # In turn, because a shared machine drifts.
+        rates = [(forward_rate(forward, batches), extraction_rate(entries, builder, encoder)) for _ in range(3)]
+        bare, whole = (float(np.median(of_kind)) for of_kind in zip(*rates, strict=True))
+        arithmetic = "bfloat16" if amp else "float32"
+        print(
+            f"{runtime:<12}{arithmetic:<12}{bare:>10.1f}{whole:>12.1f}{whole / bare:>8.2f}"
+            f"{cosines.mean():>12.5f}{cosines.min():>9.5f}",
+            flush=True,
+        )
+
+
+def compare_with_reference(entries: list[dict[str, Any]], folder: Path) -> None:
+    """Slides a second of the published way with ResNet34, and of ours, on slides scanned at 20x and at 40x."""
+    print("\nresnet34, seconds a slide")
+    print(f"{'scanned at':<12}{'rows':>6}{'patches':>9}{'reference':>11}{'runtime':>12}{'ours':>8}{'ratio':>8}")
+    plain = load("resnet34", False)
+    plain.network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    for scanned_at in ("20x", "40x"):
+        if scanned_at == "40x":
+            entries = [
+                {**entry, "image": str(write_40x(Path(entry["image"]), folder / f"{entry['slide']}.tif"))}
+                for entry in entries
+            ]
+        published = np.mean([seconds(published_way, entry, plain) for entry in entries])
+        bags = [BagBuilder()(entry) for entry in entries]
+        rows = sum(bag.grid.num_rows for bag in bags)
+        patches = sum(len(coords) for bag in bags for coords in bag.grid.coords)
+        for runtime, amp in settings(torch.device("cpu")):
+            if amp is not has_fast_bfloat16():
+                continue
+            encoder = Encoder(load("resnet34", amp), batch_size=BATCH_SIZE, runtime=runtime)
+            extraction_rate(entries[:1], BagBuilder(), encoder)  # compiled once a process
+            ours = seconds(extraction_rate, entries, BagBuilder(), encoder) / len(entries)
+            print(
+                f"{scanned_at:<12}{rows:>6}{patches:>9}{published:>11.2f}{runtime:>12}{ours:>8.2f}"
+                f"{published / ours:>8.1f}",
+                flush=True,
+            )
+
+
+def published_way(entry: dict[str, Any], backbone: Backbone) -> None:
+    """One slide, from its file to features."""
+    with tempfile.TemporaryDirectory() as folder:
+        reference.extract(BagBuilder()(entry), backbone, Path(folder), BATCH_SIZE)
 
 
 def load(name: str, amp: bool) -> Backbone:
@@ -76,104 +133,53 @@ def load(name: str, amp: bool) -> Backbone:
     except SettingsError:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "random.pth"
-            torch.save(build_resnet34().state_dict(), path)
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(0)
+                torch.save(build_resnet34().state_dict(), path)
             return get_backbone(name, weights=path, amp=amp)
 
 
-def forward_rate(backbone: Backbone, patches: torch.Tensor, seconds: float = 8.0, batch_size: int = 32) -> float:
-    """Patches a second of the forward pass alone."""
-    batches = [batch for batch in patches.split(batch_size) if len(batch) == batch_size] or [patches]
+def features(forward: Callable[[torch.Tensor], torch.Tensor], batches: list[torch.Tensor]) -> torch.Tensor:
+    """The features of all batches."""
     with torch.inference_mode():
-        backbone(batches[0])
+        return torch.cat([forward(batch).float().cpu() for batch in batches])
+
+
+def forward_rate(
+    forward: Callable[[torch.Tensor], torch.Tensor], batches: list[torch.Tensor], at_least_s: float = 5.0
+) -> float:
+    """Patches a second of the forward pass alone."""
+    with torch.inference_mode():
+        forward(batches[0]).cpu()
         done, start = 0, time.perf_counter()
-        while time.perf_counter() - start < seconds:
-            batch = batches[done % len(batches)]
-            backbone(batch)
+        while time.perf_counter() - start < at_least_s:
+            last = forward(batches[done % len(batches)])
             done += 1
-        return done * len(batches[0]) / (time.perf_counter() - start)
+        last.cpu()  # a GPU may be behind
+        return done * BATCH_SIZE / (time.perf_counter() - start)
 
 
 def extraction_rate(entries: list[dict[str, Any]], builder: BagBuilder, encoder: Encoder) -> float:
     """Patches a second of extraction: opening, tissue, grid, reading, encoding and writing."""
-    import h5py
-
+    sys.stderr, shown = open(os.devnull, "w"), sys.stderr  # noqa: SIM115 - the progress bar
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
         Extractor(entries, builder, encoder, folder).run()
-        seconds = time.perf_counter() - start
+        duration = time.perf_counter() - start
+        sys.stderr.close()
+        sys.stderr = shown
         done = 0
         for path in Path(folder).glob("*.h5"):
             with h5py.File(path) as bank:
                 done += sum(len(bank[key]["features"]) for key in bank if key != "rows")
-    return done / seconds
+    return done / duration
 
 
-def compare_memory(slide: Path) -> None:
-    """Peak memory of a process that extracts one slide, and one of 16 times its area."""
-    with tempfile.TemporaryDirectory() as folder:
-        peaks = {}
-        for times in (1, 4):
-            path = Path(folder) / f"tiled_{times * times}x.tif"
-            write_tiled(slide, path, times)
-            command = [sys.executable, "-m", "tests.benchmarks.extraction", f"--memory_of={path}"]
-            peaks[times], patches, idle = map(float, subprocess.check_output(command, text=True).split())
-            print(
-                f"{'' if times > 1 else chr(10)}area x {times * times:<3} {int(patches):>6} patches, peak memory "
-                f"{peaks[times]:.0f} MB, of which {peaks[times] - idle:.0f} MB above the loaded program",
-                flush=True,
-            )
-        print(f"ratio of the peaks {peaks[4] / peaks[1]:.3f}")
-
-
-def print_peak_memory(slide: Path) -> None:
-    """Extract one slide; print peak memory, patches, and memory before it, in MB."""
-    builder, encoder = BagBuilder(), Encoder(get_backbone("efficientnet_lite0", amp=has_fast_bfloat16()))
-    idle = peak_mb()
-    bag = builder({"image": slide})
-    with tempfile.TemporaryDirectory() as folder:
-        sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - the progress bar of the last thing this process does
-        Extractor([{"image": str(slide), "slide": "s"}], builder, encoder, folder).run()
-    print(peak_mb(), sum(len(coords) for coords in bag.grid.coords), idle)
-
-
-def peak_mb() -> float:
-    """Peak resident memory of this process so far, in MB."""
-    # Not getrusage: its peak is inherited from the process that started this one.
-    status = Path("/proc/self/status").read_text(encoding="ascii")
-    return int(re.search(r"VmHWM:\s+(\d+) kB", status).group(1)) / 1024  # type: ignore[union-attr]
-
-
-def write_tiled(slide: Path, path: Path, times: int) -> None:
-    """Write a slide repeated ``times`` x ``times``, tile by tile, with the slide's own levels."""
-    with tifffile.TiffFile(slide) as source, tifffile.TiffWriter(path, bigtiff=True) as target:
-        levels = source.series[0].levels
-        full = levels[0].shape
-        for index, level in enumerate(levels):
-            image = level.asarray()
-            shape = (image.shape[0] * times, image.shape[1] * times, 3)
-            per_cm = 1e4 / (0.5 * round(full[0] / image.shape[0]))
-            target.write(
-                tiles(image, times),
-                shape=shape,
-                dtype=np.uint8,
-                tile=(TILE_PX, TILE_PX),
-                photometric="rgb",
-                compression="jpeg",
-                resolution=(per_cm, per_cm),
-                resolutionunit="CENTIMETER",
-                subfiletype=1 if index else 0,
-                metadata=None,
-            )
-
-
-def tiles(image: NDArray[np.uint8], times: int) -> Iterator[NDArray[np.uint8]]:
-    """The tiles of a repeated image, row by row."""
-    height, width = image.shape[:2]
-    for top in range(0, height * times, TILE_PX):
-        for left in range(0, width * times, TILE_PX):
-            rows = np.arange(top, top + TILE_PX) % height
-            columns = np.arange(left, left + TILE_PX) % width
-            yield image[rows[:, None], columns[None, :]]
+def seconds(call: Callable[..., Any], *args: Any) -> float:
+    """How long a call takes."""
+    start = time.perf_counter()
+    call(*args)
+    return time.perf_counter() - start
 
 
 if __name__ == "__main__":

@@ -1,0 +1,109 @@
+"""Whether time a patch and memory stay as they are when a slide is 16 times as large: extraction, then inference."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from monai.bundle import ConfigParser
+
+from scripts.backbones import get_backbone, has_fast_bfloat16
+from scripts.bags import BagBuilder
+from scripts.encoding import Encoder
+from scripts.extraction import Extractor
+from scripts.files import replacing
+from scripts.handlers import weights_path
+from scripts.weights_record import sign
+from tests.benchmarks.bench_slides import drawn_slides, write_tiled
+
+AREAS = (1, 16)
+
+
+def main() -> None:
+    """Print the measurements."""
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.memory", description=__doc__)
+    parser.add_argument("--dataset_dir", type=Path, default=Path("data/demo"), help="slides; drawn if absent")
+    parser.add_argument("--measure", nargs=2, metavar=("STAGE", "SLIDE"), help="internal: one stage on one slide")
+    args = parser.parse_args()
+    if args.measure:
+        measure(args.measure[0], Path(args.measure[1]))
+        return
+    slide = Path(drawn_slides(args.dataset_dir, 1)[0]["image"])
+    with tempfile.TemporaryDirectory() as folder:
+        slides = {area: write_tiled(slide, Path(folder) / f"x{area}.tif", int(area**0.5)) for area in AREAS}
+        for stage in ("extracting", "inferring"):
+            compare(stage, slides)
+
+
+def compare(stage: str, slides: dict[int, Path]) -> None:
+    """Run a stage on each slide, each in a process of its own."""
+    print(f"\n{stage}\n{'area':<6}{'patches':>9}{'peak MB':>9}{'above the loaded program':>26}{'ms a patch':>12}")
+    peaks, times = [], []
+    for area, slide in slides.items():
+        command = [sys.executable, "-m", "tests.benchmarks.memory", "--measure", stage, str(slide)]
+        output = subprocess.check_output(command, text=True, stderr=subprocess.DEVNULL).splitlines()[-1]
+        peak, idle, patches, seconds = map(float, output.split())
+        peaks.append(peak)
+        times.append(seconds / patches)
+        print(f"{area:<6}{int(patches):>9}{peak:>9.0f}{peak - idle:>26.0f}{1000 * times[-1]:>12.2f}", flush=True)
+    print(f"ratio {'':>9}{peaks[1] / peaks[0]:>9.3f}{'':>26}{times[1] / times[0]:>12.3f}")
+
+
+def measure(stage: str, slide: Path) -> None:
+    """Print peak memory, memory before it in MB, patches, and seconds without what is done once a process."""
+    bag = BagBuilder()({"image": slide})
+    patches = sum(len(coords) for coords in bag.grid.coords)
+    with tempfile.TemporaryDirectory() as folder:
+        if stage == "extracting":
+            encoder = Encoder(get_backbone("efficientnet_lite0", amp=has_fast_bfloat16()))
+            next(iter(encoder.encode(bag)))
+            idle, start = peak_mb(), time.perf_counter()
+            Extractor([{"image": str(slide), "slide": "s"}], BagBuilder(), encoder, folder).run()
+        else:
+            parser = inference(slide, Path(folder))
+            parser.get_parsed_content("preprocessing")({"image": str(slide)})
+            idle, start = peak_mb(), time.perf_counter()
+            parser.get_parsed_content("inferring")
+        print(f"\n{peak_mb()} {idle} {patches} {time.perf_counter() - start}")
+
+
+def inference(slide: Path, folder: Path) -> ConfigParser:
+    """The shipped inference with weights drawn at random, heatmaps of every class included."""
+    (folder / "slides").mkdir()
+    os.symlink(slide, folder / "slides" / slide.name)
+    parser = ConfigParser()
+    parser.read_config("configs/inference.json")
+    parser.update({"dataset_dir": str(folder / "slides"), "output_dir": str(folder / "out"), "ckpt_dir": str(folder)})
+    parser.parse()
+    torch.manual_seed(0)
+    network = parser.get_parsed_content("network")
+    settings = parser.get_parsed_content("settings")
+    sign(
+        network,
+        {
+            "version": "0",
+            "settings": settings,
+            "data": {"training_slides": 1, "validation_slides": 1, "drawn_slides": 2},
+        },
+    )
+    with replacing(weights_path(folder, "global")) as part:
+        torch.save(network.state_dict(), part)
+    return parser
+
+
+def peak_mb() -> float:
+    """Peak resident memory of this process so far, in MB."""
+    # Not getrusage: its peak is inherited from the process that started this one.
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    return int(re.search(r"VmHWM:\s+(\d+) kB", status).group(1)) / 1024  # type: ignore[union-attr]
+
+
+if __name__ == "__main__":
+    main()

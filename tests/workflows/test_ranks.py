@@ -1,0 +1,145 @@
+"""``extracting``, ``training`` and ``evaluating`` in two ranks, against one: all in one run of torchrun."""
+
+import json
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+
+from scripts.errors import mistake_in
+from tests.torchruns import torchrun
+
+JOBS = """
+import json, sys
+import monai.bundle
+
+for job in json.load(open(sys.argv[1])):
+    monai.bundle.run(**job)
+"""
+METHODS = ("mustmil", "msmil")
+TRAINING = {"epochs": 3, "optimizer_name": "SGD", "lr": 0.1, "seed": 2}
+
+
+def overlaid(config):
+    return [f"configs/{config}.json", f"configs/multi_gpu_{config}.json"]
+
+
+def places(folder, models=None):
+    return {"output_dir": str(folder), "ckpt_dir": str(models or folder / "models")}
+
+
+@pytest.fixture(scope="module")
+def data(cohort, tmp_path_factory):
+    """Knobs: four slides to train on, one to validate, one to test."""
+    folder = tmp_path_factory.mktemp("ranks_data")
+    slides = json.loads((cohort / "datalist.json").read_text())
+    slides["training"].append({**slides["validation"].pop(), "patient": "another"})
+    (folder / "datalist.json").write_text(json.dumps(slides))
+    assert [len(slides[name]) for name in ("training", "validation", "testing")] == [4, 1, 1]
+    return {
+        "dataset_dir": str(cohort),
+        "datalist": str(folder / "datalist.json"),
+        "feature_dir": str(folder / "features"),
+    }
+
+
+@pytest.fixture(scope="module")
+def two(data, trained, tmp_path_factory):
+    """The folder of what two ranks did: an output folder for each training and evaluation."""
+    folder = tmp_path_factory.mktemp("two_ranks")
+    jobs = [{"run_id": "extracting", "config_file": "configs/extract.json", **data, "output_dir": str(folder)}]
+    for method in METHODS:
+        training = {"run_id": "training", "config_file": overlaid("train"), "method": method, **data, **TRAINING}
+        jobs.append({**training, **places(folder / method)})
+    jobs.append({**jobs[1], **places(folder / "resumed"), "epochs": 1})
+    jobs.append({**jobs[-1], "epochs": TRAINING["epochs"], "resume": True})
+    for partition in ("testing", "training"):
+        evaluating = {"run_id": "evaluating", "config_file": overlaid("evaluate"), "partition": partition, **data}
+        jobs.append({**evaluating, **places(folder / partition, trained / "models")})
+    (folder / "jobs.json").write_text(json.dumps(jobs))
+    done = torchrun(folder, JOBS, folder / "jobs.json")
+    (folder / "log.txt").write_text(done.stdout + done.stderr)
+    assert done.returncode == 0, done.stderr[-5000:]
+    return folder
+
+
+def weights(path):
+    state = torch.load(path, weights_only=True)
+    return state.get("model", state)
+
+
+def datasets(path):
+    content = {}
+    with h5py.File(path) as bank:
+        bank.visititems(lambda name, item: content.update({name: item[:]}) if isinstance(item, h5py.Dataset) else None)
+        return content, dict(bank.attrs)
+
+
+def test_extraction_gives_the_banks_that_one_rank_gives(two, data, workflow, tmp_path):
+    folders = [Path(data["feature_dir"]), tmp_path / "features"]
+    workflow("extracting", "extract", **{**data, "output_dir": str(tmp_path), "feature_dir": str(folders[1])})
+    names = [sorted(path.name for path in folder.iterdir()) for folder in folders]
+    assert names[0] == names[1]
+    for name in names[0]:
+        (two_ranks, made), (one_rank, alone) = (datasets(folder / name) for folder in folders)
+        assert made.keys() == alone.keys()
+        assert all(np.array_equal(made[key], alone[key]) for key in made)
+        assert two_ranks.keys() == one_rank.keys()
+        assert all(np.array_equal(two_ranks[key], one_rank[key]) for key in two_ranks)
+
+
+def test_the_first_rank_alone_tells_of_it(two):
+    log = (two / "log.txt").read_text()
+    assert log.count("extracting 6 of 6 slides into") == log.count("extracted 6 slides, ") == 1
+    assert log.count("wrote ") == 6  # predictions.csv, metrics.json and localisation.json of two evaluations
+    for folder in (two / "mustmil" / "tensorboard" / "training", two / "testing" / "tensorboard" / "evaluation"):
+        assert len(list(folder.iterdir())) == 1
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_two_ranks_train_on_a_bag_each_as_one_does_on_two(two, data, workflow, tmp_path, method):
+    workflow("training", "train", method=method, batch_size=2, **data, **TRAINING, **places(tmp_path))
+    for path in sorted((tmp_path / "models").iterdir()):
+        one_rank, two_ranks = weights(path), weights(two / method / "models" / path.name)
+        assert one_rank.keys() == two_ranks.keys()
+        for key, value in one_rank.items():
+            assert torch.allclose(value, two_ranks[key], rtol=0, atol=1e-5), (path.name, key)
+    one_rank, two_ranks = (json.loads((f / "training.json").read_text()) for f in (tmp_path, two / method))
+    assert two_ranks["ranks"] == 2
+    for head, best in one_rank["best"].items():
+        assert two_ranks["best"][head]["epoch"] == best["epoch"]
+        assert two_ranks["best"][head]["validation_loss"] == pytest.approx(best["validation_loss"], abs=1e-5)
+
+
+def test_a_resumed_training_ends_where_an_uninterrupted_one_does(two):
+    for path in (two / "mustmil" / "models").iterdir():
+        straight, resumed = weights(path), weights(two / "resumed" / "models" / path.name)
+        assert all(torch.equal(straight[key], resumed[key]) for key in straight)
+
+
+def test_a_training_in_two_ranks_is_not_resumed_in_one(two, data, workflow):
+    settings = {**TRAINING, "epochs": 4, "resume": True}
+    with pytest.raises(RuntimeError) as caught:
+        workflow("training", "train", method="mustmil", **data, **settings, **places(two / "mustmil"))
+    assert "settings (ranks 2, now None)" in str(mistake_in(caught.value))
+
+
+# One slide, fewer than ranks, and four; the rank that has no slide of its own must count nothing twice.
+@pytest.mark.parametrize("partition", ["testing", "training"])
+def test_evaluation_gives_what_one_rank_gives_to_the_last_digit(two, data, trained, workflow, tmp_path, partition):
+    workflow("evaluating", "evaluate", partition=partition, **data, **places(tmp_path, trained / "models"))
+    for name in ("metrics.json", "predictions.csv", "localisation.json", "localisation.csv"):
+        assert (tmp_path / name).read_bytes() == (two / partition / name).read_bytes()
+
+
+@pytest.mark.parametrize(("run_id", "config"), [("training", "train"), ("evaluating", "evaluate")])
+def test_a_config_that_ranks_would_not_share_is_refused(data, workflow, tmp_path, monkeypatch, run_id, config):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(RuntimeError) as caught:
+        workflow(run_id, config, **data, **places(tmp_path))
+    assert (
+        f"torchrun: each of the 2 ranks would do all the work, and write the same files. Add configs/multi_gpu_{config}"
+        in str(mistake_in(caught.value))
+    )
