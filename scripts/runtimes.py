@@ -56,18 +56,17 @@ def choose_runtime(runtime: str, device: torch.device) -> str:
 def get_forward(runtime: str, backbone: Backbone, batch_size: int) -> Forward:
     """The forward pass of a backbone.
 
-    ``"compile"`` and ``"openvino"`` fold batch norms into convolutions, and prepare the network for one batch size;
+    ``"compile"`` and ``"openvino"`` fold batch norms into convolutions, and prepare the network for patches of one size;
     that takes seconds, at the first batch.
 
     Args:
         runtime: of :func:`choose_runtime`.
         backbone: the backbone, on the device where it is to run.
-        batch_size: patches of a full batch; what comes with fewer is filled up.
+        batch_size: patches of a full batch, for which ``"compile"`` compiles; what comes with fewer is filled up.
     """
     if runtime == "torch":
         return backbone
-    compiled = _compiled(backbone) if runtime == "compile" else _OpenVINO(backbone)
-    return _FullBatches(compiled, batch_size)
+    return _OpenVINO(backbone) if runtime == "openvino" else _FullBatches(_compiled(backbone), batch_size)
 
 
 class _FullBatches:
@@ -80,8 +79,11 @@ class _FullBatches:
         missing = self.batch_size - len(patches)
         if missing == 0:
             return self.forward(patches)
-        full = torch.cat([patches, patches.new_zeros(missing, *patches.shape[1:])])
-        return self.forward(full.contiguous(memory_format=torch.channels_last))[: len(patches)]
+        # A tensor made in inference mode is another kind to the compiler, which would compile anew for it.
+        with torch.inference_mode(False):
+            full = torch.cat([patches, patches.new_zeros(missing, *patches.shape[1:])])
+            full = full.contiguous(memory_format=torch.channels_last)
+        return self.forward(full)[: len(patches)]
 
 
 def _compiled(backbone: Backbone) -> Forward:
@@ -125,7 +127,7 @@ class _OpenVINO:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", torch.jit.TracerWarning)
             model = openvino.convert_model(
-                _FromChannelsLast(backbone).eval(), example_input=example, input=[tuple(example.shape)]
+                _FromChannelsLast(backbone).eval(), example_input=example, input=[(-1, *example.shape[1:])]
             )
         config = {
             "PERFORMANCE_HINT": "LATENCY",  # all threads on one batch; the other hint computes several side by side

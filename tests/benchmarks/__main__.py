@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-PARTS = ("extraction", "memory", "ranks", "training")
+PARTS = ("extraction", "stages", "memory", "ranks", "training")
 
 
 def main() -> None:

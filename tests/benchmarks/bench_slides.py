@@ -38,8 +38,8 @@ def write_40x(slide: Path, path: Path) -> Path:
     return path
 
 
-def write_tiled(slide: Path, path: Path, times: int) -> Path:
-    """Write a drawn slide repeated ``times`` x ``times``, tile by tile, with its own levels."""
+def write_tiled(slide: Path, path: Path, times: int, mpp: float = 0.5) -> Path:
+    """Write a slide of ``mpp`` um/px repeated ``times`` x ``times``, tile by tile, with its own levels."""
     with tifffile.TiffFile(slide) as source, tifffile.TiffWriter(path, bigtiff=True) as target:
         levels = source.series[0].levels
         full = levels[0].shape
@@ -49,7 +49,7 @@ def write_tiled(slide: Path, path: Path, times: int) -> Path:
                 _tiles(image, times),
                 shape=(image.shape[0] * times, image.shape[1] * times, 3),
                 dtype=np.uint8,
-                **_page(0.5 * round(full[0] / image.shape[0]), index),
+                **_page(mpp * round(full[0] / image.shape[0]), index),
             )
     return path
 

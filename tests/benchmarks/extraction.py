@@ -28,7 +28,7 @@ from scripts.errors import SettingsError
 from scripts.extraction import Extractor
 from scripts.runtimes import RUNTIMES, choose_runtime, get_forward
 from tests.benchmarks import reference
-from tests.benchmarks.bench_slides import drawn_slides, write_40x
+from tests.benchmarks.bench_slides import drawn_slides, write_40x, write_tiled
 
 BACKBONES = ("resnet34", "efficientnet_lite0")
 BATCH_SIZE = 32
@@ -38,19 +38,28 @@ def main() -> None:
     """Print the measurements."""
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.extraction", description=__doc__)
     parser.add_argument("--dataset_dir", type=Path, default=Path("data/demo"), help="slides; drawn if absent")
-    parser.add_argument("--num_slides", type=int, default=8, help="slides to extract for each rate")
     parser.add_argument("--backbones", nargs="+", default=BACKBONES, choices=BACKBONES)
     parser.add_argument("--parts", nargs="+", default=["forward", "reference"], choices=["forward", "reference"])
     args = parser.parse_args()
-    entries = drawn_slides(args.dataset_dir, args.num_slides)
+    entry = drawn_slides(args.dataset_dir, 1)[0]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     print(f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, {torch.get_num_threads()} threads")
-    BagBuilder()(entries[0])  # ITK's start, once a process, is not to be measured
-    for name in args.backbones if "forward" in args.parts else ():
-        compare_with_forward(name, entries, device)
-    if "reference" in args.parts:
-        with tempfile.TemporaryDirectory() as folder:
-            compare_with_reference(entries[:2], Path(folder))
+    BagBuilder()(entry)  # ITK's start, once a process, is not to be measured
+    with tempfile.TemporaryDirectory() as folder:
+        scans = write_scans(Path(entry["image"]), Path(folder))
+        for name in args.backbones if "forward" in args.parts else ():
+            compare_with_forward(name, scans["20x"], device)
+        if "reference" in args.parts:
+            compare_with_reference(scans)
+
+
+def write_scans(slide: Path, folder: Path) -> dict[str, dict[str, Any]]:
+    """A slide of four times the drawn one's area, scanned at 20x and at 40x, as entries."""
+    scans = {
+        "20x": write_tiled(slide, folder / "20x.tif", 2),
+        "40x": write_tiled(write_40x(slide, folder / "enlarged.tif"), folder / "40x.tif", 2, mpp=0.25),
+    }
+    return {scanned_at: {"image": str(path), "slide": scanned_at} for scanned_at, path in scans.items()}
 
 
 def settings(device: torch.device) -> list[tuple[str, bool]]:
@@ -62,14 +71,14 @@ def settings(device: torch.device) -> list[tuple[str, bool]]:
     return [(runtime, amp) for runtime in usable for amp in sorted({False, has_fast_bfloat16()})]
 
 
-def compare_with_forward(name: str, entries: list[dict[str, Any]], device: torch.device) -> None:
+def compare_with_forward(name: str, entry: dict[str, Any], device: torch.device) -> None:
     """Patches a second of the backbone on patches in memory, and of extraction from slide to bank."""
     builder = BagBuilder()
-    patches = torch.from_numpy(np.concatenate([np.concatenate(builder(entry).read_all()) for entry in entries[:2]]))
+    patches = torch.from_numpy(np.concatenate(builder(entry).read_all()))
     patches = patches[: len(patches) // BATCH_SIZE * BATCH_SIZE].contiguous(memory_format=torch.channels_last)
     batches = [batch.to(device) for batch in patches.split(BATCH_SIZE)]
     start = time.perf_counter()
-    read = sum(len(scale) for entry in entries for scale in builder(entry).read_all())
+    read = sum(len(scale) for scale in builder(entry).read_all())
     alone = read / (time.perf_counter() - start)
     print(f"\n{name}; opening, tissue, grid and reading alone, one thread: {alone:.0f} patches/s")
     print(f"{'runtime':<12}{'arithmetic':<12}{'forward':>10}{'extracting':>12}{'ratio':>8}   cosine to float32")
@@ -81,8 +90,8 @@ def compare_with_forward(name: str, entries: list[dict[str, Any]], device: torch
         encoder._forward = forward  # what was compiled is not compiled again
         cosines = cosine_similarity(exact, features(forward, batches))
         # In turn, because a shared machine drifts.
-        rates = [(forward_rate(forward, batches), extraction_rate(entries, builder, encoder)) for _ in range(3)]
-        bare, whole = (float(np.median(of_kind)) for of_kind in zip(*rates, strict=True))
+        rates = [(forward_rate(forward, batches), extraction_rate(entry, builder, encoder)) for _ in range(2)]
+        bare, whole = (float(np.mean(of_kind)) for of_kind in zip(*rates, strict=True))
         arithmetic = "bfloat16" if amp else "float32"
         print(
             f"{runtime:<12}{arithmetic:<12}{bare:>10.1f}{whole:>12.1f}{whole / bare:>8.2f}"
@@ -91,31 +100,27 @@ def compare_with_forward(name: str, entries: list[dict[str, Any]], device: torch
         )
 
 
-def compare_with_reference(entries: list[dict[str, Any]], folder: Path) -> None:
-    """Slides a second of the published way with ResNet34, and of ours, on slides scanned at 20x and at 40x."""
+def compare_with_reference(scans: dict[str, dict[str, Any]]) -> None:
+    """Seconds a slide of the published way with ResNet34, and of ours, on a slide scanned at 20x and at 40x."""
     print("\nresnet34, seconds a slide")
     print(f"{'scanned at':<12}{'rows':>6}{'patches':>9}{'reference':>11}{'runtime':>12}{'ours':>8}{'ratio':>8}")
     plain = load("resnet34", False)
     plain.network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-    for scanned_at in ("20x", "40x"):
-        if scanned_at == "40x":
-            entries = [
-                {**entry, "image": str(write_40x(Path(entry["image"]), folder / f"{entry['slide']}.tif"))}
-                for entry in entries
-            ]
-        published = np.mean([seconds(published_way, entry, plain) for entry in entries])
-        bags = [BagBuilder()(entry) for entry in entries]
-        rows = sum(bag.grid.num_rows for bag in bags)
-        patches = sum(len(coords) for bag in bags for coords in bag.grid.coords)
-        for runtime, amp in settings(torch.device("cpu")):
-            if amp is not has_fast_bfloat16():
-                continue
-            encoder = Encoder(load("resnet34", amp), batch_size=BATCH_SIZE, runtime=runtime)
-            extraction_rate(entries[:1], BagBuilder(), encoder)  # compiled once a process
-            ours = seconds(extraction_rate, entries, BagBuilder(), encoder) / len(entries)
+    encoders = [
+        Encoder(load("resnet34", amp), batch_size=BATCH_SIZE, runtime=runtime)
+        for runtime, amp in settings(torch.device("cpu"))
+        if amp is has_fast_bfloat16()
+    ]
+    for encoder in encoders:
+        next(encoder.encode(BagBuilder()(scans["20x"])))  # compiled once a process
+    for scanned_at, entry in scans.items():
+        grid = BagBuilder()(entry).grid
+        published = seconds(published_way, entry, plain)
+        for encoder in encoders:
+            ours = seconds(extraction_rate, entry, BagBuilder(), encoder)
             print(
-                f"{scanned_at:<12}{rows:>6}{patches:>9}{published:>11.2f}{runtime:>12}{ours:>8.2f}"
-                f"{published / ours:>8.1f}",
+                f"{scanned_at:<12}{grid.num_rows:>6}{sum(map(len, grid.coords)):>9}{published:>11.2f}"
+                f"{encoder.runtime:>12}{ours:>8.2f}{published / ours:>8.1f}",
                 flush=True,
             )
 
@@ -159,12 +164,12 @@ def forward_rate(
         return done * BATCH_SIZE / (time.perf_counter() - start)
 
 
-def extraction_rate(entries: list[dict[str, Any]], builder: BagBuilder, encoder: Encoder) -> float:
+def extraction_rate(entry: dict[str, Any], builder: BagBuilder, encoder: Encoder) -> float:
     """Patches a second of extraction: opening, tissue, grid, reading, encoding and writing."""
     sys.stderr, shown = open(os.devnull, "w"), sys.stderr  # noqa: SIM115 - the progress bar
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
-        Extractor(entries, builder, encoder, folder).run()
+        Extractor([entry], builder, encoder, folder).run()
         duration = time.perf_counter() - start
         sys.stderr.close()
         sys.stderr = shown

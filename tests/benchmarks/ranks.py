@@ -28,6 +28,7 @@ def main() -> None:
     parser.add_argument("--dataset_dir", type=Path, default=Path("data/demo"), help="slides; drawn if absent")
     parser.add_argument("--num_slides", type=int, default=24)
     parser.add_argument("--runtime", default="torch")
+    parser.add_argument("--backbones", nargs="+", default=BACKBONES, choices=BACKBONES)
     parser.add_argument("--measure", nargs=3, metavar=("BACKBONE", "CORES", "FOLDER"), help="internal: in each rank")
     args = parser.parse_args()
     if args.measure:
@@ -35,18 +36,20 @@ def main() -> None:
         measure(args, backbone, int(cores), Path(folder))
         return
     drawn_slides(args.dataset_dir, args.num_slides)
-    print(f"runtime {args.runtime}; patches/s of extraction\n{'':<22}" + "".join(f"{name:>20}" for name in BACKBONES))
+    print(
+        f"runtime {args.runtime}; patches/s of extraction\n{'':<22}" + "".join(f"{name:>20}" for name in args.backbones)
+    )
     # Twice, in turn, because a shared machine drifts.
-    rates = {(run[0], name): [] for run in RUNS for name in BACKBONES}
+    rates = {(run[0], name): [] for run in RUNS for name in args.backbones}
     for _ in range(2):
-        for name in BACKBONES:
+        for name in args.backbones:
             for run, ranks, threads, cores in RUNS:
                 rates[run, name].append(rate(args, name, ranks, threads, cores))
     mean = {key: sum(both) / len(both) for key, both in rates.items()}
     for run, *_ in RUNS:
-        print(f"{run:<22}" + "".join(f"{mean[run, name]:>20.1f}" for name in BACKBONES))
+        print(f"{run:<22}" + "".join(f"{mean[run, name]:>20.1f}" for name in args.backbones))
     for run, *_ in RUNS[1:]:
-        ratios = "".join(f"{mean['two ranks', name] / mean[run, name]:>20.2f}" for name in BACKBONES)
+        ratios = "".join(f"{mean['two ranks', name] / mean[run, name]:>20.2f}" for name in args.backbones)
         print(f"two ranks / {run:<10}\n{'':<22}{ratios}")
 
 
