@@ -56,8 +56,8 @@ def choose_runtime(runtime: str, device: torch.device) -> str:
 def get_forward(runtime: str, backbone: Backbone, batch_size: int) -> Forward:
     """The forward pass of a backbone.
 
-    ``"compile"`` and ``"openvino"`` fold batch norms into convolutions, and prepare the network for patches of one size;
-    that takes seconds, at the first batch.
+    ``"compile"`` and ``"openvino"`` fold batch norms into convolutions, and prepare the network for patches of one
+    size; that takes seconds, at the first batch.
 
     Args:
         runtime: of :func:`choose_runtime`.
