@@ -77,6 +77,8 @@ class Encoder:
                 raise SettingsError(key, f"got {value!r}", f"Give a whole number from {least} up.")
         self.backbone, self.batch_size, self.num_workers = backbone, batch_size, num_workers
         self._wanted_runtime = runtime
+        self._forward: Forward | None = None
+        self._prepared_for: tuple[torch.device, str] | None = None
         self.to(device)
 
     def to(self, device: str | torch.device) -> None:
@@ -91,8 +93,10 @@ class Encoder:
         except (RuntimeError, AssertionError) as error:
             reason = next(iter(str(error).splitlines()), type(error).__name__)
             raise SettingsError("device", f"{device} cannot be used ({reason})", "Use `cpu`, or `cuda`.") from error
-        self.runtime = choose_runtime(self._wanted_runtime, self.device)
-        self._forward: Forward | None = None
+        runtime = choose_runtime(self._wanted_runtime, self.device)
+        if (self.device, runtime) != self._prepared_for:
+            self._prepared_for, self._forward = (self.device, runtime), None
+        self.runtime = runtime
 
     @property
     def num_features(self) -> int:
@@ -124,13 +128,15 @@ class Encoder:
         """
         if self._forward is None:
             self._forward = get_forward(self.runtime, self.backbone, self.batch_size)
-        # A GPU computes a batch while the next one is copied to it, and the last one's features are fetched.
+        # A GPU is given a batch before the features of the last one are fetched.
         in_flight = 1 if self.device.type == "cuda" else 0
         computing: deque[tuple[list[_Share], Tensor]] = deque()
         for shares, batch in self._batches(bag, transform, buffers=1 + in_flight):
+            # Not in inference mode, whose tensors are another kind to the compiler, which would compile anew for them.
+            on_device = batch.to(self.device, non_blocking=True)
             # Whoever calls may track gradients (MONAI Label does): a frozen backbone needs none.
             with torch.inference_mode():
-                computing.append((shares, self._forward(batch.to(self.device, non_blocking=True))))
+                computing.append((shares, self._forward(on_device)))
             if len(computing) > in_flight:
                 yield from _fetched(*computing.popleft())
         while computing:
@@ -161,7 +167,7 @@ class Encoder:
     def _batches(
         self, bag: Bag, transform: PatchTransform | None, buffers: int
     ) -> Iterator[tuple[list[_Share], Tensor]]:
-        """Batches ``[n, 3, H, W]`` of patches of any scale; each is overwritten after ``buffers`` further ones."""
+        """Batches ``[n, 3, H, W]`` of patches of any scale; there are so many ``buffers``, filled in turn."""
         ring: list[Tensor] = []
         number, filled = 0, 0
         shares: list[_Share] = []

@@ -78,6 +78,8 @@ class Experiment:
         except (ValueError, TypeError) as error:
             raise SettingsError(path, f"is damaged ({error})", remedy) from error
         wanted = json.loads(json.dumps(dict(self.settings)))
+        if "runtime" in wanted:
+            found.setdefault("runtime", "torch")  # what runs had that do not say it
         keys = sorted((wanted.keys() | found.keys()) - set(FREE))
         differs = [key for key in keys if found.get(key) != wanted.get(key)]
         if differs:

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from scripts.augmentation import augmentation_settings, view_transform
 from scripts.bags import Bag, BagBuilder
 from scripts.encoding import Encoder
+from scripts.errors import SettingsError
 from scripts.features import bank_path, entry_settings, is_banked, write_bank
 from scripts.ranks import (
     SharedCounter,
@@ -110,9 +111,10 @@ class Extractor:
 
         Raises:
             SlideError: if a slide cannot be used.
-            SettingsError: if a bank is there that was made with other settings.
+            SettingsError: if a bank is there that was made with other settings, or the ranks have other settings.
             StoppedError: if it was told to stop, or another rank failed.
         """
+        self._check_ranks()
         todo = [_Slide(*slide) for slide in from_first_rank(self._todo)]
         slides = sum(0 in slide.views for slide in todo)
         views = sum(len(slide.views) for slide in todo) - slides
@@ -145,6 +147,16 @@ class Extractor:
             progress.orphans.add(),
         )
 
+    def _check_ranks(self) -> None:
+        # Machines differ in what they are fast at, by which `amp` is chosen, and in what they can compile.
+        own = self.encoder.settings()
+        first = from_first_rank(self.encoder.settings)
+        differs = [key for key in own if own[key] != first[key]]
+        if differs:
+            both = ", ".join(f"{key} {first[key]!r} on rank 0, {own[key]!r} on rank {rank()}" for key in differs)
+            cause = f"the ranks would write banks that differ ({both})"
+            raise SettingsError(differs[0], cause, f"Set {' and '.join(differs)} for all of them.")
+
     def _todo(self) -> list[_Slide]:
         todo = []
         for number, (entry, views) in enumerate(zip(self.entries, self.views, strict=True)):
@@ -155,7 +167,10 @@ class Extractor:
         return sorted(todo, key=lambda slide: -slide.size) if num_ranks() > 1 else todo
 
     def _bags(self, slides: Iterator[_Slide]) -> Iterator[tuple[_Slide, Bag]]:
-        """Each slide with its bag, one for all its views; it is made while the slide before is encoded."""
+        """Each slide with its bag, one for all its views; one rank alone makes it while the slide before is encoded."""
+        if num_ranks() > 1:  # A slide that is taken ahead is one that another rank may be waiting for.
+            yield from ((slide, self.bag_builder(self.entries[slide.number])) for slide in slides)
+            return
         last: tuple[_Slide, Future[Bag]] | None = None
         with ThreadPoolExecutor(1) as thread:
             for slide in slides:

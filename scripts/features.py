@@ -189,9 +189,20 @@ def read_bank(path: Path, magnifications: tuple[float, ...]) -> BankedBag:
             rows=bank["rows"][:],
             base_mpp=float(bank.attrs["mpp"]),
         )
+        _check_arrays(banked)
         if (banked.rows < 0).any() or (banked.rows >= [len(features) for features in banked.features]).any():
             raise ValueError("its rows go through patches that it does not hold")
         return banked
+
+
+def _check_arrays(banked: BankedBag) -> None:
+    rows, features, coords = banked.rows, banked.features, banked.coords
+    if rows.ndim != 2 or rows.shape[1] != len(features) or not np.issubdtype(rows.dtype, np.integer):
+        raise ValueError(f"its rows are {rows.dtype} {list(rows.shape)}")
+    if any(f.ndim != 2 or f.dtype != np.float32 or f.shape[1] != features[0].shape[1] for f in features):
+        raise ValueError(f"its features are {[f'{f.dtype} {list(f.shape)}' for f in features]}")
+    if any(c.shape != (len(f), 2) for c, f in zip(coords, features, strict=True)):
+        raise ValueError("its patches and their places differ in number")
 
 
 def _read_settings(path: Path) -> dict[str, Any]:

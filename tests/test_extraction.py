@@ -227,3 +227,13 @@ def test_only_missing_views_are_made_and_each_slide_is_opened_once(cohort, tmp_p
 def test_each_entry_needs_its_number_of_views(cohort, tmp_path):
     with pytest.raises(ValueError, match="views has 1 numbers for 3 entries"):
         Extractor(cohort, builder(), tiny_encoder(), tmp_path, views=[1])
+
+
+def test_ranks_that_would_write_other_features_are_refused(cohort, tmp_path, monkeypatch):
+    monkeypatch.setattr("scripts.extraction.from_first_rank", lambda make: {**make(), "amp": True})
+    monkeypatch.setattr("scripts.extraction.rank", lambda: 1)
+    with pytest.raises(
+        SettingsError, match=r"amp: the ranks would write .*amp True on rank 0, False on rank 1.*Set amp"
+    ):
+        Extractor(cohort, builder(), tiny_encoder(), tmp_path).run()
+    assert not list(tmp_path.iterdir())

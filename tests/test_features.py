@@ -1,6 +1,8 @@
 import json
 import math
 import os
+import shutil
+from pathlib import Path
 
 import h5py
 import itk
@@ -190,6 +192,28 @@ def test_rows_through_patches_that_are_not_there_are_named(bank, scale, patch):
         file["rows"][3, scale] = patch  # there are 6 patches of 5x, 20 of 10x
     with pytest.raises(SettingsError, match=r"s\.h5: is not a feature bank \(its rows go through patches that it does"):
         read_bank(bank, (5.0, 10.0))
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "cause"),
+    [
+        ("rows", lambda rows: rows[:, :1], r"its rows are int64 \[20, 1\]"),
+        ("rows", lambda rows: rows.astype(np.float64), r"its rows are float64 \[20, 2\]"),
+        ("5x/features", lambda features: features[:, :3], "its features are"),
+        ("5x/features", lambda features: features.astype(np.float16), "its features are"),
+        ("10x/coords", lambda coords: coords[:-1], "its patches and their places differ in number"),
+    ],
+)
+def test_a_bank_whose_parts_do_not_fit_is_named(tmp_path, bank, name, change, cause):
+    path = Path(shutil.copy(bank, tmp_path / "copied.h5"))
+    with h5py.File(path, "r+") as file:
+        changed = change(file[name][:])
+        attributes = dict(file[name].attrs)
+        del file[name]
+        file[name] = changed
+        file[name].attrs.update(attributes)
+    with pytest.raises(SettingsError, match=rf"copied\.h5: is not a feature bank \({cause}"):
+        read_bank(path, (5.0, 10.0))
 
 
 def test_the_bank_has_the_name_of_the_datalist_not_of_the_file():

@@ -123,3 +123,11 @@ def test_without_a_compiler_it_goes_on_with_torch_and_says_so(monkeypatch, caplo
         encoder = Encoder(tiny_backbone(), runtime="compile")
     assert "nothing can be compiled here (a C++ compiler is missing): going on with torch" in caplog.text
     assert encoder.settings()["runtime"] == "torch"  # what a bank will say
+
+
+def test_what_was_prepared_is_kept_for_the_same_device(bag):
+    encoder = Encoder(tiny_backbone(), runtime="openvino")
+    encoder.encode_rows(bag)
+    prepared = encoder._forward
+    encoder.to("cpu")  # as each request of MONAI Label does
+    assert encoder._forward is prepared is not None
