@@ -32,6 +32,13 @@ _Share = tuple[int, NDArray[np.int64]]
 _Patches = tuple[int, NDArray[np.int64], NDArray[np.uint8]]
 
 
+class _Features(NamedTuple):
+    """On the CPU ``[n, F]``, complete once the event, if there is one, has occurred."""
+
+    values: Tensor
+    arrived: torch.cuda.Event | None
+
+
 class Encoded(NamedTuple):
     """Features of some patches of one scale.
 
@@ -130,17 +137,28 @@ class Encoder:
             self._forward = get_forward(self.runtime, self.backbone, self.batch_size)
         # A GPU is given a batch before the features of the last one are fetched.
         in_flight = 1 if self.device.type == "cuda" else 0
-        computing: deque[tuple[list[_Share], Tensor]] = deque()
+        computing: deque[tuple[list[_Share], _Features]] = deque()
         for shares, batch in self._batches(bag, transform, buffers=1 + in_flight):
-            # Not in inference mode, whose tensors are another kind to the compiler, which would compile anew for them.
-            on_device = batch.to(self.device, non_blocking=True)
-            # Whoever calls may track gradients (MONAI Label does): a frozen backbone needs none.
-            with torch.inference_mode():
-                computing.append((shares, self._forward(on_device)))
+            computing.append((shares, self._compute(self._forward, batch)))
             if len(computing) > in_flight:
                 yield from _fetched(*computing.popleft())
         while computing:
             yield from _fetched(*computing.popleft())
+
+    def _compute(self, forward: Forward, batch: Tensor) -> _Features:
+        # Not in inference mode, whose tensors are another kind to the compiler, which would compile anew for them.
+        on_device = batch.to(self.device, non_blocking=True)
+        # Whoever calls may track gradients (MONAI Label does): a frozen backbone needs none.
+        with torch.inference_mode():
+            features = forward(on_device)
+        if self.device.type != "cuda":
+            return _Features(features, None)
+        # The copy is asked for now: asked for later, it would wait for what the GPU was given since.
+        on_cpu = torch.empty(features.shape, dtype=features.dtype, pin_memory=True)
+        on_cpu.copy_(features, non_blocking=True)
+        arrived = torch.cuda.Event()
+        arrived.record(torch.cuda.current_stream(self.device))
+        return _Features(on_cpu, arrived)
 
     def encode_rows(self, bag: Bag, out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
         """The features of a bag's rows, ``[N, S, F]``, in memory once.
@@ -218,10 +236,12 @@ class Encoder:
                 yield from waiting.popleft().result()
 
 
-def _fetched(shares: list[_Share], features: Tensor) -> Iterator[Encoded]:
-    done, on_cpu = 0, features.cpu().numpy()
+def _fetched(shares: list[_Share], features: _Features) -> Iterator[Encoded]:
+    if features.arrived is not None:
+        features.arrived.synchronize()
+    done, values = 0, features.values.numpy()
     for scale_index, patches in shares:
-        yield Encoded(scale_index, patches, on_cpu[done : done + len(patches)])
+        yield Encoded(scale_index, patches, values[done : done + len(patches)])
         done += len(patches)
 
 

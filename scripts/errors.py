@@ -7,6 +7,8 @@ import sys
 from types import TracebackType
 from typing import Any
 
+from tqdm import tqdm
+
 __all__ = ["BundleError", "DatalistError", "SettingsError", "SlideError", "mistake_in", "show_one_line"]
 
 
@@ -58,7 +60,8 @@ def show_one_line() -> None:
         elif mistake is None:
             sys.__excepthook__(kind, error, trace)
         else:
-            sys.stderr.write(f"error: {mistake}\n")
+            # Through tqdm, which keeps it apart from a progress bar that is still drawn.
+            tqdm.write(f"error: {mistake}", file=sys.stderr)
 
     def record_without_trace(*args: Any, **kwargs: Any) -> logging.LogRecord:
         # MONAI's StatsHandler logs what ends a run, with its traceback.

@@ -20,6 +20,7 @@ from scripts.bags import Bag, BagBuilder
 from scripts.encoding import Encoder
 from scripts.errors import SettingsError
 from scripts.features import bank_path, entry_settings, is_banked, write_bank
+from scripts.files import output_folder
 from scripts.ranks import (
     SharedCounter,
     StoppedError,
@@ -34,6 +35,8 @@ from scripts.ranks import (
 __all__ = ["Extractor"]
 
 logger = logging.getLogger(__name__)
+
+SHOW_SECONDS = 0.1
 
 
 class _Slide(NamedTuple):
@@ -53,6 +56,7 @@ class _Progress:
 
     def __init__(self, todo: Sequence[_Slide], bar: tqdm) -> None:
         self.todo, self.bar = todo, bar
+        self._not_added, self._shown_at = 0, 0.0
         self.slides, self.work, self.patches, self.encoded, self.orphans = (SharedCounter() for _ in range(5))
 
     def open(self, slide: _Slide, bag: Bag) -> None:
@@ -62,12 +66,20 @@ class _Progress:
         # What the slides ahead hold is not known before they are opened: for their bytes as much as those so far.
         self.bar.total = round(patches / self.work.add(slide.work) * sum(slide.work for slide in self.todo))
 
-    def show(self, encoded: int = 0, now: str = "") -> None:
+    def add(self, encoded: int) -> None:
+        self._not_added += encoded
+        # Each look at the other ranks is a round trip to torchrun.
+        if time.monotonic() - self._shown_at > SHOW_SECONDS:
+            self.show()
+
+    def show(self, now: str = "") -> None:
+        self._shown_at = time.monotonic()
         # That another rank failed is told when this one's slide is finished.
         with suppress(StoppedError):
             if now:
                 self.bar.set_postfix_str(f"slide {self.slides.add()}/{len(self.todo)} {now}", refresh=True)
-            self.bar.update(self.encoded.add(encoded) - self.bar.n)
+            self.bar.update(self.encoded.add(self._not_added) - self.bar.n)
+            self._not_added = 0
 
 
 class Extractor:
@@ -111,7 +123,8 @@ class Extractor:
 
         Raises:
             SlideError: if a slide cannot be used.
-            SettingsError: if a bank is there that was made with other settings, or the ranks have other settings.
+            SettingsError: if a bank is there that was made with other settings, the ranks have other settings, or
+                nothing can be written into ``feature_dir``.
             StoppedError: if it was told to stop, or another rank failed.
         """
         self._check_ranks()
@@ -121,19 +134,25 @@ class Extractor:
         self._announce(slides, views)
         if not todo:
             return
+        output_folder(self.feature_dir)
         start = time.perf_counter()
         with (
             _finishing_slides() as check_signal,
             tqdm(total=0, unit="patch", desc="extracting", dynamic_ncols=True, disable=not is_first_rank()) as bar,
         ):
             progress = _Progress(todo, bar)
-            for slide, bag in self._bags(take_turns(todo)):
+            try:
+                for slide, bag in self._bags(take_turns(todo)):
+                    check_signal()
+                    self._extract(slide, bag, progress)
                 check_signal()
-                self._extract(slide, bag, progress)
-            check_signal()
-            for _ in waiting():
-                progress.show()
+                for _ in waiting():
+                    progress.show()
+                    check_signal()
+            except StoppedError:
+                # torchrun tells all ranks when one has failed, and this one may hear of it from there first.
                 check_signal()
+                raise
             progress.show()
             bar.total = patches = progress.patches.add()
         seconds = time.perf_counter() - start
@@ -189,7 +208,8 @@ class Extractor:
             progress.show(now=f"{entry['slide']} view {view}" if view else entry["slide"])
             transform = view_transform(entry["slide"], view)
             path, of_view = self._path(entry, view), _of_view(settings, view)
-            write_bank(path, bag, self.encoder, of_view, on_batch=progress.show, transform=transform)
+            write_bank(path, bag, self.encoder, of_view, on_batch=progress.add, transform=transform)
+        progress.show()
 
     def _settings(self, entry: Mapping[str, Any]) -> dict[str, Any]:
         return {**self.bag_builder.settings(), **self.encoder.settings(), **entry_settings(entry)}

@@ -38,7 +38,7 @@ def output_folder(folder: str | Path) -> Path:
     Raises:
         SettingsError: if it cannot be made or written to.
     """
-    folder, remedy = Path(folder), "Choose an `output_dir` that you may write to."
+    folder, remedy = Path(folder), "Choose a folder that you may write to."
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -60,7 +60,7 @@ def claimed(folder: str | Path) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise SettingsError(
-                folder, "another process is writing into it", "Wait for it to end, or choose another `output_dir`."
+                folder, "another process is writing into it", "Wait for it to end, or choose another folder."
             ) from error
         yield
 

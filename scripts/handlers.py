@@ -69,9 +69,11 @@ class BestWeights:
         self.record = record
         self.losses = {head: float("inf") for head in heads}
         self.epochs = dict.fromkeys(self.losses, 0)
+        self._evaluator: Engine | None = None
 
     def attach(self, engine: Engine) -> None:
         """Compare and save whenever a validation is complete."""
+        self._evaluator = engine
         engine.add_event_handler(Events.EPOCH_COMPLETED, self)
 
     def __call__(self, engine: Engine) -> None:
@@ -104,6 +106,11 @@ class BestWeights:
             )
         self.losses.update(losses)
         self.epochs.update(state_dict["epochs"])
+        # Else MONAI's evaluator takes the first validation to come for the best.
+        head = next(iter(self.losses))
+        if self._evaluator is not None and self.epochs[head]:
+            state: Any = self._evaluator.state
+            state.best_metric, state.best_metric_epoch = self.losses[head], self.epochs[head]
 
 
 class LastCheckpoint:

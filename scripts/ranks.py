@@ -24,12 +24,14 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from ignite.engine import Engine
+from tqdm import tqdm
 
 from scripts.errors import BundleError, SettingsError, mistake_in
 
 __all__ = [
     "SharedCounter",
     "StoppedError",
+    "check_device",
     "dataset_size",
     "deal",
     "forget_ranks",
@@ -82,7 +84,18 @@ def own_device() -> torch.device:
     """The GPU of this rank, the ``LOCAL_RANK``-th of its node; the CPU where there is none."""
     if not torch.cuda.is_available():
         return torch.device("cpu")
-    return torch.device("cuda", int(os.environ["LOCAL_RANK"])) if num_ranks() > 1 else torch.device("cuda")
+    return torch.device("cuda", _local_rank()) if num_ranks() > 1 else torch.device("cuda")
+
+
+def check_device(device: torch.device) -> None:
+    """Refuse a GPU that is not this rank's own, because another rank computes there.
+
+    Raises:
+        SettingsError: if there are several ranks, and it is another GPU than that of :func:`own_device`.
+    """
+    if num_ranks() > 1 and device.type == "cuda" and device != own_device():
+        cause = f"got {str(device)!r}, but each of the {num_ranks()} ranks has a GPU of its own"
+        raise SettingsError("device", cause, "Leave `device` out, or set it to cpu.")
 
 
 def forget_ranks() -> None:
@@ -91,37 +104,39 @@ def forget_ranks() -> None:
         os.environ.pop(name, None)
 
 
-def refuse_several(config: str) -> None:
+def refuse_several(config: str | None = None) -> None:
     """Refuse more than one rank, for a config whose workflow every rank would do alone.
 
     Args:
-        config: the file to add, with which ranks share the work.
+        config: the file to add, with which ranks share the work, if there is one.
 
     Raises:
         SettingsError: if there are several ranks.
     """
     if num_ranks() > 1:
         cause = f"each of the {num_ranks()} ranks would do all the work, and write the same files"
-        raise SettingsError("torchrun", cause, f"Add {config} to `--config_file`.")
+        remedy = f"Add {config} to `--config_file`" if config else "Run it without torchrun, in one process"
+        raise SettingsError("torchrun", cause, f"{remedy}.")
 
 
 def join(device: torch.device | str) -> None:
-    """Join the process group, with NCCL on a GPU and gloo on the CPU; alone, do nothing.
+    """Join the process group, with NCCL on a GPU and gloo on the CPU; without ``torchrun``, make one of this process.
 
     Args:
         device: of this rank, different for each where it is a GPU.
     """
-    if num_ranks() == 1 or dist.is_initialized():
+    if dist.is_initialized():
         return
     device = torch.device(device)
-    if device.type == "cuda":
+    if device.index is not None:
         torch.cuda.set_device(device)
+    # Under a name of its own: a second group of a process would find the addresses of the first, and hang.
+    store = dist.PrefixStore(f"group/{next(_uses)}", _store()) if num_ranks() > 1 else dist.HashStore()
     dist.init_process_group(
         # Objects are gathered on the CPU, also where gradients are on GPUs.
         "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
         timeout=COLLECTIVE_TIMEOUT,
-        # Under a name of its own: a second group of a process would find the addresses of the first, and hang.
-        store=dist.PrefixStore(f"group/{next(_uses)}", _store()),
+        store=store,
         rank=rank(),
         world_size=num_ranks(),
     )
@@ -250,9 +265,18 @@ class _Nothing:
     pass
 
 
+def _local_rank() -> int:
+    try:
+        return int(os.environ["LOCAL_RANK"])
+    except KeyError:
+        cause = f"is {num_ranks()}, but LOCAL_RANK, which torchrun sets with it, is not set"
+        raise SettingsError("WORLD_SIZE", cause, "Start the ranks with torchrun, or unset WORLD_SIZE.") from None
+
+
 @functools.cache
 def _store() -> dist.Store:
     """The store of this run, opened once."""
+    _local_rank()
     store, _, _ = next(dist.rendezvous("env://"))
     if not is_first_rank():
         logging.disable(logging.INFO)
@@ -295,7 +319,8 @@ def _tell_failures(store: dist.Store) -> None:
         if failed != rank() and mistake_in(error) is None:
             # What a collective call says when its partner is gone, in many lines.
             reason = next(iter(str(error).splitlines()), "")
-            sys.stderr.write(f"error: {_stopped(failed, f' ({kind.__name__}: {reason})')}\n")
+            because = f" ({kind.__name__}: {reason})" if reason else ""
+            tqdm.write(f"error: {_stopped(failed, because)}", file=sys.stderr)
         else:
             show(kind, error, trace)
 

@@ -66,6 +66,7 @@ def get_forward(runtime: str, backbone: Backbone, batch_size: int) -> Forward:
     """
     if runtime == "torch":
         return backbone
+    logger.info("preparing %s for runtime %s, which takes seconds, on busy cores a minute", backbone.name, runtime)
     return _OpenVINO(backbone) if runtime == "openvino" else _FullBatches(_compiled(backbone), batch_size)
 
 
@@ -162,8 +163,11 @@ def _fold_batch_norms(network: nn.Module) -> None:
 def _missing_to_compile(device: torch.device) -> str | None:
     """What ``torch.compile`` needs and this machine lacks."""
     if device.type == "cuda":
-        return None if find_spec("triton") else "triton"
-    if not any(shutil.which(compiler) for compiler in (os.environ.get("CXX", "g++"), "clang++")):
+        if not find_spec("triton"):
+            return "triton"
+        if not any(shutil.which(compiler) for compiler in (os.environ.get("CC", "gcc"), "clang")):
+            return "a C compiler"
+    elif not any(shutil.which(compiler) for compiler in (os.environ.get("CXX", "g++"), "clang++")):
         return "a C++ compiler"
     if not (Path(sysconfig.get_path("include")) / "Python.h").is_file():
         return "Python.h"

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from scripts.errors import SettingsError
+from scripts.ranks import check_device
 
 __all__ = ["OPTIMIZERS", "check_settings", "optimizer_class"]
 
@@ -88,3 +89,4 @@ def _check_device(value: Any) -> None:
         raise SettingsError("device", f"got {value!r}", remedy)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise SettingsError("device", f"got {value!r}, and torch sees {torch.cuda.device_count()} GPUs", remedy)
+    check_device(device)

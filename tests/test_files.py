@@ -63,12 +63,13 @@ def test_a_file_in_the_place_of_the_folder_is_an_error_of_one_line(tmp_path):
     (tmp_path / "taken").write_text("a file")
     with (
         pytest.raises(
-            SettingsError, match=r"taken/out: cannot be made \(Not a directory\)\. Choose an `output_dir` that you may"
+            SettingsError,
+            match=r"taken/out: cannot be made \(Not a directory\)\. Choose a folder that you may write to",
         ),
         replacing(tmp_path / "taken" / "out" / "x.csv"),
     ):
         pass
-    with pytest.raises(SettingsError, match=r"taken: cannot be made \(File exists\)\. Choose an `output_dir`"):
+    with pytest.raises(SettingsError, match=r"taken: cannot be made \(File exists\)\. Choose a folder"):
         output_folder(tmp_path / "taken")
     assert (tmp_path / "taken").read_text() == "a file"
 
@@ -81,7 +82,7 @@ def test_a_folder_that_may_not_be_written_to_is_an_error_of_one_line(tmp_path, m
     with (
         pytest.raises(
             SettingsError,
-            match=r"readonly: is a folder that you may not write to\. Choose an `output_dir` that you may",
+            match=r"readonly: is a folder that you may not write to\. Choose a folder that you may write to",
         ),
         replacing(folder / "x.csv"),
     ):

@@ -1,3 +1,5 @@
+import logging
+
 import cv2
 import numpy as np
 import pytest
@@ -90,6 +92,17 @@ def test_a_resumed_training_has_the_earlier_best_to_beat(tmp_path):
     second.load_state_dict(first.state_dict())
     validate(second, network, [(1.0, 1.0, 1.0), (0.91, 0.49, 0.81)])
     assert [kept(tmp_path, head) for head in HEADS] == [1, 2, 1]
+
+
+def test_a_resumed_validation_is_not_called_the_best_for_being_the_first(tmp_path, caplog):
+    Training(tmp_path, epochs=2).run()
+    content = checkpoint(tmp_path)
+    content["best"]["losses"]["global"] = 0.0  # which no epoch will reach
+    torch.save(content, tmp_path / "last.ckpt")
+    with caplog.at_level(logging.INFO):
+        Training(tmp_path, epochs=3, resume=True).run()
+    assert "Got new best metric" not in caplog.text
+    assert "going on after epoch 2" in caplog.text
 
 
 def test_kept_weights_tell_what_they_were_trained_with_and_on(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import signal
 import sys
@@ -24,6 +25,8 @@ from scripts.ranks import (
     from_first_rank,
     gather_dealt,
     is_first_rank,
+    join,
+    leave,
     num_ranks,
     own_device,
     rank,
@@ -32,6 +35,7 @@ from scripts.ranks import (
     wait_for_ranks,
     waiting,
 )
+from scripts.settings import check_settings
 from tests.cohorts import builder, draw_cohort, tiny_encoder
 from tests.torchruns import torchrun
 
@@ -50,6 +54,15 @@ def test_without_torchrun_there_is_one_rank_that_does_all():
     assert own_device().type == ("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def test_a_group_of_one_needs_no_torchrun():
+    join("cpu")
+    join("cpu")  # as the second of two workflows of a process does
+    assert (dist.get_world_size(), dist.get_rank()) == (1, 0)
+    assert gather_dealt([3, 4]) == [3, 4]
+    leave()
+    assert not dist.is_initialized()
+
+
 def test_a_process_that_a_rank_starts_is_a_run_of_its_own(monkeypatch):
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
@@ -60,10 +73,25 @@ def test_a_process_that_a_rank_starts_is_a_run_of_its_own(monkeypatch):
 
 def test_each_rank_of_a_node_has_a_gpu_of_its_own(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert own_device() == torch.device("cuda")
+    for device in ("cpu", "cuda", "cuda:0", "cuda:1"):
+        check_settings(device=device)
     for name, value in {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}.items():
         monkeypatch.setenv(name, value)
     assert own_device() == torch.device("cuda:1")
+    check_settings(device="cuda:1")
+    check_settings(device="cpu")
+    for device in ("cuda", "cuda:0"):
+        with pytest.raises(SettingsError, match=f"device: got '{device}', but each of the 8 ranks has .* Leave"):
+            check_settings(device=device)
+
+
+def test_ranks_that_torchrun_did_not_start_are_refused(monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(SettingsError, match="WORLD_SIZE: is 2, but LOCAL_RANK.* Start the ranks with torchrun"):
+        join("cpu")
 
 
 @pytest.mark.parametrize(
@@ -133,6 +161,24 @@ def test_a_rank_stops_when_another_failed(store):
     for use in (lambda: next(queue), lambda: next(wait), lambda: from_first_rank(lambda: [1])):
         with pytest.raises(StoppedError, match=r"rank 1: stopped, because rank 0 failed\. See its message\."):
             use()
+
+
+def test_told_to_stop_a_rank_says_so_also_when_it_hears_first_of_another_that_failed(store, tmp_path):
+    cohort, encoder = draw_cohort(tmp_path, 2), tiny_encoder()
+    encode = encoder.encode
+
+    def told(bag, transform):
+        store.set("failed", "0")
+        os.kill(os.getpid(), signal.SIGTERM)
+        yield from encode(bag, transform)
+
+    encoder.encode = told
+    todo = [(number, [0], 1) for number in range(2)]
+    store.set("made/0", json.dumps(encoder.settings()))
+    store.set("made/1", json.dumps(todo))
+    with pytest.raises(StoppedError, match="rank 1: was told to stop"):
+        Extractor(cohort, builder(), encoder, tmp_path / "features").run()
+    assert made(tmp_path / "features") == ["s0"]
 
 
 def test_the_first_failure_is_told_as_it_is_and_what_follows_from_it_in_one_line(store, capsys):

@@ -125,6 +125,15 @@ def test_without_a_compiler_it_goes_on_with_torch_and_says_so(monkeypatch, caplo
     assert encoder.settings()["runtime"] == "torch"  # what a bank will say
 
 
+@pytest.mark.parametrize(("found", "missing"), [("gcc", "triton"), (None, "a C compiler")])
+def test_on_a_gpu_it_needs_triton_and_a_c_compiler(monkeypatch, caplog, found, missing):
+    monkeypatch.setattr(runtimes, "find_spec", lambda name: None if missing == "triton" else object())
+    monkeypatch.setattr(runtimes.shutil, "which", lambda name: found)
+    with caplog.at_level(logging.WARNING):
+        assert choose_runtime("compile", torch.device("cuda")) == "torch"
+    assert f"({missing} is missing)" in caplog.text
+
+
 def test_what_was_prepared_is_kept_for_the_same_device(bag):
     encoder = Encoder(tiny_backbone(), runtime="openvino")
     encoder.encode_rows(bag)

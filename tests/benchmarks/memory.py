@@ -75,26 +75,25 @@ def measure(stage: str, slide: Path) -> None:
 
 
 def inference(slide: Path, folder: Path) -> ConfigParser:
-    """The shipped inference with weights drawn at random, heatmaps of every class included."""
+    """The shipped inference of a slide, heatmaps included."""
     (folder / "slides").mkdir()
     os.symlink(slide, folder / "slides" / slide.name)
+    return shipped("inference", folder, dataset_dir=str(folder / "slides"))
+
+
+def shipped(config: str, folder: Path, **knobs: str) -> ConfigParser:
+    """A shipped config that writes into ``folder``, with weights drawn at random there."""
     parser = ConfigParser()
-    parser.read_config("configs/inference.json")
-    parser.update({"dataset_dir": str(folder / "slides"), "output_dir": str(folder / "out"), "ckpt_dir": str(folder)})
+    parser.read_config(f"configs/{config}.json")
+    parser.update({"output_dir": str(folder / "out"), "ckpt_dir": str(folder), **knobs})
     parser.parse()
     torch.manual_seed(0)
-    network = parser.get_parsed_content("network")
-    settings = parser.get_parsed_content("settings")
-    sign(
-        network,
-        {
-            "version": "0",
-            "settings": settings,
-            "data": {"training_slides": 1, "validation_slides": 1, "drawn_slides": 2},
-        },
-    )
-    with replacing(weights_path(folder, "global")) as part:
-        torch.save(network.state_dict(), part)
+    network = parser.get_parsed_content("network_def")
+    data = {"training_slides": 1, "validation_slides": 1, "drawn_slides": 2}
+    sign(network, {"version": "0", "settings": parser.get_parsed_content("settings"), "data": data})
+    for head in parser.get_parsed_content("heads"):
+        with replacing(weights_path(folder, head)) as part:
+            torch.save(network.state_dict(), part)
     return parser
 
 

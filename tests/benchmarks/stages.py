@@ -21,7 +21,7 @@ from scripts.features import read_bank, write_bank
 from scripts.runtimes import RUNTIMES
 from tests.benchmarks.bench_slides import drawn_slides, write_tiled
 from tests.benchmarks.extraction import BACKBONES, load
-from tests.benchmarks.memory import inference
+from tests.benchmarks.memory import inference, shipped
 
 TIMES = 3
 FORWARD = {
@@ -43,6 +43,7 @@ def main() -> None:
         slide = Path(drawn_slides(args.dataset_dir, 1)[0]["image"])
         extraction(write_tiled(slide, Path(folder) / "slide.tif", TIMES), args.backbone, args.runtime)
         whole_slide_inference(Path(folder) / "slide.tif", Path(folder))
+        evaluation(args.dataset_dir, Path(folder) / "evaluation")
 
 
 def extraction(slide: Path, backbone: str, runtime: str) -> None:
@@ -86,9 +87,34 @@ def whole_slide_inference(slide: Path, folder: Path) -> None:
         "network": cumulative(profiler, "inferers.py", "__call__"),
         "heatmaps": cumulative(profiler, "heatmap_writer.py", "__call__"),
     }
-    spent["the rest"] = whole - sum(spent.values())
-    print(f"\ninferring, 1 slide, {evaluator.state.iteration} iteration\n{'stage':<24}{'s':>12}{'share':>8}")
-    for stage, seconds in spent.items():
+    print(f"\ninferring, 1 slide, {evaluator.state.iteration} iteration")
+    show(spent, whole)
+
+
+def evaluation(dataset_dir: Path, folder: Path) -> None:
+    """Evaluation by the shipped config, of slides whose banks are there, with regions to compare heatmaps with."""
+    parser = shipped("evaluate", folder, dataset_dir=str(dataset_dir), partition="training")
+    parser.get_parsed_content("extractor").run()
+    evaluator = parser.get_parsed_content("evaluator")
+    profiler = cProfile.Profile()
+    start = time.perf_counter()
+    profiler.runcall(evaluator.run)
+    whole = time.perf_counter() - start
+    spent = {
+        "waiting for banks": cumulative(profiler, "loaders.py", "__iter__"),
+        "network": cumulative(profiler, "inferer.py", "__call__"),
+        "scores, intervals": cumulative(profiler, "reports.py", "_end"),
+        "heatmaps and regions": cumulative(profiler, "localisation_report.py", "_compare"),
+        "their intervals": cumulative(profiler, "localisation_report.py", "_end"),
+    }
+    print(f"\nevaluating, {evaluator.state.iteration} slides")
+    show(spent, whole)
+
+
+def show(spent: dict[str, float], whole: float) -> None:
+    """Print the stages' seconds, and what is left of all."""
+    print(f"{'stage':<24}{'s':>12}{'share':>8}")
+    for stage, seconds in {**spent, "the rest": whole - sum(spent.values())}.items():
         print(f"{stage:<24}{seconds:>12.3f}{seconds / whole:>8.1%}")
 
 

@@ -4,11 +4,13 @@ import json
 from pathlib import Path
 
 import h5py
+import monai.bundle
 import numpy as np
 import pytest
 import torch
 
 from scripts.errors import mistake_in
+from tests.conftest import ROOT
 from tests.torchruns import torchrun
 
 JOBS = """
@@ -123,7 +125,7 @@ def test_a_training_in_two_ranks_is_not_resumed_in_one(two, data, workflow):
     settings = {**TRAINING, "epochs": 4, "resume": True}
     with pytest.raises(RuntimeError) as caught:
         workflow("training", "train", method="mustmil", **data, **settings, **places(two / "mustmil"))
-    assert "settings (ranks 2, now None)" in str(mistake_in(caught.value))
+    assert "settings (ranks 2, now 1)" in str(mistake_in(caught.value))
 
 
 # One slide, fewer than ranks, and four; the rank that has no slide of its own must count nothing twice.
@@ -132,6 +134,26 @@ def test_evaluation_gives_what_one_rank_gives_to_the_last_digit(two, data, train
     workflow("evaluating", "evaluate", partition=partition, **data, **places(tmp_path, trained / "models"))
     for name in ("metrics.json", "predictions.csv", "localisation.json", "localisation.csv"):
         assert (tmp_path / name).read_bytes() == (two / partition / name).read_bytes()
+
+
+def test_without_torchrun_the_configs_for_several_ranks_are_those_of_one(data, trained, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    plain, ranked = tmp_path / "plain", tmp_path / "ranked"
+    for folder, configs in ((plain, ["configs/train.json"]), (ranked, overlaid("train"))):
+        monai.bundle.run(run_id="training", config_file=configs, **data, **TRAINING, **places(folder))
+    for folder, configs in ((plain, ["configs/evaluate.json"]), (ranked, overlaid("evaluate"))):
+        monai.bundle.run(run_id="evaluating", config_file=configs, **data, **places(folder))
+    for name in ("metrics.json", "predictions.csv"):
+        assert (plain / name).read_bytes() == (ranked / name).read_bytes()
+
+
+@pytest.mark.parametrize(("run_id", "config"), [("inferring", "inference"), ("inspecting", "inspect")])
+def test_what_ranks_cannot_share_is_refused(cohort, workflow, tmp_path, monkeypatch, run_id, config):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(RuntimeError) as caught:
+        workflow(run_id, config, output_dir=str(tmp_path))
+    assert "torchrun: each of the 2 ranks would do all the work" in str(mistake_in(caught.value))
+    assert "Run it without torchrun, in one process." in str(mistake_in(caught.value))
 
 
 @pytest.mark.parametrize(("run_id", "config"), [("training", "train"), ("evaluating", "evaluate")])
