@@ -6,10 +6,10 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-import openslide
 import tifffile
 
 from scripts.errors import SlideError
+from scripts.isolation import ReaderError, read_properties
 from scripts.magnification import MPP_AT_1X
 
 __all__ = ["Resolution", "find_resolution"]
@@ -79,10 +79,10 @@ def find_resolution(path: Path, mpp: float | None = None) -> Resolution:
 
 def _openslide_properties(path: Path) -> dict[str, str]:
     try:
-        with openslide.OpenSlide(path) as slide:
-            return dict(slide.properties)
-    except openslide.OpenSlideError:
-        return {}  # a format that OpenSlide does not know may still be a TIFF that cuCIM and tifffile do
+        return read_properties(path)
+    except ReaderError as error:
+        remedy = "Is the file complete? Copy it again, or leave the slide out."
+        raise SlideError(path, f"its resolution cannot be read ({error})", remedy) from error
 
 
 def _from_openslide(properties: dict[str, str]) -> tuple[float, float] | None:

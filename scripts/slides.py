@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import logging
 import math
-from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
-import tifffile
-from monai.data.wsi_reader import WSIReader
-from monai.utils import optional_import
 from numpy.typing import NDArray
 
 from scripts.errors import SettingsError, SlideError
+from scripts.isolation import ReaderError, Stamp, has_cucim, open_levels, read_pixels, stamp_of
 from scripts.magnification import Scale, magnification_of, mpp_of, scale_name
 from scripts.resolution import Resolution, find_resolution
 
@@ -28,6 +24,8 @@ READ_LEVELS = ("nearest", "highest")
 # write 0.2525 um/px for 40x, and their pyramids round sizes.
 MPP_RTOL = 0.05
 WHITE = 255
+# Of the files that MONAI's reader with cuCIM takes.
+CUCIM_SUFFIXES = (".tif", ".tiff", ".svs")
 # Read at most this many pixels of a level at once: what an overview of a gigapixel slide costs in memory.
 OVERVIEW_BLOCK_PX = 2048
 
@@ -35,21 +33,23 @@ logger = logging.getLogger(__name__)
 
 
 class Slide:
-    """A whole slide image, read through MONAI's :class:`~monai.data.WSIReader`.
+    """A whole slide image, read with the libraries that MONAI's :class:`~monai.data.WSIReader` reads with.
 
+    They read in processes of their own (:mod:`scripts.isolation`): a file on which one crashes costs that slide alone.
     All positions are (x, y) in the level-0 frame, as floats; they are rounded once, at the read. What lies
     beyond the border is white, with every backend.
 
     Args:
         path: the slide's file.
-        reader: MONAI's backend, ``"cucim"`` or ``"openslide"``; ``"auto"`` takes cuCIM, and OpenSlide where
+        reader: the backend by MONAI's name, ``"cucim"`` or ``"openslide"``; ``"auto"`` takes cuCIM, and OpenSlide where
             cuCIM cannot read the file or is not installed.
         mpp: micrometres per pixel of level 0, where the file does not say it or says it wrongly.
         read_level: ``"nearest"`` reads the nearest finer level of the pyramid, ``"highest"`` the finest one
             as the paper does; both are then area-averaged to the magnification asked for.
 
     Raises:
-        SlideError: if there is no such file, no backend can read it, or its resolution is unknown.
+        SlideError: if there is no such file, no backend can read it, its levels contradict each other, or its
+            resolution is unknown.
         SettingsError: if ``reader`` or ``read_level`` has no such value.
     """
 
@@ -63,36 +63,15 @@ class Slide:
             raise SlideError(self.path, "no such file", "Check the path in the datalist, and `dataset_dir`.")
         if not self.path.is_file():
             raise SlideError(self.path, "is a folder or a device, not a slide", "Give the slide's file.")
-        self.backend, self._opened = _open(self.path, reader)
+        self._stamp: Stamp = stamp_of(self.path)
+        self.backend, self.level_sizes = _open(self.path, reader, self._stamp)
+        self.downsamples = _downsamples(self.path, self.level_sizes)
         self.resolution: Resolution = find_resolution(self.path, mpp)
-
-    def __getstate__(self) -> dict[str, Any]:
-        # The libraries' handles cannot travel to another process: it opens its own.
-        return {**self.__dict__, "_opened": None}
-
-    @property
-    def _handle(self) -> tuple[WSIReader, Any]:
-        if self._opened is None:
-            _, self._opened = _open(self.path, self.backend)
-        return self._opened
-
-    @cached_property
-    def level_sizes(self) -> list[tuple[int, int]]:
-        """(width, height) in pixels of each level, finest first."""
-        reader, wsi = self._handle
-        return [reader.get_size(wsi, level)[::-1] for level in range(reader.get_level_count(wsi))]
 
     @property
     def size_level0(self) -> tuple[int, int]:
         """(width, height) of level 0."""
         return self.level_sizes[0]
-
-    @cached_property
-    def downsamples(self) -> list[float]:
-        """Level-0 pixels per pixel of each level."""
-        # From the sizes, because the backends disagree on how they average the two axes.
-        width, height = self.size_level0
-        return [(width / w + height / h) / 2 for w, h in self.level_sizes]
 
     @property
     def base_mpp(self) -> float:
@@ -227,10 +206,9 @@ class Slide:
         return region
 
     def _read_inside(self, left: int, top: int, width: int, height: int, level: int) -> NDArray[np.uint8]:
-        reader, wsi = self._handle
         try:
-            return _read_rgb(reader, wsi, (left, top), (width, height), level, self.downsamples[level])
-        except Exception as error:
+            return read_pixels(self.path, self.backend, self._stamp, left, top, width, height, level)
+        except ReaderError as error:
             raise SlideError(
                 self.path,
                 f"{self.backend} cannot read {width} x {height} px at ({left}, {top}) of level {level} ({error})",
@@ -259,21 +237,18 @@ def check_reader(reader: str, read_level: str) -> None:
             raise SettingsError(key, f"got {value!r}", f"Choose one of {', '.join(known)}.")
 
 
-def _open(path: Path, reader: str) -> tuple[str, tuple[WSIReader, Any]]:
-    """The backend's name, MONAI's reader and its handle of the slide."""
+def _open(path: Path, reader: str, stamp: Stamp) -> tuple[str, list[tuple[int, int]]]:
+    """The backend's name, and (width, height) of each level."""
     reasons = []
     for backend in _candidates(path) if reader == "auto" else (reader,):
         try:
-            wsi_reader = WSIReader(backend, channel_dim=-1)
-            wsi = wsi_reader.read(str(path))
-            _probe(wsi_reader, wsi)
-        # Each library raises its own kind of error; none is lost: all stand in the message below.
-        except Exception as error:
-            reasons.append(f"{backend}: {str(error).strip() or type(error).__name__}")
+            levels = open_levels(path, backend, stamp)
+        except ReaderError as error:
+            reasons.append(f"{backend}: {error}")
             continue
         if reasons:
             logger.info("%s is read with %s (%s)", path.name, backend, "; ".join(reasons))
-        return backend, (wsi_reader, wsi)
+        return backend, levels
     raise SlideError(
         path,
         f"cannot be read as a slide ({'; '.join(reasons)})",
@@ -282,46 +257,25 @@ def _open(path: Path, reader: str) -> tuple[str, tuple[WSIReader, Any]]:
 
 
 def _candidates(path: Path) -> tuple[str, ...]:
-    _, has_cucim = optional_import("cucim", name="CuImage")
     # cuCIM takes the TIFFs inside other vendors' formats for plain ones: only files it claims to know.
-    if has_cucim and WSIReader("cucim").reader.verify_suffix(str(path).lower()) and not _ends_cucim(path):
+    if path.suffix.lower() in CUCIM_SUFFIXES and has_cucim():
         return "cucim", "openslide"
     return ("openslide",)
 
 
-def _ends_cucim(path: Path) -> bool:
-    """Whether cuCIM (26.10) would take the whole process down: it does on tiles stored with a predictor."""
-    try:
-        with tifffile.TiffFile(path) as tiff:
-            return tiff.pages.first.predictor != 1
-    except (tifffile.TiffFileError, IndexError):
-        return False  # no TIFF, or one without a page: cuCIM refuses these in good order
-
-
-def _probe(reader: WSIReader, wsi: Any) -> None:
-    """Read a corner of each level: some files open and then cannot be decoded."""
-    for level in range(reader.get_level_count(wsi)):
-        height, width = reader.get_size(wsi, level)
-        _read_rgb(reader, wsi, (0, 0), (min(width, 16), min(height, 16)), level, 1.0)
-
-
-def _read_rgb(
-    reader: WSIReader, wsi: Any, xy: tuple[int, int], size_px: tuple[int, int], level: int, downsample: float
-) -> NDArray[np.uint8]:
-    if reader.backend == "cucim":
-        # cuCIM divides positions by the downsample, and truncates.
-        x, y = (math.ceil(round(v * downsample, 3)) for v in xy)
-        # Not by the reader's `get_data`: it picks the channels by `numpy.take`, which costs half as much as decoding.
-        pixels = np.asarray(wsi.read_region(location=(x, y), size=size_px, level=level))
-        if pixels.ndim != 3 or pixels.shape[-1] not in (3, 4):
-            raise ValueError(f"wanted pixels with 3 or 4 channels, got {list(pixels.shape)}")
-        rgb: NDArray[np.uint8] = np.require(pixels[..., :3], requirements=["C", "W"])
-        return rgb
-    # MONAI gives positions as (top, left) of level 0 and sizes as (height, width) of the level. OpenSlide interpolates
-    # where a level does not divide level 0: the nearest position keeps that within 1 / (2 * downsample) of a pixel.
-    location = (round(round(xy[1] * downsample, 3)), round(round(xy[0] * downsample, 3)))
-    pixels, _ = reader.get_data(wsi, location=location, size=size_px[::-1], level=level, mode="RGBA")
-    # Where a scanner has seen nothing OpenSlide is transparent, and black underneath.
-    image: NDArray[np.uint8] = np.array(pixels[..., :3], order="C")
-    image[pixels[..., 3] == 0] = WHITE
-    return image
+def _downsamples(path: Path, level_sizes: list[tuple[int, int]]) -> list[float]:
+    """Level-0 pixels per pixel of each level."""
+    # From the sizes, because the backends disagree on how they average the two axes.
+    width, height = level_sizes[0]
+    downsamples = []
+    for level, (w, h) in enumerate(level_sizes):
+        across, down = width / w, height / h
+        # Sides are rounded to whole pixels.
+        if abs(across - down) > MPP_RTOL * max(across, down) + across / w + down / h:
+            raise SlideError(
+                path,
+                f"its level {level} is {across:.3g} times narrower and {down:.3g} times lower than level 0",
+                "Is it a pyramid? Convert it again, or leave the slide out.",
+            )
+        downsamples.append((across + down) / 2)
+    return downsamples

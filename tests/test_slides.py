@@ -143,8 +143,23 @@ def test_openslide_reads_tiles_with_a_predictor_on_which_cucim_would_crash(tmp_p
 
 
 def test_openslide_reads_where_cucim_is_not_installed(pyramid, monkeypatch):
-    monkeypatch.setattr("scripts.slides.optional_import", lambda *args, **kwargs: (None, False))
+    monkeypatch.setattr("scripts.slides.has_cucim", lambda: False)
     assert Slide(pyramid).backend == "openslide"
+
+
+def test_levels_that_contradict_each_other_are_refused(tmp_path, image):
+    path = tmp_path / "odd.tif"
+    with tifffile.TiffWriter(path) as tiff:
+        for level, size in enumerate(((1300, 900), (650, 200))):
+            tiff.write(cv2.resize(image, size), tile=(128, 128), photometric="rgb", metadata=None, subfiletype=level)
+    with pytest.raises(SlideError, match=r"its level 1 is 2 times narrower and 4\.5 times lower than level 0"):
+        Slide(path, mpp=0.5)
+
+
+@pytest.mark.parametrize("side", [257, 300, 1009])
+def test_levels_may_be_rounded_to_whole_pixels(tmp_path, side):
+    path = write_pyramid(tmp_path / "rounded.tif", noise(side, 40 * 7), downsamples=(1, 4, 16, 64))
+    assert len(Slide(path).downsamples) == 4
 
 
 def test_a_slide_travels_to_another_process(pyramid):

@@ -1,0 +1,87 @@
+"""The process in which native libraries read slides: what takes it down takes no run with it.
+
+It imports nothing that is slow or large. Started by :mod:`scripts.isolation`, it answers one request after the other
+until its end of the connection is closed.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections import OrderedDict
+from mmap import mmap
+from multiprocessing.connection import Connection
+from typing import Any
+
+import numpy as np
+
+from scripts.backends import BACKENDS, Backend, openslide_properties
+
+__all__ = ["serve"]
+
+# A bag is read while the next is made, and a batch of bags may come from a few slides.
+OPEN_SLIDES = 4
+# Some files open and then cannot be decoded: of each level a corner is read.
+CORNER_PX = 16
+
+# A file as it was when the slide was opened: (device, inode, size, time of its last change).
+Stamp = tuple[int, int, int, int]
+
+
+def serve(connection_fd: int, memory_fd: int) -> None:
+    """Answer requests.
+
+    A request is the name of a method of :class:`_Requests` and its arguments. The answer is ``(True, result)``, or
+    ``(False, message)`` where it raised.
+
+    Args:
+        connection_fd: file descriptor of the connection.
+        memory_fd: file descriptor of the memory into which pixels are written; it grows as the other side wants.
+    """
+    # Whoever started it decides when it ends, by closing the connection.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    requests = _Requests(memory_fd)
+    with Connection(connection_fd) as connection:
+        while True:
+            try:
+                method, arguments = connection.recv()
+            except EOFError:
+                return
+            try:
+                answer = (True, getattr(requests, method)(*arguments))
+            except Exception as error:  # told to the other side, which names the slide
+                answer = (False, str(error).strip() or type(error).__name__)
+            connection.send(answer)
+
+
+class _Requests:
+    def __init__(self, memory_fd: int) -> None:
+        self.memory_fd = memory_fd
+        self.memory: mmap | None = None
+        self.slides: OrderedDict[tuple[str, str, Stamp], Backend] = OrderedDict()
+
+    def properties(self, path: str) -> dict[str, str]:
+        return openslide_properties(path)
+
+    def open(self, path: str, backend: str, stamp: Stamp) -> list[tuple[int, int]]:
+        slide = self._slide(path, backend, stamp)
+        for level, (width, height) in enumerate(slide.level_sizes):
+            slide.read(0, 0, level, np.empty((min(height, CORNER_PX), min(width, CORNER_PX), 3), dtype=np.uint8))
+        return slide.level_sizes
+
+    def read(self, path: str, backend: str, stamp: Stamp, region: tuple[int, int, int, int, int]) -> None:
+        left, top, width, height, level = region
+        size = width * height * 3
+        if self.memory is None or len(self.memory) < size:
+            self.memory = mmap(self.memory_fd, 0)  # as large as the other side has made it
+        out = np.frombuffer(self.memory, dtype=np.uint8, count=size).reshape(height, width, 3)
+        self._slide(path, backend, stamp).read(left, top, level, out)
+
+    def _slide(self, path: str, backend: str, stamp: Stamp) -> Backend:
+        key: Any = (path, backend, tuple(stamp))
+        if key not in self.slides:
+            self.slides[key] = BACKENDS[backend](path)
+            if len(self.slides) > OPEN_SLIDES:
+                self.slides.popitem(last=False)[1].close()
+        self.slides.move_to_end(key)
+        return self.slides[key]

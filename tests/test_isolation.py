@@ -1,0 +1,184 @@
+"""Native readers in processes of their own: what happens to one costs its slide, and nothing else."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import psutil
+import pytest
+
+from scripts import isolation
+from scripts.errors import SlideError
+from scripts.isolation import ReaderError, open_levels, read_pixels, read_properties, stamp_of
+from scripts.slides import Slide
+from tests.pyramids import noise, write_pyramid
+
+
+@pytest.fixture(scope="module")
+def image():
+    return noise(600, 900)
+
+
+@pytest.fixture(scope="module")
+def pyramid(image, tmp_path_factory):
+    return write_pyramid(tmp_path_factory.mktemp("isolation") / "p.tif", image, mpp=0.5, downsamples=(1, 4))
+
+
+@pytest.fixture
+def nobody():
+    """No process waits for a question."""
+    isolation._end_all()
+    yield
+    isolation._end_all()
+
+
+def readers():
+    return [child for child in psutil.Process().children() if "scripts.reader_process" in " ".join(child.cmdline())]
+
+
+def test_no_native_library_is_loaded_by_reading_a_slide(pyramid):
+    code = (
+        "import sys; from scripts.slides import Slide; Slide(sys.argv[1]).read_overview(8); print(sorted(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, pyramid], capture_output=True, text=True, check=True)
+    assert "'tifffile'" in done.stdout
+    assert "'cucim'" not in done.stdout
+    assert "'openslide'" not in done.stdout
+
+
+def test_the_process_that_reads_has_no_framework_in_it(pyramid, nobody):
+    slide = Slide(pyramid, reader="cucim")
+    slide.read_overview(8.0)
+    (process,) = readers()
+    assert not any("torch" in mapped.path or "itk" in mapped.path.lower() for mapped in process.memory_maps())
+
+
+@pytest.mark.parametrize("backend", ["cucim", "openslide"])
+def test_what_comes_back_is_a_copy_that_the_next_read_leaves_alone(pyramid, image, backend):
+    stamp = stamp_of(pyramid)
+    first = read_pixels(pyramid, backend, stamp, 10, 20, 300, 200, 0)
+    second = read_pixels(pyramid, backend, stamp, 500, 300, 400, 300, 0)
+    assert np.array_equal(first, image[20:220, 10:310])
+    assert np.array_equal(second, image[300:600, 500:900])
+    first[:] = 0  # it is the caller's
+
+
+def test_threads_that_read_at_once_have_a_process_each_and_get_what_they_asked_for(pyramid, image, nobody):
+    stamp, together = stamp_of(pyramid), threading.Barrier(3)
+
+    def read(number):
+        together.wait()
+        places = np.random.default_rng(number).integers(0, 400, (20, 2)).tolist()
+        return all(
+            np.array_equal(read_pixels(pyramid, "cucim", stamp, x, y, 150, 100, 0), image[y : y + 100, x : x + 150])
+            for x, y in places
+        )
+
+    with ThreadPoolExecutor(3) as threads:
+        assert list(threads.map(read, range(3))) == [True] * 3
+    assert 1 <= len(readers()) <= 3
+    assert read_properties(pyramid)["openslide.level-count"] == "2"
+    assert 1 <= len(readers()) <= 3  # the next question goes to one that is there
+
+
+@pytest.mark.parametrize(
+    ("number", "says"),
+    [(signal.SIGSEGV, r"crashed \(SIGSEGV\)"), (signal.SIGKILL, "was killed, perhaps for want of memory")],
+)
+def test_a_reader_that_dies_costs_the_slide_and_the_next_one_is_read(pyramid, image, nobody, number, says):
+    slide = Slide(pyramid, reader="cucim")
+    (process,) = readers()
+    process.suspend()  # so that it dies of the question
+    killer = threading.Timer(0.5, lambda: (process.send_signal(number), process.resume()))
+    killer.start()
+    message = rf"p\.tif: cucim cannot read 64 x 64 px at \(0, 0\) of level 0 \(cucim {says}\)\. Is the file complete"
+    with pytest.raises(SlideError, match=message):
+        slide.read_region((0, 0), (64, 64), 0.5)
+    assert np.array_equal(slide.read_region((0, 0), (64, 64), 0.5), image[:64, :64])
+    assert len(readers()) == 1
+
+
+def test_a_reader_that_died_while_idle_costs_nothing(pyramid, image, nobody):
+    slide = Slide(pyramid)
+    (process,) = readers()
+    process.kill()
+    while process.status() != psutil.STATUS_ZOMBIE:
+        pass
+    assert np.array_equal(slide.read_region((0, 0), (64, 64), 0.5), image[:64, :64])
+
+
+def test_a_reader_that_gives_no_answer_is_given_up(pyramid, image, nobody, monkeypatch):
+    slide = Slide(pyramid)
+    (process,) = readers()
+    monkeypatch.setattr(isolation, "ANSWER_SECONDS", 0.5)
+    process.suspend()
+    with pytest.raises(SlideError, match=r"cucim gave no answer for 0\.5 seconds"):
+        slide.read_region((0, 0), (64, 64), 0.5)
+    assert not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    monkeypatch.undo()
+    assert np.array_equal(slide.read_region((0, 0), (64, 64), 0.5), image[:64, :64])
+
+
+def test_a_slide_that_was_replaced_is_opened_anew(tmp_path, image):
+    path = write_pyramid(tmp_path / "s.tif", image)
+    assert np.array_equal(Slide(path).read_region((0, 0), (50, 50), 0.5), image[:50, :50])
+    other = noise(700, 800, seed=1)
+    write_pyramid(tmp_path / "s.tif", other)
+    slide = Slide(path)
+    assert slide.size_level0 == (800, 700)
+    assert np.array_equal(slide.read_region((0, 0), (50, 50), 0.5), other[:50, :50])
+
+
+def test_what_stops_a_run_leaves_the_readers_to_finish_their_slide(pyramid, image, nobody):
+    # torchrun's SIGTERM and a terminal's SIGINT reach them too; the run decides.
+    slide = Slide(pyramid)
+    (process,) = readers()
+    process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGINT)
+    assert np.array_equal(slide.read_region((0, 0), (64, 64), 0.5), image[:64, :64])
+    assert readers() == [process]
+
+
+@pytest.mark.parametrize("ending", ["", "os.kill(os.getpid(), 9)"])
+def test_no_reader_is_left_when_its_run_is_over(pyramid, ending):
+    code = (
+        "import os, sys, psutil; from scripts.slides import Slide; slide = Slide(sys.argv[1]); "
+        f"print(*(child.pid for child in psutil.Process().children()), flush=True); {ending}"
+    )
+    done = subprocess.run([sys.executable, "-c", code, pyramid], capture_output=True, text=True, check=False)
+    (pid,) = map(int, done.stdout.split())
+    if psutil.pid_exists(pid):
+        psutil.wait_procs([psutil.Process(pid)], timeout=10)
+    assert not psutil.pid_exists(pid)
+
+
+def test_a_forked_process_has_readers_of_its_own(pyramid, image):
+    slide = Slide(pyramid)
+    child = os.fork()
+    if child == 0:
+        same = np.array_equal(slide.read_region((0, 0), (64, 64), 0.5), image[:64, :64])
+        os._exit(0 if same else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert np.array_equal(slide.read_region((9, 9), (64, 64), 0.5), image[9:73, 9:73])
+
+
+def test_many_slides_leave_few_open(tmp_path, nobody):
+    for number in range(8):
+        Slide(write_pyramid(tmp_path / f"{number}.tif", noise(64, 64, number)))
+    (process,) = readers()
+    still_open = [file.path for file in process.open_files() if file.path.startswith(str(tmp_path))]
+    assert 1 <= len(set(still_open)) <= 4
+
+
+def test_what_a_library_says_reaches_the_caller(tmp_path):
+    text = tmp_path / "text.tif"
+    text.write_text("not a slide")
+    with pytest.raises(ReaderError, match="Unsupported or missing image file"):
+        open_levels(text, "openslide", stamp_of(text))
+    assert read_properties(text) == {}
