@@ -9,6 +9,7 @@ from typing import Any
 
 import itk
 import numpy as np
+import tifffile
 from numpy.typing import NDArray
 
 from scripts.errors import SlideError
@@ -133,7 +134,8 @@ def read_tissue_mask(path: str | Path, slide: Slide) -> TissueMask:
     """A user's own mask: an image of the whole slide at any size, tissue where it is not zero.
 
     Args:
-        path: an image that ITK can read, with one channel or RGB.
+        path: an image that ITK can read, with one channel or RGB; of a TIFF the first page, by the values that are
+            stored.
         slide: the slide that the mask belongs to.
 
     Raises:
@@ -142,8 +144,8 @@ def read_tissue_mask(path: str | Path, slide: Slide) -> TissueMask:
     if not Path(path).is_file():
         raise SlideError(slide.path, f"its mask {path} does not exist", "Correct the key `mask` in the datalist.")
     try:
-        pixels = itk.array_from_image(itk.imread(str(path)))
-    except RuntimeError as error:
+        pixels = _mask_pixels(Path(path))
+    except (RuntimeError, ValueError, tifffile.TiffFileError) as error:
         reason = str(error).strip().splitlines()[-1]
         raise SlideError(
             slide.path,
@@ -166,6 +168,21 @@ def read_tissue_mask(path: str | Path, slide: Slide) -> TissueMask:
             "A mask covers the whole slide: draw it on the whole slide, or correct the key `mask`.",
         )
     return TissueMask(pixels != 0, (pixel_x, pixel_y), slide.base_mpp)
+
+
+def _mask_pixels(path: Path) -> NDArray[Any]:
+    if path.suffix.lower() not in (".tif", ".tiff"):
+        pixels: NDArray[Any] = itk.array_from_image(itk.imread(str(path)))
+    else:
+        # Not by ITK, which turns what is stored into what is shown: it inverts boolean masks, whose zeros are white.
+        with tifffile.TiffFile(path) as tiff:
+            page = tiff.pages.first
+            if page.photometric == tifffile.PHOTOMETRIC.SEPARATED:
+                raise ValueError("its colours are stored as CMYK")
+            pixels = page.asarray()
+    if not np.isfinite(pixels).all():
+        raise ValueError("some of its values are no numbers")
+    return pixels
 
 
 def _clean(tissue: NDArray[np.bool_], mpp: float) -> NDArray[np.bool_]:

@@ -1,6 +1,7 @@
 import itk
 import numpy as np
 import pytest
+import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -101,6 +102,30 @@ def test_a_users_mask_covers_the_slide_at_any_size(tmp_path, suffix):
     mask = read_tissue_mask(path, slide)
     corners = np.array([[100.0, 900.0], [1500.0, 900.0], [100.0, 100.0], [900.0, 1000.0]])
     assert mask.fraction(corners, 200.0).tolist() == [1, 0, 0, 0.5]
+
+
+@pytest.mark.parametrize("how", [{}, {"photometric": "miniswhite"}, {"photometric": "palette"}])
+def test_a_mask_is_what_its_values_say_however_a_viewer_shows_them(tmp_path, how):
+    slide = slide_with(tmp_path, [(0, 0, 100, 100)])
+    tissue = np.zeros((160, 200), dtype=bool)
+    tissue[80:, :100] = True
+    if how:
+        tissue = tissue.astype(np.uint8)
+    if how.get("photometric") == "palette":
+        how = {**how, "colormap": np.full((3, 256), 7, dtype=np.uint16)}
+    tifffile.imwrite(tmp_path / "mask.tif", tissue, **how)
+    assert np.array_equal(read_tissue_mask(tmp_path / "mask.tif", slide).tissue, tissue)
+
+
+def test_a_mask_whose_values_mean_nothing_is_refused(tmp_path):
+    slide = slide_with(tmp_path, [(0, 0, 100, 100)])
+    nan, inks = np.full((160, 200), np.nan, dtype=np.float32), np.zeros((160, 200, 4), dtype=np.uint8)
+    tifffile.imwrite(tmp_path / "nan.tif", nan)
+    itk.imwrite(itk.image_from_array(nan), str(tmp_path / "nan.mha"))
+    tifffile.imwrite(tmp_path / "inks.tif", inks, photometric="separated")
+    for name, says in [("nan.tif", "no numbers"), ("nan.mha", "no numbers"), ("inks.tif", "stored as CMYK")]:
+        with pytest.raises(SlideError, match=rf"its mask .*{name} cannot be read \(.*{says}\)"):
+            read_tissue_mask(tmp_path / name, slide)
 
 
 def test_a_users_mask_must_fit_the_slide(tmp_path):
