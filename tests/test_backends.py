@@ -1,0 +1,55 @@
+"""cuCIM and OpenSlide, as the process that reads has them: the same pixels, and white where there is nothing."""
+
+from __future__ import annotations
+
+import numpy as np
+import openslide
+import pytest
+import tifffile
+
+from scripts.backends import BACKENDS, openslide_properties
+from scripts.slides import Slide
+from tests.pyramids import noise, write_pyramid
+
+
+@pytest.fixture(scope="module")
+def image():
+    return noise(515, 770)
+
+
+@pytest.fixture(scope="module")
+def pyramid(image, tmp_path_factory):
+    return write_pyramid(tmp_path_factory.mktemp("backends") / "p.tif", image, downsamples=(1, 4, 16))
+
+
+@pytest.mark.parametrize("name", sorted(BACKENDS))
+def test_a_backend_reads_the_pixels_of_each_level_where_they_are(pyramid, name):
+    backend = BACKENDS[name](str(pyramid))
+    assert backend.level_sizes == [(770, 515), (192, 128), (48, 32)]
+    for level, (left, top, width, height) in enumerate([(101, 57, 300, 200), (33, 5, 64, 64), (0, 0, 48, 32)]):
+        out = np.empty((height, width, 3), dtype=np.uint8)
+        backend.read(left, top, level, out)
+        stored = tifffile.imread(pyramid, key=level)[top : top + height, left : left + width].astype(int)
+        # OpenSlide interpolates where 770 / 192 is not quite 4.
+        assert np.abs(out - stored).max() <= (0 if name == "cucim" or level == 0 else 40)
+    backend.close()
+
+
+def test_what_a_scanner_has_left_out_is_white(tmp_path, image):
+    path = write_pyramid(tmp_path / "sparse.tif", image)
+    with tifffile.TiffFile(path, mode="r+b") as tiff:
+        for name in ("TileOffsets", "TileByteCounts"):
+            tag = tiff.pages[0].tags[name]
+            tag.overwrite([0 if tile == 8 else value for tile, value in enumerate(tag.value)])
+    slide = Slide(path)
+    assert slide.backend == "openslide"  # cuCIM's tiles have to be there
+    expected = image.copy()
+    expected[128:256, 128:256] = 255  # the second of the second row of seven
+    assert np.array_equal(slide.read_region((0, 0), (770, 515), 0.5), expected)
+
+
+def test_properties_are_those_of_openslide(pyramid, tmp_path):
+    with openslide.OpenSlide(pyramid) as oracle:
+        assert openslide_properties(pyramid) == dict(oracle.properties)
+    (tmp_path / "no.tif").write_bytes(b"no slide")
+    assert openslide_properties(tmp_path / "no.tif") == {}
