@@ -23,7 +23,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 TYPED = $(foreach d,scripts bundle,$(if $(shell find $(d) -name '*.py' 2>/dev/null),$(d)))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test lint format demo compare-demo bench bench-comparison label-env test-label clean
+.PHONY: help setup test lint format demo compare-demo bench bench-comparison reliability label-env test-label clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -53,6 +53,9 @@ bench-comparison: $(STAMP) ## measure how much of a training is reading, after `
 
 bench: $(STAMP) ## measure extraction, memory, ranks and training on this machine; ARGS="memory ranks" for a part
 	$(PYTHON) -m tests.benchmarks $(ARGS)
+
+reliability: $(STAMP) ## kill runs, fill disks, damage slides, count what comes of it; ARGS="kills" for a part
+	$(PYTHON) -m tests.reliability $(ARGS)
 
 label-env: $(LABEL_STAMP) ## make .venv-label with MONAI Label and all that the bundle imports: 8 GB
 

@@ -10,9 +10,10 @@ import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
-from bundle.contents import FORBIDDEN, NAME, SUMS
+from bundle.contents import FORBIDDEN, NAME
 from scripts.errors import SettingsError
 from scripts.files import replacing
+from scripts.sums import SUMS, format_sums
 
 __all__ = ["unpack", "write_archive"]
 
@@ -59,7 +60,7 @@ def write_archive(files: Mapping[str, bytes], path: str | Path) -> str:
 
 
 def _write(files: Mapping[str, bytes], path: Path, beside: Path) -> str:
-    sums = "".join(f"{hashlib.sha256(files[name]).hexdigest()}  {name}\n" for name in sorted(files))
+    sums = format_sums({name: hashlib.sha256(content).hexdigest() for name, content in files.items()})
     with replacing(path) as part:
         with zipfile.ZipFile(part, "w") as archive:
             for name, content in sorted({**files, SUMS: sums.encode()}.items()):
@@ -109,11 +110,14 @@ def _check_members(path: Path, members: Sequence[zipfile.ZipInfo]) -> str:
     for member in members:
         _check_member(path, member)
     names: set[str] = set()
+    folded: set[str] = set()
     for member in members:
         name = member.filename.removesuffix("/")
-        if name in names:
+        # Some disks take names that differ in case alone for one.
+        if name.casefold() in folded:
             raise SettingsError(path, f"holds {name} more than once", REMEDY)
         names.add(name)
+        folded.add(name.casefold())
     plain = {member.filename for member in members if not member.is_dir()}
     for name in names:
         taken = plain.intersection(map(str, PurePosixPath(name).parents))

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from bundle.contents import is_repository, shared_files
 from scripts.errors import SettingsError
+from scripts.files import refuse_special
 
 __all__ = ["Bundle", "NotChecked", "own_scripts"]
 
@@ -79,8 +80,9 @@ class Bundle:
         """A text file.
 
         Raises:
-            SettingsError: if it is missing, or is not UTF-8.
+            SettingsError: if it is missing, is no file, or is not UTF-8.
         """
+        refuse_special(self.root / name)
         try:
             return (self.root / name).read_text(encoding="utf-8")
         except OSError as error:

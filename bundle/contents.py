@@ -8,14 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from scripts.errors import SettingsError
+from scripts.sums import SUMS
 
-__all__ = ["FORBIDDEN", "NAME", "NECESSARY", "SUMS", "belongs", "is_repository", "shared_files", "shown"]
+__all__ = ["FORBIDDEN", "NAME", "NECESSARY", "belongs", "is_repository", "shared_files", "shown"]
 
 NAME = "pathology_mustmil_classification"
 """The name of the bundle's folder. MONAI Label takes the kind of task from it: it has to hold ``classification``."""
-
-SUMS = "SHA256SUMS"
-"""The file with the checksums of all others, as ``sha256sum -c`` reads them."""
 
 NECESSARY = ("configs/metadata.json", "LICENSE", "configs/inference.json")
 """The files that the Model Zoo asks of every bundle."""

@@ -7,10 +7,11 @@ import re
 from collections.abc import Callable
 
 from bundle.checked import Bundle, NotChecked
-from bundle.contents import NAME, NECESSARY, SUMS, belongs
+from bundle.contents import NAME, NECESSARY, belongs
 from bundle.large_files import LARGE_FILES, MAX_MB, over_limit, read_large_files
 from scripts.errors import SettingsError
 from scripts.files import file_sha256
+from scripts.sums import SUMS, read_sums
 
 __all__ = ["RULES"]
 
@@ -92,17 +93,16 @@ def checksums(bundle: Bundle) -> None:
         if bundle.kind != "zip":
             raise NotChecked(f"there is no {SUMS}; packing writes it")
         raise SettingsError(SUMS, "there is no such file", remedy)
-    listed: dict[str, str] = {}
-    for line in bundle.text(SUMS).splitlines():
-        sha256, separator, name = line.partition("  ")
-        if not separator or not re.fullmatch("[0-9a-f]{64}", sha256):
-            raise SettingsError(SUMS, f"has the line {line!r}, which is no checksum and name", remedy)
-        listed[name] = sha256
+    try:
+        listed = read_sums(bundle.root / SUMS)
+    except SettingsError as error:
+        raise SettingsError(SUMS, error.cause, remedy) from error
     for name, sha256 in listed.items():
         if name not in bundle.files:
             raise SettingsError(name, f"there is no such file, and {SUMS} lists it", remedy)
-        if file_sha256(bundle.root / name) != sha256:
-            raise SettingsError(name, f"is not what was packed: its checksum is not that of {SUMS}", remedy)
+        if (found := file_sha256(bundle.root / name)) != sha256:
+            cause = f"is not what was packed: its SHA-256 begins with {found[:12]}, and {SUMS} has {sha256[:12]}"
+            raise SettingsError(name, cause, remedy)
     # A folder that was used has caches and results.
     unlisted = [name for name in bundle.files if name != SUMS and name not in listed]
     if unlisted and bundle.kind == "zip":

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import tempfile
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,10 @@ from bundle.archive import unpack
 from bundle.checked import Bundle, NotChecked
 from bundle.contents import shown
 from scripts.errors import BundleError, SettingsError
+from scripts.files import file_sha256
+from scripts.sums import read_sums
 
-__all__ = ["FAILED", "NOT_CHECKED", "OK", "RULES", "SCHEMA", "Finding", "check", "load_schema", "verify"]
+__all__ = ["FAILED", "NOT_CHECKED", "OK", "RULES", "SCHEMA", "SUM_RULES", "Finding", "check", "load_schema", "verify"]
 
 DOWNLOAD_SECONDS = 30
 
@@ -42,6 +45,9 @@ RULES: dict[str, Callable[[Bundle], None]] = {
 }
 """The rules by name. A rule that is kept returns; else it raises :class:`NotChecked`, or an error with the reason."""
 
+SUM_RULES = ("nothing else", "checksums")
+"""Those that tell whether a bundle is whole. They run none of its code."""
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -61,33 +67,36 @@ class Finding:
         return shown(f"{self.state:<12} {self.rule}" + (f": {self.text}" if self.text else ""))
 
 
-def verify(path: Path, schema: Mapping[str, Any]) -> Iterator[Finding]:
-    """Check a bundle. Its own code is run.
+def verify(path: Path, schema: Mapping[str, Any], rules: Collection[str] = tuple(RULES)) -> Iterator[Finding]:
+    """Check a bundle. Its own code is run, unless nothing but :data:`SUM_RULES` is checked.
 
     Args:
         path: the repository, the folder of a bundle, or a zip.
         schema: the JSON schema of the metadata, see :func:`load_schema`.
+        rules: the names of those that are checked.
 
     Yields:
-        A finding for each rule, as soon as it is there; where a zip cannot be unpacked, for this alone.
+        A finding for each rule, as soon as it is there; where a zip cannot be unpacked, or is not the one that the
+        checksum beside it is of, for this alone.
 
     Raises:
         SettingsError: if there is nothing at ``path``.
     """
     if path.is_dir():
         bundle = Bundle.of_folder(path, schema)
-        yield from (check(rule, bundle) for rule in RULES)
+        yield from (check(rule, bundle) for rule in rules)
         return
     if not path.is_file():
         raise SettingsError(path, "there is no such file or folder", "Give a bundle's folder or zip.")
     with tempfile.TemporaryDirectory() as folder:
         try:
+            _check_beside(path)
             bundle = Bundle(unpack(path, Path(folder)), "zip", schema)
         except SettingsError as error:
             yield Finding("archive", FAILED, str(error))
             return
         yield Finding("archive", OK)
-        yield from (check(rule, bundle) for rule in RULES)
+        yield from (check(rule, bundle) for rule in rules)
 
 
 def check(rule: str, bundle: Bundle) -> Finding:
@@ -127,6 +136,18 @@ def load_schema(place: str | None = None) -> dict[str, Any]:
         reason = getattr(error, "strerror", None) or getattr(error, "reason", None) or error
         raise SettingsError(place, f"is no schema that can be read ({reason})", remedy) from error
     return content
+
+
+def _check_beside(path: Path) -> None:
+    """Compare a zip with the checksum that packing writes beside it, if it was downloaded, too."""
+    beside = path.with_name(f"{path.name}.sha256")
+    if not os.path.lexists(beside):
+        return
+    wanted, found = read_sums(beside).get(path.name), file_sha256(path)
+    if wanted != found:
+        listed = f"has {wanted[:12]}" if wanted else "does not name it"
+        cause = f"its SHA-256 begins with {found[:12]}, and {beside.name} {listed}"
+        raise SettingsError(path, cause, "Get both again, from where the bundle is published.")
 
 
 def _of_bundle(error: BaseException) -> str:

@@ -13,7 +13,15 @@ from torch import Tensor, nn
 
 from scripts.bag_network import BagNetwork
 from scripts.errors import SettingsError
-from scripts.weights_record import DEMONSTRATION, check_weights, is_demonstration, read_weights
+from scripts.weights_origin import misplaced, origin_in, plain_metadata
+from scripts.weights_record import (
+    DEMONSTRATION,
+    check_weights,
+    is_demonstration,
+    other_settings,
+    read_weights,
+    weights_sha256,
+)
 
 __all__ = ["HeadwiseNetwork", "load_weights"]
 
@@ -29,10 +37,13 @@ def load_weights(network: nn.Module, path: str | Path, settings: Mapping[str, An
         settings: what the network is used with, as plain values by knob.
 
     Raises:
-        SettingsError: if the file is missing, is no such checkpoint or a damaged one, does not fit the network, or
-            was trained with settings with which its scores mean nothing (:func:`scripts.weights_record.check_weights`).
+        SettingsError: if the file is missing, is no such checkpoint or a damaged one, does not fit the network, has
+            the name of another output's weights, or was trained with settings with which its scores mean nothing
+            (:func:`scripts.weights_record.check_weights`).
     """
     found = read_weights(path)
+    if (fault := misplaced(path, origin_in(plain_metadata(found)) or {})) is not None:
+        raise SettingsError(path, *fault)
     wanted = network.state_dict()
     misfits = [
         f"{key} is {_shape(found, key)} in the file and {_shape(wanted, key)} in the network"
@@ -40,6 +51,9 @@ def load_weights(network: nn.Module, path: str | Path, settings: Mapping[str, An
         if _shape(found, key) != _shape(wanted, key)
     ]
     if misfits:
+        # Shapes differ because settings do: those are what a user knows.
+        if settings is not None and (problem := other_settings(found, settings)) is not None:
+            raise SettingsError(path, problem, "Use the settings of their training, or train again with these.")
         more = f", and {len(misfits) - 3} more" if len(misfits) > 3 else ""
         raise SettingsError(
             path,
@@ -88,6 +102,15 @@ class HeadwiseNetwork(nn.Module):
             member = copy.deepcopy(network, kept)
             load_weights(member, path, settings)
             self.copies.append(member)
+
+    @torch.jit.unused
+    def weights_sha256(self, heads: Sequence[str]) -> dict[str, str]:
+        """For each output, by its name, the SHA-256 of the weights that it comes from.
+
+        Args:
+            heads: the outputs' names, in order.
+        """
+        return {head: weights_sha256(member.state_dict()) for head, member in zip(heads, self.copies, strict=True)}
 
     def forward(self, x: Tensor, log_weight: Tensor | None = None) -> Tensor:
         """The logits ``[B, H, K]``; arguments and errors as :meth:`BagNetwork.forward`."""

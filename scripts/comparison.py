@@ -15,7 +15,8 @@ from scripts.comparison_results import compare, read_run
 from scripts.comparison_tables import markdown, write_runs, write_summary
 from scripts.datalist import output_names
 from scripts.errors import SettingsError
-from scripts.experiments import Experiment, run_experiments
+from scripts.experiments import Experiment, leaving_out, run_experiments
+from scripts.failures import without
 from scripts.files import replacing
 from scripts.methods import check_method
 from scripts.metrics import frequency_baseline
@@ -80,8 +81,12 @@ class Comparison:
         self.output_dir, self.bundle_root = Path(output_dir), Path(bundle_root)
         self.num_processes, self.figure_slides = num_processes, figure_slides
 
-    def run(self) -> str:
+    def run(self, left_out: Sequence[str] = ()) -> str:
         """Run what is missing, then compare.
+
+        Args:
+            left_out: names of slides that no run uses, beside those of the setting ``leave_out``: they have no
+                features. It counts as a setting, so runs that had these slides are refused.
 
         Returns:
             The tables as Markdown, which are printed as well; nothing on other ranks than the first.
@@ -89,12 +94,19 @@ class Comparison:
         Raises:
             BundleError: what the first run that failed said; the others ran to their end.
             SettingsError: as :func:`scripts.experiments.run_experiments`.
+            DatalistError: if no slide is left to train on, or to test.
         """
+        settings = leaving_out(self.settings, left_out)
+        training_data, testing_data = (without(data, left_out) for data in (self.training_data, self.testing_data))
+        task, magnifications = settings["task"], settings["magnifications"]
+        class_names = output_names(task, settings["class_names"])
+        if self.figure_slides is not None:
+            choose_figure_slides(testing_data, class_names, self.figure_slides)
         experiments = {
             (method, seed): Experiment(
                 f"{method}, seed {seed}",
                 self.output_dir / "runs" / method / f"seed_{seed}",
-                {**self.settings, "method": method, "seed": seed},
+                {**settings, "method": method, "seed": seed},
             )
             for seed in self.seeds
             for method in self.methods
@@ -105,15 +117,13 @@ class Comparison:
         if not is_first_rank():
             return ""
 
-        task, magnifications = self.settings["task"], self.settings["magnifications"]
-        class_names = output_names(task, self.settings["class_names"])
         runs = [
             read_run(experiments[method, seed].folder, method, seed, class_names)
             for method in self.methods
             for seed in self.seeds
         ]
         rows, maps = compare(runs, magnifications, task, class_names)
-        train, test = (np.stack([e["label"] for e in data]) for data in (self.training_data, self.testing_data))
+        train, test = (np.stack([e["label"] for e in data]) for data in (training_data, testing_data))
         text = markdown(rows, maps, task, len(runs[0].slides), self.seeds, frequency_baseline(train, test, task))
         with replacing(self.output_dir / "comparison.md") as part:
             part.write_text(text, encoding="utf-8")
@@ -122,7 +132,7 @@ class Comparison:
         panels = draw_panels(
             [experiments[method, self.seeds[0]] for method in self.methods],
             self.bundle_root,
-            self.testing_data,
+            testing_data,
             class_names,
             self.settings["class_names"],
             self.figure_slides,
@@ -131,7 +141,7 @@ class Comparison:
         for name, figure in figures.items():
             with replacing(self.output_dir / f"{name}.png") as part:
                 figure.savefig(part)
-        write_board(self.output_dir / "tensorboard", runs, text, figures, self.settings)
+        write_board(self.output_dir / "tensorboard", runs, text, figures, settings)
         print(text)
         logger.info("wrote the comparison into %s", self.output_dir)
         return text

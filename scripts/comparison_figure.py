@@ -146,7 +146,8 @@ def choose_figure_slides(
     """
     names = [entry["slide"] for entry in testing_data]
     if figure_slides is not None:
-        if isinstance(figure_slides, str) or not all(isinstance(name, str) for name in figure_slides):
+        listed = isinstance(figure_slides, Sequence) and not isinstance(figure_slides, str)
+        if not listed or not all(isinstance(name, str) for name in figure_slides):
             raise SettingsError("figure_slides", f"got {figure_slides!r}", "Give a list of slides' names.")
         unknown = [name for name in figure_slides if name not in names]
         if unknown or not figure_slides:

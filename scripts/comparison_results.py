@@ -38,7 +38,7 @@ class Run:
         slides: the test slides' names, n of them.
         labels: ``[n, K]``, 0 or 1.
         probabilities: for each output ``[n, K]``.
-        metrics: the content of ``metrics.json``.
+        metrics: the content of ``metrics.json``, of each output; not what made it.
         training: the content of ``training.json``.
         localisation: the content of ``localisation.json``; empty where no slide has regions.
     """
@@ -121,6 +121,7 @@ def read_run(folder: Path, method: str, seed: int, class_names: Sequence[str]) -
         metrics, training = (
             json.loads((folder / name).read_text("utf-8")) for name in ("metrics.json", "training.json")
         )
+        metrics.pop("made_by", None)
         path = folder / "localisation.json"
         localisation = json.loads(path.read_text("utf-8")) if path.is_file() else {}
         with open(folder / "predictions.csv", newline="", encoding="utf-8") as file:

@@ -8,25 +8,28 @@ import math
 import os
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from scripts.datalist_formats import PARTITIONS, Row, partition_named, read_rows, row_of
+from scripts.datalist_formats import PARTITIONS, Fault, Row, partition_named, raised, read_rows, row_of
 from scripts.datalist_labels import CLASS_NAMES, HIGH_RISK, check_class_names, check_task, label_vector, uses_indices
 from scripts.datalist_split import FRACTIONS, split_patients
-from scripts.errors import DatalistError
+from scripts.errors import DatalistError, SettingsError
 from scripts.slide_files import SLIDE_SUFFIXES, SlideFolder, slide_names, without_suffix
 
 __all__ = [
     "CLASS_NAMES",
     "HIGH_RISK",
     "PARTITIONS",
+    "ListedSlide",
+    "entry_of",
     "list_slides",
     "load_datalist",
     "load_partition",
+    "locate",
     "num_classes",
     "output_names",
 ]
@@ -55,6 +58,7 @@ def load_partition(
     seed: int = 0,
     high_risk: Sequence[str] = HIGH_RISK,
     fractions: Sequence[float] = FRACTIONS,
+    leave_out: Sequence[str] = (),
 ) -> list[dict[str, Any]]:
     """Load one partition of a datalist. Slides of the others need no file here, and no label.
 
@@ -71,6 +75,7 @@ def load_partition(
         seed: draws the split of a datalist without partitions.
         high_risk: the classes that count as 1 in the binary task.
         fractions: parts of training, validation and testing in that split.
+        leave_out: names of slides of the datalist that are not used; the split is that of all.
 
     Returns:
         A dictionary for each slide: ``image``, absolute path; ``label``, float32 of shape ``[K]``, 0 or 1;
@@ -82,7 +87,7 @@ def load_partition(
         DatalistError: if the datalist, or an entry of this partition, cannot be used.
         SettingsError: if ``task``, ``high_risk`` or ``fractions`` are wrong.
     """
-    sheet = _read(datalist, dataset_dir, task, class_names, high_risk, seed, fractions)
+    sheet = _read(datalist, dataset_dir, task, class_names, high_risk, seed, fractions, leave_out)
     wanted = partition_named(partition, "partition")
     slides = [slide for slide in sheet.slides if slide.partition == wanted]
     if not slides:
@@ -103,9 +108,10 @@ def load_datalist(
     seed: int = 0,
     high_risk: Sequence[str] = HIGH_RISK,
     fractions: Sequence[float] = FRACTIONS,
+    leave_out: Sequence[str] = (),
 ) -> dict[str, list[dict[str, Any]]]:
     """Load a datalist: its partitions by name, as :func:`load_partition` gives them, empty ones left out."""
-    sheet = _read(datalist, dataset_dir, task, class_names, high_risk, seed, fractions)
+    sheet = _read(datalist, dataset_dir, task, class_names, high_risk, seed, fractions, leave_out)
     entries = _entries(sheet, sheet.slides)
     partitions: dict[str, list[dict[str, Any]]] = {}
     for name in PARTITIONS:
@@ -127,7 +133,7 @@ def list_slides(
             list the working directory.
 
     Returns:
-        A dictionary for each slide: ``image``, ``slide`` and, where given, ``mpp`` and ``mask``, as in
+        A dictionary for each slide: ``image``, ``slide`` and, where given, ``mpp``, ``mask`` and ``sha256``, as in
         :func:`load_partition`.
 
     Raises:
@@ -148,14 +154,27 @@ def list_slides(
     if not rows:
         remedy = f"Known are: {' '.join(SLIDE_SUFFIXES)}."
         raise DatalistError(subject, "no slides", remedy)
-    slides = _locate(rows, folder)
+    slides = locate(rows, folder)
     _check_files(slides)
-    keys = ("image", "slide", "mpp", "mask")
-    return [{key: entry[key] for key in keys if key in entry} for entry in (_entry(s, folder) for s in slides)]
+    keys = ("image", "slide", "mpp", "mask", "sha256")
+    return [{key: entry[key] for key in keys if key in entry} for entry in (entry_of(s, folder) for s in slides)]
 
 
 @dataclass
-class _Slide:
+class ListedSlide:
+    """A slide of a datalist, before anybody has looked at its file or understood its label.
+
+    Args:
+        row: as the datalist describes it.
+        image: absolute path, of a file that need not exist.
+        name: unique, and safe in file names.
+        patient: as given, or the slide's name.
+        mpp: micrometres per pixel at full resolution, where given.
+        mask: absolute path, where given.
+        partition: one of :data:`PARTITIONS`, or None.
+        label: 0 or 1, ``[K]``, once it is understood.
+    """
+
     row: Row
     image: str
     name: str
@@ -168,14 +187,14 @@ class _Slide:
 
 @dataclass(frozen=True)
 class _Sheet:
-    slides: list[_Slide]
+    slides: list[ListedSlide]
     folder: SlideFolder
     task: str
     class_names: Sequence[str]
     high_risk: Sequence[str]
     indices: bool
 
-    def label(self, slide: _Slide) -> np.ndarray:
+    def label(self, slide: ListedSlide) -> np.ndarray:
         return label_vector(
             slide.row.label, self.task, self.class_names, self.high_risk, self.indices, slide.row.subject
         )
@@ -189,6 +208,7 @@ def _read(
     high_risk: Sequence[str],
     seed: int,
     fractions: Sequence[float],
+    leave_out: Sequence[str],
 ) -> _Sheet:
     check_task(task)
     check_class_names(class_names)
@@ -197,7 +217,7 @@ def _read(
     if not rows:
         raise DatalistError(f"datalist {path}", "no slides in it", "Add a line or an entry for each slide.")
     folder = SlideFolder(dataset_dir or path.parent)
-    slides = _locate(rows, folder)
+    slides = locate(rows, folder)
     sheet = _Sheet(slides, folder, task, class_names, high_risk, uses_indices(row.label for row in rows))
     without = [slide for slide in slides if slide.partition is None]
     if without and len(without) < len(slides):
@@ -211,24 +231,43 @@ def _read(
             slide.partition = partition
         _log_split(path, slides, seed)
     _check_patients(path, slides)
-    return sheet
+    _check_left_out(path, slides, leave_out)
+    return replace(sheet, slides=[slide for slide in slides if slide.name not in leave_out])
 
 
-def _locate(rows: Sequence[Row], folder: SlideFolder) -> list[_Slide]:
-    paths = [folder.find(row.image) for row in rows]
-    first: dict[str, Row] = {}
-    for row, path in zip(rows, paths, strict=True):
-        if path in first:
-            raise DatalistError(row.subject, f"also listed at {first[path].subject}", "List each slide once.")
-        first[path] = row
-    wanted = [str(row.fields["slide"]) if "slide" in row.fields else None for row in rows]
-    names = slide_names(paths, folder.folder, wanted)
+def locate(rows: Sequence[Row], folder: SlideFolder, fault: Fault = raised) -> list[ListedSlide]:
+    """Find the files of a datalist's rows, and name the slides.
+
+    Args:
+        rows: as :func:`scripts.datalist_formats.read_rows` gives them.
+        folder: the folder that paths start from.
+        fault: called with the error of each row whose slide is ambiguous or listed before, which is then left out, and
+            of each whose ``mpp`` is none, which is then kept without.
+    """
+    row_of_image: dict[str, Row] = {}
+    for row in rows:
+        try:
+            path = folder.find(row.image)
+            if path in row_of_image:
+                cause = f"also listed at {row_of_image[path].subject}"
+                raise DatalistError(row.subject, cause, "List each slide once.")
+        except DatalistError as error:
+            fault(error)
+        else:
+            row_of_image[path] = row
+    wanted = [str(row.fields["slide"]) if "slide" in row.fields else None for row in row_of_image.values()]
+    names = slide_names(list(row_of_image), folder.folder, wanted)
     slides = []
-    for row, image, name in zip(rows, paths, names, strict=True):
+    for (image, row), name in zip(row_of_image.items(), names, strict=True):
         # A slide without a patient counts as a patient of its own.
         patient = " ".join(str(row.fields.get("patient", name)).split())
         mask = folder.path(str(row.fields["mask"])) if "mask" in row.fields else None
-        slides.append(_Slide(row, image, name, patient, _mpp(row), mask, row.partition))
+        try:
+            mpp = _mpp(row)
+        except DatalistError as error:
+            fault(error)
+            mpp = None
+        slides.append(ListedSlide(row, image, name, patient, mpp, mask, row.partition))
     return slides
 
 
@@ -238,7 +277,7 @@ def _mpp(row: Row) -> float | None:
         return None
     try:
         mpp = float(value) if isinstance(value, str | int | float) else math.nan
-    except ValueError:
+    except (ValueError, OverflowError):
         mpp = math.nan
     if isinstance(value, bool) or not math.isfinite(mpp) or mpp <= 0:
         remedy = "Give micrometres per pixel at full resolution, for example 0.25, or leave it out."
@@ -246,7 +285,7 @@ def _mpp(row: Row) -> float | None:
     return mpp
 
 
-def _check_patients(path: Path, slides: Sequence[_Slide]) -> None:
+def _check_patients(path: Path, slides: Sequence[ListedSlide]) -> None:
     partitions: dict[str, set[str | None]] = {}
     for slide in slides:
         if "patient" in slide.row.fields:
@@ -265,7 +304,16 @@ def _check_patients(path: Path, slides: Sequence[_Slide]) -> None:
         )
 
 
-def _check_files(slides: Sequence[_Slide]) -> None:
+def _check_left_out(path: Path, slides: Sequence[ListedSlide], leave_out: Sequence[str]) -> None:
+    if isinstance(leave_out, str) or not isinstance(leave_out, Sequence):
+        raise SettingsError("leave_out", f"got {leave_out!r}", "Give a list of slides' names.")
+    unknown = [name for name in leave_out if name not in {slide.name for slide in slides}]
+    if unknown:
+        cause = f"has no slide {unknown[0]!r}, which `leave_out` names"
+        raise DatalistError(f"datalist {path}", cause, "Name slides as predictions.csv and the feature bank do.")
+
+
+def _check_files(slides: Sequence[ListedSlide]) -> None:
     remedy = "Check the name, and dataset_dir: the folder that paths start from."
     missing = [slide for slide in slides if not os.path.isfile(slide.image)]
     if missing:
@@ -278,13 +326,14 @@ def _check_files(slides: Sequence[_Slide]) -> None:
             raise DatalistError(slide.row.subject, f"no mask {slide.mask!r}", remedy)
 
 
-def _entries(sheet: _Sheet, slides: Sequence[_Slide]) -> list[dict[str, Any]]:
+def _entries(sheet: _Sheet, slides: Sequence[ListedSlide]) -> list[dict[str, Any]]:
     labels = [sheet.label(slide) for slide in slides]
     _check_files(slides)
-    return [{**_entry(slide, sheet.folder), "label": label} for slide, label in zip(slides, labels, strict=True)]
+    return [{**entry_of(slide, sheet.folder), "label": label} for slide, label in zip(slides, labels, strict=True)]
 
 
-def _entry(slide: _Slide, folder: SlideFolder) -> dict[str, Any]:
+def entry_of(slide: ListedSlide, folder: SlideFolder) -> dict[str, Any]:
+    """What a slide is to the rest of the bundle, without its label: see :func:`load_partition`."""
     entry: dict[str, Any] = {"image": slide.image, "slide": slide.name, "patient": slide.patient}
     if slide.mpp is not None:
         entry["mpp"] = slide.mpp
@@ -297,7 +346,7 @@ def _entry(slide: _Slide, folder: SlideFolder) -> dict[str, Any]:
     return entry
 
 
-def _log_split(path: Path, slides: Sequence[_Slide], seed: int) -> None:
+def _log_split(path: Path, slides: Sequence[ListedSlide], seed: int) -> None:
     count = Counter(slide.partition for slide in slides)
     patients = {name: len({s.patient for s in slides if s.partition == name}) for name in PARTITIONS}
     parts = [f"{name} {count[name]} slides of {patients[name]} patients" for name in PARTITIONS if count[name]]

@@ -10,14 +10,17 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from scripts.errors import DatalistError
 
-__all__ = ["PARTITIONS", "Row", "partition_named", "read_rows", "row_of"]
+__all__ = ["PARTITIONS", "Fault", "Row", "partition_named", "raised", "read_rows", "repeated_keys", "row_of"]
 
 PARTITIONS = ("training", "validation", "testing")
 
@@ -30,7 +33,15 @@ _IMAGE_KEYS = ("image", "slide", "id")
 # What CLAM and other tools call these columns. A patient column that is not recognised as one would let a
 # patient cross partitions without a word.
 _ALIASES = {"slide_id": "slide", "case_id": "patient", "patient_id": "patient", "split": "partition"}
+# What deals with a user's own keys later on, such as a printed error, must not go deeper than Python can.
+MOST_LEVELS = 20
 _KEYS = (*_IMAGE_KEYS, "label", "partition", "patient", "mpp", "mask")
+# What tells of the slide alone.
+_SLIDE_KEYS = (*_IMAGE_KEYS, "mpp", "mask", "sha256")
+
+
+# What is done about a line that cannot be used.
+Fault = Callable[[DatalistError], None]
 
 
 @dataclass(frozen=True)
@@ -44,6 +55,7 @@ class Row:
         label: the label as it is written (a mapping where each class has its column), or None.
         fields: everything else (``slide``, ``patient``, ``mpp``, ``mask`` and columns of the user's own),
             without empty values.
+        faulty: whether its line has a fault beside the slide, of which nothing but the slide was then kept.
     """
 
     subject: str
@@ -51,15 +63,23 @@ class Row:
     partition: str | None
     label: object
     fields: dict[str, object]
+    faulty: bool = False
 
 
-def read_rows(path: Path, class_names: Sequence[str], labelled: bool = True) -> list[Row]:
+def raised(error: DatalistError) -> None:
+    """Let a fault end the reading: the first one is all that a run needs to know."""
+    raise error
+
+
+def read_rows(path: Path, class_names: Sequence[str], labelled: bool = True, fault: Fault = raised) -> list[Row]:
     """Read a datalist file.
 
     Args:
         path: a ``.json`` file, or a text file with columns. ``.txt`` without labels is one slide a line.
         class_names: names of the columns that hold one 0 or 1 for each class.
         labelled: whether labels are expected. Without, a CSV needs no header: its first column is the slide.
+        fault: called with the error of each line or entry that cannot be used. If it returns, a line that names a slide
+            gives a row all the same, which is marked as ``faulty``.
 
     Returns:
         The rows in the order of the file; from JSON, partition by partition.
@@ -67,11 +87,15 @@ def read_rows(path: Path, class_names: Sequence[str], labelled: bool = True) -> 
     Raises:
         DatalistError: if the file does not exist or cannot be understood.
     """
-    if not path.is_file():
-        raise DatalistError(f"datalist {path}", "no such file", "Give the path of a JSON or CSV file.")
+    # Unlike the method of a path, this also takes a name that is too long for one of a file that is not there.
+    if not os.path.isfile(path):
+        cause = "is a folder, a pipe or a device, not a file" if os.path.exists(path) else "no such file"
+        raise DatalistError(f"datalist {path}", cause, "Give the path of a JSON or CSV file.")
     try:
         # Excel begins the files that it calls "CSV UTF-8" with a byte order mark.
         text = path.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise DatalistError(f"datalist {path}", f"cannot be read ({error.strerror})", "Check its rights.") from error
     except UnicodeDecodeError as error:
         raise DatalistError(
             f"datalist {path}",
@@ -79,14 +103,16 @@ def read_rows(path: Path, class_names: Sequence[str], labelled: bool = True) -> 
             'Save it again as UTF-8, in Excel as "CSV UTF-8".',
         ) from error
     if path.suffix.lower() == ".json":
-        return list(_json_rows(path, text, class_names))
+        return list(_json_rows(path, text, class_names, fault))
     if path.suffix.lower() == ".txt" and not labelled:
         lines = enumerate(text.splitlines(), start=1)
         return [row_of(line.strip(), f"{path.name} line {i}", ()) for i, line in lines if line.strip()]
-    return list(_csv_rows(path, text, class_names, labelled))
+    return list(_csv_rows(path, text, class_names, labelled, fault))
 
 
-def row_of(item: object, where: str, class_names: Sequence[str], partition: str | None = None) -> Row:
+def row_of(
+    item: object, where: str, class_names: Sequence[str], partition: str | None = None, of_csv: bool = False
+) -> Row:
     """A row from a path, or from a mapping with the keys of a datalist entry.
 
     Args:
@@ -94,6 +120,7 @@ def row_of(item: object, where: str, class_names: Sequence[str], partition: str 
         where: the place that it comes from, to begin an error with.
         class_names: see :func:`read_rows`.
         partition: the partition, where the place says it.
+        of_csv: whether the place is a line of a CSV, where a line break in a path is a quote that is never closed.
 
     Raises:
         DatalistError: if it names no slide, an unknown partition, or its label twice or in part.
@@ -111,9 +138,11 @@ def row_of(item: object, where: str, class_names: Sequence[str], partition: str 
             fields[known.get(key.casefold(), key)] = value.strip() if isinstance(value, str) else value
     image_key = next((key for key in _IMAGE_KEYS if key in fields), None)
     image = fields.pop(image_key) if image_key else None
-    if not isinstance(image, str | Path) or str(image).splitlines() != [str(image)]:
+    if not isinstance(image, str | Path) or not str(image) or (of_csv and len(str(image).splitlines()) > 1):
         found = "no slide" if image is None else f"the slide is {image!r}"
-        remedy = f"Give one path or id as {', '.join(_IMAGE_KEYS)}, without line breaks."
+        remedy = (
+            f"Give one path or id as {', '.join(_IMAGE_KEYS)}, without line breaks, which a JSON datalist can hold."
+        )
         raise DatalistError(where, found, remedy)
     subject = f"{where}, slide {image}"
     if "partition" in fields:
@@ -123,6 +152,46 @@ def row_of(item: object, where: str, class_names: Sequence[str], partition: str 
         partition = own
     label = _class_columns(fields, class_names, subject)
     return Row(subject, str(image), partition, label, fields)
+
+
+def repeated_keys(path: Path, class_names: Sequence[str]) -> list[DatalistError]:
+    """The keys that a JSON datalist has twice in one place, of which a parser keeps the last without a word.
+
+    Args:
+        path: a datalist that :func:`read_rows` has read; one that is no JSON has none.
+        class_names: see :func:`read_rows`.
+
+    Returns:
+        An error for each, not raised: partitions, and keys of an entry that mean the same (``patient``, ``case_id``).
+    """
+    if path.suffix.lower() != ".json":
+        return []
+    content = json.loads(path.read_bytes().decode("utf-8-sig"), object_pairs_hook=_Pairs)
+    errors, lists = [], [("", content)]
+    if isinstance(content, _Pairs):
+        words = {word: name for name, words in _PARTITION_WORDS.items() for word in words}
+        lists = [(key, items) for key, items in content if key.casefold() in words]
+        errors += _repeats([key for key, _ in lists], f"datalist {path}", "Put the slides of both into one list.")
+    known = {key.casefold(): key for key in (*_KEYS, *class_names)}
+    for name, items in lists:
+        for i, item in enumerate(items if isinstance(items, list) else ()):
+            if isinstance(item, _Pairs):
+                keys = [_ALIASES.get(key.strip().casefold(), key.strip()) for key, _ in item]
+                where = f"{path.name} {name}[{i}]"
+                errors += _repeats([known.get(key.casefold(), key) for key in keys], where, "Keep one of them.")
+    return errors
+
+
+class _Pairs(list[tuple[str, Any]]):
+    """A JSON object with all that it has."""
+
+
+def _repeats(keys: Sequence[str], where: str, remedy: str) -> list[DatalistError]:
+    return [
+        DatalistError(where, f"the key {key!r} stands there {count} times", remedy)
+        for key, count in Counter(keys).items()
+        if count > 1
+    ]
 
 
 def partition_named(word: object, subject: str) -> str:
@@ -150,12 +219,18 @@ def _class_columns(fields: dict[str, object], class_names: Sequence[str], subjec
     return columns
 
 
-def _json_rows(path: Path, text: str, class_names: Sequence[str]) -> Iterator[Row]:
+def _json_rows(path: Path, text: str, class_names: Sequence[str], fault: Fault) -> Iterator[Row]:
     remedy = 'Expected {"training": [{"image": PATH, "label": [...]}, ...], "validation": [...], ...}.'
     try:
         content = json.loads(text)
     except json.JSONDecodeError as error:
         raise DatalistError(f"datalist {path} line {error.lineno}", f"not JSON ({error.msg})", remedy) from error
+    except ValueError as error:  # Python reads no whole number of more than 4300 digits
+        raise DatalistError(f"datalist {path}", f"holds a number that is too long ({error})", remedy) from error
+    except RecursionError as error:
+        raise _too_deep(path) from error
+    if _levels(content) > MOST_LEVELS:
+        raise _too_deep(path)
     if isinstance(content, list):
         content = {"": content}
     elif not isinstance(content, dict):
@@ -168,10 +243,53 @@ def _json_rows(path: Path, text: str, class_names: Sequence[str]) -> Iterator[Ro
     for key, items in lists.items():
         for i, item in enumerate(items):
             where = f"{path.name} {key}[{i}]"
-            yield row_of(item, where, class_names, partition_named(key, where) if key else None)
+            yield from _usable(item, where, class_names, fault, partition_named(key, where) if key else None)
 
 
-def _csv_rows(path: Path, text: str, class_names: Sequence[str], labelled: bool) -> Iterator[Row]:
+def _usable(
+    item: object,
+    where: str,
+    class_names: Sequence[str],
+    fault: Fault,
+    partition: str | None = None,
+    of_csv: bool = False,
+) -> Iterator[Row]:
+    try:
+        row = row_of(item, where, class_names, partition, of_csv)
+    except DatalistError as error:
+        fault(error)
+        kept = {k: v for k, v in item.items() if _meaning(k) in _SLIDE_KEYS} if isinstance(item, Mapping) else {}
+        if any(_meaning(key) in _IMAGE_KEYS and value for key, value in kept.items()):
+            with suppress(DatalistError):  # told above: a name that is none
+                yield replace(row_of(kept, where, (), of_csv=of_csv), faulty=True)
+    else:
+        yield row
+
+
+def _meaning(key: object) -> str:
+    word = str(key).strip().casefold()
+    return _ALIASES.get(word, word)
+
+
+def _levels(content: object) -> int:
+    """How deep lists and objects are nested, without going deep itself."""
+    levels, within = 0, [content]
+    while within := [
+        item
+        for one in within
+        if isinstance(one, dict | list)
+        for item in (one.values() if isinstance(one, dict) else one)
+    ]:
+        levels += 1
+    return levels
+
+
+def _too_deep(path: Path) -> DatalistError:
+    cause = f"lists and objects lie in each other, more than {MOST_LEVELS} deep"
+    return DatalistError(f"datalist {path}", cause, "Keep the keys of a slide plain.")
+
+
+def _csv_rows(path: Path, text: str, class_names: Sequence[str], labelled: bool, fault: Fault) -> Iterator[Row]:
     lines = _csv_lines(path, text)
     first = next(lines, None)
     if first is None:
@@ -186,10 +304,11 @@ def _csv_rows(path: Path, text: str, class_names: Sequence[str], labelled: bool)
             where = f"{path.name} line {number}"
             if len(cells) != len(header):
                 remedy = "Put quotes around a value that holds the separator."
-                raise DatalistError(where, f"{len(cells)} values for {len(header)} columns", remedy)
+                fault(DatalistError(where, f"{len(cells)} values for {len(header)} columns", remedy))
+                continue
             # A column without a name is the row number that pandas writes.
             item = {name: cell for name, cell in zip(header, cells, strict=True) if name}
-            yield row_of(item, where, class_names)
+            yield from _usable(item, where, class_names, fault, of_csv=True)
         return
     if labelled and not (len(cells) > 1 and all(_is_number(cell) for cell in cells[1:])):
         raise DatalistError(
@@ -199,7 +318,8 @@ def _csv_rows(path: Path, text: str, class_names: Sequence[str], labelled: bool)
         )
     for number, cells in (first, *lines):
         where = f"{path.name} line {number}"
-        yield row_of({"image": cells[0], "label": cells[1:]} if labelled else cells[0], where, class_names)
+        row: object = {"image": cells[0], "label": cells[1:]} if labelled else cells[0]
+        yield from _usable(row, where, class_names, fault, of_csv=True)
 
 
 def _csv_lines(path: Path, text: str) -> Iterator[tuple[int, list[str]]]:

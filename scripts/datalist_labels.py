@@ -64,7 +64,7 @@ def uses_indices(labels: Iterable[object]) -> bool:
         words = _words(label) if isinstance(label, str | int | float) else []
         # With a number twice, as in 1;0;0;1;0, they are values.
         numbers = bool(words) and all(word.isdecimal() for word in words) and len(set(words)) == len(words)
-        if numbers and (len(words) > 1 or int(words[0]) > 1):
+        if numbers and (len(words) > 1 or float(words[0]) > 1):  # float reads any number of digits
             return True
     return False
 
@@ -134,6 +134,10 @@ def _values(label: object, task: str, class_names: Sequence[str], indices: bool,
         except json.JSONDecodeError as error:
             remedy = f"Write [1, 0, ...], with 0 or 1 for each of: {', '.join(class_names)}."
             raise DatalistError(subject, f"label {label!r} is no JSON list ({error.msg})", remedy) from error
+        except (ValueError, RecursionError) as error:  # a number of more digits, or lists deeper, than Python reads
+            raise DatalistError(
+                subject, f"label {str(label)[:40]!r}... cannot be read ({error})", "Write [1, 0, ...]."
+            ) from error
     if isinstance(label, str | int | float):
         words = _words(label)
         if not all(_is_number(word) for word in words):
@@ -168,10 +172,10 @@ def _at_names(names: Iterable[object], class_names: Sequence[str], subject: str)
 
 
 def _at_indices(words: Sequence[str], label: object, class_names: Sequence[str], subject: str) -> list[int]:
-    if not all(word.isdecimal() and int(word) < len(class_names) for word in words):
+    if not all(word.isdecimal() and float(word) < len(class_names) for word in words):
         known = ", ".join(f"{i} {name}" for i, name in enumerate(class_names))
         raise DatalistError(subject, f"label {label!r} is no class index", f"The classes are: {known}.")
-    return [int(str(i) in {str(int(word)) for word in words}) for i in range(len(class_names))]
+    return [int(i in {float(word) for word in words}) for i in range(len(class_names))]
 
 
 def _zero_or_one(value: object, label: object, subject: str, class_names: Sequence[str]) -> float:

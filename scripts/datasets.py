@@ -16,9 +16,11 @@ from tqdm import tqdm
 
 from scripts.augmentation import count_views, view_transform
 from scripts.bags import BagBuilder
+from scripts.checksums import check_sha256
 from scripts.datalist_labels import CLASS_NAMES
 from scripts.encoding import PatchTransform, of_rows
 from scripts.errors import SettingsError
+from scripts.failures import without
 from scripts.features import BankedBag, bank_path, read_bank
 from scripts.label_files import as_entries
 from scripts.magnification import check_magnifications
@@ -26,7 +28,14 @@ from scripts.readers import MagnificationReader
 from scripts.sampler import DrawnView
 from scripts.slides import Slide
 
-__all__ = ["BankBagDataset", "PatchBagDataset", "PatchGridDataset", "bag_dataset", "pad_bags", "training_views"]
+__all__ = [
+    "BankBagDataset",
+    "PatchBagDataset",
+    "PatchGridDataset",
+    "bag_dataset",
+    "pad_bags",
+    "training_views",
+]
 
 SOURCES = ("bank", "patches")
 
@@ -120,6 +129,9 @@ class PatchBagDataset(_BagDataset):
         transform: applied to each item.
         num_workers: threads that read the patches; 0 reads them in turn. Choose 0 where a DataLoader has workers:
             OpenCV, used by a thread that is just ending while a process is forked, may stop the new one for good.
+
+    Raises:
+        SlideError: if a slide cannot be used; also when it is asked for.
     """
 
     def __init__(
@@ -131,7 +143,10 @@ class PatchBagDataset(_BagDataset):
     ) -> None:
         super().__init__(data, transform)
         # Tissue and grid are found once.
-        self._bags = [bag_builder(entry) for entry in tqdm(data, desc="finding tissue", unit="slide", leave=False)]
+        self._bags = []
+        for entry in tqdm(data, desc="finding tissue", unit="slide", leave=False):
+            check_sha256(entry)
+            self._bags.append(bag_builder(entry))
         self.num_workers = num_workers
 
     def _read(self, index: int, view: int) -> dict[str, Any]:
@@ -238,6 +253,7 @@ def bag_dataset(
     cache_gb: float = 0.0,
     task: str = "multilabel",
     class_names: Sequence[str] = CLASS_NAMES,
+    left_out: Sequence[str] = (),
 ) -> Dataset:
     """The bag dataset of a source: ``"bank"`` or ``"patches"``.
 
@@ -252,13 +268,14 @@ def bag_dataset(
         cache_gb: of :class:`BankBagDataset`.
         task: what labels are read for.
         class_names: the classes in order.
+        left_out: the names of slides without which the workflow goes on; ``views`` has no numbers for them.
 
     Raises:
         SettingsError: if there is no such source.
-        DatalistError: if there is no slide, or a label cannot be used.
+        DatalistError: if there is no slide, or none is left, or a label cannot be used.
     """
     _check_source(source)
-    data = as_entries(data, task, class_names)
+    data = without(as_entries(data, task, class_names), left_out)
     if source == "patches":
         logger.info("%d bags of patches, read from the slides", len(data))
         return PatchBagDataset(data, bag_builder, transform, num_workers)
@@ -266,7 +283,9 @@ def bag_dataset(
     return BankBagDataset(data, feature_dir, bag_builder.magnifications, transform, views, cache_gb)
 
 
-def training_views(source: str, data: Sequence[Mapping[str, Any]], views: int) -> list[int] | None:
+def training_views(
+    source: str, data: Sequence[Mapping[str, Any]], views: int, left_out: Sequence[str] = ()
+) -> list[int] | None:
     """How many augmented views of each slide a training draws from.
 
     Args:
@@ -274,9 +293,11 @@ def training_views(source: str, data: Sequence[Mapping[str, Any]], views: int) -
         data: the datalist's entries, with ``label`` ``[K]``.
         views: the number of views of slides of the rarest classes, see :func:`scripts.augmentation.count_views`;
             0 is no augmentation.
+        left_out: the names of slides without which the workflow goes on; the others keep their numbers.
 
     Returns:
-        A number for each entry, without limit for patches; ``None`` without augmentation, or without entries.
+        A number for each entry that is not left out, without limit for patches; ``None`` without augmentation, or
+        without entries.
 
     Raises:
         SettingsError: if there is no such source, or ``views`` is no whole number from 0 up.
@@ -287,7 +308,8 @@ def training_views(source: str, data: Sequence[Mapping[str, Any]], views: int) -
     counts = count_views(np.stack([np.asarray(entry["label"]) for entry in data]), views)
     if views == 0:
         return None
-    return counts if source == "bank" else [ENDLESS_VIEWS] * len(data)
+    counts = counts if source == "bank" else [ENDLESS_VIEWS] * len(data)
+    return [count for count, entry in zip(counts, data, strict=True) if not left_out or entry["slide"] not in left_out]
 
 
 def _check_source(source: str) -> None:

@@ -16,6 +16,7 @@ import h5py
 from tqdm import tqdm
 
 from scripts.demo import ensure_cohort
+from scripts.features import seal_bank
 from scripts.files import output_folder, replacing
 
 __all__ = ["main", "write_control_banks", "write_few"]
@@ -106,6 +107,7 @@ def write_control_banks(feature_dir: Path, control_dir: Path) -> None:
                     features = bank[name]["features"][:]
                     features[rows[:, s]] = lowest[rows[:, 0]]
                     bank[name]["features"][:] = features
+                seal_bank(bank, names)
                 bank.attrs["control"] = f"every scale has the features of {names[0]}"
 
 

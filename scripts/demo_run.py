@@ -52,6 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     entries = load_datalist(datalist, args.dataset_dir, "multilabel")
     train, test = (np.stack([e["label"] for e in entries[part]]) for part in ("training", "testing"))
     metrics = json.loads((args.output_dir / "metrics.json").read_text(encoding="utf-8"))
+    metrics.pop("made_by")
     counts = ", ".join(f"{len(part)} {name}" for name, part in entries.items())
     print(f"\nDrawn slides: {counts}. They show that the software works; they say nothing about tissue.\n")
     print(metrics_table(metrics, frequency_baseline(train, test, "multilabel")))
@@ -64,7 +65,7 @@ def metrics_table(metrics: dict, baseline: dict[str, float]) -> str:
     """The metrics of each output on the test slides, with their 95% intervals, as a text table.
 
     Args:
-        metrics: the content of ``metrics.json``.
+        metrics: the content of ``metrics.json``, of each output.
         baseline: the scores of the classifier that knows the class frequencies alone.
     """
     names = list(baseline)

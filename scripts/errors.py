@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 import sys
+import threading
+from collections.abc import Iterator
 from types import TracebackType
 from typing import Any
 
 from tqdm import tqdm
 
-__all__ = ["BundleError", "DatalistError", "SettingsError", "SlideError", "mistake_in", "show_one_line"]
+__all__ = ["BundleError", "DatalistError", "SettingsError", "SlideError", "mistake_in", "no_room", "show_one_line"]
+
+# What a file system says that takes no more, which is no fault of the program.
+NO_ROOM = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the quota of the disk is used up",
+    errno.EFBIG: "it would be larger than allowed",
+    errno.EROFS: "the disk is read-only",
+}
 
 
 class BundleError(Exception):
@@ -22,8 +34,10 @@ class BundleError(Exception):
     """
 
     def __init__(self, subject: object, cause: str, remedy: str) -> None:
-        # What a library says in a cause may run over several lines.
-        super().__init__(" ".join(f"{subject}: {cause}. {remedy}".splitlines()))
+        # What a library says in a cause may run over several lines, and the name of a file may hold anything: what
+        # would move the cursor of a terminal, or cannot be written as UTF-8, is escaped.
+        line = " ".join(f"{subject}: {cause}. {remedy}".splitlines())
+        super().__init__("".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in line))
         self.subject, self.cause, self.remedy = subject, cause, remedy
 
     def __reduce__(self) -> tuple[type[BundleError], tuple[object, str, str]]:
@@ -71,14 +85,51 @@ def show_one_line() -> None:
         return record
 
     record_without_trace.shows_one_line = True  # type: ignore[attr-defined]
-    sys.excepthook = hook
+
+    def thread_hook(args: threading.ExceptHookArgs) -> None:
+        # TensorBoard writes in a thread, and raises the same again in the main one.
+        if args.exc_value is not None and isinstance(args.exc_value, OSError) and mistake_in(args.exc_value):
+            tqdm.write(f"error: {mistake_in(args.exc_value)}", file=sys.stderr)
+        else:
+            threading.__excepthook__(args)
+
+    sys.excepthook, threading.excepthook = hook, thread_hook
     logging.setLogRecordFactory(record_without_trace)
 
 
 def mistake_in(error: BaseException | None) -> BundleError | None:
-    """The user's mistake that led to an error, from its chain of causes; ``None`` if there is none."""
+    """The user's mistake that led to an error, from its chain of causes; ``None`` if there is none.
+
+    A library that found no room for a file, or was not let at one, counts as one, too.
+    """
+    found = next((cause for cause in _chain(error) if isinstance(cause, BundleError)), None)
+    if found is not None:
+        return found
+    # What was merely being handled when a fault came up explains nothing of it.
+    refusals = (_refused(cause) for cause in _chain(error, contexts=False))
+    return next((refusal for refusal in refusals if refusal is not None), None)
+
+
+def no_room(error: BaseException) -> str | None:
+    """Why a file system did not take what was written; ``None`` if that is not what an error says."""
+    number = getattr(error, "errno", None)
+    return f"{NO_ROOM[number]} ({os.strerror(number)})" if number in NO_ROOM else None
+
+
+def _chain(error: BaseException | None, contexts: bool = True) -> Iterator[BaseException]:
     while error is not None:
-        if isinstance(error, BundleError):
-            return error
-        error = error.__cause__ or error.__context__
-    return None
+        yield error
+        error = error.__cause__ or (error.__context__ if contexts else None)
+
+
+def _refused(error: BaseException) -> BundleError | None:
+    if not isinstance(error, OSError):
+        return None
+    # TensorBoard, which writes into `output_dir`, does not tell the file.
+    subject = error.filename or "output_dir"
+    if isinstance(error, PermissionError):
+        return SettingsError(subject, f"you have no right to it ({error.strerror})", "Choose another path.")
+    cause = no_room(error)
+    if cause is None:
+        return None
+    return SettingsError(subject, f"cannot be written: {cause}", "Make room, or choose another folder.")

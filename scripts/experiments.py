@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import multiprocessing
 import os
@@ -26,7 +27,7 @@ from scripts.errors import BundleError, SettingsError, mistake_in
 from scripts.files import claimed, replacing
 from scripts.ranks import forget_ranks, num_ranks, rank, wait_for_ranks
 
-__all__ = ["Experiment", "run_experiments"]
+__all__ = ["Experiment", "leaving_out", "run_experiments"]
 
 # What each step is: the config and the kind of workflow that MONAI takes it for.
 STEPS = {"training": ("train.json", "train"), "evaluating": ("evaluate.json", "infer")}
@@ -134,6 +135,18 @@ class Experiment:
             part.write_text(json.dumps({"steps": list(self.steps)}) + "\n", encoding="utf-8")
 
 
+def leaving_out(settings: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """Settings with more slides in ``leave_out``; where there are none at all, without it, as runs ever were.
+
+    Args:
+        settings: of an experiment, perhaps with ``leave_out``.
+        names: of the slides to leave out as well.
+    """
+    left_out = sorted({*settings.get("leave_out", ()), *names})
+    others = {key: value for key, value in settings.items() if key != "leave_out"}
+    return {**others, "leave_out": left_out} if left_out else others
+
+
 def run_experiments(
     experiments: Sequence[Experiment], bundle_root: str | Path, num_processes: int = 1, desc: str = "runs"
 ) -> dict[str, BundleError]:
@@ -227,7 +240,9 @@ def _run_logged(experiment: Experiment, bundle_root: str | Path) -> None:
     try:
         experiment.run(bundle_root)
     except Exception as error:
-        traceback.print_exc()
+        # The log itself may be what there is no room for.
+        with contextlib.suppress(OSError):
+            traceback.print_exc()
         mistake = mistake_in(error)
         if mistake is None:
             raise

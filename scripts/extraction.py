@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import os
 import signal
@@ -9,20 +11,23 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from tqdm import tqdm
 
 from scripts.augmentation import augmentation_settings, view_transform
 from scripts.bags import Bag, BagBuilder
+from scripts.checksums import check_sha256
 from scripts.encoding import Encoder
-from scripts.errors import SettingsError
+from scripts.errors import SettingsError, SlideError
+from scripts.extraction_progress import ExtractionProgress, SlideToExtract
+from scripts.failures import FailedSlides
 from scripts.features import bank_path, entry_settings, is_banked, write_bank
 from scripts.files import output_folder
 from scripts.ranks import (
-    SharedCounter,
     StoppedError,
     from_first_rank,
     is_first_rank,
@@ -32,54 +37,13 @@ from scripts.ranks import (
     waiting,
 )
 
-__all__ = ["Extractor"]
+__all__ = ["Extractor", "left_out"]
 
 logger = logging.getLogger(__name__)
 
-SHOW_SECONDS = 0.1
-
-
-class _Slide(NamedTuple):
-    """What is to be done of a slide: the number of its entry, the views without a bank, its file's size in bytes."""
-
-    number: int
-    views: list[int]
-    size: int
-
-    @property
-    def work(self) -> int:
-        return self.size * len(self.views)
-
-
-class _Progress:
-    """What the ranks of a run have done together, and the first one's bar that shows it."""
-
-    def __init__(self, todo: Sequence[_Slide], bar: tqdm) -> None:
-        self.todo, self.bar = todo, bar
-        self._not_added, self._shown_at = 0, 0.0
-        self.slides, self.work, self.patches, self.encoded, self.orphans = (SharedCounter() for _ in range(5))
-
-    def open(self, slide: _Slide, bag: Bag) -> None:
-        self.slides.add(1)
-        self.orphans.add(bag.grid.orphans)
-        patches = self.patches.add(sum(len(coords) for coords in bag.grid.coords) * len(slide.views))
-        # What the slides ahead hold is not known before they are opened: for their bytes as much as those so far.
-        self.bar.total = round(patches / self.work.add(slide.work) * sum(slide.work for slide in self.todo))
-
-    def add(self, encoded: int) -> None:
-        self._not_added += encoded
-        # Each look at the other ranks is a round trip to torchrun.
-        if time.monotonic() - self._shown_at > SHOW_SECONDS:
-            self.show()
-
-    def show(self, now: str = "") -> None:
-        self._shown_at = time.monotonic()
-        # That another rank failed is told when this one's slide is finished.
-        with suppress(StoppedError):
-            if now:
-                self.bar.set_postfix_str(f"slide {self.slides.add()}/{len(self.todo)} {now}", refresh=True)
-            self.bar.update(self.encoded.add(self._not_added) - self.bar.n)
-            self._not_added = 0
+GO_ON = "the same command goes on from here."
+REMEDY = f"Mend or replace them, or leave them out of the datalist; {GO_ON}"
+OR_ALLOW = f"Mend or replace them, leave them out of the datalist, or go on without them with `allow_missing`; {GO_ON}"
 
 
 class Extractor:
@@ -88,6 +52,8 @@ class Extractor:
     The ranks of ``torchrun`` share the slides out: each takes the next when it is through with its last, the largest
     files first, so that none is left with a large one when the others are through. One rank alone keeps the datalist's
     order, in which a user can follow it. All ranks end together, because what follows reads the banks of all.
+
+    A slide that fails is written down, and the run goes on; it ends with an error all the same, when all else is done.
 
     On SIGTERM, which ``torchrun`` sends to all ranks when one died, and Slurm before it takes the machine away, the
     slide under way is finished. The next run makes what is missing.
@@ -98,6 +64,9 @@ class Extractor:
         encoder: encodes its patches.
         feature_dir: where the banks are written, one file a slide and view.
         views: the number of augmented views of each entry, from 0 up; ``None`` is 0 for all.
+        failures: where slides that fail are written down; ``None`` ends the run with the first.
+        allow_missing: whether what follows goes on without the slides that failed; ``None`` where nothing follows.
+        made_by: told by each bank, see :func:`scripts.features.write_bank`; it decides nothing.
 
     Raises:
         ValueError: if there is not one number for each entry.
@@ -110,6 +79,9 @@ class Extractor:
         encoder: Encoder,
         feature_dir: str | Path,
         views: Sequence[int] | None = None,
+        failures: FailedSlides | None = None,
+        allow_missing: bool | None = None,
+        made_by: Mapping[str, Any] | None = None,
     ) -> None:
         if views is not None and len(views) != len(entries):
             raise ValueError(f"views has {len(views)} numbers for {len(entries)} entries")
@@ -117,34 +89,57 @@ class Extractor:
         self.bag_builder, self.encoder = bag_builder, encoder
         self.feature_dir = Path(feature_dir)
         self.views = [0] * len(entries) if views is None else list(views)
+        self.failures, self.allow_missing, self.made_by = failures, allow_missing, made_by
+        self._unread: list[int] = []
+        self._left_out: list[str] | None = None
 
     def run(self) -> None:
         """Extract what is missing, with a progress bar in patches a second and the time left.
 
         Raises:
-            SlideError: if a slide cannot be used.
+            SlideError: if a slide cannot be used, and failures are not written down, or strict.
+            FailedSlidesError: at the end, if slides failed, and nothing goes on without them.
             SettingsError: if a bank is there that was made with other settings, the ranks have other settings, or
                 nothing can be written into ``feature_dir``.
             StoppedError: if it was told to stop, or another rank failed.
         """
         self._check_ranks()
-        todo = [_Slide(*slide) for slide in from_first_rank(self._todo)]
-        slides = sum(0 in slide.views for slide in todo)
-        views = sum(len(slide.views) for slide in todo) - slides
-        self._announce(slides, views)
-        if not todo:
-            return
+        if self.failures is not None:
+            self.failures.start()
+        todo = [SlideToExtract(*slide) for slide in from_first_rank(self._todo)]
+        self._announce(todo)
+        if todo:
+            self._run(todo)
+        self._left_out = self._end()
+
+    def left_out(self) -> list[str]:
+        """The names of the slides without which ``allow_missing`` goes on; extracts, if that was not done.
+
+        Raises:
+            as :meth:`run`.
+        """
+        if self._left_out is None:
+            self.run()
+        assert self._left_out is not None
+        return self._left_out
+
+    def _run(self, todo: Sequence[SlideToExtract]) -> None:
         output_folder(self.feature_dir)
+        if self.failures is not None:
+            output_folder(self.failures.path.parent)
         start = time.perf_counter()
         with (
             _finishing_slides() as check_signal,
             tqdm(total=0, unit="patch", desc="extracting", dynamic_ncols=True, disable=not is_first_rank()) as bar,
         ):
-            progress = _Progress(todo, bar)
+            progress = ExtractionProgress(todo, bar)
             try:
-                for slide, bag in self._bags(take_turns(todo)):
+                for slide, get_bag in self._bags(take_turns(todo)):
                     check_signal()
-                    self._extract(slide, bag, progress)
+                    try:
+                        self._extract(slide, get_bag, progress)
+                    except SlideError as error:
+                        self._record(slide.number, error)
                 check_signal()
                 for _ in waiting():
                     progress.show()
@@ -158,8 +153,8 @@ class Extractor:
         seconds = time.perf_counter() - start
         logger.info(
             "extracted %d slides%s, %d patches in %.1f s (%.1f patches/s); %d patches left out without an ancestor",
-            slides,
-            f" and {views} augmented views" if views else "",
+            progress.plain_banks.add(),
+            f" and {progress.view_banks.add()} augmented views" if any(any(slide.views) for slide in todo) else "",
             patches,
             seconds,
             patches / seconds,
@@ -168,62 +163,148 @@ class Extractor:
 
     def _check_ranks(self) -> None:
         # Machines differ in what they are fast at, by which `amp` is chosen, and in what they can compile.
-        own = self.encoder.settings()
-        first = from_first_rank(self.encoder.settings)
+        own = json.loads(json.dumps(self._common_settings()))
+        first = from_first_rank(self._common_settings)
         differs = [key for key in own if own[key] != first[key]]
         if differs:
             both = ", ".join(f"{key} {first[key]!r} on rank 0, {own[key]!r} on rank {rank()}" for key in differs)
-            cause = f"the ranks would write banks that differ ({both})"
+            cause = f"the ranks would not do the same work ({both})"
             raise SettingsError(differs[0], cause, f"Set {' and '.join(differs)} for all of them.")
 
-    def _todo(self) -> list[_Slide]:
-        todo = []
+    def _common_settings(self) -> dict[str, Any]:
+        slides = json.dumps([(entry["slide"], views) for entry, views in zip(self.entries, self.views, strict=True)])
+        return {
+            **self.bag_builder.settings(),
+            **self.encoder.settings(),
+            "feature_dir": str(self.feature_dir),
+            "datalist": f"{len(self.entries)} slides, {hashlib.sha256(slides.encode()).hexdigest()[:8]}",
+        }
+
+    def _todo(self) -> list[SlideToExtract]:
+        todo: list[SlideToExtract] = []
+        self._unread = []
         for number, (entry, views) in enumerate(zip(self.entries, self.views, strict=True)):
-            settings = self._settings(entry)
+            try:
+                settings = self._settings(entry)
+            except SlideError as error:
+                self._unread.append(number)
+                self._record(number, error)
+                continue
             missing = [v for v in range(views + 1) if not is_banked(self._path(entry, v), _of_view(settings, v))]
             if missing:
-                todo.append(_Slide(number, missing, os.path.getsize(entry["image"])))
+                todo.append(SlideToExtract(number, missing, os.path.getsize(entry["image"])))
         return sorted(todo, key=lambda slide: -slide.size) if num_ranks() > 1 else todo
 
-    def _bags(self, slides: Iterator[_Slide]) -> Iterator[tuple[_Slide, Bag]]:
-        """Each slide with its bag, one for all its views; one rank alone makes it while the slide before is encoded."""
+    def _bags(self, slides: Iterator[SlideToExtract]) -> Iterator[tuple[SlideToExtract, Callable[[], Bag]]]:
+        """Each slide with what gives its bag, one for all views; one rank makes it ahead of its turn."""
         if num_ranks() > 1:  # A slide that is taken ahead is one that another rank may be waiting for.
-            yield from ((slide, self.bag_builder(self.entries[slide.number])) for slide in slides)
+            yield from ((slide, partial(self._bag, slide)) for slide in slides)
             return
-        last: tuple[_Slide, Future[Bag]] | None = None
+        last: tuple[SlideToExtract, Future[Bag]] | None = None
         with ThreadPoolExecutor(1) as thread:
             for slide in slides:
-                following = slide, thread.submit(self.bag_builder, self.entries[slide.number])
+                following = slide, thread.submit(self._bag, slide)
                 if last is not None:
-                    yield last[0], last[1].result()
+                    yield last[0], last[1].result
                 last = following
             if last is not None:
-                yield last[0], last[1].result()
+                yield last[0], last[1].result
 
-    def _extract(self, slide: _Slide, bag: Bag, progress: _Progress) -> None:
+    def _bag(self, slide: SlideToExtract) -> Bag:
         entry = self.entries[slide.number]
-        settings = self._settings(entry)
+        check_sha256(entry)
+        return self.bag_builder(entry)
+
+    def _extract(self, slide: SlideToExtract, get_bag: Callable[[], Bag], progress: ExtractionProgress) -> None:
+        try:
+            bag = get_bag()
+        except SlideError:
+            progress.lose(slide)
+            raise
         progress.open(slide, bag)
-        for view in slide.views:
-            progress.show(now=f"{entry['slide']} view {view}" if view else entry["slide"])
-            transform = view_transform(entry["slide"], view)
-            path, of_view = self._path(entry, view), _of_view(settings, view)
-            write_bank(path, bag, self.encoder, of_view, on_batch=progress.add, transform=transform)
+        for done, view in enumerate(slide.views):
+            try:
+                self._write(self.entries[slide.number], view, bag, progress)
+            except SlideError:
+                progress.give_up(slide, bag, len(slide.views) - done)
+                raise
+            progress.end_view(view)
         progress.show()
 
+    def _write(self, entry: Mapping[str, Any], view: int, bag: Bag, progress: ExtractionProgress) -> None:
+        progress.start_view()
+        progress.show(now=f"{entry['slide']} view {view}" if view else entry["slide"])
+        transform = view_transform(entry["slide"], view)
+        path, of_view = self._path(entry, view), _of_view(self._settings(entry), view)
+        write_bank(path, bag, self.encoder, of_view, progress.add, transform, self.made_by)
+
+    def _record(self, number: int, error: SlideError) -> None:
+        if self.failures is None:
+            raise error
+        self.failures.record(self.entries[number], error)
+
+    def _end(self) -> list[str]:
+        """The names of the slides that are left out; none, or an error, unless that is allowed."""
+        if self.failures is None:
+            return []
+        if not self.allow_missing:
+            self.failures.end(len(self.entries), REMEDY if self.allow_missing is None else OR_ALLOW)
+            return []
+        # The first rank decides for all: another may not see yet what has just been written.
+        names = from_first_rank(self._missing)
+        if names and is_first_rank():
+            listed = f"{len(names)} of {len(self.entries)} slides ({', '.join(names)})"
+            logger.warning("going on without %s, as `allow_missing` says: see %s", listed, self.failures.path)
+        return names
+
+    def _missing(self) -> list[str]:
+        assert self.failures is not None
+        failed = set(self.failures.names())
+        return [
+            entry["slide"]
+            for entry, views in zip(self.entries, self.views, strict=True)
+            if entry["slide"] in failed or not all(self._path(entry, view).exists() for view in range(views + 1))
+        ]
+
     def _settings(self, entry: Mapping[str, Any]) -> dict[str, Any]:
-        return {**self.bag_builder.settings(), **self.encoder.settings(), **entry_settings(entry)}
+        try:
+            of_entry = entry_settings(entry)
+        except OSError as error:
+            cause, remedy = f"cannot be read ({error.strerror})", "Check its rights, or copy it again."
+            raise SlideError(error.filename or entry["image"], cause, remedy) from error
+        return {**self.bag_builder.settings(), **self.encoder.settings(), **of_entry}
 
     def _path(self, entry: Mapping[str, Any], view: int) -> Path:
         return bank_path(self.feature_dir, entry["slide"], view)
 
-    def _announce(self, slides: int, views: int) -> None:
+    def _announce(self, todo: Sequence[SlideToExtract]) -> None:
+        slides = sum(0 in slide.views for slide in todo)
+        views = sum(len(slide.views) for slide in todo) - slides
         all_slides, all_views = len(self.entries), sum(self.views)
-        wanted, there = f"{slides} of {all_slides} slides", f"{all_slides - slides}"
+        wanted, there = f"{slides} of {all_slides} slides", f"{all_slides - slides - len(self._unread)}"
         if all_views:
             wanted += f" and {views} of {all_views} augmented views"
-            there += f" and {all_views - views}"
+            there += f" and {all_views - views - sum(self.views[number] for number in self._unread)}"
         logger.info("extracting %s into %s (%s are there)", wanted, self.feature_dir, there)
+
+
+def left_out(extractor: Extractor, source: str, allow_missing: bool) -> list[str]:
+    """The names of the slides without which a workflow goes on.
+
+    Args:
+        extractor: makes the banks.
+        source: ``"bank"``, or ``"patches"``, which are read from the slides themselves.
+        allow_missing: whether it goes on without slides that fail.
+
+    Raises:
+        SettingsError: if that is asked of patches.
+    """
+    if not allow_missing:
+        return []
+    if source == "patches":
+        cause = "is for the feature bank; with `source` patches a training reads the slides in every epoch"
+        raise SettingsError("allow_missing", cause, "Set `source` to bank, or leave `allow_missing` out.")
+    return extractor.left_out()
 
 
 def _of_view(settings: Mapping[str, Any], view: int) -> dict[str, Any]:
@@ -238,7 +319,7 @@ def _finishing_slides() -> Iterator[Callable[[], None]]:
     def check() -> None:
         if told.is_set():
             subject = f"rank {rank()}" if num_ranks() > 1 else "extracting"
-            cause = "was told to stop (SIGTERM), and has finished its slide"
+            cause = "was told to stop (SIGTERM), and begins no other slide"
             raise StoppedError(subject, cause, "The same command goes on from here.")
 
     if threading.current_thread() is not threading.main_thread():

@@ -6,7 +6,8 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,19 +16,21 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from scripts import __version__
 from scripts.bags import Bag
 from scripts.encoding import Encoder, PatchTransform, of_rows
 from scripts.errors import SettingsError
-from scripts.files import replacing
+from scripts.files import refuse_special, replacing
 from scripts.grid import log_share
+from scripts.hdf5 import writing_hdf5
 from scripts.magnification import scale_name
+from scripts.provenance import software
 
-__all__ = ["BankedBag", "bank_path", "is_banked", "read_bank", "slide_fingerprint", "write_bank"]
+__all__ = ["BankedBag", "bank_path", "is_banked", "read_bank", "seal_bank", "slide_fingerprint", "write_bank"]
 
 # Raised when the same settings would give other contents: banks of an older format are then made again.
 BANK_FORMAT = 1
 FINGERPRINT_BYTES = 1 << 20
+ROWS_AT_ONCE = 4096
 
 
 @dataclass(frozen=True)
@@ -125,6 +128,7 @@ def write_bank(
     settings: Mapping[str, Any],
     on_batch: Callable[[int], object] | None = None,
     transform: PatchTransform | None = None,
+    made_by: Mapping[str, Any] | None = None,
 ) -> None:
     """Encode a bag batch by batch into a bank; the file appears under its name when it is complete.
 
@@ -135,12 +139,15 @@ def write_bank(
         settings: what :func:`is_banked` compares later.
         on_batch: called with the number of patches of each batch, for progress.
         transform: that of the view, applied to the patches before they are encoded.
+        made_by: what else to tell, beside the software, of what makes the bank: the seed, the datalist's hash. It does
+            not decide the content, and is not compared.
     """
     grid = bag.grid
-    with replacing(path) as part, h5py.File(part, "w") as bank:
+    with replacing(path) as part, writing_hdf5(part) as (bank, check):
         bank.attrs["settings"] = json.dumps({"bank_format": BANK_FORMAT, **settings})
-        bank.attrs["made_by"] = f"pathology-mustmil {__version__}"
-        bank.attrs["slide"] = bag.slide.path.name
+        bank.attrs["made_by"] = json.dumps({**software(bag.slide.backend), **(made_by or {})})
+        # HDF5 holds UTF-8, and the name of a file may be anything.
+        bank.attrs["slide"] = os.fsencode(bag.slide.path.name).decode(errors="backslashreplace")
         bank.attrs["reader"] = bag.slide.backend
         bank.attrs["mpp"] = bag.slide.base_mpp
         bank.attrs["mpp_source"] = bag.slide.resolution.source
@@ -157,8 +164,21 @@ def write_bank(
             group.create_dataset("features", (len(coords), encoder.num_features), dtype=np.float32)
         for scale_index, patches, features in encoder.encode(bag, transform):
             bank[grid.scales[scale_index].name]["features"][patches] = features
+            check()
             if on_batch is not None:
                 on_batch(len(features))
+        seal_bank(bank, [scale.name for scale in grid.scales])
+
+
+def seal_bank(bank: h5py.File, scales: Sequence[str]) -> None:
+    """Give each array of a bank its checksum, with which :func:`read_bank` compares it.
+
+    Args:
+        bank: an open bank.
+        scales: the names of its scales.
+    """
+    for dataset in _datasets(bank, scales):
+        dataset.attrs["crc32"] = _crc32(dataset)
 
 
 def read_bank(path: Path, magnifications: tuple[float, ...]) -> BankedBag:
@@ -192,12 +212,29 @@ def read_bank(path: Path, magnifications: tuple[float, ...]) -> BankedBag:
         _check_arrays(banked)
         if (banked.rows < 0).any() or (banked.rows >= [len(features) for features in banked.features]).any():
             raise ValueError("its rows go through patches that it does not hold")
+        datasets = _datasets(bank, [scale_name(m) for m in magnifications])
+        parts = (banked.rows, *(part for scale in zip(banked.coords, banked.features, strict=True) for part in scale))
+        for dataset, part in zip(datasets, parts, strict=True):
+            # Banks of before version 0.3 have none.
+            if "crc32" in dataset.attrs and dataset.attrs["crc32"] != zlib.crc32(np.ascontiguousarray(part).data):
+                raise ValueError(f"its {dataset.name[1:]} are not those that were written")
         return banked
+
+
+def _datasets(bank: h5py.File, scales: Sequence[str]) -> list[h5py.Dataset]:
+    return [bank["rows"], *(bank[scale][name] for scale in scales for name in ("coords", "features"))]
+
+
+def _crc32(dataset: h5py.Dataset) -> int:
+    crc = 0
+    for first in range(0, len(dataset), ROWS_AT_ONCE):
+        crc = zlib.crc32(dataset[first : first + ROWS_AT_ONCE], crc)
+    return crc
 
 
 def _check_arrays(banked: BankedBag) -> None:
     rows, features, coords = banked.rows, banked.features, banked.coords
-    if rows.ndim != 2 or rows.shape[1] != len(features) or not np.issubdtype(rows.dtype, np.integer):
+    if rows.ndim != 2 or not len(rows) or rows.shape[1] != len(features) or not np.issubdtype(rows.dtype, np.integer):
         raise ValueError(f"its rows are {rows.dtype} {list(rows.shape)}")
     if any(f.ndim != 2 or f.dtype != np.float32 or f.shape[1] != features[0].shape[1] for f in features):
         raise ValueError(f"its features are {[f'{f.dtype} {list(f.shape)}' for f in features]}")
@@ -213,10 +250,13 @@ def _read_settings(path: Path) -> dict[str, Any]:
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[tuple[h5py.File, dict[str, Any]]]:
     """A bank and its settings; whatever is wrong with it on the way is one error."""
+    refuse_special(path)
     try:
         with h5py.File(path, "r") as bank:
-            yield bank, json.loads(bank.attrs["settings"])
-    except (OSError, KeyError, ValueError) as error:
+            yield bank, dict(json.loads(bank.attrs["settings"]))
+    # Of a damaged file any part may be of another kind than was written.
+    except (OSError, KeyError, ValueError, TypeError, AttributeError, IndexError, RuntimeError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise SettingsError(
-            path, f"is not a feature bank ({str(error).splitlines()[0]})", "Delete it and run `extracting` again."
+            path, f"is not a feature bank ({reason})", "Delete it and run `extracting` again."
         ) from error

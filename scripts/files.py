@@ -1,35 +1,91 @@
-"""Writing files so that a killed run leaves the old one or the new one, never a part."""
+"""Writing files so that a killed run or a full disk leaves the old one or the new one, never a part."""
 
 from __future__ import annotations
 
 import fcntl
+import functools
 import hashlib
 import os
+import re
+import socket
+import time
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from scripts.errors import SettingsError
+from scripts.errors import SettingsError, no_room
 
-__all__ = ["claimed", "file_sha256", "output_folder", "replacing"]
+__all__ = ["claimed", "file_sha256", "output_folder", "refuse_special", "replacing"]
+
+# Process numbers are those of one machine.
+MACHINE = f"{zlib.crc32(socket.gethostname().encode()):08x}"
+PART = re.compile(r"\..*\.([0-9a-f]{8})-([0-9]+)\.part(\.[^.]*)?", re.DOTALL)
+FORGOTTEN_AFTER_S = 24 * 3600
+PROBE_BYTES = 1 << 20
 
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
     """Give a temporary path beside ``path``; it takes its name when the block ends, or goes if it fails.
 
+    The first time that a process writes into a folder, it removes the temporary files there of processes that were
+    killed.
+
     Raises:
-        SettingsError: if the folder cannot be made or written to.
+        SettingsError: if the folder cannot be made or written to, or has no room.
     """
     path = Path(path)
-    output_folder(path.parent)
+    _remove_left_parts(output_folder(path.parent).resolve())
     # The suffix stays last, since many writers choose the format by it.
-    part = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
+    part = path.with_name(f".{path.stem}.{MACHINE}-{os.getpid()}.part{path.suffix}")
     try:
         yield part
         os.replace(part, path)
+    except (OSError, RuntimeError) as error:
+        cause = _why_full(error, part)
+        if cause is None:
+            raise
+        remedy = "Make room, or choose another folder; what was there before is as it was."
+        raise SettingsError(path, f"cannot be written: {cause}", remedy) from error
     finally:
         part.unlink(missing_ok=True)
+
+
+@functools.cache
+def _remove_left_parts(folder: Path) -> None:
+    for part in folder.glob(".*.part*"):
+        found = PART.fullmatch(part.name)
+        if found and _is_left(part, found[1], int(found[2])):
+            part.unlink(missing_ok=True)
+
+
+def _is_left(part: Path, machine: str, process: int) -> bool:
+    try:
+        if machine == MACHINE:
+            os.kill(process, 0)
+            return False
+        # Of a process elsewhere nothing is known but when it wrote last.
+        return time.time() - part.stat().st_mtime > FORGOTTEN_AFTER_S
+    except ProcessLookupError:
+        return True
+    except (FileNotFoundError, PermissionError):
+        return False
+
+
+def _why_full(error: OSError | RuntimeError, part: Path) -> str | None:
+    """Why there was no room for what was being written; ``None`` if that was not what failed."""
+    if no_room(error) is not None:
+        return no_room(error)
+    # Libraries hide the reason, or say something of their own: the file system is asked, with a part that goes.
+    try:
+        with open(part, "ab") as file:
+            file.write(bytes(PROBE_BYTES))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as asked:
+        return no_room(asked)
+    return None
 
 
 def output_folder(folder: str | Path) -> Path:
@@ -65,12 +121,25 @@ def claimed(folder: str | Path) -> Iterator[None]:
         yield
 
 
+def refuse_special(path: str | Path) -> None:
+    """Refuse a pipe, a device or a socket in the place of a file: reading one may never end.
+
+    What is not there, and folders, are left to the reader, who knows what to say of them.
+
+    Raises:
+        SettingsError: if it is one.
+    """
+    if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
+        raise SettingsError(path, "is a pipe, a device or a socket, not a file", "Give the path of a file.")
+
+
 def file_sha256(path: str | Path) -> str:
     """SHA-256 of a file's content, in hexadecimal.
 
     Raises:
-        SettingsError: if it cannot be read.
+        SettingsError: if it cannot be read, or is no file.
     """
+    refuse_special(path)
     try:
         with open(path, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from numbers import Real
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,14 +67,20 @@ def tissue_thresholds(min_tissue: float | Sequence[float], num_scales: int) -> t
     Raises:
         SettingsError: if a share is outside 0..1 or their number is not that of the scales.
     """
-    shares = [0.0] * (num_scales - 1) + [min_tissue] if isinstance(min_tissue, int | float) else list(min_tissue)
-    if len(shares) != num_scales or any(not 0 <= share <= 1 for share in shares):
+    shares: list[Any] = [0.0] * (num_scales - 1) + [min_tissue]
+    if isinstance(min_tissue, Sequence) and not isinstance(min_tissue, str):
+        shares = list(min_tissue)
+    if len(shares) != num_scales or not all(_is_share(share) for share in shares):
         raise SettingsError(
             "min_tissue",
             f"got {min_tissue!r} for {num_scales} magnifications",
             "Give one share of tissue in 0..1, or one for each magnification from low to high.",
         )
     return tuple(float(share) for share in shares)
+
+
+def _is_share(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and 0 <= float(value) <= 1
 
 
 def link_grids(

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
-import pickle
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,9 @@ from scripts.errors import SettingsError
 from scripts.files import replacing
 from scripts.losses import head_losses
 from scripts.ranks import is_first_rank
-from scripts.weights_record import sign
+from scripts.sums import drop_sum
+from scripts.training_state import TrainingState
+from scripts.weights_record import UNREADABLE, sign, unreadable_reason
 
 __all__ = [
     "BestWeights",
@@ -35,6 +37,14 @@ __all__ = [
     "training_scalars",
     "weights_path",
 ]
+
+# What reading a checkpoint raises, but for what is caught apart from these: a misfit, and a value that does not fit.
+DAMAGED = tuple(kind for kind in UNREADABLE if kind not in (RuntimeError, ValueError))
+
+# An older checkpoint tells the path of the backbone's weights, which a newer one knows by their hash.
+OUTDATED = ("backbone_weights",)
+
+logger = logging.getLogger(__name__)
 
 
 def weights_path(ckpt_dir: str | Path, head: str) -> Path:
@@ -56,6 +66,7 @@ class BestWeights:
             output is ``<head>_loss``.
         record: what the weights are trained with and on, see :func:`scripts.weights_record.read_record`; that of
             weights from which the training went on is added as ``pretrained``.
+        made_by: what makes them, see :func:`scripts.provenance.made_by`.
     """
 
     def __init__(
@@ -64,9 +75,10 @@ class BestWeights:
         network: torch.nn.Module,
         heads: Sequence[str],
         record: Mapping[str, Any] | None = None,
+        made_by: Mapping[str, Any] | None = None,
     ) -> None:
         self.ckpt_dir, self.network = Path(ckpt_dir), network
-        self.record = record
+        self.record, self.made_by = record, {} if made_by is None else {"made_by": made_by}
         self.losses = {head: float("inf") for head in heads}
         self.epochs = dict.fromkeys(self.losses, 0)
         self._evaluator: Engine | None = None
@@ -82,10 +94,14 @@ class BestWeights:
             loss = float(engine.state.metrics.get(f"{head}_loss", float("inf")))
             if loss < lowest:
                 self.losses[head], self.epochs[head] = loss, engine.state.epoch
+                path = weights_path(self.ckpt_dir, head)
                 if self.record is not None:
-                    sign(self.network, self.record)
+                    sign(self.network, self.record, {"best_for": head, "file": path.name, **self.made_by})
                 if is_first_rank():
-                    save_checkpoint(self.network.state_dict(), weights_path(self.ckpt_dir, head))
+                    save_checkpoint(self.network.state_dict(), path)
+        # What goes on from here is best for no output yet.
+        if self.record is not None:
+            sign(self.network, self.record, self.made_by)
 
     def state_dict(self) -> dict[str, dict[str, float]]:
         """The lowest losses so far and their epochs, for a training that is resumed."""
@@ -95,7 +111,7 @@ class BestWeights:
         """Go on from the lowest losses of an earlier run.
 
         Raises:
-            SettingsError: if they are of other outputs.
+            SettingsError: if they are of other outputs, or the file of weights that was kept for one is gone.
         """
         losses = state_dict["losses"]
         if losses.keys() != self.losses.keys():
@@ -104,6 +120,16 @@ class BestWeights:
                 f"the checkpoint has the outputs {', '.join(losses)}, this training {', '.join(self.losses)}",
                 "Set the `method` and `magnifications` that it was made with, or start anew.",
             )
+        for head, epoch in state_dict["epochs"].items():
+            path = weights_path(self.ckpt_dir, head)
+            # The first rank alone needs to see the files.
+            if epoch and is_first_rank() and not path.is_file():
+                raise SettingsError(
+                    path,
+                    f"is gone: the checkpoint tells that the best weights for {head} so far, of epoch {epoch}, were "
+                    "kept in it",
+                    "Put it back beside the checkpoint, or start anew.",
+                )
         self.losses.update(losses)
         self.epochs.update(state_dict["epochs"])
         # Else MONAI's evaluator takes the first validation to come for the best.
@@ -119,10 +145,13 @@ class LastCheckpoint:
     Args:
         path: the checkpoint's file, replaced in one step.
         save_dict: objects with ``state_dict``, as for MONAI's CheckpointSaver; the trainer is added.
+        made_by: what makes it, see :func:`scripts.provenance.made_by`; added as it is.
     """
 
-    def __init__(self, path: str | Path, save_dict: Mapping[str, Any]) -> None:
-        self.path, self.save_dict = Path(path), save_dict
+    def __init__(
+        self, path: str | Path, save_dict: Mapping[str, Any], made_by: Mapping[str, Any] | None = None
+    ) -> None:
+        self.path, self.save_dict, self.made_by = Path(path), save_dict, made_by
 
     def attach(self, engine: Engine) -> None:
         """Save after each epoch; attach after the validation, whose results belong in the checkpoint."""
@@ -132,15 +161,21 @@ class LastCheckpoint:
         """Write the checkpoint."""
         if not is_first_rank():
             return
-        objects = {**self.save_dict, "trainer": engine}
-        save_checkpoint({name: item.state_dict() for name, item in objects.items()}, self.path)
+        objects = {**self.save_dict, "trainer": engine, "training_state": TrainingState(engine)}
+        content = {name: item.state_dict() for name, item in objects.items()}
+        if self.made_by is not None:
+            content["made_by"] = dict(self.made_by)
+        save_checkpoint(content, self.path)
 
 
 class SameSettings:
     """Keeps the settings of a training in its checkpoint, so that it goes on with these alone.
 
+    What the checkpoint of an older version does not tell is not compared, but for a warning.
+
     Args:
-        settings: knobs that decide what is trained, as plain values; not those that may change on the way.
+        settings: knobs that decide what is trained, as plain values; not those that may change on the way. As ``data``
+            what it is trained on, see :func:`scripts.provenance.cohort_fingerprint`.
     """
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
@@ -156,13 +191,32 @@ class SameSettings:
         Raises:
             SettingsError: if they differ.
         """
-        keys = sorted(self.settings.keys() | state_dict.keys())
-        differs = [key for key in keys if self.settings.get(key) != state_dict.get(key)]
+        untold = sorted(key for key, value in self.settings.items() if value is not None and key not in state_dict)
+        if untold:
+            logger.warning("the checkpoint does not tell %s: whether it fits is not known", ", ".join(untold))
+        told = {key: value for key, value in state_dict.items() if key not in OUTDATED}
+        differs = [key for key in sorted(told) if self.settings.get(key) != told[key]]
+        # Another task or split changes what is trained on as well, and says more.
+        if differs != ["data"]:
+            differs = [key for key in differs if key != "data"]
+        if differs == ["data"]:
+            raise SettingsError(
+                "resume",
+                f"the checkpoint is of a training on other slides or labels ({self._other_data(told['data'])})",
+                "Give the datalist that it was begun with, or start anew.",
+            )
         if differs:
             both = ", ".join(f"{key} {state_dict.get(key)!r}, now {self.settings.get(key)!r}" for key in differs[:3])
             raise SettingsError(
                 "resume", f"the checkpoint is of a training with other settings ({both})", "Set them so, or start anew."
             )
+
+    def _other_data(self, before: Mapping[str, Any]) -> str:
+        return "; ".join(
+            f"{name} on {_fingerprint(before.get(name))}, now {_fingerprint(now)}"
+            for name, now in self.settings["data"].items()
+            if now != before.get(name)
+        )
 
 
 class Resume(CheckpointLoader):
@@ -195,9 +249,13 @@ class Resume(CheckpointLoader):
         max_epochs, epoch_length = engine.state.max_epochs, engine.state.epoch_length
         try:
             super().__call__(engine)
-        except (OSError, EOFError, KeyError, pickle.UnpicklingError) as error:
-            reason = next(iter(str(error).splitlines()), type(error).__name__)
-            raise SettingsError(path, f"is damaged ({reason})", "Delete it, and start anew.") from error
+            # An older checkpoint does not tell it.
+            state = torch.load(path, map_location="cpu", weights_only=True).get("training_state")
+            if state is not None:
+                TrainingState(engine).load_state_dict(state)
+        except DAMAGED as error:
+            cause = f"is damaged ({unreadable_reason(error)})"
+            raise SettingsError(path, cause, "Delete it, and start anew.") from error
         except RuntimeError as error:  # a misfit of weights, in many lines
             reason = " ".join(" ".join(str(error).splitlines()[:2]).split())
             raise SettingsError(
@@ -218,8 +276,15 @@ class Resume(CheckpointLoader):
             )
 
 
+def _fingerprint(partition: Any) -> str:
+    if not isinstance(partition, Mapping):
+        return "none"
+    return f"{partition.get('slides')} slides with SHA-256 {str(partition.get('sha256'))[:12]}..."
+
+
 def save_checkpoint(content: Mapping[str, Any], path: Path) -> None:
-    """``torch.save``, in one step."""
+    """``torch.save``, in one step; what takes the place of packed weights is no longer listed as one of these."""
+    drop_sum(path)
     with replacing(path) as part:
         torch.save(content, part)
 

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from scripts.attention_maps import KINDS, PatchMap, gather_rows
 from scripts.bags import BagBuilder
-from scripts.errors import SettingsError
+from scripts.errors import SettingsError, SlideError
+from scripts.failures import FailedSlides
 from scripts.geojson import write_geojson
 from scripts.heatmaps import Thumbnail, class_colour, overlay, read_thumbnail, write_patch_image, write_png
 from scripts.methods import MapSpec
@@ -56,6 +57,7 @@ class HeatmapWriter:
             (probability of 0.5 or more), or the most probable one where it predicts none.
         heatmap_kinds: ``"attention"``, ``"contribution"``, or a list of these.
         key: of the probabilities in the evaluator's output.
+        failures: where slides are written down that cannot be read again; ``None`` ends the run with the first.
 
     Raises:
         SettingsError: if ``heatmaps`` is no switch, or there is no such class or kind.
@@ -75,13 +77,14 @@ class HeatmapWriter:
         heatmap_classes: Sequence[str] | str | None = None,
         heatmap_kinds: Sequence[str] | str = KINDS,
         key: str = CommonKeys.PRED,
+        failures: FailedSlides | None = None,
     ) -> None:
         if not isinstance(heatmaps, bool):
             raise SettingsError("heatmaps", f"got {heatmaps!r}", "Give True or False.")
         self.folder, self.heatmaps = Path(output_dir) / "heatmaps", heatmaps
         self.maps, self.class_names = list(maps), list(class_names)
         self.head_of_map = [list(heads).index(spec.head) for spec in self.maps]
-        self.network, self.bag_builder, self.key = network, bag_builder, key
+        self.network, self.bag_builder, self.key, self.failures = network, bag_builder, key, failures
         self.entries = {str(entry["slide"]): entry for entry in data}
         self.chosen = _class_indices(heatmap_classes, self.class_names)
         self.kinds = _known_kinds(heatmap_kinds)
@@ -96,14 +99,20 @@ class HeatmapWriter:
         """Write the heatmaps of the slides of the batch.
 
         Raises:
-            SlideError: if a slide cannot be read.
+            SlideError: if a slide cannot be read, and failures are not written down, or strict.
             SettingsError: if ``output_dir`` cannot be written to.
         """
         batch: Any = engine.state.batch
         outputs: Any = engine.state.output
         for item, output in zip(batch, outputs, strict=True):
             slide = str(item["slide"])
-            written = self._write(slide, item, _array(output[self.key].float()))
+            try:
+                written = self._write(slide, item, _array(output[self.key].float()))
+            except SlideError as error:
+                if self.failures is None:
+                    raise
+                self.failures.record(self.entries[slide], error)
+                continue
             engine.logger.info("wrote %d heatmaps of %s to %s", len(written), slide, self.folder / slide)
 
     def _write(self, slide: str, item: Mapping[str, Any], probabilities: NDArray[Any]) -> list[str]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
+from typing import Any
 
 from scripts.errors import SettingsError
 
@@ -12,6 +13,8 @@ __all__ = ["Scale", "check_magnifications", "magnification_of", "mpp_of", "scale
 
 # "20x" is a convention of the field, not a unit: a 20x scan has about 0.5 um/px on every scanner's camera.
 MPP_AT_1X = 10.0
+# 1 mm and 10 nm per pixel: beyond what light microscopes and their scanners show.
+LEAST, MOST = 0.01, 1000.0
 
 
 def mpp_of(magnification: float) -> float:
@@ -42,15 +45,17 @@ def check_magnifications(magnifications: Sequence[float]) -> tuple[float, ...]:
     """The magnifications from low to high.
 
     Raises:
-        SettingsError: if there is none, one is not a positive number, or one is named twice.
+        SettingsError: if there is none, one is not a number from 0.01 to 1000, or two have one name (5 and
+            5.0000001 are both ``"5x"``).
     """
     remedy = "Give positive numbers, each once, for example [5, 10]."
-    try:
-        values = [float(m) for m in magnifications]
-    except (TypeError, ValueError):
-        raise SettingsError("magnifications", f"got {magnifications!r}", remedy) from None
-    if not values or any(not math.isfinite(m) or m <= 0 for m in values) or len(set(values)) < len(values):
-        raise SettingsError("magnifications", f"got {list(magnifications)!r}", remedy)
+    listed = isinstance(magnifications, Iterable) and not isinstance(magnifications, str | bytes | Mapping)
+    found = list(magnifications) if listed else magnifications
+    if not isinstance(found, list) or not found or not all(_is_magnification(m) for m in found):
+        raise SettingsError("magnifications", f"got {found!r}", remedy)
+    values = [float(m) for m in found]
+    if len({scale_name(m) for m in values}) < len(values):
+        raise SettingsError("magnifications", f"got {found!r}, of which two have one name", remedy)
     return tuple(sorted(values))
 
 
@@ -104,3 +109,7 @@ class Scale:
     def patch_um(self) -> float:
         """Side of the patch in micrometres."""
         return self.patch_size_px * self.mpp
+
+
+def _is_magnification(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and LEAST <= float(value) <= MOST

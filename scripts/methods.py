@@ -61,7 +61,7 @@ def check_method(method: str) -> str:
     Raises:
         SettingsError: if there is no such method.
     """
-    if method not in METHODS:
+    if not isinstance(method, str) or method not in METHODS:
         raise SettingsError("method", f"got {method!r}", f"Choose one of {', '.join(METHODS)}.")
     return method
 

@@ -40,6 +40,7 @@ class TrainingPhases:
         path: of ``training.json``.
         settings: what else is written into it, for example the method and the seed.
         val_interval: epochs from one validation to the next.
+        made_by: what makes it, see :func:`scripts.provenance.made_by`; written into it, too.
 
     Raises:
         SettingsError: if a phase would end without a validation, which is what keeps weights.
@@ -54,6 +55,7 @@ class TrainingPhases:
         path: str | Path,
         settings: Mapping[str, Any] | None = None,
         val_interval: int = 1,
+        made_by: Mapping[str, Any] | None = None,
     ) -> None:
         if val_interval > epochs:
             cause = (
@@ -62,6 +64,7 @@ class TrainingPhases:
             raise SettingsError("val_interval", cause, f"Set it to {epochs} or less, or raise `epochs`.")
         self.network, self.heads, self.epochs = network, list(heads), epochs
         self.best_weights, self.path, self.settings = best_weights, Path(path), dict(settings or {})
+        self.made_by = {} if made_by is None else {"made_by": dict(made_by)}
         self.seconds = [0.0] * len(network.phases)
         self._started = 0.0
 
@@ -108,8 +111,9 @@ class TrainingPhases:
         }
         if not is_first_rank():
             return
+        told = {**self.settings, "phases": phases, "best": best, **self.made_by}
         with replacing(self.path) as part:
-            part.write_text(json.dumps({**self.settings, "phases": phases, "best": best}, indent=2) + "\n")
+            part.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
         engine.logger.info("the best weights of each output are in %s", self.best_weights.ckpt_dir)
 
     def _phase_and_epoch(self, engine: Engine) -> tuple[int, int]:

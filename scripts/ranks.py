@@ -16,7 +16,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Sized
 from datetime import timedelta
 from types import TracebackType
 from typing import Any, TypeVar
@@ -174,9 +174,9 @@ def gather_dealt(items: Sequence[T], total: int | None = None) -> list[T]:
 
 
 def dataset_size(engine: Engine) -> int | None:
-    """The number of items in the dataset that an engine runs over, of all ranks; ``None`` where it has no dataset."""
+    """The number of items in the dataset that an engine runs over, of all ranks; ``None`` where it is not known."""
     dataset: Any = getattr(engine.state.dataloader, "dataset", None)
-    return None if dataset is None else len(dataset)
+    return len(dataset) if isinstance(dataset, Sized) else None
 
 
 class SharedCounter:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import math
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,25 +55,35 @@ class PredictionReport:
         heads: the outputs' names, H of them.
         class_names: the classes' names, K of them.
         key: of the probabilities in the evaluator's output.
+        write_seconds: how often what is known is written meanwhile, and also when the run fails, for one rank alone;
+            ``None`` writes when the run is complete.
     """
 
     def __init__(
-        self, output_dir: str | Path, heads: Sequence[str], class_names: Sequence[str], key: str = CommonKeys.PRED
+        self,
+        output_dir: str | Path,
+        heads: Sequence[str],
+        class_names: Sequence[str],
+        key: str = CommonKeys.PRED,
+        write_seconds: float | None = None,
     ) -> None:
-        self.output_dir, self.key = Path(output_dir), key
+        self.output_dir, self.key, self.write_seconds = Path(output_dir), key, write_seconds
         self.heads, self.class_names = list(heads), list(class_names)
         self._clear()
 
     def attach(self, engine: Engine) -> None:
-        """Collect every iteration, write when the run is complete."""
+        """Collect every iteration, write when the run is complete, or as ``write_seconds`` says."""
         engine.add_event_handler(Events.STARTED, self._clear)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._collect)
         engine.add_event_handler(Events.COMPLETED, self._end)
+        if self.write_seconds is not None:
+            engine.add_event_handler(Events.EXCEPTION_RAISED, self._fail)
 
     def _clear(self) -> None:
         self.slides: list[str] = []
         self.probabilities: list[NDArray[np.float32]] = []
         self.labels: list[NDArray[np.float32]] = []
+        self._written_at = time.monotonic()
 
     def _collect(self, engine: Engine) -> None:
         batch: Any = engine.state.batch
@@ -82,6 +93,14 @@ class PredictionReport:
             self.probabilities.append(_array(output[self.key]))
             if output.get(CommonKeys.LABEL) is not None:
                 self.labels.append(_array(output[CommonKeys.LABEL]))
+        if self.write_seconds is not None and time.monotonic() - self._written_at >= self.write_seconds:
+            self._write_predictions()
+            self._written_at = time.monotonic()
+
+    def _fail(self, engine: Engine, error: BaseException) -> None:
+        self._write_predictions()
+        # Where somebody handles it, ignite leaves it to them to raise it.
+        raise error
 
     def _end(self, engine: Engine) -> None:
         total = dataset_size(engine)
@@ -92,7 +111,11 @@ class PredictionReport:
             self._write(engine)
 
     def _write(self, engine: Engine) -> None:
-        has_labels = len(self.labels) == len(self.slides)
+        self._write_predictions()
+        engine.logger.info("wrote %s (%d slides)", self.output_dir / "predictions.csv", len(self.slides))
+
+    def _write_predictions(self) -> None:
+        has_labels = len(self.labels) == len(self.slides) > 0
         header = ["slide", "head", *self.class_names, *(["label"] if has_labels else [])]
         path = self.output_dir / "predictions.csv"
         with replacing(path) as part, open(part, "w", newline="", encoding="utf-8") as file:
@@ -102,7 +125,6 @@ class PredictionReport:
                 label = [label_text(self.labels[index], self.class_names)] if has_labels else []
                 for head, row in zip(self.heads, probabilities, strict=True):
                     writer.writerow([slide, head, *(f"{p:.9g}" for p in row), *label])
-        engine.logger.info("wrote %s (%d slides)", path, len(self.slides))
 
 
 class EvaluationReport(PredictionReport):
@@ -110,7 +132,8 @@ class EvaluationReport(PredictionReport):
 
     ``metrics.json`` holds for each output each metric as ``{"value": v, "ci95": [low, high]}``, the interval by
     a bootstrap over slides; a metric that is not defined (a ROC-AUC of one class only) is null. Beside them,
-    ``classes`` holds the same of each class alone, and as ``slides`` how many have it.
+    ``classes`` holds the same of each class alone, and as ``slides`` how many have it. Beside the outputs ``made_by``
+    tells what made the numbers (:func:`scripts.provenance.made_by`).
 
     Args:
         output_dir: where the files are written.
@@ -119,6 +142,7 @@ class EvaluationReport(PredictionReport):
         task: ``"multilabel"`` or ``"binary"``.
         summary_writer: the TensorBoard writer; ``None`` on other ranks than the first.
         seed: seed of the bootstrap.
+        made_by: see above; without it, it is left out.
     """
 
     def __init__(
@@ -129,9 +153,11 @@ class EvaluationReport(PredictionReport):
         task: str,
         summary_writer: SummaryWriter | None,
         seed: int = 0,
+        made_by: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(output_dir, heads, class_names)
         self.task, self.seed, self.summary_writer = task, seed, summary_writer
+        self.made_by = {} if made_by is None else {"made_by": dict(made_by)}
 
     def _write(self, engine: Engine) -> None:
         assert self.summary_writer is not None
@@ -144,7 +170,8 @@ class EvaluationReport(PredictionReport):
         self.summary_writer.flush()
         path = self.output_dir / "metrics.json"
         with replacing(path) as part:
-            part.write_text(json.dumps(without_nan(report), indent=2) + "\n", encoding="utf-8")
+            content = {**without_nan(report), **self.made_by}
+            part.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         engine.logger.info("wrote %s", path)
         for head, scores in report.items():
             told = ", ".join(f"{name} {_shown(scores[name])}" for name in score_names(self.task))

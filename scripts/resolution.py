@@ -12,12 +12,15 @@ from scripts.errors import SlideError
 from scripts.isolation import ReaderError, read_properties
 from scripts.magnification import MPP_AT_1X
 
-__all__ = ["Resolution", "find_resolution"]
+__all__ = ["POWER_SOURCE", "Resolution", "find_resolution", "resolution_sources"]
 
 # Outside of this range a TIFF resolution tag is a printer's default (72 dpi is 353 um/px), not a microscope's.
 PLAUSIBLE_MPP = (0.02, 20.0)
 # Pixels of a slide scanner are square to better than this; anything else has to be said by the user.
 SQUARE_RTOL = 0.02
+OPENSLIDE_SOURCE = "file: openslide.mpp-x, openslide.mpp-y"
+TAGS_SOURCE = "file: TIFF tags XResolution, YResolution"
+POWER_SOURCE = "file: objective power"
 MICROMETRES_PER_UNIT = {2: 25_400.0, 3: 10_000.0}  # TIFF ResolutionUnit: inch, centimetre
 
 
@@ -54,10 +57,10 @@ def find_resolution(path: Path, mpp: float | None = None) -> Resolution:
         return Resolution(float(mpp), "datalist: mpp")
     properties = _openslide_properties(path)
     pixel_size = _from_openslide(properties)
-    source = "file: openslide.mpp-x, openslide.mpp-y"
+    source = OPENSLIDE_SOURCE
     if pixel_size is None:
         pixel_size = _from_tiff_tags(path)
-        source = "file: TIFF tags XResolution, YResolution"
+        source = TAGS_SOURCE
     if pixel_size is not None:
         x_mpp, y_mpp = pixel_size
         if abs(x_mpp - y_mpp) > SQUARE_RTOL * max(x_mpp, y_mpp):
@@ -67,14 +70,36 @@ def find_resolution(path: Path, mpp: float | None = None) -> Resolution:
                 "Rescale the slide, or set the key `mpp` of this slide in the datalist.",
             )
         return Resolution(math.sqrt(x_mpp * y_mpp), source)
-    power = _plausible(properties.get("openslide.objective-power"), (0.5, 200.0))
-    if power is not None:
-        return Resolution(MPP_AT_1X / power, f"file: objective power {power:g}")
+    from_power = _from_objective_power(properties)
+    if from_power is not None:
+        return from_power
     raise SlideError(
         path,
         "the file carries no resolution (no micrometres per pixel, no objective power)",
         "Set the key `mpp` (micrometres per pixel at full resolution) of this slide in the datalist.",
     )
+
+
+def resolution_sources(path: Path) -> list[Resolution]:
+    """All that a file says of its level 0's resolution, in the order in which :func:`find_resolution` asks.
+
+    TIFF tags count where the file's first image is level 0: in some formats it is a photograph of the whole glass.
+
+    Raises:
+        SlideError: if its resolution cannot be read.
+    """
+    properties = _openslide_properties(path)
+    level0 = [properties.get(f"openslide.level[0].{side}") for side in ("width", "height")]
+    tags = _from_tiff_tags(path)
+    if tags is not None and level0 != [None, None] and level0 != _first_image_size(path):
+        tags = None
+    found = [
+        Resolution(math.sqrt(pixel_size[0] * pixel_size[1]), source)
+        for pixel_size, source in ((_from_openslide(properties), OPENSLIDE_SOURCE), (tags, TAGS_SOURCE))
+        if pixel_size is not None
+    ]
+    from_power = _from_objective_power(properties)
+    return found if from_power is None else [*found, from_power]
 
 
 def _openslide_properties(path: Path) -> dict[str, str]:
@@ -103,6 +128,16 @@ def _from_tiff_tags(path: Path) -> tuple[float, float] | None:
         return None
     x_mpp, y_mpp = (_plausible(unit * p[1] / p[0], PLAUSIBLE_MPP) for p in pixels)
     return None if x_mpp is None or y_mpp is None else (x_mpp, y_mpp)
+
+
+def _first_image_size(path: Path) -> list[str | None]:
+    with tifffile.TiffFile(path) as tiff:
+        return [str(tiff.pages.first.imagewidth), str(tiff.pages.first.imagelength)]
+
+
+def _from_objective_power(properties: dict[str, str]) -> Resolution | None:
+    power = _plausible(properties.get("openslide.objective-power"), (0.5, 200.0))
+    return None if power is None else Resolution(MPP_AT_1X / power, f"{POWER_SOURCE} {power:g}")
 
 
 def _plausible(value: str | float | None, limits: tuple[float, float]) -> float | None:

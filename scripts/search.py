@@ -15,7 +15,7 @@ from typing import Any
 from sklearn.model_selection import ParameterGrid
 
 from scripts.errors import SettingsError
-from scripts.experiments import Experiment, run_experiments
+from scripts.experiments import Experiment, leaving_out, run_experiments
 from scripts.files import replacing
 from scripts.hparams import write_hparams
 from scripts.methods import result_heads
@@ -93,8 +93,12 @@ class GridSearch:
         self.settings = dict(settings)
         self.output_dir, self.bundle_root, self.num_processes = Path(output_dir), Path(bundle_root), num_processes
 
-    def run(self) -> Trial:
+    def run(self, left_out: Sequence[str] = ()) -> Trial:
         """Run the trials that are not done, and report all.
+
+        Args:
+            left_out: names of slides that no trial uses, beside those of the setting ``leave_out``: they have no
+                features. It counts as a setting, so trials that had these slides are refused.
 
         Returns:
             The best trial. Trials that failed, as a learning rate too high lets them, come last, without a loss.
@@ -103,9 +107,10 @@ class GridSearch:
             BundleError: what the first trial said, if all failed.
             SettingsError: as :func:`scripts.experiments.run_experiments`.
         """
+        settings = leaving_out(self.settings, left_out)
         points = list(ParameterGrid(self.grid))
         experiments = [
-            Experiment(name, self.output_dir / "trials" / name, {**self.settings, **knobs}, steps=("training",))
+            Experiment(name, self.output_dir / "trials" / name, {**settings, **knobs}, steps=("training",))
             for knobs in points
             for name in [_name(knobs)]
         ]

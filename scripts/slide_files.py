@@ -19,6 +19,9 @@ SLIDE_SUFFIXES = (".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".bif", ".v
 # File systems allow 255 bytes; outputs add the name of a head, a class and a suffix.
 LONGEST_NAME_BYTES = 150
 
+# A name in predictions.csv that starts with one of these is run by a spreadsheet that opens it.
+FORMULA_SIGNS = "=+-@"
+
 
 class SlideFolder:
     """The folder that a datalist's paths start from.
@@ -98,14 +101,18 @@ class SlideFolder:
 def slide_names(paths: Sequence[str], folder: str, wanted: Sequence[str | None] | None = None) -> list[str]:
     """Unique names of slides, each fit to be a part of a file name and unable to lead out of a folder.
 
-    A slide is named after its file, without the suffix. Where that fits several, they are named after their
-    paths from ``folder`` (``a/s1.svs`` becomes ``a__s1``), if need be with suffix, and at last with a hash.
-    Names that differ in case alone count as equal, since some file systems take them so.
+    A slide is named after its file, without the suffix. What leads out of a folder or cannot be seen is replaced, and
+    so is a sign at the start by which a spreadsheet knows a formula. Where that name fits several, they are named after
+    their paths from ``folder`` (``a/s1.svs`` becomes ``a__s1``), if need be with suffix, and at last with a hash. Names
+    that differ in case alone count as equal, since some file systems take them so.
 
     Args:
         paths: absolute paths, each once.
         folder: absolute path of the folder that the slides are in.
         wanted: names to prefer to those of the files.
+
+    Raises:
+        DatalistError: if two slides cannot be told apart by any of these.
     """
     relative = [os.path.relpath(path, folder) for path in paths]
     choices = [
@@ -123,9 +130,15 @@ def slide_names(paths: Sequence[str], folder: str, wanted: Sequence[str | None] 
         count = Counter(name.casefold() for name in names)
         clashing = [i for i, name in enumerate(names) if count[name.casefold()] > 1 and level[i] < 3]
         if not clashing:
-            return names
+            break
         for i in clashing:
             level[i] += 1
+    taken: dict[str, str] = {}
+    for path, name in zip(paths, names, strict=True):
+        # Hashes of eight digits can be made to be equal.
+        if (other := taken.setdefault(name.casefold(), path)) != path:
+            raise DatalistError(path, f"would be called {name}, as {other} is", "Rename one of the two files.")
+    return names
 
 
 def without_suffix(path: str) -> str:
@@ -144,6 +157,8 @@ def _safe(name: str) -> str:
     # What cannot be printed is a control character, an unusual space, or cannot be written as UTF-8.
     name = "".join(c if c.isprintable() and c not in '\\:*?"<>|' else "_" for c in name)
     name = name.strip(" .") or "slide"
+    if name[0] in FORMULA_SIGNS:
+        name = f"_{name[1:]}"
     data = name.encode()
     if len(data) <= LONGEST_NAME_BYTES:
         return name

@@ -14,6 +14,7 @@ from monai.transforms import MapTransform
 from torch import Tensor
 
 from scripts.bags import BagBuilder
+from scripts.checksums import check_sha256
 from scripts.encoding import Encoder, of_rows
 
 __all__ = ["EncodeSlided", "ServingHeadd", "join_log_weight"]
@@ -23,7 +24,7 @@ class EncodeSlided(MapTransform):
     """From a slide's path to its bag: a MetaTensor ``[N, S, F + 1]`` of features and, last, log_weight.
 
     One tensor, because it is all that MONAI Label and an exported model take; the network splits it. The entry's
-    ``mpp`` and ``mask`` are used if it has them. Where the patches lie comes beside it, as in the items of
+    ``mpp``, ``mask`` and ``sha256`` are used if it has them. Where the patches lie comes beside it, as in the items of
     :class:`scripts.datasets.PatchBagDataset`: ``corners``, ``patch_level0`` and ``base_mpp``.
 
     Args:
@@ -48,7 +49,9 @@ class EncodeSlided(MapTransform):
             self.encoder.to(str(encoded["device"]))
         for key in self.key_iterator(encoded):
             path = str(encoded[key])
-            bag = self.bag_builder({**{str(k): v for k, v in encoded.items()}, "image": path})
+            entry = {**{str(k): v for k, v in encoded.items()}, "image": path}
+            check_sha256(entry)
+            bag = self.bag_builder(entry)
             # Written where they are wanted, because of a large slide they are most of what is in memory.
             shape = (bag.grid.num_rows, len(bag.grid.scales), self.encoder.num_features + 1)
             joined = np.empty(shape, dtype=np.float32)

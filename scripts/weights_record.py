@@ -1,7 +1,8 @@
-"""What travels with trained weights: their checksum, and what they were trained with and on.
+"""What travels with trained weights: their checksum, what they were trained with and on, and what made their file.
 
 It rides in the metadata that PyTorch keeps beside the tensors of a state dict, so that a file of weights stays a plain
-state dict, as the Model Zoo and MONAI Label load it.
+state dict, as the Model Zoo and MONAI Label load it. The *record* is what all files of a training have in common; the
+*origin* is the file's own (:mod:`scripts.weights_origin`).
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ import hashlib
 import json
 import logging
 import pickle
+import re
+import struct
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,17 +21,24 @@ import torch
 from torch import Tensor, nn
 
 from scripts.errors import SettingsError
+from scripts.files import refuse_special
+from scripts.sums import check_sum
+from scripts.weights_origin import misplaced, origin_in, plain_metadata
 
 __all__ = [
     "DEMONSTRATION",
+    "UNREADABLE",
     "check_weights",
     "is_demonstration",
     "keep_record",
+    "other_settings",
+    "read_origin",
     "read_record",
     "read_weights",
     "record_fault",
     "record_problem",
     "sign",
+    "unreadable_reason",
     "weights_sha256",
 ]
 
@@ -50,6 +60,11 @@ MOST_TRAININGS = 100
 UNREADABLE = (
     OSError,
     RuntimeError,
+    TypeError,
+    AssertionError,
+    OverflowError,
+    MemoryError,
+    struct.error,
     pickle.UnpicklingError,
     AttributeError,
     EOFError,
@@ -70,9 +85,9 @@ logger = logging.getLogger(__name__)
 def keep_record(network: nn.Module, left_out: str | None = None) -> None:
     """Let every state dict of a network carry its record and checksum, and let the network know what it loaded.
 
-    It gives the network two attributes: ``record``, a dictionary of plain values that its state dicts carry, replaced
-    by that of the weights that are loaded; and ``weights_problem``, why its weights must not be used, ``None`` if
-    they may. Nothing is raised when weights are loaded, since others load with ``strict=False``: see
+    It gives the network three attributes: ``record`` and ``origin``, dictionaries of plain values that its state dicts
+    carry, replaced by those of the weights that are loaded; and ``weights_problem``, why its weights must not be used,
+    ``None`` if they may. Nothing is raised when weights are loaded, since others load with ``strict=False``: see
     :func:`check_weights`.
 
     Args:
@@ -80,6 +95,7 @@ def keep_record(network: nn.Module, left_out: str | None = None) -> None:
         left_out: the name of a child whose weights are in no state dict.
     """
     network.record = {}  # type: ignore[assignment]
+    network.origin = {}  # type: ignore[assignment]
     network.weights_problem = NOT_LOADED  # type: ignore[assignment]
     network.left_out = f"{left_out}." if left_out else None  # type: ignore[assignment]
     network.register_state_dict_post_hook(_write)
@@ -87,14 +103,16 @@ def keep_record(network: nn.Module, left_out: str | None = None) -> None:
     network.register_load_state_dict_post_hook(_judge)
 
 
-def sign(network: nn.Module, record: Mapping[str, Any]) -> None:
+def sign(network: nn.Module, record: Mapping[str, Any], origin: Mapping[str, Any] | None = None) -> None:
     """Set what the state dicts of a network tell of its training.
 
     Args:
         network: one that keeps a record. If that is of another training, whose weights were loaded before, it is
             kept as ``pretrained``.
         record: as :func:`read_record` gives it, in plain values.
+        origin: as :func:`read_origin` gives it, in plain values.
     """
+    network.origin = json.loads(json.dumps(dict(origin or {})))
     signed = json.loads(json.dumps(dict(record)))
     before: Any = network.record
     if before and {**before, "pretrained": None} != {**signed, "pretrained": None}:
@@ -166,12 +184,23 @@ def record_problem(record: Mapping[str, Any], settings: Mapping[str, Any]) -> st
     return f"they were trained with other settings ({', '.join(decisive)})" if decisive else None
 
 
+def other_settings(state: Mapping[str, Tensor], settings: Mapping[str, Any]) -> str | None:
+    """:func:`record_problem` of a state dict's record; ``None`` if it has none that can be read."""
+    record, problem = _signed(plain_metadata(state), state)
+    return record_problem(record, settings) if record and not problem else None
+
+
 def read_weights(path: str | Path) -> Mapping[str, Tensor]:
     """The state dict of a file, or the one named ``model`` in it, on the CPU.
 
+    No code that a file may hold is run: whatever is not plain tensors and values is refused.
+
     Raises:
-        SettingsError: if the file is missing, or holds no such thing.
+        SettingsError: if the file is missing, holds no such thing, or is not the one that was packed into its bundle
+            (:func:`scripts.sums.check_sum`).
     """
+    refuse_special(path)
+    check_sum(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
@@ -181,10 +210,8 @@ def read_weights(path: str | Path) -> Mapping[str, Tensor]:
             "Run training first: python -m monai.bundle run training --config_file configs/train.json",
         ) from None
     except UNREADABLE as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise SettingsError(
-            path, f"is not a PyTorch checkpoint of plain tensors ({reason})", "Give a file that training wrote."
-        ) from error
+        cause = f"is not a PyTorch checkpoint of plain tensors ({unreadable_reason(error)})"
+        raise SettingsError(path, cause, "Give a file that training wrote.") from error
     if isinstance(content, Mapping) and isinstance(content.get("model"), Mapping):
         content = content["model"]
     if not isinstance(content, Mapping) or not all(
@@ -195,6 +222,16 @@ def read_weights(path: str | Path) -> Mapping[str, Tensor]:
             path, "holds neither a state dict nor one named 'model'", "Give a file that training wrote."
         )
     return content
+
+
+def unreadable_reason(error: BaseException) -> str:
+    """Why PyTorch could not load a file, in short, and without its advice to run what a file holds all the same."""
+    if isinstance(error, pickle.UnpicklingError):
+        if (called := re.search(r"GLOBAL (\S+)", str(error))) is not None:
+            return f"to load it would run {called[1]}"
+        if (found := re.search(r"WeightsUnpickler error: (.*)", str(error))) is not None:
+            return found[1]
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def read_record(path: str | Path) -> dict[str, Any]:
@@ -210,16 +247,30 @@ def read_record(path: str | Path) -> dict[str, Any]:
             record was written for.
     """
     state = read_weights(path)
-    metadata = getattr(state, "_metadata", None)
-    own = metadata.get("") if isinstance(metadata, Mapping) else None
-    record, problem = _signed(own if isinstance(own, Mapping) else {}, state)
+    record, problem = _signed(plain_metadata(state), state)
     if not problem and not record:
         problem = "has no record of its training"
     if not problem and not _finite(state.values()):
         problem = NOT_FINITE
     if problem:
         raise SettingsError(path, problem, "Give a file that training wrote.")
+    if (fault := misplaced(path, origin_in(plain_metadata(state)) or {})) is not None:
+        raise SettingsError(path, *fault)
     return record
+
+
+def read_origin(path: str | Path) -> dict[str, Any]:
+    """What made a file of weights.
+
+    Returns:
+        ``best_for``, the output that its weights are best for; ``file``, the name that training gave it; and
+        ``made_by``, as :func:`scripts.provenance.made_by` gives it. Empty for older files.
+
+    Raises:
+        SettingsError: as :func:`read_record`.
+    """
+    read_record(path)
+    return origin_in(plain_metadata(read_weights(path))) or {}
 
 
 def record_fault(record: object) -> str | None:
@@ -267,7 +318,9 @@ def _write(network: nn.Module, state: dict[str, Any], prefix: str, metadata: dic
     # MONAI's `copy_model_state` changes the values of a state dict in place: what nobody signed, has no checksum.
     if network.record:
         metadata["record"] = json.dumps(network.record)
-        metadata["sha256"] = _checksum(metadata["record"], _own(network, state, prefix))
+        if network.origin:
+            metadata["origin"] = json.dumps(network.origin)
+        metadata["sha256"] = _checksum(metadata, _own(network, state, prefix))
 
 
 def _compare(
@@ -282,6 +335,7 @@ def _compare(
 ) -> None:
     record, problem = _signed(metadata, _own(network, state, prefix))
     network.record = record  # type: ignore[assignment]
+    network.origin = origin_in(metadata) or {}  # type: ignore[assignment]
     network.weights_problem = problem  # type: ignore[assignment]
 
 
@@ -307,13 +361,17 @@ def _signed(metadata: Mapping[str, Any], state: Mapping[str, Tensor]) -> tuple[d
     fault = record_fault(record)
     if fault is not None:
         return {}, f"their record of the training is damaged: {fault}"
-    if metadata.get("sha256") != _checksum(metadata["record"], state):
+    if origin_in(metadata) is None:
+        return record, "what they tell of their making is damaged"
+    if metadata.get("sha256") != _checksum(metadata, state):
         return record, "they are not those that training wrote: their checksum differs"
     return record, None
 
 
-def _checksum(record: str, state: Mapping[str, Tensor]) -> str:
-    return hashlib.sha256(f"{record}\n{weights_sha256(state)}".encode()).hexdigest()
+def _checksum(metadata: Mapping[str, Any], state: Mapping[str, Tensor]) -> str:
+    # An origin came later: without one the sum is what it was before.
+    signed = "\n".join(str(metadata[key]) for key in ("record", "origin") if key in metadata)
+    return hashlib.sha256(f"{signed}\n{weights_sha256(state)}".encode()).hexdigest()
 
 
 def _finite(values: Iterable[Tensor]) -> bool:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import random
 import shutil
 import stat
 import struct
@@ -93,6 +95,7 @@ def test_links_and_devices_are_refused(tmp_path: Path, kind: int) -> None:
         ([], "one top folder and nothing beside it, got nothing"),
         (["a/x", "a/x"], "holds a/x more than once"),
         (["a/x", "a/x/"], "holds a/x more than once"),
+        (["a/x", "a/X"], "holds a/X more than once"),
         (["a/x", "a/x/y/z"], "holds a/x both as a file and as a folder"),
         (["a/y", "a/" + "x" * 300], "which is too long or deep"),
         (["a/" * 1500 + "x"], "which is too long or deep"),
@@ -176,3 +179,23 @@ def test_a_folder_in_the_place_of_the_zip_is_an_error_of_one_line(tmp_path: Path
     with pytest.raises(SettingsError, match=f"{name}: is a folder, where a file is to be written"):
         write_archive(FILES, tmp_path / "x.zip")
     assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_a_zip_of_which_any_byte_was_changed_is_unpacked_in_its_folder_or_refused(tmp_path: Path) -> None:
+    write_archive({f"scripts/{index}.py": b"x" * index for index in range(4)}, tmp_path / "x.zip")
+    whole = (tmp_path / "x.zip").read_bytes()
+    rng = random.Random(0)
+    unpacked = 0
+    for number in range(400):
+        content = bytearray(whole)
+        for _ in range(rng.randint(1, 4)):
+            content[rng.randrange(len(content))] = rng.randrange(256)
+        changed, folder = tmp_path / "changed.zip", tmp_path / f"out{number}" / "deep"
+        changed.write_bytes(content[: rng.randrange(len(content))] if number % 5 == 0 else content)
+        with contextlib.suppress(SettingsError):
+            unpack(changed, folder)
+            unpacked += 1
+        assert {path.name for path in tmp_path.iterdir()} <= {"x.zip", "x.zip.sha256", "changed.zip", f"out{number}"}
+        assert all(path == folder for path in folder.parent.glob("*"))
+        shutil.rmtree(folder.parent, ignore_errors=True)
+    assert 0 < unpacked < 200

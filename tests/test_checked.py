@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -105,3 +106,9 @@ def test_only_a_zip_has_to_have_weights(bundle: Bundle) -> None:
         Bundle(bundle.root, "zip").weights()
     write(bundle.root, "models/model.pt", "x")
     assert bundle.weights() == bundle.root / "models" / "model.pt"
+
+
+def test_a_pipe_in_the_place_of_a_text_is_an_error_and_no_endless_wait(bundle: Bundle) -> None:
+    os.mkfifo(bundle.root / "LICENSE")
+    with pytest.raises(SettingsError, match="LICENSE: is a pipe, a device or a socket, not a file"):
+        bundle.text("LICENSE")

@@ -15,6 +15,8 @@ from scripts.baselines import MSMIL
 from scripts.checkpoints import HeadwiseNetwork, load_weights
 from scripts.errors import SettingsError
 from scripts.networks import MuSTMIL
+from scripts.weights_record import sign, weights_sha256
+from tests.test_weights_record import DATA, SETTINGS
 
 F, M, K = 6, 4, 3
 
@@ -77,6 +79,15 @@ def test_missing_and_unexpected_weights_are_named(tmp_path: Path) -> None:
         load_weights(network(backbone=Encoder()), path)
 
 
+def test_weights_for_another_task_name_both_sides_and_not_shapes(tmp_path: Path) -> None:
+    trained = network(1)
+    sign(trained, {"settings": SETTINGS, "data": DATA, "version": "1"})
+    (path,) = save(tmp_path, trained)
+    told = r"they were trained with other settings \(task 'multilabel', now 'binary'\)\. Use the settings of"
+    with pytest.raises(SettingsError, match=told):
+        load_weights(MuSTMIL(1, 2, F, M), path, {**SETTINGS, "task": "binary"})
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -115,6 +126,15 @@ def test_each_output_comes_from_its_own_checkpoint(tmp_path: Path) -> None:
         assert torch.equal(logits[:, head], wanted_logits[:, head])
         assert torch.equal(attention[:, :, head], wanted_attention[:, :, head])
     assert all(torch.equal(value, before[name]) for name, value in original.state_dict().items())
+
+
+def test_it_tells_which_weights_each_output_comes_from(tmp_path: Path) -> None:
+    members = [network(seed) for seed in (1, 2, 3)]
+    headwise = HeadwiseNetwork(network(4), save(tmp_path, *members))
+    hashes = headwise.weights_sha256(["global", "5x", "10x"])
+    assert list(hashes) == ["global", "5x", "10x"]
+    assert list(hashes.values()) == [weights_sha256(member.state_dict()) for member in members]
+    assert len(set(hashes.values())) == 3
 
 
 @pytest.mark.parametrize("kind", [MuSTMIL, MSMIL])

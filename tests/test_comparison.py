@@ -7,7 +7,7 @@ import pytest
 
 import scripts.comparison
 from scripts.comparison import Comparison
-from scripts.errors import SettingsError
+from scripts.errors import DatalistError, SettingsError
 
 SETTINGS = {"task": "multilabel", "class_names": ["cancer", "normal"], "magnifications": [5, 10]}
 TESTING = [{"slide": "a", "label": np.array([1.0, 0.0])}, {"slide": "b", "label": np.array([0.0, 1.0])}]
@@ -56,3 +56,15 @@ def test_under_torchrun_the_first_rank_alone_writes_the_table(tmp_path, monkeypa
     monkeypatch.setenv("RANK", "1")
     assert comparison(tmp_path).run() == ""
     assert not list(tmp_path.iterdir())
+
+
+def test_no_run_and_no_picture_has_a_slide_that_is_left_out(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(scripts.comparison, "run_experiments", lambda runs, *args, **kwargs: seen.extend(runs) or {})
+    monkeypatch.setenv("RANK", "1")
+    comparison(tmp_path).run(["b"])
+    assert [run.settings["leave_out"] for run in seen] == [["b"]] * 4
+    with pytest.raises(SettingsError, match="figure_slides: b is not among the test slides"):
+        comparison(tmp_path, figure_slides=["b"]).run(["b"])
+    with pytest.raises(DatalistError, match="no slide of a partition is left, of a, b"):
+        comparison(tmp_path).run(["a", "b"])

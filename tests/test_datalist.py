@@ -271,6 +271,9 @@ def test_names_cannot_lead_out(tmp_path: Path) -> None:
         ("a,1,0,0,0,2\n", r"line 1, slide a: label \['1', '0', '0', '0', '2'\] holds '2', not 0 or 1"),
         ("image,label,mpp,partition\na,lgd,0,train\n", r"slide a: mpp is '0', not a positive number\. Give"),
         ("image,label,mpp,partition\na,lgd,x,train\n", r"slide a: mpp is 'x', not a positive number"),
+        pytest.param(
+            f"image,label,mpp,partition\na,lgd,{'9' * 400},train\n", r"slide a: mpp is '9+', not a positive", id="long"
+        ),
         ({"training": [{"image": "a", "label": "lgd", "mpp": True}]}, "mpp is True"),
         ({"training": [{"image": "a", "label": "lgd", "mpp": float("nan")}]}, "mpp is nan"),
         ({"training": [{"image": "a", "label": "lgd", "mpp": [0.5, 0.5]}]}, r"mpp is \[0\.5, 0\.5\]"),
@@ -386,3 +389,27 @@ def test_list_errors(tmp_path: Path) -> None:
     ]:
         with pytest.raises(DatalistError, match=message):
             list_slides(source)  # type: ignore[arg-type]
+
+
+def test_slides_that_are_left_out_change_nothing_else(tmp_path: Path) -> None:
+    path = write(tmp_path, many(tmp_path, 10))
+    loaded = load_datalist(path, None, "multilabel")
+    all_of = {name: [entry["slide"] for entry in found] for name, found in loaded.items()}
+    gone = [all_of["training"][0], all_of["testing"][0]]
+    for name, slides in all_of.items():
+        left = load_partition(path, None, name, "multilabel", leave_out=gone)
+        assert [entry["slide"] for entry in left] == [slide for slide in slides if slide not in gone]
+    with pytest.raises(DatalistError, match="no slides for validation"):
+        load_partition(path, None, "validation", "multilabel", leave_out=all_of["validation"])
+    with pytest.raises(DatalistError, match=r"has no slide 'nobody', which `leave_out` names\. Name slides as"):
+        load_datalist(path, None, "multilabel", leave_out=["nobody"])
+    with pytest.raises(SettingsError, match=r"leave_out: got 's1'\. Give a list"):
+        load_datalist(path, None, "multilabel", leave_out="s1")
+
+
+def test_a_checksum_comes_with_its_slide(tmp_path: Path) -> None:
+    touch(tmp_path, "a.svs")
+    path = write(tmp_path, "image,partition,sha256,cancer,hgd,lgd,hyperplastic,normal\na,training,00ff,1,0,0,0,0\n")
+    (entry,) = load_partition(path, None, "training", "multilabel")
+    assert entry["sha256"] == "00ff"
+    assert list_slides(path) == [{"image": str(tmp_path / "a.svs"), "slide": "a", "sha256": "00ff"}]

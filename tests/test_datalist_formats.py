@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 from monai.data import load_decathlon_datalist
 
-from scripts.datalist_formats import Row, partition_named, read_rows, row_of
+from scripts.datalist_formats import Row, partition_named, read_rows, repeated_keys, row_of
 from scripts.errors import DatalistError
 
 CLASSES = ("a", "b")
@@ -164,6 +165,24 @@ def test_no_such_file(tmp_path: Path) -> None:
         ),
         ("d.csv", "image,label\n,a\n", r"d\.csv line 2: no slide"),
         ("d.csv", 'image,label\n"s\n1",a\n', r"d\.csv line 3: the slide is 's\\n1'\. .* without line breaks"),
+        ("d.csv", '"s\n1",1,0\n', r"d\.csv line 2: the slide is 's\\n1'\. .* which a JSON datalist can hold"),
+        pytest.param(
+            "d.json",
+            "[" * 100_000,
+            r"datalist .*d\.json: lists and objects lie in each other, more than 20 deep",
+            id="100000 deep",
+        ),
+        (
+            "d.json",
+            f'[{{"image": "s", "x": {"[" * 20}{"]" * 20}}}]',
+            r"more than 20 deep\. Keep the keys of a slide plain",
+        ),
+        pytest.param(
+            "d.json",
+            f'[{{"image": "s", "x": {"9" * 5000}}}]',
+            r"d\.json: holds a number that is too long \(Exceeds",
+            id="long number",
+        ),
     ],
 )
 def test_errors(tmp_path: Path, name: str, text: str | bytes, message: str) -> None:
@@ -186,3 +205,75 @@ def test_partition_named(partition: str, words: str) -> None:
 
 def test_row_of_a_path() -> None:
     assert row_of(Path("/d/s.svs"), "slides[0]", ()) == Row("slides[0], slide /d/s.svs", "/d/s.svs", None, None, {})
+
+
+def test_a_line_break_in_a_name_is_one_where_no_lost_quote_can_make_it(tmp_path: Path) -> None:
+    (row,) = read(tmp_path, "d.json", '["s\\n1.svs"]')
+    assert row.image == "s\n1.svs"
+    assert row_of("s\n1.svs", "slides[0]", ()).image == "s\n1.svs"
+
+
+def test_keys_may_lie_in_each_other_as_deep_as_anyone_needs(tmp_path: Path) -> None:
+    nested = f"{'[' * 17}1{']' * 17}"
+    (row,) = read(tmp_path, "d.json", f'{{"training": [{{"image": "s", "x": {nested}}}]}}')
+    assert row.fields == {"x": json.loads(nested)}
+
+
+def test_what_is_no_file_is_no_datalist(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.json")
+    (tmp_path / "folder.csv").mkdir()
+    for name in ("pipe.json", "folder.csv"):
+        with pytest.raises(DatalistError, match=f"{name}: is a folder, a pipe or a device, not a file. Give the path"):
+            read_rows(tmp_path / name, CLASSES)
+    for name in ("x" * 300, "a\0b"):
+        with pytest.raises(DatalistError, match=r"no such file"):
+            read_rows(tmp_path / name, CLASSES)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        (
+            "d.csv",
+            "id,a,b,mpp,partition\ns1,1,0,,test\ns2,,1,0.5,test\ns3,1\n,1,0,,test\ns4,0,1,,never\ns5,0,1,,test\n",
+        ),
+        (
+            "d.json",
+            '{"test": [{"ID": "s1", "a": 1, "b": 0}, {"ID": "s2", "b": 1, "MPP": "0.5"}, 3, {"a": 1},'
+            ' {"id": "s4", "a": 0, "b": 1, "split": "never"}, {"id": "s5", "a": 0, "b": 1}]}',
+        ),
+    ],
+)
+def test_faults_need_not_end_the_reading(tmp_path: Path, name: str, text: str) -> None:
+    path = tmp_path / name
+    path.write_text(text, encoding="utf-8")
+    faults: list[DatalistError] = []
+    rows = read_rows(path, CLASSES, fault=faults.append)
+    assert [(row.image, row.faulty, row.partition) for row in rows] == [
+        ("s1", False, "testing"),
+        ("s2", True, None),
+        ("s4", True, None),
+        ("s5", False, "testing"),
+    ]
+    # Of a line with a fault the slide is left, and what tells of its file.
+    assert [row.fields for row in rows if row.faulty] == [{"mpp": "0.5"}, {}]
+    assert [row.label for row in rows if row.faulty] == [None, None]
+    with pytest.raises(DatalistError) as first:
+        read_rows(path, CLASSES)
+    assert str(faults[0]) == str(first.value)
+    assert len(faults) == 4
+
+
+def test_keys_that_stand_twice_are_told_apart_from_those_that_do_not(tmp_path: Path) -> None:
+    path = tmp_path / "d.json"
+    path.write_text(
+        '{"train": [{"image": "s1", "a": 1, "A": 0}, {"case_id": "p", "patient": "p", "own": 1, "Own": 2}],'
+        ' "training": [{"image": "s2"}], "val": [], "val": [], "note": 1, "note": 2}'
+    )
+    found = [(str(error.subject), error.cause) for error in repeated_keys(path, CLASSES)]
+    assert found == [
+        (f"datalist {path}", "the key 'val' stands there 2 times"),
+        ("d.json train[0]", "the key 'a' stands there 2 times"),
+        ("d.json train[1]", "the key 'patient' stands there 2 times"),
+    ]
+    assert repeated_keys(tmp_path / "d.csv", CLASSES) == []

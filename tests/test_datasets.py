@@ -21,7 +21,7 @@ from scripts.datasets import (
     training_views,
 )
 from scripts.encoding import Encoder
-from scripts.errors import SettingsError
+from scripts.errors import SettingsError, SlideError
 from scripts.extraction import Extractor
 from scripts.features import bank_path, read_bank
 from scripts.networks import MuSTMIL
@@ -496,3 +496,17 @@ def test_banks_fill_the_room_that_they_are_given_and_no_more(cohort, banks, monk
             dataset[i]
     assert read.count(bank_path(banks, cohort[0]["slide"])) == 1
     assert len(read) > len(cohort)
+
+
+def test_slides_that_are_left_out_have_no_bag_and_no_views(cohort, banks):
+    data = bag_dataset("bank", cohort, builder(), banks, left_out=["s1"])
+    assert [item["slide"] for item in data] == [entry["slide"] for entry in cohort if entry["slide"] != "s1"]
+    counts = training_views("bank", cohort, 4)
+    assert training_views("bank", cohort, 4, ["s1"]) == [counts[0], *counts[2:]]
+    assert training_views("patches", cohort, 4, ["s1"]) == [2**31 - 1] * (len(cohort) - 1)
+    assert training_views("bank", cohort, 0, ["s1"]) is None
+
+
+def test_a_bag_of_patches_is_of_the_file_that_the_datalist_means(cohort):
+    with pytest.raises(SlideError, match=r"s1\.tif: its SHA-256 is .*the datalist says 0000"):
+        PatchBagDataset([cohort[0], {**cohort[1], "sha256": "0" * 64}], builder())

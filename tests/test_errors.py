@@ -1,10 +1,11 @@
+import errno
 import pickle
 import subprocess
 import sys
 
 import pytest
 
-from scripts.errors import BundleError, DatalistError, SettingsError, SlideError
+from scripts.errors import BundleError, DatalistError, SettingsError, SlideError, mistake_in
 
 
 def run_python(code):
@@ -70,6 +71,14 @@ def test_a_cause_of_several_lines_becomes_one():
     assert str(error) == "a.svs: cannot be read (line one line two). Copy it again."
 
 
+def test_a_file_name_can_neither_begin_a_line_nor_move_the_cursor_of_a_terminal():
+    error = SlideError("a\nerror: b\x1b[2J\x07\u2028\u202e\udce9é.svs", "is cut\roff", "Copy it\tagain.")
+    assert str(error) == "a error: b\\x1b[2J\\x07 \\u202e\\udce9é.svs: is cut off. Copy it\\tagain."
+    assert str(error).encode()
+    # What made it stays as it was.
+    assert error.subject.startswith("a\nerror")
+
+
 def test_a_logged_mistake_has_no_traceback_either():
     # MONAI's StatsHandler logs, with its traceback, what ends a run.
     result = run_python(
@@ -89,3 +98,41 @@ for error in (SlideError("a.svs", "no tissue", "Look at it."), ValueError("a fau
     mistake, fault = result.stderr.split("Exception: a fault\n")
     assert mistake == "Exception: a.svs: no tissue. Look at it.\n"
     assert "Traceback" in fault
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (
+            OSError(errno.ENOSPC, "No space left on device"),
+            "output_dir: cannot be written: the disk is full (No space left on device). Make room",
+        ),
+        (
+            OSError(errno.EROFS, "Read-only file system", "/out/tensorboard"),
+            "/out/tensorboard: cannot be written: the disk is read-only (Read-only file system). Make room",
+        ),
+        (
+            PermissionError(errno.EACCES, "Permission denied", "/out"),
+            "/out: you have no right to it (Permission denied). Choose another path.",
+        ),
+    ],
+)
+def test_what_a_library_was_not_let_write_is_a_mistake_of_one_line_through_the_chain(error, line):
+    wrapped = RuntimeError("failed to instantiate")
+    wrapped.__cause__ = error
+    assert str(mistake_in(wrapped)).startswith(line)
+    assert mistake_in(OSError(errno.EIO, "Input/output error", "/out")) is None
+
+
+def test_a_full_disk_in_a_thread_ends_in_one_line_and_other_faults_of_threads_keep_their_traceback():
+    code = (
+        "import errno, threading\nfrom scripts.errors import show_one_line\nshow_one_line()\n"
+        "def fail(error):\n    raise error\n"
+        "for error in (OSError(errno.ENOSPC, 'No space left on device'), ValueError('a fault')):\n"
+        "    thread = threading.Thread(target=fail, args=(error,))\n    thread.start()\n    thread.join()\n"
+    )
+    done = run_python(code)
+    first, rest = done.stderr.split("\n", 1)
+    assert first.startswith("error: output_dir: cannot be written: the disk is full (No space left on device). Make")
+    assert rest.count("Traceback") == 1
+    assert rest.endswith("ValueError: a fault\n")

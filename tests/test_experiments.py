@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from scripts.errors import SettingsError
-from scripts.experiments import Experiment, run_experiments
+from scripts.experiments import Experiment, leaving_out, run_experiments
 from tests.conftest import ROOT
 
 # A bundle whose workflows write what they were given, so that what is tested is who runs them, when and where.
@@ -177,3 +177,13 @@ def test_under_torchrun_each_rank_takes_its_share_and_waits_for_the_others(bundl
     assert (bundle / "rank1").exists()
     pids = [(bundle / "runs" / name / "training.txt").read_text().split()[2] for name in "abc"]
     assert pids[0] == pids[2] != pids[1]  # of all, whatever is left of them
+
+
+def test_slides_that_are_left_out_are_a_setting_of_a_run(bundle):
+    plain = {"lr": 0.5}
+    assert leaving_out(plain, []) == plain == leaving_out({**plain, "leave_out": []}, [])
+    fewer = leaving_out({**plain, "leave_out": ["b"]}, ["c", "a", "b"])
+    assert fewer == {**plain, "leave_out": ["a", "b", "c"]}
+    run_experiments([experiment(bundle, **fewer)], bundle)
+    with pytest.raises(SettingsError, match=r"other settings \(leave_out \['a', 'b', 'c'\], now None\)"):
+        run_experiments([experiment(bundle, **leaving_out(plain, []))], bundle)

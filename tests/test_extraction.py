@@ -1,3 +1,5 @@
+import csv
+import hashlib
 import json
 import logging
 import os
@@ -11,7 +13,8 @@ from tqdm import tqdm
 
 from scripts.augmentation import augmentation_settings, view_transform
 from scripts.errors import SettingsError, SlideError
-from scripts.extraction import Extractor
+from scripts.extraction import Extractor, left_out
+from scripts.failures import FailedSlides, FailedSlidesError
 from scripts.features import bank_path, read_bank
 from tests.cohorts import builder, draw_cohort, draw_slide, tiny_backbone, tiny_encoder
 
@@ -229,11 +232,157 @@ def test_each_entry_needs_its_number_of_views(cohort, tmp_path):
         Extractor(cohort, builder(), tiny_encoder(), tmp_path, views=[1])
 
 
-def test_ranks_that_would_write_other_features_are_refused(cohort, tmp_path, monkeypatch):
-    monkeypatch.setattr("scripts.extraction.from_first_rank", lambda make: {**make(), "amp": True})
+@pytest.mark.parametrize(
+    ("key", "first", "own"),
+    [("amp", True, False), ("patch_size", 32, 64), ("feature_dir", "elsewhere", None), ("datalist", "9 slides", None)],
+)
+def test_ranks_that_would_not_do_the_same_work_are_refused(cohort, tmp_path, monkeypatch, key, first, own):
+    monkeypatch.setattr("scripts.extraction.from_first_rank", lambda make: {**make(), key: first})
     monkeypatch.setattr("scripts.extraction.rank", lambda: 1)
-    with pytest.raises(
-        SettingsError, match=r"amp: the ranks would write .*amp True on rank 0, False on rank 1.*Set amp"
-    ):
+    says = (
+        rf"{key}: the ranks would not do the same work \({key} {first!r} on rank 0, {own or ''}.*rank 1\)\. Set {key}"
+    )
+    with pytest.raises(SettingsError, match=says):
         Extractor(cohort, builder(), tiny_encoder(), tmp_path).run()
     assert not list(tmp_path.iterdir())
+
+
+# --- slides that fail ------------------------------------------------------------------------------------
+
+
+def extractor(entries, folder, encoder=None, the_builder=None, strict=False, allow_missing=None, views=None):
+    failures = FailedSlides(folder, "extracting", strict)
+    the_builder, encoder = the_builder or builder(), encoder or tiny_encoder()
+    return Extractor(entries, the_builder, encoder, folder / "features", views, failures, allow_missing)
+
+
+def failed(folder):
+    with open(folder / "failed.csv", newline="", encoding="utf-8") as file:
+        return {row["slide"]: row["reason"] for row in csv.DictReader(file)}
+
+
+def spoilt(cohort, folder, number):
+    """The cohort with the file of one slide replaced by text."""
+    image = folder / "text.tif"
+    image.write_text("no slide")
+    return [{**entry, "image": str(image)} if i == number else entry for i, entry in enumerate(cohort)]
+
+
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_a_slide_that_fails_costs_nothing_but_itself(cohort, tmp_path, bars, caplog, number):
+    entries, good = spoilt(cohort, tmp_path, number), [f"s{i}" for i in range(3) if i != number]
+    line = rf"^extracting: 1 of 3 slides failed \(s{number}\): see .*failed\.csv\. Mend or replace them, or leave "
+    with caplog.at_level(logging.INFO), pytest.raises(FailedSlidesError, match=line):
+        extractor(entries, tmp_path).run()
+    assert files(tmp_path / "features") == [f"{name}.h5" for name in good]
+    # The bag is made ahead of its turn, and the slide that was encoded meanwhile is not to blame.
+    assert list(failed(tmp_path)) == [f"s{number}"]
+    assert "text.tif: cannot be read as a slide" in failed(tmp_path)[f"s{number}"]
+    patches = sum(num_patches(entry) for i, entry in enumerate(cohort) if i != number)
+    assert bars[0].n == bars[0].total == patches
+    assert f"extracted 2 slides, {patches} patches in" in caplog.messages[-1]
+
+
+def test_a_second_run_goes_on_with_the_slides_that_failed(cohort, tmp_path):
+    with pytest.raises(FailedSlidesError):
+        extractor(spoilt(cohort, tmp_path, 1), tmp_path).run()
+    encoder = encoder_that_counts()
+    extractor(cohort, tmp_path, encoder).run()
+    assert encoder.slides == ["s1"]
+    assert not (tmp_path / "failed.csv").exists()
+
+
+def test_a_slide_that_breaks_off_leaves_no_bank_and_no_count(cohort, tmp_path, bars):
+    with pytest.raises(FailedSlidesError):
+        extractor(cohort, tmp_path, encoder_that_counts(fail_at="s1")).run()
+    assert files(tmp_path / "features") == ["s0.h5", "s2.h5"]
+    assert failed(tmp_path) == {"s1": f"{cohort[1]['image']}: breaks off. Copy it again."}
+    assert bars[0].n == bars[0].total == num_patches(cohort[0]) + num_patches(cohort[2])
+
+
+def test_a_slide_that_is_gone_fails_like_any_other(cohort, tmp_path, caplog):
+    gone = [{**cohort[0], "image": str(tmp_path / "gone.tif")}, *cohort[1:]]
+    with caplog.at_level(logging.INFO), pytest.raises(FailedSlidesError):
+        extractor(gone, tmp_path).run()
+    assert "gone.tif: cannot be read (No such file or directory). Check its rights" in failed(tmp_path)["s0"]
+    assert f"extracting 2 of 3 slides into {tmp_path / 'features'} (0 are there)" in caplog.messages
+
+
+def test_where_every_slide_fails_the_run_ends_the_same_way(cohort, tmp_path):
+    gone = [{**entry, "image": str(tmp_path / "gone.tif")} for entry in cohort]
+    with pytest.raises(FailedSlidesError, match=r"3 of 3 slides failed \(s0, s1, s2\)"):
+        extractor(gone, tmp_path).run()
+
+
+def test_a_strict_run_stops_at_the_first_slide_that_fails(cohort, tmp_path):
+    with pytest.raises(SlideError, match=r"text\.tif: cannot be read as a slide"):
+        extractor(spoilt(cohort, tmp_path, 1), tmp_path, strict=True).run()
+    assert files(tmp_path / "features") == ["s0.h5"]
+    assert list(failed(tmp_path)) == ["s1"]
+
+
+def test_what_is_no_slides_fault_ends_the_run(cohort, tmp_path, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("scripts.extraction.write_bank", full)
+    with pytest.raises(OSError, match="No space left"):
+        extractor(cohort, tmp_path).run()
+    assert not (tmp_path / "failed.csv").exists()
+
+
+def test_a_view_that_breaks_off_leaves_the_banks_before_it(cohort, tmp_path, caplog):
+    encoder = tiny_encoder()
+    encode, calls = encoder.encode, []
+
+    def breaks(bag, transform):
+        calls.append(bag.slide.path.stem)
+        if calls == ["s0", "s0"]:
+            raise SlideError(bag.slide.path, "breaks off", "Copy it again.")
+        return encode(bag, transform)
+
+    encoder.encode = breaks
+    with caplog.at_level(logging.INFO), pytest.raises(FailedSlidesError, match=r"1 of 2 slides failed \(s0\)"):
+        extractor(cohort[:2], tmp_path, encoder, views=[2, 1]).run()
+    assert files(tmp_path / "features") == ["s0.h5", "s1.h5", "views/s1/001.h5"]
+    patches = num_patches(cohort[0]) + 2 * num_patches(cohort[1])
+    assert f"extracted 2 slides and 1 augmented views, {patches} patches in" in caplog.messages[-1]
+
+
+@pytest.mark.parametrize("views", [None, [1, 1, 1]])
+def test_who_is_allowed_to_goes_on_without_them_and_is_told(cohort, tmp_path, caplog, views):
+    encoder = encoder_that_counts(fail_at="s1")
+    without = extractor(cohort, tmp_path, encoder, allow_missing=True, views=views)
+    assert without.left_out() == ["s1"]
+    told = f"going on without 1 of 3 slides (s1), as `allow_missing` says: see {tmp_path / 'failed.csv'}"
+    assert [record.message for record in caplog.records if record.levelname == "WARNING"] == [told]
+    assert without.left_out() == ["s1"]
+    assert encoder.slides.count("s1") == 1  # it was extracted once
+
+
+def test_who_is_not_allowed_to_is_told_how(cohort, tmp_path):
+    with pytest.raises(FailedSlidesError, match=r"or go on without them with `allow_missing`; the same command"):
+        extractor(spoilt(cohort, tmp_path, 1), tmp_path, allow_missing=False).run()
+
+
+def test_a_slide_whose_file_is_gone_is_left_out_though_it_has_a_bank(cohort, tmp_path):
+    extractor(cohort, tmp_path).run()
+    gone = [{**cohort[0], "image": str(tmp_path / "gone.tif")}, *cohort[1:]]
+    assert extractor(gone, tmp_path, allow_missing=True).left_out() == ["s0"]
+
+
+def test_patches_have_no_banks_that_may_be_missing(cohort, tmp_path):
+    without = extractor(cohort, tmp_path, allow_missing=True)
+    assert left_out(without, "patches", allow_missing=False) == []
+    with pytest.raises(SettingsError, match=r"allow_missing: is for the feature bank.*Set `source` to bank"):
+        left_out(without, "patches", allow_missing=True)
+
+
+def test_a_slide_with_another_checksum_fails_until_its_bank_is_there(cohort, tmp_path):
+    right = hashlib.sha256(Path(cohort[0]["image"]).read_bytes()).hexdigest()
+    entries = [{**cohort[0], "sha256": right}, {**cohort[1], "sha256": right}]
+    with pytest.raises(FailedSlidesError, match=r"1 of 2 slides failed \(s1\)"):
+        extractor(entries, tmp_path).run()
+    assert f"the datalist says {right}. Copy it again, or correct `sha256`." in failed(tmp_path)["s1"]
+    extractor(cohort[1:2], tmp_path).run()
+    extractor(entries, tmp_path).run()  # a bank that is there is not checked again

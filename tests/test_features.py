@@ -2,6 +2,7 @@ import json
 import math
 import os
 import shutil
+import zlib
 from pathlib import Path
 
 import h5py
@@ -60,6 +61,7 @@ def test_a_bank_holds_each_patch_once_and_the_rows_that_link_them(bank, bag):
             "patch_level0": 256.0,
             "patch_read_px": 64,
             "read_level": 1,
+            "crc32": zlib.crc32(file["5x"]["coords"][:].tobytes()),
         }
         assert file["10x"]["coords"].attrs["patch_level0"] == 128.0
         assert file["10x"]["coords"].attrs["patch_read_px"] == 128
@@ -89,7 +91,30 @@ def test_a_bank_says_how_it_was_made(bank, slide):
     assert attributes["mpp_source"].startswith("file: ")
     assert attributes["size_level0"].tolist() == [1024, 512]
     assert attributes["orphans"] == 0
-    assert attributes["made_by"].startswith("pathology-mustmil 0.")
+    told = json.loads(attributes["made_by"])
+    assert told["bundle"].startswith("pathology-mustmil 0.")
+    assert told["versions"]["torch"] == torch.__version__
+    assert [name for name in told["versions"] if "slide" in name or "cucim" in name] == ["cucim-cu13"]
+
+
+def test_a_bank_tells_what_else_made_it_and_is_reused_whatever_that_was(tmp_path, bag, slide):
+    for name, seed in (("one", 0), ("again", 0), ("other", 1)):
+        made_by = {"seed": seed, "datalist_sha256": "ab"}
+        write_bank(tmp_path / f"{name}.h5", bag, tiny_encoder(), settings_of(slide), made_by=made_by)
+    one, again, other = (dict(h5py.File(tmp_path / f"{name}.h5").attrs) for name in ("one", "again", "other"))
+    assert json.loads(one["made_by"])["seed"] == 0
+    assert json.loads(one["made_by"])["datalist_sha256"] == "ab"
+    assert one.keys() == again.keys()
+    assert all(np.array_equal(one[key], again[key]) for key in one)
+    assert [key for key in one if not np.array_equal(one[key], other[key])] == ["made_by"]
+    assert is_banked(tmp_path / "other.h5", settings_of(slide))
+
+
+def test_a_bank_that_does_not_tell_what_made_it_is_used_all_the_same(bank, slide):
+    with h5py.File(bank, "r+") as file:
+        del file.attrs["made_by"]
+    assert is_banked(bank, settings_of(slide))
+    assert len(read_bank(bank, (5.0, 10.0)).rows) == 20
 
 
 def test_what_is_written_is_read_back(bank, bag):
@@ -213,6 +238,52 @@ def test_a_bank_whose_parts_do_not_fit_is_named(tmp_path, bank, name, change, ca
         file[name] = changed
         file[name].attrs.update(attributes)
     with pytest.raises(SettingsError, match=rf"copied\.h5: is not a feature bank \({cause}"):
+        read_bank(path, (5.0, 10.0))
+
+
+@pytest.mark.parametrize("name", ["rows", "5x/coords", "5x/features", "10x/coords", "10x/features"])
+def test_a_bank_in_which_a_byte_has_changed_is_named(tmp_path, bank, name):
+    path = Path(shutil.copy(bank, tmp_path / "copied.h5"))
+    with h5py.File(path, "r") as file:
+        place = file[name].id.get_offset() + (0 if name == "rows" else file[name].id.get_storage_size() - 3)
+    with open(path, "r+b") as file:
+        file.seek(place)
+        byte = file.read(1)[0]
+        file.seek(place)
+        file.write(bytes([byte ^ 1]))
+    with pytest.raises(SettingsError, match=rf"copied\.h5: is not a feature bank \(its {name} are not those that were"):
+        read_bank(path, (5.0, 10.0))
+
+
+def test_a_bank_without_checksums_is_read_as_it_is(tmp_path, bank):
+    path = Path(shutil.copy(bank, tmp_path / "copied.h5"))
+    with h5py.File(path, "r+") as file:
+        for name in ("rows", "5x/coords", "5x/features", "10x/coords", "10x/features"):
+            del file[name].attrs["crc32"]
+    found, expected = (read_bank(file, (5.0, 10.0)) for file in (path, bank))
+    assert all(np.array_equal(a, b) for a, b in zip(found.features, expected.features, strict=True))
+
+
+@pytest.mark.parametrize("settings", ["[1]", "null", "3", "{", '{"magnifications": null}', 5, np.zeros(3)])
+def test_a_bank_whose_settings_are_none_is_named(tmp_path, bank, slide, settings):
+    path = Path(shutil.copy(bank, tmp_path / "copied.h5"))
+    with h5py.File(path, "r+") as file:
+        file.attrs["settings"] = settings
+    for use in (lambda: read_bank(path, (5.0, 10.0)), lambda: is_banked(path, settings_of(slide))):
+        with pytest.raises(SettingsError, match=r"copied\.h5: (is not a feature bank|was made otherwise)"):
+            use()
+
+
+@pytest.mark.parametrize("name", ["rows", "5x", "10x/features", "5x/coords"])
+def test_a_bank_with_something_else_in_the_place_of_a_part_is_named(tmp_path, bank, name):
+    path = Path(shutil.copy(bank, tmp_path / "copied.h5"))
+    with h5py.File(path, "r+") as file:
+        del file[name]
+        if name == "5x":
+            file[name] = np.zeros(3)
+        else:
+            file.create_group(name)
+    with pytest.raises(SettingsError, match=r"copied\.h5: is not a feature bank"):
         read_bank(path, (5.0, 10.0))
 
 

@@ -1,12 +1,14 @@
 import hashlib
 import os
+import re
 import subprocess
 import sys
+import time
 
 import pytest
 
 from scripts.errors import SettingsError
-from scripts.files import claimed, file_sha256, output_folder, replacing
+from scripts.files import MACHINE, claimed, file_sha256, output_folder, refuse_special, replacing
 from tests.conftest import ROOT
 
 
@@ -51,6 +53,28 @@ def test_the_part_is_hidden_and_keeps_the_suffix_by_which_writers_choose_a_forma
         assert part.parent == tmp_path
         assert part.suffix == ".mha"
         assert part.name.startswith(".s1_tissue.")
+
+
+def test_parts_of_killed_processes_go_when_a_process_first_writes_into_the_folder(tmp_path):
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    elsewhere = "0" * 8
+    assert elsewhere != MACHINE
+    gone = [f".s1.{MACHINE}-{dead.pid}.part.h5", f".a b.c.{MACHINE}-{dead.pid}.part", f".old.{elsewhere}-1.part.pt"]
+    kept = [f".s1.{MACHINE}-{os.getppid()}.part.h5", f".new.{elsewhere}-1.part.pt", ".mine.part.h5", "s.1.part.h5"]
+    for name in gone + kept:
+        (tmp_path / name).touch()
+    os.utime(tmp_path / gone[-1], (time.time() - 25 * 3600,) * 2)
+    with replacing(tmp_path / "x.json") as part:
+        part.touch()
+    assert sorted(os.listdir(tmp_path)) == sorted([*kept, "x.json"])
+
+
+def test_an_error_that_has_nothing_to_do_with_room_stays_what_it_is(tmp_path):
+    for error in (OSError("no such slide"), RuntimeError("out of memory"), FileNotFoundError(2, "No such file")):
+        with pytest.raises(type(error), match=re.escape(str(error))), replacing(tmp_path / "x.pt"):
+            raise error
+        assert os.listdir(tmp_path) == []
 
 
 def test_folders_are_made_where_there_are_none(tmp_path):
@@ -109,3 +133,14 @@ def test_a_files_hash_is_that_of_its_content(tmp_path):
     assert file_sha256(tmp_path / "a") == hashlib.sha256(b"abc").hexdigest()
     with pytest.raises(SettingsError, match=r"b: cannot be read \(No such file"):
         file_sha256(tmp_path / "b")
+
+
+def test_a_pipe_or_a_device_is_refused_before_it_is_read(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", "/dev/zero"):
+        for read in (refuse_special, file_sha256):
+            with pytest.raises(SettingsError, match=r"(pipe|zero): is a pipe, a device or a socket, not a file\. Give"):
+                read(path)
+    (tmp_path / "file").touch()
+    for path in (tmp_path / "file", tmp_path, tmp_path / "gone", tmp_path / ("x" * 300), tmp_path / "a\0b"):
+        refuse_special(path)

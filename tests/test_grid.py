@@ -131,6 +131,6 @@ def test_weights_of_the_rows_that_share_a_patch_add_up_to_one(rows):
 def test_one_share_of_tissue_is_for_the_highest_magnification():
     assert tissue_thresholds(0.7, 3) == (0.0, 0.0, 0.7)
     assert tissue_thresholds([0.1, 0.2, 0.3], 3) == (0.1, 0.2, 0.3)
-    for wrong in (1.5, -0.1, [0.1, 0.2], [0.1, 0.2, 3]):
+    for wrong in (1.5, -0.1, [0.1, 0.2], [0.1, 0.2, 3], None, True, "0.7", {"a": 1}, [0.1, 0.2, "0.3"]):
         with pytest.raises(SettingsError, match="min_tissue: got .* one for each magnification from low to high"):
             tissue_thresholds(wrong, 3)

@@ -13,6 +13,7 @@ from torch.utils.tensorboard import SummaryWriter
 from scripts.errors import SettingsError
 from scripts.handlers import (
     BestWeights,
+    LastCheckpoint,
     LinkedPatchImages,
     SameSettings,
     StopOnDivergence,
@@ -21,8 +22,10 @@ from scripts.handlers import (
     weights_path,
 )
 from scripts.networks import MuSTMIL
-from scripts.weights_record import read_record
+from scripts.provenance import cohort_fingerprint
+from scripts.weights_record import read_origin, read_record
 from tests.cohorts import builder, draw_cohort
+from tests.test_weights_record import RECORD
 from tests.trainings import Interrupt, Training, checkpoint, same
 
 HEADS = ["global", "5x", "10x"]
@@ -99,6 +102,7 @@ def test_a_resumed_validation_is_not_called_the_best_for_being_the_first(tmp_pat
     content = checkpoint(tmp_path)
     content["best"]["losses"]["global"] = 0.0  # which no epoch will reach
     torch.save(content, tmp_path / "last.ckpt")
+    caplog.clear()
     with caplog.at_level(logging.INFO):
         Training(tmp_path, epochs=3, resume=True).run()
     assert "Got new best metric" not in caplog.text
@@ -106,16 +110,26 @@ def test_a_resumed_validation_is_not_called_the_best_for_being_the_first(tmp_pat
 
 
 def test_kept_weights_tell_what_they_were_trained_with_and_on(tmp_path):
-    names = {"method": "mustmil", "task": "multilabel", "class_names": ["a", "b"], "magnifications": [5, 10]}
-    settings = {**names, "patch_size": 224, "backbone": "x", "backbone_sha256": "ab12", "num_nodes": 4}
-    data = {"training_slides": 2, "validation_slides": 1, "drawn_slides": 0}
-    record = {"version": "1", "settings": settings, "data": data}
     network = MuSTMIL(2, 2, 6, 4)
-    best, evaluator = BestWeights(tmp_path, network, HEADS, record), Engine(lambda engine, batch: None)
+    best, evaluator = BestWeights(tmp_path, network, HEADS, RECORD), Engine(lambda engine, batch: None)
     best.attach(evaluator)
     evaluator.state.metrics = {f"{head}_loss": 0.5 for head in HEADS}
     evaluator.fire_event(Events.EPOCH_COMPLETED)
-    assert [read_record(weights_path(tmp_path, head)) for head in HEADS] == [record] * 3
+    assert [read_record(weights_path(tmp_path, head)) for head in HEADS] == [RECORD] * 3
+
+
+def test_kept_weights_tell_which_output_they_are_best_for_and_what_made_them(tmp_path):
+    made_by, network = {"seed": 3, "versions": {"torch": "2"}}, MuSTMIL(2, 2, 6, 4)
+    best, evaluator = BestWeights(tmp_path, network, HEADS, RECORD, made_by), Engine(lambda engine, batch: None)
+    best.attach(evaluator)
+    evaluator.state.metrics = {f"{head}_loss": 0.5 for head in HEADS}
+    evaluator.fire_event(Events.EPOCH_COMPLETED)
+    for head in HEADS:
+        path = weights_path(tmp_path, head)
+        assert read_origin(path) == {"best_for": head, "file": path.name, "made_by": made_by}
+        assert read_record(path) == RECORD
+    # What it goes on with is best for none of them.
+    assert network.origin == {"made_by": made_by}
 
 
 def test_the_weights_of_the_global_output_are_model_pt(tmp_path):
@@ -233,6 +247,64 @@ def test_a_training_goes_on_with_its_own_settings_alone():
         SameSettings({"lr": 0.2, "class_names": ["a", "b"], "magnifications": [5, 10]}).load_state_dict(kept)
     with pytest.raises(SettingsError, match=r"class_names \['a', 'b'\], now \['b', 'a'\]"):
         SameSettings({"lr": 0.1, "class_names": ["b", "a"], "magnifications": [5, 10]}).load_state_dict(kept)
+
+
+def on(**labels):
+    """The settings of a training on slides with these labels, validated on one that is always the same."""
+    training = [{"slide": slide, "label": label} for slide, label in labels.items()]
+    return SameSettings({
+        "task": "multilabel",
+        "data": cohort_fingerprint(training=training, validation=[{"slide": "v", "label": [1]}]),
+    })  # fmt: skip
+
+
+def test_a_training_does_not_go_on_with_other_slides_or_labels():
+    kept = on(s1=[1, 0], s2=[0, 1]).state_dict()
+    on(s1=[1, 0], s2=[0, 1]).load_state_dict(kept)
+    for other, number in ((on(s1=[1, 0], s2=[0, 0]), 2), (on(s1=[1, 0], s2=[0, 1], s3=[1, 1]), 3)):
+        before, now = (one["data"]["training"]["sha256"][:12] for one in (kept, other.settings))
+        with pytest.raises(SettingsError) as caught:
+            other.load_state_dict(kept)
+        assert str(caught.value) == (
+            "resume: the checkpoint is of a training on other slides or labels (training on 2 slides with SHA-256 "
+            f"{before}..., now {number} slides with SHA-256 {now}...). "
+            "Give the datalist that it was begun with, or start anew."
+        )
+
+
+def test_of_another_task_whose_labels_are_others_the_task_is_told():
+    kept = on(s1=[1, 0]).state_dict()
+    other = on(s1=[1])
+    other.settings["task"] = "binary"
+    with pytest.raises(SettingsError, match=r"other settings \(task 'multilabel', now 'binary'\)"):
+        other.load_state_dict(kept)
+
+
+def test_what_an_older_checkpoint_does_not_tell_is_missed_aloud(caplog):
+    old = {"task": "multilabel", "backbone_weights": "/home/a/resnet34.pth"}
+    with caplog.at_level(logging.WARNING):
+        on(s1=[1, 0]).load_state_dict(old)
+    assert "the checkpoint does not tell data: whether it fits is not known" in caplog.text
+
+
+def test_kept_weights_that_are_gone_are_missed_before_a_training_goes_on(tmp_path):
+    Training(tmp_path, epochs=2).run()
+    epoch = checkpoint(tmp_path)["best"]["epochs"]["5x"]
+    weights_path(tmp_path, "5x").unlink()
+    with pytest.raises(
+        SettingsError,
+        match=rf"model_5x\.pt: is gone: the checkpoint tells that the best weights for 5x so far, of epoch {epoch}, "
+        r"were kept in it\. Put it back beside the checkpoint, or start anew\.",
+    ):
+        Training(tmp_path, epochs=3, resume=True).run()
+
+
+def test_a_checkpoint_tells_what_made_it_and_does_not_ask_for_it(tmp_path):
+    training = Training(tmp_path, epochs=1)
+    LastCheckpoint(tmp_path / "last.ckpt", training.objects, {"seed": 3}).attach(training.trainer)
+    training.run()
+    assert checkpoint(tmp_path)["made_by"] == {"seed": 3}
+    Training(tmp_path, epochs=2, resume=True).run()
 
 
 @pytest.mark.parametrize("damage", ["truncated", "empty", "of another kind", "text"])

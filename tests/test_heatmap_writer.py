@@ -14,7 +14,8 @@ from monai.transforms import Activationsd
 
 from scripts.attention_maps import gather_rows
 from scripts.bags import BagBuilder
-from scripts.errors import SettingsError
+from scripts.errors import SettingsError, SlideError
+from scripts.failures import FailedSlides
 from scripts.heatmap_writer import HeatmapWriter, class_file_names
 from scripts.methods import attention_maps
 from scripts.networks import MuSTMIL
@@ -280,3 +281,16 @@ def test_maps_that_are_not_the_networks_are_refused(entry, tmp_path):
     with pytest.raises(ValueError, match="the network has 3 attention maps, and 2 were named"):
         evaluator.run()
     assert not (tmp_path / "heatmaps").exists()
+
+
+def test_a_slide_that_cannot_be_read_again_is_written_down_or_ends_the_run(entry, tmp_path, monkeypatch):
+    def unreadable(slide):
+        raise SlideError(slide.path, "cannot be read", "Copy it again.")
+
+    monkeypatch.setattr("scripts.heatmap_writer.read_thumbnail", unreadable)
+    with pytest.raises(SlideError, match=r"corner\.tif: cannot be read"):
+        predict(tmp_path, entry)
+    failures = FailedSlides(tmp_path, "inferring")
+    failures.start()
+    assert predict(tmp_path, entry, failures=failures) == []
+    assert failures.names() == ["corner"]

@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 
 from scripts.errors import SettingsError
@@ -14,10 +15,24 @@ def test_outputs_are_named_global_then_low_to_high():
     assert scale_name(1.25) == "1.25x"
 
 
-@pytest.mark.parametrize("wrong", [[], [5, 5.0], [0, 5], [-1], ["a"], None, [float("nan")], 5])
+@pytest.mark.parametrize(
+    "wrong", [[], [0, 5], [-1], [1e9], [1e-9], ["a"], ["5"], "5", [True], None, [float("nan")], [None], {5: 10}, 5]
+)
 def test_magnifications_must_be_positive_and_different(wrong):
     with pytest.raises(SettingsError, match=r"magnifications: got .* Give positive numbers, each once"):
         check_magnifications(wrong)
+
+
+@pytest.mark.parametrize("wrong", [[5, 5.0], [5, 5.0000001], [10, 5, 10]])
+def test_two_scales_cannot_have_one_name(wrong):
+    # Their weights and maps would be the same files.
+    with pytest.raises(SettingsError, match=r"magnifications: got .*, of which two have one name"):
+        check_magnifications(wrong)
+
+
+def test_magnifications_come_from_low_to_high():
+    assert check_magnifications([10, 2.5, np.float32(5)]) == (2.5, 5.0, 10.0)
+    assert check_magnifications(np.array([10, 5])) == (5.0, 10.0)
 
 
 def test_a_patch_is_read_in_the_papers_proportion():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from bundle.__main__ import main
+from bundle.archive import unpack
+from bundle.checked import own_scripts
 from tests.bundles import DRAWN, copied, make_weights
 from tests.conftest import ROOT
 
@@ -56,6 +59,22 @@ def test_verify_prints_one_line_a_rule_and_a_sum(
     assert "2 FAILED" in capsys.readouterr().out.splitlines()[-1]
 
 
+def test_verify_of_the_sums_alone_runs_no_code_of_the_bundle(
+    packed_zip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = unpack(packed_zip, tmp_path)
+    with (root / "scripts" / "__init__.py").open("a") as code:
+        code.write(f"\nopen({str(tmp_path / 'ran')!r}, 'w')\n")
+    assert main(["verify", "--sums_only", str(root)]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0].split()[-1] for line in lines[:-1]] == ["else", "checksums"]
+    assert "scripts/__init__.py: is not what was packed: its SHA-256 begins with" in lines[1]
+    assert not (tmp_path / "ran").exists()
+    with own_scripts(root):
+        importlib.import_module("scripts")
+    assert (tmp_path / "ran").exists(), "the code does nothing, so that this test says nothing"
+
+
 def test_another_schema_is_used(trained_repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "schema.json").write_text('{"required": ["moon"]}', encoding="utf-8")
     root = copied(trained_repository, tmp_path)
@@ -75,5 +94,8 @@ def test_a_mistake_ends_with_one_line_and_exit_code_1(tmp_path: Path) -> None:
 def test_help_names_the_options_at_once(command: str) -> None:
     result = run(command, "--help")
     assert result.returncode == 0
-    for option in {"pack": ("--bundle_root", "--ckpt_dir", "--output_dir"), "verify": ("PATH", "--schema")}[command]:
+    for option in {
+        "pack": ("--bundle_root", "--ckpt_dir", "--output_dir"),
+        "verify": ("PATH", "--schema", "--sums_only"),
+    }[command]:
         assert option in result.stdout

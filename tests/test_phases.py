@@ -11,6 +11,7 @@ from ignite.engine import Events
 
 from scripts.errors import SettingsError
 from scripts.handlers import weights_path
+from scripts.phases import TrainingPhases
 from tests.trainings import Interrupt, Training, checkpoint, same
 
 EPOCHS = 3
@@ -114,6 +115,15 @@ def test_training_json_says_what_was_trained_how_long_and_how_well(tmp_path):
         assert told["best"][head]["epoch"] == 1 + losses.index(min(losses))
         assert told["best"][head]["weights"] == weights_path(tmp_path, head).name
     assert training.network(torch.randn(1, 3, 2, 6)).shape == (1, 1, 2)  # a result, no phase any more
+
+
+def test_training_json_tells_what_made_it(tmp_path):
+    training, path = Training(tmp_path, 1), tmp_path / "told.json"
+    phases = TrainingPhases(training.network, training.heads, 1, training.best, path, made_by={"seed": 3})
+    phases.attach(training.trainer)
+    training.run()
+    assert json.loads(path.read_text())["made_by"] == {"seed": 3}
+    assert "made_by" not in json.loads((tmp_path / "training.json").read_text())
 
 
 def test_one_phase_trains_everything_and_may_be_made_longer(tmp_path):

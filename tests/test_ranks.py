@@ -174,7 +174,7 @@ def test_told_to_stop_a_rank_says_so_also_when_it_hears_first_of_another_that_fa
 
     encoder.encode = told
     todo = [(number, [0], 1) for number in range(2)]
-    store.set("made/0", json.dumps(encoder.settings()))
+    store.set("made/0", json.dumps(Extractor(cohort, builder(), encoder, tmp_path / "features")._common_settings()))
     store.set("made/1", json.dumps(todo))
     with pytest.raises(StoppedError, match="rank 1: was told to stop"):
         Extractor(cohort, builder(), encoder, tmp_path / "features").run()
@@ -235,7 +235,7 @@ def test_a_rank_that_is_killed_costs_its_slide_alone(tmp_path):
     cohort = draw_cohort(tmp_path, 4)
     done = torchrun(tmp_path, KILLED, tmp_path)
     assert done.returncode != 0
-    said = "error: rank 0: was told to stop (SIGTERM), and has finished its slide. The same command goes on from here."
+    said = "error: rank 0: was told to stop (SIGTERM), and begins no other slide. The same command goes on from here."
     assert said in done.stderr.splitlines()
     survived, died = ((tmp_path / f"rank{number}").read_text() for number in (0, 1))
     largest = max(cohort, key=lambda entry: os.path.getsize(entry["image"]))

@@ -5,6 +5,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from ignite.engine import Events
 from monai.data import DataLoader, Dataset
 from monai.engines import SupervisedEvaluator
 from monai.transforms import Activationsd
@@ -119,6 +120,16 @@ def test_a_second_run_reports_its_own_slides_only(tmp_path):
     evaluate(some_slides(4, 3), report)
     evaluate(some_slides(2, 3), report)
     assert len(read_csv(tmp_path)) == 2 * 3
+
+
+def test_metrics_tell_what_made_them_beside_the_outputs(tmp_path):
+    made_by = {"seed": 0, "configuration": {"magnifications": [5, 10]}, "git": None}
+    with SummaryWriter(str(tmp_path / "events")) as writer:
+        evaluate(some_slides(4, 3), EvaluationReport(tmp_path, HEADS, CLASSES, "multilabel", writer, made_by=made_by))
+    told = json.loads((tmp_path / "metrics.json").read_text())
+    assert list(told) == [*HEADS, "made_by"]
+    assert told.pop("made_by") == made_by
+    assert told == evaluation(tmp_path / "without", some_slides(4, 3))
 
 
 def test_metrics_of_a_multilabel_task_are_those_of_its_predictions(tmp_path):
@@ -238,3 +249,50 @@ def test_tensorboard_shows_the_same_metrics(tmp_path):
             p = probabilities_of(rows, head)[:, k]
             assert (histogram.num, histogram.sum) == (20, pytest.approx(p.sum(), rel=1e-5))
             assert (histogram.min, histogram.max) == pytest.approx((p.min(), p.max()), rel=1e-5)
+
+
+class FailAt:
+    """Ends a run before its n-th slide, from 1 up."""
+
+    def __init__(self, iteration):
+        self.iteration = iteration
+
+    def attach(self, engine):
+        engine.add_event_handler(Events.ITERATION_STARTED(once=self.iteration), self)
+
+    def __call__(self, engine):
+        raise OSError("the disk is gone")
+
+
+def evaluate_until(slides, report, iteration, *others):
+    SupervisedEvaluator(
+        device="cpu",
+        val_data_loader=DataLoader(Dataset(slides), batch_size=1, collate_fn=pad_bags),
+        network=Given(),
+        postprocessing=Activationsd(keys="pred", sigmoid=True),
+        val_handlers=[report, *others, FailAt(iteration)],
+    ).run()
+
+
+def test_a_run_that_fails_leaves_the_predictions_that_were_made(tmp_path):
+    with pytest.raises(OSError, match="the disk is gone"):
+        evaluate_until(some_slides(5, 3), PredictionReport(tmp_path, HEADS, CLASSES, write_seconds=1e9), 4)
+    assert [row["slide"] for row in read_csv(tmp_path)[::3]] == ["slide 0", "slide 1", "slide 2"]
+
+
+def test_a_run_that_writes_at_its_end_leaves_none(tmp_path):
+    with pytest.raises(OSError, match="the disk is gone"):
+        evaluate_until(some_slides(5, 3), PredictionReport(tmp_path, HEADS, CLASSES), 4)
+    assert not list(tmp_path.iterdir())
+
+
+def test_predictions_are_written_while_the_run_goes_on(tmp_path):
+    written = []
+
+    class Look(FailAt):
+        def __call__(self, engine):
+            written.append([row["slide"] for row in read_csv(tmp_path)[::3]])
+
+    with pytest.raises(OSError, match="the disk is gone"):
+        evaluate_until(some_slides(3, 3), PredictionReport(tmp_path, HEADS, CLASSES, write_seconds=0), 3, Look(3))
+    assert written == [["slide 0", "slide 1"]]

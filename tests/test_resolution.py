@@ -1,9 +1,10 @@
 import numpy as np
+import openslide
 import pytest
 import tifffile
 
 from scripts.errors import SlideError
-from scripts.resolution import find_resolution
+from scripts.resolution import find_resolution, resolution_sources
 from tests.pyramids import noise, write_pyramid
 
 
@@ -69,3 +70,37 @@ def test_pixels_must_be_square(tmp_path):
         find_resolution(path)
     nearly = find_resolution(write_pyramid(tmp_path / "nearly.tif", noise(256, 256), mpp=(0.5, 0.502)))
     assert nearly.mpp == pytest.approx(np.sqrt(0.5 * 0.502), rel=1e-5)
+
+
+def write_aperio(path, tags_mpp, said):
+    """An Aperio file with TIFF tags of its own."""
+    per_cm = {"resolution": (1e4 / tags_mpp, 1e4 / tags_mpp), "resolutionunit": "CENTIMETER"}
+    description = f"Aperio Image Library v1.0\r\n256x256 (128x128) {said}"
+    tifffile.imwrite(
+        path, noise(256, 256), tile=(128, 128), photometric="rgb", metadata=None, description=description, **per_cm
+    )
+    return path
+
+
+def test_all_that_a_file_says_of_its_resolution(tmp_path):
+    path = write_aperio(tmp_path / "s.svs", 1.0, "|MPP = 0.5|AppMag = 40")
+    assert [(round(found.mpp, 6), found.source) for found in resolution_sources(path)] == [
+        (0.5, "file: openslide.mpp-x, openslide.mpp-y"),
+        (1.0, "file: TIFF tags XResolution, YResolution"),
+        (0.25, "file: objective power 40"),
+    ]
+    assert resolution_sources(path)[0] == find_resolution(path)
+
+
+def test_a_file_that_says_nothing_has_no_source(tmp_path):
+    assert resolution_sources(write_pyramid(tmp_path / "none.tif", noise(256, 256), mpp=None)) == []
+    (tmp_path / "text.tif").write_text("no slide")
+    assert resolution_sources(tmp_path / "text.tif") == []
+
+
+def test_tags_of_another_image_than_level_0_do_not_count(tmp_path, monkeypatch):
+    path = write_aperio(tmp_path / "s.svs", 1.0, "|MPP = 0.5")
+    with openslide.OpenSlide(path) as slide:
+        properties = dict(slide.properties) | {"openslide.level[0].width": "5000"}
+    monkeypatch.setattr("scripts.resolution.read_properties", lambda path: properties)
+    assert [found.mpp for found in resolution_sources(path)] == [0.5]

@@ -68,6 +68,7 @@ def test_a_packed_bundle_keeps_every_rule(bundle: Bundle, rule: str) -> None:
         ("checksums", change("scripts/bags.py", lambda t: t + "\n"), "scripts/bags.py: is not what was packed"),
         ("checksums", lambda r: write(r, "scripts/new.py", ""), "scripts/new.py: is not listed in SHA256SUMS"),
         ("checksums", change("SHA256SUMS", lambda t: "abc  x\n" + t), "has the line 'abc  x'"),
+        ("checksums", change("SHA256SUMS", lambda t: t + t), "SHA256SUMS: lists LICENSE more than once. Get the zip"),
         ("large_files.yml", remove("large_files.yml"), "large_files.yml: cannot be read"),
         ("licence", change("LICENSE", lambda t: t.replace("irrevocable", "revocable", 1)), "is not the text of"),
         ("licence", lambda r: write(r, "LICENSE", "MIT\n"), "is not the text of the Apache License 2.0"),

@@ -55,7 +55,10 @@ def change_weights(change: Callable[[Any], object]) -> Callable[[Path], object]:
         (change_weights(lambda s: s.pop("myfc.0.bias")), "model.pt: does not fit the network: myfc.0.bias is absent"),
         (change_weights(lambda s: s["myfc.0.bias"].add_(1)), "their checksum differs"),
         (lambda r: write(r, "models/model.pt", "id,cancer\n1,0\n"), "model.pt: is not a PyTorch checkpoint"),
-        (lambda r: make_weights(r / "models", num_nodes=16), "does not fit the network"),
+        (
+            lambda r: make_weights(r / "models", num_nodes=16),
+            "model.pt: they were trained with other settings (num_nodes",
+        ),
         (
             lambda r: make_weights(r / "models", class_names=["a", "b", "c", "d", "e"]),
             "trained with other settings (class_",

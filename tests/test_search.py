@@ -106,3 +106,14 @@ def test_a_trial_that_fails_costs_nothing_but_itself(trials, tmp_path, capsys):
     assert [line["global_validation_loss"] for line in lines] == ["0.0", "failed"]
     with pytest.raises(SettingsError, match="the loss is nan"):
         GridSearch({"lr": [1e30, 1e29]}, SETTINGS, tmp_path / "all").run()
+
+
+def test_no_trial_has_a_slide_that_is_left_out(monkeypatch, tmp_path):
+    seen = []
+    told = SettingsError("lr", "the loss is nan", "Lower it.")
+    monkeypatch.setattr(
+        scripts.search, "run_experiments", lambda runs, *_, **__: seen.extend(runs) or {run.name: told for run in runs}
+    )
+    with pytest.raises(SettingsError, match="the loss is nan"):
+        GridSearch({"lr": [0.1, 0.01]}, {**SETTINGS, "leave_out": ["c"]}, tmp_path).run(["b"])
+    assert [run.settings["leave_out"] for run in seen] == [["b", "c"]] * 2

@@ -1,8 +1,10 @@
+from pathlib import Path
+
 import pytest
 import torch
 
 from scripts.errors import SettingsError
-from scripts.settings import LIMITS, OPTIMIZERS, check_settings, optimizer_class
+from scripts.settings import JOINED_PATHS, LIMITS, OPTIMIZERS, PATHS, SWITCHES, check_settings, optimizer_class
 
 
 def test_the_papers_settings_pass():
@@ -26,10 +28,51 @@ def test_counts_are_whole_numbers(key):
         check_settings(**{key: 2.5})
 
 
+def test_a_batch_fits_in_memory():
+    check_settings(encode_batch=4096)
+    with pytest.raises(SettingsError, match=r"encode_batch: got 1000000000\. Give a whole number from 1 to 4096"):
+        check_settings(encode_batch=10**9)
+
+
 def test_a_seed_fits_in_32_bits():
     check_settings(seed=2**32 - 1)
     with pytest.raises(SettingsError, match=r"seed: got 4294967296\. Give a whole number from 0 to"):
         check_settings(seed=2**32)
+
+
+@pytest.mark.parametrize("key", PATHS)
+@pytest.mark.parametrize("wrong", [5, True, 0.5, "", ["x"], {"a": 1}])
+def test_a_path_is_a_text(key, wrong):
+    with pytest.raises(SettingsError, match=rf"{key}: got .* Give a path as text"):
+        check_settings(**{key: wrong})
+
+
+def test_a_folder_whose_name_is_a_number_is_written_with_a_dot():
+    with pytest.raises(SettingsError, match=r"output_dir: got 2024\. Give a path as text, for example \./2024\."):
+        check_settings(output_dir=2024)
+
+
+def test_paths_may_be_those_of_pathlib_but_where_configs_add_to_them():
+    for key, optional in PATHS.items():
+        check_settings(**{key: "slides"})
+        if key in JOINED_PATHS:
+            with pytest.raises(SettingsError, match=key):
+                check_settings(**{key: Path("slides")})
+        else:
+            check_settings(**{key: Path("slides")})
+        if optional:
+            check_settings(**{key: None})
+        else:
+            with pytest.raises(SettingsError, match=rf"{key}: got None"):
+                check_settings(**{key: None})
+
+
+@pytest.mark.parametrize("wrong", [True, 0, -1, float("nan"), float("inf"), "0.25", [0.25]])
+def test_a_resolution_is_a_positive_number(wrong):
+    check_settings(mpp=0.25)
+    check_settings(mpp=None)
+    with pytest.raises(SettingsError, match=r"mpp: got .* Give micrometres per pixel"):
+        check_settings(mpp=wrong)
 
 
 @pytest.mark.parametrize("wrong", ["gpu", "cuda:99", "meta", 1.5])
@@ -49,3 +92,11 @@ def test_an_optimiser_moves_weights_as_torchs_own_does(name):
             optimizer.step()
     assert torch.allclose(*weights, rtol=0, atol=1e-6)
     assert not torch.allclose(weights[0], torch.linspace(-1, 1, 12).reshape(3, 4), atol=1e-3)
+
+
+@pytest.mark.parametrize("key", SWITCHES)
+@pytest.mark.parametrize("wrong", ["yes", 1, None])
+def test_a_switch_is_true_or_false(key, wrong):
+    check_settings(**{key: True})
+    with pytest.raises(SettingsError, match=rf"{key}: got .* Give True or False\."):
+        check_settings(**{key: wrong})

@@ -110,6 +110,31 @@ def test_names_that_are_wanted() -> None:
     assert slide_names(["/d/a.svs"], "/d", ["../../etc/passwd"]) == ["etc__passwd"]
 
 
+@pytest.mark.parametrize("sign", "=+-@")
+def test_no_name_is_a_formula_to_a_spreadsheet(sign: str) -> None:
+    assert slide_names(["/d/a.svs", "/d/b.svs"], "/d", [f" .{sign}1", None]) == ["_1", "b"]
+    assert slide_names([f"/d/{sign}.svs", f"/d/1{sign}1.svs"], "/d") == ["_", f"1{sign}1"]
+
+
+def test_files_that_no_name_can_tell_apart_are_refused_instead_of_written_over_each_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Two paths with the same eight digits can be found in a minute.
+    monkeypatch.setattr("scripts.slide_files._short_hash", lambda text: "0" * 8)
+    with pytest.raises(
+        DatalistError, match=r"/d/a\?b\.svs: would be called a_b\.svs-00000000, as /d/a:b\.svs is\. Rename"
+    ):
+        slide_names(["/d/a:b.svs", "/d/a?b.svs"], "/d")
+
+
+def test_a_name_that_is_asked_for_cannot_take_the_place_of_another_slides_hashed_one() -> None:
+    paths = ["/d/a:b.svs", "/d/a?b.svs", "/d/evil.svs"]
+    hashed = slide_names(paths, "/d")[0]
+    names = slide_names(paths, "/d", [None, None, hashed])
+    assert names[0] == hashed
+    assert names[2] == "evil"
+
+
 @settings(max_examples=300, deadline=None)
 @given(st.lists(st.text(min_size=1, max_size=200), min_size=1, max_size=5, unique=True))
 def test_names_are_safe(texts: list[str]) -> None:
@@ -120,5 +145,5 @@ def test_names_are_safe(texts: list[str]) -> None:
         for name in names:
             assert os.path.dirname(os.path.abspath(os.path.join("/out", name + ".csv"))) == "/out"
             assert name.encode().decode().isprintable()
-            assert not name.startswith(".")
+            assert not name.startswith((".", "=", "+", "-", "@"))
             assert len(name.encode()) <= LONGEST_NAME_BYTES + 9

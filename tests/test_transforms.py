@@ -145,3 +145,8 @@ def test_log_weights_are_joined_to_one_bag_and_to_a_batch_in_the_dtype_of_the_fe
 def test_a_slide_that_cannot_be_used_is_named(tmp_path):
     with pytest.raises(SlideError, match=r"missing\.svs: no such file"):
         transform()({"image": tmp_path / "missing.svs"})
+
+
+def test_a_file_that_is_not_what_the_datalist_means_is_refused(entry):
+    with pytest.raises(SlideError, match=r"s0\.tif: its SHA-256 is .*the datalist says 0000"):
+        transform()({**entry, "sha256": "0" * 64})

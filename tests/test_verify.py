@@ -7,14 +7,15 @@ import http.server
 import shutil
 import threading
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from bundle.archive import write_archive
 from bundle.checked import Bundle
 from bundle.contents import NAME
-from bundle.verify import FAILED, NOT_CHECKED, OK, RULES, SCHEMA, Finding, check, load_schema, verify
+from bundle.verify import FAILED, NOT_CHECKED, OK, RULES, SCHEMA, SUM_RULES, Finding, check, load_schema, verify
 from scripts.errors import SettingsError
 from tests.bundles import change_json, copied, write
 from tests.conftest import ROOT
@@ -52,6 +53,26 @@ def test_a_zip_that_leads_out_of_its_folder_is_not_looked_into(tmp_path: Path) -
     (finding,) = verify(tmp_path / "x.zip", load_schema())
     assert (finding.rule, finding.state) == ("archive", FAILED)
     assert "may lead out of its folder" in finding.text
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda zip_, sums: sums.write_text("0" * 64 + f"  {zip_.name}\n"), "x.zip.sha256 has 000000000000. Get both"),
+        (lambda zip_, sums: sums.write_text("0" * 64 + "  y.zip\n"), "x.zip.sha256 does not name it."),
+        (lambda zip_, sums: sums.write_text("<html>\n"), "x.zip.sha256: has the line '<html>', which is no checksum"),
+        (lambda zip_, sums: zip_.write_bytes(zip_.read_bytes() + b"x"), "x.zip: its SHA-256 begins with"),
+    ],
+)
+def test_a_zip_is_not_looked_into_if_it_is_not_the_one_that_the_checksum_beside_it_is_of(
+    tmp_path: Path, change: Callable[[Path, Path], object], message: str
+) -> None:
+    write_archive({"LICENSE": b"free"}, tmp_path / "x.zip")
+    assert [finding.state for finding in verify(tmp_path / "x.zip", {}, SUM_RULES)] == [OK, OK, OK]
+    change(tmp_path / "x.zip", tmp_path / "x.zip.sha256")
+    (finding,) = verify(tmp_path / "x.zip", {}, SUM_RULES)
+    assert (finding.rule, finding.state) == ("archive", FAILED)
+    assert message in finding.text
 
 
 def test_where_there_is_nothing_it_says_so(tmp_path: Path) -> None:

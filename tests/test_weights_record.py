@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import logging
 from collections import OrderedDict
@@ -20,7 +21,14 @@ from scripts.baselines import MSMIL
 from scripts.checkpoints import load_weights
 from scripts.errors import SettingsError
 from scripts.networks import MuSTMIL
-from scripts.weights_record import check_weights, is_demonstration, read_record, sign, weights_sha256
+from scripts.weights_record import (
+    check_weights,
+    is_demonstration,
+    read_origin,
+    read_record,
+    sign,
+    weights_sha256,
+)
 
 SETTINGS = {
     "method": "mustmil",
@@ -217,3 +225,61 @@ def test_what_holds_no_plain_numbers_is_no_file_of_weights(tmp_path: Path, value
     torch.save({"a": value}, tmp_path / "model.pt")
     with pytest.raises(SettingsError, match="holds neither a state dict"):
         load_weights(network(), tmp_path / "model.pt")
+
+
+ORIGIN = {"best_for": "5x", "file": "model_5x.pt", "made_by": {"seed": 0, "datalist_sha256": None}}
+
+
+def write_kept(path: Path, origin: dict[str, Any] = ORIGIN) -> Path:
+    model = network(1)
+    sign(model, RECORD, origin)
+    torch.save(model.state_dict(), path)
+    return path
+
+
+def test_a_file_tells_what_made_it_beside_a_record_that_is_that_of_the_training(tmp_path: Path) -> None:
+    path = write_kept(tmp_path / "model_5x.pt")
+    assert read_origin(path) == ORIGIN
+    assert read_record(path) == RECORD
+    loaded = network(2)
+    load_weights(loaded, path, SETTINGS)
+    assert loaded.origin == ORIGIN
+    assert read_origin(write(tmp_path / "model.pt")) == {}
+
+
+def test_a_record_that_was_written_before_there_were_origins_is_read(tmp_path: Path) -> None:
+    state = network(1).state_dict()
+    record = json.dumps(RECORD)
+    state._metadata[""]["record"] = record  # type: ignore[attr-defined]
+    sha256 = hashlib.sha256(f"{record}\n{weights_sha256(state)}".encode()).hexdigest()
+    state._metadata[""]["sha256"] = sha256  # type: ignore[attr-defined]
+    torch.save(state, tmp_path / "model.pt")
+    assert read_record(tmp_path / "model.pt") == RECORD
+    load_weights(network(2), tmp_path / "model.pt", SETTINGS)
+
+
+def test_files_that_changed_their_names_are_refused(tmp_path: Path) -> None:
+    path = write_kept(tmp_path / "model.pt")
+    told = (
+        r"model\.pt: has the name of the best weights for global, and holds those that are best for 5x\. "
+        r"Call it model_5x\.pt, as training did, and put the file that was model\.pt in its place\."
+    )
+    for read in (read_record, read_origin, lambda path: load_weights(network(), path)):
+        with pytest.raises(SettingsError, match=told):
+            read(path)
+    load_weights(network(), path.rename(tmp_path / "mine.pt"))
+
+
+@pytest.mark.parametrize("change", ['"5x"', None, "lost"])
+def test_an_origin_cannot_be_changed_unnoticed(tmp_path: Path, change: str | None) -> None:
+    state = torch.load(write_kept(tmp_path / "model_5x.pt"), weights_only=True)
+    metadata = state._metadata[""]
+    if change == "lost":
+        del metadata["origin"]
+    else:
+        metadata["origin"] = metadata["origin"].replace('"5x"', '"10x"') if change else "{"
+    torch.save(state, tmp_path / "model_5x.pt")
+    told = "their checksum differs" if change else "what they tell of their making is damaged"
+    for read in (read_record, lambda path: load_weights(network(), path)):
+        with pytest.raises(SettingsError, match=told):
+            read(tmp_path / "model_5x.pt")

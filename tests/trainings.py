@@ -74,7 +74,12 @@ class Training:
         evaluator.add_event_handler(
             Events.EPOCH_COMPLETED, lambda engine: self.validations.append(dict(engine.state.metrics))
         )
-        objects = {"model": self.network, "optimizer": self.optimizer, "best": self.best, "phases": self.phases}
+        self.objects = objects = {
+            "model": self.network,
+            "optimizer": self.optimizer,
+            "best": self.best,
+            "phases": self.phases,
+        }
         self.trainer = SupervisedTrainer(
             device="cpu",  # type: ignore[arg-type]
             max_epochs=epochs * len(self.network.phases),

@@ -26,6 +26,8 @@ from scripts.checkpoints import load_weights
 from scripts.datalist import CLASS_NAMES
 from scripts.demo import draw_cohort
 from scripts.methods import get_network
+from scripts.sums import drop_sum
+from tests.hostile import RunsCode
 from tests.label.servers import ROOT, Server, Shell, free_port, served, wait_for
 
 NAME = "pathology_mustmil_classification"
@@ -35,6 +37,7 @@ MISSING, PREFIXED, TRUNCATED = "missing_classification", "prefixed_classificatio
 WITHOUT = "weightless_classification"
 TEXT, MISRECORDED, UNRECORDED = "text_classification", "misrecorded_classification", "unrecorded_classification"
 EXITING, FORMLESS = "exiting_classification", "formless_classification"
+CHANGED, PICKLED = "changed_classification", "pickled_classification"
 
 REAL_SLIDE = ROOT.parent / "shared" / "slides" / "CMU-1-Small-Region.svs"
 REAL, DRAWN = REAL_SLIDE.stem, "demo_000"
@@ -326,6 +329,7 @@ ServingHeadd = Halved
     network = get_network("mustmil", num_classes=len(CLASS_NAMES), num_scales=2, num_features=1280)
     weights = folder / "models" / "model.pt"
     load_weights(network, weights)
+    drop_sum(weights)
     torch.manual_seed(0)
     with torch.no_grad():
         for value in network.parameters():
@@ -339,9 +343,12 @@ ServingHeadd = Halved
 
 def make_variants(models: Path) -> None:
     """Copies of the bundle: one to be trained, and some whose weights are broken."""
-    changed = (TEXT, MISRECORDED, UNRECORDED, EXITING, FORMLESS)
-    for name in (TRAINED, MISSING, PREFIXED, TRUNCATED, WITHOUT, *changed):
+    others = (TEXT, MISRECORDED, UNRECORDED, PICKLED)
+    for name in (TRAINED, WITHOUT, CHANGED, EXITING, FORMLESS):
         shutil.copytree(models / NAME, models / name)
+    for name in (MISSING, PREFIXED, TRUNCATED, *others):
+        shutil.copytree(models / NAME, models / name)
+        drop_sum(models / name / "models" / "model.pt")
     state = torch.load(models / NAME / "models" / "model.pt", weights_only=True)
     half = dict(list(state.items())[::2])
     torch.save(half, models / MISSING / "models" / "model.pt")
@@ -353,6 +360,9 @@ def make_variants(models: Path) -> None:
     torch.save(dict(state), models / UNRECORDED / "models" / "model.pt")
     state._metadata[""]["record"] = "{"
     torch.save(state, models / MISRECORDED / "models" / "model.pt")
+    # Whole weights with a true record: the list of checksums alone knows that they are others.
+    shutil.copy(models / CHANGED / "models" / "model_5x.pt", models / CHANGED / "models" / "model.pt")
+    torch.save({"model": RunsCode(models / PICKLED / "ran")}, models / PICKLED / "models" / "model.pt")
     with (models / EXITING / "scripts" / "__init__.py").open("a", encoding="utf-8") as file:
         file.write("\nraise SystemExit(3)\n")
     metadata = models / FORMLESS / "configs" / "metadata.json"

@@ -12,13 +12,16 @@ import numpy as np
 import openslide
 import pytest
 
+from tests.hostile import RunsCode
 from tests.label.fixtures import (
+    CHANGED,
     DRAWN,
     EXITING,
     FORMLESS,
     MISRECORDED,
     MISSING,
     NAME,
+    PICKLED,
     PREFIXED,
     REAL,
     REAL_SLIDE,
@@ -239,6 +242,14 @@ REFUSALS = [
     (TRUNCATED, DRAWN, {}, 500, "model.pt: the weights do not load"),
     (TEXT, DRAWN, {}, 500, f"{TEXT}/models/model.pt: the weights do not load"),
     (MISRECORDED, DRAWN, {}, 500, f"{MISRECORDED}/models/model.pt: "),
+    (CHANGED, DRAWN, {}, 500, f"{CHANGED}/models/model.pt: its SHA-256 begins with "),
+    (
+        PICKLED,
+        DRAWN,
+        {},
+        500,
+        f"{PICKLED}/models/model.pt: the weights do not load (UnpicklingError: Unsupported global: GLOBAL io.open",
+    ),
     (WITHOUT, DRAWN, {}, 500, "weightless_classification: it is not served."),
     (EXITING, DRAWN, {}, 500, f"/{EXITING}: unexpected SystemExit (3)."),
     (FORMLESS, DRAWN, {}, 500, f"{FORMLESS}/configs/metadata.json: has no network_data_format with inputs."),
@@ -253,6 +264,14 @@ def test_a_client_is_told_why_a_request_failed(own, model, image, params, status
     assert text in plain[1]
     assert "\n" not in plain[1]
     assert own.refusal("POST", f"/infer/wsi_v2/{path}", data={"wsi": json.dumps({"params": params})}) == plain
+
+
+def test_weights_that_hold_code_do_not_run_it(own, own_shell):
+    folder = Path(own_shell.names["APPS"], "mustmil", "model", PICKLED)
+    own.refusal("POST", f"/infer/{PICKLED}?image={DRAWN}&output=json", data={"params": "{}"})
+    assert not (folder / "ran").exists()
+    RunsCode(folder / "ran").run()
+    assert (folder / "ran").exists(), "the code does nothing, so that this test says nothing"
 
 
 def test_a_resolution_from_the_client_or_kept_with_the_slide_is_used(own):

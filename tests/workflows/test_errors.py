@@ -31,13 +31,27 @@ def datalist(path, image="good.tif", label=(1, 0, 0, 0, 0), **more):
 
 CASES = {
     "no such slide": ({"image": "absent.svs"}, r"absent\.svs"),
+    "wrong label": ({"label": (1, 0, 0)}, r"good.*label"),
+    "no validation": ({}, r"no slides for validation"),
+}
+FAILING = {
     "no slide at all": ({"image": "text.tif"}, r"text\.tif: cannot be read as a slide"),
     "no resolution": ({"image": "unknown.tif"}, r"unknown\.tif: the file carries no resolution.*Set the key `mpp`"),
     "no tissue": ({"image": "blank.tif"}, r"blank\.tif: no tissue was found.*Look at it with `inspecting`"),
     "too coarse": ({"image": "coarse.tif"}, r"coarse\.tif: has 4 um/px .* coarser than the 2 um/px asked for"),
-    "wrong label": ({"label": (1, 0, 0)}, r"good.*label"),
-    "no validation": ({}, r"no slides for validation"),
 }
+
+
+@pytest.mark.parametrize("case", FAILING)
+def test_training_on_a_slide_that_fails_says_why_and_at_its_end_that_it_failed(command, slides, tmp_path, case):
+    entry, message = FAILING[case]
+    done = command(
+        "training", "train", dataset_dir=slides, datalist=datalist(tmp_path / "list.json", **entry), output_dir=tmp_path
+    )
+    slide = entry["image"].removesuffix(".tif")
+    one_line(done, rf"extracting: 1 of 2 slides failed \({slide}\): see .*failed\.csv\. Mend or replace them")
+    assert re.search(rf"warning: extracting: slide {slide} failed: .*{message}", done.stderr)
+    assert sorted(path.stem for path in (tmp_path / "features").glob("[!.]*")) == ["good"]
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -85,6 +99,7 @@ def test_inspecting_nothing_says_what_to_give(command, tmp_path):
 def one_line(done, message):
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
-    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    # What is written over a progress bar stands in one line with what it wipes out.
+    errors = [line for line in re.split(r"[\r\n]", done.stderr) if line.startswith("error: ")]
     assert len(errors) == 1, done.stderr[-2000:]
     assert re.search(message, errors[0]), errors[0]

@@ -50,7 +50,7 @@ def test_predictions_name_slide_output_probabilities_and_label(evaluated, cohort
 def test_metrics_are_those_of_the_predictions(evaluated):
     metrics = json.loads((evaluated / "metrics.json").read_text())
     rows = read_csv(evaluated / "predictions.csv")
-    assert list(metrics) == HEADS
+    assert list(metrics) == [*HEADS, "made_by"]
     for head in HEADS:
         probabilities, labels = table(rows, head)
         predicted = probabilities >= 0.5

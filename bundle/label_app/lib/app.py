@@ -58,6 +58,8 @@ class SlideApp(MONAILabelApp):
     """
 
     def __init__(self, app_dir: str, studies: str, conf: dict[str, str]) -> None:
+        # MONAI Label leaves it to PyTorch whether a file of weights may run code, and PyTorch before 2.6 lets it.
+        os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
         check_ids(studies, settings.MONAI_LABEL_DATASTORE_FILE_EXT)
         self.bundles = find_bundles(os.path.join(app_dir, "model"), conf)
         self.refused: dict[str, str] = {}

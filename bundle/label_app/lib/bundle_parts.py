@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -33,6 +34,7 @@ class BundleParts:
         predicted_classes: the indices of the classes that scores predict.
         check_weights: refuses a network that was not loaded whole, or was trained with other settings.
         weights_sha256: the checksum of a state dict.
+        check_sum: refuses a file of weights that is not the one that was packed.
         settings: those of the bundle, which its weights have to have.
         is_demonstration: whether drawn slides were among those that the weights' record counts.
         demonstration: what such weights are called.
@@ -46,6 +48,7 @@ class BundleParts:
     predicted_classes: Callable[[Any], list[int]]
     check_weights: Callable[..., None]
     weights_sha256: Callable[[Any], str]
+    check_sum: Callable[[str], None]
     settings: Mapping[str, Any]
     is_demonstration: Callable[[Any], bool]
     demonstration: str
@@ -82,6 +85,9 @@ def read_parts(bundle_path: str, config: ConfigParser) -> BundleParts:
         methods, datalist, maps, heatmaps, writer, weights = (
             importlib.import_module(f"scripts.{name}") for name in modules
         )
+        # Nor do they have sums.
+        has_sums = importlib.util.find_spec("scripts.sums") is not None
+        check_sum = importlib.import_module("scripts.sums").check_sum if has_sums else lambda path: None
     specs = methods.attention_maps(method, magnifications)
     return BundleParts(
         offer=Offer(
@@ -96,6 +102,7 @@ def read_parts(bundle_path: str, config: ConfigParser) -> BundleParts:
         predicted_classes=writer.predicted_classes,
         check_weights=weights.check_weights,
         weights_sha256=weights.weights_sha256,
+        check_sum=check_sum,
         settings=settings,
         is_demonstration=weights.is_demonstration,
         demonstration=weights.DEMONSTRATION,

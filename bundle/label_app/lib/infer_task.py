@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -105,6 +106,7 @@ class SlideInferTask(BundleInferTask):
             return super().__call__({**request, "device": device, CHOICE: choice}, callbacks)
 
     def _check_weights(self, device: str, request: Mapping[str, Any]) -> None:
+        self.parts.check_sum(os.path.join(self.bundle_path, "models", self._file(request)))
         network = self._get_network(device, request)
         try:
             self.parts.check_weights(network, self.parts.settings)
@@ -192,9 +194,13 @@ class SlideInferTask(BundleInferTask):
             _, attention, contribution = network.explain(image)
         return {"attention": _array(attention[0]), "contribution": _array(contribution[0])}
 
-    def _get_network(self, device: str, data: Any) -> Any:
+    def _file(self, data: Any) -> str:
+        """The name of the file of weights that a request is answered with."""
         file = (data or {}).get("model_filename", self.const.model_pytorch())
-        file = file[0] if isinstance(file, list) else str(file)
+        return file[0] if isinstance(file, list) else str(file)
+
+    def _get_network(self, device: str, data: Any) -> Any:
+        file = self._file(data)
         # MONAI Label keeps one network a device, and knows its file by the time of writing alone, which files out of
         # one zip share.
         if self.loaded_files.get(device) != file:
@@ -225,8 +231,10 @@ def _find_device(request: Mapping[str, Any]) -> str:
 
 
 def _in_short(error: Exception) -> str:
-    """An error in words that fit into a reason."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    """An error in words that fit into a reason, without PyTorch's advice to run what a file holds all the same."""
+    said = " ".join(str(error).split())
+    refused = re.search(r"WeightsUnpickler error: (.*?)(\. |$)", said)
+    return f"{type(error).__name__}: {(refused[1] if refused else said)[:300]}"
 
 
 def _slide_key(data: Mapping[str, Any]) -> tuple[object, ...]:

@@ -1,0 +1,235 @@
+"""What is wrong with a datalist, all of it: lines, labels, partitions, patients."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from scripts.checking_problems import BLOCKS, WARNS, Problem
+from scripts.datalist import ListedSlide, entry_of, locate, output_names
+from scripts.datalist_formats import PARTITIONS, Fault, Row, read_rows, repeated_keys, row_of
+from scripts.datalist_labels import HIGH_RISK, check_class_names, check_task, label_vector, uses_indices
+from scripts.datalist_split import FRACTIONS, split_patients
+from scripts.errors import DatalistError, SettingsError
+from scripts.slide_files import SLIDE_SUFFIXES, SlideFolder
+
+__all__ = ["CheckedList", "check_datalist"]
+
+
+@dataclass(frozen=True)
+class CheckedList:
+    """A datalist whose problems are known.
+
+    Args:
+        source: the file or folder, in words.
+        folder: the folder that paths start from.
+        slides: those that were found in it and are not left out, each file once. ``label`` and ``partition`` are None
+            where they are missing, wrong, or, with a datalist that names no partitions, not known before its other
+            faults are mended.
+        class_values: 0 or 1 for each class and slide, None where that is not known; as a whole None where labels say no
+            more than high risk or not.
+        problems: what is wrong.
+    """
+
+    source: str
+    folder: SlideFolder
+    slides: list[ListedSlide]
+    class_values: list[list[int] | None] | None
+    problems: list[Problem]
+
+    def entries(self) -> list[dict[str, object]]:
+        """What the slides are to the rest of the bundle, as :func:`scripts.datalist.load_datalist` tells."""
+        return [entry_of(slide, self.folder) for slide in self.slides]
+
+
+def check_datalist(
+    datalist: str | Path | None,
+    dataset_dir: str | Path,
+    task: str,
+    class_names: Sequence[str],
+    high_risk: Sequence[str] = HIGH_RISK,
+    seed: int = 0,
+    fractions: Sequence[float] = FRACTIONS,
+    leave_out: Sequence[str] = (),
+) -> CheckedList:
+    """Check a datalist as :func:`scripts.datalist.load_datalist` reads it, and go on after each problem.
+
+    Args:
+        datalist: a JSON or CSV file, or a ``.txt`` file with one slide a line; None for all slides of ``dataset_dir``.
+        dataset_dir: the folder that paths start from, or a slide.
+        task: ``"multilabel"`` or ``"binary"``.
+        class_names: the classes in order.
+        high_risk: the classes that count as 1 in the binary task.
+        seed: draws the split of a datalist without partitions.
+        fractions: parts of training, validation and testing in that split.
+        leave_out: names of slides that no run uses, as in :func:`scripts.datalist.load_datalist`.
+
+    Raises:
+        DatalistError: if ``dataset_dir`` is no folder.
+        SettingsError: if ``task``, ``class_names``, ``high_risk``, ``fractions`` or ``leave_out`` are wrong.
+    """
+    check_task(task)
+    check_class_names(class_names)
+    problems: list[Problem] = []
+
+    def fault(error: DatalistError) -> None:
+        problems.append(Problem.of(error, "datalist"))
+
+    source, folder, rows = _rows(datalist, dataset_dir, class_names, fault)
+    if not rows and not problems:
+        what_to_do = f"Give slides with one of the suffixes {' '.join(SLIDE_SUFFIXES)}, or a datalist of them."
+        problems.append(Problem(BLOCKS, "datalist", source, "no slides in it", what_to_do))
+    slides = locate(rows, folder, fault)
+    left_out = _left_out(leave_out, slides, source)
+    kept = [i for i, slide in enumerate(slides) if slide.name not in left_out]
+    class_values = None
+    if any(row.label is not None or row.partition is not None for row in rows):
+        understand = partial(_understand, slides, rows, class_names=class_names, high_risk=high_risk)
+        labels, label_problems = understand(task=task)
+        # The split is that of all slides, and needs all labels.
+        is_split = all(row.partition is None for row in rows)
+        problems += [problem for i, problem in label_problems if is_split or slides[i].name not in left_out]
+        for slide, label in zip(slides, labels, strict=True):
+            slide.label = label
+        problems += _check_partitions(slides, source, seed, fractions, split=not problems)
+        problems += _check_classes([slides[i] for i in kept], source, output_names(task, class_names))
+        each, unknown = understand(task="multilabel")
+        if task == "multilabel" or not unknown:
+            class_values = [None if label is None else label.astype(int).tolist() for label in each]
+            class_values = [class_values[i] for i in kept]
+    elif datalist is not None and rows and not any(row.faulty for row in rows):
+        what_to_do = f"`inferring` needs none; to train, give 0 or 1 for each of: {', '.join(class_names)}."
+        problems.append(Problem(WARNS, "label", source, "no slide has a label or a partition", what_to_do))
+    problems += _check_patients(slides, source)
+    of_subject = {slide.row.subject: slide.name for slide in slides}
+    named = [Problem(**{**vars(p), "slide": p.slide or of_subject.get(p.where, "")}) for p in problems]
+    return CheckedList(source, folder, [slides[i] for i in kept], class_values, named)
+
+
+def _rows(
+    datalist: str | Path | None, dataset_dir: str | Path, class_names: Sequence[str], fault: Fault
+) -> tuple[str, SlideFolder, list[Row]]:
+    """What is read, in words; the folder that paths start from; the rows."""
+    if datalist is None:
+        path = Path(dataset_dir).expanduser()
+        folder = SlideFolder(path.parent if path.is_file() else path)
+        images = [str(path.absolute())] if path.is_file() else folder.slides
+        return f"{dataset_dir}", folder, [row_of(image, f"{dataset_dir}", ()) for image in images]
+    path, rows = Path(datalist).expanduser(), []
+    of_slides_alone = path.suffix.lower() == ".txt"
+    try:
+        rows = read_rows(path, () if of_slides_alone else class_names, not of_slides_alone, fault)
+        for error in repeated_keys(path, class_names):
+            fault(error)
+    except DatalistError as error:
+        fault(error)
+    return f"datalist {datalist}", SlideFolder(dataset_dir), rows
+
+
+def _left_out(leave_out: Sequence[str], slides: Sequence[ListedSlide], source: str) -> set[str]:
+    if isinstance(leave_out, str) or not isinstance(leave_out, Sequence):
+        raise SettingsError("leave_out", f"got {leave_out!r}", "Give a list of slides' names.")
+    unknown = [name for name in leave_out if name not in {slide.name for slide in slides}]
+    if unknown:
+        cause = f"names {unknown[0]!r}, and {source} has no such slide"
+        raise SettingsError("leave_out", cause, "Name slides as slides.csv does.")
+    return set(leave_out)
+
+
+def _understand(
+    slides: Sequence[ListedSlide],
+    rows: Sequence[Row],
+    task: str,
+    class_names: Sequence[str],
+    high_risk: Sequence[str],
+) -> tuple[list[np.ndarray | None], list[tuple[int, Problem]]]:
+    """The label of each slide; and by a slide's index what is wrong with it, where there is none."""
+    indices = uses_indices(row.label for row in rows)
+    labels: list[np.ndarray | None] = []
+    problems = []
+    for i, slide in enumerate(slides):
+        label = None
+        if not slide.row.faulty:
+            try:
+                label = label_vector(slide.row.label, task, class_names, high_risk, indices, slide.row.subject)
+            except DatalistError as error:
+                problems.append((i, Problem.of(error, "label")))
+        labels.append(label)
+    return labels, problems
+
+
+def _check_partitions(
+    slides: Sequence[ListedSlide], source: str, seed: int, fractions: Sequence[float], split: bool
+) -> list[Problem]:
+    """Draw the partitions of a datalist that names none; what is wrong with them."""
+    without = [slide for slide in slides if slide.partition is None and not slide.row.faulty]
+    if any(slide.partition is not None for slide in slides):
+        what_to_do = f"Give every slide one of: {', '.join(PARTITIONS)}; or none, to have them split."
+        what = "no partition, though others have one"
+        return [Problem(BLOCKS, "partition", s.row.subject, what, what_to_do) for s in without]
+    # Of a part of the slides it would be another split than that of all.
+    if split and without:
+        labels = np.stack([slide.label for slide in slides if slide.label is not None])
+        try:
+            drawn = split_patients([slide.patient for slide in slides], labels, seed, fractions, source)
+        except DatalistError as error:
+            return [Problem.of(error, "partition")]
+        for slide, partition in zip(slides, drawn, strict=True):
+            slide.partition = partition
+    return []
+
+
+def _check_classes(slides: Sequence[ListedSlide], source: str, names: Sequence[str]) -> list[Problem]:
+    """Partitions without slides, and classes that all slides of a partition have, or none."""
+    problems = []
+    if all(slide.partition is None for slide in slides):
+        return []
+    for partition in PARTITIONS:
+        where = f"{source}, {partition}"
+        if all(slide.partition != partition for slide in slides):
+            what_to_do = "`training` needs training and validation, `evaluating` the partition that it evaluates."
+            problems.append(Problem(WARNS, "partition", where, "no slides", what_to_do))
+        labels = [s.label for s in slides if s.partition == partition and s.label is not None]
+        if not labels:
+            continue
+        share = np.mean(labels, axis=0)  # [K]
+        none = [name for name, of_class in zip(names, share, strict=True) if of_class == 0]
+        every = [name for name, of_class in zip(names, share, strict=True) if of_class == 1]
+        parts = [f"no slide has {', '.join(none)}"] if none else []
+        parts += [f"every slide has {', '.join(every)}"] if every else []
+        if parts:
+            what_to_do = "Such a class cannot be learned or measured there: add slides, or choose other partitions."
+            problems.append(Problem(WARNS, "class", where, "; ".join(parts), what_to_do))
+    return problems
+
+
+def _check_patients(slides: Sequence[ListedSlide], source: str) -> list[Problem]:
+    """Patients in several partitions, and names that may be one patient's."""
+    of_patient: dict[str, list[ListedSlide]] = {}
+    for slide in slides:
+        if "patient" in slide.row.fields:
+            of_patient.setdefault(slide.patient, []).append(slide)
+    problems = []
+    for patient, own in of_patient.items():
+        found = [name for name in PARTITIONS if any(slide.partition == name for slide in own)]
+        if len(found) > 1:
+            example = [next(slide.name for slide in own if slide.partition == name) for name in found]
+            what = (
+                f"patient {patient} is in {' and in '.join(f'{f} ({e})' for f, e in zip(found, example, strict=True))}"
+            )
+            what_to_do = "Keep all slides of a patient in one partition, or results are better than they should be."
+            problems.append(Problem(BLOCKS, "patient", source, what, what_to_do))
+    spelled: dict[str, list[str]] = {}
+    for patient in of_patient:
+        spelled.setdefault("".join(unicodedata.normalize("NFKC", patient).casefold().split()), []).append(patient)
+    for names in spelled.values():
+        if len(names) > 1:
+            what = f"patients {', '.join(map(repr, names))} differ in case or spaces alone"
+            what_to_do = "If it is one patient, write the name in one way: the slides may be in several partitions."
+            problems.append(Problem(WARNS, "patient", source, what, what_to_do))
+    return problems

@@ -1,0 +1,171 @@
+"""Overrides that no config knows, refused with the nearest name: MONAI's runner takes any and uses none of them."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import yaml
+from monai.bundle import ConfigParser, ConfigWorkflow
+from monai.bundle.reference_resolver import ReferenceResolver
+from monai.bundle.scripts import create_workflow
+from monai.bundle.utils import DEFAULT_EXP_MGMT_SETTINGS, MERGE_KEY
+from monai.utils import ensure_tuple
+
+from scripts.errors import SettingsError
+
+__all__ = ["refuse_unknown", "unknown_keys"]
+
+# What MONAI's experiment tracking puts at the top of a config, and lets a user override.
+_TRACKING: dict[str, Any] = DEFAULT_EXP_MGMT_SETTINGS
+TRACKING_KEYS = frozenset(key for settings in _TRACKING.values() for key in settings["configs"])
+# Always there when tracking is on, and not otherwise.
+TRACKING_SIGN = "save_execute_config"
+FILE_PATTERNS = ("*.json", "*.yaml", "*.yml")
+
+
+def refuse_unknown() -> None:
+    """Refuse what was handed to the running workflow and is in none of its config files.
+
+    To be called by an expression of a config's ``initialize``. Where no :class:`~monai.bundle.ConfigWorkflow` is
+    running, as where a program reads the config with :class:`~monai.bundle.ConfigParser` alone, there are no
+    overrides to look at, and nothing happens.
+
+    Raises:
+        SettingsError: if there is such a key.
+    """
+    frames = list(_callers())
+    workflow = _workflow(frames)
+    if workflow is None:
+        return
+    files = _config_files(workflow, frames)
+    known = ConfigParser.load_config_files([str(file) for file in files])
+    config = {key: value for key, value in workflow.parser.get().items() if key != ConfigParser.meta_key}
+    # A user may add parts of any name, and say what to run of them.
+    named = {workflow.run_id, workflow.init_id, workflow.final_id}
+    if TRACKING_SIGN in config:
+        named |= TRACKING_KEYS
+    unknown = unknown_keys(config, known, named)
+    if unknown:
+        subject, names = ", ".join(unknown), ", ".join(str(file) for file in files)
+        cause = f"no such knob{'s' if len(unknown) > 1 else ''} of {names}"
+        raise SettingsError(subject, cause, _remedy(unknown, known))
+
+
+def unknown_keys(config: Mapping[str, Any], known: Mapping[str, Any], named: Iterable[str] = ()) -> list[str]:
+    """What is in a config, is not in its files, and is used by nothing.
+
+    Args:
+        config: the config with all overrides.
+        known: what its files hold.
+        named: keys at the top that are used from outside.
+
+    Returns:
+        Keys at the top, and ids of what was added to a section (``train#x``: a section holds parts, and is
+        none). The arguments of a part are the part's own to refuse.
+    """
+    used = {id_ for text in _texts(config) for id_ in ReferenceResolver.match_refs_pattern(text)}
+    used = {"::".join(ReferenceResolver.split_id(id_)) for id_ in used}
+    unknown = []
+    for key in config:
+        if key not in known and key not in named and not _is_used(key, used):
+            unknown.append(key)
+        elif _is_section(known.get(key)) and isinstance(config[key], Mapping):
+            added = [part for part in config[key] if part not in known[key]]
+            unknown += [f"{key}#{part}" for part in added if not _is_used(f"{key}::{part}", used)]
+    return unknown
+
+
+def _callers() -> Iterator[FrameType]:
+    frame = inspect.currentframe()
+    while frame is not None:
+        yield frame
+        frame = frame.f_back
+
+
+def _workflow(frames: Sequence[FrameType]) -> ConfigWorkflow | None:
+    # An expression is evaluated without a name for the config that it stands in. But it is evaluated by methods of
+    # the config's parser, and these by methods of the workflow: initialize -> _run_expr -> parser -> expression.
+    parser = None
+    for frame in frames:
+        found = frame.f_locals.get("self")
+        if parser is None and isinstance(found, ConfigParser):
+            parser = found
+        if isinstance(found, ConfigWorkflow):
+            # Else a config was read inside of another's workflow.
+            return found if found.parser is parser else None
+    return None
+
+
+def _config_files(workflow: ConfigWorkflow, frames: Sequence[FrameType]) -> list[Path]:
+    # A workflow forgets its files once it has read them. `monai.bundle.run`, which makes it, has their names.
+    for frame in frames:
+        if frame.f_code is create_workflow.__code__ and frame.f_locals.get("workflow_") is workflow:
+            named = frame.f_locals["config_file"]
+            if named is not None:
+                return [Path(file) for file in ensure_tuple(named)]
+    # A workflow that Python code made: its files are those of its folder all of whose keys it has.
+    keys = workflow.parser.get().keys()
+    found = [path for pattern in FILE_PATTERNS for path in workflow.config_root_path.glob(pattern)]
+    ids = {path: _ids(path) for path in found}
+    files = [path for path, own in ids.items() if own and {id_[0] for id_ in own} <= keys]
+    # What is laid over others has ids in their sections.
+    files.sort(key=lambda path: (max(map(len, ids[path])), path.name))
+    if not files:
+        raise SettingsError(
+            workflow.config_root_path,
+            "none of its configs is the one that is running",
+            "Start the workflow with a config of this folder first in the list of its files.",
+        )
+    return files
+
+
+def _ids(path: Path) -> list[list[str]]:
+    try:
+        content = ConfigParser.load_config_file(path)
+    except (ValueError, yaml.YAMLError):
+        return []  # what cannot be read was not read
+    if not isinstance(content, dict):
+        return []
+    return [ReferenceResolver.split_id(key.removeprefix(MERGE_KEY)) for key in content]
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from _texts(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _texts(item)
+
+
+def _is_used(key: str, used: Iterable[str]) -> bool:
+    return any(id_ == key or id_.startswith(f"{key}::") for id_ in used)
+
+
+def _is_section(value: Any) -> bool:
+    if not isinstance(value, Mapping) or "_target_" in value:
+        return False
+    return any(isinstance(part, Mapping) and "_target_" in part for part in value.values())
+
+
+def _remedy(unknown: Sequence[str], known: Mapping[str, Any]) -> str:
+    nearest = [name for key in unknown for name in [_nearest(key, known)] if name]
+    if nearest:
+        return f"Did you mean {', '.join(nearest)}?"
+    return "The knobs stand at the top of that file, and in docs/guide.md."
+
+
+def _nearest(key: str, known: Mapping[str, Any]) -> str | None:
+    section, _, part = key.rpartition("#")
+    names = {name.lower(): name for name in (known[section] if section else known)}
+    close = difflib.get_close_matches(part.lower(), names, n=1)
+    if not close:
+        return None
+    return f"{section}#{names[close[0]]}" if section else names[close[0]]

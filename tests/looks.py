@@ -1,0 +1,287 @@
+"""Looks at what a config makes of its knobs: functions of a world, a config's name and knobs that give plain values."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import json
+import re
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from monai.bundle import ConfigParser
+
+import scripts.comparison
+import scripts.search
+from scripts.comparison_figure import choose_figure_slides
+from scripts.encoding import Encoder
+from scripts.errors import mistake_in
+from scripts.runtimes import get_forward
+from scripts.slides import Slide
+from tests.conftest import ROOT
+from tests.worlds import CLASSES, World, load
+
+
+def rows(world: World, config: str, **knobs: Any) -> Any:
+    """The linked grid of a slide."""
+    grid = world.parse(config, "bag_builder", **knobs).look({"image": world.slide}).grid
+    return [(scale.name, scale.patch_um, scale.patch_size_px) for scale in grid.scales], list(grid.coords), grid.rows
+
+
+def pixels(world: World, config: str, **knobs: Any) -> Any:
+    """The patches of a slide."""
+    bag = world.parse(config, "bag_builder", **knobs).look({"image": world.slide})
+    return [patches.astype(float) for patches in bag.read_all()]
+
+
+def levels(world: World, config: str, **knobs: Any) -> Any:
+    """The level of the slide that each scale is read from."""
+    return [
+        scale.level for scale in world.parse(config, "bag_builder", **knobs).look({"image": world.slide}).grid.scales
+    ]
+
+
+def backend(world: World, config: str, **knobs: Any) -> Any:
+    """What reads a slide."""
+    slide: Slide = world.parse(config, "bag_builder", **knobs).look({"image": world.slide}).slide
+    return slide.backend
+
+
+def encoder(world: World, config: str, **knobs: Any) -> Encoder:
+    found = world.parse(config, "make_encoder" if config == "check" else "encoder", **knobs)
+    made: Encoder = found() if config == "check" else found
+    return made
+
+
+def features(world: World, config: str, **knobs: Any) -> Any:
+    """The features of a slide's patches; in 32 bits, unless they are asked for otherwise."""
+    made = encoder(world, config, **{"amp": False, **knobs})
+    return world.once("features", made, lambda: made.encode_rows(world.bag))
+
+
+def batches(world: World, config: str, **knobs: Any) -> Any:
+    """How many patches are encoded at once."""
+    made = encoder(world, config, **knobs)
+
+    def largest() -> int:
+        sizes: list[int] = []
+        made.backbone.register_forward_pre_hook(lambda _, args: sizes.append(len(args[0])))
+        made.encode_rows(world.bag)
+        return max(sizes)
+
+    return world.once("batches", made, largest)
+
+
+def threads(world: World, config: str, **knobs: Any) -> Any:
+    """Whether the main thread reads patches, or others do."""
+    made, seen, read = encoder(world, config, **knobs), set(), Slide.read_pixels
+
+    def note(self: Slide, *args: Any) -> Any:
+        seen.add(threading.current_thread() is threading.main_thread())
+        return read(self, *args)
+
+    def who() -> list[bool]:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Slide, "read_pixels", note)
+            made.encode_rows(world.bag)
+        return sorted(seen)
+
+    return world.once("threads", made, who)
+
+
+def device(world: World, config: str, **knobs: Any) -> Any:
+    """Where patches are encoded, or why not there: never elsewhere in silence."""
+    return outcome(lambda: str(encoder(world, config, **knobs).device))
+
+
+def data(world: World, config: str, **knobs: Any) -> Any:
+    """The slides that a workflow uses, with their labels."""
+    ids = {"evaluate": ["data"], "inference": ["data"], "extract": ["training_data", "other_data"]}
+    with_test = ["training_data", "validation_data", "testing_data"]
+    wanted = ids.get(config, with_test if config == "compare" else with_test[:2])
+    found = [world.parse(config, id_, **knobs) for id_ in wanted]
+    return [[(entry["image"], np.asarray(entry.get("label", []))) for entry in part] for part in found]
+
+
+def places(world: World, config: str, **knobs: Any) -> Any:
+    """The folders that a config uses by itself."""
+    parser = ConfigParser()
+    parser.read_config(str(ROOT / "configs" / f"{config}.json"))
+    parser.update(knobs)
+    others = [key for key in ("output_dir", "ckpt_dir", "feature_dir") if key in load(config) and key not in knobs]
+    return [parser.get_parsed_content(key) for key in others]
+
+
+def weights(world: World, config: str, **knobs: Any) -> Any:
+    """The weights at the end of a training."""
+    made = world.knobs(config, **knobs)
+    world.run(config, **made)
+    state = torch.load(Path(made["ckpt_dir"]) / "last.ckpt", weights_only=True)["model"]
+    return {key: value.numpy() for key, value in state.items()}
+
+
+def shapes(world: World, config: str, **knobs: Any) -> Any:
+    """The network's tensors."""
+    return {key: tuple(v.shape) for key, v in world.parse(config, "network_def", **knobs).state_dict().items()}
+
+
+def last_epoch(world: World, config: str, **knobs: Any) -> Any:
+    """How long a training was, and when it was validated."""
+    told = json.loads((world.run(config, **knobs) / "training.json").read_text())
+    return [phase["epochs"] for phase in told["phases"]], [best["epoch"] for best in told["best"].values()]
+
+
+def files(world: World, config: str, **knobs: Any) -> Any:
+    """The files that a workflow writes."""
+    knobs, out = world.knobs(config, **knobs), world.last
+    world.run(config, **knobs)
+    found = sorted(str(path.relative_to(out)) for path in out.rglob("*") if path.is_file())
+    return [name for name in found if "tfevents" not in name]
+
+
+def contents(world: World, config: str, **knobs: Any) -> Any:
+    """What is in the files that a workflow writes, and how it ends."""
+    knobs, out = world.knobs(config, **knobs), world.last
+    told = outcome(lambda: world.run(config, **knobs) and "to its end")
+    return told, {path.name: path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file()}
+
+
+def end(world: World, config: str, **knobs: Any) -> Any:
+    """How a workflow ends."""
+    return outcome(lambda: world.run(config, **knobs) and "to its end")
+
+
+BROKEN = {
+    "dataset_dir": lambda world: str(world.broken), "datalist": lambda world: world.fewer,
+    "feature_dir": "OUT/features",
+}  # fmt: skip
+
+
+def extraction(world: World, config: str, **knobs: Any) -> Any:
+    """How the extraction of a cohort ends of which slides are broken, and the banks that it writes."""
+    knobs = world.knobs(config, **BROKEN, **knobs)
+    out = world.last
+    told = outcome(world.parse(config, "extractor", **knobs).run)
+    return told, sorted(path.name for path in out.rglob("*.h5"))
+
+
+def opened(world: World, config: str, **knobs: Any) -> Any:
+    """How often a training opens a feature bank."""
+    count = []
+
+    class Counted(h5py.File):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            count.append(1)
+            super().__init__(*args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(h5py, "File", Counted)
+        world.run(config, **knobs)
+    return len(count)
+
+
+def bags(world: World, config: str, **knobs: Any) -> Any:
+    """How many bags are in a batch."""
+    extractor, loader = world.parse(config, "extractor", "dataloader", **knobs)
+    extractor.run()
+    return [len(batch["image"]) for batch in loader]
+
+
+def intervals(world: World, config: str, **knobs: Any) -> Any:
+    """The intervals of an evaluation's metrics."""
+    told = json.loads((world.run(config, **knobs) / "metrics.json").read_text())
+    return [score["ci95"] for head in ("global", "5x", "10x") for score in told[head].values() if "ci95" in score]
+
+
+def source(world: World, config: str, **knobs: Any) -> Any:
+    """What bags are made of."""
+    return type(world.parse(config, "train#dataset" if config == "train" else "dataset", **knobs)).__name__
+
+
+def heads(world: World, config: str, **knobs: Any) -> Any:
+    """The outputs."""
+    return world.parse(config, "heads", **knobs)
+
+
+def forward(world: World, config: str, **knobs: Any) -> Any:
+    """What computes the backbone."""
+    made = encoder(world, config, **knobs)
+    return type(get_forward(made.runtime, made.backbone, made.batch_size)).__name__
+
+
+def figure(world: World, config: str, **knobs: Any) -> Any:
+    """The slides of a comparison's figure."""
+    made = world.parse(config, "comparison", **knobs)
+    return choose_figure_slides(made.testing_data, CLASSES, made.figure_slides)
+
+
+def plans(world: World, config: str, **knobs: Any) -> Any:
+    """The trainings and evaluations that are to be run: where, with which knobs, and how many at a time."""
+    planned: list[Any] = []
+
+    def plan(experiments: Any, bundle_root: Any, num_processes: int, desc: str) -> None:
+        for one in experiments:
+            planned.append((str(one.folder), [one.knobs(step, ROOT) for step in one.steps]))
+        planned.append(num_processes)
+        raise InterruptedError
+
+    knobs = {"output_dir": "planned", "feature_dir": "planned/features", **knobs}
+    made = world.parse(config, "comparison" if config == "compare" else "search", **knobs)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scripts.comparison, "run_experiments", plan)
+        patch.setattr(scripts.search, "run_experiments", plan)
+        with pytest.raises(InterruptedError):
+            made.run()
+    return planned
+
+
+def reads(world: World, config: str, **knobs: Any) -> Any:
+    """How many regions of slides a workflow reads."""
+    count, read = [], Slide.read_pixels
+
+    def note(self: Slide, *args: Any) -> Any:
+        count.append(1)
+        return read(self, *args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Slide, "read_pixels", note)
+        outcome(lambda: world.run(config, **knobs))
+    return len(count)
+
+
+def room(world: World, config: str, **knobs: Any) -> Any:
+    """The room that a check says the banks of a cohort need, and where."""
+    with contextlib.redirect_stdout(io.StringIO()) as told:
+        world.run(config, **knobs)
+    (found,) = re.findall(r"; (\S+ \S+ in \S+) \(", told.getvalue())
+    return found
+
+
+def outcome(work: Callable[[], Any]) -> Any:
+    try:
+        return work()
+    except Exception as error:
+        mistake = mistake_in(error)
+        if mistake is None:
+            raise
+        return type(mistake).__name__, mistake.cause
+
+
+def predictions(world: World, config: str, **knobs: Any) -> Any:
+    """The probabilities that a workflow writes, by slide and output."""
+    out = world.run(config, **knobs)
+    with open(out / "predictions.csv", newline="") as file:
+        found = list(csv.DictReader(file))
+    return {
+        (row["slide"], row["head"]): np.array(
+            [float(row[name]) for name in row if name not in ("slide", "head", "label")]
+        )
+        for row in found
+    }

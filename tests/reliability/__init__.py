@@ -1,0 +1,1 @@
+"""Faults that are tried many times, and counted; see ``docs/reliability.md``."""

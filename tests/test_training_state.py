@@ -1,0 +1,60 @@
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch.amp import GradScaler
+
+from scripts.training_state import TrainingState
+from tests.trainings import Interrupt, Training, checkpoint, same
+
+EPOCHS = 4
+
+
+def training_with_dropout(folder, resume=False, extra_handlers=()):
+    training = Training(folder, EPOCHS, resume=resume, extra_handlers=extra_handlers)
+    for layer in training.network.embed:
+        layer.register_forward_hook(lambda layer, inputs, outputs: torch.dropout(outputs, 0.5, train=layer.training))
+    return training
+
+
+def test_a_network_that_draws_is_resumed_as_if_it_had_not_been_interrupted(tmp_path):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    training_with_dropout(whole).run()
+    with pytest.raises(KeyboardInterrupt):
+        training_with_dropout(parts, extra_handlers=[Interrupt(epoch=3)]).run()
+    torch.rand(7)  # what else the process may have drawn
+    training_with_dropout(parts, resume=True).run()
+    Training(tmp_path / "plain", EPOCHS).run()
+    one, other, plain = (checkpoint(folder) for folder in (whole, parts, tmp_path / "plain"))
+    for name in ("model", "optimizer", "best"):
+        assert same(one[name], other[name]), name
+    assert not same(one["model"], plain["model"])  # else nothing was dropped
+
+
+def test_the_scale_of_the_loss_goes_on_where_it_was():
+    scaler = GradScaler("cpu", init_scale=64.0, growth_interval=3)
+    weight = torch.nn.Parameter(torch.ones(1))
+    optimizer = torch.optim.SGD([weight], lr=0.1)
+    scaler.scale(weight.sum() * torch.inf).backward()  # halves it
+    scaler.step(optimizer)
+    scaler.update()
+    state = TrainingState(SimpleNamespace(scaler=scaler)).state_dict()
+    fresh = GradScaler("cpu", init_scale=64.0, growth_interval=3)
+    TrainingState(SimpleNamespace(scaler=fresh)).load_state_dict(state)
+    assert fresh.get_scale() == 32.0
+    assert fresh.state_dict() == scaler.state_dict()
+
+
+def test_a_state_without_a_scale_leaves_that_of_the_trainer(tmp_path):
+    scaler = GradScaler("cpu", init_scale=16.0)
+    for engine in (SimpleNamespace(scaler=None), SimpleNamespace(scaler=GradScaler("cpu", enabled=False))):
+        TrainingState(SimpleNamespace(scaler=scaler)).load_state_dict(TrainingState(engine).state_dict())
+    assert scaler.get_scale() == 16.0
+
+
+def test_a_checkpoint_of_an_older_version_without_it_is_gone_on_from(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        Training(tmp_path, EPOCHS, extra_handlers=[Interrupt(epoch=3)]).run()
+    old = {name: state for name, state in checkpoint(tmp_path).items() if name != "training_state"}
+    torch.save(old, tmp_path / "last.ckpt")
+    assert Training(tmp_path, EPOCHS, resume=True).run().trainer.state.epoch == EPOCHS

@@ -1,0 +1,285 @@
+"""Every knob of every shipped config acts: what comes out of the config is another at another value.
+
+A new knob needs an entry in :data:`EFFECTS`, under its config: a look at what the knob promises to change, and a
+value. ``changes(look, value)`` asks that the look differs from that at the default. Where a knob must not change the
+result, ``keeps(look, value, proof)`` asks that it stays as it is, and that the proof, what the knob is for, differs. A
+look is a function of a :class:`World`, a config's name and the config's knobs that returns plain values and arrays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+
+from scripts.errors import mistake_in
+from tests.conftest import ROOT
+from tests.looks import (
+    backend,
+    bags,
+    batches,
+    contents,
+    data,
+    device,
+    end,
+    extraction,
+    features,
+    figure,
+    files,
+    forward,
+    heads,
+    intervals,
+    last_epoch,
+    levels,
+    opened,
+    pixels,
+    places,
+    plans,
+    predictions,
+    reads,
+    room,
+    rows,
+    shapes,
+    source,
+    threads,
+    weights,
+)
+from tests.worlds import CLASSES, CONFIGS, World, load, plain_knobs
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        yield World(tmp_path_factory.mktemp("knobs"))
+
+
+class Effect(NamedTuple):
+    """See the head of this file."""
+
+    look: Callable[..., Any]
+    value: Any
+    proof: Callable[..., Any] | None = None
+    tolerance: float = 0.0
+    others: Mapping[str, Any] = {}
+
+
+def changes(look: Callable[..., Any], value: Any, **others: Any) -> Effect:
+    return Effect(look, value, others=others)
+
+
+def keeps(
+    look: Callable[..., Any], value: Any, proof: Callable[..., Any], tolerance: float = 0.0, **others: Any
+) -> Effect:
+    return Effect(look, value, proof, tolerance, others)
+
+
+PLACES = {"bundle_root": changes(places, "elsewhere")}
+COHORT = {
+    "dataset_dir": changes(data, lambda world: str(world.other)),
+    "datalist": changes(data, lambda world: world.fewest),
+    "class_names": changes(data, CLASSES[::-1]),
+    "task": changes(data, "binary"),
+    "split_seed": changes(data, 7, datalist=lambda world: world.unsplit),
+    "leave_out": changes(data, ["s0", "s6"]),
+}
+BAG = {
+    "magnifications": changes(rows, [10]),
+    "patch_size": changes(rows, 32),
+    "min_tissue": changes(rows, 1.0),
+    "read_level": changes(levels, "highest"),
+    "reader": keeps(pixels, "openslide", backend, tolerance=8),
+}
+ENCODER = {
+    "backbone": changes(features, "resnet34", backbone_weights=lambda world: str(world.resnet)),
+    "backbone_weights": changes(features, lambda world: str(world.weights)),
+    "encode_batch": keeps(features, 5, batches, tolerance=1e-5),
+    "num_workers": keeps(features, 0, threads),
+    "amp": changes(features, True),
+    "runtime": changes(forward, "openvino"),
+    "device": changes(device, "cuda"),
+}
+BANKS = {"strict": changes(extraction, True)}
+ALLOWED = {"allow_missing": changes(extraction, True)}
+TRAINED = {
+    key: changes(plans, value)
+    for key, value in {
+        "views": 2, "cache_gb": 1.0, "num_nodes": 64, "alpha": 0.5, "beta": 0.5, "optimizer_name": "SGD", "lr": 0.01,
+        "weight_decay": 0.1, "epochs": 2, "batch_size": 2, "num_processes": 2, "output_dir": "elsewhere",
+        "feature_dir": "elsewhere",
+    }.items()
+}  # fmt: skip
+
+EFFECTS: dict[str, dict[str, Effect]] = {
+    "train": {
+        **PLACES, **COHORT, **BAG, **ENCODER, **BANKS, **ALLOWED,
+        "output_dir": changes(files, "OUT/elsewhere"),
+        "ckpt_dir": changes(files, "OUT/elsewhere"),
+        "feature_dir": changes(files, "OUT/elsewhere", datalist=lambda world: world.fewest),
+        "method": changes(weights, "ssmil"),
+        "source": keeps(weights, "patches", source, tolerance=5e-3),
+        "views": changes(weights, 2, feature_dir="OUT/features", datalist=lambda world: world.fewer),
+        "cache_gb": keeps(weights, 0.0, opened, epochs=2),
+        "num_nodes": changes(weights, 64),
+        "alpha": changes(weights, 0.5),
+        "beta": changes(weights, 0.5),
+        "optimizer_name": changes(weights, "SGD"),
+        "lr": changes(weights, 0.01),
+        "weight_decay": changes(weights, 0.1),
+        "epochs": changes(last_epoch, 2),
+        "val_interval": changes(last_epoch, 3, epochs=3),
+        "batch_size": changes(weights, 2),
+        "seed": changes(weights, 1, split_seed=0),
+        "resume": changes(end, True),
+    },
+    "evaluate": {
+        **PLACES, **COHORT, **BAG, **ENCODER, **BANKS, **ALLOWED,
+        "partition": changes(predictions, "validation"),
+        "output_dir": changes(files, "OUT/elsewhere"),
+        "ckpt_dir": changes(end, "OUT/none"),
+        "feature_dir": changes(files, "OUT/elsewhere", datalist=lambda world: world.fewest),
+        "method": changes(heads, "ssmil"),
+        "source": keeps(predictions, "patches", source, tolerance=5e-3, partition="validation"),
+        "num_nodes": changes(shapes, 64),
+        "batch_size": keeps(predictions, 2, bags, tolerance=1e-6),
+        "seed": changes(intervals, 1, split_seed=0, partition="training"),
+    },
+    "inference": {
+        **BAG, **ENCODER,
+        "bundle_root": changes(places, "elsewhere"),
+        "dataset_dir": changes(predictions, lambda world: str(world.cohort / "s1.tif")),
+        "datalist": changes(data, lambda world: world.fewer, dataset_dir=lambda world: str(world.cohort)),
+        "class_names": changes(shapes, CLASSES[:2]),
+        "task": changes(shapes, "binary"),
+        "output_dir": changes(files, "OUT/elsewhere"),
+        "ckpt_dir": changes(end, "OUT/none"),
+        "method": changes(heads, "ssmil"),
+        "num_nodes": changes(shapes, 64),
+        "heatmaps": changes(files, False),
+        "heatmap_classes": changes(files, CLASSES),
+        "heatmap_kinds": changes(files, ["attention"]),
+        "strict": changes(contents, True, dataset_dir=lambda world: str(world.broken), heatmaps=False),
+    },
+    "extract": {
+        **PLACES, **COHORT, **BAG, **ENCODER, **BANKS,
+        "output_dir": changes(places, "elsewhere"),
+        "feature_dir": changes(files, "OUT/elsewhere", datalist=lambda world: world.fewest),
+        "views": changes(files, 2, feature_dir="OUT/features", datalist=lambda world: world.fewest),
+        "seed": changes(data, 7, datalist=lambda world: world.unsplit),
+    },
+    "inspect": {
+        **PLACES, **BAG,
+        "image": changes(contents, lambda world: str(world.cohort / "s1.tif")),
+        "mpp": changes(contents, 0.25),
+        "mask": changes(contents, lambda world: world.mask),
+        "output_dir": changes(files, "OUT/elsewhere"),
+    },
+    "check": {
+        **PLACES, **BAG, **ENCODER,
+        "dataset_dir": changes(contents, lambda world: str(world.broken)),
+        "datalist": changes(contents, lambda world: world.fewer),
+        "class_names": changes(contents, CLASSES[:2]),
+        "task": changes(contents, "binary"),
+        "split_seed": changes(contents, 7, datalist=lambda world: world.unsplit),
+        "seed": changes(contents, 7, datalist=lambda world: world.unsplit),
+        "output_dir": changes(files, "OUT/elsewhere"),
+        "feature_dir": changes(room, "elsewhere"),
+        "min_rows": changes(contents, 1000),
+        "read_all": changes(reads, True),
+        "views": changes(room, 5),
+        "leave_out": changes(contents, ["s0", "s6"]),
+    },
+    "compare": {
+        **PLACES, **COHORT, **BAG, **ENCODER, **BANKS, **ALLOWED, **TRAINED,
+        "methods": changes(plans, ["ssmil"]),
+        "seeds": changes(plans, [3]),
+        "figure_slides": changes(figure, ["s7"]),
+    },
+    "search": {
+        **PLACES, **COHORT, **BAG, **ENCODER, **BANKS, **ALLOWED,
+        **{key: effect for key, effect in TRAINED.items() if key in load("search")},
+        "method": changes(plans, "ssmil"),
+        "grid": changes(plans, {"lr": [0.1]}),
+        "seed": changes(plans, 1),
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_every_knob_has_an_entry(config):
+    assert set(EFFECTS[config]) == plain_knobs(config)
+
+
+def test_every_config_with_knobs_has_entries():
+    names = {path.stem for path in (ROOT / "configs").glob("*.json")} - {"metadata"}
+    assert {name for name in names if not name.startswith("multi_gpu_")} == set(CONFIGS)
+
+
+@pytest.mark.parametrize(("config", "knob"), [(config, knob) for config in EFFECTS for knob in EFFECTS[config]])
+def test_it_acts(world, config, knob):
+    effect = EFFECTS[config][knob]
+    default, other = seen(world, effect.look, config, effect, None), seen(world, effect.look, config, effect, knob)
+    if effect.proof is None:
+        assert not is_close(default, other, 0), f"{knob} changes nothing"
+        return
+    assert is_close(default, other, effect.tolerance), f"{knob} changes the result"
+    proof = [seen(world, effect.proof, config, effect, which) for which in (None, knob)]
+    assert not is_close(*proof, 0), f"{knob} does nothing"
+
+
+def test_an_option_that_no_config_knows_ends_in_one_line(command, tmp_path):
+    done = command("training", "train", epoch=10, output_dir=tmp_path)
+    assert done.returncode == 1
+    told = [line for line in done.stderr.splitlines() if "epoch" in line]
+    assert told == ["error: epoch: no such knob of configs/train.json. Did you mean epochs?"]
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_a_value_of_another_kind_ends_in_one_line(world, config):
+    # The trainings of others are not begun.
+    parts = {"compare": ["encoder", "extractor", "comparison"], "search": ["encoder", "extractor", "search"]}.get(
+        config
+    )
+    faults = []
+    for knob in sorted(plain_knobs(config) - {"grid"}):
+        default = load(config)[knob]
+        is_number = isinstance(default, int | float) or knob == "split_seed"
+        for wrong in ({"a": 1}, "yes" if isinstance(default, bool) else True if is_number else 2024):
+            try:
+                made = world.start(config, **{knob: wrong})
+                if parts is None:
+                    made.run()
+                for id_ in parts or []:
+                    made.parser.get_parsed_content(id_)
+                faults.append(f"{knob}={wrong!r} is taken")
+            except Exception as error:
+                if mistake_in(error) is None:
+                    faults.append(f"{knob}={wrong!r}: {error.__cause__ or error!r}")
+    assert not faults
+
+
+def seen(world: World, look: Callable[..., Any], config: str, effect: Effect, knob: str | None) -> Any:
+    key = (look, config, knob, tuple(effect.others.items()) and str(effect.others))
+    if key not in world.seen or knob is not None:
+        knobs = dict(effect.others) | ({} if knob is None else {knob: effect.value})
+        # Others may hang on the knob: a backbone that is not the default needs weights that fit it.
+        if knob is None:
+            knobs.pop("backbone_weights", None)
+        world.seen[key] = look(world, config, **knobs)
+    return world.seen[key]
+
+
+def is_close(one: Any, other: Any, tolerance: float) -> bool:
+    """Whether two looks saw the same, but for numbers that differ by so much."""
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        return one.keys() == other.keys() and all(is_close(one[key], other[key], tolerance) for key in one)
+    if isinstance(one, list | tuple) and isinstance(other, list | tuple):
+        pairs = zip(one, other, strict=False)
+        return len(one) == len(other) and all(is_close(a, b, tolerance) for a, b in pairs)
+    if isinstance(one, np.ndarray) and isinstance(other, np.ndarray):
+        return one.shape == other.shape and bool(np.allclose(one, other, rtol=0, atol=tolerance))
+    return bool(one == other)

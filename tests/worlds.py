@@ -1,0 +1,157 @@
+"""A cohort of small slides, a training on it, and the shipped configs run on them with any knobs."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from monai.bundle import ConfigParser, ConfigWorkflow
+
+from scripts.backbones import build_resnet34, get_backbone
+from scripts.encoding import Encoder
+from tests.cohorts import SIZES, draw_slide
+from tests.conftest import ROOT
+
+CONFIGS = {
+    "train": "training", "evaluate": "evaluating", "inference": "inferring", "extract": "extracting",
+    "inspect": "inspecting", "check": "checking", "compare": "comparing", "search": "searching",
+}  # fmt: skip
+CLASSES = ["cancer", "hgd", "lgd"]
+LABELS = ["cancer", "hgd", "cancer;lgd", "lgd", "cancer;hgd", "lgd", "hgd", "cancer"]
+PARTITIONS = ["training"] * 4 + ["validation"] * 2 + ["testing"] * 2
+# Expressions that stand for a default; all others at the top of a config are wiring.
+DEFAULTS = {"output_dir", "ckpt_dir", "feature_dir", "amp", "device", "split_seed"}
+
+Knobs = dict[str, Any]
+
+
+class World:
+    """Eight small slides, a training on them, and files to point knobs at."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.count = folder, 0
+        self.cohort = folder / "cohort"
+        self.cohort.mkdir()
+        for i in range(len(LABELS)):
+            draw_slide(self.cohort / f"s{i}.tif", SIZES[i % len(SIZES)], seed=i)
+        self.slide = str(self.cohort / "s0.tif")
+        self.write_list("datalist.csv", range(len(LABELS)))
+        self.fewer = self.write_list("fewer.csv", [0, 1, 4, 6, 7])
+        self.fewest = self.write_list("fewest.csv", [0, 4, 6])
+        self.unsplit = self.write_list("unsplit.csv", range(len(LABELS)), partitions=False)
+        self.other = folder / "other"
+        shutil.copytree(self.cohort, self.other)
+        self.broken = folder / "broken"
+        shutil.copytree(self.cohort, self.broken)
+        for name in ("s0.tif", "s6.tif"):
+            (self.broken / name).write_bytes(b"no slide")
+        mask = np.zeros((512, 1024), dtype=np.uint8)
+        mask[:, :512] = 255
+        cv2.imwrite(str(folder / "mask.png"), mask)
+        self.mask = str(folder / "mask.png")
+        self.weights = folder / "weights.pth"
+        state = get_backbone("efficientnet_lite0", None, False).network.state_dict()
+        torch.save({key: value * 1.1 if "_conv_stem" in key else value for key, value in state.items()}, self.weights)
+        torch.manual_seed(0)
+        self.resnet = folder / "resnet.pth"
+        torch.save(build_resnet34().state_dict(), self.resnet)
+        self.trained = folder / "trained"
+        own = {
+            "output_dir": self.trained,
+            "feature_dir": self.trained / "features",
+            "ckpt_dir": self.trained / "models",
+        }
+        self.seen: dict[Any, Any] = {}
+        self.bag = self.parse("extract", "bag_builder").look({"image": self.slide})
+        self.run("train", **{key: str(path) for key, path in own.items()})
+
+    def write_list(self, name: str, slides: Any, partitions: bool = True) -> str:
+        with open(self.cohort / name, "w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(["image", "label", "patient", *(["partition"] if partitions else [])])
+            for i in slides:
+                writer.writerow([f"s{i}.tif", LABELS[i], f"p{i}", *([PARTITIONS[i]] if partitions else [])])
+        return str(self.cohort / name)
+
+    def out(self) -> Path:
+        """A folder that nothing was written to."""
+        self.count += 1
+        folder = self.folder / "out" / str(self.count)
+        folder.mkdir(parents=True)
+        return folder
+
+    def knobs(self, config: str, **knobs: Any) -> Knobs:
+        """The knobs with which looks begin, as far as the config has them, and others.
+
+        A text that begins with ``OUT/`` is a path in a folder that nothing was written to, ``self.last``.
+        """
+        self.last = out = self.out()
+        begin: Knobs = {
+            "dataset_dir": self.slide if config == "inference" else str(self.cohort),
+            "output_dir": "OUT/results",
+            "class_names": CLASSES,
+            "patch_size": 64,
+            "epochs": 1,
+            "image": self.slide,
+            "feature_dir": str(self.trained / "features"),
+            "ckpt_dir": "OUT/models" if config == "train" else str(self.trained / "models"),
+        }
+        used = {key: value for key, value in (begin | knobs).items() if key in load(config) or key in knobs}
+        used = {key: value(self) if callable(value) else value for key, value in used.items()}
+        return {key: str(out / v[4:]) if isinstance(v, str) and v.startswith("OUT/") else v for key, v in used.items()}
+
+    def once(self, look: str, encoder: Encoder, work: Callable[[], Any]) -> Any:
+        """What an encoder shows on a slide: configs whose encoders are alike share it."""
+        key = (look, repr(encoder.settings()), encoder.batch_size, encoder.num_workers, str(encoder.device))
+        if key not in self.seen:
+            self.seen[key] = work()
+        return self.seen[key]
+
+    def parse(self, config: str, *ids: str, **knobs: Any) -> Any:
+        """Parts of a config."""
+        parser = ConfigParser()
+        parser.read_config(str(ROOT / "configs" / f"{config}.json"))
+        parser.update(self.knobs(config, **knobs))
+        parts = [parser.get_parsed_content(id_) for id_ in ids]
+        return parts[0] if len(parts) == 1 else parts
+
+    def run(self, config: str, **knobs: Any) -> Path:
+        """Run a workflow in this process; returns its ``output_dir``."""
+        knobs = self.knobs(config, **knobs)
+        workflow = self.start(config, **knobs)
+        workflow.run()
+        workflow.finalize()
+        return Path(knobs["output_dir"])
+
+    def start(self, config: str, **knobs: Any) -> ConfigWorkflow:
+        """A workflow that is ready to run."""
+        path, knobs = ROOT / "configs" / f"{config}.json", self.knobs(config, **knobs)
+        workflow = ConfigWorkflow(str(path), workflow_type="infer", run_id=CONFIGS[config], **knobs)
+        workflow.initialize()
+        return workflow
+
+
+def load(config: str) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((ROOT / "configs" / f"{config}.json").read_text(encoding="utf-8"))
+    return content
+
+
+def plain_knobs(config: str) -> set[str]:
+    """The knobs at the top of a config."""
+    return {key for key, value in load(config).items() if key in DEFAULTS or _is_plain(key, value)}
+
+
+def _is_plain(key: str, value: Any) -> bool:
+    if key in ("imports", "initialize", "finalize", "run"):
+        return False
+    if isinstance(value, dict):
+        return key == "grid"
+    values = value if isinstance(value, list) else [value]
+    return not any(isinstance(item, dict) or str(item).startswith(("$", "@")) for item in values)
