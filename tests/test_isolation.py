@@ -108,7 +108,7 @@ def test_a_reader_that_died_while_idle_costs_nothing(pyramid, image, nobody):
     slide = Slide(pyramid)
     (process,) = readers()
     process.kill()
-    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # all its threads have ended, and it is still to be reaped
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # until all its threads have ended
     assert np.array_equal(slide.read_region((0, 0), (64, 64), 0.5), image[:64, :64])
 
 
