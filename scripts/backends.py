@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from scripts.magnification import mean_downsamples
 from scripts.tiff_tiles import TiffTiles, check_complete
 
 __all__ = ["BACKENDS", "Backend", "openslide_properties"]
@@ -50,7 +51,7 @@ class CuCIM:
         self._image = CuImage(path)
         self.level_sizes = _sizes(self._image.resolutions["level_dimensions"])
         self._tiles = TiffTiles(path, self.level_sizes)
-        self._downsamples = _downsamples(self.level_sizes)
+        self._downsamples = mean_downsamples(self.level_sizes)
 
     def read(self, left: int, top: int, level: int, out: NDArray[np.uint8]) -> None:
         height, width = out.shape[:2]
@@ -78,7 +79,7 @@ class OpenSlide:
         self.level_sizes = _sizes(self._slide.level_dimensions)
         if self._slide.properties["openslide.vendor"] in TIFF_VENDORS:
             check_complete(path, self.level_sizes)
-        self._downsamples = _downsamples(self.level_sizes)
+        self._downsamples = mean_downsamples(self.level_sizes)
 
     def read(self, left: int, top: int, level: int, out: NDArray[np.uint8]) -> None:
         height, width = out.shape[:2]
@@ -110,8 +111,3 @@ def openslide_properties(path: str | Path) -> dict[str, str]:
 
 def _sizes(dimensions: Any) -> list[tuple[int, int]]:
     return [(int(width), int(height)) for width, height in dimensions]
-
-
-def _downsamples(level_sizes: list[tuple[int, int]]) -> list[float]:
-    width, height = level_sizes[0]
-    return [(width / w + height / h) / 2 for w, h in level_sizes]

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from scripts.checking_problems import BLOCKS, WARNS, Problem
-from scripts.datalist import ListedSlide, entry_of, locate, output_names
+from scripts.datalist import ListedSlide, entry_of, locate, not_listed, output_names
 from scripts.datalist_formats import PARTITIONS, Fault, Row, read_rows, repeated_keys, row_of
 from scripts.datalist_labels import HIGH_RISK, check_class_names, check_task, label_vector, uses_indices
 from scripts.datalist_split import FRACTIONS, split_patients
@@ -132,10 +132,7 @@ def _rows(
 
 
 def _left_out(leave_out: Sequence[str], slides: Sequence[ListedSlide], source: str) -> set[str]:
-    if isinstance(leave_out, str) or not isinstance(leave_out, Sequence):
-        raise SettingsError("leave_out", f"got {leave_out!r}", "Give a list of slides' names.")
-    unknown = [name for name in leave_out if name not in {slide.name for slide in slides}]
-    if unknown:
+    if unknown := not_listed(leave_out, slides):
         cause = f"names {unknown[0]!r}, and {source} has no such slide"
         raise SettingsError("leave_out", cause, "Name slides as slides.csv does.")
     return set(leave_out)

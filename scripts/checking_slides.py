@@ -17,6 +17,7 @@ from scripts.checking_problems import BLOCKS, WARNS, Problem, Problems
 from scripts.errors import SettingsError, SlideError
 from scripts.files import file_sha256
 from scripts.localisation import read_regions
+from scripts.magnification import squeezed_levels
 from scripts.resolution import POWER_SOURCE, Resolution, find_resolution, resolution_sources
 from scripts.slide_files import SLIDE_SUFFIXES, without_suffix
 from scripts.slides import Slide
@@ -232,14 +233,10 @@ def _check_resolution(path: Path, facts: SlideFacts) -> None:
 
 
 def _check_pyramid(slide: Slide, problems: Problems) -> None:
-    width, height = slide.size_level0
-    for level, (w, h) in enumerate(slide.level_sizes):
-        across, down = width / w, height / h
-        # A side is rounded to whole pixels: by as much the two may differ.
-        if abs(across - down) > PYRAMID_RTOL * max(across, down) + across / w + down / h:
-            what = f"its level {level} is {across:.4g} times narrower and {down:.4g} times lower than level 0"
-            remedy = "Its patches lie beside their place: convert the slide again, or set `read_level` to highest."
-            problems.add(WARNS, "pyramid", what, remedy)
+    for level, across, down in squeezed_levels(slide.level_sizes, PYRAMID_RTOL):
+        what = f"its level {level} is {across:.4g} times narrower and {down:.4g} times lower than level 0"
+        remedy = "Its patches lie beside their place: convert the slide again, or set `read_level` to highest."
+        problems.add(WARNS, "pyramid", what, remedy)
 
 
 def _read_all(bag: Bag, problems: Problems) -> None:

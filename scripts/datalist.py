@@ -30,6 +30,7 @@ __all__ = [
     "load_datalist",
     "load_partition",
     "locate",
+    "not_listed",
     "num_classes",
     "output_names",
 ]
@@ -305,12 +306,21 @@ def _check_patients(path: Path, slides: Sequence[ListedSlide]) -> None:
 
 
 def _check_left_out(path: Path, slides: Sequence[ListedSlide], leave_out: Sequence[str]) -> None:
-    if isinstance(leave_out, str) or not isinstance(leave_out, Sequence):
-        raise SettingsError("leave_out", f"got {leave_out!r}", "Give a list of slides' names.")
-    unknown = [name for name in leave_out if name not in {slide.name for slide in slides}]
-    if unknown:
+    if unknown := not_listed(leave_out, slides):
         cause = f"has no slide {unknown[0]!r}, which `leave_out` names"
         raise DatalistError(f"datalist {path}", cause, "Name slides as predictions.csv and the feature bank do.")
+
+
+def not_listed(leave_out: Sequence[str], slides: Sequence[ListedSlide]) -> list[str]:
+    """The names in ``leave_out`` that are of no slide.
+
+    Raises:
+        SettingsError: if it is no list.
+    """
+    if isinstance(leave_out, str) or not isinstance(leave_out, Sequence):
+        raise SettingsError("leave_out", f"got {leave_out!r}", "Give a list of slides' names.")
+    listed = {slide.name for slide in slides}
+    return [name for name in leave_out if name not in listed]
 
 
 def _check_files(slides: Sequence[ListedSlide]) -> None:

@@ -16,7 +16,6 @@ from tqdm import tqdm
 
 from scripts.augmentation import count_views, view_transform
 from scripts.bags import BagBuilder
-from scripts.checksums import check_sha256
 from scripts.datalist_labels import CLASS_NAMES
 from scripts.encoding import PatchTransform, of_rows
 from scripts.errors import SettingsError
@@ -26,6 +25,7 @@ from scripts.label_files import as_entries
 from scripts.magnification import check_magnifications
 from scripts.readers import MagnificationReader
 from scripts.sampler import DrawnView
+from scripts.slide_checksums import check_sha256
 from scripts.slides import Slide
 
 __all__ = [

@@ -20,7 +20,6 @@ from tqdm import tqdm
 
 from scripts.augmentation import augmentation_settings, view_transform
 from scripts.bags import Bag, BagBuilder
-from scripts.checksums import check_sha256
 from scripts.encoding import Encoder
 from scripts.errors import SettingsError, SlideError
 from scripts.extraction_progress import ExtractionProgress, SlideToExtract
@@ -36,6 +35,7 @@ from scripts.ranks import (
     take_turns,
     waiting,
 )
+from scripts.slide_checksums import check_sha256
 
 __all__ = ["Extractor", "left_out"]
 

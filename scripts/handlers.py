@@ -9,18 +9,16 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import cv2
-import numpy as np
 import torch
 from ignite.engine import Engine, Events
 from monai.handlers import CheckpointLoader, from_engine
 from monai.utils import CommonKeys
-from numpy.typing import NDArray
 from torch.utils.tensorboard import SummaryWriter
 
-from scripts.bags import Bag, BagBuilder
+from scripts.bags import BagBuilder
 from scripts.errors import SettingsError
 from scripts.files import replacing
+from scripts.linked_patches import linked_patches
 from scripts.losses import head_losses
 from scripts.ranks import is_first_rank
 from scripts.sums import drop_sum
@@ -342,9 +340,6 @@ class StopOnDivergence:
 class LinkedPatchImages:
     """Shows, when a training starts, a few linked patches as images: what a row of a bag is.
 
-    Each row of the image is a row of the bag, from low to high magnification; on each patch a frame shows what
-    the next one covers.
-
     Args:
         summary_writer: the TensorBoard writer.
         data: entries of the datalist; the first slides are shown.
@@ -374,21 +369,3 @@ class LinkedPatchImages:
             image = linked_patches(self.bag_builder(entry), self.num_rows)
             self.summary_writer.add_image(f"linked patches/{entry['slide']}", image, 0, dataformats="HWC")
         self.summary_writer.flush()
-
-
-def linked_patches(bag: Bag, num_rows: int) -> NDArray[np.uint8]:
-    """Rows of a bag as one image, RGB ``[rows * H, S * W, 3]``; see :class:`LinkedPatchImages`."""
-    grid = bag.grid
-    chosen = np.unique(np.linspace(0, grid.num_rows - 1, num_rows).round().astype(int))
-    return np.concatenate([np.concatenate(_framed(bag, row), axis=1) for row in chosen])
-
-
-def _framed(bag: Bag, row: int) -> list[NDArray[np.uint8]]:
-    scales, rows = bag.grid.scales, bag.grid.rows
-    corners = [coords[rows[row, s]] for s, coords in enumerate(bag.grid.coords)]
-    patches = [bag.read_patch(s, int(rows[row, s])) for s in range(len(scales))]
-    for s in range(len(scales) - 1):
-        left, top = np.round((corners[s + 1] - corners[s]) / scales[s].pixel_level0).astype(int).tolist()
-        side = round(scales[s + 1].patch_level0 / scales[s].pixel_level0)
-        cv2.rectangle(patches[s], (left, top), (left + side - 1, top + side - 1), (0, 160, 0), 2)
-    return patches

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scripts.bags import Bag, BagBuilder
 from scripts.errors import SettingsError
 from scripts.files import replacing
-from scripts.handlers import linked_patches
+from scripts.linked_patches import linked_patches
 from scripts.magnification import magnification_of
 
 __all__ = ["describe", "draw", "inspect_slide"]

@@ -9,7 +9,16 @@ from typing import Any
 
 from scripts.errors import SettingsError
 
-__all__ = ["Scale", "check_magnifications", "magnification_of", "mpp_of", "scale_name", "scale_names"]
+__all__ = [
+    "Scale",
+    "check_magnifications",
+    "magnification_of",
+    "mean_downsamples",
+    "mpp_of",
+    "scale_name",
+    "scale_names",
+    "squeezed_levels",
+]
 
 # "20x" is a convention of the field, not a unit: a 20x scan has about 0.5 um/px on every scanner's camera.
 MPP_AT_1X = 10.0
@@ -39,6 +48,34 @@ def scale_names(magnifications: Sequence[float]) -> list[str]:
         SettingsError: as :func:`check_magnifications`.
     """
     return [scale_name(m) for m in check_magnifications(magnifications)]
+
+
+def mean_downsamples(level_sizes: Sequence[tuple[int, int]]) -> list[float]:
+    """Level-0 pixels per pixel of each level, from the (width, height) of the levels, finest first.
+
+    From the sizes, because the backends disagree on how they average the two axes.
+    """
+    width, height = level_sizes[0]
+    return [(width / w + height / h) / 2 for w, h in level_sizes]
+
+
+def squeezed_levels(level_sizes: Sequence[tuple[int, int]], rtol: float) -> list[tuple[int, float, float]]:
+    """The levels of a pyramid that are reduced more along one side than along the other.
+
+    Args:
+        level_sizes: (width, height) of the levels, finest first.
+        rtol: how much more, relative to the larger reduction, beside what rounding to whole pixels explains.
+
+    Returns:
+        (level, times narrower, times lower) of each, compared with level 0.
+    """
+    width, height = level_sizes[0]
+    reduced = [(level, width / w, height / h, w, h) for level, (w, h) in enumerate(level_sizes)]
+    return [
+        (level, across, down)
+        for level, across, down, w, h in reduced
+        if abs(across - down) > rtol * max(across, down) + across / w + down / h
+    ]
 
 
 def check_magnifications(magnifications: Sequence[float]) -> tuple[float, ...]:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from scripts.errors import SettingsError, SlideError
 from scripts.isolation import ReaderError, Stamp, has_cucim, open_levels, read_pixels, stamp_of
-from scripts.magnification import Scale, magnification_of, mpp_of, scale_name
+from scripts.magnification import Scale, magnification_of, mean_downsamples, mpp_of, scale_name, squeezed_levels
 from scripts.resolution import Resolution, find_resolution
 
 __all__ = ["READERS", "READ_LEVELS", "Slide", "check_reader", "resample"]
@@ -65,7 +65,13 @@ class Slide:
             raise SlideError(self.path, "is a folder or a device, not a slide", "Give the slide's file.")
         self._stamp: Stamp = stamp_of(self.path)
         self.backend, self.level_sizes = _open(self.path, reader, self._stamp)
-        self.downsamples = _downsamples(self.path, self.level_sizes)
+        for level, across, down in squeezed_levels(self.level_sizes, MPP_RTOL):
+            raise SlideError(
+                self.path,
+                f"its level {level} is {across:.3g} times narrower and {down:.3g} times lower than level 0",
+                "Is it a pyramid? Convert it again, or leave the slide out.",
+            )
+        self.downsamples = mean_downsamples(self.level_sizes)
         self.resolution: Resolution = find_resolution(self.path, mpp)
 
     @property
@@ -261,21 +267,3 @@ def _candidates(path: Path) -> tuple[str, ...]:
     if path.suffix.lower() in CUCIM_SUFFIXES and has_cucim():
         return "cucim", "openslide"
     return ("openslide",)
-
-
-def _downsamples(path: Path, level_sizes: list[tuple[int, int]]) -> list[float]:
-    """Level-0 pixels per pixel of each level."""
-    # From the sizes, because the backends disagree on how they average the two axes.
-    width, height = level_sizes[0]
-    downsamples = []
-    for level, (w, h) in enumerate(level_sizes):
-        across, down = width / w, height / h
-        # Sides are rounded to whole pixels.
-        if abs(across - down) > MPP_RTOL * max(across, down) + across / w + down / h:
-            raise SlideError(
-                path,
-                f"its level {level} is {across:.3g} times narrower and {down:.3g} times lower than level 0",
-                "Is it a pyramid? Convert it again, or leave the slide out.",
-            )
-        downsamples.append((across + down) / 2)
-    return downsamples

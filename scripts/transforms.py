@@ -14,8 +14,8 @@ from monai.transforms import MapTransform
 from torch import Tensor
 
 from scripts.bags import BagBuilder
-from scripts.checksums import check_sha256
 from scripts.encoding import Encoder, of_rows
+from scripts.slide_checksums import check_sha256
 
 __all__ = ["EncodeSlided", "ServingHeadd", "join_log_weight"]
 

@@ -246,17 +246,7 @@ def read_record(path: str | Path) -> dict[str, Any]:
         SettingsError: if the file cannot be read, has none or a damaged one, or its weights are not those that the
             record was written for.
     """
-    state = read_weights(path)
-    record, problem = _signed(plain_metadata(state), state)
-    if not problem and not record:
-        problem = "has no record of its training"
-    if not problem and not _finite(state.values()):
-        problem = NOT_FINITE
-    if problem:
-        raise SettingsError(path, problem, "Give a file that training wrote.")
-    if (fault := misplaced(path, origin_in(plain_metadata(state)) or {})) is not None:
-        raise SettingsError(path, *fault)
-    return record
+    return _read_signed(path)[0]
 
 
 def read_origin(path: str | Path) -> dict[str, Any]:
@@ -269,8 +259,23 @@ def read_origin(path: str | Path) -> dict[str, Any]:
     Raises:
         SettingsError: as :func:`read_record`.
     """
-    read_record(path)
-    return origin_in(plain_metadata(read_weights(path))) or {}
+    return _read_signed(path)[1]
+
+
+def _read_signed(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The record and the origin of a file of weights, which is whole and has its own name."""
+    state = read_weights(path)
+    record, problem = _signed(plain_metadata(state), state)
+    if not problem and not record:
+        problem = "has no record of its training"
+    if not problem and not _finite(state.values()):
+        problem = NOT_FINITE
+    if problem:
+        raise SettingsError(path, problem, "Give a file that training wrote.")
+    origin = origin_in(plain_metadata(state)) or {}
+    if (fault := misplaced(path, origin)) is not None:
+        raise SettingsError(path, *fault)
+    return record, origin
 
 
 def record_fault(record: object) -> str | None:

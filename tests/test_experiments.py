@@ -115,10 +115,13 @@ def test_a_process_that_is_killed_is_told_with_its_log(bundle):
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_runs_end_with_the_process_that_started_them(bundle, how):
+    # A shell starts what it runs in the background deaf to interrupts, and so the tests' own children.
     code = (
-        "from tests.test_experiments import *\n"
+        "import signal\nfrom tests.test_experiments import *\n"
         f"from pathlib import Path\nroot = Path({str(bundle)!r})\n"
-        "if __name__ == '__main__':\n    run_experiments([experiment(root, wait=60.0)], root)\n"
+        "if __name__ == '__main__':\n"
+        "    signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "    run_experiments([experiment(root, wait=60.0)], root)\n"
     )
     (bundle / "main.py").write_text(code)
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}

@@ -5,8 +5,8 @@ import pytest
 from PIL import Image
 
 from scripts.errors import SettingsError, SlideError
-from scripts.handlers import linked_patches
 from scripts.inspection import GRID_COLOURS, TISSUE_COLOUR, describe, draw, inspect_slide
+from scripts.linked_patches import linked_patches
 from tests.cohorts import builder, draw_slide
 from tests.pyramids import with_tissue, write_pyramid
 

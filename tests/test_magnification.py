@@ -1,8 +1,21 @@
+import math
+
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from scripts.errors import SettingsError
-from scripts.magnification import Scale, check_magnifications, magnification_of, mpp_of, scale_name, scale_names
+from scripts.magnification import (
+    Scale,
+    check_magnifications,
+    magnification_of,
+    mean_downsamples,
+    mpp_of,
+    scale_name,
+    scale_names,
+    squeezed_levels,
+)
 
 
 def test_ten_x_is_one_micrometre_per_pixel():
@@ -45,3 +58,17 @@ def test_a_patch_is_read_in_the_papers_proportion():
 def test_the_same_patch_covers_the_same_micrometres_on_every_slide():
     for base_mpp in (0.12, 0.2525, 0.499, 1.0):
         assert Scale(5, 224, base_mpp).patch_level0 * base_mpp == pytest.approx(448.0)
+
+
+@given(st.tuples(*[st.integers(64, 200_000)] * 2), st.sampled_from([math.floor, math.ceil, round]), st.integers(2, 4))
+def test_a_level_rounded_to_whole_pixels_is_not_squeezed(size, rounded, factor):
+    levels = [tuple(max(1, rounded(side / factor**level)) for side in size) for level in range(4)]
+    assert squeezed_levels(levels, rtol=0.0) == []
+    assert mean_downsamples(levels)[1] == pytest.approx(factor, rel=0.1)
+
+
+def test_a_level_reduced_more_along_one_side_is_squeezed():
+    levels = [(4000, 2000), (2000, 1000), (500, 500)]
+    assert mean_downsamples(levels) == [1.0, 2.0, 6.0]
+    assert squeezed_levels(levels, rtol=0.05) == [(2, 8.0, 4.0)]
+    assert squeezed_levels(levels, rtol=0.5) == []

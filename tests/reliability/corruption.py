@@ -19,9 +19,9 @@ import cv2
 import numpy as np
 import tifffile
 
-from scripts.checksums import check_sha256
 from scripts.errors import BundleError
 from scripts.files import file_sha256
+from scripts.slide_checksums import check_sha256
 from tests.cohorts import builder, draw_slide, tiny_encoder
 from tests.conftest import REAL_SLIDE, ROOT
 from tests.reliability.counters import Counts

@@ -2,8 +2,8 @@ import hashlib
 
 import pytest
 
-from scripts.checksums import check_sha256
 from scripts.errors import SlideError
+from scripts.slide_checksums import check_sha256
 
 
 @pytest.fixture
