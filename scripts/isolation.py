@@ -12,11 +12,11 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from mmap import mmap
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,10 +30,15 @@ PROGRAM = "import sys; sys.path.insert(0, sys.argv[1]); from scripts.reader_proc
 PROGRAM += "serve(int(sys.argv[2]), int(sys.argv[3]))"
 
 Stamp = tuple[int, int, int, int]
+T = TypeVar("T")
 
 
 class ReaderError(Exception):
     """What a native reader said, or how its process ended."""
+
+
+class _DeadReaderError(ReaderError):
+    pass
 
 
 def has_cucim() -> bool:
@@ -58,9 +63,7 @@ def open_levels(path: str | Path, backend: str, stamp: Stamp) -> list[tuple[int,
     Raises:
         ReaderError: if the backend cannot read it, does not answer, or dies of it.
     """
-    with _borrowed() as process:
-        levels: list[tuple[int, int]] = process.ask(backend, "open", str(path), backend, stamp)
-        return levels
+    return _asked(lambda process: process.ask(backend, "open", str(path), backend, stamp))
 
 
 def read_properties(path: str | Path) -> dict[str, str]:
@@ -69,9 +72,7 @@ def read_properties(path: str | Path) -> dict[str, str]:
     Raises:
         ReaderError: if OpenSlide does not answer, or dies of it.
     """
-    with _borrowed() as process:
-        properties: dict[str, str] = process.ask("openslide", "properties", str(path))
-        return properties
+    return _asked(lambda process: process.ask("openslide", "properties", str(path)))
 
 
 def read_pixels(
@@ -82,11 +83,14 @@ def read_pixels(
     Raises:
         ReaderError: if the backend cannot read it, does not answer, or dies of it.
     """
-    with _borrowed() as process:
-        memory = process.memory_of(width * height * 3)
+    size = width * height * 3
+
+    def read(process: _Process) -> NDArray[np.uint8]:
+        memory = process.memory_of(size)
         process.ask(backend, "read", str(path), backend, stamp, (left, top, width, height, level))
-        pixels = np.frombuffer(memory, dtype=np.uint8, count=width * height * 3).copy()
-    return pixels.reshape(height, width, 3)
+        return np.frombuffer(memory, dtype=np.uint8, count=size).reshape(height, width, 3).copy()
+
+    return _asked(read)
 
 
 class _Process:
@@ -105,9 +109,6 @@ class _Process:
     def is_closed(self) -> bool:
         return self._connection.closed
 
-    def has_ended(self) -> bool:
-        return self._process.poll() is not None
-
     def memory_of(self, size: int) -> mmap:
         """At least so many bytes that both processes see."""
         if self._memory is None or self._size < size:
@@ -123,7 +124,7 @@ class _Process:
                 raise ReaderError(f"{backend} gave no answer for {ANSWER_SECONDS:g} seconds")
             succeeded, result = self._connection.recv()
         except (EOFError, OSError) as error:
-            raise ReaderError(f"{backend} {self._cause_of_death()}") from error
+            raise _DeadReaderError(f"{backend} {self._cause_of_death()}") from error
         except BaseException:  # an interrupt, after which the answer would be taken for that of the next question
             self.end()
             raise
@@ -162,18 +163,24 @@ _idle: list[_Process] = []
 _lock = threading.Lock()
 
 
-@contextlib.contextmanager
-def _borrowed() -> Iterator[_Process]:
-    """A process that nobody else asks meanwhile; it stays for the next who wants one."""
-    process = None
+def _asked(question: Callable[[_Process], T]) -> T:
+    """The answer to a question, which is to blame only for the death of a process that had no other before."""
+    waiting = _take_idle()
+    if waiting is not None:
+        with contextlib.suppress(_DeadReaderError), _returned(waiting):
+            return question(waiting)
+    with _returned(_Process()) as process:
+        return question(process)
+
+
+def _take_idle() -> _Process | None:
     with _lock:
-        while _idle and process is None:
-            process = _idle.pop()
-            # One that ended while nobody asked it anything has no slide to blame.
-            if process.has_ended():
-                process.end()
-                process = None
-    process = process or _Process()
+        return _idle.pop() if _idle else None
+
+
+@contextlib.contextmanager
+def _returned(process: _Process) -> Iterator[_Process]:
+    """A process that nobody else asks meanwhile; it stays for the next who wants one."""
     try:
         yield process
     finally:

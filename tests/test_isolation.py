@@ -91,17 +91,27 @@ def test_threads_that_read_at_once_have_a_process_each_and_get_what_they_asked_f
     ("number", "says"),
     [(signal.SIGSEGV, r"crashed \(SIGSEGV\)"), (signal.SIGKILL, "was killed, perhaps for want of memory")],
 )
-def test_a_reader_that_dies_costs_the_slide_and_the_next_one_is_read(pyramid, image, nobody, number, says):
+def test_a_reader_that_dies_costs_the_slide_and_the_next_one_is_read(pyramid, image, nobody, number, says, monkeypatch):
     slide = Slide(pyramid, reader="cucim")
     (process,) = readers()
-    process.suspend()  # so that it dies of the question
-    killer = threading.Timer(0.5, lambda: (process.send_signal(number), process.resume()))
-    killer.start()
+    process.suspend()  # so that it dies of the question, and a new one as well
+    threading.Timer(0.5, lambda: (process.send_signal(number), process.resume())).start()
+    monkeypatch.setattr(isolation, "PROGRAM", f"import os; os.kill(os.getpid(), {int(number)})")
     message = rf"p\.tif: cucim cannot read 64 x 64 px at \(0, 0\) of level 0 \(cucim {says}\)\. Is the file complete"
     with pytest.raises(SlideError, match=message):
         slide.read_region((0, 0), (64, 64), 0.5)
+    assert readers() == []
+    monkeypatch.undo()
     assert np.array_equal(slide.read_region((0, 0), (64, 64), 0.5), image[:64, :64])
     assert len(readers()) == 1
+
+
+def test_a_reader_that_another_slide_left_dying_costs_nothing(pyramid, image, nobody):
+    slide = Slide(pyramid, reader="cucim")
+    (process,) = readers()
+    process.suspend()
+    threading.Timer(0.5, lambda: (process.send_signal(signal.SIGSEGV), process.resume())).start()
+    assert np.array_equal(slide.read_region((0, 0), (64, 64), 0.5), image[:64, :64])
 
 
 def test_a_reader_that_died_while_idle_costs_nothing(pyramid, image, nobody):
