@@ -222,7 +222,9 @@ def _draw_slide(job: tuple[Path, SlidePlan, int, int]) -> None:
         glass = image[top * MASK_STEP_PX : bottom * MASK_STEP_PX, left * MASK_STEP_PX : right * MASK_STEP_PX]
         draw_tissue(glass, tissue[top:bottom, left:right], labels[top:bottom, left:right], stain, rng)
     with replacing(root / "masks" / f"{plan.name}.png") as part:
-        cv2.imwrite(str(part), labels)
+        # OpenCV says a failure by what it returns alone.
+        if not cv2.imwrite(str(part), labels):
+            raise OSError(f"{part.name} was not written")
     _write_pyramid(root / "slides" / f"{plan.name}.tiff", image)
 
 

@@ -22,6 +22,8 @@ NO_ROOM = {
     errno.EFBIG: "it would be larger than allowed",
     errno.EROFS: "the disk is read-only",
 }
+# What it says of a path that it cannot follow.
+NO_WAY = {errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR}
 
 
 class BundleError(Exception):
@@ -100,7 +102,7 @@ def show_one_line() -> None:
 def mistake_in(error: BaseException | None) -> BundleError | None:
     """The user's mistake that led to an error, from its chain of causes; ``None`` if there is none.
 
-    A library that found no room for a file, or was not let at one, counts as one, too.
+    A library that found no room for a file, no way to it, or was not let at it, counts as one, too.
     """
     found = next((cause for cause in _chain(error) if isinstance(cause, BundleError)), None)
     if found is not None:
@@ -129,6 +131,8 @@ def _refused(error: BaseException) -> BundleError | None:
     subject = error.filename or "output_dir"
     if isinstance(error, PermissionError):
         return SettingsError(subject, f"you have no right to it ({error.strerror})", "Choose another path.")
+    if error.errno in NO_WAY and error.filename:
+        return SettingsError(subject, f"cannot be used ({error.strerror})", "Choose another path.")
     cause = no_room(error)
     if cause is None:
         return None

@@ -115,9 +115,13 @@ for error in (SlideError("a.svs", "no tissue", "Look at it."), ValueError("a fau
             PermissionError(errno.EACCES, "Permission denied", "/out"),
             "/out: you have no right to it (Permission denied). Choose another path.",
         ),
+        (
+            OSError(errno.ENAMETOOLONG, "File name too long", "/long"),
+            "/long: cannot be used (File name too long). Choose another path.",
+        ),
     ],
 )
-def test_what_a_library_was_not_let_write_is_a_mistake_of_one_line_through_the_chain(error, line):
+def test_what_a_library_was_not_let_do_with_a_path_is_a_mistake_of_one_line_through_the_chain(error, line):
     wrapped = RuntimeError("failed to instantiate")
     wrapped.__cause__ = error
     assert str(mistake_in(wrapped)).startswith(line)
