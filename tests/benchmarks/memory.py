@@ -11,6 +11,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import psutil
 import torch
 from monai.bundle import ConfigParser
 
@@ -98,10 +99,11 @@ def shipped(config: str, folder: Path, **knobs: str) -> ConfigParser:
 
 
 def peak_mb() -> float:
-    """Peak resident memory of this process so far, in MB."""
+    """Peak resident memory so far of this process and of those that read slides for it, summed, in MB."""
     # Not getrusage: its peak is inherited from the process that started this one.
-    status = Path("/proc/self/status").read_text(encoding="ascii")
-    return int(re.search(r"VmHWM:\s+(\d+) kB", status).group(1)) / 1024  # type: ignore[union-attr]
+    processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
+    statuses = [Path(f"/proc/{process.pid}/status").read_text(encoding="ascii") for process in processes]
+    return sum(int(kb) for status in statuses for kb in re.findall(r"VmHWM:\s+(\d+) kB", status)) / 1024
 
 
 if __name__ == "__main__":
