@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import subprocess
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import pytest
 
 from scripts.demo import draw_cohort
 from tests.conftest import ROOT
+from tests.preloaded import Preloaded
 
 NUM_SLIDES = 6
 
@@ -36,14 +36,19 @@ def workflow(monkeypatch) -> Callable[..., None]:
     return run
 
 
+@pytest.fixture(scope="session")
+def preloaded() -> Iterator[Preloaded]:
+    with Preloaded() as process:
+        yield process
+
+
 @pytest.fixture
-def command() -> Callable[..., subprocess.CompletedProcess[str]]:
+def command(preloaded) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Run a workflow by the command that the README gives, in a process of its own."""
 
     def run(run_id: str, config: str, **knobs: Any) -> subprocess.CompletedProcess[str]:
         options = [f"--{key}={value}" for key, value in knobs.items()]
-        call = ["-m", "monai.bundle", "run", run_id, f"--config_file=configs/{config}.json", *options]
-        return subprocess.run([sys.executable, *call], cwd=ROOT, capture_output=True, text=True, timeout=600)
+        return preloaded.run("monai.bundle", "run", run_id, f"--config_file=configs/{config}.json", *options)
 
     return run
 
