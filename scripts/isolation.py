@@ -25,9 +25,11 @@ __all__ = ["ReaderError", "has_cucim", "open_levels", "read_pixels", "read_prope
 
 # The largest region takes a second; a network's file system may take its time.
 ANSWER_SECONDS = 300.0
+# Of what a native library printed before it took its process down.
+SAID_BYTES = 4096
 ROOT = Path(__file__).resolve().parents[1]
 PROGRAM = "import sys; sys.path.insert(0, sys.argv[1]); from scripts.reader_process import serve; "
-PROGRAM += "serve(int(sys.argv[2]), int(sys.argv[3]))"
+PROGRAM += "serve(*map(int, sys.argv[2:]))"
 
 Stamp = tuple[int, int, int, int]
 T = TypeVar("T")
@@ -95,11 +97,12 @@ def read_pixels(
 
 class _Process:
     def __init__(self) -> None:
-        self._memory_fd, self._size = _new_memory(), 0
+        self._memory_fd, self._size = _new_file(), 0
         self._memory: mmap | None = None
+        self._said_fd = _new_file()
         ours, theirs = socket.socketpair()
         with theirs:
-            fds = (theirs.fileno(), self._memory_fd)
+            fds = (theirs.fileno(), self._memory_fd, self._said_fd)
             self._process = subprocess.Popen(
                 [sys.executable, "-c", PROGRAM, str(ROOT), *map(str, fds)], pass_fds=fds, stdin=subprocess.DEVNULL
             )
@@ -135,27 +138,31 @@ class _Process:
     def _cause_of_death(self) -> str:
         self._connection.close()
         code = self._process.wait()
+        said = os.pread(self._said_fd, SAID_BYTES, 0).decode(errors="replace").splitlines()
         self.end()
         if code >= 0:
             return f"ended with status {code}"
         name = signal.Signals(-code).name
-        return "was killed, perhaps for want of memory" if name == "SIGKILL" else f"crashed ({name})"
+        cause = "was killed, perhaps for want of memory" if name == "SIGKILL" else f"crashed ({name})"
+        return f"{cause}: {said[-1]}" if said else cause
 
     def end(self) -> None:
         """End the process; twice does no harm."""
         self._connection.close()
         if self._memory_fd >= 0:
             os.close(self._memory_fd)
+            os.close(self._said_fd)
             self._memory_fd = -1
         if self._process.poll() is None:
             self._process.kill()
             self._process.wait()
 
 
-def _new_memory() -> int:
+def _new_file() -> int:
+    """A file in memory, without a name."""
     if hasattr(os, "memfd_create"):
         return os.memfd_create("slide")
-    with tempfile.TemporaryFile() as file:  # where there is none (macOS), a file without a name
+    with tempfile.TemporaryFile() as file:  # where there is none (macOS), on a disk
         return os.dup(file.fileno())
 
 

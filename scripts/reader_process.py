@@ -6,8 +6,14 @@ until its end of the connection is closed.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import os
+import re
 import signal
+import sys
 from collections import OrderedDict
+from collections.abc import Callable, Iterator
 from mmap import mmap
 from multiprocessing.connection import Connection
 from typing import Any
@@ -23,11 +29,15 @@ OPEN_SLIDES = 4
 # Some files open and then cannot be decoded: of each level a corner is read.
 CORNER_PX = 16
 
+# Of which native libraries write to either.
+STREAMS = (1, 2)
+FAILURE = re.compile("error|fail|corrupt", re.IGNORECASE)
+
 # A file as it was when the slide was opened: (device, inode, size, time of its last change).
 Stamp = tuple[int, int, int, int]
 
 
-def serve(connection_fd: int, memory_fd: int) -> None:
+def serve(connection_fd: int, memory_fd: int, said_fd: int) -> None:
     """Answer requests.
 
     A request is the name of a method of :class:`_Requests` and its arguments. The answer is ``(True, result)``, or
@@ -36,6 +46,7 @@ def serve(connection_fd: int, memory_fd: int) -> None:
     Args:
         connection_fd: file descriptor of the connection.
         memory_fd: file descriptor of the memory into which pixels are written; it grows as the other side wants.
+        said_fd: file descriptor of an empty file, which holds what native libraries print during a request.
     """
     # Whoever started it decides when it ends, by closing the connection.
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -47,11 +58,44 @@ def serve(connection_fd: int, memory_fd: int) -> None:
                 method, arguments = connection.recv()
             except EOFError:
                 return
-            try:
-                answer = (True, getattr(requests, method)(*arguments))
-            except Exception as error:  # told to the other side, which names the slide
-                answer = (False, str(error).strip() or type(error).__name__)
+            answer = _answer(getattr(requests, method), arguments, said_fd)
+            if not answer[0]:
+                requests.forget()
             connection.send(answer)
+
+
+def _answer(method: Callable[..., Any], arguments: tuple[Any, ...], said_fd: int) -> tuple[bool, Any]:
+    said: list[str] = []
+    try:
+        with _overheard(said_fd, said):
+            result = method(*arguments)
+    except Exception as error:  # told to the other side, which names the slide
+        return False, str(error).strip() or type(error).__name__
+    # cuCIM goes on after some errors: with pixels that it made up, or without the levels that it could not find.
+    errors = [line for line in said if FAILURE.search(line) and "warning" not in line.lower()]
+    if errors:
+        return False, " ".join(errors)
+    sys.stderr.writelines(f"{line}\n" for line in said)
+    return True, result
+
+
+@contextlib.contextmanager
+def _overheard(said_fd: int, said: list[str]) -> Iterator[None]:
+    """Collect the lines that native libraries print meanwhile; in the file they stay if the process dies of it."""
+    own = [os.dup(stream) for stream in STREAMS]
+    for stream in STREAMS:
+        os.dup2(said_fd, stream)
+    try:
+        yield
+    finally:
+        ctypes.CDLL(None).fflush(None)
+        for stream, fd in zip(STREAMS, own, strict=True):
+            os.dup2(fd, stream)
+            os.close(fd)
+        size = os.lseek(said_fd, 0, os.SEEK_CUR)
+        said.extend(os.pread(said_fd, size, 0).decode(errors="replace").splitlines())
+        os.ftruncate(said_fd, 0)
+        os.lseek(said_fd, 0, os.SEEK_SET)
 
 
 class _Requests:
@@ -76,6 +120,11 @@ class _Requests:
             self.memory = mmap(self.memory_fd, 0)  # as large as the other side has made it
         out = np.frombuffer(self.memory, dtype=np.uint8, count=size).reshape(height, width, 3)
         self._slide(path, backend, stamp).read(left, top, level, out)
+
+    def forget(self) -> None:
+        """Close all slides. One that failed would not say so again, or, with OpenSlide, not read anything any more."""
+        while self.slides:
+            self.slides.popitem()[1].close()
 
     def _slide(self, path: str, backend: str, stamp: Stamp) -> Backend:
         key: Any = (path, backend, tuple(stamp))

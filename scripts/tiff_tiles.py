@@ -19,6 +19,9 @@ from numpy.typing import NDArray
 __all__ = ["TiffTiles", "check_complete"]
 
 JPEG = tifffile.COMPRESSION.JPEG
+JPEG_BEGINS, JPEG_ENDS = b"\xff\xd8", b"\xff\xd9"
+# What may stand between them: tables of quantisation and of Huffman codes, restarts, applications' data, comments.
+JPEG_TABLES = {bytes((0xFF, kind)) for kind in (0xDB, 0xC4, 0xDD, *range(0xE0, 0xF0), 0xFE)}
 RGB, YCBCR = tifffile.PHOTOMETRIC.RGB, tifffile.PHOTOMETRIC.YCBCR
 
 
@@ -92,6 +95,7 @@ class _Level:
             raise ValueError(f"{tiles} tiles are wanted, {len(self.offsets)} are listed")
         if not self.counts.all():
             raise ValueError(f"{int((self.counts == 0).sum())} of the {tiles} tiles of a level are not stored")
+        self.tables = _tables(page)
         self.checked = np.zeros(tiles, dtype=bool)
 
     def check(self, left: int, top: int, width: int, height: int) -> None:
@@ -115,8 +119,9 @@ class _Level:
         whole = self.page.is_tiled or row + 1 < self.down
         height = self.tile_height if whole else self.page.imagelength - row * self.tile_height
         if self.page.compression == JPEG:
-            tables = self.page.jpegtables
-            jpeg = tables[:-2] + raw[2:] if tables else raw
+            if self.tables and raw[:2] != JPEG_BEGINS:
+                raise ValueError("it does not begin as a JPEG")
+            jpeg = self.tables + raw[2:] if self.tables else raw
             size = simplejpeg.decode_jpeg_header(jpeg)[:2]
             if size != (height, self.tile_width):
                 raise ValueError(f"it is {size[1]} x {size[0]} px")
@@ -126,6 +131,19 @@ class _Level:
         decoded = np.asarray(_decompressed(self.page, raw, wanted))
         if decoded.size < wanted:
             raise ValueError(f"it holds {decoded.size} of {wanted} values")
+
+
+def _tables(page: tifffile.TiffPage) -> bytes:
+    """What comes before the data of each tile that is a JPEG, if the page has it for all of them."""
+    tables = bytes(page.jpegtables or b"") if page.compression == JPEG else b""
+    place = len(JPEG_BEGINS)
+    # Where cuCIM does not get through them it takes the tiles for decoded.
+    while tables and tables[place:] != JPEG_ENDS:
+        size = int.from_bytes(tables[place + 2 : place + 4])
+        if tables[:2] != JPEG_BEGINS or tables[place : place + 2] not in JPEG_TABLES or size < 2:
+            raise ValueError("the JPEG tables of a level are damaged")
+        place += 2 + size
+    return tables[:place]
 
 
 def _decompressed(page: tifffile.TiffPage, raw: bytes, wanted: int) -> NDArray[np.uint8]:

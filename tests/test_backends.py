@@ -8,6 +8,7 @@ import pytest
 import tifffile
 
 from scripts.backends import BACKENDS, openslide_properties
+from scripts.errors import SlideError
 from scripts.slides import Slide
 from tests.pyramids import noise, write_pyramid
 
@@ -53,3 +54,16 @@ def test_properties_are_those_of_openslide(pyramid, tmp_path):
         assert openslide_properties(pyramid) == dict(oracle.properties)
     (tmp_path / "no.tif").write_bytes(b"no slide")
     assert openslide_properties(tmp_path / "no.tif") == {}
+
+
+def test_a_pyramid_that_has_lost_a_level_is_refused(tmp_path, image):
+    path = write_pyramid(tmp_path / "p.tif", image, downsamples=(1, 4))
+    with tifffile.TiffFile(path) as tiff:
+        first, second = tiff.pages
+        assert first.offset < second.offset
+    with open(path, "r+b") as file:
+        file.seek(second.offset)
+        file.write(b"\xff\xff")  # the number of tags that follow
+    for _ in range(2):
+        with pytest.raises(SlideError, match="cucim: TIFF.*; openslide: "):
+            Slide(path)

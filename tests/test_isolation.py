@@ -106,6 +106,13 @@ def test_a_reader_that_dies_costs_the_slide_and_the_next_one_is_read(pyramid, im
     assert len(readers()) == 1
 
 
+def test_what_a_library_printed_before_it_crashed_is_told(pyramid, nobody, monkeypatch):
+    code = "import os, sys; os.write(int(sys.argv[4]), b'some words\\nmalloc(): corrupted\\n'); os.abort()"
+    monkeypatch.setattr(isolation, "PROGRAM", code)
+    with pytest.raises(ReaderError, match=r"crashed \(SIGABRT\): malloc\(\): corrupted$"):
+        open_levels(pyramid, "cucim", stamp_of(pyramid))
+
+
 def test_a_reader_that_another_slide_left_dying_costs_nothing(pyramid, image, nobody):
     slide = Slide(pyramid, reader="cucim")
     (process,) = readers()

@@ -31,15 +31,15 @@ def write(folder, compression, **how):
     return write_pyramid(folder / f"{compression}.tif", smooth(), downsamples=(1, 4), compression=compression, **how)
 
 
-def whole(tiles):
+def whole(tiles, sizes=SIZES):
     """Check every tile of every level."""
-    for level, (width, height) in enumerate(SIZES):
+    for level, (width, height) in enumerate(sizes):
         tiles.check(0, 0, width, height, level)
 
 
 def problem_of(path, sizes=SIZES):
     try:
-        whole(TiffTiles(path, sizes))
+        whole(TiffTiles(path, sizes), sizes)
     except ValueError as error:
         return str(error)
     return None
@@ -176,3 +176,33 @@ def test_what_is_not_rgb_of_eight_bits_is_not_read_with_cucim(tmp_path, channels
     tifffile.imwrite(path, image, tile=(128, 128), photometric="rgb" if channels > 1 else "minisblack", metadata=None)
     bits = 8 * np.dtype(dtype).itemsize
     assert f"it stores {channels} channels of {bits} bits" in str(problem_of(path, [SIZE]))
+
+
+@pytest.fixture
+def tables(real_slide, tmp_path):
+    """A slide whose tiles share their JPEG tables, and where in the file these are."""
+    path = tmp_path / real_slide.name
+    shutil.copy(real_slide, path)
+    with tifffile.TiffFile(path) as tiff:
+        tag = tiff.pages[0].tags["JPEGTables"]
+        return path, tag.valueoffset, tag.count, tiff.pages[0].imagewidth, tiff.pages[0].imagelength
+
+
+def test_shared_tables_are_those_of_a_real_slide(tables):
+    path, _, _, width, height = tables
+    assert problem_of(path, [(width, height)]) is None
+
+
+@pytest.mark.parametrize("place", [0, 1, 2, 3, -2, -1])
+def test_damaged_tables_are_told_before_cucim_takes_its_tiles_for_decoded(tables, place):
+    path, offset, count, width, height = tables
+    overwrite(path, offset + place % count, b"\x79")
+    assert problem_of(path, [(width, height)]) == "the JPEG tables of a level are damaged"
+    with pytest.raises(SlideError, match="tables of a level are damaged"):
+        Slide(path, reader="cucim")
+
+
+def test_a_tile_that_does_not_begin_as_a_jpeg_is_told(tables):
+    path, _, _, width, height = tables
+    overwrite(path, place_of(path, 0)[0] + 1, b"\x79")
+    assert problem_of(path, [(width, height)]) == "the tile at (0, 0) is damaged: it does not begin as a JPEG"
