@@ -26,7 +26,7 @@ RGB, YCBCR = tifffile.PHOTOMETRIC.RGB, tifffile.PHOTOMETRIC.YCBCR
 
 
 def check_complete(path: str | Path, level_sizes: list[tuple[int, int]]) -> None:
-    """Refuse a file that ends before its tiles do.
+    """Refuse a file that ends before its tiles do, or lists more or fewer of them than its levels have.
 
     Args:
         path: the slide's file.
@@ -87,16 +87,14 @@ class _Level:
         if problem:
             raise ValueError(problem)
         self.file, self.page = file, page
-        self.tile_width, self.tile_height = page.tilewidth or page.imagewidth, page.tilelength or page.rowsperstrip
+        self.tile_width, self.tile_height = _tile_size(page)
         self.across, self.down = -(-page.imagewidth // self.tile_width), -(-page.imagelength // self.tile_height)
         self.offsets, self.counts = _places(page, os.fstat(file).st_size)
-        tiles = self.across * self.down
-        if len(self.offsets) != tiles:
-            raise ValueError(f"{tiles} tiles are wanted, {len(self.offsets)} are listed")
-        if not self.counts.all():
-            raise ValueError(f"{int((self.counts == 0).sum())} of the {tiles} tiles of a level are not stored")
+        missing = int((self.counts == 0).sum())
+        if missing:
+            raise ValueError(f"{missing} of the {len(self.counts)} tiles of a level are not stored")
         self.tables = _tables(page)
-        self.checked = np.zeros(tiles, dtype=bool)
+        self.checked = np.zeros(len(self.counts), dtype=bool)
 
     def check(self, left: int, top: int, width: int, height: int) -> None:
         rows = range(top // self.tile_height, min(-(-(top + height) // self.tile_height), self.down))
@@ -163,12 +161,23 @@ def _opened(path: str | Path) -> Iterator[tifffile.TiffFile]:
         raise ValueError(f"it is no TIFF that can be read ({error})") from error
 
 
+def _tile_size(page: tifffile.TiffPage) -> tuple[int, int]:
+    """(width, height) in pixels of a page's tiles; a strip counts as one."""
+    return page.tilewidth or page.imagewidth, page.tilelength or page.rowsperstrip
+
+
 def _places(page: tifffile.TiffPage, file_size: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Where each tile of a page begins, and how many bytes it has."""
     offsets = np.asarray(page.dataoffsets, dtype=np.int64)
     counts = np.asarray(page.databytecounts, dtype=np.int64)
     if len(offsets) != len(counts):
         raise ValueError(f"{len(offsets)} tiles have a place, {len(counts)} a length")
+    width, height = _tile_size(page)
+    tiles = -(-page.imagewidth // width) * -(-page.imagelength // height)
+    if page.planarconfig != tifffile.PLANARCONFIG.CONTIG:
+        tiles *= page.samplesperpixel
+    if len(offsets) != tiles:
+        raise ValueError(f"{tiles} tiles are wanted, {len(offsets)} are listed")
     beyond = int((offsets + counts > file_size).sum())
     if beyond:
         raise ValueError(f"the file ends before {beyond} of the {len(offsets)} tiles of a level: it is cut off")

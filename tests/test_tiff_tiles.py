@@ -146,6 +146,18 @@ def test_tiles_beyond_the_end_are_counted(tmp_path):
             Slide(path, reader=backend)
 
 
+def test_tiles_that_do_not_fill_the_level_are_told_before_openslide_shows_white_in_their_place(tmp_path):
+    path = write(tmp_path, "jpeg")
+    with tifffile.TiffFile(path, mode="r+b") as tiff:
+        tiff.pages[0].tags["TileWidth"].overwrite(512)
+    for check in (check_complete, TiffTiles):
+        with pytest.raises(ValueError, match="8 tiles are wanted, 24 are listed"):
+            check(path, SIZES)
+    for backend in ("auto", "cucim", "openslide"):
+        with pytest.raises(SlideError, match="8 tiles are wanted, 24 are listed"):
+            Slide(path, reader=backend)
+
+
 def test_a_level_that_no_page_holds_is_not_vouched_for(tmp_path):
     with pytest.raises(ValueError, match="no page of the TIFF is 33 x 44 px"):
         TiffTiles(write(tmp_path, "jpeg"), [SIZE, (33, 44)])
