@@ -16,7 +16,7 @@ from bundle.metadata import BLOCK_START, CARD_TOP, METADATA, check_version, desc
 from scripts.errors import SettingsError
 from scripts.handlers import weights_path
 from scripts.methods import result_heads
-from scripts.weights_record import DEMONSTRATION, is_demonstration, read_record
+from scripts.weights_record import DEMONSTRATION, is_demonstration, read_origin, read_record, training_of
 
 __all__ = ["Packed", "pack"]
 
@@ -133,7 +133,7 @@ def _weights(ckpt_dir: Path) -> tuple[dict[str, Path], dict[str, Any]]:
             "Pack weights of mustmil or msmil.",
         )
     for path in paths:
-        if read_record(path) != record:
+        if training_of(read_record(path), read_origin(path)) != training_of(record, read_origin(main)):
             raise SettingsError(
                 path,
                 f"is not of the same training as {main.name}",

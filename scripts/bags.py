@@ -146,17 +146,15 @@ class BagBuilder:
         if bag.grid.num_rows > 0:
             return bag
         cause = "no tissue was found"
+        remedy = "Look at it with `inspecting` (without a stain it has none), give a `mask`, or leave the slide out."
         if bag.tissue.tissue.any():
             cause = (
                 f"no patch of {bag.grid.scales[-1].patch_um:g} um holds enough tissue (min_tissue "
                 f"{list(self.min_tissue)}; {bag.tissue.area_mm2:.3g} mm2 of tissue; {bag.grid.orphans} patches "
                 "without an ancestor)"
             )
-        raise SlideError(
-            bag.slide.path,
-            cause,
-            "Look at it with `inspecting`, lower `min_tissue`, give a `mask`, or leave the slide out.",
-        )
+            remedy = "Look at it with `inspecting`, lower `min_tissue`, give a `mask`, or leave the slide out."
+        raise SlideError(bag.slide.path, cause, remedy)
 
     def settings(self) -> dict[str, Any]:
         """What decides the content of a bag, as plain values: stored with its features."""

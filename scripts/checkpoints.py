@@ -20,10 +20,13 @@ from scripts.weights_record import (
     is_demonstration,
     other_settings,
     read_weights,
+    training_of,
     weights_sha256,
 )
 
 __all__ = ["HeadwiseNetwork", "load_weights"]
+
+ONE_TRAINING = "Give a `ckpt_dir` into which one training wrote, and no other; or train again."
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +85,8 @@ class HeadwiseNetwork(nn.Module):
         settings: as for :func:`load_weights`.
 
     Raises:
-        SettingsError: if the number of checkpoints is not that of the outputs, or one of them does not load.
+        SettingsError: if the number of checkpoints is not that of the outputs, one of them does not load, or they are
+            of several trainings.
     """
 
     def __init__(
@@ -102,6 +106,13 @@ class HeadwiseNetwork(nn.Module):
             member = copy.deepcopy(network, kept)
             load_weights(member, path, settings)
             self.copies.append(member)
+        trainings = [
+            training_of(member.record, member.origin)  # type: ignore[arg-type]
+            for member in self.copies
+        ]
+        for path, training in zip(weights, trainings, strict=True):
+            if training != trainings[0]:
+                raise SettingsError(path, f"is not of the same training as {Path(weights[0]).name}", ONE_TRAINING)
 
     @torch.jit.unused
     def weights_sha256(self, heads: Sequence[str]) -> dict[str, str]:

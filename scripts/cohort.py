@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 
 from scripts.demo import ensure_cohort
@@ -61,10 +62,15 @@ def choose_slides(
 
     Returns:
         the arguments of :func:`scripts.datalist.list_slides`.
+
+    Raises:
+        DatalistError: if there is no ``dataset_dir``.
     """
     if datalist is not None:
         return datalist, dataset_dir
     if dataset_dir is not None:
+        if not os.path.exists(dataset_dir):
+            raise DatalistError(f"dataset_dir {dataset_dir}", "no such folder", "Give a folder of slides, or a slide.")
         return dataset_dir, None
     folder, _ = choose_cohort(None, None, bundle_root)
     return folder / "slides", None

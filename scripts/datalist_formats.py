@@ -8,6 +8,7 @@ the same result, which a test checks.
 from __future__ import annotations
 
 import csv
+import difflib
 import io
 import json
 import os
@@ -215,6 +216,9 @@ def _class_columns(fields: dict[str, object], class_names: Sequence[str], subjec
     missing = [name for name in class_names if name not in columns]
     if missing:
         remedy = f"Give 0 or 1 for each of: {', '.join(class_names)}."
+        close = difflib.get_close_matches(missing[0], fields, n=1)
+        if close:
+            remedy = f"Is it what {close[0]!r} should be? {remedy}"
         raise DatalistError(subject, f"no value for {', '.join(missing)}", remedy)
     return columns
 
@@ -304,6 +308,8 @@ def _csv_rows(path: Path, text: str, class_names: Sequence[str], labelled: bool,
             where = f"{path.name} line {number}"
             if len(cells) != len(header):
                 remedy = "Put quotes around a value that holds the separator."
+                if len(cells) < len(header):
+                    remedy = "Where a value is unknown, leave its place empty between two separators."
                 fault(DatalistError(where, f"{len(cells)} values for {len(header)} columns", remedy))
                 continue
             # A column without a name is the row number that pandas writes.

@@ -72,7 +72,7 @@ def show_one_line() -> None:
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         mistake = mistake_in(error)
         if issubclass(kind, KeyboardInterrupt):
-            sys.stderr.write("interrupted\n")
+            tqdm.write("interrupted", file=sys.stderr)
         elif mistake is None:
             sys.__excepthook__(kind, error, trace)
         else:
@@ -82,7 +82,8 @@ def show_one_line() -> None:
     def record_without_trace(*args: Any, **kwargs: Any) -> logging.LogRecord:
         # MONAI's StatsHandler logs what ends a run, with its traceback.
         record = make_record(*args, **kwargs)
-        if record.exc_info and record.exc_info[1] and mistake_in(record.exc_info[1]):
+        error = record.exc_info[1] if record.exc_info else None
+        if isinstance(error, KeyboardInterrupt) or mistake_in(error):
             record.exc_info = None
         return record
 

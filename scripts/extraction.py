@@ -42,8 +42,8 @@ __all__ = ["Extractor", "left_out"]
 logger = logging.getLogger(__name__)
 
 GO_ON = "the same command goes on from here."
-REMEDY = f"Mend or replace them, or leave them out of the datalist; {GO_ON}"
-OR_ALLOW = f"Mend or replace them, leave them out of the datalist, or go on without them with `allow_missing`; {GO_ON}"
+REMEDY = f"Mend or replace them, or name them in `leave_out`; {GO_ON}"
+OR_ALLOW = f"Mend or replace them, name them in `leave_out`, or go on without them with `allow_missing`; {GO_ON}"
 
 
 class Extractor:

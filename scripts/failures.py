@@ -22,7 +22,7 @@ __all__ = ["FailedSlides", "FailedSlidesError", "PassingSlides", "without"]
 
 COLUMNS = ("slide", "image", "step", "reason")
 SHOWN_NAMES = 5
-REMEDY = "Mend or replace them, and run the same command again; the other slides are done."
+REMEDY = "Mend or replace them, and run them again; what could be made of the others is there."
 
 
 class FailedSlidesError(BundleError):

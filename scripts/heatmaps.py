@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from scripts.attention_maps import PatchMap
 from scripts.files import replacing
+from scripts.interrupts import interrupts_wait
 from scripts.slides import Slide
 
 __all__ = [
@@ -133,6 +134,7 @@ def write_png(path: str | Path, pixels: NDArray[np.uint8], mpp: float) -> None:
         imsave(part, pixels, format="png", dpi=25_400 / mpp, pil_kwargs={"compress_level": 1})
 
 
+@interrupts_wait()
 def patch_image(heat: PatchMap, size_um: tuple[float, float]) -> Any:
     """The values as an ITK image, float32: one pixel a patch of the grid, 0 where there is no patch.
 
@@ -165,6 +167,7 @@ def patch_image(heat: PatchMap, size_um: tuple[float, float]) -> Any:
     return image
 
 
+@interrupts_wait()
 def write_patch_image(path: str | Path, heat: PatchMap, size_um: tuple[float, float]) -> None:
     """Write :func:`patch_image` in a format of ITK that keeps spacing, such as ``.mha``; replaces in one step.
 

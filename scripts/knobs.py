@@ -29,14 +29,14 @@ FILE_PATTERNS = ("*.json", "*.yaml", "*.yml")
 
 
 def refuse_unknown() -> None:
-    """Refuse what was handed to the running workflow and is in none of its config files.
+    """Refuse what was handed to the running workflow and is in none of its config files, be it a knob or what to run.
 
     To be called by an expression of a config's ``initialize``. Where no :class:`~monai.bundle.ConfigWorkflow` is
     running, as where a program reads the config with :class:`~monai.bundle.ConfigParser` alone, there are no
     overrides to look at, and nothing happens.
 
     Raises:
-        SettingsError: if there is such a key.
+        SettingsError: if there is such a key, or nothing is named as what is to be run.
     """
     frames = list(_callers())
     workflow = _workflow(frames)
@@ -45,6 +45,11 @@ def refuse_unknown() -> None:
     files = _config_files(workflow, frames)
     known = ConfigParser.load_config_files([str(file) for file in files])
     config = {key: value for key, value in workflow.parser.get().items() if key != ConfigParser.meta_key}
+    if workflow.run_id not in config:
+        ids = [key for key, value in known.items() if isinstance(value, list) and value != known.get(workflow.init_id)]
+        close = difflib.get_close_matches(workflow.run_id, ids, n=1)
+        remedy = f"Did you mean {close[0]}?" if close else "Run what the guide names for this config."
+        raise SettingsError(workflow.run_id, f"no such workflow in {', '.join(map(str, files))}", remedy)
     # A user may add parts of any name, and say what to run of them.
     named = {workflow.run_id, workflow.init_id, workflow.final_id}
     if TRACKING_SIGN in config:

@@ -19,6 +19,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from scripts.attention_maps import KINDS
 from scripts.bootstrap import mean_interval
 from scripts.errors import SettingsError, SlideError
+from scripts.interrupts import interrupts_wait
 from scripts.tissue import ASPECT_RTOL, TissueMask
 
 __all__ = [
@@ -146,6 +147,7 @@ def read_regions(
     return np.asarray(regions, np.min_scalar_type(num_classes))
 
 
+@interrupts_wait()
 def _read_labels(path: Path) -> NDArray[np.integer[Any]]:
     if path.suffix.lower() in (".tif", ".tiff"):
         # ITK takes tiled files and palettes for colours; the labels are the values as they are stored.

@@ -76,7 +76,7 @@ def find_resolution(path: Path, mpp: float | None = None) -> Resolution:
     raise SlideError(
         path,
         "the file carries no resolution (no micrometres per pixel, no objective power)",
-        "Set the key `mpp` (micrometres per pixel at full resolution) of this slide in the datalist.",
+        "Set `mpp` (micrometres per pixel at full resolution) of this slide in a datalist (to inspect: --mpp).",
     )
 
 

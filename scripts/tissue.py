@@ -13,6 +13,7 @@ import tifffile
 from numpy.typing import NDArray
 
 from scripts.errors import SlideError
+from scripts.interrupts import interrupts_wait
 from scripts.slides import Slide
 
 __all__ = ["TissueMask", "find_tissue", "read_tissue_mask"]
@@ -99,6 +100,7 @@ class TissueMask:
         image.SetOrigin([s / 2 for s in spacing])
         return image
 
+    @interrupts_wait()
     def write(self, path: str | Path) -> None:
         """Write the mask in any format of ITK that keeps spacing, such as ``.mha`` or ``.nrrd``."""
         itk.imwrite(self.to_itk(), str(path), compression=True)
@@ -119,13 +121,7 @@ def find_tissue(slide: Slide, mpp: float = TISSUE_MPP) -> TissueMask:
         The mask; it may be empty.
     """
     mpp = max(mpp, slide.base_mpp)
-    overview = slide.read_overview(mpp)
-    stain = itk.image_from_array((overview.max(axis=-1) - overview.min(axis=-1)).astype(np.float32))
-    smooth = itk.discrete_gaussian_image_filter(stain, variance=1.0, use_image_spacing=False)
-    otsu = itk.OtsuThresholdImageFilter[type(smooth), itk.Image[itk.UC, 2]].New(smooth)
-    otsu.Update()
-    threshold = float(np.clip(otsu.GetThreshold(), *STAIN_LIMITS))
-    tissue = _clean(itk.array_from_image(smooth) >= threshold, mpp)
+    tissue = _stained(slide.read_overview(mpp), mpp)
     pixel_level0 = mpp / slide.base_mpp
     return TissueMask(tissue, (pixel_level0, pixel_level0), slide.base_mpp)
 
@@ -170,6 +166,7 @@ def read_tissue_mask(path: str | Path, slide: Slide) -> TissueMask:
     return TissueMask(pixels != 0, (pixel_x, pixel_y), slide.base_mpp)
 
 
+@interrupts_wait()
 def _mask_pixels(path: Path) -> NDArray[Any]:
     if path.suffix.lower() not in (".tif", ".tiff"):
         pixels: NDArray[Any] = itk.array_from_image(itk.imread(str(path)))
@@ -183,6 +180,16 @@ def _mask_pixels(path: Path) -> NDArray[Any]:
     if not np.isfinite(pixels).all():
         raise ValueError("some of its values are no numbers")
     return pixels
+
+
+@interrupts_wait()
+def _stained(overview: NDArray[np.uint8], mpp: float) -> NDArray[np.bool_]:
+    stain = itk.image_from_array((overview.max(axis=-1) - overview.min(axis=-1)).astype(np.float32))
+    smooth = itk.discrete_gaussian_image_filter(stain, variance=1.0, use_image_spacing=False)
+    otsu = itk.OtsuThresholdImageFilter[type(smooth), itk.Image[itk.UC, 2]].New(smooth)
+    otsu.Update()
+    threshold = float(np.clip(otsu.GetThreshold(), *STAIN_LIMITS))
+    return _clean(itk.array_from_image(smooth) >= threshold, mpp)
 
 
 def _clean(tissue: NDArray[np.bool_], mpp: float) -> NDArray[np.bool_]:

@@ -38,6 +38,7 @@ __all__ = [
     "record_fault",
     "record_problem",
     "sign",
+    "training_of",
     "unreadable_reason",
     "weights_sha256",
 ]
@@ -260,6 +261,17 @@ def read_origin(path: str | Path) -> dict[str, Any]:
         SettingsError: as :func:`read_record`.
     """
     return _read_signed(path)[1]
+
+
+def training_of(record: Mapping[str, Any], origin: Mapping[str, Any]) -> dict[str, Any]:
+    """What tells one training from another, whenever its files were written.
+
+    Args:
+        record: as :func:`read_record` gives it.
+        origin: as :func:`read_origin` gives it; what it does not tell is ``None``.
+    """
+    made_by = origin.get("made_by", {})
+    return {"record": record, "seed": made_by.get("seed"), "data": made_by.get("data")}
 
 
 def _read_signed(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:

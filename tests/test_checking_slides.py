@@ -87,7 +87,7 @@ def test_a_missing_resolution_blocks_and_hides_nothing_else(tmp_path):
     facts = look(path, sha256="0" * 64)
     assert told(facts) == [(BLOCKS, "sha256"), (BLOCKS, "resolution")]
     assert facts.size_level0 == (600, 600)
-    assert "Set the key `mpp`" in facts.problems[1].what_to_do
+    assert "Set `mpp`" in facts.problems[1].what_to_do
     assert look(draw_slide(tmp_path / "s.tif", mpp=None), mpp=0.5).problems == []
 
 

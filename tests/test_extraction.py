@@ -271,7 +271,7 @@ def spoilt(cohort, folder, number):
 @pytest.mark.parametrize("number", [0, 1, 2])
 def test_a_slide_that_fails_costs_nothing_but_itself(cohort, tmp_path, bars, caplog, number):
     entries, good = spoilt(cohort, tmp_path, number), [f"s{i}" for i in range(3) if i != number]
-    line = rf"^extracting: 1 of 3 slides failed \(s{number}\): see .*failed\.csv\. Mend or replace them, or leave "
+    line = rf"^extracting: 1 of 3 slides failed \(s{number}\): see .*failed\.csv\. Mend or replace them, or name "
     with caplog.at_level(logging.INFO), pytest.raises(FailedSlidesError, match=line):
         extractor(entries, tmp_path).run()
     assert files(tmp_path / "features") == [f"{name}.h5" for name in good]

@@ -54,7 +54,7 @@ def test_objective_power_is_the_last_resort(tmp_path):
 def test_a_file_without_a_resolution_is_an_error_that_names_the_key(tmp_path):
     # cuCIM says 1.0 for this file: 10x, silently wrong.
     path = write_pyramid(tmp_path / "none.tif", noise(256, 256), mpp=None)
-    with pytest.raises(SlideError, match=r"none\.tif: the file carries no resolution .* Set the key `mpp`"):
+    with pytest.raises(SlideError, match=r"none\.tif: the file carries no resolution .* Set `mpp`"):
         find_resolution(path)
 
 

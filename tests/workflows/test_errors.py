@@ -36,7 +36,7 @@ CASES = {
 }
 FAILING = {
     "no slide at all": ({"image": "text.tif"}, r"text\.tif: cannot be read as a slide"),
-    "no resolution": ({"image": "unknown.tif"}, r"unknown\.tif: the file carries no resolution.*Set the key `mpp`"),
+    "no resolution": ({"image": "unknown.tif"}, r"unknown\.tif: the file carries no resolution.*Set `mpp`"),
     "no tissue": ({"image": "blank.tif"}, r"blank\.tif: no tissue was found.*Look at it with `inspecting`"),
     "too coarse": ({"image": "coarse.tif"}, r"coarse\.tif: has 4 um/px .* coarser than the 2 um/px asked for"),
 }

@@ -88,7 +88,7 @@ def test_extracting_does_all_it_can_and_ends_with_status_1(command, slides, extr
     done = command("extracting", "extract", dataset_dir=slides, output_dir=extracted)
     assert one_error(done) == (
         f"error: extracting: 3 of 8 slides failed (text, blank, unknown): see {extracted}/failed.csv. "
-        "Mend or replace them, or leave them out of the datalist; the same command goes on from here."
+        "Mend or replace them, or name them in `leave_out`; the same command goes on from here."
     )
     banks = sorted(path.stem for path in (extracted / "features").iterdir())
     assert banks == sorted(name for names in GOOD.values() for name in names)
@@ -177,7 +177,7 @@ def test_inferring_predicts_every_other_slide_and_ends_with_status_1(command, sl
     done = command("inferring", "inference", **settings)
     assert one_error(done) == (
         f"error: inferring: 3 of 8 slides failed (blank, text, unknown): see {tmp_path}/failed.csv. "
-        "Mend or replace them, and run the same command again; the other slides are done."
+        "Mend or replace them, and run them again; what could be made of the others is there."
     )
     good = sorted(name for names in GOOD.values() for name in names)
     assert predicted(tmp_path) == good

@@ -13,10 +13,13 @@ import h5py
 import pytest
 import torch
 
+from bundle.pack import pack
 from scripts.backbones import get_backbone
-from scripts.errors import mistake_in
+from scripts.errors import SettingsError, mistake_in
 from scripts.handlers import weights_path
+from scripts.magnification import scale_name
 from scripts.weights_record import read_origin, read_record, read_weights, weights_sha256
+from tests.conftest import ROOT
 
 HEADS = ("global", "5x", "10x")
 
@@ -181,12 +184,13 @@ def _with_settings(models: Path, cohort: Path, change: Mapping[str, Any], backbo
 
     for head in HEADS:
         path = weights_path(models, head)
+        renamed = weights_path(models, scale_name(20.0)) if head == "10x" and "magnifications" in change else path
         record = read_record(path)
         network = get_network("mustmil", num_classes=5, num_scales=2, num_features=1280, num_nodes=128)
         network.load_state_dict(read_weights(path))
         network.record = {}  # type: ignore[assignment]
         sign(network, {**record, "settings": {**record["settings"], **changed}})
-        torch.save(network.state_dict(), path)
+        torch.save(network.state_dict(), renamed)
     return models
 
 
@@ -231,3 +235,20 @@ def test_a_training_does_not_go_on_without_the_weights_that_it_kept(
     line = refusal("training", "train", **settings)
     assert "model.pt: is gone: the checkpoint tells that the best weights for global so far, of epoch " in line
     assert line.endswith("Put it back beside the checkpoint, or start anew.")
+
+
+def test_weights_of_two_trainings_are_not_evaluated_as_one(
+    refusal: Callable[..., str],
+    workflow: Callable[..., None],
+    cohort: Path,
+    trained: Path,
+    models: Path,
+    tmp_path: Path,
+) -> None:
+    settings = knobs(cohort, trained, tmp_path)
+    workflow("training", "train", **{**settings, "ckpt_dir": str(tmp_path / "other"), "epochs": 1, "seed": 7})
+    weights_path(tmp_path / "other", "5x").replace(weights_path(models, "5x"))
+    line = refusal("evaluating", "evaluate", **{**settings, "ckpt_dir": str(models)})
+    assert "model_5x.pt: is not of the same training as model.pt. Give a `ckpt_dir` into which one training" in line
+    with pytest.raises(SettingsError, match=r"model_5x\.pt: is not of the same training as model\.pt"):
+        pack(ROOT, models, tmp_path / "dist")
