@@ -19,8 +19,9 @@ SLIDE_SUFFIXES = (".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".bif", ".v
 # File systems allow 255 bytes; outputs add the name of a head, a class and a suffix.
 LONGEST_NAME_BYTES = 150
 
-# A name in predictions.csv that starts with one of these is run by a spreadsheet that opens it.
-FORMULA_SIGNS = "=+-@"
+# By the first four a spreadsheet that opens predictions.csv knows a formula, by the last three MONAI a text of a config
+# that it runs or looks up: `comparing` puts the names of slides that failed into configs.
+LEADING_SIGNS = "=+-@$%"
 
 
 class SlideFolder:
@@ -102,9 +103,9 @@ def slide_names(paths: Sequence[str], folder: str, wanted: Sequence[str | None] 
     """Unique names of slides, each fit to be a part of a file name and unable to lead out of a folder.
 
     A slide is named after its file, without the suffix. What leads out of a folder or cannot be seen is replaced, and
-    so is a sign at the start by which a spreadsheet knows a formula. Where that name fits several, they are named after
-    their paths from ``folder`` (``a/s1.svs`` becomes ``a__s1``), if need be with suffix, and at last with a hash. Names
-    that differ in case alone count as equal, since some file systems take them so.
+    so is a sign at the start by which a spreadsheet knows a formula or MONAI an expression. Where that name fits
+    several, they are named after their paths from ``folder`` (``a/s1.svs`` becomes ``a__s1``), if need be with suffix,
+    and at last with a hash. Names that differ in case alone count as equal, since some file systems take them so.
 
     Args:
         paths: absolute paths, each once.
@@ -157,7 +158,7 @@ def _safe(name: str) -> str:
     # What cannot be printed is a control character, an unusual space, or cannot be written as UTF-8.
     name = "".join(c if c.isprintable() and c not in '\\:*?"<>|' else "_" for c in name)
     name = name.strip(" .") or "slide"
-    if name[0] in FORMULA_SIGNS:
+    if name[0] in LEADING_SIGNS:
         name = f"_{name[1:]}"
     data = name.encode()
     if len(data) <= LONGEST_NAME_BYTES:

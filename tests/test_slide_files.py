@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from monai.bundle import ConfigParser
 
 from scripts.errors import DatalistError
 from scripts.slide_files import LONGEST_NAME_BYTES, SLIDE_SUFFIXES, SlideFolder, slide_names, without_suffix
@@ -17,6 +18,14 @@ def touch(root: Path, *names: str) -> None:
     for name in names:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).touch()
+
+
+@pytest.mark.parametrize("name", ["$1+1", "@one", "%one", "$@one", "=$1+1", "..$1+1", "  $1+1"])
+def test_a_name_in_a_config_is_a_name(name: str) -> None:
+    for names in (slide_names([f"/d/{name}.svs"], "/d"), slide_names(["/d/a.svs"], "/d", [name])):
+        parser = ConfigParser({"leave_out": names, "one": 1})
+        assert parser.get_parsed_content("leave_out") == names
+        assert names[0].startswith("_")
 
 
 def test_slides(tmp_path: Path) -> None:
@@ -147,3 +156,5 @@ def test_names_are_safe(texts: list[str]) -> None:
             assert name.encode().decode().isprintable()
             assert not name.startswith((".", "=", "+", "-", "@"))
             assert len(name.encode()) <= LONGEST_NAME_BYTES + 9
+        # Nothing that MONAI runs or looks up.
+        assert ConfigParser({"leave_out": names, "one": 1}).get_parsed_content("leave_out") == names
