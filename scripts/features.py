@@ -171,7 +171,7 @@ def write_bank(
 
 
 def seal_bank(bank: h5py.File, scales: Sequence[str]) -> None:
-    """Give each array of a bank its checksum, with which :func:`read_bank` compares it.
+    """Give each array of a bank, and its geometry, their checksums, with which :func:`read_bank` compares them.
 
     Args:
         bank: an open bank.
@@ -179,6 +179,7 @@ def seal_bank(bank: h5py.File, scales: Sequence[str]) -> None:
     """
     for dataset in _datasets(bank, scales):
         dataset.attrs["crc32"] = _crc32(dataset)
+    bank.attrs["crc32"] = _geometry_crc32(bank, scales)
 
 
 def read_bank(path: Path, magnifications: tuple[float, ...]) -> BankedBag:
@@ -201,7 +202,12 @@ def read_bank(path: Path, magnifications: tuple[float, ...]) -> BankedBag:
                 f"was made for magnifications {list(made_for)}, asked for are {list(magnifications)}",
                 "Set `magnifications` to the same, or choose another `feature_dir`.",
             )
-        groups = [bank[scale_name(m)] for m in magnifications]
+        scales = [scale_name(m) for m in magnifications]
+        groups = [bank[scale] for scale in scales]
+        datasets = _datasets(bank, scales)
+        # A damaged file may claim terabytes. Nothing in it is compressed.
+        if sum(dataset.nbytes for dataset in datasets) > os.path.getsize(path):
+            raise ValueError("it claims to hold more than it does")
         banked = BankedBag(
             features=tuple(group["features"][:] for group in groups),
             coords=tuple(group["coords"][:] for group in groups),
@@ -212,12 +218,16 @@ def read_bank(path: Path, magnifications: tuple[float, ...]) -> BankedBag:
         _check_arrays(banked)
         if (banked.rows < 0).any() or (banked.rows >= [len(features) for features in banked.features]).any():
             raise ValueError("its rows go through patches that it does not hold")
-        datasets = _datasets(bank, [scale_name(m) for m in magnifications])
         parts = (banked.rows, *(part for scale in zip(banked.coords, banked.features, strict=True) for part in scale))
         for dataset, part in zip(datasets, parts, strict=True):
             # Banks of before version 0.3 have none.
-            if "crc32" in dataset.attrs and dataset.attrs["crc32"] != zlib.crc32(np.ascontiguousarray(part).data):
+            if "crc32" not in dataset.attrs:
+                if not np.isfinite(part).all():
+                    raise ValueError(f"its {dataset.name[1:]} are not all finite numbers")
+            elif dataset.attrs["crc32"] != zlib.crc32(np.ascontiguousarray(part).data):
                 raise ValueError(f"its {dataset.name[1:]} are not those that were written")
+        if bank.attrs.get("crc32", (crc := _geometry_crc32(bank, scales))) != crc:
+            raise ValueError("its resolution or the size of its patches is not what was written")
         return banked
 
 
@@ -230,6 +240,11 @@ def _crc32(dataset: h5py.Dataset) -> int:
     for first in range(0, len(dataset), ROWS_AT_ONCE):
         crc = zlib.crc32(dataset[first : first + ROWS_AT_ONCE], crc)
     return crc
+
+
+def _geometry_crc32(bank: h5py.File, scales: Sequence[str]) -> int:
+    sides = [float(bank[scale]["coords"].attrs["patch_level0"]) for scale in scales]
+    return zlib.crc32(np.array([bank.attrs["mpp"], *sides], dtype=np.float64).tobytes())
 
 
 def _check_arrays(banked: BankedBag) -> None:
@@ -255,7 +270,7 @@ def _opened(path: Path) -> Iterator[tuple[h5py.File, dict[str, Any]]]:
         with h5py.File(path, "r") as bank:
             yield bank, dict(json.loads(bank.attrs["settings"]))
     # Of a damaged file any part may be of another kind than was written.
-    except (OSError, KeyError, ValueError, TypeError, AttributeError, IndexError, RuntimeError) as error:
+    except (OSError, KeyError, ValueError, TypeError, AttributeError, IndexError, RuntimeError, MemoryError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise SettingsError(
             path, f"is not a feature bank ({reason})", "Delete it and run `extracting` again."

@@ -255,11 +255,43 @@ def test_a_bank_in_which_a_byte_has_changed_is_named(tmp_path, bank, name):
         read_bank(path, (5.0, 10.0))
 
 
-def test_a_bank_without_checksums_is_read_as_it_is(tmp_path, bank):
+@pytest.mark.parametrize(("name", "attribute"), [("/", "mpp"), ("5x/coords", "patch_level0")])
+def test_a_bank_whose_geometry_has_changed_is_named(tmp_path, bank, name, attribute):
     path = Path(shutil.copy(bank, tmp_path / "copied.h5"))
     with h5py.File(path, "r+") as file:
-        for name in ("rows", "5x/coords", "5x/features", "10x/coords", "10x/features"):
+        file[name].attrs[attribute] *= 2
+    cause = "its resolution or the size of its patches is not what was written"
+    with pytest.raises(SettingsError, match=rf"copied\.h5: is not a feature bank \({cause}"):
+        read_bank(path, (5.0, 10.0))
+
+
+def test_a_bank_that_claims_more_than_there_is_room_for_is_named(tmp_path, bank):
+    path = Path(shutil.copy(bank, tmp_path / "copied.h5"))
+    with h5py.File(path, "r+") as file:
+        del file["5x/features"]
+        file["5x"].create_dataset("features", (10**12, 12), dtype=np.float32)
+    with pytest.raises(SettingsError, match=r"copied\.h5: is not a feature bank \(it claims to hold more than it does"):
+        read_bank(path, (5.0, 10.0))
+
+
+def without_checksums(bank, path):
+    shutil.copy(bank, path)
+    with h5py.File(path, "r+") as file:
+        for name in ("/", "rows", "5x/coords", "5x/features", "10x/coords", "10x/features"):
             del file[name].attrs["crc32"]
+    return path
+
+
+def test_of_a_bank_without_checksums_the_numbers_have_to_be_numbers(tmp_path, bank):
+    path = without_checksums(bank, tmp_path / "copied.h5")
+    with h5py.File(path, "r+") as file:
+        file["10x/features"][3, 2] = np.nan
+    with pytest.raises(SettingsError, match="its 10x/features are not all finite numbers"):
+        read_bank(path, (5.0, 10.0))
+
+
+def test_a_bank_without_checksums_is_read_as_it_is(tmp_path, bank):
+    path = without_checksums(bank, tmp_path / "copied.h5")
     found, expected = (read_bank(file, (5.0, 10.0)) for file in (path, bank))
     assert all(np.array_equal(a, b) for a, b in zip(found.features, expected.features, strict=True))
 
