@@ -161,4 +161,8 @@ class HeadwiseNetwork(nn.Module):
 
 
 def _shape(state: Mapping[str, Tensor], key: str) -> str:
-    return "x".join(map(str, state[key].shape)) or "a scalar" if key in state else "absent"
+    if key not in state:
+        return "absent"
+    # Other types would be rounded, or lose their imaginary part, without a word.
+    kind = "" if state[key].is_floating_point() else f" {state[key].dtype}".replace("torch.", "")
+    return ("x".join(map(str, state[key].shape)) or "a scalar") + kind

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import functools
 import hashlib
@@ -11,12 +12,11 @@ import socket
 import time
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from scripts.errors import SettingsError, no_room
 
-__all__ = ["claimed", "file_sha256", "output_folder", "refuse_special", "replacing"]
+__all__ = ["claim", "claimed", "file_sha256", "output_folder", "refuse_special", "release", "replacing"]
 
 # Process numbers are those of one machine.
 MACHINE = f"{zlib.crc32(socket.gethostname().encode()):08x}"
@@ -25,7 +25,7 @@ FORGOTTEN_AFTER_S = 24 * 3600
 PROBE_BYTES = 1 << 20
 
 
-@contextmanager
+@contextlib.contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
     """Give a temporary path beside ``path``; it takes its name when the block ends, or goes if it fails.
 
@@ -104,7 +104,7 @@ def output_folder(folder: str | Path) -> Path:
     return folder
 
 
-@contextmanager
+@contextlib.contextmanager
 def claimed(folder: str | Path) -> Iterator[None]:
     """Keep a folder for this process until the block ends, or the process does.
 
@@ -119,6 +119,29 @@ def claimed(folder: str | Path) -> Iterator[None]:
                 folder, "another process is writing into it", "Wait for it to end, or choose another folder."
             ) from error
         yield
+
+
+_claims: dict[Path, contextlib.ExitStack] = {}
+
+
+def claim(folder: str | Path) -> None:
+    """Keep a folder for this process until :func:`release`, or until the process ends; to do so again is no fault.
+
+    Raises:
+        SettingsError: as :func:`claimed`.
+    """
+    path = Path(folder).absolute()
+    if path not in _claims:
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(claimed(path))
+            _claims[path] = stack.pop_all()
+
+
+def release(folder: str | Path) -> None:
+    """Give back a folder that was claimed; another does no harm."""
+    claim = _claims.pop(Path(folder).absolute(), None)
+    if claim is not None:
+        claim.close()
 
 
 def refuse_special(path: str | Path) -> None:

@@ -60,6 +60,15 @@ def test_a_missing_file_is_named_and_says_to_train_first(tmp_path: Path) -> None
         load_weights(network(), tmp_path / "model_5x.pt")
 
 
+@pytest.mark.parametrize("kind", [torch.int32, torch.complex64, torch.bool])
+def test_weights_of_another_kind_are_refused_and_not_rounded(tmp_path: Path, kind: torch.dtype) -> None:
+    state = dict(network(1).state_dict())
+    torch.save({**state, "embed.0.weight": state["embed.0.weight"].to(kind)}, tmp_path / "model.pt")
+    name = str(kind).removeprefix("torch.")
+    with pytest.raises(SettingsError, match=rf"embed.0.weight is 4x6 {name} in the file and 4x6 in the network"):
+        load_weights(network(), tmp_path / "model.pt")
+
+
 def test_a_checkpoint_of_another_network_names_both_sides_and_changes_nothing(tmp_path: Path) -> None:
     (path,) = save(tmp_path, MuSTMIL(K, 2, F + 1, M))
     fresh = network()

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from scripts.errors import SettingsError
-from scripts.files import MACHINE, claimed, file_sha256, output_folder, refuse_special, replacing
+from scripts.files import MACHINE, claim, claimed, file_sha256, output_folder, refuse_special, release, replacing
 from tests.conftest import ROOT
 
 
@@ -126,6 +126,21 @@ def test_a_folder_is_claimed_by_one_process_at_a_time_and_freed_by_its_end(tmp_p
         other.wait()
         with claimed(tmp_path):
             pass
+
+
+def test_a_claim_holds_until_it_is_given_back_and_may_be_made_again(tmp_path):
+    claim(tmp_path / "a")
+    claim(tmp_path / "a")
+    claim(tmp_path / "b")
+    with pytest.raises(SettingsError, match="another process is writing into it"), claimed(tmp_path / "a"):
+        pass
+    for _ in range(2):
+        release(tmp_path / "a")
+    with claimed(tmp_path / "a"), pytest.raises(SettingsError, match="another process is writing into it"):
+        claim(tmp_path / "a")
+    claim(tmp_path / "a")  # what was refused is not held
+    for folder in ("a", "b"):
+        release(tmp_path / folder)
 
 
 def test_a_files_hash_is_that_of_its_content(tmp_path):

@@ -11,6 +11,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from scripts.errors import mistake_in
+from scripts.files import claimed
 
 HEADS = ("global", "5x", "10x")
 TRAINING = 3  # slides of the cohort
@@ -33,7 +34,7 @@ def same(one, other):
 
 def test_it_keeps_the_best_weights_of_each_output_and_the_last(trained):
     models = trained / "models"
-    assert sorted(path.name for path in models.iterdir()) == ["last.ckpt", "model.pt", "model_10x.pt", "model_5x.pt"]
+    assert sorted(path.name for path in models.glob("[!.]*")) == ["last.ckpt", "model.pt", "model_10x.pt", "model_5x.pt"]
     best = torch.load(models / "last.ckpt", weights_only=True)["best"]["losses"]
     assert set(best) == set(HEADS)
     assert all(0 < loss < 2 for loss in best.values())
@@ -127,6 +128,17 @@ def test_weights_are_kept_at_validations_alone_and_one_has_to_come(workflow, coh
     with pytest.raises(RuntimeError) as caught:
         workflow("training", "train", **settings, val_interval=4)
     assert "val_interval: is 4, and 3 epochs would end without a validation" in str(mistake_in(caught.value))
+
+
+def test_two_trainings_do_not_write_into_one_folder(workflow, cohort, trained, tmp_path):
+    knobs = {"dataset_dir": str(cohort), "feature_dir": str(trained / "features"), "output_dir": str(tmp_path)}
+    knobs |= {"ckpt_dir": str(tmp_path / "models"), "epochs": 1}
+    with claimed(tmp_path / "models"), pytest.raises(RuntimeError) as refused:  # MONAI's, around it
+        workflow("training", "train", **knobs)
+    assert "models: another process is writing into it. Wait for it to end" in str(mistake_in(refused.value))
+    workflow("training", "train", **knobs)
+    with claimed(tmp_path / "models"):
+        assert (tmp_path / "models" / "model.pt").is_file()
 
 
 def test_a_datalist_of_ones_own_needs_no_edit_of_any_file(command, cohort, trained, tmp_path):
