@@ -195,7 +195,9 @@ class CohortChecker:
     def _summary(self, checked: CheckedList, facts: Sequence[SlideFacts]) -> str:
         of_partition = {name: sum(slide.partition == name for slide in checked.slides) for name in PARTITIONS}
         parts = ", ".join(f"{name} {number}" for name, number in of_partition.items() if number)
-        usable = [fact for fact in facts if fact.is_usable]
+        # Without its label, or with a line that says something else wrong, a run cannot use a slide either.
+        faulty = {problem.slide for problem in checked.problems if problem.blocks}
+        usable = [fact for fact in facts if fact.is_usable and fact.problems.slide not in faulty]
         names = scale_names(self.bag_builder.magnifications)
         counts = np.sum([fact.num_patches for fact in usable if fact.num_patches is not None], axis=0, dtype=int)
         patches = ", ".join(f"{name} {n}" for name, n in zip(names, np.broadcast_to(counts, len(names)), strict=True))

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from scripts.checking_problems import BLOCKS, WARNS, Problem
-from scripts.datalist import ListedSlide, entry_of, locate, not_listed, output_names
-from scripts.datalist_formats import PARTITIONS, Fault, Row, read_rows, repeated_keys, row_of
+from scripts.datalist import ListedSlide, entry_of, locate, not_listed, one_spelling, output_names
+from scripts.datalist_formats import PARTITIONS, Fault, Row, read_rows, row_of
 from scripts.datalist_labels import HIGH_RISK, check_class_names, check_task, label_vector, uses_indices
 from scripts.datalist_split import FRACTIONS, split_patients
 from scripts.errors import DatalistError, SettingsError
@@ -124,8 +124,6 @@ def _rows(
     of_slides_alone = path.suffix.lower() == ".txt"
     try:
         rows = read_rows(path, () if of_slides_alone else class_names, not of_slides_alone, fault)
-        for error in repeated_keys(path, class_names):
-            fault(error)
     except DatalistError as error:
         fault(error)
     return f"datalist {datalist}", SlideFolder(dataset_dir), rows
@@ -173,7 +171,8 @@ def _check_partitions(
     if split and without:
         labels = np.stack([slide.label for slide in slides if slide.label is not None])
         try:
-            drawn = split_patients([slide.patient for slide in slides], labels, seed, fractions, source)
+            patients = one_spelling([slide.patient for slide in slides])
+            drawn = split_patients(patients, labels, seed, fractions, source)
         except DatalistError as error:
             return [Problem.of(error, "partition")]
         for slide, partition in zip(slides, drawn, strict=True):
@@ -208,17 +207,16 @@ def _check_classes(slides: Sequence[ListedSlide], source: str, names: Sequence[s
 def _check_patients(slides: Sequence[ListedSlide], source: str) -> list[Problem]:
     """Patients in several partitions, and names that may be one patient's."""
     of_patient: dict[str, list[ListedSlide]] = {}
-    for slide in slides:
+    for patient, slide in zip(one_spelling([slide.patient for slide in slides]), slides, strict=True):
         if "patient" in slide.row.fields:
-            of_patient.setdefault(slide.patient, []).append(slide)
+            of_patient.setdefault(patient, []).append(slide)
     problems = []
-    for patient, own in of_patient.items():
+    for own in of_patient.values():
         found = [name for name in PARTITIONS if any(slide.partition == name for slide in own)]
         if len(found) > 1:
             example = [next(slide.name for slide in own if slide.partition == name) for name in found]
-            what = (
-                f"patient {patient} is in {' and in '.join(f'{f} ({e})' for f, e in zip(found, example, strict=True))}"
-            )
+            places = " and in ".join(f"{f} ({e})" for f, e in zip(found, example, strict=True))
+            what = f"patient {' = '.join(dict.fromkeys(slide.patient for slide in own))} is in {places}"
             what_to_do = "Keep all slides of a patient in one partition, or results are better than they should be."
             problems.append(Problem(BLOCKS, "patient", source, what, what_to_do))
     spelled: dict[str, list[str]] = {}

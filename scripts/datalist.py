@@ -32,6 +32,7 @@ __all__ = [
     "locate",
     "not_listed",
     "num_classes",
+    "one_spelling",
     "output_names",
 ]
 
@@ -66,8 +67,8 @@ def load_partition(
     Args:
         datalist: a JSON file ``{"training": [{"image": ..., "label": [...]}, ...], "validation": ...}``, a
             CSV file with a header (``image``, a column for each class or ``label``, and optionally
-            ``partition``, ``patient``, ``mpp``, ``mask``), or one without (``id, cancer, hgd, lgd,
-            hyperplastic, normal``). An image is a path, or the name without its suffix of a slide anywhere in
+            ``partition``, ``patient``, ``mpp``, ``mask``, ``regions``, ``sha256``), or one without (``id, cancer,
+            hgd, lgd, hyperplastic, normal``). An image is a path, or the name without its suffix of a slide anywhere in
             ``dataset_dir``. A datalist without partitions is split here, by patient.
         dataset_dir: the folder that paths start from, by default the datalist's.
         partition: ``"training"``, ``"validation"`` or ``"testing"``.
@@ -81,8 +82,8 @@ def load_partition(
     Returns:
         A dictionary for each slide: ``image``, absolute path; ``label``, float32 of shape ``[K]``, 0 or 1;
         ``slide``, a unique name that is safe in file names; ``patient``, the slide's name where none is
-        given; where given ``mpp``, micrometres per pixel at full resolution, and ``mask``, absolute path; and
-        the user's own keys, with paths of existing files made absolute.
+        given; where given ``mpp``, micrometres per pixel at full resolution, ``mask`` and ``regions``, absolute
+        paths, and ``sha256``; and the user's own keys, with paths of existing files made absolute.
 
     Raises:
         DatalistError: if the datalist, or an entry of this partition, cannot be used.
@@ -156,7 +157,7 @@ def list_slides(
         remedy = f"Known are: {' '.join(SLIDE_SUFFIXES)}."
         raise DatalistError(subject, "no slides", remedy)
     slides = locate(rows, folder)
-    _check_files(slides)
+    _check_files(slides, ("mask",))
     keys = ("image", "slide", "mpp", "mask", "sha256")
     return [{key: entry[key] for key in keys if key in entry} for entry in (entry_of(s, folder) for s in slides)]
 
@@ -172,6 +173,7 @@ class ListedSlide:
         patient: as given, or the slide's name.
         mpp: micrometres per pixel at full resolution, where given.
         mask: absolute path, where given.
+        regions: absolute path, where given.
         partition: one of :data:`PARTITIONS`, or None.
         label: 0 or 1, ``[K]``, once it is understood.
     """
@@ -182,6 +184,7 @@ class ListedSlide:
     patient: str
     mpp: float | None
     mask: str | None
+    regions: str | None
     partition: str | None
     label: np.ndarray | None = None
 
@@ -227,7 +230,7 @@ def _read(
     if without:
         labels = np.stack([sheet.label(slide) for slide in slides])
         subject = f"datalist {path}"
-        split = split_patients([slide.patient for slide in slides], labels, seed, fractions, subject)
+        split = split_patients(one_spelling([slide.patient for slide in slides]), labels, seed, fractions, subject)
         for slide, partition in zip(slides, split, strict=True):
             slide.partition = partition
         _log_split(path, slides, seed)
@@ -262,13 +265,13 @@ def locate(rows: Sequence[Row], folder: SlideFolder, fault: Fault = raised) -> l
     for (image, row), name in zip(row_of_image.items(), names, strict=True):
         # A slide without a patient counts as a patient of its own.
         patient = " ".join(str(row.fields.get("patient", name)).split())
-        mask = folder.path(str(row.fields["mask"])) if "mask" in row.fields else None
+        mask, regions = (folder.path(str(row.fields[k])) if k in row.fields else None for k in ("mask", "regions"))
         try:
             mpp = _mpp(row)
         except DatalistError as error:
             fault(error)
             mpp = None
-        slides.append(ListedSlide(row, image, name, patient, mpp, mask, row.partition))
+        slides.append(ListedSlide(row, image, name, patient, mpp, mask, regions, row.partition))
     return slides
 
 
@@ -287,15 +290,16 @@ def _mpp(row: Row) -> float | None:
 
 
 def _check_patients(path: Path, slides: Sequence[ListedSlide]) -> None:
-    partitions: dict[str, set[str | None]] = {}
-    for slide in slides:
+    of_patient: dict[str, list[ListedSlide]] = {}
+    for patient, slide in zip(one_spelling([slide.patient for slide in slides]), slides, strict=True):
         if "patient" in slide.row.fields:
-            partitions.setdefault(slide.patient, set()).add(slide.partition)
-    crossing = {patient: found for patient, found in partitions.items() if len(found) > 1}
+            of_patient.setdefault(patient, []).append(slide)
+    crossing = [own for own in of_patient.values() if len({slide.partition for slide in own}) > 1]
     if crossing:
         shown = [
-            f"{patient} ({', '.join(name for name in PARTITIONS if name in found)})"
-            for patient, found in list(crossing.items())[:3]
+            f"{' = '.join(dict.fromkeys(slide.patient for slide in own))} "
+            f"({', '.join(name for name in PARTITIONS if any(slide.partition == name for slide in own))})"
+            for own in crossing[:3]
         ]
         more = f" and {len(crossing) - 3} more" if len(crossing) > 3 else ""
         raise DatalistError(
@@ -303,6 +307,14 @@ def _check_patients(path: Path, slides: Sequence[ListedSlide]) -> None:
             f"patients in more than one partition: {', '.join(shown)}{more}",
             "Keep all slides of a patient in one partition, or results are better than they should be.",
         )
+
+
+def one_spelling(patients: Sequence[str]) -> list[str]:
+    """The patients, those whose names differ in case alone under the first of their spellings, by sorting."""
+    spelled: dict[str, str] = {}
+    for patient in sorted(patients, reverse=True):
+        spelled[patient.casefold()] = patient
+    return [spelled[patient.casefold()] for patient in patients]
 
 
 def _check_left_out(path: Path, slides: Sequence[ListedSlide], leave_out: Sequence[str]) -> None:
@@ -323,7 +335,7 @@ def not_listed(leave_out: Sequence[str], slides: Sequence[ListedSlide]) -> list[
     return [name for name in leave_out if name not in listed]
 
 
-def _check_files(slides: Sequence[ListedSlide]) -> None:
+def _check_files(slides: Sequence[ListedSlide], keys: Sequence[str]) -> None:
     remedy = "Check the name, and dataset_dir: the folder that paths start from."
     missing = [slide for slide in slides if not os.path.isfile(slide.image)]
     if missing:
@@ -332,13 +344,15 @@ def _check_files(slides: Sequence[ListedSlide]) -> None:
         more = f", and {len(missing) - 1} more slides are missing" if len(missing) > 1 else ""
         raise DatalistError(missing[0].row.subject, f"no file {path}{suffixes}{more}", remedy)
     for slide in slides:
-        if slide.mask is not None and not os.path.isfile(slide.mask):
-            raise DatalistError(slide.row.subject, f"no mask {slide.mask!r}", remedy)
+        for key in keys:
+            file = getattr(slide, key)
+            if file is not None and not os.path.isfile(file):
+                raise DatalistError(slide.row.subject, f"no {key} {file!r}", remedy)
 
 
 def _entries(sheet: _Sheet, slides: Sequence[ListedSlide]) -> list[dict[str, Any]]:
     labels = [sheet.label(slide) for slide in slides]
-    _check_files(slides)
+    _check_files(slides, ("mask", "regions"))
     return [{**entry_of(slide, sheet.folder), "label": label} for slide, label in zip(slides, labels, strict=True)]
 
 
@@ -349,8 +363,10 @@ def entry_of(slide: ListedSlide, folder: SlideFolder) -> dict[str, Any]:
         entry["mpp"] = slide.mpp
     if slide.mask is not None:
         entry["mask"] = slide.mask
+    if slide.regions is not None:
+        entry["regions"] = slide.regions
     for key, value in slide.row.fields.items():
-        if key not in ("slide", "patient", "mpp", "mask"):
+        if key not in ("slide", "patient", "mpp", "mask", "regions"):
             is_file = isinstance(value, str) and os.path.isfile(folder.path(value))
             entry[key] = folder.path(value) if is_file and isinstance(value, str) else value
     return entry
@@ -358,7 +374,7 @@ def entry_of(slide: ListedSlide, folder: SlideFolder) -> dict[str, Any]:
 
 def _log_split(path: Path, slides: Sequence[ListedSlide], seed: int) -> None:
     count = Counter(slide.partition for slide in slides)
-    patients = {name: len({s.patient for s in slides if s.partition == name}) for name in PARTITIONS}
+    patients = {name: len({s.patient.casefold() for s in slides if s.partition == name}) for name in PARTITIONS}
     parts = [f"{name} {count[name]} slides of {patients[name]} patients" for name in PARTITIONS if count[name]]
     _log_once(f"{path} names no partitions; split by patient with seed {seed}: {', '.join(parts)}")
 

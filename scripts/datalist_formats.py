@@ -19,9 +19,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from scripts.datalist_keys import IMAGE_KEYS, key_meant, misspelled_keys
 from scripts.errors import DatalistError
+from scripts.slide_files import without_suffix
 
-__all__ = ["PARTITIONS", "Fault", "Row", "partition_named", "raised", "read_rows", "repeated_keys", "row_of"]
+__all__ = ["PARTITIONS", "Fault", "Row", "partition_named", "raised", "read_rows", "row_of"]
 
 PARTITIONS = ("training", "validation", "testing")
 
@@ -30,15 +32,10 @@ _PARTITION_WORDS = {
     "validation": ("validation", "valid", "val"),
     "testing": ("testing", "test"),
 }
-_IMAGE_KEYS = ("image", "slide", "id")
-# What CLAM and other tools call these columns. A patient column that is not recognised as one would let a
-# patient cross partitions without a word.
-_ALIASES = {"slide_id": "slide", "case_id": "patient", "patient_id": "patient", "split": "partition"}
 # What deals with a user's own keys later on, such as a printed error, must not go deeper than Python can.
 MOST_LEVELS = 20
-_KEYS = (*_IMAGE_KEYS, "label", "partition", "patient", "mpp", "mask")
 # What tells of the slide alone.
-_SLIDE_KEYS = (*_IMAGE_KEYS, "mpp", "mask", "sha256")
+_SLIDE_KEYS = (*IMAGE_KEYS, "mpp", "mask", "sha256")
 
 
 # What is done about a line that cannot be used.
@@ -54,8 +51,8 @@ class Row:
         image: the path or the id of the slide.
         partition: one of :data:`PARTITIONS`, or None where the datalist names none.
         label: the label as it is written (a mapping where each class has its column), or None.
-        fields: everything else (``slide``, ``patient``, ``mpp``, ``mask`` and columns of the user's own),
-            without empty values.
+        fields: everything else (``slide``, ``patient``, ``mpp``, ``mask``, ``regions``, ``sha256`` and columns of the
+            user's own), without empty values.
         faulty: whether its line has a fault beside the slide, of which nothing but the slide was then kept.
     """
 
@@ -79,8 +76,9 @@ def read_rows(path: Path, class_names: Sequence[str], labelled: bool = True, fau
         path: a ``.json`` file, or a text file with columns. ``.txt`` without labels is one slide a line.
         class_names: names of the columns that hold one 0 or 1 for each class.
         labelled: whether labels are expected. Without, a CSV needs no header: its first column is the slide.
-        fault: called with the error of each line or entry that cannot be used. If it returns, a line that names a slide
-            gives a row all the same, which is marked as ``faulty``.
+        fault: called with the error of each line or entry that cannot be used, of each key that a JSON datalist has
+            twice in one place, and of each list or column that would be dropped for its misspelled name. If it returns,
+            a line that names a slide gives a row all the same, which is marked as ``faulty``.
 
     Returns:
         The rows in the order of the file; from JSON, partition by partition.
@@ -117,35 +115,34 @@ def row_of(
     """A row from a path, or from a mapping with the keys of a datalist entry.
 
     Args:
-        item: a path, or a mapping. The names of its known keys and of classes may be in any case.
+        item: a path, or a mapping. The names of its known keys and of classes may be in any case, and words in them be
+            separated in any way.
         where: the place that it comes from, to begin an error with.
         class_names: see :func:`read_rows`.
         partition: the partition, where the place says it.
         of_csv: whether the place is a line of a CSV, where a line break in a path is a quote that is never closed.
 
     Raises:
-        DatalistError: if it names no slide, an unknown partition, or its label twice or in part.
+        DatalistError: if it names no slide, an unknown partition, its label twice or in part, or has a key that is
+            nearly one of the known ones.
     """
     if isinstance(item, str | Path):
         item = {"image": str(item)}
     if not isinstance(item, Mapping):
         raise DatalistError(where, f"got {item!r}", 'Give a path, or {"image": PATH, "label": ...}.')
-    known = {name.casefold(): name for name in (*_KEYS, *class_names)}
     fields: dict[str, object] = {}
     for key, value in item.items():
-        key = str(key).strip()
-        key = _ALIASES.get(key.casefold(), key)
         if value is not None and (not isinstance(value, str) or value.strip()):
-            fields[known.get(key.casefold(), key)] = value.strip() if isinstance(value, str) else value
-    image_key = next((key for key in _IMAGE_KEYS if key in fields), None)
+            fields[key_meant(key, class_names)] = value.strip() if isinstance(value, str) else value
+    image_key = next((key for key in IMAGE_KEYS if key in fields), None)
     image = fields.pop(image_key) if image_key else None
     if not isinstance(image, str | Path) or not str(image) or (of_csv and len(str(image).splitlines()) > 1):
         found = "no slide" if image is None else f"the slide is {image!r}"
-        remedy = (
-            f"Give one path or id as {', '.join(_IMAGE_KEYS)}, without line breaks, which a JSON datalist can hold."
-        )
+        remedy = f"Give one path or id as {', '.join(IMAGE_KEYS)}, without line breaks, which a JSON datalist can hold."
         raise DatalistError(where, found, remedy)
     subject = f"{where}, slide {image}"
+    for _, error in misspelled_keys(fields, class_names, subject):
+        raise error
     if "partition" in fields:
         own = partition_named(fields.pop("partition"), subject)
         if partition not in (None, own):
@@ -155,31 +152,25 @@ def row_of(
     return Row(subject, str(image), partition, label, fields)
 
 
-def repeated_keys(path: Path, class_names: Sequence[str]) -> list[DatalistError]:
+def _repeated_keys(path: Path, text: str, class_names: Sequence[str]) -> list[DatalistError]:
     """The keys that a JSON datalist has twice in one place, of which a parser keeps the last without a word.
 
-    Args:
-        path: a datalist that :func:`read_rows` has read; one that is no JSON has none.
-        class_names: see :func:`read_rows`.
-
-    Returns:
-        An error for each, not raised: partitions, and keys of an entry that mean the same (``patient``, ``case_id``).
+    They are partitions, and keys of an entry or its label that mean the same (``patient``, ``case_id``).
     """
-    if path.suffix.lower() != ".json":
-        return []
-    content = json.loads(path.read_bytes().decode("utf-8-sig"), object_pairs_hook=_Pairs)
+    content = json.loads(text, object_pairs_hook=_Pairs)
     errors, lists = [], [("", content)]
     if isinstance(content, _Pairs):
         words = {word: name for name, words in _PARTITION_WORDS.items() for word in words}
         lists = [(key, items) for key, items in content if key.casefold() in words]
         errors += _repeats([key for key, _ in lists], f"datalist {path}", "Put the slides of both into one list.")
-    known = {key.casefold(): key for key in (*_KEYS, *class_names)}
     for name, items in lists:
         for i, item in enumerate(items if isinstance(items, list) else ()):
             if isinstance(item, _Pairs):
-                keys = [_ALIASES.get(key.strip().casefold(), key.strip()) for key, _ in item]
                 where = f"{path.name} {name}[{i}]"
-                errors += _repeats([known.get(key.casefold(), key) for key in keys], where, "Keep one of them.")
+                labels = [value for key, value in item if key_meant(key) == "label" and isinstance(value, _Pairs)]
+                for pairs in (item, *labels):
+                    keys = [key_meant(key, class_names) for key, _ in pairs]
+                    errors += _repeats(keys, where, "Keep one of them.")
     return errors
 
 
@@ -235,19 +226,46 @@ def _json_rows(path: Path, text: str, class_names: Sequence[str], fault: Fault) 
         raise _too_deep(path) from error
     if _levels(content) > MOST_LEVELS:
         raise _too_deep(path)
+    for repeat in _repeated_keys(path, text, class_names):
+        fault(repeat)
     if isinstance(content, list):
         content = {"": content}
     elif not isinstance(content, dict):
         raise DatalistError(f"datalist {path}", f"holds {type(content).__name__}, no list of slides", remedy)
     words = ("", *(word for words in _PARTITION_WORDS.values() for word in words))
     lists = {key: items for key, items in content.items() if key.casefold() in words and isinstance(items, list)}
-    if not lists:
+    dropped = [slip for key, items in content.items() if key not in lists for slip in _dropped(path, key, items)]
+    for slip in dropped:
+        fault(slip)
+    if not lists and not dropped:
         keys = ", ".join(map(repr, content)) or "none"
         raise DatalistError(f"datalist {path}", f"no list of slides (keys: {keys})", remedy)
     for key, items in lists.items():
         for i, item in enumerate(items):
             where = f"{path.name} {key}[{i}]"
             yield from _usable(item, where, class_names, fault, partition_named(key, where) if key else None)
+
+
+def _dropped(path: Path, key: str, content: object) -> Iterator[DatalistError]:
+    """What is wrong with a key that is no partition with a list, if it holds slides."""
+    words = {word: name for name, words in _PARTITION_WORDS.items() for word in words}
+    word = key.strip().casefold()
+    if key.casefold() in words:
+        found = f"the partition {key!r} is {type(content).__name__}, not a list"
+        yield DatalistError(f"datalist {path}", found, f'Write "{key}": [{{"image": PATH, "label": ...}}, ...].')
+        return
+    if isinstance(content, list):
+        near = bool(content) and bool(difflib.get_close_matches(word, words, n=1, cutoff=0.8))
+        holds = near or any(
+            isinstance(item, dict) or (isinstance(item, str) and item != without_suffix(item)) for item in content
+        )
+    else:
+        values = list(content.values()) if isinstance(content, dict) else []
+        holds = bool(values) and all(isinstance(value, dict) for value in values)
+    if holds:
+        nearest = difflib.get_close_matches(word, words, n=1)
+        hint = f"Did you mean {words[nearest[0]]}?" if nearest else f"Use one of: {', '.join(PARTITIONS)}."
+        yield DatalistError(f"datalist {path}", f"{key!r} is no partition, and its entries would be dropped", hint)
 
 
 def _usable(
@@ -262,17 +280,12 @@ def _usable(
         row = row_of(item, where, class_names, partition, of_csv)
     except DatalistError as error:
         fault(error)
-        kept = {k: v for k, v in item.items() if _meaning(k) in _SLIDE_KEYS} if isinstance(item, Mapping) else {}
-        if any(_meaning(key) in _IMAGE_KEYS and value for key, value in kept.items()):
+        kept = {k: v for k, v in item.items() if key_meant(k) in _SLIDE_KEYS} if isinstance(item, Mapping) else {}
+        if any(key_meant(key) in IMAGE_KEYS and value for key, value in kept.items()):
             with suppress(DatalistError):  # told above: a name that is none
                 yield replace(row_of(kept, where, (), of_csv=of_csv), faulty=True)
     else:
         yield row
-
-
-def _meaning(key: object) -> str:
-    word = str(key).strip().casefold()
-    return _ALIASES.get(word, word)
 
 
 def _levels(content: object) -> int:
@@ -299,11 +312,14 @@ def _csv_rows(path: Path, text: str, class_names: Sequence[str], labelled: bool,
     if first is None:
         return
     number, cells = first
-    header = [_ALIASES.get(cell.casefold(), cell) for cell in cells]
-    if any(cell.casefold() in _IMAGE_KEYS for cell in header):
+    header = [key_meant(cell, class_names) for cell in cells]
+    if any(name in IMAGE_KEYS for name in header):
         twice = [name for name, count in Counter(map(str.casefold, header)).items() if name and count > 1]
         if twice:
             raise DatalistError(f"{path.name} line {number}", f"column {twice[0]!r} twice", "Keep one of them.")
+        misspelled = dict(misspelled_keys(header, class_names, f"{path.name} line {number}", "column"))
+        for error in misspelled.values():
+            fault(error)
         for number, cells in lines:
             where = f"{path.name} line {number}"
             if len(cells) != len(header):
@@ -313,13 +329,13 @@ def _csv_rows(path: Path, text: str, class_names: Sequence[str], labelled: bool,
                 fault(DatalistError(where, f"{len(cells)} values for {len(header)} columns", remedy))
                 continue
             # A column without a name is the row number that pandas writes.
-            item = {name: cell for name, cell in zip(header, cells, strict=True) if name}
+            item = {name: cell for name, cell in zip(header, cells, strict=True) if name and name not in misspelled}
             yield from _usable(item, where, class_names, fault, of_csv=True)
         return
     if labelled and not (len(cells) > 1 and all(_is_number(cell) for cell in cells[1:])):
         raise DatalistError(
             f"{path.name} line {number}",
-            f"no header with a column {', '.join(_IMAGE_KEYS[:-1])} or {_IMAGE_KEYS[-1]}: {cells!r}",
+            f"no header with a column {', '.join(IMAGE_KEYS[:-1])} or {IMAGE_KEYS[-1]}: {cells!r}",
             "Name the columns in the first line, or give a slide id and one 0 or 1 for each class.",
         )
     for number, cells in (first, *lines):

@@ -36,8 +36,8 @@ def check_class_names(class_names: Sequence[str]) -> None:
     """Refuse class names that outputs could not hold.
 
     Raises:
-        SettingsError: if there is none, one is no text, empty, named twice, has a separator of labels (``;`` or
-            ``|``), or is a name that the outputs use otherwise.
+        SettingsError: if there is none, one is no text, empty, a number, has a separator of labels (``;`` or ``|``),
+            is a name that the outputs use otherwise, or equals another but for case and outer spaces.
     """
     remedy = "Give a list of names, each once, for example ['cancer', 'normal']."
     if isinstance(class_names, str) or not isinstance(class_names, Sequence) or not class_names:
@@ -45,13 +45,22 @@ def check_class_names(class_names: Sequence[str]) -> None:
     for name in class_names:
         if not isinstance(name, str) or not name.strip():
             raise SettingsError("class_names", f"{name!r} is no name", remedy)
+        if _is_number(name):
+            cause = f"{name!r} is a number, and in labels a number is a value or a class index"
+            raise SettingsError("class_names", cause, f"Name it with letters, for example 'grade {name.strip()}'.")
         if ";" in name or "|" in name:
             raise SettingsError("class_names", f"{name!r} has a separator of labels", "Name it without ; and |.")
-        if name in TAKEN_NAMES:
+        if name.strip().casefold() in TAKEN_NAMES:
             taken = ", ".join(TAKEN_NAMES)
             raise SettingsError("class_names", f"{name!r} is taken", f"Choose other names than {taken}.")
-        if list(class_names).count(name) > 1:
-            raise SettingsError("class_names", f"{name!r} is named twice", remedy)
+    first: dict[str, str] = {}
+    for name in class_names:
+        # Labels and columns name classes in any case.
+        if (word := name.strip().casefold()) in first:
+            other = first[word]
+            cause = f"{name!r} is named twice" if other == name else f"{other!r} and {name!r} are one name in labels"
+            raise SettingsError("class_names", cause, remedy)
+        first[word] = name
 
 
 def uses_indices(labels: Iterable[object]) -> bool:
@@ -94,9 +103,10 @@ def label_vector(
 
     Raises:
         DatalistError: if the label cannot be understood.
-        SettingsError: if a class of ``high_risk`` is needed and is no class.
+        SettingsError: if ``task`` or ``class_names`` are wrong, or a class of ``high_risk`` is needed and is no class.
     """
     check_task(task)
+    check_class_names(class_names)
     values = _values(label, task, class_names, indices, subject)
     vector = np.array([_zero_or_one(value, label, subject, class_names) for value in values], dtype=np.float32)
     if task == "binary" and len(vector) == 1:

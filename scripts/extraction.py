@@ -272,6 +272,8 @@ class Extractor:
         except OSError as error:
             cause, remedy = f"cannot be read ({error.strerror})", "Check its rights, or copy it again."
             raise SlideError(error.filename or entry["image"], cause, remedy) from error
+        except SettingsError as error:
+            raise SlideError(error.subject, error.cause, error.remedy) from error
         return {**self.bag_builder.settings(), **self.encoder.settings(), **of_entry}
 
     def _path(self, entry: Mapping[str, Any], view: int) -> Path:

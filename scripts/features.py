@@ -82,7 +82,12 @@ def bank_path(feature_dir: str | Path, slide: str, view: int = 0) -> Path:
 
 
 def slide_fingerprint(path: str | Path) -> str:
-    """Hash of a file's size, start and end: tells replaced slides apart without reading gigabytes."""
+    """Hash of a file's size, start and end: tells replaced slides apart without reading gigabytes.
+
+    Raises:
+        SettingsError: if it is a pipe, a device or a socket.
+    """
+    refuse_special(path)
     with open(path, "rb") as file:
         size = file.seek(0, os.SEEK_END)
         file.seek(0)
@@ -141,6 +146,9 @@ def write_bank(
         transform: that of the view, applied to the patches before they are encoded.
         made_by: what else to tell, beside the software, of what makes the bank: the seed, the datalist's hash. It does
             not decide the content, and is not compared.
+
+    Raises:
+        SlideError: if the slide cannot be read, or was changed since it was opened; there is no bank then.
     """
     grid = bag.grid
     with replacing(path) as part, writing_hdf5(part) as (bank, check):
@@ -168,6 +176,7 @@ def write_bank(
             if on_batch is not None:
                 on_batch(len(features))
         seal_bank(bank, [scale.name for scale in grid.scales])
+        bag.slide.check_unchanged()
 
 
 def seal_bank(bank: h5py.File, scales: Sequence[str]) -> None:

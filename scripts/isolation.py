@@ -21,7 +21,9 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["ReaderError", "has_cucim", "open_levels", "read_pixels", "read_properties", "stamp_of"]
+from scripts.reader_process import Stamp
+
+__all__ = ["ReaderError", "has_cucim", "open_levels", "read_pixels", "read_properties"]
 
 # The largest region takes a second; a network's file system may take its time.
 ANSWER_SECONDS = 300.0
@@ -31,7 +33,6 @@ ROOT = Path(__file__).resolve().parents[1]
 PROGRAM = "import sys; sys.path.insert(0, sys.argv[1]); from scripts.reader_process import serve; "
 PROGRAM += "serve(*map(int, sys.argv[2:]))"
 
-Stamp = tuple[int, int, int, int]
 T = TypeVar("T")
 
 
@@ -46,12 +47,6 @@ class _DeadReaderError(ReaderError):
 def has_cucim() -> bool:
     """Whether cuCIM is installed."""
     return importlib.util.find_spec("cucim") is not None
-
-
-def stamp_of(path: str | Path) -> Stamp:
-    """What tells a file from another of the same name, so that a slide that was replaced is opened anew."""
-    status = os.stat(path)
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def open_levels(path: str | Path, backend: str, stamp: Stamp) -> list[tuple[int, int]]:
@@ -103,8 +98,9 @@ class _Process:
         ours, theirs = socket.socketpair()
         with theirs:
             fds = (theirs.fileno(), self._memory_fd, self._said_fd)
+            # Nothing is written to its input: that this closes when the run ends is what ends a reader that is stuck.
             self._process = subprocess.Popen(
-                [sys.executable, "-c", PROGRAM, str(ROOT), *map(str, fds)], pass_fds=fds, stdin=subprocess.DEVNULL
+                [sys.executable, "-c", PROGRAM, str(ROOT), *map(str, fds)], pass_fds=fds, stdin=subprocess.PIPE
             )
         self._connection = Connection(ours.detach())
 
@@ -156,6 +152,8 @@ class _Process:
         if self._process.poll() is None:
             self._process.kill()
             self._process.wait()
+        assert self._process.stdin is not None
+        self._process.stdin.close()
 
 
 def _new_file() -> int:

@@ -1,4 +1,4 @@
-"""Overrides that no config knows, refused with the nearest name: MONAI's runner takes any and uses none of them."""
+"""Overrides that do nothing, refused with what to do instead: MONAI's runner takes any."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from monai.bundle.utils import DEFAULT_EXP_MGMT_SETTINGS, MERGE_KEY
 from monai.utils import ensure_tuple
 
 from scripts.errors import SettingsError
+from scripts.part_arguments import an_argument_of, is_section, replaced_parts, unknown_arguments
 
 __all__ = ["refuse_unknown", "unknown_keys"]
 
@@ -25,18 +26,23 @@ _TRACKING: dict[str, Any] = DEFAULT_EXP_MGMT_SETTINGS
 TRACKING_KEYS = frozenset(key for settings in _TRACKING.values() for key in settings["configs"])
 # Always there when tracking is on, and not otherwise.
 TRACKING_SIGN = "save_execute_config"
+# What MONAI takes for itself, and has defaults for.
+OWN_OPTIONS = frozenset(inspect.signature(ConfigWorkflow).parameters)
 FILE_PATTERNS = ("*.json", "*.yaml", "*.yml")
 
 
 def refuse_unknown() -> None:
-    """Refuse what was handed to the running workflow and is in none of its config files, be it a knob or what to run.
+    """Refuse what was handed to the running workflow and cannot act as its user meant.
+
+    That is a knob, an argument of a part, or something to run that is in none of its config files, a plain value in
+    place of a part, and a ``None`` that MONAI's runner passed over.
 
     To be called by an expression of a config's ``initialize``. Where no :class:`~monai.bundle.ConfigWorkflow` is
     running, as where a program reads the config with :class:`~monai.bundle.ConfigParser` alone, there are no
     overrides to look at, and nothing happens.
 
     Raises:
-        SettingsError: if there is such a key, or nothing is named as what is to be run.
+        SettingsError: if there is such an override.
     """
     frames = list(_callers())
     workflow = _workflow(frames)
@@ -54,11 +60,26 @@ def refuse_unknown() -> None:
     named = {workflow.run_id, workflow.init_id, workflow.final_id}
     if TRACKING_SIGN in config:
         named |= TRACKING_KEYS
-    unknown = unknown_keys(config, known, named)
+    ignored = _ignored(workflow, frames)
+    # Not in the config, for MONAI left it out, but named by the user all the same.
+    config |= {key: None for key in ignored if key not in config and len(ReferenceResolver.split_id(key)) == 1}
+    arguments = unknown_arguments(config, known, workflow.parser.locator)
+    unknown = [*unknown_keys(config, known, named), *arguments]
     if unknown:
         subject, names = ", ".join(unknown), ", ".join(str(file) for file in files)
         cause = f"no such knob{'s' if len(unknown) > 1 else ''} of {names}"
-        raise SettingsError(subject, cause, _remedy(unknown, known))
+        raise SettingsError(subject, cause, _remedy(unknown, known, arguments))
+    for id_, value, part in replaced_parts(config, known):
+        argument = an_argument_of(id_, part)
+        remedy = f"Override its arguments (--{argument})" if argument else "Leave the option out"
+        cause = f"is a part of the config, and got {value!r}"
+        raise SettingsError(id_, cause, f"{remedy}, or give an expression, a reference or a part with a _target_.")
+    if ignored:
+        raise SettingsError(
+            ", ".join(ignored),
+            "None cannot be given to MONAI's runner, which would ignore it",
+            "Leave the option out, or put null into a file of your own, given as a second config.",
+        )
 
 
 def unknown_keys(config: Mapping[str, Any], known: Mapping[str, Any], named: Iterable[str] = ()) -> list[str]:
@@ -71,7 +92,7 @@ def unknown_keys(config: Mapping[str, Any], known: Mapping[str, Any], named: Ite
 
     Returns:
         Keys at the top, and ids of what was added to a section (``train#x``: a section holds parts, and is
-        none). The arguments of a part are the part's own to refuse.
+        none).
     """
     used = {id_ for text in _texts(config) for id_ in ReferenceResolver.match_refs_pattern(text)}
     used = {"::".join(ReferenceResolver.split_id(id_)) for id_ in used}
@@ -79,7 +100,7 @@ def unknown_keys(config: Mapping[str, Any], known: Mapping[str, Any], named: Ite
     for key in config:
         if key not in known and key not in named and not _is_used(key, used):
             unknown.append(key)
-        elif _is_section(known.get(key)) and isinstance(config[key], Mapping):
+        elif is_section(known.get(key)) and isinstance(config[key], Mapping):
             added = [part for part in config[key] if part not in known[key]]
             unknown += [f"{key}#{part}" for part in added if not _is_used(f"{key}::{part}", used)]
     return unknown
@@ -106,13 +127,27 @@ def _workflow(frames: Sequence[FrameType]) -> ConfigWorkflow | None:
     return None
 
 
-def _config_files(workflow: ConfigWorkflow, frames: Sequence[FrameType]) -> list[Path]:
-    # A workflow forgets its files once it has read them. `monai.bundle.run`, which makes it, has their names.
+def _made_by_runner(workflow: ConfigWorkflow, frames: Sequence[FrameType]) -> Mapping[str, Any]:
+    # The variables of what makes workflows for `monai.bundle.run`; none where Python code made the workflow itself.
     for frame in frames:
         if frame.f_code is create_workflow.__code__ and frame.f_locals.get("workflow_") is workflow:
-            named = frame.f_locals["config_file"]
-            if named is not None:
-                return [Path(file) for file in ensure_tuple(named)]
+            return frame.f_locals
+    return {}
+
+
+def _ignored(workflow: ConfigWorkflow, frames: Sequence[FrameType]) -> list[str]:
+    # The runner drops each None that it is called with. One in an args_file, or handed to a workflow itself, acts.
+    given = _made_by_runner(workflow, frames).get("kwargs", {})
+    keys = [key for key, value in given.items() if value is None and key not in OWN_OPTIONS]
+    ids = ["#".join(ReferenceResolver.split_id(key.removeprefix(MERGE_KEY))) for key in keys]
+    return [id_ for id_ in ids if workflow.parser.get(id_, default=id_) is not None]
+
+
+def _config_files(workflow: ConfigWorkflow, frames: Sequence[FrameType]) -> list[Path]:
+    # A workflow forgets its files once it has read them. What made it has their names.
+    named = _made_by_runner(workflow, frames).get("config_file")
+    if named is not None:
+        return [Path(file) for file in ensure_tuple(named)]
     # A workflow that Python code made: its files are those of its folder all of whose keys it has.
     keys = workflow.parser.get().keys()
     found = [path for pattern in FILE_PATTERNS for path in workflow.config_root_path.glob(pattern)]
@@ -154,14 +189,9 @@ def _is_used(key: str, used: Iterable[str]) -> bool:
     return any(id_ == key or id_.startswith(f"{key}::") for id_ in used)
 
 
-def _is_section(value: Any) -> bool:
-    if not isinstance(value, Mapping) or "_target_" in value:
-        return False
-    return any(isinstance(part, Mapping) and "_target_" in part for part in value.values())
-
-
-def _remedy(unknown: Sequence[str], known: Mapping[str, Any]) -> str:
-    nearest = [name for key in unknown for name in [_nearest(key, known)] if name]
+def _remedy(unknown: Sequence[str], known: Mapping[str, Any], arguments: Mapping[str, str | None]) -> str:
+    names = [arguments[key] if key in arguments else _nearest(key, known) for key in unknown]
+    nearest = [name for name in names if name]
     if nearest:
         return f"Did you mean {', '.join(nearest)}?"
     return "The knobs stand at the top of that file, and in docs/guide.md."

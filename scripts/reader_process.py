@@ -8,21 +8,24 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import fcntl
 import os
 import re
+import select
 import signal
 import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from mmap import mmap
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from scripts.backends import BACKENDS, Backend, openslide_properties
 
-__all__ = ["serve"]
+__all__ = ["Stamp", "serve", "stamp_of"]
 
 # A bag is read while the next is made, and a batch of bags may come from a few slides.
 OPEN_SLIDES = 4
@@ -35,6 +38,12 @@ FAILURE = re.compile("error|fail|corrupt", re.IGNORECASE)
 
 # A file as it was when the slide was opened: (device, inode, size, time of its last change).
 Stamp = tuple[int, int, int, int]
+
+
+def stamp_of(path: str | Path) -> Stamp:
+    """What tells a file from another of the same name, so that a slide that was replaced is opened anew."""
+    status = os.stat(path)
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def serve(connection_fd: int, memory_fd: int, said_fd: int) -> None:
@@ -51,6 +60,8 @@ def serve(connection_fd: int, memory_fd: int, said_fd: int) -> None:
     # Whoever started it decides when it ends, by closing the connection.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
+    if not _ends_with_the_run():
+        return
     requests = _Requests(memory_fd)
     with Connection(connection_fd) as connection:
         while True:
@@ -62,6 +73,15 @@ def serve(connection_fd: int, memory_fd: int, said_fd: int) -> None:
             if not answer[0]:
                 requests.forget()
             connection.send(answer)
+
+
+def _ends_with_the_run() -> bool:
+    """Have the kernel end this process when the run's end of its standard input closes; False if that is past."""
+    # A native call that never returns, perhaps with Python's lock in its hands, hears of nothing else.
+    signal.signal(signal.SIGIO, signal.SIG_DFL)
+    fcntl.fcntl(0, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(0, fcntl.F_SETFL, os.O_ASYNC)
+    return not select.select([0], [], [], 0)[0]
 
 
 def _answer(method: Callable[..., Any], arguments: tuple[Any, ...], said_fd: int) -> tuple[bool, Any]:
@@ -129,8 +149,15 @@ class _Requests:
     def _slide(self, path: str, backend: str, stamp: Stamp) -> Backend:
         key: Any = (path, backend, tuple(stamp))
         if key not in self.slides:
+            _check_same(path, stamp)
             self.slides[key] = BACKENDS[backend](path)
+            _check_same(path, stamp)
             if len(self.slides) > OPEN_SLIDES:
                 self.slides.popitem(last=False)[1].close()
         self.slides.move_to_end(key)
         return self.slides[key]
+
+
+def _check_same(path: str, stamp: Stamp) -> None:
+    if stamp_of(path) != tuple(stamp):
+        raise ValueError("it was replaced while it was read")

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import tifffile
 
-from scripts.errors import SlideError
+from scripts.errors import SettingsError, SlideError
+from scripts.files import refuse_special
 from scripts.isolation import ReaderError, read_properties
 from scripts.magnification import MPP_AT_1X
 
@@ -46,14 +47,16 @@ def find_resolution(path: Path, mpp: float | None = None) -> Resolution:
 
     Args:
         path: the slide.
-        mpp: micrometres per pixel from the datalist, if it has any.
+        mpp: micrometres per pixel from the datalist, if it has any; from 0.02 to 20.
 
     Raises:
-        SlideError: if no source knows the resolution, or the pixels are not square.
+        SlideError: if no source knows the resolution, it is out of range, or the pixels are not square.
     """
     if mpp is not None:
-        if not (isinstance(mpp, int | float) and math.isfinite(mpp) and mpp > 0):
-            raise SlideError(path, f"`mpp` is {mpp!r}", "Set it to a positive number of micrometres per pixel.")
+        least, most = PLAUSIBLE_MPP
+        if not (isinstance(mpp, int | float) and least <= mpp <= most):
+            cause = f"`mpp` is {mpp!r}, not a number from {least:g} to {most:g}"
+            raise SlideError(path, cause, "Give micrometres per pixel at full resolution, such as 0.25.")
         return Resolution(float(mpp), "datalist: mpp")
     properties = _openslide_properties(path)
     pixel_size = _from_openslide(properties)
@@ -104,7 +107,10 @@ def resolution_sources(path: Path) -> list[Resolution]:
 
 def _openslide_properties(path: Path) -> dict[str, str]:
     try:
+        refuse_special(path)
         return read_properties(path)
+    except SettingsError as error:
+        raise SlideError(path, error.cause, "Give the slide's file.") from error
     except ReaderError as error:
         remedy = "Is the file complete? Copy it again, or leave the slide out."
         raise SlideError(path, f"its resolution cannot be read ({error})", remedy) from error

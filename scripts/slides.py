@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scripts.errors import SettingsError, SlideError
-from scripts.isolation import ReaderError, Stamp, has_cucim, open_levels, read_pixels, stamp_of
+from scripts.isolation import ReaderError, has_cucim, open_levels, read_pixels
 from scripts.magnification import Scale, magnification_of, mean_downsamples, mpp_of, scale_name, squeezed_levels
+from scripts.reader_process import Stamp, stamp_of
 from scripts.resolution import Resolution, find_resolution
 
 __all__ = ["READERS", "READ_LEVELS", "Slide", "check_reader", "resample"]
@@ -48,8 +49,8 @@ class Slide:
             as the paper does; both are then area-averaged to the magnification asked for.
 
     Raises:
-        SlideError: if there is no such file, no backend can read it, its levels contradict each other, or its
-            resolution is unknown.
+        SlideError: if there is no such file, no backend can read it, its levels contradict each other, its resolution
+            is unknown, or it was changed meanwhile.
         SettingsError: if ``reader`` or ``read_level`` has no such value.
     """
 
@@ -62,7 +63,7 @@ class Slide:
         if not self.path.exists():
             raise SlideError(self.path, "no such file", "Check the path in the datalist, and `dataset_dir`.")
         if not self.path.is_file():
-            raise SlideError(self.path, "is a folder or a device, not a slide", "Give the slide's file.")
+            raise SlideError(self.path, "is a folder, a pipe or a device, not a slide", "Give the slide's file.")
         self._stamp: Stamp = stamp_of(self.path)
         self.backend, self.level_sizes = _open(self.path, reader, self._stamp)
         for level, across, down in squeezed_levels(self.level_sizes, MPP_RTOL):
@@ -73,6 +74,7 @@ class Slide:
             )
         self.downsamples = mean_downsamples(self.level_sizes)
         self.resolution: Resolution = find_resolution(self.path, mpp)
+        self.check_unchanged()
 
     @property
     def size_level0(self) -> tuple[int, int]:
@@ -83,6 +85,14 @@ class Slide:
     def base_mpp(self) -> float:
         """Micrometres per pixel of level 0."""
         return self.resolution.mpp
+
+    def check_unchanged(self) -> None:
+        """Refuse what was read from the slide, if its file is no longer the one that was opened.
+
+        Raises:
+            SlideError: if it was replaced, written to or removed.
+        """
+        _check_unchanged(self.path, self._stamp)
 
     def level_for(self, mpp: float) -> int:
         """The level that is read for a resolution in micrometres per pixel.
@@ -215,6 +225,7 @@ class Slide:
         try:
             return read_pixels(self.path, self.backend, self._stamp, left, top, width, height, level)
         except ReaderError as error:
+            self.check_unchanged()
             raise SlideError(
                 self.path,
                 f"{self.backend} cannot read {width} x {height} px at ({left}, {top}) of level {level} ({error})",
@@ -255,11 +266,22 @@ def _open(path: Path, reader: str, stamp: Stamp) -> tuple[str, list[tuple[int, i
         if reasons:
             logger.info("%s is read with %s (%s)", path.name, backend, "; ".join(reasons))
         return backend, levels
+    _check_unchanged(path, stamp)
     raise SlideError(
         path,
         f"cannot be read as a slide ({'; '.join(reasons)})",
         "Is it a whole slide image, and complete? Copy it again, or leave it out of the datalist.",
     )
+
+
+def _check_unchanged(path: Path, stamp: Stamp) -> None:
+    cause, remedy = "was changed while it was read", "Run again once it is complete."
+    try:
+        is_same = stamp_of(path) == stamp
+    except OSError as error:
+        raise SlideError(path, f"{cause} ({error.strerror})", remedy) from error
+    if not is_same:
+        raise SlideError(path, cause, remedy)
 
 
 def _candidates(path: Path) -> tuple[str, ...]:

@@ -26,7 +26,7 @@ RGB, YCBCR = tifffile.PHOTOMETRIC.RGB, tifffile.PHOTOMETRIC.YCBCR
 
 
 def check_complete(path: str | Path, level_sizes: list[tuple[int, int]]) -> None:
-    """Refuse a file that ends before its tiles do, or lists more or fewer of them than its levels have.
+    """Refuse a file that ends before its tiles do, lists more or fewer than its levels have, or stores them turned.
 
     Args:
         path: the slide's file.
@@ -194,7 +194,12 @@ def _pages(tiff: tifffile.TiffFile, level_sizes: list[tuple[int, int]]) -> list[
     missing = [f"{width} x {height}" for width, height in level_sizes if (width, height) not in pages]
     if missing:
         raise ValueError(f"no page of the TIFF is {' or '.join(missing)} px")
-    return [pages[size] for size in level_sizes]
+    wanted = [pages[size] for size in level_sizes]
+    for page in wanted:
+        orientation = page.tags.valueof("Orientation", 1)
+        if orientation != 1:
+            raise ValueError(f"it is stored turned (Orientation {orientation})")
+    return wanted
 
 
 def _all_pages(tiff: tifffile.TiffFile) -> Iterator[tifffile.TiffPage]:
@@ -215,8 +220,6 @@ def _unlike_others(page: tifffile.TiffPage) -> str | None:
         return f"its pixels are stored as {tifffile.PHOTOMETRIC(page.photometric).name}"
     if page.planarconfig != tifffile.PLANARCONFIG.CONTIG:
         return "its channels are stored apart"
-    if page.tags.valueof("Orientation", 1) != 1:
-        return "it is stored turned"
     if page.predictor != 1:
         return "its tiles are stored with a predictor"
     return None

@@ -105,7 +105,8 @@ def test_every_problem_of_a_bad_cohort_is_told_at_once(slides, tmp_path, capsys)
     }  # fmt: skip
     shown = capsys.readouterr().out
     assert "11 slides (training 9, testing 2)" in shown
-    assert "5 can be used: 100 rows, patches 5x 30, 10x 100" in shown
+    # The label of s2 cannot be read.
+    assert "4 can be used: 80 rows, patches 5x 24, 10x 80" in shown
     assert "10 block, 2 warn (class 1, duplicate 1, file 2, label 1, magnification 2, mask 1, " in shown
     for problem in problems:
         assert problem["what"][:20] in " ".join(shown.split())

@@ -89,6 +89,30 @@ def test_every_fault_of_a_csv_is_told_with_its_line(tmp_path):
     assert [checked.class_values[i] for i in (2, 3, 7)] == [None] * 3
 
 
+def test_lists_and_columns_with_misspelled_names_block(tmp_path):
+    touch(tmp_path, "s1.svs", "s2.svs")
+    lists = {"training": [{"image": "s1.svs", "a": 1, "b": 0}], "validtaion": [{"image": "s2.svs", "a": 0, "b": 1}]}
+    (problem,) = [p for p in check(write(tmp_path, lists)).problems if p.blocks]
+    assert (problem.check, problem.what_to_do) == ("datalist", "Did you mean validation?")
+    checked = check(write(tmp_path, "image,a,b,pateint\ns1.svs,1,0,P\ns2.svs,0,1,P\n"))
+    (problem,) = [p for p in checked.problems if p.blocks]
+    assert (problem.where, problem.what) == ("d.csv line 1", "the column 'pateint' is unknown")
+    # The lines are good all the same.
+    assert checked.class_values == [[1, 0], [0, 1]]
+
+
+def test_a_patient_in_two_partitions_is_one_in_whatever_case_the_name_is(tmp_path):
+    touch(tmp_path, "s1.svs", "s2.svs", "s3.svs")
+    lines = [
+        "image,a,b,partition,patient",
+        "s1.svs,1,0,training,P1",
+        "s2.svs,0,1,testing,p1 ",
+        "s3.svs,0,1,testing,1.0",
+    ]
+    problems = [p for p in check(write(tmp_path, "\n".join(lines))).problems if p.check == "patient"]
+    assert [(p.blocks, p.what) for p in problems] == [(True, "patient P1 = p1 is in training (s1) and in testing (s2)")]
+
+
 def test_repeated_keys_of_a_json_are_told(tmp_path):
     touch(tmp_path, "s1.svs", "s2.svs", "s3.svs")
     path = tmp_path / "d.json"

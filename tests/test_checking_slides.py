@@ -1,6 +1,7 @@
 """What is found in a slide, good or bad: against what the test has drawn, and hashlib."""
 
 import hashlib
+import os
 import re
 import shutil
 
@@ -14,6 +15,7 @@ from scripts.checking_problems import BLOCKS, WARNS
 from scripts.checking_slides import SlideChecker, find_duplicates
 from scripts.errors import SettingsError
 from tests.cohorts import builder, draw_slide
+from tests.limits import within
 from tests.pyramids import PINK, noise, with_tissue, write_pyramid
 
 
@@ -63,6 +65,24 @@ def test_what_is_no_slide_blocks(tmp_path, good):
         assert told(facts) == [(BLOCKS, "file")], name
         assert not facts.is_usable
         assert facts.problems[0].where == str(tmp_path / name)
+
+
+@pytest.mark.parametrize("given", [{}, {"mpp": 0.5}, {"sha256": "0" * 64}])
+def test_a_pipe_blocks_and_is_not_waited_for(tmp_path, given):
+    os.mkfifo(tmp_path / "b.svs")
+    with within(10):
+        facts = look(tmp_path / "b.svs", **given)
+    assert told(facts) == [(BLOCKS, "file")]
+    assert facts.problems[0].what == "is a folder, a pipe or a device, not a slide"
+
+
+@pytest.mark.parametrize("mpp", [2.5e-7, 0.00025, 1e-300, 353])
+def test_a_resolution_that_no_microscope_has_blocks_and_hides_nothing_else(good, mpp):
+    with within(60):
+        facts = look(good, mpp=mpp, sha256="0" * 64)
+    assert told(facts) == [(BLOCKS, "sha256"), (BLOCKS, "resolution")]
+    assert facts.problems[1].what == f"`mpp` is {mpp!r}, not a number from 0.02 to 20"
+    assert facts.size_level0 == (1024, 512)
 
 
 def test_a_pyramid_that_lost_its_end_blocks(tmp_path, good):

@@ -194,6 +194,31 @@ def test_split(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     )
 
 
+def test_a_patients_slides_stay_together_in_whatever_case_the_name_is(tmp_path: Path) -> None:
+    head, *lines = many(tmp_path, 100).splitlines()
+    mixed = [line.replace(",p", ",P") if i % 2 else line for i, line in enumerate(lines)]
+    loaded = load_datalist(write(tmp_path, "\n".join([head, *mixed])), None, "multilabel", seed=3)
+    patients = [{entry["patient"].casefold() for entry in part} for part in loaded.values()]
+    assert sum(map(len, patients)) == len(set.union(*patients)) == 50
+    # Other spellings apart, it is the split of the same list.
+    plainly = load_datalist(write(tmp_path, "\n".join([head, *lines]), "p.csv"), None, "multilabel", seed=3)
+    assert {n: len(part) for n, part in loaded.items()} == {n: len(part) for n, part in plainly.items()}
+
+
+def test_numbers_are_no_spellings_of_a_patient(tmp_path: Path) -> None:
+    touch(tmp_path, "a.svs", "b.svs")
+    path = write(tmp_path, "image,label,patient,partition\na,lgd,1,train\nb,lgd,1.0,test\n")
+    assert {n: len(part) for n, part in load_datalist(path, None, "multilabel").items()} == {
+        "training": 1,
+        "testing": 1,
+    }
+
+
+def test_regions_that_are_not_there_stop_no_prediction(tmp_path: Path) -> None:
+    touch(tmp_path, "a.svs")
+    assert list_slides(write(tmp_path, "image,regions\na,x.png\n")) == [{"image": f"{tmp_path}/a.svs", "slide": "a"}]
+
+
 def test_split_does_not_depend_on_the_order(tmp_path: Path) -> None:
     head, *lines = many(tmp_path, 60).splitlines()
 
@@ -259,6 +284,7 @@ def test_names_cannot_lead_out(tmp_path: Path) -> None:
         ),
         ("image,label,partition\nx,lgd,train\n", r"slide x: no file .*/x with a suffix like \.svs, \.tif"),
         ("image,label,mask,partition\na,lgd,x.png,train\n", r"slide a: no mask '.*/x\.png'\. Check"),
+        ("image,label,regions,partition\na,lgd,x.png,train\n", r"slide a: no regions '.*/x\.png'\. Check"),
         (
             {"training": [{"image": "a", "label": [1, 0]}]},
             r"training\[0\], slide a: label \[1, 0\] has 2 values",
@@ -280,6 +306,10 @@ def test_names_cannot_lead_out(tmp_path: Path) -> None:
         (
             "image,label,patient,partition\na,lgd,p1,train\nb,lgd,p1,test\nc,lgd,p2,train\n",
             r"patients in more than one partition: p1 \(training, testing\)\. Keep all slides",
+        ),
+        (
+            "image,label,patient,partition\na,lgd,P1,train\nb,lgd,p1 ,test\nc,lgd,p2,train\n",
+            r"patients in more than one partition: P1 = p1 \(training, testing\)\. Keep all slides",
         ),
         (
             "image,label,partition\na,lgd,train\na.svs,lgd,test\n",
@@ -319,6 +349,8 @@ def test_files_and_settings(tmp_path: Path) -> None:
         load_partition(write(tmp_path, many(tmp_path, 6)), None, "tuning", "multilabel")
     with pytest.raises(SettingsError, match="task: got 'multi-label'"):
         load_datalist(path, None, "multi-label")
+    with pytest.raises(SettingsError, match="class_names: '1' is a number"):
+        load_datalist(path, None, "multilabel", ["1", "2", "3"])
 
 
 def test_outputs() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from monai.data import load_decathlon_datalist
 
-from scripts.datalist_formats import Row, partition_named, read_rows, repeated_keys, row_of
+from scripts.datalist_formats import Row, partition_named, read_rows, row_of
 from scripts.errors import DatalistError
 
 CLASSES = ("a", "b")
@@ -132,7 +132,7 @@ def test_no_such_file(tmp_path: Path) -> None:
         ("d.json", '{"training": [\n{"image" "s"}]}', r"datalist .*d\.json line 2: not JSON \(Expecting ':'"),
         ("d.json", "", r"line 1: not JSON"),
         ("d.json", '"s1.svs"', "holds str, no list of slides"),
-        ("d.json", '{"train_x": [], "training": {}}', r"no list of slides \(keys: 'train_x', 'training'\)"),
+        ("d.json", '{"train_x": [], "name": "x"}', r"no list of slides \(keys: 'train_x', 'name'\)"),
         ("d.json", '{"training": [3]}', r"d\.json training\[0\]: got 3\. Give a path"),
         ("d.json", '{"val": [{"label": 1}]}', r"d\.json val\[0\]: no slide\. Give one path or id as image"),
         ("d.json", '[{"image": ["a", "b"]}]', r"d\.json \[0\]: the slide is \['a', 'b'\]\. Give one"),
@@ -264,16 +264,92 @@ def test_faults_need_not_end_the_reading(tmp_path: Path, name: str, text: str) -
     assert len(faults) == 4
 
 
-def test_keys_that_stand_twice_are_told_apart_from_those_that_do_not(tmp_path: Path) -> None:
+def test_keys_that_stand_twice_are_refused_and_those_that_only_look_alike_are_not(tmp_path: Path) -> None:
     path = tmp_path / "d.json"
     path.write_text(
-        '{"train": [{"image": "s1", "a": 1, "A": 0}, {"case_id": "p", "patient": "p", "own": 1, "Own": 2}],'
-        ' "training": [{"image": "s2"}], "val": [], "val": [], "note": 1, "note": 2}'
+        '{"train": [{"image": "s1", "a": 1, "A": 0, "b": 0},'
+        ' {"image": "s2", "case_id": "p", "patient": "p", "own": 1, "Own": 2}],'
+        ' "training": [{"image": "s3", "label": {"a": 1, "b": 0, "b": 1}}],'
+        ' "val": [], "val": [], "note": 1, "note": 2}'
     )
-    found = [(str(error.subject), error.cause) for error in repeated_keys(path, CLASSES)]
-    assert found == [
+    faults: list[DatalistError] = []
+    read_rows(path, CLASSES, fault=faults.append)
+    assert [(str(error.subject), error.cause) for error in faults] == [
         (f"datalist {path}", "the key 'val' stands there 2 times"),
         ("d.json train[0]", "the key 'a' stands there 2 times"),
         ("d.json train[1]", "the key 'patient' stands there 2 times"),
+        ("d.json training[0]", "the key 'b' stands there 2 times"),
     ]
-    assert repeated_keys(tmp_path / "d.csv", CLASSES) == []
+    for labelled in (True, False):
+        with pytest.raises(
+            DatalistError, match=r"the key 'val' stands there 2 times\. Put the slides of both into one"
+        ):
+            read_rows(path, CLASSES, labelled)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            {"validtaion": [{"image": "s2.svs"}]},
+            r"'validtaion' is no partition, .* dropped\. Did you mean validation\?",
+        ),
+        ({"testng": ["s2", "s3"]}, r"'testng' is no partition, .*\. Did you mean testing\?"),
+        ({"traning ": [{"id": "s2"}]}, r"'traning ' is no partition, .*\. Did you mean training\?"),
+        (
+            {"holdout": [{"image": "s2.svs"}]},
+            r"'holdout' is no partition, .*\. Use one of: training, validation, testing",
+        ),
+        ({"holdout": ["s2.svs"]}, "'holdout' is no partition"),
+        ({"more": {"0": {"image": "s2.svs"}}}, "'more' is no partition"),
+        (
+            {"testing": {"0": {"image": "s2.svs"}}},
+            r"the partition 'testing' is dict, not a list\. Write \"testing\": \[\{",
+        ),
+        ({"test": "s2.svs"}, "the partition 'test' is str, not a list"),
+    ],
+)
+def test_a_list_of_slides_under_another_name_than_a_partitions_is_not_dropped(
+    tmp_path: Path, content: dict[str, object], message: str
+) -> None:
+    text = json.dumps({"training": [{"image": "s1.svs", "label": [1, 0]}], **content})
+    with pytest.raises(DatalistError, match=message) as caught:
+        read(tmp_path, "d.json", text)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_else_a_decathlon_datalist_says_is_left_alone(tmp_path: Path) -> None:
+    content = {
+        "name": "x", "description": "y", "reference": ["A", "B"], "licence": "CC", "release": "1.0", "relase": [],
+        "tensorImageSize": "3D", "modality": {"0": "H&E"}, "labels": {"0": "a", "1": "b"}, "numTest": 0,
+        "training": [{"image": "s1.svs", "label": [1, 0]}],
+    }  # fmt: skip
+    assert [row.image for row in read(tmp_path, "d.json", json.dumps(content))] == ["s1.svs"]
+
+
+def test_a_misspelled_column_is_told_once_and_a_misspelled_key_in_each_entry(tmp_path: Path) -> None:
+    (tmp_path / "d.csv").write_text("image,label,sha265,note\ns1,a,00,x\ns2,b,11,y\n")
+    (tmp_path / "d.json").write_text('["s1", {"image": "s2", "regoins": "r.png"}]')
+    expected = {
+        "d.csv": "d.csv line 1: the column 'sha265' is unknown. Did you mean sha256? If not,",
+        "d.json": "d.json [1], slide s2: the key 'regoins' is unknown. Did you mean regions? If not,",
+    }
+    for name, message in expected.items():
+        faults: list[DatalistError] = []
+        rows = read_rows(tmp_path / name, CLASSES, fault=faults.append)
+        assert [row.image for row in rows] == ["s1", "s2"]
+        (fault,) = faults
+        assert str(fault).startswith(message)
+        with pytest.raises(DatalistError, match="Did you mean"):
+            read_rows(tmp_path / name, CLASSES)
+
+
+def test_optional_keys_are_known_in_any_case(tmp_path: Path) -> None:
+    expected = {"slide": "n", "patient": "p", "mpp": "0.5", "mask": "m", "regions": "r", "sha256": "0"}
+    csv = "Image,LABEL,Split,Slide,Patient ID,Mpp,MASK,Regions,SHA256\ns1,a,test,n,p,0.5,m,r,0\n"
+    entry = {"IMAGE": "s1", "Label": "a", "Slide_ID": "n", "PatientID": "p", "MPP": "0.5", "Mask": "m", "REGIONS": "r"}
+    for row in (
+        *read(tmp_path, "d.csv", csv),
+        *read(tmp_path, "d.json", json.dumps({"test": [{**entry, "SHA-256": "0"}]})),
+    ):
+        assert (row.image, row.label, row.partition, row.fields) == ("s1", "a", "testing", expected)

@@ -162,9 +162,16 @@ def test_settings() -> None:
         (["a|b", "c"], r"class_names: 'a\|b' has a separator"),
         (["slide", "c"], "class_names: 'slide' is taken. Choose other names than slide, head, label, all"),
         (["all"], "class_names: 'all' is taken"),
+        (["Label", "c"], "class_names: 'Label' is taken"),
         (["a", "b", "a"], "class_names: 'a' is named twice"),
+        (["A", "a", "b"], "class_names: 'A' and 'a' are one name in labels"),
+        (["a", "b", "a "], "class_names: 'a' and 'a ' are one name in labels"),
+        (["1", "2", "3", "4", "5"], r"class_names: '1' is a number, .*\. Name it with letters, for example 'grade 1'"),
+        (["normal", " 2.5"], "class_names: ' 2.5' is a number"),
     ],
 )
 def test_class_names_that_outputs_could_not_hold_are_refused(names, message):
     with pytest.raises(SettingsError, match=message):
         check_class_names(names)
+    with pytest.raises(SettingsError, match=message):
+        label_vector("a", "multilabel", names)

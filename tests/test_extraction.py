@@ -16,7 +16,8 @@ from scripts.errors import SettingsError, SlideError
 from scripts.extraction import Extractor, left_out
 from scripts.failures import FailedSlides, FailedSlidesError
 from scripts.features import bank_path, read_bank
-from tests.cohorts import builder, draw_cohort, draw_slide, tiny_backbone, tiny_encoder
+from tests.cohorts import SIZES, builder, draw_cohort, draw_slide, tiny_backbone, tiny_encoder
+from tests.limits import within
 
 
 @pytest.fixture(scope="module")
@@ -298,6 +299,74 @@ def test_a_slide_that_breaks_off_leaves_no_bank_and_no_count(cohort, tmp_path, b
     assert files(tmp_path / "features") == ["s0.h5", "s2.h5"]
     assert failed(tmp_path) == {"s1": f"{cohort[1]['image']}: breaks off. Copy it again."}
     assert bars[0].n == bars[0].total == num_patches(cohort[0]) + num_patches(cohort[2])
+
+
+def rename_over(new, path):
+    new.rename(path)
+
+
+def overwrite(new, path):
+    path.write_bytes(new.read_bytes())
+
+
+@pytest.mark.parametrize("replace", [rename_over, overwrite])
+@pytest.mark.parametrize("views", [None, [0, 1, 0]])
+def test_a_slide_that_is_replaced_while_it_is_read_has_no_bank_of_two_slides(tmp_path, replace, views):
+    entries = draw_cohort(tmp_path, 3)
+    other, encoder = draw_slide(tmp_path / "other.tif", SIZES[1], seed=9), tiny_encoder()
+    encode, path = encoder.encode, Path(entries[1]["image"])
+
+    def replacing(bag, transform):
+        if bag.slide.path == path and other.exists():
+            replace(other, path)
+            other.unlink(missing_ok=True)
+        return encode(bag, transform)
+
+    encoder.encode = replacing
+    with pytest.raises(FailedSlidesError, match=r"1 of 3 slides failed \(s1\)"):
+        extractor(entries, tmp_path, encoder, views=views).run()
+    assert failed(tmp_path) == {"s1": f"{path}: was changed while it was read. Run again once it is complete."}
+    assert files(tmp_path / "features") == ["s0.h5", "s2.h5"]
+    extractor(entries, tmp_path, views=views).run()
+    banked, bag = read_bank(tmp_path / "features/s1.h5", (5.0, 10.0)), builder()(entries[1])
+    assert np.array_equal(banked.row_features(), tiny_encoder().encode_rows(bag))
+
+
+def test_a_slide_that_is_replaced_between_two_views_keeps_the_bank_of_the_first(tmp_path):
+    entries = draw_cohort(tmp_path, 1)
+    other, encoder = draw_slide(tmp_path / "other.tif", seed=9), encoder_that_counts()
+    encode = encoder.encode
+
+    def replacing(bag, transform):
+        yield from encode(bag, transform)
+        if transform is not None:
+            other.rename(bag.slide.path)
+
+    encoder.encode = replacing
+    with pytest.raises(FailedSlidesError):
+        extractor(entries, tmp_path, encoder, views=[1]).run()
+    assert files(tmp_path / "features") == ["s0.h5"]
+    with pytest.raises(SettingsError, match=r"s0\.h5: was made otherwise \(slide_fingerprint"):
+        extractor(entries, tmp_path, views=[1]).run()
+
+
+@pytest.mark.parametrize("key", ["image", "mask"])
+def test_a_pipe_in_the_place_of_a_slide_costs_that_slide_alone(cohort, tmp_path, key):
+    os.mkfifo(tmp_path / "b.svs")
+    entries = [cohort[0], {**cohort[1], key: str(tmp_path / "b.svs")}]
+    with within(60), pytest.raises(FailedSlidesError, match=r"1 of 2 slides failed \(s1\)"):
+        extractor(entries, tmp_path).run()
+    assert failed(tmp_path)["s1"].startswith(f"{tmp_path / 'b.svs'}: is a pipe, a device or a socket, not a file. ")
+    assert files(tmp_path / "features") == ["s0.h5"]
+
+
+@pytest.mark.parametrize("mpp", [2.5e-7, 0.00025, 1e-300])
+def test_a_resolution_that_no_microscope_has_costs_that_slide_alone(cohort, tmp_path, mpp):
+    entries = [cohort[0], {**cohort[1], "mpp": mpp}]
+    with within(60), pytest.raises(FailedSlidesError, match=r"1 of 2 slides failed \(s1\)"):
+        extractor(entries, tmp_path).run()
+    reason = f"s1.tif: `mpp` is {mpp!r}, not a number from 0.02 to 20. Give micrometres per pixel at full resolution"
+    assert reason in failed(tmp_path)["s1"]
 
 
 def test_a_slide_that_is_gone_fails_like_any_other(cohort, tmp_path, caplog):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from scripts.errors import SettingsError
+from scripts.errors import SettingsError, SlideError
 from scripts.features import (
     BankedBag,
     bank_path,
@@ -22,6 +22,7 @@ from scripts.features import (
     write_bank,
 )
 from tests.cohorts import builder, draw_slide, tiny_backbone, tiny_encoder
+from tests.limits import within
 
 
 @pytest.fixture(scope="module")
@@ -378,3 +379,23 @@ def test_another_slide_or_mask_under_the_same_name_is_noticed(tmp_path, slide, b
     assert one["mask_fingerprint"] != two["mask_fingerprint"]
     assert one["slide_fingerprint"] == two["slide_fingerprint"]
     assert entry_settings({"image": slide, "mpp": 0.25})["mpp_given"] == 0.25
+
+
+def test_a_pipe_has_no_fingerprint(tmp_path):
+    os.mkfifo(tmp_path / "b.svs")
+    with within(10), pytest.raises(SettingsError, match=r"b\.svs: is a pipe, a device or a socket, not a file"):
+        slide_fingerprint(tmp_path / "b.svs")
+
+
+@pytest.mark.parametrize("change", [Path.unlink, Path.touch, lambda path: path.write_bytes(b"half of a slide")])
+def test_a_slide_that_changed_since_it_was_opened_gets_no_bank(tmp_path, change):
+    slide = draw_slide(tmp_path / "s.tif")
+    bag, settings, encoder = builder()({"image": slide}), settings_of(slide), tiny_encoder()
+    features = list(encoder.encode(bag))
+    encoder.encode = lambda bag, transform: features
+    change(slide)
+    with pytest.raises(
+        SlideError, match=r"s\.tif: was changed while it was read( \(No such.*\))?\. Run again once it is complete\."
+    ):
+        write_bank(tmp_path / "banks/s.h5", bag, encoder, settings)
+    assert list((tmp_path / "banks").iterdir()) == []

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -15,7 +16,8 @@ import pytest
 
 from scripts import isolation
 from scripts.errors import SlideError
-from scripts.isolation import ReaderError, open_levels, read_pixels, read_properties, stamp_of
+from scripts.isolation import ReaderError, open_levels, read_pixels, read_properties
+from scripts.reader_process import stamp_of
 from scripts.slides import Slide
 from tests.pyramids import noise, write_pyramid
 
@@ -151,6 +153,23 @@ def test_a_slide_that_was_replaced_is_opened_anew(tmp_path, image):
     assert np.array_equal(slide.read_region((0, 0), (50, 50), 0.5), other[:50, :50])
 
 
+@pytest.mark.parametrize("backend", ["cucim", "openslide"])
+def test_a_slide_that_is_replaced_before_a_reader_opens_it_is_not_read_as_the_one_that_it_was(
+    tmp_path, image, backend, nobody
+):
+    path = write_pyramid(tmp_path / "s.tif", image)
+    slide = Slide(path, reader=backend)
+    write_pyramid(tmp_path / "new.tif", noise(600, 900, seed=1)).rename(path)
+    isolation._end_all()  # so that the file is opened anew
+    with pytest.raises(ReaderError, match="^it was replaced while it was read$"):
+        read_pixels(path, backend, slide._stamp, 0, 0, 64, 64, 0)
+    with pytest.raises(SlideError, match=r"s\.tif: was changed while it was read\. Run again once it is complete\."):
+        slide.read_region((0, 0), (64, 64), 0.5)
+    path.unlink()
+    with pytest.raises(SlideError, match=r"s\.tif: was changed while it was read \(No such file or directory\)\."):
+        slide.read_region((0, 0), (64, 64), 0.5)
+
+
 def test_what_stops_a_run_leaves_the_readers_to_finish_their_slide(pyramid, image, nobody):
     # torchrun's SIGTERM and a terminal's SIGINT reach them too; the run decides.
     slide = Slide(pyramid)
@@ -172,6 +191,28 @@ def test_no_reader_is_left_when_its_run_is_over(pyramid, ending):
     if psutil.pid_exists(pid):
         psutil.wait_procs([psutil.Process(pid)], timeout=10)
     assert not psutil.pid_exists(pid)
+
+
+def test_a_reader_that_is_stuck_when_its_run_is_killed_ends(tmp_path):
+    begun = tmp_path / "begun"
+    # A native call that never returns and keeps Python's lock.
+    stuck = "def stuck(path): open(path, 'w').write(str(os.getpid())); ctypes.PyDLL(None).sleep(600)\n"
+    program = f"import ctypes, os, sys; sys.path.insert(0, sys.argv[1])\n{stuck}"
+    program += "from scripts import reader_process as reader; reader.openslide_properties = stuck\n"
+    program += "reader.serve(*map(int, sys.argv[2:]))"
+    code = "import sys; from scripts import isolation; isolation.PROGRAM = sys.argv[1]; "
+    code += "isolation.read_properties(sys.argv[2])"
+    run = subprocess.Popen([sys.executable, "-c", code, program, begun])
+    while not (begun.exists() and begun.read_text()):
+        assert run.poll() is None
+        time.sleep(0.01)
+    reader = psutil.Process(int(begun.read_text()))
+    run.kill()
+    run.wait()
+    _, alive = psutil.wait_procs([reader], timeout=10)
+    for process in alive:
+        process.kill()
+    assert alive == []
 
 
 def test_a_forked_process_has_readers_of_its_own(pyramid, image):

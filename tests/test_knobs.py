@@ -1,4 +1,4 @@
-"""Overrides handed to MONAI's own runner and workflow: those that act are taken, those that do nothing refused."""
+"""Overrides handed to MONAI's own runner and workflow: those that act are taken, those that cannot refused."""
 
 from __future__ import annotations
 
@@ -21,14 +21,16 @@ CONFIG: dict[str, Any] = {
     "output_dir": "$@bundle_root + '/out'",
     "epochs": 5,
     "lr": 0.1,
+    "nothing": None,
     "grid": {"lr": [1.0]},
+    "loss": {"_target_": "scripts.methods.get_loss", "method": "mustmil", "alpha": "@lr"},
     "tell": "$id",
     "train": {"trainer": {"_target_": "builtins.dict", "max_epochs": "@epochs"}, "handlers": []},
     "initialize": ["$scripts.knobs.refuse_unknown()"],
     "training": ["$@tell(@train#trainer)"],
     "run": "@training",
 }
-OVERLAY = {"finalize": ["$None"], "fast": True, "train#sampler": {"_target_": "builtins.dict"}}
+OVERLAY = {"finalize": ["$None"], "fast": True, "train#sampler": {"_target_": "builtins.dict"}, "loss#beta": 1}
 OTHER = {"partition": "testing", "evaluating": "$None", "epochs": 1}
 
 
@@ -198,6 +200,90 @@ def test_an_args_file_is_no_way_around(configs, tmp_path):
     assert results == [{"max_epochs": 3}]
 
 
+NONE = "None cannot be given to MONAI's runner, which would ignore it. Leave the option out, or put null into a file"
+
+
+@pytest.mark.parametrize("key", ["epochs", "loss", "train#handlers", "train::trainer::max_epochs", "output_dir"])
+def test_none_which_the_runner_would_ignore_is_refused(configs, key):
+    message = refusal(monai.bundle.run, config_file=str(configs / "train.json"), **{key: None})
+    assert message.startswith(f"{key.replace('::', '#')}: {NONE}")
+
+
+def test_every_none_that_would_be_ignored_is_named(configs):
+    message = refusal(monai.bundle.run, config_file=str(configs / "train.json"), epochs=None, nothing=None, loss=None)
+    assert message.startswith(f"epochs, loss: {NONE}")
+
+
+def test_none_for_a_misspelled_knob_is_refused_with_the_nearest_name(start):
+    assert refusal(start, epoch=None).endswith("Did you mean epochs?")
+
+
+def test_none_is_taken_where_the_config_says_so_or_monai_has_a_default(start):
+    start(nothing=None, meta_file=None, logging_file=None, tracking=None)
+
+
+def test_none_acts_where_it_does_not_pass_the_runner(configs, tmp_path):
+    results: list[Any] = []
+    workflow = ConfigWorkflow(str(configs / "train.json"), epochs=None, tell=results.append)
+    workflow.initialize()
+    workflow.run()
+    args = {"config_file": str(configs / "train.json"), "epochs": None}
+    (tmp_path / "args.json").write_text(json.dumps(args))
+    monai.bundle.run(args_file=str(tmp_path / "args.json"), tell=results.append)
+    assert results == [{"max_epochs": None}] * 2
+
+
+def test_none_does_not_undo_what_an_args_file_says(configs, tmp_path):
+    args = {"config_file": str(configs / "train.json"), "nothing": 3}
+    (tmp_path / "args.json").write_text(json.dumps(args))
+    assert refusal(monai.bundle.run, args_file=str(tmp_path / "args.json"), nothing=None).startswith(f"nothing: {NONE}")
+
+
+def test_the_remedy_for_none_works(configs, tmp_path):
+    (tmp_path / "mine.json").write_text(json.dumps({"epochs": None}))
+    results: list[Any] = []
+    monai.bundle.run(config_file=[str(configs / "train.json"), str(tmp_path / "mine.json")], tell=results.append)
+    assert results == [{"max_epochs": None}]
+
+
+@pytest.mark.parametrize("separator", ["#", "::"])
+def test_an_argument_that_a_part_does_not_take_is_refused_with_the_nearest_name(start, configs, separator):
+    expected = f"loss#alhpa: no such knob of {configs / 'train.json'}. Did you mean loss#alpha?"
+    assert refusal(start, **{f"loss{separator}alhpa": 1}) == expected
+
+
+def test_arguments_and_knobs_are_named_at_once(start):
+    message = refusal(start, **{"loss#alhpa": 1, "epoch": 3})
+    assert message.startswith("epoch, loss#alhpa: no such knobs of ")
+    assert message.endswith("Did you mean epochs, loss#alpha?")
+
+
+def test_an_argument_that_the_part_takes_may_be_added(start):
+    start(**{"loss#beta": 3, "loss#_disabled_": True})
+
+
+def test_a_plain_value_in_place_of_a_part_or_a_section_is_refused(start):
+    others = "or give an expression, a reference or a part with a _target_."
+    expected = f"loss: is a part of the config, and got 5. Override its arguments (--loss#alpha), {others}"
+    assert refusal(start, loss=5) == expected
+    assert "(--train#trainer#max_epochs)" in refusal(start, train="no")
+    assert refusal(start, **{"train::trainer": True}).startswith("train#trainer: is a part of the config, and got True")
+
+
+def test_an_expression_a_reference_or_a_part_may_replace_a_part(start):
+    results: list[Any] = []
+    for part in ("$3", "@loss#method", {"_target_": "builtins.dict"}):
+        start(tell=results.append, **{"train#trainer": part})
+    assert results == [3, "mustmil", {}]
+
+
+def test_the_parts_of_several_config_files_are_judged_as_one(start, configs):
+    files = [str(configs / "train.json"), str(configs / "multi_gpu_train.json")]
+    start(files, **{"loss#beta": 2})
+    assert refusal(start, files, **{"loss#bata": 2}).endswith("Did you mean loss#beta?")
+    assert refusal(start, files, **{"train#sampler": 2}).startswith("train#sampler: is a part of the config, and got 2")
+
+
 def test_a_config_that_a_program_reads_by_itself_has_no_overrides(configs):
     parser = ConfigParser()
     parser.read_config(str(configs / "train.json"))
@@ -230,5 +316,5 @@ def test_what_a_config_refers_to_is_used():
     # A longer name is another name, and a text that is no expression refers to nothing.
     assert unknown_keys({**known, "b": 1, "bb": 2, "a": "@bb"}, known) == ["b"]
     assert unknown_keys({**known, "b": 1, "a": "write to a@b"}, known) == ["b"]
-    # Arguments of a part are the part's to refuse.
+    # Arguments of a part are no keys of the config.
     assert unknown_keys({**known, "part": {"_target_": "x", "new": 1}}, known) == []

@@ -1,3 +1,5 @@
+import os
+
 import numpy as np
 import openslide
 import pytest
@@ -5,6 +7,7 @@ import tifffile
 
 from scripts.errors import SlideError
 from scripts.resolution import find_resolution, resolution_sources
+from tests.limits import within
 from tests.pyramids import noise, write_pyramid
 
 
@@ -14,11 +17,40 @@ def test_the_datalist_comes_first(tmp_path):
     assert (found.mpp, found.source) == (0.25, "datalist: mpp")
 
 
-@pytest.mark.parametrize("wrong", [0, -1.0, float("nan"), float("inf"), "0.5"])
-def test_a_datalist_mpp_must_be_a_positive_number(tmp_path, wrong):
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        0,
+        -1.0,
+        float("nan"),
+        float("inf"),
+        "0.5",
+        2.5e-7,
+        0.00025,
+        1e-300,
+        0.0199,
+        20.1,
+        353,
+        pytest.param(10**400, id="huge"),
+    ],
+)
+def test_a_datalist_mpp_must_be_what_a_microscope_may_have(tmp_path, wrong):
     path = write_pyramid(tmp_path / "a.tif", noise(256, 256))
-    with pytest.raises(SlideError, match=r"a\.tif: `mpp` is .* positive number of micrometres per pixel"):
+    message = rf"a\.tif: `mpp` is {wrong!r}, not a number from 0\.02 to 20\. Give micrometres per pixel at full"
+    with pytest.raises(SlideError, match=message):
         find_resolution(path, mpp=wrong)
+
+
+@pytest.mark.parametrize("mpp", [0.02, 1, 20.0])
+def test_a_datalist_mpp_may_be_what_a_file_may_say(tmp_path, mpp):
+    assert find_resolution(write_pyramid(tmp_path / "a.tif", noise(256, 256)), mpp=mpp).mpp == mpp
+
+
+@pytest.mark.parametrize("ask", [find_resolution, resolution_sources])
+def test_a_pipe_is_not_waited_for(tmp_path, ask):
+    os.mkfifo(tmp_path / "b.svs")
+    with within(10), pytest.raises(SlideError, match=r"b\.svs: is a pipe, a device or a socket, not a file\. Give the"):
+        ask(tmp_path / "b.svs")
 
 
 @pytest.mark.parametrize("mpp", [0.1213, 0.25, 0.499, 1.0, 4.0])

@@ -1,3 +1,4 @@
+import os
 import pickle
 
 import cv2
@@ -8,8 +9,10 @@ import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from scripts import slides
 from scripts.errors import SettingsError, SlideError
 from scripts.slides import Slide
+from tests.limits import within
 from tests.pyramids import noise, write_pyramid
 
 BACKENDS = ("cucim", "openslide")
@@ -168,11 +171,27 @@ def test_a_slide_travels_to_another_process(pyramid):
     assert np.array_equal(copy.read_region((5, 5), (40, 40), 1.0), slide.read_region((5, 5), (40, 40), 1.0))
 
 
+@pytest.mark.parametrize("step", ["open_levels", "find_resolution"])
+def test_a_slide_that_is_replaced_while_it_is_opened_has_not_the_resolution_of_another(tmp_path, monkeypatch, step):
+    path, other = (write_pyramid(tmp_path / f"{name}.tif", noise(256, 256)) for name in ("s", "other"))
+    do = getattr(slides, step)
+
+    def after_replacing(*args):
+        other.replace(path)
+        return do(*args)
+
+    monkeypatch.setattr(slides, step, after_replacing)
+    with pytest.raises(SlideError, match=r"s\.tif: was changed while it was read\. Run again once it is complete\."):
+        Slide(path, reader="openslide")
+
+
 def test_bad_slides_are_errors_of_one_line(tmp_path, pyramid):
     with pytest.raises(SlideError, match=r"missing\.svs: no such file\. Check the path in the datalist"):
         Slide(tmp_path / "missing.svs")
-    with pytest.raises(SlideError, match="is a folder or a device, not a slide"):
-        Slide(tmp_path)
+    os.mkfifo(tmp_path / "pipe.svs")
+    for no_file in (tmp_path, tmp_path / "pipe.svs"):
+        with within(10), pytest.raises(SlideError, match="is a folder, a pipe or a device, not a slide"):
+            Slide(no_file, mpp=0.5)
     text = tmp_path / "text.tif"
     text.write_text("not a slide")
     with pytest.raises(SlideError, match=r"text\.tif: cannot be read as a slide \(cucim: .*; openslide: .*\)"):

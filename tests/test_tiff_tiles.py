@@ -168,7 +168,6 @@ def test_a_level_that_no_page_holds_is_not_vouched_for(tmp_path):
     [
         ({"photometric": "ycbcr"}, "its pixels are stored as YCBCR"),
         ({"photometric": "rgb", "predictor": True, "compression": "lzw"}, "its tiles are stored with a predictor"),
-        ({"photometric": "rgb", "extratags": [(274, "H", 1, 3, True)]}, "it is stored turned"),
         ({"photometric": "rgb", "planarconfig": "separate"}, "its channels are stored apart"),
     ],
 )
@@ -180,6 +179,23 @@ def test_what_readers_show_differently_is_not_read_with_cucim(tmp_path, how, say
     assert says in str(problem_of(path, [SIZE]))
     with pytest.raises(SlideError, match="cannot be read as a slide"):
         Slide(path, reader="cucim", mpp=0.5)
+
+
+@pytest.mark.parametrize("level", [0, 1])
+@pytest.mark.parametrize("compression", [None, "jpeg", "lzw"])
+def test_what_is_stored_turned_is_read_with_no_reader(tmp_path, compression, level):
+    path = tmp_path / "turned.tif"
+    with tifffile.TiffWriter(path) as tiff:
+        for i, (width, height) in enumerate(SIZES):
+            turned = [(274, "H", 1, 6, True)] if i == level else []
+            how = {"tile": (128, 128), "photometric": "rgb", "compression": compression, "metadata": None}
+            tiff.write(smooth(width, height), subfiletype=min(i, 1), extratags=turned, **how)
+    for check in (check_complete, TiffTiles):
+        with pytest.raises(ValueError, match=r"it is stored turned \(Orientation 6\)"):
+            check(path, SIZES)
+    for backend in ("auto", "cucim", "openslide"):
+        with pytest.raises(SlideError, match=r"turned\.tif: cannot be read as a slide \(.*it is stored turned"):
+            Slide(path, reader=backend, mpp=0.5)
 
 
 @pytest.mark.parametrize(("channels", "dtype"), [(1, "uint8"), (4, "uint8"), (3, "uint16")])

@@ -11,8 +11,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
+import monai.bundle
 import numpy as np
 import pytest
+from monai.bundle import ConfigWorkflow
 
 from scripts.errors import mistake_in
 from tests.conftest import ROOT
@@ -283,3 +285,52 @@ def is_close(one: Any, other: Any, tolerance: float) -> bool:
     if isinstance(one, np.ndarray) and isinstance(other, np.ndarray):
         return one.shape == other.shape and bool(np.allclose(one, other, rtol=0, atol=tolerance))
     return bool(one == other)
+
+
+IGNORED = "None cannot be given to MONAI's runner, which would ignore it. "
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "told"),
+    [
+        ("network", None, IGNORED),
+        ("train#trainer#max_epoch", 3, "no such knob of configs/train.json. Did you mean train#trainer#max_epochs?"),
+        ("optimizer", 5, "is a part of the config, and got 5. Override its arguments (--optimizer#lr)"),
+    ],
+)
+def test_an_override_that_cannot_act_ends_in_one_line(command, tmp_path, key, value, told):
+    done = command("training", "train", output_dir=tmp_path, **{key: value})
+    assert done.returncode == 1
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert line.startswith(f"error: {key}: {told}")
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "told"),
+    [
+        ("views", None, IGNORED),
+        ("validate#handlers", None, IGNORED),
+        ("train#sampler#sed", 3, "Did you mean train#sampler#seed?"),
+        ("loss#alhpa", 1, "Did you mean loss#alpha?"),
+        ("train#handlers#2#intervall", 3, "Did you mean train#handlers#2#interval?"),
+        ("train", 5, "is a part of the config, and got 5. Override its arguments (--train#dataset#source)"),
+        ("train#trainer", True, "is a part of the config, and got True. "),
+    ],
+)
+@pytest.mark.parametrize("configs", ["train", "train, multi_gpu_train"])
+def test_an_override_of_a_shipped_part_that_cannot_act_is_refused(monkeypatch, tmp_path, configs, key, value, told):
+    monkeypatch.chdir(ROOT)
+    files = [f"configs/{name}.json" for name in configs.split(", ")]
+    with pytest.raises(RuntimeError) as error:
+        monai.bundle.run("training", config_file=files, output_dir=str(tmp_path), **{key: value})
+    mistake = str(mistake_in(error.value))
+    assert mistake.startswith(f"{key}: ")
+    assert told in mistake
+
+
+def test_what_the_config_for_several_ranks_adds_to_parts_may_be_overridden(world):
+    files = ["configs/train.json", "configs/multi_gpu_train.json"]
+    own = {"train#sampler#rank": 0, "distributed_network#find_unused_parameters": False, "ranks": None}
+    ConfigWorkflow(files, **world.knobs("train"), **own).initialize()
