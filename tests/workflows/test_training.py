@@ -36,11 +36,6 @@ def test_it_keeps_the_best_weights_of_each_output_and_the_last(trained):
     models = trained / "models"
     names = sorted(path.name for path in models.glob("[!.]*"))
     assert names == ["last.ckpt", "model.pt", "model_10x.pt", "model_5x.pt"]
-        "last.ckpt",
-        "model.pt",
-        "model_10x.pt",
-        "model_5x.pt",
-    ]
     best = torch.load(models / "last.ckpt", weights_only=True)["best"]["losses"]
     assert set(best) == set(HEADS)
     assert all(0 < loss < 2 for loss in best.values())
