@@ -63,7 +63,7 @@ def refuse_unknown() -> None:
     ignored = _ignored(workflow, frames)
     # Not in the config, for MONAI left it out, but named by the user all the same.
     config |= {key: None for key in ignored if key not in config and len(ReferenceResolver.split_id(key)) == 1}
-    arguments = unknown_arguments(config, known, workflow.parser.locator)
+    arguments = unknown_arguments(config, known, workflow.parser.locator, workflow.parser.get_parsed_content)
     unknown = [*unknown_keys(config, known, named), *arguments]
     if unknown:
         subject, names = ", ".join(unknown), ", ".join(str(file) for file in files)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pydoc import ErrorDuringImport, locate
 from typing import Any
 
@@ -28,16 +28,22 @@ def is_section(value: Any) -> bool:
 
 
 def unknown_arguments(
-    config: Mapping[str, Any], known: Mapping[str, Any], locator: ComponentLocator
+    config: Mapping[str, Any],
+    known: Mapping[str, Any],
+    locator: ComponentLocator,
+    evaluate: Callable[[str], Any] | None = None,
 ) -> dict[str, str | None]:
     """What was added to the parts of the files, at any depth, and neither their targets nor MONAI take.
 
-    A target that is an expression, cannot be located, does not tell its arguments or takes any is MONAI's to judge.
+    A target that is an expression of the user's own, cannot be located, does not tell its arguments or takes any is
+    MONAI's to judge.
 
     Args:
         config: the config with all overrides.
         known: what its files hold.
         locator: what finds the targets that are names of MONAI's own, without their module.
+        evaluate: gives the value of an id, of which an expression of the files is the target; they are MONAI's, too,
+            without.
 
     Returns:
         Ids (``train#trainer#max_epoch``), each with the id of the nearest argument, or ``None``.
@@ -45,7 +51,11 @@ def unknown_arguments(
     unknown: dict[str, str | None] = {}
     for id_, part, own in _overridden(config, known):
         added = [key for key in part if key not in own] if is_part(part) and is_part(own) else []
-        arguments = _arguments(part, locator) if added else None
+        arguments = None
+        if added and _is_plain(part["_target_"]):
+            arguments = _arguments(_located(part, locator))
+        elif added and evaluate is not None and part["_target_"] == own["_target_"]:
+            arguments = _arguments(evaluate(f"{id_}#_target_"))
         if arguments is None:
             continue
         names = {name.lower(): name for name in arguments | MONAI_KEYS}
@@ -97,15 +107,16 @@ def _overridden(config: Any, known: Any, id_: str = "") -> Iterator[tuple[str, A
         yield from _overridden(value, own, f"{id_}#{key}" if id_ else str(key))
 
 
-def _arguments(part: Mapping[str, Any], locator: ComponentLocator) -> set[str] | None:
-    target = part["_target_"]
-    if isinstance(target, str):
-        if not _is_plain(target):
-            return None
-        try:
-            target = locate(ConfigComponent(part, locator=locator).resolve_module_name())
-        except ErrorDuringImport:
-            return None
+def _located(part: Mapping[str, Any], locator: ComponentLocator) -> Any:
+    if not isinstance(part["_target_"], str):
+        return part["_target_"]
+    try:
+        return locate(ConfigComponent(part, locator=locator).resolve_module_name())
+    except ErrorDuringImport:
+        return None
+
+
+def _arguments(target: Any) -> set[str] | None:
     try:
         parameters = inspect.signature(target).parameters.values()
     except (TypeError, ValueError):

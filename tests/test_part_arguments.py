@@ -6,6 +6,7 @@ import copy
 from typing import Any
 
 import pytest
+import torch
 from monai.bundle import ComponentLocator, ConfigParser
 
 from scripts.part_arguments import an_argument_of, replaced_parts, unknown_arguments
@@ -74,6 +75,19 @@ def test_a_target_may_be_a_name_of_monais_own():
 )
 def test_what_may_be_an_argument_is_not_unknown(id_):
     assert unknown(**{id_: 3}) == {}
+
+
+def test_a_target_that_is_an_expression_of_the_files_is_evaluated_by_who_can():
+    asked = []
+
+    def evaluate(id_):
+        asked.append(id_)
+        return torch.optim.Adam
+
+    for target, found in ((KNOWN["optimizer"]["_target_"], {"optimizer#lrr": "optimizer#lr"}), ("$other", {})):
+        changed = {**KNOWN, "optimizer": {**KNOWN["optimizer"], "lrr": 3, "_target_": target}}
+        assert unknown_arguments(changed, KNOWN, ComponentLocator(), evaluate) == found
+    assert asked == ["optimizer#_target_"]
 
 
 @pytest.mark.parametrize("target", ["no.such.module", "torch.nn.NoSuchLoss", "torch.pi", "@optimizer", 3])

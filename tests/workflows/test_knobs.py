@@ -314,6 +314,7 @@ def test_an_override_that_cannot_act_ends_in_one_line(command, tmp_path, key, va
         ("validate#handlers", None, IGNORED),
         ("train#sampler#sed", 3, "Did you mean train#sampler#seed?"),
         ("loss#alhpa", 1, "Did you mean loss#alpha?"),
+        ("optimizer#lrr", 3, "Did you mean optimizer#lr?"),
         ("train#handlers#2#intervall", 3, "Did you mean train#handlers#2#interval?"),
         ("train", 5, "is a part of the config, and got 5. Override its arguments (--train#dataset#source)"),
         ("train#trainer", True, "is a part of the config, and got True. "),
