@@ -53,7 +53,7 @@ CALLED = {
     "line\nbreak": "line_break",
     "-rf": "_rf",
     "=1+1": "_1+1",
-    "$HOME;#&|%s{}": "$HOME;#&_%s{}",
+    "$HOME;#&|%s{}": "_HOME;#&_%s{}",
     "back\\slash*?": "back_slash__",
     "tab\tand\x1b[31mred": "tab_and_[31mred",
     "caf\udce9": "caf_",
