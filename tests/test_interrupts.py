@@ -14,6 +14,14 @@ from tests.conftest import ROOT
 from tests.pyramids import with_tissue, write_pyramid
 
 
+@pytest.fixture(autouse=True)
+def interrupted_as_in_a_terminal():
+    """A shell starts what it runs in the background deaf to interrupts, and so these tests."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def test_an_interrupt_comes_when_the_block_has_ended():
     done = []
 
