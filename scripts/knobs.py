@@ -51,7 +51,7 @@ def refuse_unknown() -> None:
     files = _config_files(workflow, frames)
     known = ConfigParser.load_config_files([str(file) for file in files])
     config = {key: value for key, value in workflow.parser.get().items() if key != ConfigParser.meta_key}
-    if workflow.run_id not in config:
+    if workflow.run_id not in workflow.parser:
         ids = [key for key, value in known.items() if isinstance(value, list) and value != known.get(workflow.init_id)]
         close = difflib.get_close_matches(workflow.run_id, ids, n=1)
         remedy = f"Did you mean {close[0]}?" if close else "Run what the guide names for this config."

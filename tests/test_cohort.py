@@ -76,6 +76,10 @@ def test_slides_to_predict_come_from_a_list_or_a_folder(tmp_path):
     assert choose_slides(tmp_path, "list.csv", ".") == ("list.csv", tmp_path)
     assert choose_slides(None, "list.csv", ".") == ("list.csv", None)
     assert choose_slides(tmp_path, None, ".") == (tmp_path, None)
+    with pytest.raises(
+        DatalistError, match=r"dataset_dir .*gone: no such folder\. Give a folder of slides, or a slide"
+    ):
+        choose_slides(tmp_path / "gone", None, ".")
 
 
 def test_without_slides_to_predict_those_of_the_demonstration_are(tmp_path, monkeypatch, caplog):

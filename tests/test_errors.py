@@ -71,6 +71,24 @@ def test_a_cause_of_several_lines_becomes_one():
     assert str(error) == "a.svs: cannot be read (line one line two). Copy it again."
 
 
+def test_an_interrupt_is_logged_without_a_traceback():
+    result = run_python(
+        """
+import logging
+from scripts.errors import show_one_line
+
+logging.basicConfig(format="%(message)s")
+show_one_line()
+try:
+    raise KeyboardInterrupt
+except KeyboardInterrupt:
+    logging.getLogger("monai").exception("Engine run is terminating")
+    raise
+"""
+    )
+    assert result.stderr == "Engine run is terminating\ninterrupted\n"
+
+
 def test_a_file_name_can_neither_begin_a_line_nor_move_the_cursor_of_a_terminal():
     error = SlideError("a\nerror: b\x1b[2J\x07\u2028\u202e\udce9é.svs", "is cut\roff", "Copy it\tagain.")
     assert str(error) == "a error: b\\x1b[2J\\x07 \\u202e\\udce9é.svs: is cut off. Copy it\\tagain."

@@ -92,6 +92,14 @@ def test_prediction_without_weights_says_to_train_first(command, slides, tmp_pat
     one_line(done, r"model\.pt: there is no such file\. Run training first")
 
 
+def test_evaluating_looks_for_the_weights_before_it_extracts(command, slides, tmp_path):
+    (tmp_path / "list.json").write_text(json.dumps({"testing": [{"image": "good.tif", "label": [1, 0, 0, 0, 0]}]}))
+    places = {"dataset_dir": slides, "datalist": tmp_path / "list.json", "ckpt_dir": tmp_path}
+    done = command("evaluating", "evaluate", **places, output_dir=tmp_path / "out")
+    one_line(done, r"model\.pt: there is no such file\. Run training first")
+    assert not list(tmp_path.glob("out/features/*"))
+
+
 def test_inspecting_nothing_says_what_to_give(command, tmp_path):
     one_line(command("inspecting", "inspect", output_dir=tmp_path), r"image: .*--image")
 

@@ -240,6 +240,20 @@ def test_an_option_that_no_config_knows_ends_in_one_line(command, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_workflow_that_no_config_has_ends_in_one_line(command, tmp_path):
+    done = command("trainig", "train", output_dir=tmp_path)
+    assert done.returncode == 1
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert line == "error: trainig: no such workflow in configs/train.json. Did you mean training?"
+    assert "Traceback" not in done.stderr
+
+
+def test_a_part_of_a_workflow_may_be_run(workflow, tmp_path):
+    with pytest.raises(RuntimeError) as refused:
+        workflow("train#trainer", "train", dataset_dir=str(tmp_path), output_dir=str(tmp_path / "out"))
+    assert "holds neither datalist.json nor datalist.csv" in str(mistake_in(refused.value))
+
+
 @pytest.mark.parametrize("config", CONFIGS)
 def test_a_value_of_another_kind_ends_in_one_line(world, config):
     # The trainings of others are not begun.
