@@ -16,7 +16,7 @@ from bundle.metadata import BLOCK_START, CARD_TOP, METADATA, check_version, desc
 from scripts.errors import SettingsError
 from scripts.handlers import weights_path
 from scripts.methods import result_heads
-from scripts.weights_record import DEMONSTRATION, is_demonstration, read_origin, read_record, training_of
+from scripts.weights_record import DEMONSTRATION, is_demonstration, read_training
 
 __all__ = ["Packed", "pack"]
 
@@ -122,7 +122,8 @@ def _weights(ckpt_dir: Path) -> tuple[dict[str, Path], dict[str, Any]]:
         raise SettingsError(
             main, "there is no such file", f"Train first ({TRAIN}), or give the folder of the weights: --ckpt_dir"
         )
-    record = read_record(main)
+    training = read_training(main)
+    record: dict[str, Any] = training["record"]
     settings = record["settings"]
     _check_settings(main, settings)
     paths = [weights_path(ckpt_dir, head) for head in result_heads(settings["method"], settings["magnifications"])]
@@ -133,7 +134,7 @@ def _weights(ckpt_dir: Path) -> tuple[dict[str, Path], dict[str, Any]]:
             "Pack weights of mustmil or msmil.",
         )
     for path in paths:
-        if training_of(read_record(path), read_origin(path)) != training_of(record, read_origin(main)):
+        if read_training(path) != training:
             raise SettingsError(
                 path,
                 f"is not of the same training as {main.name}",

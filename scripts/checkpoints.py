@@ -13,14 +13,13 @@ from torch import Tensor, nn
 
 from scripts.bag_network import BagNetwork
 from scripts.errors import SettingsError
-from scripts.weights_origin import misplaced, origin_in, plain_metadata
+from scripts.weights_origin import misplaced, origin_in, plain_metadata, training_of
 from scripts.weights_record import (
     DEMONSTRATION,
     check_weights,
     is_demonstration,
     other_settings,
     read_weights,
-    training_of,
     weights_sha256,
 )
 
@@ -106,10 +105,8 @@ class HeadwiseNetwork(nn.Module):
             member = copy.deepcopy(network, kept)
             load_weights(member, path, settings)
             self.copies.append(member)
-        trainings = [
-            training_of(member.record, member.origin)  # type: ignore[arg-type]
-            for member in self.copies
-        ]
+        members: list[Any] = list(self.copies)
+        trainings = [training_of(member.record, member.origin) for member in members]
         for path, training in zip(weights, trainings, strict=True):
             if training != trainings[0]:
                 raise SettingsError(path, f"is not of the same training as {Path(weights[0]).name}", ONE_TRAINING)

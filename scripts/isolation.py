@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from scripts.reader_process import Stamp
+from scripts.slide_stamp import Stamp
 
 __all__ = ["ReaderError", "has_cucim", "open_levels", "read_pixels", "read_properties"]
 

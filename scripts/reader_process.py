@@ -18,14 +18,14 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from mmap import mmap
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from scripts.backends import BACKENDS, Backend, openslide_properties
+from scripts.slide_stamp import Stamp, stamp_of
 
-__all__ = ["Stamp", "serve", "stamp_of"]
+__all__ = ["serve"]
 
 # A bag is read while the next is made, and a batch of bags may come from a few slides.
 OPEN_SLIDES = 4
@@ -35,15 +35,6 @@ CORNER_PX = 16
 # Of which native libraries write to either.
 STREAMS = (1, 2)
 FAILURE = re.compile("error|fail|corrupt", re.IGNORECASE)
-
-# A file as it was when the slide was opened: (device, inode, size, time of its last change).
-Stamp = tuple[int, int, int, int]
-
-
-def stamp_of(path: str | Path) -> Stamp:
-    """What tells a file from another of the same name, so that a slide that was replaced is opened anew."""
-    status = os.stat(path)
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def serve(connection_fd: int, memory_fd: int, said_fd: int) -> None:

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from scripts.errors import SettingsError, SlideError
 from scripts.isolation import ReaderError, has_cucim, open_levels, read_pixels
 from scripts.magnification import Scale, magnification_of, mean_downsamples, mpp_of, scale_name, squeezed_levels
-from scripts.reader_process import Stamp, stamp_of
 from scripts.resolution import Resolution, find_resolution
+from scripts.slide_stamp import Stamp, stamp_of
 
 __all__ = ["READERS", "READ_LEVELS", "Slide", "check_reader", "resample"]
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ["misplaced", "origin_in", "plain_metadata"]
+__all__ = ["misplaced", "origin_in", "plain_metadata", "training_of"]
 
 # The names that a training gives to its files of weights.
 NAMES = re.compile(r"model(?:_([0-9.]+x))?\.pt")
@@ -58,3 +58,14 @@ def misplaced(path: str | Path, origin: Mapping[str, Any]) -> tuple[str, str] | 
         f"{origin.get('best_for')}"
     )
     return cause, f"Call it {written_as}, as training did, and put the file that was {path.name} in its place."
+
+
+def training_of(record: Mapping[str, Any], origin: Mapping[str, Any]) -> dict[str, Any]:
+    """What tells one training from another, whenever its files were written.
+
+    Args:
+        record: as :func:`scripts.weights_record.read_record` gives it.
+        origin: as :func:`scripts.weights_record.read_origin` gives it; what it does not tell is ``None``.
+    """
+    made_by = origin.get("made_by", {})
+    return {"record": record, "seed": made_by.get("seed"), "data": made_by.get("data")}

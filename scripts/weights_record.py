@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from scripts.errors import SettingsError
 from scripts.files import refuse_special
 from scripts.sums import check_sum
-from scripts.weights_origin import misplaced, origin_in, plain_metadata
+from scripts.weights_origin import misplaced, origin_in, plain_metadata, training_of
 
 __all__ = [
     "DEMONSTRATION",
@@ -34,11 +34,11 @@ __all__ = [
     "other_settings",
     "read_origin",
     "read_record",
+    "read_training",
     "read_weights",
     "record_fault",
     "record_problem",
     "sign",
-    "training_of",
     "unreadable_reason",
     "weights_sha256",
 ]
@@ -263,15 +263,13 @@ def read_origin(path: str | Path) -> dict[str, Any]:
     return _read_signed(path)[1]
 
 
-def training_of(record: Mapping[str, Any], origin: Mapping[str, Any]) -> dict[str, Any]:
-    """What tells one training from another, whenever its files were written.
+def read_training(path: str | Path) -> dict[str, Any]:
+    """:func:`scripts.weights_origin.training_of` of a file of weights.
 
-    Args:
-        record: as :func:`read_record` gives it.
-        origin: as :func:`read_origin` gives it; what it does not tell is ``None``.
+    Raises:
+        SettingsError: as :func:`read_record`.
     """
-    made_by = origin.get("made_by", {})
-    return {"record": record, "seed": made_by.get("seed"), "data": made_by.get("data")}
+    return training_of(*_read_signed(path))
 
 
 def _read_signed(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:

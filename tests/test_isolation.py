@@ -17,7 +17,7 @@ import pytest
 from scripts import isolation
 from scripts.errors import SlideError
 from scripts.isolation import ReaderError, open_levels, read_pixels, read_properties
-from scripts.reader_process import stamp_of
+from scripts.slide_stamp import stamp_of
 from scripts.slides import Slide
 from tests.pyramids import noise, write_pyramid
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from scripts.weights_origin import misplaced, origin_in, plain_metadata
+from scripts.weights_origin import misplaced, origin_in, plain_metadata, training_of
 
 
 @pytest.mark.parametrize(
@@ -52,3 +52,16 @@ def test_an_origin_is_read_from_what_pytorch_keeps_beside_the_tensors() -> None:
     assert origin_in(plain_metadata({})) == {}
     state._metadata = "no mapping"
     assert plain_metadata(state) == {}
+
+
+def test_a_training_is_told_by_what_stays_from_its_first_file_to_its_last() -> None:
+    record = {"settings": {"method": "mustmil"}, "data": {"training_slides": 3}}
+    made_by = {"seed": 0, "data": {"training": {"slides": 3}}, "git": None, "configuration": {"epochs": 5}}
+    one = training_of(record, {"file": "model.pt", "made_by": made_by})
+    # Resumed for more epochs, with newer code.
+    later = {**made_by, "git": {"revision": "a"}, "configuration": {"epochs": 9}}
+    assert training_of(record, {"file": "model_5x.pt", "made_by": later}) == one
+    for change in ({"seed": 1}, {"data": {"training": {"slides": 4}}}):
+        assert training_of(record, {"made_by": {**made_by, **change}}) != one
+    assert training_of({**record, "data": {"training_slides": 4}}, {"made_by": made_by}) != one
+    assert training_of(record, {}) == training_of(record, {"file": "model_5x.pt"}) != one
