@@ -18,7 +18,7 @@ from scripts.checking_cost import Rate, bank_bytes, measure_rate
 from scripts.checking_datalist import CheckedList, check_datalist
 from scripts.checking_problems import WARNS, Problem, Problems
 from scripts.checking_report import shown_duration, shown_problems, shown_size, write_problems, write_slides
-from scripts.checking_slides import SlideChecker, SlideFacts, find_duplicates
+from scripts.checking_slides import SlideChecker, SlideFacts, find_duplicates, find_unsummed
 from scripts.cohort import DATALISTS, choose_cohort
 from scripts.datalist_formats import PARTITIONS
 from scripts.datalist_labels import CLASS_NAMES, HIGH_RISK
@@ -135,6 +135,7 @@ class CohortChecker:
         rate = None if encoder is None else self._measure(encoder, checked, facts, general)
         # After the measurement, which may have found one more.
         problems = [*checked.problems, *(p for fact in facts for p in fact.problems), *duplicates]
+        problems += find_unsummed(checked.entries(), checked.source)
         print(self._summary(checked, facts))
         num_features = None if encoder is None else encoder.num_features
         if num_features is not None:

@@ -19,11 +19,12 @@ from scripts.files import file_sha256
 from scripts.localisation import read_regions
 from scripts.magnification import squeezed_levels
 from scripts.resolution import POWER_SOURCE, Resolution, find_resolution, resolution_sources
+from scripts.slide_checksums import given_sha256
 from scripts.slide_files import SLIDE_SUFFIXES, without_suffix
 from scripts.slides import Slide
 from scripts.tissue import read_tissue_mask
 
-__all__ = ["SlideChecker", "SlideFacts", "find_duplicates"]
+__all__ = ["SlideChecker", "SlideFacts", "find_duplicates", "find_unsummed"]
 
 # Sources of the resolution that differ by more contradict each other.
 RESOLUTION_RTOL = 0.05
@@ -181,6 +182,21 @@ def find_duplicates(facts: Sequence[SlideFacts], partitions: Sequence[str | None
     return problems
 
 
+def find_unsummed(entries: Sequence[Mapping[str, Any]], where: str) -> list[Problem]:
+    """A warning if slides have no ``sha256``: what damage does to pixels that still decode, nothing else tells.
+
+    Args:
+        entries: of all slides.
+        where: what lists them.
+    """
+    unsummed = sum(given_sha256(entry) is None for entry in entries)
+    if not unsummed:
+        return []
+    what = f"{unsummed} of {len(entries)} slides have no `sha256`, and damage that can still be decoded is not seen"
+    remedy = "If their files are as the scanner wrote them, use slides.csv, which has the sums, as the datalist."
+    return [Problem(WARNS, "sha256", where, what, remedy)]
+
+
 def _missing(image: str) -> tuple[str, str]:
     hint = f" with a suffix like {', '.join(SLIDE_SUFFIXES)}" if image == without_suffix(image) else ""
     what = f"no file {image}{hint}"
@@ -190,10 +206,10 @@ def _missing(image: str) -> tuple[str, str]:
 
 
 def _check_sha256(entry: Mapping[str, Any], facts: SlideFacts) -> None:
-    given = entry.get("sha256")
-    if given is None or str(given).strip().lower() == facts.sha256:
+    given, sha256 = entry.get("sha256"), given_sha256(entry)
+    if sha256 in (None, facts.sha256):
         return
-    if not re.fullmatch("[0-9a-fA-F]{64}", str(given).strip()):
+    if not re.fullmatch("[0-9a-f]{64}", sha256):
         what, remedy = f"the datalist's sha256 is {given!r}, not 64 hexadecimal digits", "Correct it, or leave it out."
         facts.problems.add(BLOCKS, "sha256", what, remedy)
         return

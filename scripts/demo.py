@@ -26,7 +26,7 @@ from scripts.demo_shapes import BASE_MPP
 from scripts.demo_tissue import CLASSES, MASK_STEP_PX, background, draw_stain, draw_tissue
 from scripts.drawn import DRAWN_SOFTWARE
 from scripts.errors import SettingsError
-from scripts.files import replacing
+from scripts.files import file_sha256, replacing
 
 __all__ = ["CLASSES", "PARTITIONS", "SlidePlan", "draw_cohort", "ensure_cohort", "plan_cohort"]
 
@@ -68,14 +68,15 @@ class SlidePlan:
     patient: str
     label: tuple[int, ...]
 
-    @property
-    def entry(self) -> dict[str, object]:
-        """The slide's entry in the datalist."""
+    def entry(self, dataset_dir: Path) -> dict[str, object]:
+        """The slide's entry in the datalist, once it is drawn."""
+        image = f"slides/{self.name}.tiff"
         return {
-            "image": f"slides/{self.name}.tiff",
+            "image": image,
             "label": list(self.label),
             "patient": self.patient,
             "regions": f"masks/{self.name}.png",
+            "sha256": file_sha256(dataset_dir / image),
         }
 
 
@@ -139,7 +140,7 @@ def draw_cohort(dataset_dir: str | Path, num_slides: int = 40, seed: int = 0, nu
     with ProcessPoolExecutor(num_workers, mp_context=context, initializer=cv2.setNumThreads, initargs=(1,)) as pool:
         for _ in tqdm(pool.map(_draw_slide, jobs), total=num_slides, desc="drawing slides", unit="slide"):
             pass
-    entries = {name: [plan.entry for plan in plans if plan.partition == name] for name in PARTITIONS}
+    entries = {name: [plan.entry(root) for plan in plans if plan.partition == name] for name in PARTITIONS}
     with replacing(datalist) as part:
         part.write_text(json.dumps(entries, indent=2) + "\n", encoding="utf-8")
     return datalist

@@ -35,7 +35,7 @@ from scripts.ranks import (
     take_turns,
     waiting,
 )
-from scripts.slide_checksums import check_sha256
+from scripts.slide_checksums import given_sha256, slide_sha256
 
 __all__ = ["Extractor", "left_out"]
 
@@ -195,12 +195,12 @@ class Extractor:
                 todo.append(SlideToExtract(number, missing, os.path.getsize(entry["image"])))
         return sorted(todo, key=lambda slide: -slide.size) if num_ranks() > 1 else todo
 
-    def _bags(self, slides: Iterator[SlideToExtract]) -> Iterator[tuple[SlideToExtract, Callable[[], Bag]]]:
-        """Each slide with what gives its bag, one for all views; one rank makes it ahead of its turn."""
+    def _bags(self, slides: Iterator[SlideToExtract]) -> Iterator[tuple[SlideToExtract, Callable[[], tuple[Bag, str]]]]:
+        """Each slide with what gives its bag, for all views, and its SHA-256; one rank makes it ahead of its turn."""
         if num_ranks() > 1:  # A slide that is taken ahead is one that another rank may be waiting for.
             yield from ((slide, partial(self._bag, slide)) for slide in slides)
             return
-        last: tuple[SlideToExtract, Future[Bag]] | None = None
+        last: tuple[SlideToExtract, Future[tuple[Bag, str]]] | None = None
         with ThreadPoolExecutor(1) as thread:
             for slide in slides:
                 following = slide, thread.submit(self._bag, slide)
@@ -210,33 +210,35 @@ class Extractor:
             if last is not None:
                 yield last[0], last[1].result
 
-    def _bag(self, slide: SlideToExtract) -> Bag:
+    def _bag(self, slide: SlideToExtract) -> tuple[Bag, str]:
         entry = self.entries[slide.number]
-        check_sha256(entry)
-        return self.bag_builder(entry)
+        sha256 = slide_sha256(entry)
+        return self.bag_builder(entry), sha256
 
-    def _extract(self, slide: SlideToExtract, get_bag: Callable[[], Bag], progress: ExtractionProgress) -> None:
+    def _extract(
+        self, slide: SlideToExtract, get_bag: Callable[[], tuple[Bag, str]], progress: ExtractionProgress
+    ) -> None:
         try:
-            bag = get_bag()
+            bag, sha256 = get_bag()
         except SlideError:
             progress.lose(slide)
             raise
         progress.open(slide, bag)
         for done, view in enumerate(slide.views):
             try:
-                self._write(self.entries[slide.number], view, bag, progress)
+                self._write(self.entries[slide.number], view, bag, sha256, progress)
             except SlideError:
                 progress.give_up(slide, bag, len(slide.views) - done)
                 raise
             progress.end_view(view)
         progress.show()
 
-    def _write(self, entry: Mapping[str, Any], view: int, bag: Bag, progress: ExtractionProgress) -> None:
+    def _write(self, entry: Mapping[str, Any], view: int, bag: Bag, sha256: str, progress: ExtractionProgress) -> None:
         progress.start_view()
         progress.show(now=f"{entry['slide']} view {view}" if view else entry["slide"])
         transform = view_transform(entry["slide"], view)
-        path, of_view = self._path(entry, view), _of_view(self._settings(entry), view)
-        write_bank(path, bag, self.encoder, of_view, progress.add, transform, self.made_by)
+        settings = _of_view({**self._settings(entry), "slide_sha256": sha256}, view)
+        write_bank(self._path(entry, view), bag, self.encoder, settings, progress.add, transform, self.made_by)
 
     def _record(self, number: int, error: SlideError) -> None:
         if self.failures is None:
@@ -288,6 +290,13 @@ class Extractor:
             wanted += f" and {views} of {all_views} augmented views"
             there += f" and {all_views - views - sum(self.views[number] for number in self._unread)}"
         logger.info("extracting %s into %s (%s are there)", wanted, self.feature_dir, there)
+        unsummed = sum(given_sha256(self.entries[slide.number]) is None for slide in todo)
+        if unsummed and is_first_rank():
+            logger.warning(
+                "%d of these slides have no `sha256` in the datalist: damage that can still be decoded gives other "
+                "features, and nothing tells of it. `checking` writes slides.csv, the datalist with the sums.",
+                unsummed,
+            )
 
 
 def left_out(extractor: Extractor, source: str, allow_missing: bool) -> list[str]:

@@ -24,6 +24,7 @@ from scripts.grid import log_share
 from scripts.hdf5 import writing_hdf5
 from scripts.magnification import scale_name
 from scripts.provenance import software
+from scripts.slide_checksums import given_sha256
 
 __all__ = ["BankedBag", "bank_path", "is_banked", "read_bank", "seal_bank", "slide_fingerprint", "write_bank"]
 
@@ -98,12 +99,16 @@ def slide_fingerprint(path: str | Path) -> str:
 
 
 def entry_settings(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """What an entry of the datalist adds to the settings that decide a bank's content."""
-    mask = entry.get("mask")
+    """What an entry of the datalist adds to the settings that decide a bank's content.
+
+    Every bank holds the sum of its slide's whole file; ``slide_sha256`` is among these where the datalist wants one.
+    """
+    mask, sha256 = entry.get("mask"), given_sha256(entry)
     return {
         "slide_fingerprint": slide_fingerprint(entry["image"]),
         "mask_fingerprint": None if mask is None else slide_fingerprint(mask),
         "mpp_given": entry.get("mpp"),
+        **({} if sha256 is None else {"slide_sha256": sha256}),
     }
 
 

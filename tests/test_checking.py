@@ -12,6 +12,7 @@ from scripts.checking import CheckingError, CohortChecker, choose_source
 from scripts.errors import DatalistError, SettingsError, SlideError
 from scripts.extraction import Extractor
 from scripts.features import bank_path
+from scripts.files import file_sha256
 from tests.cohorts import builder, draw_slide, tiny_encoder
 from tests.pyramids import noise, write_pyramid
 
@@ -31,15 +32,17 @@ def slides(tmp_path_factory):
     return folder
 
 
-def listed(path, lines):
-    path.write_text("\n".join(["image,a,b,partition,patient,mask", *lines]))
+def listed(path, lines, more=""):
+    path.write_text("\n".join([f"image,a,b,partition,patient,mask{more}", *lines]))
     return path
 
 
 @pytest.fixture
 def good(slides, tmp_path):
     parts = ("training",) * 2 + ("validation",) * 2 + ("testing",) * 2
-    return listed(tmp_path / "good.csv", [f"s{i}.tif,{i % 2},{1 - i % 2},{p},P{i}," for i, p in enumerate(parts)])
+    sums = [file_sha256(slides / f"s{i}.tif") for i in range(6)]
+    lines = [f"s{i}.tif,{i % 2},{1 - i % 2},{p},P{i},,{sums[i]}" for i, p in enumerate(parts)]
+    return listed(tmp_path / "good.csv", lines, more=",sha256")
 
 
 def checker(slides, datalist, tmp_path, make_encoder=tiny_encoder, num_workers=2, **settings):
@@ -96,7 +99,9 @@ def test_every_problem_of_a_bad_cohort_is_told_at_once(slides, tmp_path, capsys)
         ("blocks", "duplicate", "copy"),
         ("warns", "partition", ""),
         ("warns", "class", ""),
+        ("warns", "sha256", ""),
     ]
+    assert problems[-1]["what"].startswith("11 of 11 slides have no `sha256`")
     assert all(problem["what"] and problem["what_to_do"].endswith(".") for problem in problems)
     counts = {line["slide"]: line["problems"] for line in lines_of(tmp_path / "out" / "slides.csv")}
     assert counts == {
@@ -107,7 +112,7 @@ def test_every_problem_of_a_bad_cohort_is_told_at_once(slides, tmp_path, capsys)
     assert "11 slides (training 9, testing 2)" in shown
     # The label of s2 cannot be read.
     assert "4 can be used: 80 rows, patches 5x 24, 10x 80" in shown
-    assert "10 block, 2 warn (class 1, duplicate 1, file 2, label 1, magnification 2, mask 1, " in shown
+    assert "10 block, 3 warn (class 1, duplicate 1, file 2, label 1, magnification 2, mask 1, " in shown
     for problem in problems:
         assert problem["what"][:20] in " ".join(shown.split())
 
@@ -232,7 +237,9 @@ def test_a_folder_is_checked_without_a_datalist(slides, tmp_path, caplog):
     with caplog.at_level(logging.INFO), pytest.raises(CheckingError, match="5 problems block a run"):
         checker(slides, None, tmp_path).run()
     checks = [p["check"] for p in lines_of(tmp_path / "out" / "checking.csv")]
-    assert sorted(checks) == sorted(["tissue", "resolution", "magnification", "magnification", "file", "duplicate"])
+    assert sorted(checks) == sorted(
+        ["tissue", "resolution", "magnification", "magnification", "file", "duplicate", "sha256"]
+    )
     assert "measuring how fast copy is encoded" in caplog.text
 
 

@@ -185,8 +185,8 @@ def test_regions_lie_on_tissue_and_cover_whole_5x_patches(cohort, entries):
 def test_entries_say_what_a_datalist_needs(cohort, entries):
     assert len(entries) == 3
     for entry in entries:
-        assert set(entry) == {"image", "label", "patient", "regions"}
-        assert (cohort / entry["image"]).is_file()
+        assert set(entry) == {"image", "label", "patient", "regions", "sha256"}
+        assert hashlib.sha256((cohort / entry["image"]).read_bytes()).hexdigest() == entry["sha256"]
         assert len(entry["label"]) == len(CLASSES)
 
 

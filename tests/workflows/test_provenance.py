@@ -169,6 +169,7 @@ def test_banks_that_were_made_otherwise_are_not_read(
     settings = {**knobs(cohort, trained, tmp_path), "ckpt_dir": str(tmp_path / "new"), **change}
     if run_id == "evaluating":  # weights of the same settings, so that the banks alone are at fault
         settings["ckpt_dir"] = str(_with_settings(models, cohort, change, other_backbone))
+        settings["partition"] = "validation"  # whose banks the training has made
     both = {"ours": get_backbone("efficientnet_lite0").weights_sha256, "theirs": sha256(other_backbone)}
     line = refusal(run_id, config, **settings)
     assert ".h5: was made otherwise (" in line
