@@ -60,7 +60,11 @@ class Bag:
         return parts
 
     def read_all(self, num_workers: int = 0) -> list[NDArray[np.uint8]]:
-        """Every patch of every scale, from low to high: RGB ``[n_s, 3, H, W]``, read by so many threads."""
+        """Every patch of every scale, from low to high: RGB ``[n_s, 3, H, W]``, read by so many threads.
+
+        Raises:
+            SlideError: if the slide cannot be read, or was changed since it was opened.
+        """
         sides = [scale.patch_size_px for scale in self.grid.scales]
         patches = [
             np.empty((len(coords), 3, side, side), dtype=np.uint8)
@@ -79,6 +83,7 @@ class Bag:
             with ThreadPoolExecutor(num_workers) as threads:
                 for _ in threads.map(read, blocks):
                     pass
+        self.slide.check_unchanged()
         return patches
 
 

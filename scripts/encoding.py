@@ -130,7 +130,7 @@ class Encoder:
             each patch once, some at a time.
 
         Raises:
-            SlideError: if the slide cannot be read.
+            SlideError: if the slide cannot be read, or, at the end, if it was changed since it was opened.
             SettingsError: if the runtime cannot compute the backbone.
         """
         if self._forward is None:
@@ -144,6 +144,7 @@ class Encoder:
                 yield from _fetched(*computing.popleft())
         while computing:
             yield from _fetched(*computing.popleft())
+        bag.slide.check_unchanged()
 
     def _compute(self, forward: Forward, batch: Tensor) -> _Features:
         # Not in inference mode, whose tensors are another kind to the compiler, which would compile anew for them.

@@ -181,7 +181,6 @@ def write_bank(
             if on_batch is not None:
                 on_batch(len(features))
         seal_bank(bank, [scale.name for scale in grid.scales])
-        bag.slide.check_unchanged()
 
 
 def seal_bank(bank: h5py.File, scales: Sequence[str]) -> None:

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import itk
 import numpy as np
 import pytest
@@ -84,3 +86,10 @@ def test_settings_are_checked_before_any_slide(entry):
         BagBuilder([])
     with pytest.raises(SettingsError, match="min_tissue"):
         BagBuilder(min_tissue=2)
+
+
+def test_patches_of_a_slide_that_changed_since_it_was_opened_are_refused(entry):
+    bag = BagBuilder((5, 10), 64)(entry)
+    Path(entry["image"]).touch()
+    with pytest.raises(SlideError, match=r"s\.tif: was changed while it was read\. Run again once it is complete\."):
+        bag.read_all()

@@ -1,4 +1,5 @@
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -31,6 +32,7 @@ class FlatBag:
         scales = tuple(Scale(10, side, base_mpp=1.0, level=level) for level in range(len(num_patches)))
         coords = tuple(np.stack([np.arange(n) * side, np.zeros(n)], axis=1) for n in num_patches)
         self.grid = LinkedGrid(scales, coords, np.zeros((1, len(scales)), np.int64), 0)
+        self.slide = SimpleNamespace(check_unchanged=lambda: None)
         self.reads, self.lock = [], threading.Lock()
 
     def read_block(self, block):
