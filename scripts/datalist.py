@@ -26,6 +26,7 @@ __all__ = [
     "PARTITIONS",
     "ListedSlide",
     "entry_of",
+    "list_labels",
     "list_slides",
     "load_datalist",
     "load_partition",
@@ -100,6 +101,31 @@ def load_partition(
             f"Add slides to {wanted}, or leave all partitions out to have the slides split.",
         )
     return _entries(sheet, slides)
+
+
+def list_labels(
+    datalist: str | Path,
+    dataset_dir: str | Path | None,
+    partition: str,
+    task: str,
+    class_names: Sequence[str] = CLASS_NAMES,
+    seed: int = 0,
+    leave_out: Sequence[str] = (),
+) -> list[dict[str, Any]]:
+    """The names and labels of a partition, none of whose files need be here.
+
+    Args:
+        datalist: as for :func:`load_partition`, and so the others.
+
+    Returns:
+        ``slide`` and ``label`` ``[K]`` of each slide; none if the datalist has no such partition.
+
+    Raises:
+        DatalistError: if the datalist, or a label of this partition, cannot be understood.
+    """
+    sheet = _read(datalist, dataset_dir, task, class_names, HIGH_RISK, seed, FRACTIONS, leave_out)
+    slides = [slide for slide in sheet.slides if slide.partition == partition]
+    return [{"slide": slide.name, "label": sheet.label(slide)} for slide in slides]
 
 
 def load_datalist(

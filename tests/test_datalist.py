@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from scripts.datalist import (
     CLASS_NAMES,
     PARTITIONS,
+    list_labels,
     list_slides,
     load_datalist,
     load_partition,
@@ -445,3 +446,29 @@ def test_a_checksum_comes_with_its_slide(tmp_path: Path) -> None:
     (entry,) = load_partition(path, None, "training", "multilabel")
     assert entry["sha256"] == "00ff"
     assert list_slides(path) == [{"image": str(tmp_path / "a.svs"), "slide": "a", "sha256": "00ff"}]
+
+
+def test_labels_are_listed_without_files(tmp_path: Path) -> None:
+    path = write(
+        tmp_path, "image,partition,cancer,hgd,lgd,hyperplastic,normal\na,training,1,0,0,0,0\ng.svs,training,0,0,0,0,1\n"
+    )
+    (tmp_path / "a.svs").touch()
+    assert [(e["slide"], e["label"].tolist()) for e in list_labels(path, None, "training", "multilabel")] == [
+        ("a", [1, 0, 0, 0, 0]),
+        ("g", [0, 0, 0, 0, 1]),
+    ]
+    assert [e["label"].tolist() for e in list_labels(path, None, "training", "binary", leave_out=["a"])] == [[0]]
+    assert list_labels(path, None, "testing", "multilabel") == []
+
+
+def test_labels_of_a_split_are_those_of_its_partitions(tmp_path: Path) -> None:
+    lines = [f"s{i}.svs,{i % 2},0,0,0,{1 - i % 2}" for i in range(20)]
+    path = write(tmp_path, "\n".join(["image,cancer,hgd,lgd,hyperplastic,normal", *lines]))
+    for i in range(20):
+        (tmp_path / f"s{i}.svs").touch()
+    for seed in (0, 1):
+        for partition, entries in load_datalist(path, None, "multilabel", seed=seed).items():
+            listed = list_labels(path, None, partition, "multilabel", seed=seed)
+            assert [(e["slide"], e["label"].tolist()) for e in listed] == [
+                (e["slide"], e["label"].tolist()) for e in entries
+            ]

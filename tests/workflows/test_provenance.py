@@ -93,6 +93,22 @@ def test_metrics_tell_which_weights_were_evaluated_on_what(
     assert told["data"]["evaluated"]["slides"] == 1
 
 
+def test_weights_of_other_training_slides_than_the_datalists_are_told_of(
+    workflow: Callable[..., None], cohort: Path, trained: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    told = "the weights were trained on 3 slides"
+    settings = {**knobs(cohort, trained, tmp_path), "partition": "validation"}
+    workflow("evaluating", "evaluate", **settings)
+    assert told not in capfd.readouterr().err
+    # As another draw of the split would have it.
+    parts = json.loads((cohort / "datalist.json").read_text())
+    parts["validation"].append(parts["training"].pop())
+    (tmp_path / "other.json").write_text(json.dumps(parts))
+    workflow("evaluating", "evaluate", **settings, datalist=str(tmp_path / "other.json"))
+    line = next(line for line in capfd.readouterr().err.splitlines() if told in line)
+    assert "the datalist has others for training: 2 (" in line
+
+
 def test_banks_tell_from_which_datalist_and_by_which_software_they_were_made(trained: Path, cohort: Path) -> None:
     datalist = json.loads((cohort / "datalist.json").read_text())
     # Not the testing slides, which other tests extract into the same folder.

@@ -1,0 +1,46 @@
+"""Whether weights were trained on the training slides of the datalist that they are evaluated with."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from scripts.checkpoints import HeadwiseNetwork
+from scripts.errors import DatalistError
+from scripts.provenance import cohort_fingerprint
+
+__all__ = ["warn_of_other_split"]
+
+logger = logging.getLogger(__name__)
+
+
+def warn_of_other_split(network: HeadwiseNetwork, list_training: Callable[[], Sequence[Mapping[str, Any]]]) -> None:
+    """Warn if the weights were trained on other slides than the datalist has for training.
+
+    Then nothing tells whether the slides to be scored were among them, as they are after another draw of the split. Of
+    a datalist without slides for training, and of weights that do not tell what they were trained on, nothing is said.
+
+    Args:
+        network: the trained network.
+        list_training: gives ``slide`` and ``label`` of the datalist's training slides.
+    """
+    first: Any = network.copies[0]  # All are of one training.
+    trained = first.origin.get("made_by", {}).get("data", {}).get("training")
+    if trained is None:
+        return
+    try:
+        listed = list_training()
+    except DatalistError:
+        return  # Labels that evaluating has no need of.
+    if not listed or (now := cohort_fingerprint(training=listed)["training"]) == trained:
+        return
+    logger.warning(
+        "the weights were trained on %s slides (names and labels %s...), and the datalist has others for training: %s "
+        "(%s...). If slides that are scored now were trained on, their scores are too good. Give the datalist, "
+        "`split_seed`, `leave_out` and `task` of the training, or a list of slides that it has not seen.",
+        trained.get("slides"),
+        str(trained.get("sha256"))[:12],
+        now["slides"],
+        now["sha256"][:12],
+    )
