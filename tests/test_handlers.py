@@ -15,6 +15,7 @@ from scripts.handlers import (
     BestWeights,
     LastCheckpoint,
     LinkedPatchImages,
+    Resume,
     SameSettings,
     StopOnDivergence,
     training_scalars,
@@ -320,6 +321,15 @@ def test_a_damaged_checkpoint_is_named(tmp_path, damage):
         path.write_bytes(content)
     with pytest.raises(SettingsError, match=r"last\.ckpt: (is damaged|does not fit|is no checkpoint of this training)"):
         Training(tmp_path, epochs=2, resume=True).run()
+
+
+@pytest.mark.parametrize("content", [{"model": {}}, {"settings": 3}, [1, 2]])
+def test_a_checkpoint_that_tells_no_settings_is_refused_before_the_training(tmp_path, content):
+    path = tmp_path / "last.ckpt"
+    torch.save(content, path)
+    with pytest.raises(SettingsError, match=r"last\.ckpt: is no checkpoint of a training: it tells no settings"):
+        Resume(path, {"settings": SameSettings({"seed": 0})}, resume=True).check()
+    Resume(path, {"settings": SameSettings({"seed": 0})}, resume=False).check()
 
 
 def test_a_training_that_diverges_is_stopped_and_says_where(tmp_path):

@@ -219,8 +219,9 @@ def test_a_backbone_of_other_weights_than_the_trainings_is_refused(
     settings["feature_dir"] = str(tmp_path / "features")
     told = f"backbone_sha256 '{ours}', now '{theirs}'"
     assert told in refusal("evaluating", "evaluate", **settings)
-    resumed = {**settings, "ckpt_dir": str(models), "source": "patches", "epochs": 4, "resume": True}
+    resumed = {**settings, "ckpt_dir": str(models), "epochs": 4, "resume": True}
     assert told in refusal("training", "train", **resumed)
+    assert not (tmp_path / "features").exists()  # It is told before anything is extracted.
 
 
 def test_a_training_goes_on_with_its_slides_and_labels_wherever_they_lie(
