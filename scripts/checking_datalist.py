@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -221,10 +220,10 @@ def _check_patients(slides: Sequence[ListedSlide], source: str) -> list[Problem]
             problems.append(Problem(BLOCKS, "patient", source, what, what_to_do))
     spelled: dict[str, list[str]] = {}
     for patient in of_patient:
-        spelled.setdefault("".join(unicodedata.normalize("NFKC", patient).casefold().split()), []).append(patient)
+        spelled.setdefault("".join(patient.split()).casefold(), []).append(patient)
     for names in spelled.values():
         if len(names) > 1:
-            what = f"patients {', '.join(map(repr, names))} differ in case or spaces alone"
+            what = f"patients {', '.join(map(repr, names))} differ in spaces alone"
             what_to_do = "If it is one patient, write the name in one way: the slides may be in several partitions."
             problems.append(Problem(WARNS, "patient", source, what, what_to_do))
     return problems

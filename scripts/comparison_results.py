@@ -125,7 +125,8 @@ def read_run(folder: Path, method: str, seed: int, class_names: Sequence[str]) -
         path = folder / "localisation.json"
         localisation = json.loads(path.read_text("utf-8")) if path.is_file() else {}
         with open(folder / "predictions.csv", newline="", encoding="utf-8") as file:
-            lines = list(csv.DictReader(file))
+            # The draws of the bootstrap are of rows: the datalist's order has no part in them.
+            lines = sorted(csv.DictReader(file), key=lambda line: line["slide"])
         slides = tuple(dict.fromkeys(line["slide"] for line in lines))
         if not slides or len(lines) != len(slides) * len(metrics):
             raise ValueError(f"predictions.csv has {len(lines)} lines for {len(slides)} slides")

@@ -6,6 +6,7 @@ import functools
 import logging
 import math
 import os
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -336,11 +337,20 @@ def _check_patients(path: Path, slides: Sequence[ListedSlide]) -> None:
 
 
 def one_spelling(patients: Sequence[str]) -> list[str]:
-    """The patients, those whose names differ in case alone under the first of their spellings, by sorting."""
+    """The patients, those whose names look alike under the first of their spellings, by sorting.
+
+    Names look alike that differ in case, in how an accent or a full-width letter is encoded, or in signs without width.
+    """
     spelled: dict[str, str] = {}
     for patient in sorted(patients, reverse=True):
-        spelled[patient.casefold()] = patient
-    return [spelled[patient.casefold()] for patient in patients]
+        spelled[_look(patient)] = patient
+    return [spelled[_look(patient)] for patient in patients]
+
+
+def _look(name: str) -> str:
+    shown = "".join(sign for sign in name if unicodedata.category(sign) != "Cf")
+    # Folding can take a name out of its normal form.
+    return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", shown).casefold())
 
 
 def _check_left_out(path: Path, slides: Sequence[ListedSlide], leave_out: Sequence[str]) -> None:

@@ -23,7 +23,8 @@ from scripts.losses import head_losses
 from scripts.ranks import is_first_rank
 from scripts.sums import drop_sum
 from scripts.training_state import TrainingState
-from scripts.weights_record import UNREADABLE, sign, unreadable_reason
+from scripts.weights_origin import training_of
+from scripts.weights_record import UNREADABLE, read_training, sign, unreadable_reason
 
 __all__ = [
     "BestWeights",
@@ -106,10 +107,11 @@ class BestWeights:
         return {"losses": dict(self.losses), "epochs": dict(self.epochs)}
 
     def load_state_dict(self, state_dict: Mapping[str, Mapping[str, Any]]) -> None:
-        """Go on from the lowest losses of an earlier run.
+        """Go on from the lowest losses of an earlier run, whose weights the network already has.
 
         Raises:
-            SettingsError: if they are of other outputs, or the file of weights that was kept for one is gone.
+            SettingsError: if they are of other outputs, or the file of weights that was kept for one is gone, damaged,
+                or of another training.
         """
         losses = state_dict["losses"]
         if losses.keys() != self.losses.keys():
@@ -121,12 +123,22 @@ class BestWeights:
         for head, epoch in state_dict["epochs"].items():
             path = weights_path(self.ckpt_dir, head)
             # The first rank alone needs to see the files.
-            if epoch and is_first_rank() and not path.is_file():
+            if not epoch or not is_first_rank():
+                continue
+            if not path.is_file():
                 raise SettingsError(
                     path,
                     f"is gone: the checkpoint tells that the best weights for {head} so far, of epoch {epoch}, were "
                     "kept in it",
                     "Put it back beside the checkpoint, or start anew.",
+                )
+            network: Any = self.network
+            if self.record is not None and read_training(path) != training_of(network.record, network.origin):
+                raise SettingsError(
+                    path,
+                    "is of another training than the checkpoint to go on from, which tells that its best weights for "
+                    f"{head} were kept there",
+                    "Put the right one back beside the checkpoint, or start anew.",
                 )
         self.losses.update(losses)
         self.epochs.update(state_dict["epochs"])

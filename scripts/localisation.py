@@ -244,7 +244,7 @@ def localisation_key(map_name: str, kind: str) -> str:
 
 def _summary(found: Sequence[Localisation], seed: int) -> dict[str, Any]:
     defined = [one for one in found if one.is_defined]
-    slides = {name: i for i, name in enumerate(dict.fromkeys(one.slide for one in defined))}
+    slides = {name: i for i, name in enumerate(sorted({one.slide for one in defined}))}
     columns = {name: k for k, name in enumerate(dict.fromkeys(one.class_name for one in defined))}
     tables: Mapping[str, Floats] = {
         score: np.full((len(slides), len(columns)), np.nan)

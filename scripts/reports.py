@@ -162,7 +162,9 @@ class EvaluationReport(PredictionReport):
     def _write(self, engine: Engine) -> None:
         assert self.summary_writer is not None
         super()._write(engine)
-        probabilities, labels = np.stack(self.probabilities), np.stack(self.labels)
+        # The draws of the bootstrap are of rows: the datalist's order has no part in them.
+        order = np.argsort(self.slides)
+        probabilities, labels = np.stack(self.probabilities)[order], np.stack(self.labels)[order]
         report: dict[str, dict[str, Any]] = {}
         for index, head in enumerate(self.heads):
             report[head] = self._scores(probabilities[:, index], labels)

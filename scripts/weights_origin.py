@@ -14,6 +14,8 @@ from typing import Any
 
 __all__ = ["misplaced", "origin_in", "plain_metadata", "training_of"]
 
+# With what a training may go on otherwise than it was begun.
+MAY_CHANGE = ("epochs", "reader", "encode_batch", "amp", "runtime", "device")
 # The names that a training gives to its files of weights.
 NAMES = re.compile(r"model(?:_([0-9.]+x))?\.pt")
 
@@ -68,4 +70,5 @@ def training_of(record: Mapping[str, Any], origin: Mapping[str, Any]) -> dict[st
         origin: as :func:`scripts.weights_record.read_origin` gives it; what it does not tell is ``None``.
     """
     made_by = origin.get("made_by", {})
-    return {"record": record, "seed": made_by.get("seed"), "data": made_by.get("data")}
+    settings = {key: value for key, value in made_by.get("configuration", {}).items() if key not in MAY_CHANGE}
+    return {"record": record, "seed": made_by.get("seed"), "data": made_by.get("data"), "settings": settings}

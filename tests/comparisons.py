@@ -39,7 +39,7 @@ def write_run(
     lines = ["slide,head," + ",".join(CLASSES) + ",label"]
     for i in range(num_slides):
         for head, p in probabilities.items():
-            lines.append(f"s{i},{head},{','.join(f'{v:.9g}' for v in p[i])},{label_text(labels[i], CLASSES)}")
+            lines.append(f"s{i:02d},{head},{','.join(f'{v:.9g}' for v in p[i])},{label_text(labels[i], CLASSES)}")
     (folder / "predictions.csv").write_text("\n".join(lines) + "\n")
     phases = [{"heads": h, "epochs": 2, "seconds": 2.0 + seed, "parameters": 10} for h in PHASES[method]]
     best = {
@@ -50,7 +50,7 @@ def write_run(
     if regions:
         maps = [spec.name for spec in attention_maps(method, MAGNIFICATIONS)]
         found = [
-            Localisation(f"s{i}", name, c, 9, 0.25, float(rng.random()), float(rng.random()), kind)
+            Localisation(f"s{i:02d}", name, c, 9, 0.25, float(rng.random()), float(rng.random()), kind)
             for i in range(2) for name in maps for kind in KINDS for c in CLASSES
         ]  # fmt: skip
         (folder / "localisation.json").write_text(json.dumps(without_nan(localisation_summary(found, maps, CLASSES))))

@@ -80,7 +80,7 @@ def test_every_fault_of_a_csv_is_told_with_its_line(tmp_path):
     assert texts[-3:] == [
         "no slide has b; every slide has a",
         "patient P1 is in training (s0) and in testing (s1)",
-        "patients 'P1', 'p 1' differ in case or spaces alone",
+        "patients 'P1', 'p 1' differ in spaces alone",
     ]
     # The files of faulty lines can be looked at all the same.
     assert [slide.name for slide in checked.slides] == ["s0", "s1", "s2", "s3", "s4", "s5", "s6", "s8"]

@@ -21,7 +21,7 @@ def runs(tmp_path):
 def test_a_run_is_read_as_it_was_written(tmp_path):
     probabilities, labels = write_run(tmp_path / "run", "mustmil", 0)
     run = read_run(tmp_path / "run", "mustmil", 0, CLASSES)
-    assert run.slides == tuple(f"s{i}" for i in range(len(labels)))
+    assert run.slides == tuple(f"s{i:02d}" for i in range(len(labels)))
     np.testing.assert_array_equal(run.labels, labels)
     assert list(run.probabilities) == ["global", "5x", "10x"]
     for head, wanted in probabilities.items():
@@ -103,8 +103,8 @@ def test_a_folder_without_its_results_is_named(tmp_path, name, content):
 @pytest.mark.parametrize(
     ("name", "old", "new"),
     [
-        ("predictions.csv", "s0,global,0", "s0,global,7"),
-        ("predictions.csv", "s0,5x", "s0,global"),
+        ("predictions.csv", "s00,global,0", "s00,global,7"),
+        ("predictions.csv", "s00,5x", "s00,global"),
         ("metrics.json", '"classes"', '"klasses"'),
         ("metrics.json", "{", "[{"),
         ("training.json", '"phases"', '"fases"'),

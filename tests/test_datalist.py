@@ -206,6 +206,14 @@ def test_a_patients_slides_stay_together_in_whatever_case_the_name_is(tmp_path: 
     assert {n: len(part) for n, part in loaded.items()} == {n: len(part) for n, part in plainly.items()}
 
 
+@pytest.mark.parametrize("other", ["m\u00fcller", "Mu\u0308ller", "M\u00fcl\u200bler", "\uff2d\u00fcller"])
+def test_names_that_look_alike_are_one_patient(tmp_path: Path, other: str) -> None:
+    touch(tmp_path, "a.svs", "b.svs")
+    path = write(tmp_path, f"image,label,patient,partition\na,lgd,M\u00fcller,train\nb,lgd,{other},test\n")
+    with pytest.raises(DatalistError, match="patients in more than one partition: "):
+        load_datalist(path, None, "multilabel")
+
+
 def test_numbers_are_no_spellings_of_a_patient(tmp_path: Path) -> None:
     touch(tmp_path, "a.svs", "b.svs")
     path = write(tmp_path, "image,label,patient,partition\na,lgd,1,train\nb,lgd,1.0,test\n")

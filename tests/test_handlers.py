@@ -133,6 +133,24 @@ def test_kept_weights_tell_which_output_they_are_best_for_and_what_made_them(tmp
     assert network.origin == {"made_by": made_by}
 
 
+def test_a_training_does_not_go_on_beside_kept_weights_of_another(tmp_path):
+    networks, bests = [], []
+    for name, seed in (("one", 0), ("other", 1)):
+        network = MuSTMIL(2, 2, 6, 4)
+        best, evaluator = BestWeights(tmp_path / name, network, HEADS, RECORD, {"seed": seed}), Engine(lambda *_: None)
+        best.attach(evaluator)
+        evaluator.state.epoch, evaluator.state.metrics = 1, {f"{head}_loss": 0.5 for head in HEADS}
+        evaluator.fire_event(Events.EPOCH_COMPLETED)
+        networks.append(network)
+        bests.append(best)
+    again = BestWeights(tmp_path / "one", networks[0], HEADS, RECORD, {"seed": 0})
+    again.load_state_dict(bests[0].state_dict())
+    # As the other leaves them that is killed before its first checkpoint.
+    weights_path(tmp_path / "other", "5x").replace(weights_path(tmp_path / "one", "5x"))
+    with pytest.raises(SettingsError, match=r"model_5x\.pt: is of another training than the checkpoint to go on from"):
+        again.load_state_dict(bests[0].state_dict())
+
+
 def test_the_weights_of_the_global_output_are_model_pt(tmp_path):
     assert [weights_path(tmp_path, head).name for head in ["global", "5x", "12.5x"]] == [
         "model.pt", "model_5x.pt", "model_12.5x.pt",

@@ -35,7 +35,7 @@ def some_slides(num_slides, num_classes, labelled=True, one_class=False):
             {
                 "image": torch.tensor(logits[None], dtype=torch.float32),
                 "log_weight": torch.zeros(1, 3),
-                "slide": f"slide {i}",
+                "slide": f"slide {i:02d}",
                 **({"label": torch.tensor(label, dtype=torch.float32)} if labelled else {}),
             }
         )
@@ -92,7 +92,9 @@ def test_predictions_hold_a_probability_for_each_slide_output_and_class(tmp_path
     evaluate(slides, PredictionReport(tmp_path / "out", HEADS, CLASSES), batch_size)
     rows = read_csv(tmp_path / "out")
     assert list(rows[0]) == ["slide", "head", "cancer", "hgd", "normal", "label"]
-    assert [(row["slide"], row["head"]) for row in rows] == [(f"slide {i}", head) for i in range(7) for head in HEADS]
+    assert [(row["slide"], row["head"]) for row in rows] == [
+        (f"slide {i:02d}", head) for i in range(7) for head in HEADS
+    ]
     for slide, i in zip(slides, range(0, 21, 3), strict=True):
         expected = 1 / (1 + np.exp(-slide["image"][0].numpy().astype(float)))
         found = np.array([[float(rows[i + h][name]) for name in CLASSES] for h in range(3)])
@@ -229,6 +231,11 @@ def test_the_seed_decides_the_interval_and_nothing_else(tmp_path):
     assert first["global"]["roc_auc"]["ci95"] != other["global"]["roc_auc"]["ci95"]
 
 
+def test_the_order_of_the_slides_decides_no_metric(tmp_path):
+    slides = some_slides(20, 3)
+    assert evaluation(tmp_path / "a", slides) == evaluation(tmp_path / "b", slides[::-1])
+
+
 def test_tensorboard_shows_the_same_metrics(tmp_path):
     metrics = evaluation(tmp_path, some_slides(20, 3))
     events = EventAccumulator(str(tmp_path / "events"), size_guidance={"tensors": 0, "histograms": 0}).Reload()
@@ -277,7 +284,7 @@ def evaluate_until(slides, report, iteration, *others):
 def test_a_run_that_fails_leaves_the_predictions_that_were_made(tmp_path):
     with pytest.raises(OSError, match="the disk is gone"):
         evaluate_until(some_slides(5, 3), PredictionReport(tmp_path, HEADS, CLASSES, write_seconds=1e9), 4)
-    assert [row["slide"] for row in read_csv(tmp_path)[::3]] == ["slide 0", "slide 1", "slide 2"]
+    assert [row["slide"] for row in read_csv(tmp_path)[::3]] == ["slide 00", "slide 01", "slide 02"]
 
 
 def test_a_run_that_writes_at_its_end_leaves_none(tmp_path):
@@ -295,4 +302,4 @@ def test_predictions_are_written_while_the_run_goes_on(tmp_path):
 
     with pytest.raises(OSError, match="the disk is gone"):
         evaluate_until(some_slides(3, 3), PredictionReport(tmp_path, HEADS, CLASSES, write_seconds=0), 3, Look(3))
-    assert written == [["slide 0", "slide 1"]]
+    assert written == [["slide 00", "slide 01"]]

@@ -61,7 +61,7 @@ def test_a_training_is_told_by_what_stays_from_its_first_file_to_its_last() -> N
     # Resumed for more epochs, with newer code.
     later = {**made_by, "git": {"revision": "a"}, "configuration": {"epochs": 9}}
     assert training_of(record, {"file": "model_5x.pt", "made_by": later}) == one
-    for change in ({"seed": 1}, {"data": {"training": {"slides": 4}}}):
+    for change in ({"seed": 1}, {"data": {"training": {"slides": 4}}}, {"configuration": {"epochs": 5, "lr": 0.1}}):
         assert training_of(record, {"made_by": {**made_by, **change}}) != one
     assert training_of({**record, "data": {"training_slides": 4}}, {"made_by": made_by}) != one
     assert training_of(record, {}) == training_of(record, {"file": "model_5x.pt"}) != one
