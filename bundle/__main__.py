@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from scripts.errors import show_one_line
+from scripts.errors import SettingsError, show_one_line
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -22,7 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code: 1 if a rule is broken.
 
     Raises:
-        SettingsError: if there is no such file, weights cannot be packed, or nothing can be written.
+        SettingsError: if a path is empty, there is no such file, weights cannot be packed, or nothing can be written.
     """
     options = _parser().parse_args(arguments)
     # Imported here, so that --help answers at once.
@@ -43,6 +43,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 1 if FAILED in states else 0
 
 
+def _path(text: str) -> Path:
+    # What a shell makes of a variable that is not set would be the folder that one is in.
+    if not text:
+        raise SettingsError("a path of the command", "is empty", "Give one: is a variable of the shell not set?")
+    return Path(text)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m bundle",
@@ -59,15 +66,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     pack.add_argument(
         "--bundle_root",
-        type=Path,
+        type=_path,
         default=ROOT,
         metavar="DIR",
         help="the repository (default: the one of this command)",
     )
     pack.add_argument(
-        "--ckpt_dir", type=Path, metavar="DIR", help="the folder of the weights (default: models in there)"
+        "--ckpt_dir", type=_path, metavar="DIR", help="the folder of the weights (default: models in there)"
     )
-    pack.add_argument("--output_dir", type=Path, metavar="DIR", help="where the zip goes (default: dist in there)")
+    pack.add_argument("--output_dir", type=_path, metavar="DIR", help="where the zip goes (default: dist in there)")
 
     verify = commands.add_parser(
         "verify",
@@ -78,7 +85,7 @@ def _parser() -> argparse.ArgumentParser:
         "their rules are not checked.",
     )
     verify.add_argument(
-        "path", type=Path, nargs="?", default=ROOT, metavar="PATH", help="a folder or a zip (default: the repository)"
+        "path", type=_path, nargs="?", default=ROOT, metavar="PATH", help="a folder or a zip (default: the repository)"
     )
     verify.add_argument(
         "--sums_only",

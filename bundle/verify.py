@@ -20,7 +20,7 @@ from bundle.checked import Bundle, NotChecked
 from bundle.contents import shown
 from scripts.errors import BundleError, SettingsError
 from scripts.files import file_sha256
-from scripts.sums import read_sums
+from scripts.sums import SUMS, read_sums
 
 __all__ = ["FAILED", "NOT_CHECKED", "OK", "RULES", "SCHEMA", "SUM_RULES", "Finding", "check", "load_schema", "verify"]
 
@@ -76,21 +76,31 @@ def verify(path: Path, schema: Mapping[str, Any], rules: Collection[str] = tuple
         rules: the names of those that are checked.
 
     Yields:
-        A finding for each rule, as soon as it is there; where a zip cannot be unpacked, or is not the one that the
-        checksum beside it is of, for this alone.
+        A finding for each rule, as soon as it is there. Of a zip first whether it is the one that the checksum beside
+        it is of, and whether it can be unpacked: where it is not or cannot, nothing more. Where nothing but
+        :data:`SUM_RULES` is checked, of a folder without checksums, that it has none, and nothing more; a repository
+        needs none.
 
     Raises:
         SettingsError: if there is nothing at ``path``.
     """
     if path.is_dir():
         bundle = Bundle.of_folder(path, schema)
+        if set(rules) <= set(SUM_RULES) and bundle.kind == "folder" and not (path / SUMS).is_file():
+            cause = "there is no such file, so nothing tells whether this is a whole bundle"
+            remedy = "Give the zip, or the folder that it was unpacked into; unpack it again if the file was removed."
+            yield Finding("checksums", FAILED, str(SettingsError(path / SUMS, cause, remedy)))
+            return
         yield from (check(rule, bundle) for rule in rules)
         return
     if not path.is_file():
         raise SettingsError(path, "there is no such file or folder", "Give a bundle's folder or zip.")
+    beside = _finding("checksum beside", lambda: _check_beside(path))
+    yield beside
+    if beside.state == FAILED:
+        return
     with tempfile.TemporaryDirectory() as folder:
         try:
-            _check_beside(path)
             bundle = Bundle(unpack(path, Path(folder)), "zip", schema)
         except SettingsError as error:
             yield Finding("archive", FAILED, str(error))
@@ -101,8 +111,12 @@ def verify(path: Path, schema: Mapping[str, Any], rules: Collection[str] = tuple
 
 def check(rule: str, bundle: Bundle) -> Finding:
     """What comes of one rule."""
+    return _finding(rule, lambda: RULES[rule](bundle))
+
+
+def _finding(rule: str, keep: Callable[[], None]) -> Finding:
     try:
-        RULES[rule](bundle)
+        keep()
     except NotChecked as reason:
         return Finding(rule, NOT_CHECKED, str(reason))
     except BundleError as error:
@@ -140,14 +154,18 @@ def load_schema(place: str | None = None) -> dict[str, Any]:
 
 def _check_beside(path: Path) -> None:
     """Compare a zip with the checksum that packing writes beside it, if it was downloaded, too."""
-    beside = path.with_name(f"{path.name}.sha256")
+    beside, remedy = path.with_name(f"{path.name}.sha256"), "Get both again, from where the bundle is published."
     if not os.path.lexists(beside):
-        return
-    wanted, found = read_sums(beside).get(path.name), file_sha256(path)
+        raise NotChecked(f"there is no {beside.name}. Get it, from where the bundle is published.")
+    try:
+        wanted = read_sums(beside).get(path.name)
+    except SettingsError as error:
+        raise SettingsError(beside, error.cause, remedy) from error
+    found = file_sha256(path)
     if wanted != found:
         listed = f"has {wanted[:12]}" if wanted else "does not name it"
         cause = f"its SHA-256 begins with {found[:12]}, and {beside.name} {listed}"
-        raise SettingsError(path, cause, "Get both again, from where the bundle is published.")
+        raise SettingsError(path, cause, remedy)
 
 
 def _of_bundle(error: BaseException) -> str:

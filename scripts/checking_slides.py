@@ -9,8 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import tifffile
-
 from scripts.bags import Bag, BagBuilder
 from scripts.blocks import plan_blocks
 from scripts.checking_problems import BLOCKS, WARNS, Problem, Problems
@@ -21,7 +19,7 @@ from scripts.magnification import squeezed_levels
 from scripts.resolution import POWER_SOURCE, Resolution, find_resolution, resolution_sources
 from scripts.slide_checksums import given_sha256
 from scripts.slide_files import SLIDE_SUFFIXES, without_suffix
-from scripts.slides import Slide
+from scripts.slides import Slide, pixel_fault
 from scripts.tissue import read_tissue_mask
 
 __all__ = ["SlideChecker", "SlideFacts", "find_duplicates", "find_unsummed"]
@@ -30,7 +28,6 @@ __all__ = ["SlideChecker", "SlideFacts", "find_duplicates", "find_unsummed"]
 RESOLUTION_RTOL = 0.05
 # A level that is this much more reduced along one side than along the other puts patches beside their place.
 PYRAMID_RTOL = 0.02
-PHOTOMETRIC_RGB = (tifffile.PHOTOMETRIC.RGB, tifffile.PHOTOMETRIC.YCBCR)
 LEAVE_OUT = "Copy it again, or leave the slide out."
 
 
@@ -109,6 +106,9 @@ class SlideChecker:
             facts.num_bytes = os.path.getsize(path)
             facts.sha256 = file_sha256(path)
             _check_sha256(entry, facts)
+            if (fault := pixel_fault(path)) is not None:
+                problems.add(BLOCKS, "colour", *fault)
+                return
         unknown = Problems(problems.where, problems.slide)
         facts.resolution = unknown.attempt("resolution", lambda: find_resolution(path, entry.get("mpp")))
         # With any resolution a slide opens, and its other problems are found as well.
@@ -120,7 +120,6 @@ class SlideChecker:
             raise
         problems += unknown
         facts.size_level0, facts.num_levels = slide.size_level0, len(slide.level_sizes)
-        problems.attempt("colour", lambda: _check_colour(path, problems))
         _check_pyramid(slide, problems)
         regions = entry.get("regions")
         if regions is not None:
@@ -215,20 +214,6 @@ def _check_sha256(entry: Mapping[str, Any], facts: SlideFacts) -> None:
         return
     what = f"its SHA-256 is {facts.sha256}, the datalist says {given}"
     facts.problems.add(BLOCKS, "sha256", what, "Copy it again, or correct `sha256`.")
-
-
-def _check_colour(path: Path, problems: Problems) -> None:
-    try:
-        with tifffile.TiffFile(path) as tiff:
-            page = tiff.pages.first
-            kind, channels, bits = page.photometric, page.samplesperpixel, page.bitspersample
-    except (tifffile.TiffFileError, IndexError):
-        return  # The formats of OpenSlide that are no TIFF are RGB.
-    if kind in PHOTOMETRIC_RGB and channels in (3, 4) and bits == 8:
-        return
-    of_channels = "1 channel" if channels == 1 else f"{channels} channels"
-    what = f"is no RGB image of 8 bits: {of_channels} of {bits} bits, {getattr(kind, 'name', kind)}"
-    problems.add(BLOCKS, "colour", what, "Convert it to RGB of 8 bits, or leave the slide out.")
 
 
 def _check_resolution(path: Path, facts: SlideFacts) -> None:

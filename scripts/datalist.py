@@ -307,7 +307,8 @@ def _mpp(row: Row) -> float | None:
     if value is None:
         return None
     try:
-        mpp = float(value) if isinstance(value, str | int | float) else math.nan
+        # Python reads 0_5 as 5.
+        mpp = float(value) if isinstance(value, str | int | float) and "_" not in str(value) else math.nan
     except (ValueError, OverflowError):
         mpp = math.nan
     if isinstance(value, bool) or not math.isfinite(mpp) or mpp <= 0:
@@ -366,7 +367,8 @@ def not_listed(leave_out: Sequence[str], slides: Sequence[ListedSlide]) -> list[
         SettingsError: if it is no list.
     """
     if isinstance(leave_out, str) or not isinstance(leave_out, Sequence):
-        raise SettingsError("leave_out", f"got {leave_out!r}", "Give a list of slides' names.")
+        remedy = """Give a list of slides' names, on the command line --leave_out "['a','b']"."""
+        raise SettingsError("leave_out", f"got {leave_out!r}", remedy)
     listed = {slide.name for slide in slides}
     return [name for name in leave_out if name not in listed]
 

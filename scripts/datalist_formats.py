@@ -75,7 +75,8 @@ def read_rows(path: Path, class_names: Sequence[str], labelled: bool = True, fau
     Args:
         path: a ``.json`` file, or a text file with columns. ``.txt`` without labels is one slide a line.
         class_names: names of the columns that hold one 0 or 1 for each class.
-        labelled: whether labels are expected. Without, a CSV needs no header: its first column is the slide.
+        labelled: whether labels are expected. Without, a CSV needs no header if it has one column, the slides, or
+            beside them one 0 or 1 for each of several classes, which are not used.
         fault: called with the error of each line or entry that cannot be used, of each key that a JSON datalist has
             twice in one place, and of each list or column that would be dropped for its misspelled name. If it returns,
             a line that names a slide gives a row all the same, which is marked as ``faulty``.
@@ -338,10 +339,30 @@ def _csv_rows(path: Path, text: str, class_names: Sequence[str], labelled: bool,
             f"no header with a column {', '.join(IMAGE_KEYS[:-1])} or {IMAGE_KEYS[-1]}: {cells!r}",
             "Name the columns in the first line, or give a slide id and one 0 or 1 for each class.",
         )
+    if not labelled:
+        yield from _slides_alone(path, [first, *lines], fault)
+        return
     for number, cells in (first, *lines):
+        row = {"image": cells[0], "label": cells[1:]}
+        yield from _usable(row, f"{path.name} line {number}", class_names, fault, of_csv=True)
+
+
+def _slides_alone(path: Path, lines: Sequence[tuple[int, list[str]]], fault: Fault) -> Iterator[Row]:
+    """The slides of a CSV without a header, of which nothing but labels may be dropped."""
+    lines = [(number, [cells[0], *filter(None, cells[1:])]) for number, cells in lines]
+    remedy = "Name the columns in the first line, as in image,mpp; put quotes around a name that holds the separator."
+    first, (_, *others) = lines[0]
+    # One value alone could be a resolution.
+    if len(others) == 1 or not all(_is_number(cell) and float(cell) in (0, 1) for cell in others):
+        found = ", ".join(map(repr, others))
+        cause = f"no header with a column {', '.join(IMAGE_KEYS[:-1])} or {IMAGE_KEYS[-1]} says what {found} is"
+        raise DatalistError(f"{path.name} line {first}", cause, remedy)
+    for number, cells in lines:
         where = f"{path.name} line {number}"
-        row: object = {"image": cells[0], "label": cells[1:]} if labelled else cells[0]
-        yield from _usable(row, where, class_names, fault, of_csv=True)
+        if len(cells) != 1 + len(others):
+            fault(DatalistError(where, f"{len(cells)} values, and line {first} has {1 + len(others)}", remedy))
+            continue
+        yield from _usable(cells[0], where, (), fault, of_csv=True)
 
 
 def _csv_lines(path: Path, text: str) -> Iterator[tuple[int, list[str]]]:

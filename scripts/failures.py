@@ -48,10 +48,10 @@ class FailedSlides:
         self._count: SharedCounter | None = None
 
     def start(self) -> None:
-        """Remove what an earlier run left; all ranks call it, before any slide is looked at.
+        """Make the folder, and remove what an earlier run left; all ranks call it, before any slide is looked at.
 
         Raises:
-            SettingsError: if that file cannot be removed.
+            SettingsError: if the folder cannot be made or written to, or that file cannot be removed.
         """
         self._own, self._count = [], SharedCounter()
         from_first_rank(self._remove)
@@ -107,6 +107,7 @@ class FailedSlides:
         raise FailedSlidesError(self.step, cause, remedy)
 
     def _remove(self) -> None:
+        output_folder(self.path.parent)
         try:
             self.path.unlink(missing_ok=True)
         except OSError as error:

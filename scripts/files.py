@@ -111,34 +111,42 @@ def claimed(folder: str | Path) -> Iterator[None]:
     Raises:
         SettingsError: if another process has it, or it cannot be made or written to.
     """
-    with open(output_folder(folder) / ".lock", "w", encoding="utf-8") as lock:
+    path = Path(folder).absolute()
+    with open(output_folder(path) / ".lock", "w", encoding="utf-8") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise SettingsError(
                 folder, "another process is writing into it", "Wait for it to end, or choose another folder."
             ) from error
-        yield
+        _claimed.add(path)
+        try:
+            yield
+        finally:
+            _claimed.discard(path)
 
 
+_claimed: set[Path] = set()
 _claims: dict[Path, contextlib.ExitStack] = {}
 
 
 def claim(folder: str | Path) -> None:
-    """Keep a folder for this process until :func:`release`, or until the process ends; to do so again is no fault.
+    """Keep a folder for this process until :func:`release`, or until the process ends.
+
+    What the process has already, by this or by :func:`claimed`, it keeps as it has it.
 
     Raises:
         SettingsError: as :func:`claimed`.
     """
     path = Path(folder).absolute()
-    if path not in _claims:
+    if path not in _claimed:
         with contextlib.ExitStack() as stack:
             stack.enter_context(claimed(path))
             _claims[path] = stack.pop_all()
 
 
 def release(folder: str | Path) -> None:
-    """Give back a folder that was claimed; another does no harm."""
+    """Give back a folder that :func:`claim` has claimed; another does no harm."""
     claim = _claims.pop(Path(folder).absolute(), None)
     if claim is not None:
         claim.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -22,6 +23,9 @@ LONGEST_NAME_BYTES = 150
 # By the first four a spreadsheet that opens predictions.csv knows a formula, by the last three MONAI a text of a config
 # that it runs or looks up: `comparing` puts the names of slides that failed into configs.
 LEADING_SIGNS = "=+-@$%"
+
+# Devices on Windows, whatever suffix follows.
+DEVICE = re.compile(r"(con|prn|aux|nul|(com|lpt)[1-9¹²³]) *(\..*)?", re.IGNORECASE)
 
 
 class SlideFolder:
@@ -103,9 +107,10 @@ def slide_names(paths: Sequence[str], folder: str, wanted: Sequence[str | None] 
     """Unique names of slides, each fit to be a part of a file name and unable to lead out of a folder.
 
     A slide is named after its file, without the suffix. What leads out of a folder or cannot be seen is replaced, and
-    so is a sign at the start by which a spreadsheet knows a formula or MONAI an expression. Where that name fits
-    several, they are named after their paths from ``folder`` (``a/s1.svs`` becomes ``a__s1``), if need be with suffix,
-    and at last with a hash. Names that differ in case alone count as equal, since some file systems take them so.
+    so is a sign at the start by which a spreadsheet knows a formula or MONAI an expression; the name of a device on
+    Windows (``CON``) becomes ``_CON``. Where that name fits several, they are named after their paths from ``folder``
+    (``a/s1.svs`` becomes ``a__s1``), if need be with suffix, and at last with a hash. Names that differ in case alone
+    count as equal, since some file systems take them so.
 
     Args:
         paths: absolute paths, each once.
@@ -160,6 +165,8 @@ def _safe(name: str) -> str:
     name = name.strip(" .") or "slide"
     if name[0] in LEADING_SIGNS:
         name = f"_{name[1:]}"
+    if DEVICE.fullmatch(name):
+        name = f"_{name}"
     data = name.encode()
     if len(data) <= LONGEST_NAME_BYTES:
         return name

@@ -11,12 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scripts.errors import SettingsError, SlideError
-from scripts.isolation import ReaderError, has_cucim, open_levels, read_pixels
+from scripts.isolation import ReaderError, has_cucim, open_levels, read_fault, read_pixels
 from scripts.magnification import Scale, magnification_of, mean_downsamples, mpp_of, scale_name, squeezed_levels
 from scripts.resolution import Resolution, find_resolution
 from scripts.slide_stamp import Stamp, stamp_of
 
-__all__ = ["READERS", "READ_LEVELS", "Slide", "check_reader", "resample"]
+__all__ = ["READERS", "READ_LEVELS", "Slide", "check_reader", "pixel_fault", "resample"]
 
 READERS = ("auto", "cucim", "openslide")
 READ_LEVELS = ("nearest", "highest")
@@ -49,8 +49,8 @@ class Slide:
             as the paper does; both are then area-averaged to the magnification asked for.
 
     Raises:
-        SlideError: if there is no such file, no backend can read it, its levels contradict each other, its resolution
-            is unknown, or it was changed meanwhile.
+        SlideError: if there is no such file, it is no RGB image, no backend can read it, its levels contradict each
+            other, its resolution is unknown, or it was changed meanwhile.
         SettingsError: if ``reader`` or ``read_level`` has no such value.
     """
 
@@ -65,6 +65,8 @@ class Slide:
         if not self.path.is_file():
             raise SlideError(self.path, "is a folder, a pipe or a device, not a slide", "Give the slide's file.")
         self._stamp: Stamp = stamp_of(self.path)
+        if (fault := pixel_fault(self.path)) is not None:
+            raise SlideError(self.path, *fault)
         self.backend, self.level_sizes = _open(self.path, reader, self._stamp)
         for level, across, down in squeezed_levels(self.level_sizes, MPP_RTOL):
             raise SlideError(
@@ -241,6 +243,17 @@ def resample(region: NDArray[np.uint8], size_px: tuple[int, int]) -> NDArray[np.
     shrinks = width >= size_px[0] and height >= size_px[1]
     resized = cv2.resize(region, size_px, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
     return resized.astype(np.uint8, copy=False)
+
+
+def pixel_fault(path: Path) -> tuple[str, str] | None:
+    """Why a file's pixels are not those of a slide, and what to do: no RGB, or one of a thousand images.
+
+    Of a file that is so damaged that this cannot be told, nothing is said: to open it will say it.
+    """
+    try:
+        return read_fault(path)
+    except ReaderError:
+        return None
 
 
 def check_reader(reader: str, read_level: str) -> None:

@@ -306,6 +306,7 @@ def test_names_cannot_lead_out(tmp_path: Path) -> None:
         ("a,1,0,0,0,2\n", r"line 1, slide a: label \['1', '0', '0', '0', '2'\] holds '2', not 0 or 1"),
         ("image,label,mpp,partition\na,lgd,0,train\n", r"slide a: mpp is '0', not a positive number\. Give"),
         ("image,label,mpp,partition\na,lgd,x,train\n", r"slide a: mpp is 'x', not a positive number"),
+        ("image,label,mpp,partition\na,lgd,0_5,train\n", r"slide a: mpp is '0_5', not a positive number"),
         pytest.param(
             f"image,label,mpp,partition\na,lgd,{'9' * 400},train\n", r"slide a: mpp is '9+', not a positive", id="long"
         ),

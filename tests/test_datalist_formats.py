@@ -111,6 +111,38 @@ def test_lists_without_labels(tmp_path: Path) -> None:
         assert [row.image for row in read(tmp_path, name, text, labelled=False)] == expected
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "s1.tiff,0.3\ns2.tiff,0.3\n",
+            r"d\.csv line 1: no header .* says what '0\.3' is\. Name the columns .* image,mpp",
+        ),
+        ("s1.tiff,1\n", r"line 1: no header with a column image, slide or id says what '1' is"),
+        ("s1.tiff;0.25;7\n", r"line 1: no header .* says what '0\.25', '7' is"),
+        ("file,mpp\ns1.tiff,0.3\n", r"line 1: no header .* says what 'mpp' is"),
+        ("s 1, x.svs\n", r"line 1: .* put quotes around a name that holds the separator"),
+        ("s1.tiff\ns2.tiff,0.3\n", r"line 2: 2 values, and line 1 has 1\. Name the columns"),
+        ("s1,1,0\ns2,1\n", r"line 2: 2 values, and line 1 has 3"),
+    ],
+)
+def test_without_a_header_nothing_beside_slides_and_labels_is_dropped(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(DatalistError, match=message):
+        read(tmp_path, "d.csv", text, labelled=False)
+
+
+def test_without_a_header_labels_and_empty_values_may_follow_a_slide(tmp_path: Path) -> None:
+    for text in ("s1,1,0\ns2,0.0,1\n", "s1,\ns2,,\n"):
+        assert [row.image for row in read(tmp_path, "d.csv", text, labelled=False)] == ["s1", "s2"]
+
+
+def test_a_line_with_too_much_need_not_end_the_reading(tmp_path: Path) -> None:
+    (tmp_path / "d.csv").write_text("s1\ns2,0.3\ns3\n")
+    faults: list[DatalistError] = []
+    rows = read_rows(tmp_path / "d.csv", (), labelled=False, fault=faults.append)
+    assert ([row.image for row in rows], len(faults)) == (["s1", "s3"], 1)
+
+
 def test_empty(tmp_path: Path) -> None:
     for name, text in {
         "d.csv": "",

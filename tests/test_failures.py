@@ -1,4 +1,5 @@
 import csv
+import errno
 import re
 import weakref
 from concurrent.futures import ThreadPoolExecutor
@@ -76,6 +77,29 @@ def test_an_old_file_that_cannot_be_removed_is_refused(tmp_path):
     (tmp_path / "failed.csv").mkdir()
     with pytest.raises(SettingsError, match=r"failed\.csv: is of an earlier run, and cannot be removed \(.*Choose an"):
         started(tmp_path)
+
+
+def test_a_file_in_the_place_of_the_folder_is_told_as_what_it_is(tmp_path):
+    (tmp_path / "out").write_text("x")
+    with pytest.raises(
+        SettingsError, match=r"/out: cannot be made \(File exists\)\. Choose a folder that you may write to"
+    ):
+        started(tmp_path / "out")
+
+
+def test_a_folder_that_cannot_be_written_to_is_refused_before_a_slide_is_read(tmp_path, monkeypatch):
+    # On a read-only disk removing fails even where there is nothing to remove.
+    def unlink(path, missing_ok=False):
+        raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+    monkeypatch.setattr("pathlib.Path.unlink", unlink)
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    with pytest.raises(SettingsError) as refused:
+        started(tmp_path)
+    assert (
+        str(refused.value)
+        == f"{tmp_path}: is a folder that you may not write to. Choose a folder that you may write to."
+    )
 
 
 def test_the_last_line_counts_the_slides_and_says_where_to_look(tmp_path):

@@ -9,6 +9,7 @@ import pytest
 
 from scripts.errors import SettingsError
 from scripts.files import MACHINE, claim, claimed, file_sha256, output_folder, refuse_special, release, replacing
+from tests.claims import held_by_another
 from tests.conftest import ROOT
 
 
@@ -136,11 +137,21 @@ def test_a_claim_holds_until_it_is_given_back_and_may_be_made_again(tmp_path):
         pass
     for _ in range(2):
         release(tmp_path / "a")
-    with claimed(tmp_path / "a"), pytest.raises(SettingsError, match="another process is writing into it"):
+    with held_by_another(tmp_path / "a"), pytest.raises(SettingsError, match="another process is writing into it"):
         claim(tmp_path / "a")
     claim(tmp_path / "a")  # what was refused is not held
     for folder in ("a", "b"):
         release(tmp_path / folder)
+
+
+def test_a_part_of_a_run_may_claim_what_the_run_has_and_does_not_give_it_back(tmp_path):
+    with claimed(tmp_path):
+        claim(tmp_path)
+        release(tmp_path)
+        with pytest.raises(BlockingIOError), held_by_another(tmp_path):
+            pass
+    with held_by_another(tmp_path):
+        pass
 
 
 def test_a_files_hash_is_that_of_its_content(tmp_path):

@@ -12,6 +12,7 @@ import pytest
 from bundle.__main__ import main
 from bundle.archive import unpack
 from bundle.checked import own_scripts
+from scripts.errors import SettingsError
 from tests.bundles import DRAWN, copied, make_weights
 from tests.conftest import ROOT
 
@@ -73,6 +74,14 @@ def test_verify_of_the_sums_alone_runs_no_code_of_the_bundle(
     with own_scripts(root):
         importlib.import_module("scripts")
     assert (tmp_path / "ran").exists(), "the code does nothing, so that this test says nothing"
+
+
+@pytest.mark.parametrize(
+    "arguments", [["verify", "--sums_only", ""], ["verify", ""], ["pack", "--ckpt_dir", ""], ["pack", "--output_dir="]]
+)
+def test_an_empty_path_is_not_the_folder_that_one_is_in(arguments: list[str]) -> None:
+    with pytest.raises(SettingsError, match=r"a path of the command: is empty\. Give one"):
+        main(arguments)
 
 
 def test_another_schema_is_used(trained_repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

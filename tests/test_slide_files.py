@@ -125,6 +125,18 @@ def test_no_name_is_a_formula_to_a_spreadsheet(sign: str) -> None:
     assert slide_names([f"/d/{sign}.svs", f"/d/1{sign}1.svs"], "/d") == ["_", f"1{sign}1"]
 
 
+@pytest.mark.parametrize("name", ["CON", "nul", "Aux", "prn", "COM1", "lpt9", "com¹", "con.1", "NUL .a.b"])
+def test_no_name_is_that_of_a_device_on_windows(name: str) -> None:
+    assert slide_names([f"/d/{name}.svs", "/d/b.svs"], "/d") == [f"_{name}", "b"]
+    assert slide_names(["/d/a.svs"], "/d", [name]) == [f"_{name}"]
+    assert len(set(slide_names([f"/d/{name}.svs", f"/d/_{name}.svs"], "/d"))) == 2
+
+
+@pytest.mark.parametrize("name", ["CONTROL", "COM", "COM10", "a.nul", "1CON", "null"])
+def test_a_name_that_only_begins_like_a_devices_stays(name: str) -> None:
+    assert slide_names([f"/d/{name}.svs"], "/d") == [name]
+
+
 def test_files_that_no_name_can_tell_apart_are_refused_instead_of_written_over_each_other(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

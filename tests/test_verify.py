@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import http.server
+import os
 import shutil
 import threading
 import zipfile
@@ -23,7 +24,7 @@ from tests.conftest import ROOT
 
 def test_a_packed_zip_keeps_every_rule(packed_zip: Path) -> None:
     findings = list(verify(packed_zip, load_schema()))
-    assert [finding.rule for finding in findings] == ["archive", *RULES]
+    assert [finding.rule for finding in findings] == ["checksum beside", "archive", *RULES]
     assert [str(finding) for finding in findings if finding.state != OK] == [
         "not checked  packages: a packed bundle has no constraints.txt to compare the versions with"
     ]
@@ -50,7 +51,7 @@ def test_without_weights_a_folder_passes_and_a_zip_does_not(trained_repository: 
 def test_a_zip_that_leads_out_of_its_folder_is_not_looked_into(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
         archive.writestr(f"{NAME}/../../x", "x")
-    (finding,) = verify(tmp_path / "x.zip", load_schema())
+    *_, finding = verify(tmp_path / "x.zip", load_schema())
     assert (finding.rule, finding.state) == ("archive", FAILED)
     assert "may lead out of its folder" in finding.text
 
@@ -60,7 +61,13 @@ def test_a_zip_that_leads_out_of_its_folder_is_not_looked_into(tmp_path: Path) -
     [
         (lambda zip_, sums: sums.write_text("0" * 64 + f"  {zip_.name}\n"), "x.zip.sha256 has 000000000000. Get both"),
         (lambda zip_, sums: sums.write_text("0" * 64 + "  y.zip\n"), "x.zip.sha256 does not name it."),
-        (lambda zip_, sums: sums.write_text("<html>\n"), "x.zip.sha256: has the line '<html>', which is no checksum"),
+        (
+            lambda zip_, sums: sums.write_text("<html>\n"),
+            "x.zip.sha256: has the line '<html>', which is no checksum and name. Get both again, from where",
+        ),
+        (lambda zip_, sums: sums.write_bytes(b"\xff"), "codec can't decode byte 0xff in position 0"),
+        (lambda zip_, sums: (sums.unlink(), sums.mkdir()), "Is a directory"),
+        (lambda zip_, sums: (sums.unlink(), os.mkfifo(sums)), "x.zip.sha256: is a pipe, a device or a socket"),
         (lambda zip_, sums: zip_.write_bytes(zip_.read_bytes() + b"x"), "x.zip: its SHA-256 begins with"),
     ],
 )
@@ -68,11 +75,41 @@ def test_a_zip_is_not_looked_into_if_it_is_not_the_one_that_the_checksum_beside_
     tmp_path: Path, change: Callable[[Path, Path], object], message: str
 ) -> None:
     write_archive({"LICENSE": b"free"}, tmp_path / "x.zip")
-    assert [finding.state for finding in verify(tmp_path / "x.zip", {}, SUM_RULES)] == [OK, OK, OK]
+    assert [finding.state for finding in verify(tmp_path / "x.zip", {}, SUM_RULES)] == [OK, OK, OK, OK]
     change(tmp_path / "x.zip", tmp_path / "x.zip.sha256")
     (finding,) = verify(tmp_path / "x.zip", {}, SUM_RULES)
-    assert (finding.rule, finding.state) == ("archive", FAILED)
+    assert (finding.rule, finding.state) == ("checksum beside", FAILED)
     assert message in finding.text
+    assert finding.text.endswith(" Get both again, from where the bundle is published.")
+
+
+def test_a_zip_without_the_checksum_beside_it_is_checked_and_says_that_it_was_not_compared(tmp_path: Path) -> None:
+    write_archive({"LICENSE": b"free"}, tmp_path / "x.zip")
+    (tmp_path / "x.zip.sha256").unlink()
+    first, *others = verify(tmp_path / "x.zip", {}, SUM_RULES)
+    assert str(first) == (
+        "not checked  checksum beside: there is no x.zip.sha256. Get it, from where the bundle is published."
+    )
+    assert [finding.state for finding in others] == [OK, OK, OK]
+
+
+@pytest.mark.parametrize("names", [(), ("a.tiff", "b.tiff"), ("LICENSE", "scripts/__init__.py")])
+def test_a_folder_without_checksums_does_not_pass_where_nothing_else_is_checked(
+    tmp_path: Path, names: tuple[str, ...]
+) -> None:
+    for name in names:
+        write(tmp_path, name, "x")
+    (finding,) = verify(tmp_path, {}, SUM_RULES)
+    assert (finding.rule, finding.state) == ("checksums", FAILED)
+    assert finding.text == (
+        f"{tmp_path}/SHA256SUMS: there is no such file, so nothing tells whether this is a whole bundle. "
+        "Give the zip, or the folder that it was unpacked into; unpack it again if the file was removed."
+    )
+
+
+def test_a_repository_has_no_checksums_of_its_own(tmp_path: Path) -> None:
+    write(tmp_path, "bundle/contents.py", "")
+    assert [finding.state for finding in verify(tmp_path, {}, SUM_RULES)] == [NOT_CHECKED, NOT_CHECKED]
 
 
 def test_where_there_is_nothing_it_says_so(tmp_path: Path) -> None:

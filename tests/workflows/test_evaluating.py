@@ -9,6 +9,8 @@ import pytest
 from sklearn.metrics import accuracy_score, f1_score
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from scripts.errors import mistake_in
+from tests.claims import held_by_another
 from tests.conftest import ROOT
 
 CLASSES = ["cancer", "hgd", "lgd", "hyperplastic", "normal"]
@@ -106,3 +108,16 @@ def test_a_list_of_slides_is_predicted_in_its_order(workflow, cohort, trained, t
     knobs = {"output_dir": str(tmp_path), "ckpt_dir": str(trained / "models")}
     workflow("inferring", "inference", datalist=str(tmp_path / "slides.txt"), heatmaps=False, **knobs)
     assert [row["slide"] for row in read_csv(tmp_path / "predictions.csv")[::3]] == names
+
+
+@pytest.mark.parametrize(
+    ("run_id", "config"), [("extracting", "extract"), ("evaluating", "evaluate"), ("inferring", "inference")]
+)
+def test_two_runs_do_not_write_their_results_into_one_folder(workflow, cohort, trained, tmp_path, run_id, config):
+    knobs = {"dataset_dir": str(cohort), "output_dir": str(tmp_path)}
+    knobs |= {} if run_id == "extracting" else {"ckpt_dir": str(trained / "models")}
+    (tmp_path / "failed.csv").write_text("of the run under way")
+    with held_by_another(tmp_path), pytest.raises(RuntimeError) as refused:  # MONAI's, around it
+        workflow(run_id, config, **knobs)
+    assert f"{tmp_path}: another process is writing into it. Wait for it to end" in str(mistake_in(refused.value))
+    assert (tmp_path / "failed.csv").exists()
