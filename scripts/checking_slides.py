@@ -19,7 +19,7 @@ from scripts.magnification import squeezed_levels
 from scripts.resolution import POWER_SOURCE, Resolution, find_resolution, resolution_sources
 from scripts.slide_checksums import given_sha256
 from scripts.slide_files import SLIDE_SUFFIXES, without_suffix
-from scripts.slides import Slide, pixel_fault
+from scripts.slides import MPP_RTOL, Slide, pixel_fault
 from scripts.tissue import read_tissue_mask
 
 __all__ = ["SlideChecker", "SlideFacts", "find_duplicates", "find_unsummed"]
@@ -136,6 +136,10 @@ class SlideChecker:
             problems.attempt("magnification", lambda m=m: slide.scale(m, builder.patch_size))  # type: ignore[misc]
             for m in builder.magnifications
         ]
+        for scale in scales:
+            if scale is not None and scale.mpp < slide.base_mpp / (1 + MPP_RTOL):
+                what = f"{scale.name} is upsampled: the slide has {slide.base_mpp:g} um/px, asked for are {scale.mpp:g}"
+                problems.add(WARNS, "magnification", what, "`read_level` asks for it; else leave the slide out.")
         mask = entry.get("mask")
         if mask is not None and problems.attempt("mask", lambda: read_tissue_mask(mask, slide)) is None:
             return

@@ -16,10 +16,10 @@ from scripts.magnification import Scale, magnification_of, mean_downsamples, mpp
 from scripts.resolution import Resolution, find_resolution
 from scripts.slide_stamp import Stamp, stamp_of
 
-__all__ = ["READERS", "READ_LEVELS", "Slide", "check_reader", "pixel_fault", "resample"]
+__all__ = ["MPP_RTOL", "READERS", "READ_LEVELS", "Slide", "check_reader", "pixel_fault", "resample"]
 
 READERS = ("auto", "cucim", "openslide")
-READ_LEVELS = ("nearest", "highest")
+READ_LEVELS = ("nearest", "highest", "upsample")
 
 # A level this much coarser than what was asked for counts as it, as in MONAI's readers (mpp_rtol): scanners
 # write 0.2525 um/px for 40x, and their pyramids round sizes.
@@ -46,7 +46,8 @@ class Slide:
             cuCIM cannot read the file or is not installed.
         mpp: micrometres per pixel of level 0, where the file does not say it or says it wrongly.
         read_level: ``"nearest"`` reads the nearest finer level of the pyramid, ``"highest"`` the finest one
-            as the paper does; both are then area-averaged to the magnification asked for.
+            as the paper does; both are then area-averaged to the magnification asked for. ``"upsample"`` is
+            ``"nearest"``, and interpolates level 0 where the slide has no level that fine, which else is an error.
 
     Raises:
         SlideError: if there is no such file, it is no RGB image, no backend can read it, its levels contradict each
@@ -100,16 +101,19 @@ class Slide:
         """The level that is read for a resolution in micrometres per pixel.
 
         Raises:
-            SlideError: if the slide has no level that fine.
+            SlideError: if the slide has no level that fine, and upsampling was not asked for.
         """
         mpps = [self.base_mpp * downsample for downsample in self.downsamples]
         fine_enough = [level for level, level_mpp in enumerate(mpps) if level_mpp <= mpp * (1 + MPP_RTOL)]
+        if not fine_enough and self.read_level == "upsample":
+            return 0
         if not fine_enough:
             raise SlideError(
                 self.path,
                 f"has {self.base_mpp:g} um/px ({scale_name(round(magnification_of(self.base_mpp), 2))}), "
                 f"coarser than the {mpp:g} um/px asked for ({scale_name(round(magnification_of(mpp), 2))})",
-                "Leave the slide out, ask for lower `magnifications`, or correct its `mpp` in the datalist.",
+                "Leave the slide out, ask for lower `magnifications`, correct its `mpp` in the datalist, or have it "
+                "interpolated with `read_level` upsample.",
             )
         return 0 if self.read_level == "highest" else max(fine_enough, key=lambda level: mpps[level])
 

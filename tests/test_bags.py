@@ -93,3 +93,12 @@ def test_patches_of_a_slide_that_changed_since_it_was_opened_are_refused(entry):
     Path(entry["image"]).touch()
     with pytest.raises(SlideError, match=r"s\.tif: was changed while it was read\. Run again once it is complete\."):
         bag.read_all()
+
+
+def test_upsampled_patches_are_those_that_are_read_alone(entry):
+    bag = BagBuilder((10, 40), 64, read_level="upsample")(entry)
+    patches = bag.read_all()
+    for scale, coords, pixels in zip(bag.grid.scales, bag.grid.coords, patches, strict=True):
+        for corner, patch in list(zip(coords, pixels, strict=True))[::97]:
+            alone = bag.slide.read_patch(scale, tuple(corner)).transpose(2, 0, 1)
+            assert np.abs(alone.astype(int) - patch).max() <= 1

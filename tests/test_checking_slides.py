@@ -25,8 +25,12 @@ def good(tmp_path_factory):
     return draw_slide(tmp_path_factory.mktemp("checking") / "good.tif")
 
 
-def look(path, magnifications=(5, 10), where="d.csv line 2", min_rows=10, read_all=False, **entry):
-    checker = SlideChecker(builder(magnifications), num_classes=3, min_rows=min_rows, read_all=read_all)
+def look(
+    path, magnifications=(5, 10), where="d.csv line 2", min_rows=10, read_all=False, read_level="nearest", **entry
+):
+    checker = SlideChecker(
+        builder(magnifications, read_level=read_level), num_classes=3, min_rows=min_rows, read_all=read_all
+    )
     return checker({"image": str(path), "slide": "s", **entry}, where)
 
 
@@ -144,6 +148,13 @@ def test_a_magnification_that_the_slide_lacks_blocks(good):
     assert told(facts) == [(BLOCKS, "magnification")] * 2
     assert "coarser than the 0.25 um/px asked for (40x)" in facts.problems[0].what
     assert facts.num_rows is None
+
+
+def test_a_magnification_that_is_upsampled_warns(good):
+    facts = look(good, magnifications=(10, 40), read_level="upsample")
+    assert told(facts) == [(WARNS, "magnification")]
+    assert facts.problems[0].what == "40x is upsampled: the slide has 0.5 um/px, asked for are 0.25"
+    assert facts.num_rows
 
 
 def test_a_slide_without_tissue_blocks(tmp_path):

@@ -8,6 +8,7 @@ import pytest
 import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from scripts import slides
 from scripts.errors import SettingsError, SlideError
@@ -122,6 +123,18 @@ def test_magnification_finer_than_the_slide_is_refused(pyramid):
     with pytest.raises(SlideError, match=r"p\.tif: has 0\.5 um/px \(20x\), coarser than the 0\.25 um/px"):
         Slide(pyramid).scale(40, 224)
     assert Slide(pyramid).scale(20.5, 224).level == 0  # within the tolerance of MONAI's readers
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_upsampling_is_asked_for_and_interpolates_the_finest_level(pyramid, image, backend):
+    slide = Slide(pyramid, reader=backend, read_level="upsample")
+    scale = slide.scale(40, 64)
+    assert (scale.level, scale.patch_read_px, scale.patch_level0) == (0, 32, 32)
+    wanted = Image.fromarray(image[40:72, 100:132]).resize((64, 64), Image.Resampling.BILINEAR)
+    assert np.abs(slide.read_patch(scale, (100, 40)).astype(int) - np.asarray(wanted)).max() <= 1
+    # What the slide has is read as ever.
+    for mpp in (0.5, 1.0, 8.0):
+        assert slide.level_for(mpp) == Slide(pyramid).level_for(mpp)
 
 
 def test_cucim_is_the_default_and_openslide_takes_what_it_cannot_read(pyramid, tmp_path, image):

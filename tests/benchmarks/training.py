@@ -112,7 +112,7 @@ def random_bag(name: str, seed: int, num_rows: int) -> SimpleNamespace:
     grid = link_grids(scales, (SIDE_LEVEL0, SIDE_LEVEL0), tissue_fraction)
     resolution = SimpleNamespace(source="benchmark")
     slide = SimpleNamespace(
-        path=Path(name), backend="none", base_mpp=BASE_MPP, resolution=resolution, size_level0=(SIDE_LEVEL0,) * 2
+        path=Path(name), backend="openslide", base_mpp=BASE_MPP, resolution=resolution, size_level0=(SIDE_LEVEL0,) * 2
     )
     return SimpleNamespace(grid=grid, slide=slide)
 
