@@ -33,6 +33,7 @@ __all__ = [
     "Resume",
     "SameSettings",
     "StopOnDivergence",
+    "check_resumable",
     "training_scalars",
     "weights_path",
 ]
@@ -229,6 +230,31 @@ class SameSettings:
         )
 
 
+def check_resumable(path: str | Path, settings: SameSettings | None = None) -> None:
+    """Look whether a training can go on from a checkpoint, before anything is done for its epochs.
+
+    Args:
+        path: the checkpoint's file.
+        settings: of the training that is to go on.
+
+    Raises:
+        SettingsError: if there is no checkpoint, it is damaged, or of a training with other settings.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise SettingsError(path, "there is no checkpoint to resume from", "Run without `resume` first.")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except UNREADABLE as error:
+        cause = f"is damaged ({unreadable_reason(error)})"
+        raise SettingsError(path, cause, "Delete it, and start anew.") from error
+    if settings is None:
+        return
+    if not isinstance(content, Mapping) or not isinstance(content.get("settings"), Mapping):
+        raise SettingsError(path, "is no checkpoint of a training: it tells no settings", "Start anew.")
+    settings.load_state_dict(content["settings"])
+
+
 class Resume(CheckpointLoader):
     """Goes on from a :class:`LastCheckpoint`, if asked to.
 
@@ -243,39 +269,17 @@ class Resume(CheckpointLoader):
         super().__init__(str(path), dict(load_dict), map_location="cpu")  # type: ignore[arg-type]
         self.resume = resume
 
-    def check(self) -> None:
-        """Look whether there is a checkpoint that fits, before anything is done for the epochs that go on from it.
-
-        Raises:
-            SettingsError: if there is none to resume from, it is damaged, or of a training with other settings.
-        """
-        if not self.resume:
-            return
-        path = Path(self.load_path)
-        if not path.is_file():
-            raise SettingsError(path, "there is no checkpoint to resume from", "Run without `resume` first.")
-        try:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-        except UNREADABLE as error:
-            cause = f"is damaged ({unreadable_reason(error)})"
-            raise SettingsError(path, cause, "Delete it, and start anew.") from error
-        if "settings" not in self.load_dict:
-            return
-        if not isinstance(content, Mapping) or not isinstance(content.get("settings"), Mapping):
-            raise SettingsError(path, "is no checkpoint of a training: it tells no settings", "Start anew.")
-        self.load_dict["settings"].load_state_dict(content["settings"])
-
     def __call__(self, engine: Engine) -> None:
         """Restore every object.
 
         Raises:
-            SettingsError: as :meth:`check`; or if the checkpoint is ahead of the epochs asked for, or its epochs are of
-                another length.
+            SettingsError: as :func:`check_resumable`; or if the checkpoint is ahead of the epochs asked for, or its
+                epochs are of another length.
         """
         if not self.resume:
             return
-        self.check()
         path = Path(self.load_path)
+        check_resumable(path, self.load_dict.get("settings"))
         self.load_dict["trainer"] = engine
         max_epochs, epoch_length = engine.state.max_epochs, engine.state.epoch_length
         try:

@@ -15,9 +15,9 @@ from scripts.handlers import (
     BestWeights,
     LastCheckpoint,
     LinkedPatchImages,
-    Resume,
     SameSettings,
     StopOnDivergence,
+    check_resumable,
     training_scalars,
     weights_path,
 )
@@ -346,8 +346,7 @@ def test_a_checkpoint_that_tells_no_settings_is_refused_before_the_training(tmp_
     path = tmp_path / "last.ckpt"
     torch.save(content, path)
     with pytest.raises(SettingsError, match=r"last\.ckpt: is no checkpoint of a training: it tells no settings"):
-        Resume(path, {"settings": SameSettings({"seed": 0})}, resume=True).check()
-    Resume(path, {"settings": SameSettings({"seed": 0})}, resume=False).check()
+        check_resumable(path, SameSettings({"seed": 0}))
 
 
 def test_a_training_that_diverges_is_stopped_and_says_where(tmp_path):

@@ -29,6 +29,7 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 from tqdm import tqdm
 
+from scripts.backbones import build_resnet34
 from scripts.encoding import Encoded
 from scripts.features import bank_path, is_banked, write_bank
 from scripts.grid import link_grids
@@ -139,10 +140,13 @@ def training(entries: list[dict[str, Any]], feature_dir: Path, batch_size: int, 
         parser = ConfigParser()
         parser.read_config("configs/train.json")
         handlers = [h for h in parser.get("train#handlers") if h["_target_"] not in LEFT_OUT]
+        # Their hash is in the record of what is trained; nothing is encoded.
+        torch.save(build_resnet34().state_dict(), f"{folder}/resnet34.pth")
         parser.update({
             "training_data": entries, "validation_data": entries[:1], "record": None, "train#handlers": handlers,
             "feature_dir": str(feature_dir), "output_dir": folder, "ckpt_dir": f"{folder}/models", "epochs": 1,
-            "magnifications": list(MAGNIFICATIONS), "backbone": "resnet34", "num_nodes": NUM_NODES,
+            "magnifications": list(MAGNIFICATIONS), "backbone": "resnet34",
+            "backbone_weights": f"{folder}/resnet34.pth", "num_nodes": NUM_NODES,
             "batch_size": batch_size, "cache_gb": 64.0 if banks == "memory" else 0.0, "device": "cpu",
         })  # fmt: skip
         logging.disable(logging.INFO)
