@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from scripts.checking_problems import BLOCKS, WARNS, Problem
-from scripts.datalist import ListedSlide, entry_of, locate, not_listed, one_spelling, output_names
+from scripts.datalist import ListedSlide, entry_of, locate, not_listed, output_names
 from scripts.datalist_formats import PARTITIONS, Fault, Row, read_rows, row_of
 from scripts.datalist_labels import HIGH_RISK, check_class_names, check_task, label_vector, uses_indices
+from scripts.datalist_patients import look_of, one_spelling
 from scripts.datalist_split import FRACTIONS, split_patients
 from scripts.errors import DatalistError, SettingsError
 from scripts.slide_files import SLIDE_SUFFIXES, SlideFolder
@@ -220,7 +221,7 @@ def _check_patients(slides: Sequence[ListedSlide], source: str) -> list[Problem]
             problems.append(Problem(BLOCKS, "patient", source, what, what_to_do))
     spelled: dict[str, list[str]] = {}
     for patient in of_patient:
-        spelled.setdefault("".join(patient.split()).casefold(), []).append(patient)
+        spelled.setdefault(look_of("".join(patient.split())), []).append(patient)
     for names in spelled.values():
         if len(names) > 1:
             what = f"patients {', '.join(map(repr, names))} differ in spaces alone"

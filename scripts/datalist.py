@@ -6,7 +6,6 @@ import functools
 import logging
 import math
 import os
-import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -17,6 +16,7 @@ import numpy as np
 
 from scripts.datalist_formats import PARTITIONS, Fault, Row, partition_named, raised, read_rows, row_of
 from scripts.datalist_labels import CLASS_NAMES, HIGH_RISK, check_class_names, check_task, label_vector, uses_indices
+from scripts.datalist_patients import one_spelling
 from scripts.datalist_split import FRACTIONS, split_patients
 from scripts.errors import DatalistError, SettingsError
 from scripts.slide_files import SLIDE_SUFFIXES, SlideFolder, slide_names, without_suffix
@@ -34,7 +34,6 @@ __all__ = [
     "locate",
     "not_listed",
     "num_classes",
-    "one_spelling",
     "output_names",
 ]
 
@@ -335,23 +334,6 @@ def _check_patients(path: Path, slides: Sequence[ListedSlide]) -> None:
             f"patients in more than one partition: {', '.join(shown)}{more}",
             "Keep all slides of a patient in one partition, or results are better than they should be.",
         )
-
-
-def one_spelling(patients: Sequence[str]) -> list[str]:
-    """The patients, those whose names look alike under the first of their spellings, by sorting.
-
-    Names look alike that differ in case, in how an accent or a full-width letter is encoded, or in signs without width.
-    """
-    spelled: dict[str, str] = {}
-    for patient in sorted(patients, reverse=True):
-        spelled[_look(patient)] = patient
-    return [spelled[_look(patient)] for patient in patients]
-
-
-def _look(name: str) -> str:
-    shown = "".join(sign for sign in name if unicodedata.category(sign) != "Cf")
-    # Folding can take a name out of its normal form.
-    return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", shown).casefold())
 
 
 def _check_left_out(path: Path, slides: Sequence[ListedSlide], leave_out: Sequence[str]) -> None:

@@ -353,7 +353,7 @@ def _slides_alone(path: Path, lines: Sequence[tuple[int, list[str]]], fault: Fau
     remedy = "Name the columns in the first line, as in image,mpp; put quotes around a name that holds the separator."
     first, (_, *others) = lines[0]
     # One value alone could be a resolution.
-    if len(others) == 1 or not all(_is_number(cell) and float(cell) in (0, 1) for cell in others):
+    if len(others) == 1 or not _are_labels(others):
         found = ", ".join(map(repr, others))
         cause = f"no header with a column {', '.join(IMAGE_KEYS[:-1])} or {IMAGE_KEYS[-1]} says what {found} is"
         raise DatalistError(f"{path.name} line {first}", cause, remedy)
@@ -361,6 +361,9 @@ def _slides_alone(path: Path, lines: Sequence[tuple[int, list[str]]], fault: Fau
         where = f"{path.name} line {number}"
         if len(cells) != 1 + len(others):
             fault(DatalistError(where, f"{len(cells)} values, and line {first} has {1 + len(others)}", remedy))
+            continue
+        if not _are_labels(cells[1:]):
+            fault(DatalistError(where, f"{', '.join(map(repr, cells[1:]))} are not a 0 or 1 for each class", remedy))
             continue
         yield from _usable(cells[0], where, (), fault, of_csv=True)
 
@@ -377,6 +380,10 @@ def _csv_lines(path: Path, text: str) -> Iterator[tuple[int, list[str]]]:
     except csv.Error as error:
         remedy = "Check the quotes in this line; a datalist is a JSON or CSV file."
         raise DatalistError(f"datalist {path} line {reader.line_num}", f"not CSV ({error})", remedy) from error
+
+
+def _are_labels(cells: Sequence[str]) -> bool:
+    return all(_is_number(cell) and float(cell) in (0, 1) for cell in cells)
 
 
 def _is_number(cell: str) -> bool:

@@ -145,8 +145,10 @@ class PatchBagDataset(_BagDataset):
         # Tissue and grid are found once.
         self._bags = []
         for entry in tqdm(data, desc="finding tissue", unit="slide", leave=False):
-            check_sha256(entry)
-            self._bags.append(bag_builder(entry))
+            stamp = check_sha256(entry)
+            bag = bag_builder(entry)
+            bag.slide.check_unchanged(since=stamp)
+            self._bags.append(bag)
         self.num_workers = num_workers
 
     def _read(self, index: int, view: int) -> dict[str, Any]:

@@ -94,7 +94,7 @@ class Extractor:
         self._left_out: list[str] | None = None
 
     def run(self) -> None:
-        """Extract what is missing, with a progress bar in patches a second and the time left.
+        """Extract what is missing, with a progress bar in patches a second and the time left; a second time, nothing.
 
         Raises:
             SlideError: if a slide cannot be used, and failures are not written down, or strict.
@@ -103,6 +103,8 @@ class Extractor:
                 nothing can be written into ``feature_dir``.
             StoppedError: if it was told to stop, or another rank failed.
         """
+        if self._left_out is not None:
+            return
         self._check_ranks()
         if self.failures is not None:
             self.failures.start()
@@ -212,8 +214,10 @@ class Extractor:
 
     def _bag(self, slide: SlideToExtract) -> tuple[Bag, str]:
         entry = self.entries[slide.number]
-        sha256 = slide_sha256(entry)
-        return self.bag_builder(entry), sha256
+        sha256, stamp = slide_sha256(entry)
+        bag = self.bag_builder(entry)
+        bag.slide.check_unchanged(since=stamp)
+        return bag, sha256
 
     def _extract(
         self, slide: SlideToExtract, get_bag: Callable[[], tuple[Bag, str]], progress: ExtractionProgress

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import logging
 import os
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -32,6 +33,8 @@ __all__ = ["BankedBag", "bank_path", "is_banked", "read_bank", "seal_bank", "sli
 BANK_FORMAT = 1
 FINGERPRINT_BYTES = 1 << 20
 ROWS_AT_ONCE = 4096
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -115,6 +118,8 @@ def entry_settings(entry: Mapping[str, Any]) -> dict[str, Any]:
 def is_banked(path: Path, settings: Mapping[str, Any]) -> bool:
     """Whether a bank is there, made with just these settings.
 
+    One of before version 0.3 that does not tell its slide's SHA-256 is used, with a warning.
+
     Raises:
         SettingsError: if there is one that was made otherwise; it is neither used nor replaced in silence.
     """
@@ -122,6 +127,11 @@ def is_banked(path: Path, settings: Mapping[str, Any]) -> bool:
         return False
     made_with = {"runtime": "torch", **_read_settings(path)}  # what those were made with that do not say it
     wanted = {"bank_format": BANK_FORMAT, **settings}
+    if "slide_sha256" in wanted and "slide_sha256" not in made_with:
+        del wanted["slide_sha256"]
+        logger.warning(
+            "%s: is of an older version, and does not tell its slide's `sha256`; delete it if in doubt", path
+        )
     differs = [key for key in wanted if made_with.get(key) != wanted[key]]
     if differs:
         both = ", ".join(f"{key} {made_with.get(key)!r}, now {wanted[key]!r}" for key in differs)

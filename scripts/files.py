@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import functools
 import hashlib
+import logging
 import os
 import re
 import socket
@@ -23,6 +24,8 @@ MACHINE = f"{zlib.crc32(socket.gethostname().encode()):08x}"
 PART = re.compile(r"\..*\.([0-9a-f]{8})-([0-9]+)\.part(\.[^.]*)?", re.DOTALL)
 FORGOTTEN_AFTER_S = 24 * 3600
 PROBE_BYTES = 1 << 20
+
+logger = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
@@ -119,6 +122,8 @@ def claimed(folder: str | Path) -> Iterator[None]:
             raise SettingsError(
                 folder, "another process is writing into it", "Wait for it to end, or choose another folder."
             ) from error
+        except OSError as error:  # a file system without locks
+            logger.warning("%s: nothing keeps another process from writing into it (%s)", folder, error.strerror)
         _claimed.add(path)
         try:
             yield

@@ -134,7 +134,8 @@ class BestWeights:
                     "Put it back beside the checkpoint, or start anew.",
                 )
             network: Any = self.network
-            if self.record is not None and read_training(path) != training_of(network.record, network.origin):
+            told = self.record is not None and network.record  # Older ones tell nothing.
+            if told and read_training(path) != training_of(network.record, network.origin):
                 raise SettingsError(
                     path,
                     "is of another training than the checkpoint to go on from, which tells that its best weights for "
@@ -230,7 +231,7 @@ class SameSettings:
         )
 
 
-def check_resumable(path: str | Path, settings: SameSettings | None = None) -> None:
+def check_resumable(path: str | Path, settings: SameSettings) -> None:
     """Look whether a training can go on from a checkpoint, before anything is done for its epochs.
 
     Args:
@@ -241,15 +242,12 @@ def check_resumable(path: str | Path, settings: SameSettings | None = None) -> N
         SettingsError: if there is no checkpoint, it is damaged, or of a training with other settings.
     """
     path = Path(path)
-    if not path.is_file():
-        raise SettingsError(path, "there is no checkpoint to resume from", "Run without `resume` first.")
+    _look_for(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except UNREADABLE as error:
         cause = f"is damaged ({unreadable_reason(error)})"
         raise SettingsError(path, cause, "Delete it, and start anew.") from error
-    if settings is None:
-        return
     if not isinstance(content, Mapping) or not isinstance(content.get("settings"), Mapping):
         raise SettingsError(path, "is no checkpoint of a training: it tells no settings", "Start anew.")
     settings.load_state_dict(content["settings"])
@@ -273,13 +271,13 @@ class Resume(CheckpointLoader):
         """Restore every object.
 
         Raises:
-            SettingsError: as :func:`check_resumable`; or if the checkpoint is ahead of the epochs asked for, or its
+            SettingsError: as :func:`check_resumable`, or if the checkpoint is ahead of the epochs asked for, or its
                 epochs are of another length.
         """
         if not self.resume:
             return
         path = Path(self.load_path)
-        check_resumable(path, self.load_dict.get("settings"))
+        _look_for(path)
         self.load_dict["trainer"] = engine
         max_epochs, epoch_length = engine.state.max_epochs, engine.state.epoch_length
         try:
@@ -309,6 +307,11 @@ class Resume(CheckpointLoader):
                 f"has epochs of {engine.state.epoch_length} batches, now they have {epoch_length}",
                 "Resume with the same datalist and `batch_size`, or start anew.",
             )
+
+
+def _look_for(path: Path) -> None:
+    if not path.is_file():
+        raise SettingsError(path, "there is no checkpoint to resume from", "Run without `resume` first.")
 
 
 def _fingerprint(partition: Any) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 from scripts.checkpoints import HeadwiseNetwork
 from scripts.errors import DatalistError
 from scripts.provenance import cohort_fingerprint
+from scripts.ranks import is_first_rank
 
 __all__ = ["warn_of_other_split"]
 
@@ -16,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 
 def warn_of_other_split(network: HeadwiseNetwork, list_training: Callable[[], Sequence[Mapping[str, Any]]]) -> None:
-    """Warn if the weights were trained on other slides than the datalist has for training.
+    """Warn if the weights were trained on other slides, labels, or in another order than the datalist has for training.
 
     Then nothing tells whether the slides to be scored were among them, as they are after another draw of the split. Of
     a datalist without slides for training, and of weights that do not tell what they were trained on, nothing is said.
@@ -29,6 +30,8 @@ def warn_of_other_split(network: HeadwiseNetwork, list_training: Callable[[], Se
     trained = first.origin.get("made_by", {}).get("data", {}).get("training")
     if trained is None:
         return
+    if not is_first_rank():
+        return
     try:
         listed = list_training()
     except DatalistError:
@@ -36,9 +39,10 @@ def warn_of_other_split(network: HeadwiseNetwork, list_training: Callable[[], Se
     if not listed or (now := cohort_fingerprint(training=listed)["training"]) == trained:
         return
     logger.warning(
-        "the weights were trained on %s slides (names and labels %s...), and the datalist has others for training: %s "
-        "(%s...). If slides that are scored now were trained on, their scores are too good. Give the datalist, "
-        "`split_seed`, `leave_out` and `task` of the training, or a list of slides that it has not seen.",
+        "the weights were trained on %s slides (names and labels %s...), and what the datalist has for training is not "
+        "the same: %s slides (%s...). If slides that are scored now were trained on, their scores are too good. Give "
+        "the datalist, `split_seed`, `leave_out` (slides that failed there, too) and `task` of the training, or slides "
+        "that it has not seen.",
         trained.get("slides"),
         str(trained.get("sha256"))[:12],
         now["slides"],

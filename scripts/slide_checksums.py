@@ -7,6 +7,7 @@ from typing import Any
 
 from scripts.errors import SettingsError, SlideError
 from scripts.files import file_sha256
+from scripts.slide_stamp import Stamp, stamp_of
 
 __all__ = ["check_sha256", "given_sha256", "slide_sha256"]
 
@@ -17,31 +18,39 @@ def given_sha256(entry: Mapping[str, Any]) -> str | None:
     return None if given is None else str(given).strip().lower()
 
 
-def check_sha256(entry: Mapping[str, Any]) -> None:
+def check_sha256(entry: Mapping[str, Any]) -> Stamp | None:
     """Compare a slide's file with its entry's ``sha256``; an entry without one is not looked at.
 
     Args:
         entry: with ``image``, a path, and perhaps ``sha256``, 64 hexadecimal digits.
 
+    Returns:
+        The stamp of the file that was compared, for :meth:`scripts.slides.Slide.check_unchanged`.
+
     Raises:
         SlideError: if the file is another one, or cannot be read.
     """
-    if given_sha256(entry) is not None:
-        slide_sha256(entry)
+    return None if given_sha256(entry) is None else slide_sha256(entry)[1]
 
 
-def slide_sha256(entry: Mapping[str, Any]) -> str:
+def slide_sha256(entry: Mapping[str, Any]) -> tuple[str, Stamp]:
     """The SHA-256 of a slide's file in hexadecimal, after it was compared with its entry's ``sha256``, if that has one.
+
+    Returns:
+        It, and the stamp that the file had before.
 
     Raises:
         SlideError: as :func:`check_sha256`.
     """
-    given = given_sha256(entry)
+    remedy = "Copy it again, or leave it out of the datalist."
     try:
+        stamp = stamp_of(entry["image"])
         found = file_sha256(entry["image"])
+    except OSError as error:
+        raise SlideError(entry["image"], f"cannot be read ({error.strerror})", remedy) from error
     except SettingsError as error:
-        raise SlideError(error.subject, error.cause, "Copy it again, or leave it out of the datalist.") from error
-    if given not in (None, found):
+        raise SlideError(error.subject, error.cause, remedy) from error
+    if given_sha256(entry) not in (None, found):
         cause = f"its SHA-256 is {found}, the datalist says {entry['sha256']}"
         raise SlideError(entry["image"], cause, "Copy it again, or correct `sha256`.")
-    return found
+    return found, stamp

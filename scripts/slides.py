@@ -89,13 +89,17 @@ class Slide:
         """Micrometres per pixel of level 0."""
         return self.resolution.mpp
 
-    def check_unchanged(self) -> None:
+    def check_unchanged(self, since: Stamp | None = None) -> None:
         """Refuse what was read from the slide, if its file is no longer the one that was opened.
+
+        Args:
+            since: its stamp before it was opened; ``None`` looks no further back.
 
         Raises:
             SlideError: if it was replaced, written to or removed.
         """
-        _check_unchanged(self.path, self._stamp)
+        for stamp in (self._stamp, since or self._stamp):
+            _check_unchanged(self.path, stamp)
 
     def level_for(self, mpp: float) -> int:
         """The level that is read for a resolution in micrometres per pixel.

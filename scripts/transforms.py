@@ -50,8 +50,9 @@ class EncodeSlided(MapTransform):
         for key in self.key_iterator(encoded):
             path = str(encoded[key])
             entry = {**{str(k): v for k, v in encoded.items()}, "image": path}
-            check_sha256(entry)
+            stamp = check_sha256(entry)
             bag = self.bag_builder(entry)
+            bag.slide.check_unchanged(since=stamp)
             # Written where they are wanted, because of a large slide they are most of what is in memory.
             shape = (bag.grid.num_rows, len(bag.grid.scales), self.encoder.num_features + 1)
             joined = np.empty(shape, dtype=np.float32)

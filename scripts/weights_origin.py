@@ -41,6 +41,12 @@ def origin_in(metadata: Mapping[str, Any]) -> dict[str, Any] | None:
         return None
     if not isinstance(origin, dict) or not all(isinstance(origin.get(key, ""), str) for key in ("best_for", "file")):
         return None
+    made_by = origin.get("made_by", {})
+    parts = (
+        [made_by, *(made_by.get(key, {}) for key in ("configuration", "data"))] if isinstance(made_by, dict) else [None]
+    )
+    if not all(isinstance(part, dict) for part in parts):
+        return None
     return origin
 
 

@@ -37,7 +37,7 @@ def write_run(
             name: {k: _value(v) for k, v in scores.items()} for name, scores in class_scores(p, labels, CLASSES).items()
         }
     lines = ["slide,head," + ",".join(CLASSES) + ",label"]
-    for i in range(num_slides):
+    for i in reversed(range(num_slides)):  # as a datalist may have them
         for head, p in probabilities.items():
             lines.append(f"s{i:02d},{head},{','.join(f'{v:.9g}' for v in p[i])},{label_text(labels[i], CLASSES)}")
     (folder / "predictions.csv").write_text("\n".join(lines) + "\n")

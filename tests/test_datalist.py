@@ -393,7 +393,7 @@ def test_list_files(tmp_path: Path) -> None:
     expected = [{"image": str(tmp_path / f"data/{name}.svs"), "slide": name} for name in "ab"]
     for name, text in {
         "d.txt": "a.svs\nb\n",
-        "d.csv": "a,0,1\nb,7,x\n",
+        "d.csv": "a,0,1\nb,1,1\n",
         "e.csv": "id,label,partition\na,unknown,train\nb,,\n",
         "d.json": '{"testing": ["a.svs", {"image": "b", "label": [3]}]}',
     }.items():

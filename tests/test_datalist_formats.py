@@ -124,6 +124,7 @@ def test_lists_without_labels(tmp_path: Path) -> None:
         ("s 1, x.svs\n", r"line 1: .* put quotes around a name that holds the separator"),
         ("s1.tiff\ns2.tiff,0.3\n", r"line 2: 2 values, and line 1 has 1\. Name the columns"),
         ("s1,1,0\ns2,1\n", r"line 2: 2 values, and line 1 has 3"),
+        ("s1,1,0\ns2,0.25,1\n", r"line 2: '0\.25', '1' are not a 0 or 1 for each class"),
     ],
 )
 def test_without_a_header_nothing_beside_slides_and_labels_is_dropped(tmp_path: Path, text: str, message: str) -> None:

@@ -471,6 +471,30 @@ def test_a_bank_of_another_file_than_the_datalist_names_is_refused_also_if_it_wa
         extractor([entries[0], {**entries[1], "sha256": wrong}], tmp_path).run()
 
 
+def test_a_slide_that_is_replaced_after_its_checksum_was_compared_gets_no_bank(cohort, tmp_path):
+    entry = draw_cohort(tmp_path, 1)[0]
+    other, make = draw_slide(tmp_path / "other.tif", seed=9), builder()
+
+    def replacing(entry):
+        other.rename(entry["image"])
+        return make(entry)
+
+    extract = extractor([{**entry, "sha256": sha256_of(entry)}], tmp_path)
+    replacing.settings, extract.bag_builder = make.settings, replacing
+    with pytest.raises(FailedSlidesError):
+        extract.run()
+    assert "was changed while it was read" in failed(tmp_path)["s0"]
+    assert files(tmp_path / "features") == []
+
+
+def test_what_was_extracted_to_know_what_fails_is_not_extracted_again(cohort, tmp_path):
+    encoder = encoder_that_counts(fail_at="s1")
+    without = extractor(cohort, tmp_path, encoder, allow_missing=True)
+    assert without.left_out() == ["s1"]
+    without.run()
+    assert encoder.slides.count("s1") == 1
+
+
 def test_slides_without_a_checksum_are_counted_before_they_are_read(cohort, tmp_path, caplog):
     summed = {**cohort[0], "sha256": sha256_of(cohort[0])}
     extractor([summed], tmp_path).run()

@@ -118,6 +118,12 @@ def test_a_bank_that_does_not_tell_what_made_it_is_used_all_the_same(bank, slide
     assert len(read_bank(bank, (5.0, 10.0)).rows) == 20
 
 
+def test_a_bank_that_does_not_tell_its_slides_checksum_is_used_and_told_of(bank, slide, caplog):
+    settings = {**settings_of(slide), "slide_sha256": "ab" * 32}
+    assert is_banked(bank, settings)
+    assert "does not tell its slide's `sha256`" in caplog.text
+
+
 def test_what_is_written_is_read_back(bank, bag):
     banked = read_bank(bank, (5.0, 10.0))
     with h5py.File(bank) as file:

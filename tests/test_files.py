@@ -1,3 +1,4 @@
+import errno
 import hashlib
 import os
 import re
@@ -142,6 +143,16 @@ def test_a_claim_holds_until_it_is_given_back_and_may_be_made_again(tmp_path):
     claim(tmp_path / "a")  # what was refused is not held
     for folder in ("a", "b"):
         release(tmp_path / folder)
+
+
+def test_where_the_file_system_has_no_locks_a_claim_goes_on_and_says_so(tmp_path, monkeypatch, caplog):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("scripts.files.fcntl.flock", refuse)
+    with claimed(tmp_path):
+        pass
+    assert "nothing keeps another process from writing into it (No locks available)" in caplog.text
 
 
 def test_a_part_of_a_run_may_claim_what_the_run_has_and_does_not_give_it_back(tmp_path):

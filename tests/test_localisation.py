@@ -226,6 +226,18 @@ def test_the_summary_is_the_mean_over_slides_of_each_map_and_class() -> None:
     assert summary["10x contribution"]["all"]["slides"] == 0
 
 
+def test_the_order_of_the_slides_decides_no_interval() -> None:
+    rng = np.random.default_rng(0)
+    found = [
+        Localisation(f"s{i}", "10x", name, 9, 0.25, float(rng.random()), float(rng.random()), "attention")
+        for i in range(9)
+        for name in CLASSES
+    ]
+    other_order = sorted(found, key=lambda one: one.slide, reverse=True)
+    # As text, in which what is not a number equals itself.
+    assert str(localisation_summary(found, ["10x"], CLASSES)) == str(localisation_summary(other_order, ["10x"], CLASSES))
+
+
 def test_a_class_without_slides_has_no_mean() -> None:
     nothing = localisation_summary([], ["10x"], CLASSES)["10x"]["normal"]
     assert np.isnan([nothing["roc_auc"]["value"], *nothing["roc_auc"]["ci95"], nothing["positive_share"]]).all()

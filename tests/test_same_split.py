@@ -31,7 +31,7 @@ def test_the_same_training_slides_are_no_news(caplog):
 def test_others_are_told_of_with_both_numbers(caplog, slides):
     told = warned(caplog, trained_on(SLIDES), slides)
     assert "the weights were trained on 3 slides" in told
-    assert f"others for training: {len(slides)} (" in told
+    assert f"what the datalist has for training is not the same: {len(slides)} slides (" in told
 
 
 def test_nothing_is_said_where_nothing_is_known(caplog):

@@ -3,7 +3,8 @@ import hashlib
 import pytest
 
 from scripts.errors import SlideError
-from scripts.slide_checksums import check_sha256
+from scripts.slide_checksums import check_sha256, slide_sha256
+from scripts.slide_stamp import stamp_of
 
 
 @pytest.fixture
@@ -19,8 +20,12 @@ def test_a_file_with_the_checksum_of_the_datalist_passes(slide, written):
 
 
 def test_where_no_checksum_is_given_the_file_is_not_read():
-    check_sha256({"image": "/no/such/file"})
-    check_sha256({"image": "/no/such/file", "sha256": None})
+    assert check_sha256({"image": "/no/such/file"}) is None
+    assert check_sha256({"image": "/no/such/file", "sha256": None}) is None
+
+
+def test_the_sum_comes_with_the_stamp_of_the_file_that_it_is_of(slide):
+    assert slide_sha256({"image": str(slide)}) == (hashlib.sha256(b"some slide").hexdigest(), stamp_of(slide))
 
 
 @pytest.mark.parametrize("given", [hashlib.sha256(b"other slide").hexdigest(), "abc", 12])

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from scripts.weights_origin import misplaced, origin_in, plain_metadata, training_of
+from scripts.weights_origin import MAY_CHANGE, misplaced, origin_in, plain_metadata, training_of
+from tests.conftest import ROOT
 
 
 @pytest.mark.parametrize(
@@ -39,7 +40,20 @@ def test_a_file_may_not_have_the_name_of_another_outputs_weights(
     assert remedy.startswith(f"Call it {written_as}, as training did")
 
 
-@pytest.mark.parametrize("damaged", ["{", "[]", "null", '{"file": 5}', '{"best_for": ["5x"]}', 5, None])
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        "{",
+        "[]",
+        "null",
+        '{"file": 5}',
+        '{"best_for": ["5x"]}',
+        5,
+        None,
+        '{"made_by": 3}',
+        '{"made_by": {"configuration": null}}',
+    ],
+)
 def test_an_origin_of_another_form_is_damaged(damaged: object) -> None:
     assert origin_in({"origin": damaged}) is None
 
@@ -65,3 +79,8 @@ def test_a_training_is_told_by_what_stays_from_its_first_file_to_its_last() -> N
         assert training_of(record, {"made_by": {**made_by, **change}}) != one
     assert training_of({**record, "data": {"training_slides": 4}}, {"made_by": made_by}) != one
     assert training_of(record, {}) == training_of(record, {"file": "model_5x.pt"}) != one
+
+
+def test_what_may_change_in_a_training_is_what_its_checkpoint_does_not_hold_fast() -> None:
+    config = json.loads((ROOT / "configs" / "train.json").read_text())
+    assert set(MAY_CHANGE) == set(config["made_by"]["configuration"]) - set(config["same_settings"]["settings"])

@@ -106,7 +106,7 @@ def test_weights_of_other_training_slides_than_the_datalists_are_told_of(
     (tmp_path / "other.json").write_text(json.dumps(parts))
     workflow("evaluating", "evaluate", **settings, datalist=str(tmp_path / "other.json"))
     line = next(line for line in capfd.readouterr().err.splitlines() if told in line)
-    assert "the datalist has others for training: 2 (" in line
+    assert "what the datalist has for training is not the same: 2 slides (" in line
 
 
 def test_banks_tell_from_which_datalist_and_by_which_software_they_were_made(trained: Path, cohort: Path) -> None:

@@ -1,0 +1,26 @@
+"""Patients by name: which of a datalist's names are one patient's."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Sequence
+
+__all__ = ["look_of", "one_spelling"]
+
+
+def one_spelling(patients: Sequence[str]) -> list[str]:
+    """The patients, those whose names look alike under the first of their spellings, by sorting.
+
+    Names look alike that differ in case, in how an accent or a full-width letter is encoded, or in signs without width.
+    """
+    spelled: dict[str, str] = {}
+    for patient in sorted(patients, reverse=True):
+        spelled[look_of(patient)] = patient
+    return [spelled[look_of(patient)] for patient in patients]
+
+
+def look_of(name: str) -> str:
+    """A name as it looks, whatever its case and however its letters are encoded; no name to show."""
+    shown = "".join(sign for sign in name if unicodedata.category(sign) != "Cf")
+    # Folding can take a name out of its normal form.
+    return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", shown).casefold())
