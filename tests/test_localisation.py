@@ -233,9 +233,9 @@ def test_the_order_of_the_slides_decides_no_interval() -> None:
         for i in range(9)
         for name in CLASSES
     ]
-    other_order = sorted(found, key=lambda one: one.slide, reverse=True)
-    # As text, in which what is not a number equals itself.
-    assert str(localisation_summary(found, ["10x"], CLASSES)) == str(localisation_summary(other_order, ["10x"], CLASSES))
+    reversed_slides = sorted(found, key=lambda one: one.slide, reverse=True)
+    one, other = (localisation_summary(slides, ["10x"], CLASSES) for slides in (found, reversed_slides))
+    assert str(one) == str(other)  # As text, in which what is not a number equals itself.
 
 
 def test_a_class_without_slides_has_no_mean() -> None:
