@@ -115,20 +115,28 @@ def claimed(folder: str | Path) -> Iterator[None]:
         SettingsError: if another process has it, or it cannot be made or written to.
     """
     path = Path(folder).absolute()
-    with open(output_folder(path) / ".lock", "w", encoding="utf-8") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise SettingsError(
-                folder, "another process is writing into it", "Wait for it to end, or choose another folder."
-            ) from error
-        except OSError as error:  # a file system without locks
-            logger.warning("%s: nothing keeps another process from writing into it (%s)", folder, error.strerror)
+    with contextlib.ExitStack() as stack:
+        lock = output_folder(path) / ".lock"
+        while True:
+            file = stack.enter_context(open(lock, "w", encoding="utf-8"))
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise SettingsError(
+                    folder, "another process is writing into it", "Wait for it to end, or choose another folder."
+                ) from error
+            except OSError as error:  # a file system without locks
+                logger.warning("%s: nothing keeps another process from writing into it (%s)", folder, error.strerror)
+            # Whoever had it before may have removed the file since: the next would then lock another.
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(file.fileno()), os.stat(lock)):
+                    break
         _claimed.add(path)
         try:
             yield
         finally:
             _claimed.discard(path)
+            lock.unlink(missing_ok=True)
 
 
 _claimed: set[Path] = set()

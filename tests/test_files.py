@@ -1,4 +1,5 @@
 import errno
+import fcntl
 import hashlib
 import os
 import re
@@ -143,6 +144,27 @@ def test_a_claim_holds_until_it_is_given_back_and_may_be_made_again(tmp_path):
     claim(tmp_path / "a")  # what was refused is not held
     for folder in ("a", "b"):
         release(tmp_path / folder)
+
+
+def test_a_folder_that_was_given_back_holds_nothing_of_the_claim(tmp_path):
+    with claimed(tmp_path):
+        assert os.listdir(tmp_path)
+    claim(tmp_path)
+    release(tmp_path)
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_lock_whose_file_was_removed_meanwhile_is_taken_anew(tmp_path, monkeypatch):
+    lock = fcntl.flock
+
+    def removed_once(file, how):
+        monkeypatch.setattr("scripts.files.fcntl.flock", lock)
+        os.unlink(tmp_path / ".lock")  # by the process that had it until now
+        lock(file, how)
+
+    monkeypatch.setattr("scripts.files.fcntl.flock", removed_once)
+    with claimed(tmp_path), pytest.raises(BlockingIOError), held_by_another(tmp_path):
+        pass
 
 
 def test_where_the_file_system_has_no_locks_a_claim_goes_on_and_says_so(tmp_path, monkeypatch, caplog):
