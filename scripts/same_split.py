@@ -19,8 +19,9 @@ logger = logging.getLogger(__name__)
 def warn_of_other_split(network: HeadwiseNetwork, list_training: Callable[[], Sequence[Mapping[str, Any]]]) -> None:
     """Warn if the weights were trained on other slides, labels, or in another order than the datalist has for training.
 
-    Then nothing tells whether the slides to be scored were among them, as they are after another draw of the split. Of
-    a datalist without slides for training, and of weights that do not tell what they were trained on, nothing is said.
+    Then nothing tells whether the slides to be scored were among them, as they are after another draw of the split. Nor
+    does anything where labels of training slides cannot be understood: that is said, too. Of a datalist without slides
+    for training, and of weights that do not tell what they were trained on, nothing is said.
 
     Args:
         network: the trained network.
@@ -34,8 +35,9 @@ def warn_of_other_split(network: HeadwiseNetwork, list_training: Callable[[], Se
         return
     try:
         listed = list_training()
-    except DatalistError:
-        return  # Labels that evaluating has no need of.
+    except DatalistError as error:  # Labels that evaluating has no need of.
+        logger.warning("whether slides that are scored now were trained on is not known: %s", error)
+        return
     if not listed or (now := cohort_fingerprint(training=listed)["training"]) == trained:
         return
     logger.warning(

@@ -38,8 +38,10 @@ def test_nothing_is_said_where_nothing_is_known(caplog):
     assert warned(caplog, trained_on(SLIDES), []) == ""
     assert warned(caplog, SimpleNamespace(copies=[SimpleNamespace(origin={})]), SLIDES) == ""
 
+
+def test_labels_that_cannot_be_compared_are_told_of(caplog):
     def refuse():
         raise DatalistError("list.csv line 2", "no label", "Give one.")
 
     warn_of_other_split(trained_on(SLIDES), refuse)
-    assert caplog.text == ""
+    assert "were trained on is not known: list.csv line 2: no label. Give one." in caplog.text
