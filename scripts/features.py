@@ -227,7 +227,7 @@ def read_bank(path: Path, magnifications: tuple[float, ...]) -> BankedBag:
                 "Set `magnifications` to the same, or choose another `feature_dir`.",
             )
         scales = [scale_name(m) for m in magnifications]
-        # Each look into the file is a tenth of a millisecond, of which a training takes thousands an epoch.
+        # Each look into the file costs, and a training reads thousands of banks an epoch.
         datasets = _datasets(bank, scales)
         # A damaged file may claim terabytes. Nothing in it is compressed.
         if sum(dataset.nbytes for dataset in datasets) > os.path.getsize(path):

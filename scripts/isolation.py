@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from scripts.slide_stamp import Stamp
 
-__all__ = ["ReaderError", "has_cucim", "open_levels", "read_fault", "read_pixels", "read_properties"]
+__all__ = ["ReaderError", "has_cucim", "open_levels", "read_pixel_fault", "read_pixels", "read_properties"]
 
 # The largest region takes a second; a network's file system may take its time.
 ANSWER_SECONDS = 300.0
@@ -72,13 +72,13 @@ def read_properties(path: str | Path) -> dict[str, str]:
     return _asked(lambda process: process.ask("openslide", "properties", str(path)))
 
 
-def read_fault(path: str | Path) -> tuple[str, str] | None:
-    """What is wrong with a TIFF that is no slide, and what to do: see :func:`scripts.tiff_pixels.foreign_pixels`.
+def read_pixel_fault(path: str | Path) -> tuple[str, str] | None:
+    """What is wrong with a TIFF that is no slide, and what to do: see :func:`scripts.tiff_pixels.pixel_fault`.
 
     Raises:
         ReaderError: if tifffile cannot read it, does not answer, or dies of it.
     """
-    return _asked(lambda process: process.ask("tifffile", "pixels", str(path)))
+    return _asked(lambda process: process.ask("tifffile", "pixel_fault", str(path)))
 
 
 def read_pixels(

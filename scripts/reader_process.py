@@ -24,7 +24,7 @@ import numpy as np
 
 from scripts.backends import BACKENDS, Backend, openslide_properties
 from scripts.slide_stamp import Stamp, stamp_of
-from scripts.tiff_pixels import foreign_pixels
+from scripts.tiff_pixels import pixel_fault
 
 __all__ = ["serve"]
 
@@ -119,8 +119,8 @@ class _Requests:
     def properties(self, path: str) -> dict[str, str]:
         return openslide_properties(path)
 
-    def pixels(self, path: str) -> tuple[str, str] | None:
-        return foreign_pixels(path)
+    def pixel_fault(self, path: str) -> tuple[str, str] | None:
+        return pixel_fault(path)
 
     def open(self, path: str, backend: str, stamp: Stamp) -> list[tuple[int, int]]:
         slide = self._slide(path, backend, stamp)

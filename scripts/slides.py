@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scripts.errors import SettingsError, SlideError
-from scripts.isolation import ReaderError, has_cucim, open_levels, read_fault, read_pixels
+from scripts.isolation import ReaderError, has_cucim, open_levels, read_pixel_fault, read_pixels
 from scripts.magnification import Scale, magnification_of, mean_downsamples, mpp_of, scale_name, squeezed_levels
 from scripts.resolution import Resolution, find_resolution
 from scripts.slide_stamp import Stamp, stamp_of
@@ -259,7 +259,7 @@ def pixel_fault(path: Path) -> tuple[str, str] | None:
     Of a file that is so damaged that this cannot be told, nothing is said: to open it will say it.
     """
     try:
-        return read_fault(path)
+        return read_pixel_fault(path)
     except ReaderError:
         return None
 

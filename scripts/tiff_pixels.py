@@ -6,14 +6,14 @@ from pathlib import Path
 
 import tifffile
 
-__all__ = ["foreign_pixels"]
+__all__ = ["pixel_fault"]
 
 RGB = (tifffile.PHOTOMETRIC.RGB, tifffile.PHOTOMETRIC.YCBCR)
 # A slide has tens of pages at most. Readers go through all of a file that claims more, for minutes.
 MOST_PAGES = 1000
 
 
-def foreign_pixels(path: str | Path) -> tuple[str, str] | None:
+def pixel_fault(path: str | Path) -> tuple[str, str] | None:
     """What is wrong with a TIFF's pages or with what its pixels are, and what to do; ``None`` for a slide's.
 
     Nothing is said of other formats, and of a file that cannot be opened: readers know what to say of these.
