@@ -16,7 +16,7 @@ from scripts.datalist_labels import HIGH_RISK, check_class_names, check_task, la
 from scripts.datalist_patients import look_of, one_spelling
 from scripts.datalist_split import FRACTIONS, split_patients
 from scripts.errors import DatalistError, SettingsError
-from scripts.slide_files import SLIDE_SUFFIXES, SlideFolder
+from scripts.slide_files import NAME_IT, SLIDE_SUFFIXES, SlideFolder
 
 __all__ = ["CheckedList", "check_datalist"]
 
@@ -84,6 +84,8 @@ def check_datalist(
     if not rows and not problems:
         what_to_do = f"Give slides with one of the suffixes {' '.join(SLIDE_SUFFIXES)}, or a datalist of them."
         problems.append(Problem(BLOCKS, "datalist", source, "no slides in it", what_to_do))
+    if datalist is None and (not_looked_at := _not_looked_at(dataset_dir, folder)) is not None:
+        problems.append(Problem(WARNS, "file", source, f"not all of it is looked at: {not_looked_at}", NAME_IT))
     slides = locate(rows, folder, fault)
     left_out = _left_out(leave_out, slides, source)
     kept = [i for i, slide in enumerate(slides) if slide.name not in left_out]
@@ -127,6 +129,10 @@ def _rows(
     except DatalistError as error:
         fault(error)
     return f"datalist {datalist}", SlideFolder(dataset_dir), rows
+
+
+def _not_looked_at(dataset_dir: str | Path, folder: SlideFolder) -> str | None:
+    return folder.not_looked_at() if Path(dataset_dir).expanduser().is_dir() else None
 
 
 def _left_out(leave_out: Sequence[str], slides: Sequence[ListedSlide], source: str) -> set[str]:

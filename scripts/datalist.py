@@ -19,7 +19,7 @@ from scripts.datalist_labels import CLASS_NAMES, HIGH_RISK, check_class_names, c
 from scripts.datalist_patients import one_spelling
 from scripts.datalist_split import FRACTIONS, split_patients
 from scripts.errors import DatalistError, SettingsError
-from scripts.slide_files import SLIDE_SUFFIXES, SlideFolder, slide_names, without_suffix
+from scripts.slide_files import NAME_IT, SLIDE_SUFFIXES, SlideFolder, slide_names, without_suffix
 
 __all__ = [
     "CLASS_NAMES",
@@ -38,6 +38,8 @@ __all__ = [
 ]
 
 logger = logging.getLogger(__name__)
+
+LIST_SUFFIXES = (".json", ".csv", ".txt", ".tsv")
 
 
 def num_classes(task: str, class_names: Sequence[str] = CLASS_NAMES) -> int:
@@ -167,13 +169,16 @@ def list_slides(
     Raises:
         DatalistError: if there is no slide, or one cannot be used.
     """
+    path = "" if not isinstance(source, str | Path) else os.path.expanduser(source)
     if not isinstance(source, str | Path):
         rows = [row_of(item, f"slides[{i}]", ()) for i, item in enumerate(source)]
         folder, subject = SlideFolder(dataset_dir or "."), "the list of slides"
-    elif os.path.isdir(path := os.path.expanduser(source)):
+    elif os.path.isdir(path):
         folder, subject = SlideFolder(path), f"folder {source}"
         rows = [row_of(slide, subject, ()) for slide in folder.slides]
-    elif path != without_suffix(path):
+        if rows and (left := folder.not_looked_at()) is not None:
+            logger.warning("%s: not all of it was looked at: %s. %s", subject, left, NAME_IT)
+    elif _is_slide(path):
         rows, subject = [row_of(os.path.abspath(path), "slides", ())], f"slide {source}"
         folder = SlideFolder(os.path.dirname(os.path.abspath(path)))
     else:
@@ -181,7 +186,8 @@ def list_slides(
         folder = SlideFolder(dataset_dir or Path(path).parent)
     if not rows:
         remedy = f"Known are: {' '.join(SLIDE_SUFFIXES)}."
-        raise DatalistError(subject, "no slides", remedy)
+        left = folder.not_looked_at() if os.path.isdir(path) else None
+        raise DatalistError(subject, *((f"no slides: {left}", NAME_IT) if left else ("no slides", remedy)))
     slides = locate(rows, folder)
     _check_files(slides, ("mask",))
     keys = ("image", "slide", "mpp", "mask", "sha256")
@@ -353,6 +359,14 @@ def not_listed(leave_out: Sequence[str], slides: Sequence[ListedSlide]) -> list[
         raise SettingsError("leave_out", f"got {leave_out!r}", remedy)
     listed = {slide.name for slide in slides}
     return [name for name in leave_out if name not in listed]
+
+
+def _is_slide(path: str) -> bool:
+    """Whether a file is to be opened as a slide, whatever its name, and not read as a list of slides."""
+    if path != without_suffix(path) or path.lower().endswith(LIST_SUFFIXES) or not os.path.isfile(path):
+        return path != without_suffix(path)
+    with open(path, "rb") as file:
+        return b"\0" in file.read(1024)
 
 
 def _check_files(slides: Sequence[ListedSlide], keys: Sequence[str]) -> None:

@@ -100,7 +100,7 @@ def read_rows(path: Path, class_names: Sequence[str], labelled: bool = True, fau
         raise DatalistError(
             f"datalist {path}",
             f"not UTF-8 text (byte {error.start})",
-            'Save it again as UTF-8, in Excel as "CSV UTF-8".',
+            'Save a list again as UTF-8, in Excel as "CSV UTF-8"; give a slide as `dataset_dir`.',
         ) from error
     if path.suffix.lower() == ".json":
         return list(_json_rows(path, text, class_names, fault))

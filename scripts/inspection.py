@@ -37,11 +37,14 @@ def inspect_slide(entry: Mapping[str, Any], bag_builder: BagBuilder, output_dir:
         The picture's path.
 
     Raises:
-        SettingsError: if there is no ``image``.
+        SettingsError: if there is no ``image``, or no such file.
         SlideError: if the slide cannot be read; or, after it was drawn, if it has no rows.
     """
     if entry.get("image") is None:
         raise SettingsError("image", "got none", "Name the slide: --image PATH.")
+    for key in ("image", "mask"):
+        if entry.get(key) is not None and not Path(entry[key]).exists():
+            raise SettingsError(key, f"no such file {entry[key]}", f"Check the path: --{key} PATH.")
     bag = bag_builder.look(entry)
     name = bag.slide.path.stem
     print(describe(bag))

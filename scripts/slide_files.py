@@ -13,9 +13,18 @@ from pathlib import Path
 
 from scripts.errors import DatalistError
 
-__all__ = ["SLIDE_SUFFIXES", "SlideFolder", "slide_names", "without_suffix"]
+__all__ = ["NAME_IT", "SLIDE_SUFFIXES", "SlideFolder", "slide_names", "without_suffix"]
 
-SLIDE_SUFFIXES = (".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".bif", ".vms")
+# What cuCIM or OpenSlide read; an ending comes before those that it ends in.
+SLIDE_SUFFIXES = (
+    *(".svs", ".ome.tif", ".ome.tiff", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide"),
+    *(".czi", ".avs"),
+)
+
+NAME_IT = "To have a file opened whatever its name, give it as `dataset_dir` or name it in a datalist."
+"""What to do about files that are not looked at."""
+
+SHOWN_FILES = 3
 
 # File systems allow 255 bytes; outputs add the name of a head, a class and a suffix.
 LONGEST_NAME_BYTES = 150
@@ -42,10 +51,11 @@ class SlideFolder:
         self.folder = os.path.abspath(os.path.expanduser(folder))
         if not os.path.isdir(self.folder):
             raise DatalistError(f"dataset_dir {folder}", "no such folder", "Give the folder of the slides.")
+        self._unread: dict[str, str] = {}
 
     def path(self, name: str | Path) -> str:
-        """The absolute path of a name, whether the file exists or not."""
-        return os.path.abspath(os.path.join(self.folder, os.path.expanduser(name)))
+        """The absolute path of a name as the disk spells it; of a file that does not exist, as it was given."""
+        return _as_on_disk(os.path.abspath(os.path.join(self.folder, os.path.expanduser(name))))
 
     def find(self, name: str | Path) -> str:
         """The absolute path of a slide.
@@ -62,12 +72,10 @@ class SlideFolder:
         path = self.path(name)
         if os.path.isfile(path) or path != without_suffix(path):
             return path
-        end = os.path.join(os.sep, os.path.normpath(name))
-        found = [
-            file
-            for file in self._by_stem.get(os.path.basename(path), [])
-            if without_suffix(file) == path or without_suffix(file).endswith(end)
-        ]
+        end = _composed(os.path.join(os.sep, os.path.normpath(name)))
+        found = self._by_stem.get(os.path.basename(end), [])
+        # An absolute name is the end of one path alone: its own.
+        found = [file for file in found if any(stem.endswith(end) for stem in _stems(file))]
         if len(found) > 1:
             raise DatalistError(
                 f"slide {name}",
@@ -79,27 +87,49 @@ class SlideFolder:
     @cached_property
     def slides(self) -> list[str]:
         """Absolute paths of all slides in the folder and its subfolders, sorted, hidden ones left out."""
-        return sorted(self._walk())
+        return [file for file in self._files if file != without_suffix(file)]
+
+    def not_looked_at(self) -> str | None:
+        """What lies in the folder and is not among its slides, in words with the reason; ``None`` if nothing does."""
+        others = [file for file in self._files if file == without_suffix(file)]
+        causes = [f"{folder} cannot be read ({reason})" for folder, reason in self._unread.items()]
+        if others:
+            names = [os.path.relpath(file, self.folder) for file in others]
+            shown = ", ".join(names[:SHOWN_FILES]) + (", ..." if len(names) > SHOWN_FILES else "")
+            files = "1 file does" if len(others) == 1 else f"{len(others)} files do"
+            causes.append(f"{files} not end in {', '.join(SLIDE_SUFFIXES)} ({shown})")
+        return "; ".join(causes) or None
 
     @cached_property
     def _by_stem(self) -> dict[str, list[str]]:
         stems: dict[str, list[str]] = {}
         for file in self.slides:
-            stems.setdefault(os.path.basename(without_suffix(file)), []).append(file)
+            for stem in _stems(file):
+                stems.setdefault(os.path.basename(stem), []).append(file)
         return stems
+
+    @cached_property
+    def _files(self) -> list[str]:
+        return sorted(self._walk())
 
     def _walk(self) -> Iterator[str]:
         seen: set[str] = set()
-        for root, folders, files in os.walk(self.folder, followlinks=True):
+
+        def note(error: OSError) -> None:
+            self._unread[str(error.filename)] = str(error.strerror)
+
+        for root, folders, files in os.walk(self.folder, onerror=note, followlinks=True):
             # A link to a folder above would be followed for ever.
             if (real := os.path.realpath(root)) in seen:
                 folders.clear()
                 continue
             seen.add(real)
-            folders[:] = sorted(folder for folder in folders if not folder.startswith("."))
+            # The folder a beside a.mrxs holds that slide's data.
+            of_slides = {os.path.splitext(file)[0] for file in files if file.lower().endswith(".mrxs")}
+            folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in of_slides)
             for file in files:
                 # macOS leaves files like ._a.svs beside a.svs on other file systems.
-                if not file.startswith(".") and file != without_suffix(file):
+                if not file.startswith("."):
                     yield os.path.join(root, file)
 
 
@@ -148,9 +178,34 @@ def slide_names(paths: Sequence[str], folder: str, wanted: Sequence[str | None] 
 
 
 def without_suffix(path: str) -> str:
-    """A path without the suffix of a slide; dots within a name stay."""
-    stem, suffix = os.path.splitext(path)
-    return stem if suffix.lower() in SLIDE_SUFFIXES else path
+    """A path without the suffix of a slide, of which ``.ome.tiff`` is one; other dots in a name stay."""
+    for suffix in SLIDE_SUFFIXES:
+        if path.lower().endswith(suffix) and len(os.path.basename(path)) > len(suffix):
+            return path[: -len(suffix)]
+    return path
+
+
+def _stems(file: str) -> set[str]:
+    """The paths without suffix by which a slide may be named: ``a.ome.tiff`` is known as ``a`` and as ``a.ome``."""
+    return {_composed(without_suffix(file)), _composed(os.path.splitext(file)[0])}
+
+
+def _composed(name: str) -> str:
+    """A name with each accent in one sign with its letter, as most disks and programs but macOS's write it."""
+    return unicodedata.normalize("NFC", name)
+
+
+def _as_on_disk(path: str) -> str:
+    """A path whose accents are encoded as the disk has them, where one file alone fits; the path itself elsewhere."""
+    if path.isascii() or os.path.exists(path):
+        return path
+    folder, name = os.path.split(path)
+    folder = _as_on_disk(folder)
+    try:
+        found = [entry for entry in os.listdir(folder) if _composed(entry) == _composed(name)]
+    except OSError:
+        found = []
+    return os.path.join(folder, found[0] if len(found) == 1 else name)
 
 
 def _short_hash(text: str) -> str:

@@ -163,7 +163,7 @@ def test_no_split_is_drawn_of_a_part_of_the_slides(tmp_path):
 
 
 def test_a_folder_and_a_list_of_names_need_no_labels(tmp_path):
-    touch(tmp_path, "s1.svs", "in/s2.tif", "notes.doc")
+    touch(tmp_path, "s1.svs", "in/s2.tif")
     folder = check_datalist(None, tmp_path, "multilabel", CLASSES)
     listed = check(write(tmp_path, "s1\ns2\n", "d.txt"))
     single = check_datalist(None, tmp_path / "s1.svs", "multilabel", CLASSES)
@@ -220,3 +220,12 @@ def test_a_wrong_setting_is_no_problem_of_the_cohort(tmp_path):
     path = write(tmp_path, json.dumps([]), "d.json")
     with pytest.raises(SettingsError, match="task: got 'regression'"):
         check(path, task="regression")
+
+
+def test_what_a_folder_holds_besides_slides_is_a_warning(tmp_path):
+    touch(tmp_path, "a.svs", "c.qptiff", "d.png")
+    (problem,) = check_datalist(None, tmp_path, "multilabel", CLASSES).problems
+    assert (problem.severity, problem.check) == ("warns", "file")
+    assert problem.what.startswith("not all of it is looked at: 2 files do not end in")
+    assert problem.what.endswith("(c.qptiff, d.png)")
+    assert check_datalist(None, tmp_path / "a.svs", "multilabel", CLASSES).problems == []

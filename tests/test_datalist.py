@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import logging
+import re
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -291,7 +292,7 @@ def test_names_cannot_lead_out(tmp_path: Path) -> None:
             "image,label,partition\na,lgd,train\nx.svs,lgd,train\ny.svs,lgd,train\nz.svs,lgd,train\n",
             r"line 3, slide x\.svs: no file .*/x\.svs, and 2 more slides are missing\. Check the name",
         ),
-        ("image,label,partition\nx,lgd,train\n", r"slide x: no file .*/x with a suffix like \.svs, \.tif"),
+        ("image,label,partition\nx,lgd,train\n", r"slide x: no file .*/x with a suffix like \.svs, \.ome\.tif"),
         ("image,label,mask,partition\na,lgd,x.png,train\n", r"slide a: no mask '.*/x\.png'\. Check"),
         ("image,label,regions,partition\na,lgd,x.png,train\n", r"slide a: no regions '.*/x\.png'\. Check"),
         (
@@ -388,6 +389,26 @@ def test_list_one_slide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert list_slides("b.svs") == [{"image": str(tmp_path / "b.svs"), "slide": "b"}]
 
 
+def test_what_a_folder_holds_besides_slides_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    touch(tmp_path, "a.svs", "c.qptiff", "d.png")
+    assert [entry["slide"] for entry in list_slides(tmp_path)] == ["a"]
+    (message,) = caplog.messages
+    assert re.search(r"folder .*: not all of it was looked at: 2 files do not end in .*\(c\.qptiff, d\.png\)", message)
+    assert message.endswith("give it as `dataset_dir` or name it in a datalist.")
+
+
+@pytest.mark.parametrize("name", ["c.qptiff", "d.png", "no_suffix"])
+def test_a_file_that_is_no_text_is_a_slide_whatever_its_name(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"II*\0")
+    assert list_slides(tmp_path / name) == [{"image": str(tmp_path / name), "slide": name}]
+    assert list_slides(write(tmp_path, f"image\n{name}\n")) == [{"image": str(tmp_path / name), "slide": name}]
+
+
+def test_a_list_without_a_suffix_is_read(tmp_path: Path) -> None:
+    touch(tmp_path, "a.svs")
+    assert list_slides(write(tmp_path, "image\na\n", "slides")) == [{"image": f"{tmp_path}/a.svs", "slide": "a"}]
+
+
 def test_list_files(tmp_path: Path) -> None:
     touch(tmp_path, "data/a.svs", "data/b.svs", "data/m.png")
     expected = [{"image": str(tmp_path / f"data/{name}.svs"), "slide": name} for name in "ab"]
@@ -422,7 +443,7 @@ def test_what_is_loaded_can_be_listed(tmp_path: Path) -> None:
 
 def test_list_errors(tmp_path: Path) -> None:
     for source, message in [
-        (tmp_path, r"folder .*: no slides\. Known are: \.svs \.tif"),
+        (tmp_path, r"folder .*: no slides\. Known are: \.svs \.ome\.tif"),
         ([], r"the list of slides: no slides"),
         (tmp_path / "gone.svs", r"slide .*gone\.svs: no file .*gone\.svs\. Check"),
         (tmp_path / "gone", r"datalist .*gone: no such file"),

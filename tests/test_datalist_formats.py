@@ -174,7 +174,7 @@ def test_no_such_file(tmp_path: Path) -> None:
             '{"val": [{"image": "s", "partition": "test"}]}',
             "partition testing in the list validation",
         ),
-        ("d.csv", b"image,label\n\xff\xfe,1", r"d\.csv: not UTF-8 text \(byte 12\)\. Save it"),
+        ("d.csv", b"image,label\n\xff\xfe,1", r"d\.csv: not UTF-8 text \(byte 12\)\. Save a list"),
         ("d.csv", 'image,label\n"s1.svs,a\n', r"d\.csv line 2: not CSV"),
         ("d.csv", "image,label\ns1,a\ns,2,a\n", r"d\.csv line 3: 3 values for 2 columns\. Put quotes"),
         ("d.csv", "image,a,b\ns1,1\n", r"d\.csv line 2: 2 values for 3 columns\. Where a value is unknown, leave its"),

@@ -144,3 +144,10 @@ def test_a_slide_coarser_than_the_magnifications_is_an_error_and_writes_nothing(
 def test_a_slide_must_be_named(tmp_path):
     with pytest.raises(SettingsError, match=r"image: got none\. Name the slide: --image PATH"):
         inspect_slide({"image": None}, builder(), tmp_path)
+
+
+@pytest.mark.parametrize("key", ["image", "mask"])
+def test_a_path_that_is_wrong_is_named_by_its_option(slide, key, tmp_path):
+    entry = {"image": slide} | {key: "gone.tif"}
+    with pytest.raises(SettingsError, match=rf"{key}: no such file gone\.tif\. Check the path: --{key} PATH"):
+        inspect_slide(entry, builder(), tmp_path)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import unicodedata
 from pathlib import Path
+from typing import Any, Literal
 
 import pytest
 from hypothesis import given, settings
@@ -36,6 +38,42 @@ def test_slides(tmp_path: Path) -> None:
     assert found == sorted(["a.tiff", "b.SVS", "deep/er/c.mrxs", *(f"all/x{s}" for s in SLIDE_SUFFIXES)])
 
 
+def test_what_is_no_slide_by_its_name_is_named_with_the_reason(tmp_path: Path) -> None:
+    touch(tmp_path, "a.svs", "b.dat", "c.qptiff", "x/d.png", ".hidden", "._a.svs", "m.mrxs", "m/Data0001.dat")
+    folder = SlideFolder(tmp_path)
+    assert [os.path.basename(path) for path in folder.slides] == ["a.svs", "m.mrxs"]
+    said = folder.not_looked_at()
+    assert said is not None
+    assert said.startswith("3 files do not end in .svs, .ome.tif, .ome.tiff")
+    assert said.endswith(" (b.dat, c.qptiff, x/d.png)")
+
+
+def test_one_file_and_many_files_that_are_no_slides(tmp_path: Path) -> None:
+    touch(tmp_path, "a.svs")
+    assert SlideFolder(tmp_path).not_looked_at() is None
+    touch(tmp_path, "0.png")
+    assert str(SlideFolder(tmp_path).not_looked_at()).startswith("1 file does not end in")
+    touch(tmp_path, *(f"{i:03}.png" for i in range(165)))
+    said = str(SlideFolder(tmp_path).not_looked_at())
+    assert said.startswith("166 files do not end in")
+    assert said.endswith("(0.png, 000.png, 001.png, ...)")
+
+
+def test_a_folder_without_rights_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    touch(tmp_path, "a.svs", "closed/b.svs")
+    scandir = os.scandir
+
+    def refuse(path: str) -> Any:
+        if str(path).endswith("closed"):
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    folder = SlideFolder(tmp_path)
+    assert len(folder.slides) == 1
+    assert folder.not_looked_at() == f"{tmp_path}/closed cannot be read (Permission denied)"
+
+
 def test_linked_folders_are_searched(tmp_path: Path) -> None:
     touch(tmp_path, "elsewhere/a.svs", "data/b.svs")
     (tmp_path / "data" / "link").symlink_to(tmp_path / "elsewhere")
@@ -56,11 +94,36 @@ def test_linked_folders_are_searched(tmp_path: Path) -> None:
         ("gone.svs", "gone.svs"),
         ("o/s", "o/s"),
         ("notes", "notes"),
+        ("o", "sub/o.ome.tiff"),
+        ("o.ome", "sub/o.ome.tiff"),
+        ("sub/o", "sub/o.ome.tiff"),
+        ("q.qptiff", "q.qptiff"),
     ],
 )
 def test_find(tmp_path: Path, name: str, expected: str) -> None:
-    touch(tmp_path, "a.svs", "sub/TCGA-1.8F2B.svs", "one/s.tif", "deep/two/s.tif", "notes")
+    touch(
+        tmp_path, "a.svs", "sub/TCGA-1.8F2B.svs", "one/s.tif", "deep/two/s.tif", "notes", "sub/o.ome.tiff", "q.qptiff"
+    )
     assert SlideFolder(tmp_path).find(name) == str(tmp_path / expected)
+
+
+@pytest.mark.parametrize("on_disk", ["NFC", "NFD"])
+@pytest.mark.parametrize("listed", ["NFC", "NFD"])
+@pytest.mark.parametrize("name", ["Größe/é.svs", "Größe/é", "é", "/Größe/é.svs", "/Größe/é"])
+def test_an_accent_is_found_however_disk_and_list_encode_it(
+    tmp_path: Path, name: str, listed: Literal["NFC", "NFD"], on_disk: Literal["NFC", "NFD"]
+) -> None:
+    file = unicodedata.normalize(on_disk, "Größe/é.svs")
+    touch(tmp_path, file)
+    name = f"{tmp_path}{name}" if name.startswith("/") else name
+    assert SlideFolder(tmp_path).find(unicodedata.normalize(listed, name)) == f"{tmp_path}/{file}"
+
+
+def test_a_file_whose_name_is_encoded_as_asked_comes_before_one_that_looks_alike(tmp_path: Path) -> None:
+    both = [unicodedata.normalize(form, "é.svs") for form in ("NFC", "NFD")]  # type: ignore[arg-type]
+    touch(tmp_path, *both)
+    assert [SlideFolder(tmp_path).find(name) for name in both] == [f"{tmp_path}/{name}" for name in both]
+    assert SlideFolder(tmp_path).path("Größe/m.png") == f"{tmp_path}/Größe/m.png"
 
 
 def test_find_an_absolute_path(tmp_path: Path) -> None:
@@ -83,6 +146,9 @@ def test_no_folder(tmp_path: Path) -> None:
 def test_without_suffix() -> None:
     assert without_suffix("/a.b/c.d.SVS") == "/a.b/c.d"
     assert without_suffix("/a.svs/c.png") == "/a.svs/c.png"
+    assert without_suffix("/d/c.d.OME.tif") == "/d/c.d"
+    assert without_suffix("/d/.svs") == "/d/.svs"
+    assert without_suffix("/d/.ome.tiff") == "/d/.ome"
 
 
 @pytest.mark.parametrize(
@@ -91,6 +157,8 @@ def test_without_suffix() -> None:
         (["a.svs", "b.svs"], ["a", "b"]),
         (["x/a.svs", "y/a.svs", "b.svs"], ["x__a", "y__a", "b"]),
         (["a.svs", "a.tif"], ["a.svs", "a.tif"]),
+        (["a.ome.tiff", "b.tif"], ["a", "b"]),
+        (["a.ome.tiff", "a.tif"], ["a.ome.tiff", "a.tif"]),
         (["a.svs", "x/A.svs"], ["a", "x__A"]),
         (["x/a.svs", "x/a.tif", "a.svs"], ["x__a.svs", "x__a.tif", "a"]),
         (["../out/a.svs", "a.svs"], ["out__a", "a"]),
