@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
 from scripts.errors import BundleError
+from scripts.repeats import cause_of
 
 __all__ = ["BLOCKS", "WARNS", "Problem", "Problems"]
 
@@ -30,6 +32,8 @@ class Problem:
         what: what is wrong, with the value found.
         what_to_do: the next step, as a full sentence.
         slide: the slide's name, where it is one slide's problem.
+        names: what its texts name beside that, most important first: problems that differ in names alone are shown as
+            one.
     """
 
     severity: str
@@ -38,11 +42,18 @@ class Problem:
     what: str
     what_to_do: str
     slide: str = ""
+    names: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, error: BundleError, check: str, severity: str = BLOCKS, slide: str = "") -> Problem:
         """The problem that an error tells of."""
         return cls(severity, check, str(error.subject), str(error.cause), error.remedy, slide)
+
+    @property
+    def cause(self) -> tuple[str, ...]:
+        """What it has in common with the same problem of another slide."""
+        names = (self.slide, *self.names, self.where, os.path.basename(self.where), self.where.rpartition("slide ")[2])
+        return self.severity, self.check, cause_of(self.what, names), cause_of(self.what_to_do, names)
 
     @property
     def blocks(self) -> bool:

@@ -17,11 +17,12 @@ from scripts.checking_problems import Problem
 from scripts.checking_slides import SlideFacts
 from scripts.files import replacing
 from scripts.magnification import scale_names
+from scripts.repeats import first_names
 
 __all__ = ["PROBLEM_COLUMNS", "shown_duration", "shown_problems", "shown_size", "write_problems", "write_slides"]
 
 PROBLEM_COLUMNS = ("severity", "check", "slide", "where", "what", "what_to_do")
-# Beyond so many the screen tells no more than the file.
+# Lines; beyond so many the screen shows no more than the file.
 SHOWN_PROBLEMS = 50
 
 
@@ -93,7 +94,9 @@ def write_slides(
 
 
 def shown_problems(problems: Sequence[Problem], path: str | Path, width: int | None = None) -> str:
-    """The problems as a table for the screen, at most :data:`SHOWN_PROBLEMS` of them.
+    """The problems as a table for the screen, at most :data:`SHOWN_PROBLEMS` lines.
+
+    The same problem of several slides is one line, with a count and the first few names.
 
     Args:
         problems: those that block first.
@@ -101,7 +104,11 @@ def shown_problems(problems: Sequence[Problem], path: str | Path, width: int | N
         width: of the table in characters; by default the terminal's.
     """
     width = width or min(shutil.get_terminal_size((120, 24)).columns, 160)
-    rows = [(p.severity, p.check, _plain(f"{p.where}: {p.what}. {p.what_to_do}")) for p in problems[:SHOWN_PROBLEMS]]
+    groups: dict[tuple[str, ...], list[Problem]] = {}
+    for problem in problems:
+        groups.setdefault(problem.cause, []).append(problem)
+    shown = list(groups.values())[:SHOWN_PROBLEMS]
+    rows = [(group[0].severity, group[0].check, _plain(_told(group))) for group in shown]
     first = max(len(severity) for severity, _, _ in rows)
     second = max(len(check) for _, check, _ in rows)
     indent = " " * (first + second + 4)
@@ -115,12 +122,22 @@ def shown_problems(problems: Sequence[Problem], path: str | Path, width: int | N
         )
         for severity, check, text in rows
     ]
-    if len(problems) > len(rows):
-        lines.append(f"... and {len(problems) - len(rows)} more in {path}")
+    if left := len(problems) - sum(map(len, shown)):
+        lines.append(f"... and {left} more in {path}")
     counts = Counter(problem.check for problem in problems)
     blocking = sum(problem.blocks for problem in problems)
     by_check = ", ".join(f"{check} {number}" for check, number in sorted(counts.items()))
     return "\n".join([*lines, f"{blocking} block, {len(problems) - blocking} warn ({by_check}): {path}"])
+
+
+def _told(group: Sequence[Problem]) -> str:
+    """Problems with one cause in a sentence."""
+    first, names = group[0], [problem.slide or next(iter(problem.names), problem.where) for problem in group]
+    if len(group) == 1:
+        return f"{first.where}: {first.what}. {first.what_to_do}"
+    noun = "slides" if all(problem.slide for problem in group) else "times"
+    of_first = "" if all(problem.what == first.what for problem in group) else "the first: "
+    return f"{len(group)} {noun} ({first_names(names)}): {of_first}{first.what}. {first.what_to_do}"
 
 
 def shown_duration(seconds: float) -> str:

@@ -35,6 +35,7 @@ from scripts.ranks import (
     take_turns,
     waiting,
 )
+from scripts.repeats import first_names
 from scripts.slide_checksums import given_sha256, slide_sha256
 
 __all__ = ["Extractor", "left_out"]
@@ -184,6 +185,7 @@ class Extractor:
 
     def _todo(self) -> list[SlideToExtract]:
         todo: list[SlideToExtract] = []
+        untold: list[Path] = []
         self._unread = []
         for number, (entry, views) in enumerate(zip(self.entries, self.views, strict=True)):
             try:
@@ -192,9 +194,17 @@ class Extractor:
                 self._unread.append(number)
                 self._record(number, error)
                 continue
-            missing = [v for v in range(views + 1) if not is_banked(self._path(entry, v), _of_view(settings, v))]
+            paths = [self._path(entry, view) for view in range(views + 1)]
+            missing = [v for v, path in enumerate(paths) if not is_banked(path, _of_view(settings, v), untold)]
             if missing:
                 todo.append(SlideToExtract(number, missing, os.path.getsize(entry["image"])))
+        if untold:
+            logger.warning(
+                "%d banks are of an older version, and do not store the `sha256` of their slides (%s); delete them if "
+                "in doubt",
+                len(untold),
+                first_names([path.relative_to(self.feature_dir) for path in untold]),
+            )
         return sorted(todo, key=lambda slide: -slide.size) if num_ranks() > 1 else todo
 
     def _bags(self, slides: Iterator[SlideToExtract]) -> Iterator[tuple[SlideToExtract, Callable[[], tuple[Bag, str]]]]:
@@ -259,7 +269,7 @@ class Extractor:
         # The first rank decides for all: another may not see yet what has just been written.
         names = from_first_rank(self._missing)
         if names and is_first_rank():
-            listed = f"{len(names)} of {len(self.entries)} slides ({', '.join(names)})"
+            listed = f"{len(names)} of {len(self.entries)} slides ({first_names(names)})"
             logger.warning("going on without %s, as `allow_missing` says: see %s", listed, self.failures.path)
         return names
 

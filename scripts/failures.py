@@ -17,11 +17,11 @@ from tqdm import tqdm
 from scripts.errors import BundleError, DatalistError, SettingsError, SlideError, mistake_in
 from scripts.files import output_folder
 from scripts.ranks import SharedCounter, from_first_rank, is_first_rank, num_ranks, wait_for_ranks
+from scripts.repeats import Repeats, first_names
 
 __all__ = ["FailedSlides", "FailedSlidesError", "PassingSlides", "without"]
 
 COLUMNS = ("slide", "image", "step", "reason")
-SHOWN_NAMES = 5
 REMEDY = "Mend or replace them, and run them again; what could be made of the others is there."
 
 
@@ -46,6 +46,7 @@ class FailedSlides:
         self.step, self.strict = step, strict
         self._own: list[str] = []
         self._count: SharedCounter | None = None
+        self._repeats = Repeats()
 
     def start(self) -> None:
         """Make the folder, and remove what an earlier run left; all ranks call it, before any slide is looked at.
@@ -53,11 +54,11 @@ class FailedSlides:
         Raises:
             SettingsError: if the folder cannot be made or written to, or that file cannot be removed.
         """
-        self._own, self._count = [], SharedCounter()
+        self._own, self._count, self._repeats = [], SharedCounter(), Repeats()
         from_first_rank(self._remove)
 
     def record(self, entry: Mapping[str, Any], error: SlideError) -> None:
-        """Write down that a slide failed, and warn.
+        """Write down that a slide failed, and warn; of slides that fail for the same reason of the first few alone.
 
         Args:
             entry: the slide's, with ``slide`` and ``image``.
@@ -74,7 +75,9 @@ class FailedSlides:
         self._count.add(1)
         if self.strict:
             raise error
-        tqdm.write(f"warning: {self.step}: slide {slide} failed: {error}", file=sys.stderr)
+        text = f"slide {slide} failed: {error}"
+        if (shown := self._repeats.shown(text, slide, f"more slides fail in this way: see {self.path}")) is not None:
+            tqdm.write(f"warning: {self.step}: {shown}", file=sys.stderr)
 
     def names(self) -> list[str]:
         """The slides that failed: on the first rank of all ranks, on another its own."""
@@ -102,8 +105,7 @@ class FailedSlides:
             # The first rank tells of all. That it has, is what ends this wait.
             wait_for_ranks()
         names = self.names()
-        shown = ", ".join(names[:SHOWN_NAMES]) + (", ..." if count > SHOWN_NAMES else "")
-        cause = f"{count} of {num_slides} slides failed ({shown}): see {self.path}"
+        cause = f"{count} of {num_slides} slides failed ({first_names(names, count)}): see {self.path}"
         raise FailedSlidesError(self.step, cause, remedy)
 
     def _remove(self) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import logging
 import os
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -33,8 +32,6 @@ __all__ = ["BankedBag", "bank_path", "is_banked", "read_bank", "seal_bank", "sli
 BANK_FORMAT = 1
 FINGERPRINT_BYTES = 1 << 20
 ROWS_AT_ONCE = 4096
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -115,10 +112,14 @@ def entry_settings(entry: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def is_banked(path: Path, settings: Mapping[str, Any]) -> bool:
+def is_banked(path: Path, settings: Mapping[str, Any], untold: list[Path] | None = None) -> bool:
     """Whether a bank is there, made with just these settings.
 
-    One of before version 0.3 that does not tell its slide's SHA-256 is used, with a warning.
+    Args:
+        path: the bank's file.
+        settings: what it has to be made with.
+        untold: takes the path of a bank of before version 0.3 that does not store its slide's SHA-256, though the
+            settings have one: it is used.
 
     Raises:
         SettingsError: if there is one that was made otherwise; it is neither used nor replaced in silence.
@@ -129,9 +130,8 @@ def is_banked(path: Path, settings: Mapping[str, Any]) -> bool:
     wanted = {"bank_format": BANK_FORMAT, **settings}
     if "slide_sha256" in wanted and "slide_sha256" not in made_with:
         del wanted["slide_sha256"]
-        logger.warning(
-            "%s: is of an older version, and does not tell its slide's `sha256`; delete it if in doubt", path
-        )
+        if untold is not None:
+            untold.append(path)
     differs = [key for key in wanted if made_with.get(key) != wanted[key]]
     if differs:
         both = ", ".join(f"{key} {made_with.get(key)!r}, now {wanted[key]!r}" for key in differs)

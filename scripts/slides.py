@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from scripts.errors import SettingsError, SlideError
 from scripts.isolation import ReaderError, has_cucim, open_levels, read_pixel_fault, read_pixels
 from scripts.magnification import Scale, magnification_of, mean_downsamples, mpp_of, scale_name, squeezed_levels
+from scripts.repeats import Repeats
 from scripts.resolution import Resolution, find_resolution
 from scripts.slide_stamp import Stamp, stamp_of
 
@@ -31,6 +32,7 @@ CUCIM_SUFFIXES = (".tif", ".tiff", ".svs")
 OVERVIEW_BLOCK_PX = 2048
 
 logger = logging.getLogger(__name__)
+_repeats = Repeats()
 
 
 class Slide:
@@ -285,7 +287,9 @@ def _open(path: Path, reader: str, stamp: Stamp) -> tuple[str, list[tuple[int, i
             reasons.append(f"{backend}: {error}")
             continue
         if reasons:
-            logger.info("%s is read with %s (%s)", path.name, backend, "; ".join(reasons))
+            text = f"{path.name} is read with {backend} ({'; '.join(reasons)})"
+            if (shown := _repeats.shown(text, path.name, f"more slides are read with {backend}")) is not None:
+                logger.info(shown)
         return backend, levels
     _check_unchanged(path, stamp)
     raise SlideError(

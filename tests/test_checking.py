@@ -63,6 +63,21 @@ def lines_of(path):
         return list(csv.DictReader(file))
 
 
+def test_the_same_warning_of_many_slides_is_printed_once_and_written_for_each(slides, tmp_path, capsys):
+    for i in range(12):
+        (tmp_path / f"t{i}.tif").symlink_to(slides / "s0.tif")
+    datalist = listed(
+        tmp_path / "d.csv", [f"{tmp_path}/t{i}.tif,{i % 2},{1 - i % 2},training,P{i}," for i in range(12)]
+    )
+    checker(slides, datalist, tmp_path, min_rows=1000).run()
+    printed = " ".join(capsys.readouterr().out.split())
+    assert printed.count("almost no tissue") == printed.count("has the same content") == 1
+    assert "12 slides (t0, t1, t2, t3, t4, ...): almost no tissue: 20 rows" in printed
+    assert "11 slides (t1, t2, t3, t4, t5, ...): has the same content as" in printed
+    checks = [problem["check"] for problem in lines_of(tmp_path / "out" / "checking.csv")]
+    assert (checks.count("tissue"), checks.count("duplicate")) == (12, 11)
+
+
 def test_every_problem_of_a_bad_cohort_is_told_at_once(slides, tmp_path, capsys):
     datalist = listed(
         tmp_path / "bad.csv",

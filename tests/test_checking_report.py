@@ -1,6 +1,7 @@
 """What is written can be read again: by csv, and as a datalist by the bundle."""
 
 import csv
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -140,9 +141,36 @@ def test_the_screen_shows_a_table_and_how_many_of_each():
 
 
 def test_the_screen_does_not_show_thousands():
-    shown = shown_problems([SMALL] * 1000, "checking.csv", width=200).splitlines()
+    problems = [replace(SMALL, what="x" * i) for i in range(1000)]
+    shown = shown_problems(problems, "checking.csv", width=2000).splitlines()
     assert len(shown) == SHOWN_PROBLEMS + 2
     assert shown[-2:] == ["... and 950 more in checking.csv", "0 block, 1000 warn (tissue 1000): checking.csv"]
+
+
+def test_the_same_problem_of_many_slides_is_one_line_with_a_count_and_the_first_names():
+    slides = [(f"s{i}", f"/my data/s{i}.svs") for i in range(165)]
+    problems = [
+        *(Problem(WARNS, "tissue", path, f"almost no tissue: {i % 7} rows", "Look.", s)
+          for i, (s, path) in enumerate(slides)),
+        *(Problem(BLOCKS, "file", f"d.csv line {i}, slide {s}.svs", f"no file {path}", "Check the name.", s)
+          for i, (s, path) in enumerate(slides[:2])),
+        *(Problem(WARNS, "duplicate", path, f"has the same content as {slides[0][1]}", "Keep one.", s)
+          for s, path in slides[1:]),
+        Problem(WARNS, "tissue", "/my data/t.svs", "no mask", "Look.", "t"),
+        *(Problem(BLOCKS, "patient", "d.csv", f"patient P{s} is in training ({s}) and in testing ({s}b)", "Keep.",
+                  names=(f"P{s}", s, f"{s}b")) for s, _ in slides[:7]),
+    ]  # fmt: skip
+    assert shown_problems(problems, "checking.csv", width=500).splitlines() == [
+        "warns   tissue     165 slides (s0, s1, s2, s3, s4, ...): the first: almost no tissue: 0 rows. Look.",
+        "blocks  file       2 slides (s0, s1): the first: no file /my data/s0.svs. Check the name.",
+        "warns   duplicate  164 slides (s1, s2, s3, s4, s5, ...): has the same content as /my data/s0.svs. Keep one.",
+        "warns   tissue     /my data/t.svs: no mask. Look.",
+        "blocks  patient    7 times (Ps0, Ps1, Ps2, Ps3, Ps4, ...): the first: patient Ps0 is in training (s0) and in "
+        "testing (s0b). Keep.",
+        "9 block, 330 warn (duplicate 164, file 2, patient 7, tissue 166): checking.csv",
+    ]
+    alone = shown_problems(problems[:1], "checking.csv", width=500).splitlines()
+    assert alone[0] == "warns  tissue  /my data/s0.svs: almost no tissue: 0 rows. Look."
 
 
 def test_durations_and_sizes_are_for_people():

@@ -423,6 +423,22 @@ def test_a_view_that_breaks_off_leaves_the_banks_before_it(cohort, tmp_path, cap
     assert f"extracted 2 slides and 1 augmented views, {patches} patches in" in caplog.messages[-1]
 
 
+def test_banks_of_an_older_version_are_told_of_in_one_line(cohort, tmp_path, caplog):
+    extractor(cohort, tmp_path, views=[1, 0, 0]).run()
+    for path in (tmp_path / "features").rglob("*.h5"):
+        with h5py.File(path, "r+") as file:
+            stored = json.loads(file.attrs["settings"])
+            del stored["slide_sha256"]
+            file.attrs["settings"] = json.dumps(stored)
+    sums = [{**entry, "sha256": hashlib.sha256(Path(entry["image"]).read_bytes()).hexdigest()} for entry in cohort]
+    caplog.clear()
+    extractor(sums, tmp_path, views=[1, 0, 0]).run()
+    told = (
+        "4 banks are of an older version, and do not store the `sha256` of their slides (s0.h5, views/s0/001.h5, s1.h5"
+    )
+    assert [m.startswith(told) for m in caplog.messages if "older" in m] == [True]
+
+
 @pytest.mark.parametrize("views", [None, [1, 1, 1]])
 def test_who_is_allowed_to_goes_on_without_them_and_is_told(cohort, tmp_path, caplog, views):
     encoder = encoder_that_counts(fail_at="s1")

@@ -47,6 +47,23 @@ def test_a_slide_that_fails_is_in_the_file_at_once_and_warned_of(tmp_path, capsy
     assert [row["slide"] for row in rows(tmp_path / "out")] == ["a", "b"]
 
 
+def test_of_many_slides_that_fail_for_one_reason_the_first_few_are_shown_and_all_are_counted(tmp_path, capsys):
+    failures = started(tmp_path)
+    for i in range(165):
+        failures.record(entry(f"s{i}"), unreadable(f"s{i}"))
+    failures.record(entry("t"), SlideError("/slides/t.svs", "no tissue was found", "Look at it."))
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.partition(":")[2].partition(" failed")[0] for line in lines[:3]] == [
+        f" extracting: slide s{i}" for i in range(3)
+    ]
+    assert lines[3] == f"warning: extracting: more slides fail in this way: see {tmp_path / 'failed.csv'}"
+    assert "slide t failed: /slides/t.svs: no tissue was found" in lines[4]
+    assert len(lines) == 5
+    assert len(rows(tmp_path)) == 166
+    with pytest.raises(FailedSlidesError, match=r"166 of 200 slides failed \(s0, s1, s2, s3, s4, \.\.\.\): see"):
+        failures.end(200)
+
+
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.text(st.characters(exclude_characters="\0"), min_size=1), min_size=1, max_size=4))
 def test_any_name_of_a_file_comes_back_as_it_was(tmp_path_factory, names):

@@ -1,3 +1,4 @@
+import logging
 import os
 import pickle
 
@@ -12,6 +13,7 @@ from PIL import Image
 
 from scripts import slides
 from scripts.errors import SettingsError, SlideError
+from scripts.repeats import Repeats
 from scripts.slides import Slide
 from tests.limits import within
 from tests.pyramids import noise, write_pyramid
@@ -156,6 +158,21 @@ def test_openslide_reads_tiles_with_a_predictor_on_which_cucim_would_crash(tmp_p
     slide = Slide(path)
     assert slide.backend == "openslide"
     assert np.array_equal(slide.read_region((0, 0), (300, 300), 0.5), image)
+
+
+def test_of_many_slides_that_another_reader_reads_the_first_few_are_named(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr("scripts.slides._repeats", Repeats())
+    for i in range(6):
+        tifffile.imwrite(
+            tmp_path / f"s{i}.tif", noise(300, 300), tile=(128, 128), photometric="rgb", predictor=True, metadata=None,
+            compression="adobe_deflate", resolution=(2e4, 2e4), resolutionunit="CENTIMETER",
+        )  # fmt: skip
+    with caplog.at_level(logging.INFO, logger="scripts.slides"):
+        assert {Slide(tmp_path / f"s{i}.tif").backend for i in range(6)} == {"openslide"}
+    assert [message.partition(" (")[0] for message in caplog.messages] == [
+        *(f"s{i}.tif is read with openslide" for i in range(3)),
+        "more slides are read with openslide",
+    ]
 
 
 def test_openslide_reads_where_cucim_is_not_installed(pyramid, monkeypatch):
