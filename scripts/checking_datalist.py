@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -11,8 +11,10 @@ import numpy as np
 
 from scripts.checking_problems import BLOCKS, WARNS, Problem
 from scripts.datalist import ListedSlide, entry_of, locate, not_listed, output_names
+from scripts.datalist_columns import by_columns, settle_columns
 from scripts.datalist_formats import PARTITIONS, Fault, Row, read_rows, row_of
 from scripts.datalist_labels import HIGH_RISK, check_class_names, check_task, label_vector, uses_indices
+from scripts.datalist_patient_warnings import offered_patients, patient_warnings
 from scripts.datalist_patients import look_of, one_spelling
 from scripts.datalist_split import FRACTIONS, split_patients
 from scripts.errors import DatalistError, SettingsError
@@ -34,6 +36,7 @@ class CheckedList:
         class_values: 0 or 1 for each class and slide, None where that is not known; as a whole None where labels say no
             more than high risk or not.
         problems: what is wrong.
+        offered: the patient in each slide's name, where the datalist names none and a warning tells of these.
     """
 
     source: str
@@ -41,6 +44,7 @@ class CheckedList:
     slides: list[ListedSlide]
     class_values: list[list[int] | None] | None
     problems: list[Problem]
+    offered: list[str | None] = field(default_factory=list)
 
     def entries(self) -> list[dict[str, object]]:
         """What the slides are to the rest of the bundle, as :func:`scripts.datalist.load_datalist` tells."""
@@ -90,6 +94,7 @@ def check_datalist(
     left_out = _left_out(leave_out, slides, source)
     kept = [i for i, slide in enumerate(slides) if slide.name not in left_out]
     class_values = None
+    offered: list[str | None] = [None] * len(slides)
     if any(row.label is not None or row.partition is not None for row in rows):
         understand = partial(_understand, slides, rows, class_names=class_names, high_risk=high_risk)
         labels, label_problems = understand(task=task)
@@ -100,6 +105,10 @@ def check_datalist(
             slide.label = label
         problems += _check_partitions(slides, source, seed, fractions, split=not problems)
         problems += _check_classes([slides[i] for i in kept], source, output_names(task, class_names))
+        # Of a line with a fault the patient is not known.
+        clear = [slide.row for slide in slides if not slide.row.faulty]
+        problems += [Problem(WARNS, "patient", source, *texts) for texts in patient_warnings(clear)]
+        offered = offered_patients([slide.row for slide in slides])
         each, unknown = understand(task="multilabel")
         if task == "multilabel" or not unknown:
             class_values = [None if label is None else label.astype(int).tolist() for label in each]
@@ -110,7 +119,7 @@ def check_datalist(
     problems += _check_patients(slides, source)
     of_subject = {slide.row.subject: slide.name for slide in slides}
     named = [Problem(**{**vars(p), "slide": p.slide or of_subject.get(p.where, "")}) for p in problems]
-    return CheckedList(source, folder, [slides[i] for i in kept], class_values, named)
+    return CheckedList(source, folder, [slides[i] for i in kept], class_values, named, [offered[i] for i in kept])
 
 
 def _rows(
@@ -126,6 +135,7 @@ def _rows(
     of_slides_alone = path.suffix.lower() == ".txt"
     try:
         rows = read_rows(path, () if of_slides_alone else class_names, not of_slides_alone, fault)
+        rows = settle_columns(rows, fault)
     except DatalistError as error:
         fault(error)
     return f"datalist {datalist}", SlideFolder(dataset_dir), rows
@@ -171,14 +181,16 @@ def _check_partitions(
     without = [slide for slide in slides if slide.partition is None and not slide.row.faulty]
     if any(slide.partition is not None for slide in slides):
         what_to_do = f"Give every slide one of: {', '.join(PARTITIONS)}; or none, to have them split."
-        what = "no partition, though others have one"
+        key = next(slide.row.partition_key for slide in slides)
+        what = f"no partition{f' in {key!r}' if key else ''}, though others have one"
         return [Problem(BLOCKS, "partition", s.row.subject, what, what_to_do) for s in without]
     # Of a part of the slides it would be another split than that of all.
     if split and without:
         labels = np.stack([slide.label for slide in slides if slide.label is not None])
         try:
             patients = one_spelling([slide.patient for slide in slides])
-            drawn = split_patients(patients, labels, seed, fractions, source)
+            subject = f"{source}{by_columns(slide.row for slide in slides)}"
+            drawn = split_patients(patients, labels, seed, fractions, subject)
         except DatalistError as error:
             return [Problem.of(error, "partition")]
         for slide, partition in zip(slides, drawn, strict=True):
@@ -195,7 +207,7 @@ def _check_classes(slides: Sequence[ListedSlide], source: str, names: Sequence[s
         where = f"{source}, {partition}"
         if all(slide.partition != partition for slide in slides):
             what_to_do = "`training` needs training and validation, `evaluating` the partition that it evaluates."
-            problems.append(Problem(WARNS, "partition", where, "no slides", what_to_do))
+            problems.append(Problem(WARNS, "partition", where, "no slides", what_to_do, names=(partition,)))
         labels = [s.label for s in slides if s.partition == partition and s.label is not None]
         if not labels:
             continue
@@ -206,7 +218,7 @@ def _check_classes(slides: Sequence[ListedSlide], source: str, names: Sequence[s
         parts += [f"every slide has {', '.join(every)}"] if every else []
         if parts:
             what_to_do = "Such a class cannot be learned or measured there: add slides, or choose other partitions."
-            problems.append(Problem(WARNS, "class", where, "; ".join(parts), what_to_do))
+            problems.append(Problem(WARNS, "class", where, "; ".join(parts), what_to_do, names=(partition,)))
     return problems
 
 
@@ -222,9 +234,10 @@ def _check_patients(slides: Sequence[ListedSlide], source: str) -> list[Problem]
         if len(found) > 1:
             example = [next(slide.name for slide in own if slide.partition == name) for name in found]
             places = " and in ".join(f"{f} ({e})" for f, e in zip(found, example, strict=True))
-            what = f"patient {' = '.join(dict.fromkeys(slide.patient for slide in own))} is in {places}"
+            name = " = ".join(dict.fromkeys(slide.patient for slide in own))
+            what = f"patient {name}{by_columns(slide.row for slide in own)} is in {places}"
             what_to_do = "Keep all slides of a patient in one partition, or results are better than they should be."
-            problems.append(Problem(BLOCKS, "patient", source, what, what_to_do))
+            problems.append(Problem(BLOCKS, "patient", source, what, what_to_do, names=(name, *example)))
     spelled: dict[str, list[str]] = {}
     for patient in of_patient:
         spelled.setdefault(look_of("".join(patient.split())), []).append(patient)
@@ -232,5 +245,5 @@ def _check_patients(slides: Sequence[ListedSlide], source: str) -> list[Problem]
         if len(names) > 1:
             what = f"patients {', '.join(map(repr, names))} differ in spaces alone"
             what_to_do = "If it is one patient, write the name in one way: the slides may be in several partitions."
-            problems.append(Problem(WARNS, "patient", source, what, what_to_do))
+            problems.append(Problem(WARNS, "patient", source, what, what_to_do, names=tuple(names)))
     return problems

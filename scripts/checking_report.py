@@ -49,7 +49,8 @@ def write_slides(
 
     Its columns are ``slide``, ``image`` (absolute), ``patient`` and ``mpp`` and ``mask`` where they were given,
     ``partition``, one column a class (or ``label``, where labels say no more than high risk or not), ``sha256``; what
-    was found; and the user's own.
+    was found; and the user's own. Where patients are offered (see :class:`scripts.checking_datalist.CheckedList`),
+    ``patient`` has them, and a ``partition`` that was not given is left to be split by them.
 
     Args:
         path: the file.
@@ -73,9 +74,13 @@ def write_slides(
     columns = [*given, *found, *(key for key in own if key not in (*given, *found))]
     count = Counter(problem.slide for problem in problems)
     lines = []
+    is_offered = any(checked.offered)
     for i, (slide, entry, fact) in enumerate(zip(checked.slides, checked.entries(), facts, strict=True)):
         line: dict[str, Any] = {key: value for key, value in entry.items() if key in columns and key not in found}
         line |= {"patient": slide.row.fields.get("patient"), "partition": slide.partition, "sha256": fact.sha256}
+        if is_offered:
+            # What was split without patients would be refused with them.
+            line |= {"patient": checked.offered[i], "partition": slide.row.partition}
         line |= _label_cells(checked, i, class_names)
         line |= {"problems": count[slide.name], "levels": fact.num_levels, "bytes": fact.num_bytes}
         line |= {"rows": fact.num_rows}

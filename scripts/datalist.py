@@ -14,11 +14,14 @@ from typing import Any
 
 import numpy as np
 
+from scripts.datalist_columns import by_columns, settle_columns
 from scripts.datalist_formats import PARTITIONS, Fault, Row, partition_named, raised, read_rows, row_of
 from scripts.datalist_labels import CLASS_NAMES, HIGH_RISK, check_class_names, check_task, label_vector, uses_indices
+from scripts.datalist_patient_warnings import patient_warnings
 from scripts.datalist_patients import one_spelling
 from scripts.datalist_split import FRACTIONS, split_patients
 from scripts.errors import DatalistError, SettingsError
+from scripts.ranks import is_first_rank
 from scripts.slide_files import NAME_IT, SLIDE_SUFFIXES, SlideFolder, slide_names, without_suffix
 
 __all__ = [
@@ -249,7 +252,7 @@ def _read(
     check_task(task)
     check_class_names(class_names)
     path = Path(datalist).expanduser()
-    rows = read_rows(path, class_names)
+    rows = settle_columns(read_rows(path, class_names))
     if not rows:
         raise DatalistError(f"datalist {path}", "no slides in it", "Add a line or an entry for each slide.")
     folder = SlideFolder(dataset_dir or path.parent)
@@ -258,14 +261,20 @@ def _read(
     without = [slide for slide in slides if slide.partition is None]
     if without and len(without) < len(slides):
         remedy = f"Give every slide one of: {', '.join(PARTITIONS)}; or none, to have them split."
-        raise DatalistError(without[0].row.subject, "no partition, though others have one", remedy)
+        key = next(slide.row.partition_key for slide in slides)
+        cause = f"no partition{f' in {key!r}' if key else ''}, though others have one"
+        raise DatalistError(without[0].row.subject, cause, remedy)
     if without:
         labels = np.stack([sheet.label(slide) for slide in slides])
-        subject = f"datalist {path}"
+        subject = f"datalist {path}{by_columns(slide.row for slide in slides)}"
         split = split_patients(one_spelling([slide.patient for slide in slides]), labels, seed, fractions, subject)
         for slide, partition in zip(slides, split, strict=True):
             slide.partition = partition
         _log_split(path, slides, seed)
+        for what, remedy in patient_warnings([slide.row for slide in slides]):
+            _log_once(f"{path}: {what}. {remedy}", logging.WARNING)
+    elif key := slides[0].row.partition_key:
+        _log_once(f"{path}: the partitions are those of {key!r}")
     _check_patients(path, slides)
     _check_left_out(path, slides, leave_out)
     return replace(sheet, slides=[slide for slide in slides if slide.name not in leave_out])
@@ -337,7 +346,8 @@ def _check_patients(path: Path, slides: Sequence[ListedSlide]) -> None:
         more = f" and {len(crossing) - 3} more" if len(crossing) > 3 else ""
         raise DatalistError(
             f"datalist {path}",
-            f"patients in more than one partition: {', '.join(shown)}{more}",
+            f"patients in more than one partition{by_columns(s.row for own in crossing for s in own)}: "
+            f"{', '.join(shown)}{more}",
             "Keep all slides of a patient in one partition, or results are better than they should be.",
         )
 
@@ -409,11 +419,15 @@ def entry_of(slide: ListedSlide, folder: SlideFolder) -> dict[str, Any]:
 def _log_split(path: Path, slides: Sequence[ListedSlide], seed: int) -> None:
     count = Counter(slide.partition for slide in slides)
     patients = {name: len({s.patient.casefold() for s in slides if s.partition == name}) for name in PARTITIONS}
-    parts = [f"{name} {count[name]} slides of {patients[name]} patients" for name in PARTITIONS if count[name]]
-    _log_once(f"{path} names no partitions; split by patient with seed {seed}: {', '.join(parts)}")
+    known = any("patient" in slide.row.fields for slide in slides)
+    of_patients = {name: f" of {patients[name]} patients" if known else "" for name in PARTITIONS}
+    parts = [f"{name} {count[name]} slides{of_patients[name]}" for name in PARTITIONS if count[name]]
+    unit = "patient" if known else "slide"
+    _log_once(f"{path} names no partitions; split by {unit} with seed {seed}: {', '.join(parts)}")
 
 
 @functools.cache
-def _log_once(message: str) -> None:
+def _log_once(message: str, level: int = logging.INFO) -> None:
     # Each partition is loaded by itself, and all of them see the same split.
-    logger.info(message)
+    if level == logging.INFO or is_first_rank():
+        logger.log(level, message)

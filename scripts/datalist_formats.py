@@ -15,15 +15,16 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from scripts.datalist_keys import IMAGE_KEYS, key_meant, misspelled_keys
+from scripts.datalist_patients import is_unknown
 from scripts.errors import DatalistError
 from scripts.slide_files import without_suffix
 
-__all__ = ["PARTITIONS", "Fault", "Row", "partition_named", "raised", "read_rows", "row_of"]
+__all__ = ["PARTITIONS", "Fault", "Row", "partition_named", "partition_or_none", "raised", "read_rows", "row_of"]
 
 PARTITIONS = ("training", "validation", "testing")
 
@@ -54,6 +55,8 @@ class Row:
         fields: everything else (``slide``, ``patient``, ``mpp``, ``mask``, ``regions``, ``sha256`` and columns of the
             user's own), without empty values.
         faulty: whether its line has a fault beside the slide, of which nothing but the slide was then kept.
+        patients: by the name of its key or column, as it is written, each value that names the patient.
+        partition_key: the key or column that names the partition, where it is called otherwise than ``partition``.
     """
 
     subject: str
@@ -62,6 +65,8 @@ class Row:
     label: object
     fields: dict[str, object]
     faulty: bool = False
+    patients: dict[str, str] = field(default_factory=dict)
+    partition_key: str = ""
 
 
 def raised(error: DatalistError) -> None:
@@ -132,9 +137,15 @@ def row_of(
     if not isinstance(item, Mapping):
         raise DatalistError(where, f"got {item!r}", 'Give a path, or {"image": PATH, "label": ...}.')
     fields: dict[str, object] = {}
+    patients: dict[str, str] = {}
     for key, value in item.items():
-        if value is not None and (not isinstance(value, str) or value.strip()):
-            fields[key_meant(key, class_names)] = value.strip() if isinstance(value, str) else value
+        if value is None or (isinstance(value, str) and not value.strip()):
+            continue
+        meant = key_meant(key, class_names)
+        if meant != "patient":
+            fields[meant] = value.strip() if isinstance(value, str) else value
+        elif not is_unknown(value):
+            patients[str(key).strip()] = fields["patient"] = " ".join(str(value).split())
     image_key = next((key for key in IMAGE_KEYS if key in fields), None)
     image = fields.pop(image_key) if image_key else None
     if not isinstance(image, str | Path) or not str(image) or (of_csv and len(str(image).splitlines()) > 1):
@@ -150,13 +161,14 @@ def row_of(
             raise DatalistError(subject, f"partition {own} in the list {partition}", "Keep one of the two.")
         partition = own
     label = _class_columns(fields, class_names, subject)
-    return Row(subject, str(image), partition, label, fields)
+    return Row(subject, str(image), partition, label, fields, patients=patients)
 
 
 def _repeated_keys(path: Path, text: str, class_names: Sequence[str]) -> list[DatalistError]:
     """The keys that a JSON datalist has twice in one place, of which a parser keeps the last without a word.
 
-    They are partitions, and keys of an entry or its label that mean the same (``patient``, ``case_id``).
+    They are partitions, and keys of an entry or its label that mean the same (``mask``, ``Mask``). Several that name
+    the patient may agree.
     """
     content = json.loads(text, object_pairs_hook=_Pairs)
     errors, lists = [], [("", content)]
@@ -170,9 +182,15 @@ def _repeated_keys(path: Path, text: str, class_names: Sequence[str]) -> list[Da
                 where = f"{path.name} {name}[{i}]"
                 labels = [value for key, value in item if key_meant(key) == "label" and isinstance(value, _Pairs)]
                 for pairs in (item, *labels):
-                    keys = [key_meant(key, class_names) for key, _ in pairs]
+                    keys = [_column(key, class_names) for key, _ in pairs]
                     errors += _repeats(keys, where, "Keep one of them.")
     return errors
+
+
+def _column(name: str, class_names: Sequence[str]) -> str:
+    """The key that a name means; of a patient's the name, since several may agree."""
+    meant = key_meant(name, class_names)
+    return name.strip() if meant == "patient" else meant
 
 
 class _Pairs(list[tuple[str, Any]]):
@@ -193,10 +211,15 @@ def partition_named(word: object, subject: str) -> str:
     Raises:
         DatalistError: if it means none.
     """
-    for partition, words in _PARTITION_WORDS.items():
-        if str(word).strip().casefold() in words:
-            return partition
+    partition = partition_or_none(word)
+    if partition is not None:
+        return partition
     raise DatalistError(subject, f"unknown partition {word!r}", f"Use one of: {', '.join(PARTITIONS)}.")
+
+
+def partition_or_none(word: object) -> str | None:
+    """The partition that a word means; None if it means none."""
+    return next((name for name, words in _PARTITION_WORDS.items() if str(word).strip().casefold() in words), None)
 
 
 def _class_columns(fields: dict[str, object], class_names: Sequence[str], subject: str) -> object:
@@ -313,12 +336,13 @@ def _csv_rows(path: Path, text: str, class_names: Sequence[str], labelled: bool,
     if first is None:
         return
     number, cells = first
-    header = [key_meant(cell, class_names) for cell in cells]
+    header = [_column(cell, class_names) for cell in cells]
     if any(name in IMAGE_KEYS for name in header):
         twice = [name for name, count in Counter(map(str.casefold, header)).items() if name and count > 1]
         if twice:
             raise DatalistError(f"{path.name} line {number}", f"column {twice[0]!r} twice", "Keep one of them.")
-        misspelled = dict(misspelled_keys(header, class_names, f"{path.name} line {number}", "column"))
+        meant = [key_meant(name, class_names) for name in header]
+        misspelled = dict(misspelled_keys(meant, class_names, f"{path.name} line {number}", "column"))
         for error in misspelled.values():
             fault(error)
         for number, cells in lines:

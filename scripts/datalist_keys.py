@@ -9,23 +9,42 @@ from functools import cache
 
 from scripts.errors import DatalistError
 
-__all__ = ["IMAGE_KEYS", "key_meant", "misspelled_keys"]
+__all__ = ["COLUMN_NAMES", "IMAGE_KEYS", "KEYS", "MAYBE_PARTITION", "key_meant", "misspelled_keys", "word_of"]
 
 IMAGE_KEYS = ("image", "slide", "id")
 
 # Beside the slide and its label.
 OPTIONAL_KEYS = ("partition", "patient", "mpp", "mask", "regions", "sha256")
 KEYS = (*IMAGE_KEYS, "label", *OPTIONAL_KEYS)
-# What CLAM and other tools call these columns, without what separates words. A patient column that is not recognised as
-# one would let a patient cross partitions without a word.
-ALIASES = {
-    **dict.fromkeys(("patientid", "patientno", "patientnumber", "caseid", "subjectid"), "patient"),
-    "slideid": "slide",
-    "split": "partition",
-    "sha256sum": "sha256",
+# Words for a patient, each known alone and followed by each of the words for an id.
+PERSONS = ("patient", "case", "subject", "participant", "donor", "individual")
+IDS = ("id", "identifier", "no", "nr", "number", "code", "barcode", "uuid")
+# What GDC, ICGC, dbGaP, hospitals and screening studies call a patient beside that. `sample` is none: a patient has
+# several. A patient's column that is not recognised lets patients cross partitions.
+OTHER_PATIENTS = (
+    "submitter_id", "case_submitter_id", "cases_submitter_id", "cases_0_submitter_id", "cases_case_id",
+    "cases_0_case_id", "bcr_patient_barcode", "bcr_patient_uuid", "dbgap_subject_id", "icgc_donor_id",
+    "submitted_donor_id", "medical_record_number", "medical_record_no", "mrn", "person_id", "pat_id", "pt_id", "pid",
+)  # fmt: skip
+# Every other name of a known key. Case, and what separates words, do not matter.
+COLUMN_NAMES = {
+    "patient": (*PERSONS, *(f"{person}_{word}" for person in PERSONS for word in IDS), *OTHER_PATIENTS),
+    "slide": ("slide_id",),
+    "partition": ("split",),
+    "sha256": ("sha256sum",),
 }
+# Names of a partition's column and of others: the values decide.
+MAYBE_PARTITION = ("set", "subset", "fold", "phase", "part", "group", "cohort", "dataset")
 # Two digits of sha256 that changed places are nearer; PatientAge and patient_sex, columns of their own, are farther.
 NEAR = 0.83
+
+
+def word_of(name: str) -> str:
+    """A name in lower case without what separates its words or follows them: ``"caseid"`` for ``"Case-ID."``."""
+    return re.sub(r"(?<=[^\W_])[\W_]+(?=[^\W_]|$)", "", name.casefold())
+
+
+ALIASES = {word_of(name): key for key in KEYS for name in (key, *COLUMN_NAMES.get(key, ()))}
 
 
 def key_meant(key: object, class_names: Sequence[str] = ()) -> str:
@@ -34,8 +53,7 @@ def key_meant(key: object, class_names: Sequence[str] = ()) -> str:
     known = {known.casefold(): known for known in (*KEYS, *class_names)}
     if name.casefold() in known:
         return known[name.casefold()]
-    word = re.sub("(?<=[a-z])[ _-]+(?=[a-z0-9])", "", name.casefold())
-    return ALIASES.get(word, word if word in KEYS else name)
+    return ALIASES.get(word_of(name), name)
 
 
 def misspelled_keys(

@@ -1,11 +1,22 @@
-"""Patients by name: which of a datalist's names are one patient's."""
+"""Patients by name: which of a datalist's names are one patient's, and which are nobody's."""
 
 from __future__ import annotations
 
 import unicodedata
 from collections.abc import Sequence
 
-__all__ = ["look_of", "one_spelling"]
+__all__ = ["is_unknown", "look_of", "one_spelling"]
+
+# What pandas, spreadsheets, GDC and cBioPortal write where a value is missing.
+UNKNOWN = {
+    "", "-", "--", "'--", "?", "nan", "na", "n/a", "#n/a", "none", "null", "unknown", "missing", "not available",
+    "not reported", "not applicable",
+}  # fmt: skip
+
+
+def is_unknown(value: object) -> bool:
+    """Whether a value says that the patient is not known: slides with it are not one patient's."""
+    return str(value).strip().strip("[]<>()").casefold() in UNKNOWN
 
 
 def one_spelling(patients: Sequence[str]) -> list[str]:

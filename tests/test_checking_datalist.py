@@ -119,7 +119,7 @@ def test_repeated_keys_of_a_json_are_told(tmp_path):
     path.write_text(
         '{"training": [{"image": "s1.svs", "label": [1, 0]}],'
         ' "validation": [{"image": "s2.svs", "label": [1, 0], "Label": [0, 1]},'
-        ' {"image": "s3.svs", "label": [0, 1], "patient": "P1", "case_id": "P2"}],'
+        ' {"image": "s3.svs", "label": [0, 1], "patient": "P1", "patient": "P2"}],'
         ' "training": [{"image": "s1.svs", "label": [0, 1]}], "version": 1, "version": 2}'
     )
     repeats = [(p.where, p.what) for p in check(path).problems if "times" in p.what]
@@ -148,7 +148,7 @@ def test_a_file_that_cannot_be_read_is_a_problem_too(tmp_path, name, text, messa
 
 def test_too_few_patients_for_a_split_block(tmp_path):
     touch(tmp_path, "s1.svs", "s2.svs")
-    checked = check(write(tmp_path, "image,a,b\ns1.svs,1,0\ns2.svs,0,1\n"))
+    checked = check(write(tmp_path, "image,a,b,patient\ns1.svs,1,0,P\ns2.svs,0,1,Q\n"))
     assert found(checked) == [("blocks", "partition", "", f"datalist {tmp_path / 'd.csv'}")]
     assert "2 patients are too few for 3 partitions" in checked.problems[0].what
 

@@ -28,7 +28,14 @@ def test_json(tmp_path: Path) -> None:
         "test": ["s3.svs"]}"""
     rows = read(tmp_path, "d.json", text)
     assert rows == [
-        Row("d.json training[0], slide s1.svs", "s1.svs", "training", [1, 0], {"patient": 7, "more": {"x": 1}}),
+        Row(
+            "d.json training[0], slide s1.svs",
+            "s1.svs",
+            "training",
+            [1, 0],
+            {"patient": "7", "more": {"x": 1}},
+            patients={"patient": "7"},
+        ),
         Row("d.json training[1], slide s2.svs", "s2.svs", "training", 1, {"fold": 0}),
         Row("d.json test[0], slide s3.svs", "s3.svs", "testing", None, {}),
     ]
@@ -302,7 +309,7 @@ def test_keys_that_stand_twice_are_refused_and_those_that_only_look_alike_are_no
     path = tmp_path / "d.json"
     path.write_text(
         '{"train": [{"image": "s1", "a": 1, "A": 0, "b": 0},'
-        ' {"image": "s2", "case_id": "p", "patient": "p", "own": 1, "Own": 2}],'
+        ' {"image": "s2", "sha256": "p", "SHA-256": "p", "own": 1, "Own": 2}],'
         ' "training": [{"image": "s3", "label": {"a": 1, "b": 0, "b": 1}}],'
         ' "val": [], "val": [], "note": 1, "note": 2}'
     )
@@ -311,7 +318,7 @@ def test_keys_that_stand_twice_are_refused_and_those_that_only_look_alike_are_no
     assert [(str(error.subject), error.cause) for error in faults] == [
         (f"datalist {path}", "the key 'val' stands there 2 times"),
         ("d.json train[0]", "the key 'a' stands there 2 times"),
-        ("d.json train[1]", "the key 'patient' stands there 2 times"),
+        ("d.json train[1]", "the key 'sha256' stands there 2 times"),
         ("d.json training[0]", "the key 'b' stands there 2 times"),
     ]
     for labelled in (True, False):

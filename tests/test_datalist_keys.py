@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from scripts.datalist_keys import key_meant, misspelled_keys
+from scripts.datalist_keys import COLUMN_NAMES, IDS, KEYS, OTHER_PATIENTS, PERSONS, key_meant, misspelled_keys
+from tests.conftest import ROOT
+
+NAMES = [(key, name) for key in KEYS for name in (key, *COLUMN_NAMES.get(key, ()))]
 
 
 @pytest.mark.parametrize(
@@ -26,7 +31,42 @@ def test_a_key_has_common_names_in_any_case(key: str, names: list[str]) -> None:
     assert {key_meant(name) for name in names} == {key}
 
 
-@pytest.mark.parametrize("name", ["Note", "fold", "_id", "mpp_x", "PatientAge", "mask_path"])
+@given(st.sampled_from(NAMES), st.data())
+def test_every_name_is_known_however_it_is_written(known: tuple[str, str], data: st.DataObject) -> None:
+    key, name = known
+    separators = st.sampled_from(["", "_", "-", " ", ".", " - ", "\u00a0"])
+    written = "".join(
+        data.draw(separators) if sign == "_" else data.draw(st.sampled_from([sign, sign.upper()])) for sign in name
+    )
+    assert key_meant(written + data.draw(st.sampled_from(["", ".", ":", " "]))) == key
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "bcr_patient_barcode", "case_submitter_id", "submitter_id", "patient_barcode", "case", "subject",
+        "participant_id", "mrn", "cases.submitter_id", "cases.0.submitter_id", "participant", "subject_id",
+        "medical_record_number", "donor", "individual", "Case No.", "Patient #", "Patient Id", "PATIENT",
+        "pat_id", "pid",
+    ],
+)  # fmt: skip
+def test_what_public_cohorts_and_hospitals_call_a_patient(name: str) -> None:
+    assert key_meant(name) == "patient"
+
+
+def test_a_patient_has_several_samples_slides_and_ages() -> None:
+    for name in ("sample", "sample_id", "specimen", "slide_barcode", "bcr_sample_barcode", "aliquot_id", "block",
+                 "age", "sex", "patient_age", "case_status", "subject_sex", "slides_submitter_id"):  # fmt: skip
+        assert key_meant(name) != "patient"
+
+
+def test_the_guide_names_every_name() -> None:
+    guide = (ROOT / "docs" / "guide.md").read_text(encoding="utf-8")
+    words = [*PERSONS, *IDS, *OTHER_PATIENTS, *(name for key, name in NAMES if key != "patient")]
+    assert [word for word in words if f"`{word}`" not in guide] == []
+
+
+@pytest.mark.parametrize("name", ["Note", "fold", "_id", "mpp_x", "PatientAge", "mask_path", "set", "Patient Name"])
 def test_a_key_of_the_users_own_stays_as_it_is(name: str) -> None:
     assert key_meant(name) == name
 

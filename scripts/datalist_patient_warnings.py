@@ -1,0 +1,128 @@
+"""What a datalist leaves open about patients, so that slides of one may lie in several partitions."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+
+from scripts.datalist_formats import Row
+from scripts.datalist_keys import KEYS, PERSONS
+from scripts.datalist_patients import is_unknown, look_of
+from scripts.repeats import first_names
+
+__all__ = ["offered_patients", "patient_warnings", "patients_in_names"]
+
+# What names and patients of public collections begin with: the patient.
+COLLECTIONS = {
+    "TCGA barcodes": re.compile(r"TCGA-[A-Z0-9]{2}-[A-Z0-9]{4}(?![A-Z0-9])"),
+    "CPTAC case ids": re.compile(r"C3[LN]-\d{5}(?!\d)"),
+    "GTEx donor ids": re.compile(r"GTEX-[A-Z0-9]{4,5}(?![A-Z0-9])"),
+    "CAMELYON17 patients": re.compile(r"PATIENT_\d{3}(?=_NODE)"),
+}
+# Words in the name of a column that may name patients.
+ID_WORDS = {*PERSONS, "id", "ids", "uid", "barcode", "accession", "code", "name", "number", "no", "nr", "pat", "pt"}
+SHOWN_COLUMNS = 3
+
+
+def patient_warnings(rows: Sequence[Row]) -> list[tuple[str, str]]:
+    """What is wrong where slides have no patient, or other patients than names of known collections say.
+
+    Args:
+        rows: all rows of a datalist.
+
+    Returns:
+        For each warning the cause and the next step.
+    """
+    unknown = [row for row in rows if "patient" not in row.fields]
+    warnings = []
+    if rows and len(unknown) == len(rows):
+        what = "no column names the patient, so each slide counts as a patient of its own"
+        remedy = "Add a column `patient`, or slides of one patient may be in several partitions."
+        if columns := _columns_like_patients(rows):
+            what += f" ({' and '.join(map(repr, columns))} may be one)"
+            remedy = (
+                "Call the patient's column `patient`, or add one: slides of a patient may be in several partitions."
+            )
+        if in_names := _told_by_names(rows):
+            what += f"; the names of {in_names}"
+            remedy = f"Give these as `patient` ({next(filter(None, patients_in_names(rows)))}, ...)"
+            remedy += "; `checking` writes slides.csv with them." if any(offered_patients(rows)) else "."
+        return [(what, remedy)]
+    if unknown:
+        names = first_names([row.image for row in unknown])
+        what = f"{len(unknown)} of {len(rows)} slides have no patient ({names}): each counts as a patient of its own"
+        warnings.append((what, "Give the patient of every slide, or slides of one may be in several partitions."))
+    pairs = {
+        (patient, look_of(str(row.fields.get("patient", row.image))))
+        for row, patient in zip(rows, patients_in_names(rows), strict=True)
+        if patient is not None
+    }
+    if len(pairs) > len({patient for patient, _ in pairs}):
+        what = f"the names or patients of {_told_by_names(rows)}, and they count as {len(pairs)}"
+        warnings.append((what, f"Give these as `patient` ({min(pairs)[0]}, ...) where they are what is meant."))
+    return warnings
+
+
+def patients_in_names(rows: Sequence[Row]) -> list[str | None]:
+    """The patient that each slide's `patient` or file name begins with, if it is of a known collection."""
+    return [patient for _, patient in map(_in_name, rows)]
+
+
+def offered_patients(rows: Sequence[Row]) -> list[str | None]:
+    """The patients to put into a datalist that names none: those of its names, unless they cross its partitions."""
+    patients = patients_in_names(rows)
+    if any("patient" in row.fields for row in rows) or _num_crossing(rows):
+        return [None] * len(rows)
+    return patients
+
+
+def _in_name(row: Row) -> tuple[str, str | None]:
+    """The collection and the patient; of a sample's or slide's barcode in the place of the patient, too."""
+    for text in (str(row.fields.get("patient", "")), os.path.basename(row.image)):
+        for kind, pattern in COLLECTIONS.items():
+            if match := pattern.match(text.upper()):
+                return kind, match.group()
+    return "", None
+
+
+def _told_by_names(rows: Sequence[Row]) -> str:
+    """What the names say, in words; empty if none is of a known collection."""
+    found = [(kind, patient) for kind, patient in map(_in_name, rows) if patient is not None]
+    if not found:
+        return ""
+    kinds = " and ".join(dict.fromkeys(kind for kind, _ in found))
+    crossing = f", {number} of them in several partitions" if (number := _num_crossing(rows)) else ""
+    return f"{len(found)} of {len(rows)} slides begin with {kinds} of {len(set(found))} patients{crossing}"
+
+
+def _num_crossing(rows: Sequence[Row]) -> int:
+    partitions: dict[str, set[str | None]] = {}
+    for row, patient in zip(rows, patients_in_names(rows), strict=True):
+        if patient is not None:
+            partitions.setdefault(patient, set()).add(row.partition)
+    return sum(len(of_patient) > 1 for of_patient in partitions.values())
+
+
+def _columns_like_patients(rows: Sequence[Row]) -> list[str]:
+    """The user's own columns whose names or values look like those of patients, the likeliest first."""
+    own = dict.fromkeys(key for row in rows for key in row.fields if key not in KEYS)
+    named, others = [], []
+    for key in own:
+        values = [str(row.fields[key]) for row in rows if key in row.fields and not is_unknown(row.fields[key])]
+        different = len(set(values))
+        words = set(re.split(r"[\W_]+", re.sub("(?<=[a-z])(?=[A-Z])", " ", key).casefold()))
+        if words & ID_WORDS and different > 1:
+            named.append(key)
+        # Numbers that repeat are measurements, and few values for many slides those of a site or stain.
+        elif len(rows) / 10 <= different < len(values) and different > 1 and not all(map(_is_number, values)):
+            others.append(key)
+    return [*named, *others][:SHOWN_COLUMNS]
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
