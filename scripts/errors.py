@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import errno
+import json
 import logging
 import os
 import re
 import sys
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import Any
 
@@ -93,6 +95,7 @@ def show_one_line() -> None:
         else:
             # Through tqdm, which keeps it apart from a progress bar that is still drawn.
             tqdm.write(f"error: {mistake}", file=sys.stderr)
+            _tell_torchrun(mistake)
 
     def record_without_trace(*args: Any, **kwargs: Any) -> logging.LogRecord:
         # MONAI's StatsHandler logs what ends a run, with its traceback.
@@ -167,6 +170,17 @@ def fitting(setting: str) -> Iterator[None]:
         raise SettingsError(setting, cause, f"Lower `{setting}`, or use another `device`.") from error
 
 
+def _tell_torchrun(mistake: BundleError) -> None:
+    """Give ``torchrun`` what it shows last, as the cause of a rank's failure."""
+    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if path:
+        extra = {"py_callstack": str(mistake), "timestamp": str(int(time.time()))}
+        content = json.dumps({"message": {"message": str(mistake), "extraInfo": extra}})
+        # The disk may be what is full.
+        with suppress(OSError), open(path, "w", encoding="utf-8") as file:
+            file.write(content)
+
+
 def _chain(error: BaseException | None, contexts: bool = True) -> Iterator[BaseException]:
     while error is not None:
         yield error
@@ -178,8 +192,9 @@ def _refused(error: BaseException) -> BundleError | None:
         remedy = "Lower `batch_size`, `num_nodes`, `cache_gb` or `num_workers`, or use another `device`."
         return SettingsError("the run", cause, remedy)
     if isinstance(error, RuntimeError) and BUSY.search(str(error)):
-        cause = "the GPU is in use by another process, and takes one alone"
-        return SettingsError("device", cause, "Wait for that process, set `num_processes` to 1, or use another GPU.")
+        cause = "the GPU is in use by another process, and takes one at a time (exclusive mode)"
+        remedy = "Wait for that process, set `num_processes` to 1, or, after an extraction, run the same command again."
+        return SettingsError("device", cause, remedy)
     if not isinstance(error, OSError):
         return None
     # TensorBoard, which writes into `output_dir`, does not tell the file.

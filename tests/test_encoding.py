@@ -219,5 +219,7 @@ def test_a_gpu_is_left_alone_until_there_is_something_to_encode(one_gpu, bag):
 def test_a_batch_that_does_not_fit_into_memory_names_the_setting(bag, said):
     encoder = tiny_encoder()
     encoder.backbone.forward = lambda patches: (_ for _ in ()).throw(RuntimeError(said))
-    with pytest.raises(SettingsError, match=r"^encode_batch: does not fit into .* memory \(.*\)\. Lower `encode_batch`"):
+    with pytest.raises(
+        SettingsError, match=r"^encode_batch: does not fit into .* memory \(.*\)\. Lower `encode_batch`"
+    ):
         encoder.encode_rows(bag)

@@ -169,7 +169,10 @@ WANTS = [
     (RuntimeError(CPU), ON_CPU),
     (MemoryError("Unable to allocate 7.28 TiB for an array"), "does not fit into this machine's memory (Unable to all"),
     (MemoryError(), "does not fit into this machine's memory (MemoryError)"),
-    (RuntimeError("CUDA error: out of memory\nCUDA kernel errors might"), "does not fit into the GPU's memory (CUDA er"),
+    (
+        RuntimeError("CUDA error: out of memory\nCUDA kernel errors might"),
+        "does not fit into the GPU's memory (CUDA er",
+    ),
     (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate"), "does not fit into the GPU's"),
     (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), "does not fit into the GPU's memory (cuDNN error: "),
 ]
@@ -190,8 +193,11 @@ def test_want_of_memory_is_one_line_that_names_the_settings_to_lower(error, caus
 
 
 def test_a_gpu_that_another_process_has_to_itself_is_one_line():
-    busy = RuntimeError("CUDA error: CUDA-capable device(s) is/are busy or unavailable\nCompile with TORCH_USE_CUDA_DSA")
-    assert str(mistake_in(busy)).startswith("device: the GPU is in use by another process, and takes one alone. Wait")
+    busy = RuntimeError(
+        "CUDA error: CUDA-capable device(s) is/are busy or unavailable\nCompile with TORCH_USE_CUDA_DSA"
+    )
+    assert str(mistake_in(busy)).startswith("device: the GPU is in use by another process, and takes one at a time (")
+    assert str(mistake_in(busy)).endswith("after an extraction, run the same command again.")
 
 
 @pytest.mark.parametrize("error", [RuntimeError("shape '[2]' is invalid"), ValueError("out of memory"), KeyError("m")])

@@ -349,6 +349,9 @@ def test_an_error_of_one_rank_ends_the_run_and_is_what_it_says(tmp_path):
     assert done.returncode != 0
     said = [line for line in done.stderr.splitlines() if line.endswith("error: lr: the loss is nan. Lower it.")]
     assert said == ["[rank1]: error: lr: the loss is nan. Lower it."]
+    # What torchrun shows last, and MONAI Label of all that was printed.
+    root_cause = done.stderr.split("Root Cause (first observed failure):")[1].splitlines()
+    assert "  traceback : lr: the loss is nan. Lower it." in root_cause
     assert not (tmp_path / "last.ckpt").exists()
 
 
