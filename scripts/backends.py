@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import math
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,7 +16,7 @@ from numpy.typing import NDArray
 from scripts.magnification import mean_downsamples
 from scripts.tiff_tiles import TiffTiles, check_complete
 
-__all__ = ["BACKENDS", "Backend", "openslide_properties"]
+__all__ = ["BACKENDS", "Backend", "load_library", "openslide_properties"]
 
 WHITE = 255
 # Of OpenSlide's formats, those that are plain TIFFs.
@@ -96,6 +99,24 @@ class OpenSlide:
 
 
 BACKENDS: dict[str, Callable[[str], Backend]] = {"cucim": CuCIM, "openslide": OpenSlide}
+
+
+def load_library(name: str) -> None:
+    """Import what a backend reads with.
+
+    Args:
+        name: of the library: ``"cucim"``, ``"openslide"``, ``"tifffile"``.
+
+    Raises:
+        Exception: whatever the library raises while it is imported.
+    """
+    # cuCIM imports CuPy where it is installed, which takes time and memory, and decodes slides without it.
+    sys.modules.setdefault("cupy", None)  # type: ignore[arg-type]
+    library = importlib.import_module(name)
+    if name == "cucim":
+        # It loads its plugins with the first file that it is asked for, even if there is no such file.
+        with contextlib.suppress(ValueError):
+            library.CuImage("")
 
 
 def openslide_properties(path: str | Path) -> dict[str, str]:

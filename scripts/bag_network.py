@@ -10,7 +10,7 @@ from monai.networks.nets import MILModel
 from monai.utils import OptionalImportError
 from torch import Tensor, nn
 
-from scripts.errors import SettingsError
+from scripts.errors import SettingsError, fitting
 from scripts.weights_record import keep_record
 
 __all__ = ["BagNetwork"]
@@ -228,7 +228,8 @@ class BagNetwork(MILModel):
                 if torch.jit.is_scripting():
                     features = self._run_backbone(patches)  # [B * N * S, F]
                 else:
-                    features = _of_distinct(patches, self._run_backbone, self.encode_batch)  # [B * N * S, F]
+                    with fitting("encode_batch"):
+                        features = _of_distinct(patches, self._run_backbone, self.encode_batch)  # [B * N * S, F]
         else:
             features = self._run_backbone(patches)  # [B * N * S, F]
         return features.reshape(x.shape[0], x.shape[1], x.shape[2], -1)  # [B, N, S, F]

@@ -15,7 +15,7 @@ from torch import Tensor
 from scripts.backbones import Backbone
 from scripts.bags import Bag
 from scripts.blocks import Block, plan_blocks
-from scripts.errors import SettingsError
+from scripts.errors import SettingsError, fitting
 from scripts.runtimes import Forward, choose_runtime, get_forward
 
 __all__ = ["Encoded", "Encoder", "PatchTransform", "of_rows"]
@@ -91,19 +91,30 @@ class Encoder:
     def to(self, device: str | torch.device) -> None:
         """Encode on this device from now on.
 
+        A GPU is left alone until there are patches to encode: some take one process at a time, and a process that has
+        touched one holds it to its end.
+
         Raises:
             SettingsError: if there is no such device, or the runtime does not run there.
         """
         try:
             self.device = torch.device(device)
-            self.backbone.to(self.device)
-        except (RuntimeError, AssertionError) as error:
-            reason = next(iter(str(error).splitlines()), type(error).__name__)
-            raise SettingsError("device", f"{device} cannot be used ({reason})", "Use `cpu`, or `cuda`.") from error
+        except RuntimeError as error:
+            raise _not_usable(device, error) from error
+        if self.device.type != "cuda":
+            self._move()
+        elif (self.device.index or 0) >= torch.cuda.device_count():
+            raise _not_usable(device, RuntimeError(f"torch sees {torch.cuda.device_count()} GPUs"))
         runtime = choose_runtime(self._wanted_runtime, self.device)
         if (self.device, runtime) != self._prepared_for:
             self._prepared_for, self._forward = (self.device, runtime), None
         self.runtime = runtime
+
+    def _move(self) -> None:
+        try:
+            self.backbone.to(self.device)
+        except (RuntimeError, AssertionError) as error:
+            raise _not_usable(self.device, error) from error
 
     @property
     def num_features(self) -> int:
@@ -131,8 +142,10 @@ class Encoder:
 
         Raises:
             SlideError: if the slide cannot be read, or, at the end, if it was changed since it was opened.
-            SettingsError: if the runtime cannot compute the backbone.
+            SettingsError: if the device cannot be used, the runtime cannot compute the backbone, or a batch does not
+                fit into memory.
         """
+        self._move()
         if self._forward is None:
             self._forward = get_forward(self.runtime, self.backbone, self.batch_size)
         # A GPU is given a batch before the features of the last one are fetched.
@@ -147,11 +160,12 @@ class Encoder:
         bag.slide.check_unchanged()
 
     def _compute(self, forward: Forward, batch: Tensor) -> _Features:
-        # Not in inference mode, whose tensors are another kind to the compiler, which would compile anew for them.
-        on_device = batch.to(self.device, non_blocking=True)
-        # Whoever calls may track gradients (MONAI Label does): a frozen backbone needs none.
-        with torch.inference_mode():
-            features = forward(on_device)
+        with fitting("encode_batch"):
+            # Not in inference mode, whose tensors are another kind to the compiler, which would compile anew for them.
+            on_device = batch.to(self.device, non_blocking=True)
+            # Whoever calls may track gradients (MONAI Label does): a frozen backbone needs none.
+            with torch.inference_mode():
+                features = forward(on_device)
         if self.device.type != "cuda":
             return _Features(features, None)
         # The copy is asked for now: asked for later, it would wait for what the GPU was given since.
@@ -208,12 +222,13 @@ class Encoder:
 
     def _buffer(self, shape: tuple[int, ...]) -> Tensor:
         # Only from pinned memory does a GPU copy while the processor goes on.
-        return torch.empty(
-            (self.batch_size, *shape),
-            dtype=torch.uint8,
-            memory_format=torch.channels_last,
-            pin_memory=self.device.type == "cuda",
-        )
+        with fitting("encode_batch"):
+            return torch.empty(
+                (self.batch_size, *shape),
+                dtype=torch.uint8,
+                memory_format=torch.channels_last,
+                pin_memory=self.device.type == "cuda",
+            )
 
     def _read(self, bag: Bag, transform: PatchTransform | None) -> Iterator[_Patches]:
         def read(block: Block) -> list[_Patches]:
@@ -235,6 +250,11 @@ class Encoder:
                     yield from waiting.popleft().result()
             while waiting:
                 yield from waiting.popleft().result()
+
+
+def _not_usable(device: str | torch.device, error: BaseException) -> SettingsError:
+    reason = next(iter(str(error).splitlines()), type(error).__name__)
+    return SettingsError("device", f"{device} cannot be used ({reason})", "Use `cpu`, or `cuda`.")
 
 
 def _fetched(shares: list[_Share], features: _Features) -> Iterator[Encoded]:

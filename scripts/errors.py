@@ -3,17 +3,31 @@
 from __future__ import annotations
 
 import errno
+import json
 import logging
 import os
+import re
 import sys
 import threading
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import Any
 
 from tqdm import tqdm
 
-__all__ = ["BundleError", "DatalistError", "SettingsError", "SlideError", "mistake_in", "no_room", "show_one_line"]
+__all__ = [
+    "BundleError",
+    "DatalistError",
+    "SettingsError",
+    "SlideError",
+    "fitting",
+    "mistake_in",
+    "no_memory",
+    "no_room",
+    "show_one_line",
+]
 
 # What a file system says that takes no more, which is no fault of the program.
 NO_ROOM = {
@@ -24,6 +38,9 @@ NO_ROOM = {
 }
 # What it says of a path that it cannot follow.
 NO_WAY = {errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR}
+# What PyTorch, and CUDA's libraries through it, raise as a plain RuntimeError.
+NO_MEMORY = re.compile(r"out of memory|DefaultCPUAllocator: |STATUS_ALLOC_FAILED", re.IGNORECASE)
+BUSY = re.compile(r"CUDA error: .*busy or unavailable", re.IGNORECASE)
 
 
 class BundleError(Exception):
@@ -78,6 +95,7 @@ def show_one_line() -> None:
         else:
             # Through tqdm, which keeps it apart from a progress bar that is still drawn.
             tqdm.write(f"error: {mistake}", file=sys.stderr)
+            _tell_torchrun(mistake)
 
     def record_without_trace(*args: Any, **kwargs: Any) -> logging.LogRecord:
         # MONAI's StatsHandler logs what ends a run, with its traceback.
@@ -103,7 +121,8 @@ def show_one_line() -> None:
 def mistake_in(error: BaseException | None) -> BundleError | None:
     """The user's mistake that led to an error, from its chain of causes; ``None`` if there is none.
 
-    A library that found no room for a file, no way to it, or was not let at it, counts as one, too.
+    A library that found no room for a file, no way to it, or was not let at it, counts as one, too; and so does one
+    that found no memory, or no GPU for itself.
     """
     found = next((cause for cause in _chain(error) if isinstance(cause, BundleError)), None)
     if found is not None:
@@ -119,6 +138,49 @@ def no_room(error: BaseException) -> str | None:
     return f"{NO_ROOM[number]} ({os.strerror(number)})" if number in NO_ROOM else None
 
 
+def no_memory(error: BaseException) -> str | None:
+    """What there was too little memory for; ``None`` if that is not what an error says."""
+    if not isinstance(error, RuntimeError | MemoryError):
+        return None
+    said = " ".join(str(error).split())
+    # By its name: nothing that is as large as PyTorch is imported here.
+    named = any(kind.__name__ == "OutOfMemoryError" for kind in type(error).__mro__)
+    if not (named or isinstance(error, MemoryError) or NO_MEMORY.search(said)):
+        return None
+    where = "the GPU's memory" if re.search("cuda|cublas|cudnn|GPU", said, re.IGNORECASE) else "this machine's memory"
+    numbers = re.search(
+        r"(tried|unable) to allocate [\d.]+ \w+(\. GPU \d+ has .*? is free)?", said, flags=re.IGNORECASE
+    )
+    return f"does not fit into {where} ({numbers[0] if numbers else said[:100] or type(error).__name__})"
+
+
+@contextmanager
+def fitting(setting: str) -> Iterator[None]:
+    """Where memory runs out meanwhile, name the setting that decides how much is needed.
+
+    Raises:
+        SettingsError: if it does.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        cause = no_memory(error)
+        if cause is None:
+            raise
+        raise SettingsError(setting, cause, f"Lower `{setting}`, or use another `device`.") from error
+
+
+def _tell_torchrun(mistake: BundleError) -> None:
+    """Give ``torchrun`` what it shows last, as the cause of a rank's failure."""
+    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if path:
+        extra = {"py_callstack": str(mistake), "timestamp": str(int(time.time()))}
+        content = json.dumps({"message": {"message": str(mistake), "extraInfo": extra}})
+        # The disk may be what is full.
+        with suppress(OSError), open(path, "w", encoding="utf-8") as file:
+            file.write(content)
+
+
 def _chain(error: BaseException | None, contexts: bool = True) -> Iterator[BaseException]:
     while error is not None:
         yield error
@@ -126,6 +188,13 @@ def _chain(error: BaseException | None, contexts: bool = True) -> Iterator[BaseE
 
 
 def _refused(error: BaseException) -> BundleError | None:
+    if (cause := no_memory(error)) is not None:
+        remedy = "Lower `batch_size`, `num_nodes`, `cache_gb` or `num_workers`, or use another `device`."
+        return SettingsError("the run", cause, remedy)
+    if isinstance(error, RuntimeError) and BUSY.search(str(error)):
+        cause = "the GPU is in use by another process, and takes one at a time (exclusive mode)"
+        remedy = "Wait for that process, set `num_processes` to 1, or, after an extraction, run the same command again."
+        return SettingsError("device", cause, remedy)
     if not isinstance(error, OSError):
         return None
     # TensorBoard, which writes into `output_dir`, does not tell the file.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import math
@@ -321,10 +322,24 @@ def _fingerprint(partition: Any) -> str:
 
 
 def save_checkpoint(content: Mapping[str, Any], path: Path) -> None:
-    """``torch.save``, in one step; what takes the place of packed weights is no longer listed as one of these."""
+    """``torch.save``, in one step and from the CPU, so that a machine without a GPU can load the file as it is.
+
+    What takes the place of packed weights is no longer listed as one of these.
+    """
     drop_sum(path)
     with replacing(path) as part:
-        torch.save(content, part)
+        torch.save(_on_cpu(content), part)
+
+
+def _on_cpu(content: Any) -> Any:
+    """The same with every tensor on the CPU; the metadata of a state dict stays with it."""
+    if isinstance(content, torch.Tensor):
+        return content.cpu()
+    if isinstance(content, dict):
+        moved = copy.copy(content)  # unlike `dict.copy`, with its attributes
+        moved.update((key, _on_cpu(value)) for key, value in content.items())
+        return moved
+    return type(content)(map(_on_cpu, content)) if isinstance(content, list | tuple) else content
 
 
 def training_scalars(

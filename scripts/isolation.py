@@ -32,6 +32,8 @@ SAID_BYTES = 4096
 ROOT = Path(__file__).resolve().parents[1]
 PROGRAM = "import sys; sys.path.insert(0, sys.argv[1]); from scripts.reader_process import serve; "
 PROGRAM += "serve(*map(int, sys.argv[2:]))"
+# Slides are decoded on the CPU. A reader that saw a GPU could take memory on it, one reader for each thread.
+NO_GPU = {"CUDA_VISIBLE_DEVICES": ""}
 
 T = TypeVar("T")
 
@@ -109,7 +111,10 @@ class _Process:
             fds = (theirs.fileno(), self._memory_fd, self._said_fd)
             # Nothing is written to its input: that this closes when the run ends is what ends a reader that is stuck.
             self._process = subprocess.Popen(
-                [sys.executable, "-c", PROGRAM, str(ROOT), *map(str, fds)], pass_fds=fds, stdin=subprocess.PIPE
+                [sys.executable, "-c", PROGRAM, str(ROOT), *map(str, fds)],
+                env={**os.environ, **NO_GPU},
+                pass_fds=fds,
+                stdin=subprocess.PIPE,
             )
         self._connection = Connection(ours.detach())
 
@@ -126,7 +131,7 @@ class _Process:
 
     def ask(self, backend: str, method: str, *arguments: Any) -> Any:
         try:
-            self._connection.send((method, arguments))
+            self._connection.send((backend, method, arguments))
             if not self._connection.poll(ANSWER_SECONDS):
                 self.end()
                 raise ReaderError(f"{backend} gave no answer for {ANSWER_SECONDS:g} seconds")

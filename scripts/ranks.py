@@ -53,6 +53,8 @@ T = TypeVar("T")
 
 # What torchrun tells each process of its place.
 PLACE = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
+# What Slurm tells each task that srun started: how many there are.
+SLURM_TASKS = "SLURM_STEP_NUM_TASKS"
 # Of one collective call: a rank may be busy with the largest slide while the others wait.
 COLLECTIVE_TIMEOUT = timedelta(hours=2)
 POLL_SECONDS = 0.1
@@ -91,8 +93,10 @@ def check_device(device: torch.device) -> None:
     """Refuse a GPU that is not this rank's own, because another rank computes there.
 
     Raises:
-        SettingsError: if there are several ranks, and it is another GPU than that of :func:`own_device`.
+        SettingsError: if there are several ranks, and it is another GPU than that of :func:`own_device`; or if srun
+            started several processes without torchrun.
     """
+    _refuse_tasks()
     if num_ranks() > 1 and device.type == "cuda" and device != own_device():
         cause = f"got {str(device)!r}, but each of the {num_ranks()} ranks has a GPU of its own"
         raise SettingsError("device", cause, "Leave `device` out, or set it to cpu.")
@@ -100,7 +104,7 @@ def check_device(device: torch.device) -> None:
 
 def forget_ranks() -> None:
     """Make this process, which one of the ranks started, a run of its own."""
-    for name in PLACE:
+    for name in (*PLACE, SLURM_TASKS):
         os.environ.pop(name, None)
 
 
@@ -111,8 +115,9 @@ def refuse_several(config: str | None = None) -> None:
         config: the file to add, with which ranks share the work, if there is one.
 
     Raises:
-        SettingsError: if there are several ranks.
+        SettingsError: if there are several ranks, or srun started several processes without torchrun.
     """
+    _refuse_tasks()
     if num_ranks() > 1:
         cause = f"each of the {num_ranks()} ranks would do all the work, and write the same files"
         remedy = f"Add {config} to `--config_file`" if config else "Run it without torchrun, in one process"
@@ -124,7 +129,11 @@ def join(device: torch.device | str) -> None:
 
     Args:
         device: of this rank, different for each where it is a GPU.
+
+    Raises:
+        SettingsError: if srun started several processes without torchrun.
     """
+    _refuse_tasks()
     if dist.is_initialized():
         return
     device = torch.device(device)
@@ -132,6 +141,10 @@ def join(device: torch.device | str) -> None:
         torch.cuda.set_device(device)
     # Under a name of its own: a second group of a process would find the addresses of the first, and hang.
     store = dist.PrefixStore(f"group/{next(_uses)}", _store()) if num_ranks() > 1 else dist.HashStore()
+    if "SLURM_JOB_ID" in os.environ:
+        # In a job of Slurm, Ignite takes this for LOCAL_RANK. A shell of salloc has none, and the ranks that torchrun
+        # starts share that of their parent.
+        os.environ["SLURM_LOCALID"] = os.environ.get("LOCAL_RANK", "0")
     dist.init_process_group(
         # Objects are gathered on the CPU, also where gradients are on GPUs.
         "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
@@ -263,6 +276,15 @@ def wait_for_ranks() -> None:
 
 class _Nothing:
     pass
+
+
+def _refuse_tasks() -> None:
+    """Refuse the tasks of srun that torchrun did not start: they know nothing of each other."""
+    tasks = os.environ.get(SLURM_TASKS, "1")
+    if "WORLD_SIZE" not in os.environ and tasks != "1":
+        cause = f"started {tasks} processes, and each would do all the work, and write the same files"
+        remedy = "Start torchrun with one task a machine (docs/clusters.md), or one process with `srun --ntasks=1`."
+        raise SettingsError("srun", cause, remedy)
 
 
 def _local_rank() -> int:

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from scripts.backends import BACKENDS, Backend, openslide_properties
+from scripts.backends import BACKENDS, Backend, load_library, openslide_properties
 from scripts.slide_stamp import Stamp, stamp_of
 from scripts.tiff_pixels import pixel_fault
 
@@ -41,8 +41,8 @@ FAILURE = re.compile("error|fail|corrupt", re.IGNORECASE)
 def serve(connection_fd: int, memory_fd: int, said_fd: int) -> None:
     """Answer requests.
 
-    A request is the name of a method of :class:`_Requests` and its arguments. The answer is ``(True, result)``, or
-    ``(False, message)`` where it raised.
+    A request is the name of a library, the name of a method of :class:`_Requests`, and its arguments. The answer is
+    ``(True, result)``, or ``(False, message)`` where it raised.
 
     Args:
         connection_fd: file descriptor of the connection.
@@ -58,10 +58,13 @@ def serve(connection_fd: int, memory_fd: int, said_fd: int) -> None:
     with Connection(connection_fd) as connection:
         while True:
             try:
-                method, arguments = connection.recv()
+                library, method, arguments = connection.recv()
             except EOFError:
                 return
-            answer = _answer(getattr(requests, method), arguments, said_fd)
+            # Apart from the request, because what a library prints while it is loaded says nothing about the slide.
+            answer = _answer(load_library, (library,), said_fd, judged=False)
+            if answer[0]:
+                answer = _answer(getattr(requests, method), arguments, said_fd)
             if not answer[0]:
                 requests.forget()
             connection.send(answer)
@@ -76,7 +79,9 @@ def _ends_with_the_run() -> bool:
     return not select.select([0], [], [], 0)[0]
 
 
-def _answer(method: Callable[..., Any], arguments: tuple[Any, ...], said_fd: int) -> tuple[bool, Any]:
+def _answer(
+    method: Callable[..., Any], arguments: tuple[Any, ...], said_fd: int, judged: bool = True
+) -> tuple[bool, Any]:
     said: list[str] = []
     try:
         with _overheard(said_fd, said):
@@ -85,7 +90,7 @@ def _answer(method: Callable[..., Any], arguments: tuple[Any, ...], said_fd: int
         return False, str(error).strip() or type(error).__name__
     # cuCIM goes on after some errors: with pixels that it made up, or without the levels that it could not find.
     errors = [line for line in said if FAILURE.search(line) and "warning" not in line.lower()]
-    if errors:
+    if errors and judged:
         return False, " ".join(errors)
     sys.stderr.writelines(f"{line}\n" for line in said)
     return True, result

@@ -1,3 +1,4 @@
+import contextlib
 import threading
 from types import SimpleNamespace
 
@@ -183,3 +184,42 @@ def test_another_device_can_be_chosen_later_and_a_wrong_one_is_named():
     assert encoder.device == torch.device("cpu")
     with pytest.raises(SettingsError, match=r"device: tpu9 cannot be used \(.+\). Use `cpu`, or `cuda`"):
         encoder.to("tpu9")
+
+
+@pytest.fixture
+def one_gpu(monkeypatch):
+    """The devices to which modules are moved, where torch sees one GPU."""
+    moved = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+
+    def to(module, device=None, **_):
+        if device is not None:
+            moved.append(str(device))
+        return module
+
+    monkeypatch.setattr(torch.nn.Module, "to", to)
+    return moved
+
+
+def test_a_gpu_is_left_alone_until_there_is_something_to_encode(one_gpu, bag):
+    encoder = Encoder(tiny_backbone(), "cuda:0")
+    encoder.to("cuda")
+    assert encoder.settings()["runtime"] == "torch"
+    assert encoder.num_features == 12
+    assert one_gpu == []
+    with contextlib.suppress(RuntimeError):  # there is none, after all
+        next(encoder.encode(bag))
+    assert one_gpu == ["cuda"]
+    with pytest.raises(SettingsError, match=r"device: cuda:1 cannot be used \(torch sees 1 GPUs\)\. Use `cpu`"):
+        encoder.to("cuda:1")
+
+
+@pytest.mark.parametrize("said", ["CUDA out of memory. Tried to allocate 2.00 GiB.", "DefaultCPUAllocator: not enough"])
+def test_a_batch_that_does_not_fit_into_memory_names_the_setting(bag, said):
+    encoder = tiny_encoder()
+    encoder.backbone.forward = lambda patches: (_ for _ in ()).throw(RuntimeError(said))
+    with pytest.raises(
+        SettingsError, match=r"^encode_batch: does not fit into .* memory \(.*\)\. Lower `encode_batch`"
+    ):
+        encoder.encode_rows(bag)

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from scripts.errors import BundleError, DatalistError, SettingsError, SlideError, mistake_in
+from scripts.errors import BundleError, DatalistError, SettingsError, SlideError, fitting, mistake_in
 
 
 def run_python(code):
@@ -144,6 +144,68 @@ def test_what_a_library_was_not_let_do_with_a_path_is_a_mistake_of_one_line_thro
     wrapped.__cause__ = error
     assert str(mistake_in(wrapped)).startswith(line)
     assert mistake_in(OSError(errno.EIO, "Input/output error", "/out")) is None
+
+
+class OutOfMemoryError(RuntimeError):
+    """As PyTorch's, which this file need not import."""
+
+
+GPU = (
+    "CUDA out of memory. Tried to allocate 2.50 GiB. GPU 1 has a total capacity of 39.38 GiB of which 1.20 GiB is free."
+    " Including non-PyTorch memory, this process has 38.18 GiB memory in use.\nIf reserved but unallocated memory is "
+    "large try setting PYTORCH_ALLOC_CONF=expandable_segments:True"
+)
+CPU = (
+    "[enforce fail at alloc_cpu.cpp:121] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate "
+    "4000000000000 bytes. Error code 12 (Cannot allocate memory)"
+)
+ON_GPU = (
+    "does not fit into the GPU's memory (Tried to allocate 2.50 GiB. GPU 1 has a total capacity of 39.38 GiB of which "
+    "1.20 GiB is free)"
+)
+ON_CPU = "does not fit into this machine's memory (tried to allocate 4000000000000 bytes)"
+WANTS = [
+    (OutOfMemoryError(GPU), ON_GPU),
+    (RuntimeError(CPU), ON_CPU),
+    (MemoryError("Unable to allocate 7.28 TiB for an array"), "does not fit into this machine's memory (Unable to all"),
+    (MemoryError(), "does not fit into this machine's memory (MemoryError)"),
+    (
+        RuntimeError("CUDA error: out of memory\nCUDA kernel errors might"),
+        "does not fit into the GPU's memory (CUDA er",
+    ),
+    (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate"), "does not fit into the GPU's"),
+    (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), "does not fit into the GPU's memory (cuDNN error: "),
+]
+
+
+@pytest.mark.parametrize(("error", "cause"), WANTS)
+def test_want_of_memory_is_one_line_that_names_the_settings_to_lower(error, cause):
+    wrapped = RuntimeError("Failed to evaluate training")
+    wrapped.__cause__ = error
+    line = str(mistake_in(wrapped))
+    assert line.startswith(f"the run: {cause}")
+    assert line.endswith(". Lower `batch_size`, `num_nodes`, `cache_gb` or `num_workers`, or use another `device`.")
+    with pytest.raises(SettingsError) as found, fitting("encode_batch"):
+        raise error
+    assert str(found.value).startswith(f"encode_batch: {cause}")
+    assert str(found.value).endswith(". Lower `encode_batch`, or use another `device`.")
+    assert "\n" not in str(found.value)
+
+
+def test_a_gpu_that_another_process_has_to_itself_is_one_line():
+    busy = RuntimeError(
+        "CUDA error: CUDA-capable device(s) is/are busy or unavailable\nCompile with TORCH_USE_CUDA_DSA"
+    )
+    assert str(mistake_in(busy)).startswith("device: the GPU is in use by another process, and takes one at a time (")
+    assert str(mistake_in(busy)).endswith("after an extraction, run the same command again.")
+
+
+@pytest.mark.parametrize("error", [RuntimeError("shape '[2]' is invalid"), ValueError("out of memory"), KeyError("m")])
+def test_other_errors_say_nothing_of_memory(error):
+    assert mistake_in(error) is None
+    with pytest.raises(type(error)) as found, fitting("encode_batch"):
+        raise error
+    assert found.value is error
 
 
 def test_a_full_disk_in_a_thread_ends_in_one_line_and_other_faults_of_threads_keep_their_traceback():

@@ -12,6 +12,7 @@ import torch
 from tqdm import tqdm
 
 from scripts.augmentation import augmentation_settings, view_transform
+from scripts.encoding import Encoder
 from scripts.errors import SettingsError, SlideError
 from scripts.extraction import Extractor, left_out
 from scripts.failures import FailedSlides, FailedSlidesError
@@ -87,6 +88,18 @@ def test_what_is_there_is_not_made_again(cohort, tmp_path, bars, caplog):
     assert again.slides == []
     assert len(bars) == 2  # none where nothing is to do
     assert {name: (tmp_path / name).stat().st_mtime_ns for name in made} == made
+
+
+def test_a_run_that_finds_all_banks_does_not_touch_the_gpu(cohort, tmp_path, monkeypatch):
+    # `comparing` and `searching` start their trainings from such a process, and a GPU may take one process at a time.
+    Extractor(cohort, builder(), tiny_encoder(), tmp_path).run()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "_lazy_init", lambda: pytest.fail("the GPU was touched"))
+    monkeypatch.setattr("scripts.extraction.is_banked", lambda path, settings: path.exists())
+    extractor = Extractor(cohort, builder(), Encoder(tiny_backbone(), "cuda"), tmp_path)
+    extractor.run()
+    assert extractor.left_out() == []
 
 
 def test_an_interrupted_extraction_goes_on_with_the_slide_that_it_stopped_in(cohort, tmp_path):

@@ -24,7 +24,7 @@ from scripts.handlers import (
 from scripts.linked_patches import linked_patches
 from scripts.networks import MuSTMIL
 from scripts.provenance import cohort_fingerprint
-from scripts.weights_record import read_origin, read_record
+from scripts.weights_record import read_origin, read_record, read_weights
 from tests.cohorts import builder, draw_cohort
 from tests.test_weights_record import RECORD
 from tests.trainings import Interrupt, Training, checkpoint, same
@@ -79,6 +79,49 @@ def test_each_output_keeps_the_weights_of_its_own_best_epoch(tmp_path):
     assert best.losses == {"global": 0.7, "5x": 0.5, "10x": 0.7}
     assert best.epochs == {"global": 2, "5x": 1, "10x": 3}
     assert sorted(p.name for p in tmp_path.iterdir()) == ["model.pt", "model_10x.pt", "model_5x.pt"]
+
+
+@pytest.fixture
+def as_on_a_gpu(monkeypatch):
+    """Let every tensor be saved as one on a GPU is, unless it was moved to the CPU."""
+    to_cpu, moved = torch.Tensor.cpu, []
+
+    def cpu(tensor):
+        moved.append(to_cpu(tensor).clone())
+        return moved[-1]
+
+    def tag(storage):
+        return "cpu" if storage.data_ptr() in {tensor.untyped_storage().data_ptr() for tensor in moved} else "cuda:0"
+
+    monkeypatch.setattr(torch.Tensor, "cpu", cpu)
+    monkeypatch.setattr(torch.serialization, "location_tag", tag)
+    return monkeypatch
+
+
+def test_what_a_training_on_a_gpu_saves_loads_where_there_is_none(tmp_path, as_on_a_gpu):
+    Training(tmp_path, epochs=1).run()
+    as_on_a_gpu.undo()
+    last = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    Training(tmp_path / "cpu", epochs=1).run()
+    for name in ("model", "optimizer", "best"):
+        assert same(last[name], checkpoint(tmp_path / "cpu")[name]), name
+    for head in HEADS:
+        path = weights_path(tmp_path, head)
+        state, wanted = (torch.load(file, weights_only=True) for file in (path, tmp_path / "cpu" / path.name))
+        assert same(dict(state), dict(wanted))
+        assert state._metadata.keys() == wanted._metadata.keys()
+
+
+def test_what_older_versions_saved_from_a_gpu_is_read_all_the_same(tmp_path, as_on_a_gpu):
+    as_on_a_gpu.setattr("scripts.handlers._on_cpu", lambda content: content)
+    with pytest.raises(KeyboardInterrupt):
+        Training(tmp_path, epochs=3, extra_handlers=[Interrupt(epoch=2)]).run()
+    as_on_a_gpu.undo()
+    for path in (tmp_path / "last.ckpt", weights_path(tmp_path, "global")):
+        with pytest.raises(RuntimeError, match="Attempting to deserialize object on a CUDA device"):
+            torch.load(path, weights_only=True)
+    assert read_weights(weights_path(tmp_path, "global"))
+    assert Training(tmp_path, epochs=3, resume=True).run().trainer.state.epoch == 3
 
 
 def test_a_loss_that_is_nan_is_never_the_best(tmp_path):

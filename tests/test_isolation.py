@@ -61,6 +61,63 @@ def test_the_process_that_reads_has_no_framework_in_it(pyramid, nobody):
     assert not any("torch" in mapped.path or "itk" in mapped.path.lower() for mapped in process.memory_maps())
 
 
+# Imported in place of a library, it writes into a file that it was, prints what looks like an error, and gives way.
+NOISY = """
+import importlib, sys
+from pathlib import Path
+folder = Path(__file__).parents[__file__.endswith("__init__.py")]
+(folder / "imported").open("a").write(__name__)
+print("error: no such symbol")
+print("corrupt header", file=sys.stderr)
+sys.path.remove(str(folder))
+del sys.modules[__name__]
+sys.modules[__name__] = importlib.import_module(__name__)
+"""
+
+
+@pytest.mark.parametrize("library", ["cucim", "openslide"])
+def test_what_a_library_prints_while_it_is_loaded_is_no_fault_of_the_first_slide(
+    tmp_path, pyramid, image, nobody, monkeypatch, capfd, library
+):
+    (tmp_path / f"{library}.py").write_text(NOISY)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    slide = Slide(pyramid, reader=library)
+    assert np.array_equal(slide.read_region((0, 0), (64, 64), 0.5), image[:64, :64])
+    assert (tmp_path / "imported").read_text() == library  # once
+    said = capfd.readouterr()
+    assert said.out == ""
+    assert sorted(said.err.splitlines()) == ["corrupt header", "error: no such symbol"]
+
+
+def test_a_reader_sees_no_gpu_and_loads_no_cupy(tmp_path, pyramid, image, nobody, monkeypatch):
+    (tmp_path / "cupy.py").write_text(NOISY)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    slide = Slide(pyramid, reader="cucim")
+    assert np.array_equal(slide.read_region((0, 0), (64, 64), 0.5), image[:64, :64])
+    assert not (tmp_path / "imported").exists()
+    (process,) = readers()
+    assert process.environ()["CUDA_VISIBLE_DEVICES"] == ""
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "0,1"  # the run keeps its own
+
+
+def test_cucims_plugins_are_loaded_with_it(pyramid, nobody):
+    # A request that needs no cuCIM.
+    properties = isolation._asked(lambda process: process.ask("cucim", "properties", str(pyramid)))
+    assert properties["openslide.level-count"] == "2"
+    (process,) = readers()
+    assert any("cucim.kit.cuslide" in mapped.path for mapped in process.memory_maps())
+
+
+def test_a_library_that_cannot_be_loaded_is_what_the_slide_could_not_be_read_for(
+    tmp_path, pyramid, nobody, monkeypatch
+):
+    (tmp_path / "cucim.py").write_text("raise ImportError('libcufile.so: cannot open shared object file')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with pytest.raises(ReaderError, match=r"^libcufile\.so: cannot open shared object file$"):
+        open_levels(pyramid, "cucim", stamp_of(pyramid))
+
+
 @pytest.mark.parametrize("backend", ["cucim", "openslide"])
 def test_what_comes_back_is_a_copy_that_the_next_read_leaves_alone(pyramid, image, backend):
     stamp = stamp_of(pyramid)

@@ -418,6 +418,16 @@ class Floats(nn.Module):
         return x.float()
 
 
+def test_patches_that_do_not_fit_into_memory_name_the_setting() -> None:
+    class Full(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    full = network(backbone=Full())
+    with pytest.raises(SettingsError, match=r"^encode_batch: does not fit into the GPU's memory \(Tried to allocate 2"):
+        full(torch.zeros(1, 4, 2, 3, 8, 8))
+
+
 def test_integer_patches_reach_the_backbone_as_they_are() -> None:
     class Scale(nn.Module):
         def forward(self, x: Tensor) -> Tensor:

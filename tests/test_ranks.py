@@ -9,6 +9,7 @@ import signal
 import sys
 
 import h5py
+import ignite.distributed as idist
 import numpy as np
 import pytest
 import torch
@@ -92,6 +93,64 @@ def test_ranks_that_torchrun_did_not_start_are_refused(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(SettingsError, match="WORLD_SIZE: is 2, but LOCAL_RANK.* Start the ranks with torchrun"):
         join("cpu")
+
+
+@pytest.fixture
+def slurm(monkeypatch):
+    """Sets variables of Slurm's and of torchrun's, and gives what Ignite takes for the local rank then."""
+
+    def local_rank(**variables):
+        for name, value in {"SLURM_JOB_ID": "7", **variables}.items():
+            monkeypatch.setenv(name, value)
+        join("cpu")
+        try:
+            idist.sync()
+            return idist.get_local_rank()
+        finally:
+            leave()
+            idist.sync()
+
+    # Ignite and `join` write into the environment.
+    for name in ("SLURM_JOB_ID", "SLURM_LOCALID", "LOCAL_RANK"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    return local_rank
+
+
+@pytest.mark.parametrize(
+    "started_by",
+    [
+        {},  # the shell that salloc gives
+        {"SLURM_LOCALID": "0"},  # the same where salloc starts it as a step, or torchrun as the task of srun
+        {"SLURM_LOCALID": "0", "SLURM_STEP_NUM_TASKS": "2", "WORLD_SIZE": "1"},  # on one machine of two
+    ],
+)
+@pytest.mark.parametrize("place", [{}, {"LOCAL_RANK": "0"}, {"LOCAL_RANK": "3"}])
+def test_in_a_job_of_slurm_the_place_is_that_of_torchrun(slurm, started_by, place):
+    assert slurm(**started_by, **place) == int(place.get("LOCAL_RANK", 0))
+    assert os.environ.get("LOCAL_RANK", "0") == place.get("LOCAL_RANK", "0")
+
+
+def test_tasks_of_slurm_that_torchrun_did_not_start_are_refused_and_one_task_is_not(monkeypatch):
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv("SLURM_NTASKS", "4")  # of the job; salloc's shell is one process all the same
+    for tasks in (None, "1"):
+        if tasks:
+            monkeypatch.setenv("SLURM_STEP_NUM_TASKS", tasks)
+        refuse_several()
+        check_settings(device="cpu")
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
+    refusal = "^srun: started 4 processes, and each would do all the work.* Start torchrun with one task a machine"
+    for start in (refuse_several, lambda: check_settings(device="cpu"), lambda: join("cpu")):
+        with pytest.raises(SettingsError, match=refusal):
+            start()
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    check_settings(device="cpu")  # torchrun as each task
+    forget_ranks()
+    check_settings(device="cpu")  # a training that one of its ranks starts
+    refuse_several()
 
 
 @pytest.mark.parametrize(
@@ -290,6 +349,9 @@ def test_an_error_of_one_rank_ends_the_run_and_is_what_it_says(tmp_path):
     assert done.returncode != 0
     said = [line for line in done.stderr.splitlines() if line.endswith("error: lr: the loss is nan. Lower it.")]
     assert said == ["[rank1]: error: lr: the loss is nan. Lower it."]
+    # What torchrun shows last, and MONAI Label of all that was printed.
+    root_cause = done.stderr.split("Root Cause (first observed failure):")[1].splitlines()
+    assert "  traceback : lr: the loss is nan. Lower it." in root_cause
     assert not (tmp_path / "last.ckpt").exists()
 
 

@@ -38,6 +38,12 @@ def test_an_error_that_was_only_printed_is_a_failure(said_fd, write, capfd):
     assert capfd.readouterr() == ("", "")
 
 
+def test_what_is_printed_apart_from_a_request_is_passed_on_whatever_it_says(said_fd, capfd):
+    assert _answer(puts, ("ERROR: no plugin", 7), said_fd, judged=False) == (True, 7)
+    sys.stderr.flush()
+    assert capfd.readouterr() == ("", "ERROR: no plugin\n")
+
+
 @pytest.mark.parametrize("text", ["Unknown field with tag 65420", "[Warning] Failed to find a GPU"])
 def test_a_warning_is_passed_on(said_fd, capfd, text):
     assert _answer(puts, (text, 7), said_fd) == (True, 7)

@@ -8,8 +8,10 @@ import monai.bundle
 import numpy as np
 import pytest
 import torch
+from monai.bundle import ConfigParser
 
 from scripts.errors import mistake_in
+from scripts.settings import check_settings
 from tests.conftest import ROOT
 from tests.torchruns import torchrun
 
@@ -20,6 +22,7 @@ import monai.bundle
 for job in json.load(open(sys.argv[1])):
     monai.bundle.run(**job)
 """
+TRAIN = ROOT / "configs" / "train.json"
 METHODS = ("mustmil", "msmil")
 TRAINING = {"epochs": 3, "optimizer_name": "SGD", "lr": 0.1, "seed": 2}
 
@@ -65,6 +68,22 @@ def two(data, trained, tmp_path_factory):
     (folder / "log.txt").write_text(done.stdout + done.stderr)
     assert done.returncode == 0, done.stderr[-5000:]
     return folder
+
+
+@pytest.mark.parametrize("given", ["cuda", "cuda:0", "cpu"])
+def test_over_a_config_that_names_a_device_each_rank_takes_its_own_gpu(given, tmp_path, monkeypatch):
+    # As MONAI Label writes it, which knows one device for all ranks.
+    (tmp_path / "train.json").write_text(json.dumps({**ConfigParser.load_config_file(TRAIN), "device": given}))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for place in range(2):
+        for name, value in {"RANK": place + 2, "LOCAL_RANK": place, "WORLD_SIZE": 4}.items():
+            monkeypatch.setenv(name, str(value))
+        parser = ConfigParser()
+        parser.read_config([tmp_path / "train.json", *overlaid("train")[1:]])
+        device = parser.get_parsed_content("device")
+        assert device == torch.device("cuda", place)
+        check_settings(device=device)
 
 
 def weights(path):

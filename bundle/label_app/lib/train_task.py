@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
+import subprocess
+import sys
+from collections.abc import Mapping
 from typing import Any
 
 from monailabel.interfaces.datastore import Datastore
@@ -10,16 +14,20 @@ from monailabel.tasks.train.bundle import BundleTrainTask
 
 from .bundles import check_configs
 from .choices import check_training
-from .reasons import BAD_REQUEST, NOT_USABLE, RequestError
+from .reasons import BAD_REQUEST, NOT_USABLE, SERVER_FAULT, RequestError
 
 __all__ = ["SlideTrainTask"]
 
 # One to train on and one to validate on.
 FEWEST_SLIDES = 2
+# What a rank prints that failed; not one that stopped because another did.
+REASON = re.compile(r"^(?:\[rank\d+\]: ?)?error: (?!rank \d+: stopped, because)(.*)")
 
 
 class SlideTrainTask(BundleTrainTask):
     """MONAI Label's training of a bundle; weights that it goes on from must fit, and labels must be there.
+
+    On a server with several GPUs it trains on all of them, or on the one that the client names.
 
     Args:
         path: the bundle's folder.
@@ -34,10 +42,14 @@ class SlideTrainTask(BundleTrainTask):
         """Train.
 
         Raises:
-            RequestError: if the request, its weights or the labels cannot be used.
+            RequestError: if the request, its weights or the labels cannot be used, or a training in several processes
+                fails.
         """
         given = {key: value for key, value in request.items() if value is not None}
         check_training(given, self.config()["model_filename"])
+        # A list is what /info/ shows, and "cuda" any GPU; another name is one device.
+        if isinstance(given.get("device"), str) and given["device"] not in ("", "cuda"):
+            given["multi_gpu"] = False
         done: dict[str, Any] = super().__call__(given, datastore)
         return done
 
@@ -63,3 +75,28 @@ class SlideTrainTask(BundleTrainTask):
             remedy = 'Name another in "model_filename", or start anew with "pretrained": false.'
             raise RequestError(BAD_REQUEST, model_pytorch, "there is no such file", remedy)
         super()._load_checkpoint(model_pytorch, pretrained, train_handlers)
+
+    def run_multi_gpu(self, request: dict[str, Any], cmd: list[str], env: Mapping[str, str]) -> None:
+        """Train in a process for each GPU.
+
+        Raises:
+            RequestError: if it fails, which MONAI Label would pass over.
+        """
+        # MONAI Label counts the GPUs that this process sees, and starts whatever torchrun is on the path.
+        seen = os.environ.get("CUDA_VISIBLE_DEVICES")
+        gpus = env["CUDA_VISIBLE_DEVICES"].split(",")
+        if seen:
+            env = {**env, "CUDA_VISIBLE_DEVICES": ",".join(seen.split(",")[int(gpu)] for gpu in gpus)}
+        command = [sys.executable, "-m", "torch.distributed.run", *cmd[1:]]
+        reason = "The lines above say why."
+        with subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", env=env
+        ) as process:
+            assert process.stdout is not None
+            for line in process.stdout:
+                print(line, end="", flush=True)
+                if (found := REASON.match(line)) is not None:
+                    reason = found[1]
+        if process.returncode != 0:
+            cause = f"failed in {len(gpus)} processes, with status {process.returncode}"
+            raise RequestError(SERVER_FAULT, "train", cause, reason)
