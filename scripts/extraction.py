@@ -185,6 +185,7 @@ class Extractor:
     def _todo(self) -> list[SlideToExtract]:
         todo: list[SlideToExtract] = []
         self._unread = []
+        before_ink: list[Path] = []
         for number, (entry, views) in enumerate(zip(self.entries, self.views, strict=True)):
             try:
                 settings = self._settings(entry)
@@ -192,9 +193,17 @@ class Extractor:
                 self._unread.append(number)
                 self._record(number, error)
                 continue
-            missing = [v for v in range(views + 1) if not is_banked(self._path(entry, v), _of_view(settings, v))]
+            paths = [self._path(entry, view) for view in range(views + 1)]
+            missing = [v for v, path in enumerate(paths) if not is_banked(path, _of_view(settings, v), before_ink)]
             if missing:
                 todo.append(SlideToExtract(number, missing, os.path.getsize(entry["image"])))
+        if before_ink:
+            logger.warning(
+                "%d feature banks in %s were made before ink was left out of the tissue: those of slides with ink hold "
+                "it. `checking` names these slides; delete their banks to make them again.",
+                len(before_ink),
+                self.feature_dir,
+            )
         return sorted(todo, key=lambda slide: -slide.size) if num_ranks() > 1 else todo
 
     def _bags(self, slides: Iterator[SlideToExtract]) -> Iterator[tuple[SlideToExtract, Callable[[], tuple[Bag, str]]]]:

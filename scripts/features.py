@@ -104,21 +104,29 @@ def slide_fingerprint(path: str | Path) -> str:
 def entry_settings(entry: Mapping[str, Any]) -> dict[str, Any]:
     """What an entry of the datalist adds to the settings that decide a bank's content.
 
-    Every bank holds the sum of its slide's whole file; ``slide_sha256`` is among these where the datalist wants one.
+    ``ink`` says that ink is left out of the tissue, where tissue is found and not given. Every bank holds the sum of
+    its slide's whole file; ``slide_sha256`` is among these where the datalist wants one.
     """
     mask, sha256 = entry.get("mask"), given_sha256(entry)
     return {
         "slide_fingerprint": slide_fingerprint(entry["image"]),
         "mask_fingerprint": None if mask is None else slide_fingerprint(mask),
         "mpp_given": entry.get("mpp"),
+        **({"ink": "left out"} if mask is None else {}),
         **({} if sha256 is None else {"slide_sha256": sha256}),
     }
 
 
-def is_banked(path: Path, settings: Mapping[str, Any]) -> bool:
+def is_banked(path: Path, settings: Mapping[str, Any], before_ink: list[Path] | None = None) -> bool:
     """Whether a bank is there, made with just these settings.
 
-    One of before version 0.3 that does not tell its slide's SHA-256 is used, with a warning.
+    One of before version 0.3 that does not tell its slide's SHA-256 is used, with a warning. One that was made before
+    ink was left out is used: its content is another only if its slide has ink.
+
+    Args:
+        path: the bank file.
+        settings: see :func:`write_bank`.
+        before_ink: gets the paths of those that were made before ink was left out.
 
     Raises:
         SettingsError: if there is one that was made otherwise; it is neither used nor replaced in silence.
@@ -132,6 +140,10 @@ def is_banked(path: Path, settings: Mapping[str, Any]) -> bool:
         logger.warning(
             "%s: is of an older version, and does not tell its slide's `sha256`; delete it if in doubt", path
         )
+    if "ink" in wanted and "ink" not in made_with:
+        del wanted["ink"]
+        if before_ink is not None:
+            before_ink.append(path)
     differs = [key for key in wanted if made_with.get(key) != wanted[key]]
     if differs:
         both = ", ".join(f"{key} {made_with.get(key)!r}, now {wanted[key]!r}" for key in differs)

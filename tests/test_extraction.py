@@ -74,6 +74,21 @@ def test_each_slide_gets_a_bank_of_its_bag(cohort, tmp_path):
         assert np.array_equal(banked.rows, bag.grid.rows)
 
 
+def test_banks_of_before_ink_was_left_out_are_used_with_one_warning(cohort, tmp_path, caplog):
+    Extractor(cohort, builder(), tiny_encoder(), tmp_path).run()
+    for entry in cohort[:2]:
+        with h5py.File(bank_path(tmp_path, entry["slide"]), "r+") as file:
+            made_with = json.loads(file.attrs["settings"])
+            del made_with["ink"]
+            file.attrs["settings"] = json.dumps(made_with)
+    encoder = encoder_that_counts()
+    caplog.clear()
+    Extractor(cohort, builder(), encoder, tmp_path).run()
+    assert encoder.slides == []
+    assert caplog.text.count("before ink was left out") == 1
+    assert f"2 feature banks in {tmp_path} were made before ink was left out of the tissue" in caplog.text
+
+
 def test_what_is_there_is_not_made_again(cohort, tmp_path, bars, caplog):
     Extractor(cohort[:2], builder(), tiny_encoder(), tmp_path).run()
     made = {name: (tmp_path / name).stat().st_mtime_ns for name in os.listdir(tmp_path)}

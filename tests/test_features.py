@@ -85,6 +85,7 @@ def test_a_bank_says_how_it_was_made(bank, slide):
         "slide_fingerprint": slide_fingerprint(slide),
         "mask_fingerprint": None,
         "mpp_given": None,
+        "ink": "left out",
     }
     assert attributes["slide"] == "s.tif"
     assert attributes["reader"] == "cucim"
@@ -122,6 +123,20 @@ def test_a_bank_that_does_not_tell_its_slides_checksum_is_used_and_told_of(bank,
     settings = {**settings_of(slide), "slide_sha256": "ab" * 32}
     assert is_banked(bank, settings)
     assert "does not tell its slide's `sha256`" in caplog.text
+
+
+def test_a_bank_of_before_ink_was_left_out_is_used_and_counted(bank, slide):
+    settings = settings_of(slide)
+    older: list[Path] = []
+    assert is_banked(bank, settings, older)
+    assert older == []
+    with h5py.File(bank, "r+") as file:
+        made_with = json.loads(file.attrs["settings"])
+        assert made_with.pop("ink") == "left out"
+        file.attrs["settings"] = json.dumps(made_with)
+    assert is_banked(bank, settings, older)
+    assert older == [bank]
+    assert "ink" not in entry_settings({"image": slide, "mask": slide})  # a mask says what is tissue
 
 
 def test_what_is_written_is_read_back(bank, bag):
