@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from scripts.slides import Slide, check_reader, resample
 from scripts.tissue import TissueMask, find_tissue, read_tissue_mask
 
 __all__ = ["Bag", "BagBuilder"]
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -117,6 +120,7 @@ class BagBuilder:
         self.patch_size = patch_size
         self.min_tissue = tissue_thresholds(min_tissue, len(self.magnifications))
         self.reader, self.read_level = reader, read_level
+        self._told: set[str] = set()
 
     def open_slide(self, entry: Mapping[str, Any]) -> Slide:
         """The slide of an entry: its ``image``, with the entry's ``mpp`` if it has one."""
@@ -137,10 +141,19 @@ class BagBuilder:
     def __call__(self, entry: Mapping[str, Any]) -> Bag:
         """The bag of an entry with ``image`` and, optionally, ``mpp`` and ``mask``.
 
+        Logs, once a slide, ink that was left out, and warns of tissue that is everywhere, unless it is the user's mask.
+
         Raises:
             SlideError: as :meth:`look`, and if there is no tissue, or no patch has enough.
         """
-        return self.check(self.look(entry))
+        bag = self.check(self.look(entry))
+        path = str(bag.slide.path)
+        if entry.get("mask") is None and path not in self._told:
+            self._told.add(path)
+            for level, told in ((logging.WARNING, bag.tissue.doubt()), (logging.INFO, bag.tissue.ink())):
+                if told is not None:
+                    logger.log(level, "%s: %s. %s", path, *told)
+        return bag
 
     def check(self, bag: Bag) -> Bag:
         """The same bag, if it has rows.

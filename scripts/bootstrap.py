@@ -1,13 +1,16 @@
-"""The bootstrap over slides: intervals of scores and of means, and the paired comparison of two methods.
+"""The bootstrap over patients: intervals of scores and of means, and the paired comparison of two methods.
 
-A resample draws as many slides as there are, with replacement, and a slide brings all its classes with it. No
-resample is made: a score needs only how often it holds each slide.
+A resample draws as many patients as there are, with replacement: a patient brings all of their slides, and a slide all
+of its classes (the cluster bootstrap: Field and Welsh, Journal of the Royal Statistical Society B 69(3):369-390, 2007).
+The slides of one patient are not independent, so resamples of slides would make intervals too narrow. No resample is
+made: a score needs only how often it holds each slide.
 """
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,17 +19,35 @@ from numpy.typing import ArrayLike, NDArray
 from scripts.errors import SettingsError
 from scripts.metrics import CLASS_SCORE_NAMES, THRESHOLD, check_predictions, score_names
 
-__all__ = ["PairedDifference", "bootstrap_interval", "class_intervals", "mean_interval", "paired_difference"]
+__all__ = [
+    "FEWEST_PATIENTS",
+    "PairedDifference",
+    "bootstrap_interval",
+    "class_intervals",
+    "mean_interval",
+    "paired_difference",
+    "warn_of_few",
+]
 
 Floats = NDArray[np.float64]
 Interval = tuple[float, float]
+Patients = Sequence[Hashable]
 
+# Resamples of fewer patients are nearly all the same: the interval is narrow for want of patients.
+FEWEST_PATIENTS = 10
 # Values that a block of resamples may hold at once: 16 MB for each array of them.
 BLOCK_VALUES = 2_000_000
 
+logger = logging.getLogger(__name__)
+
 
 def bootstrap_interval(
-    probabilities: ArrayLike, labels: ArrayLike, task: str, num_resamples: int = 1000, seed: int = 0
+    probabilities: ArrayLike,
+    labels: ArrayLike,
+    task: str,
+    num_resamples: int = 1000,
+    seed: int = 0,
+    patients: Patients | None = None,
 ) -> dict[str, Interval]:
     """The 95% percentile interval of each score of one output.
 
@@ -36,24 +57,31 @@ def bootstrap_interval(
         probabilities: ``[n, K]`` within 0 to 1; K is 1 for binary.
         labels: ``[n, K]``, 0 or 1.
         task: ``"multilabel"`` or ``"binary"``.
-        num_resamples: how many times to draw as many slides as there are.
+        num_resamples: how many times to draw as many patients as there are.
         seed: of the draws; the same seed gives the same intervals.
+        patients: the patient of each of the n slides; by default each slide is a patient of its own.
 
     Returns:
         Lower and upper end of each score that :func:`scripts.metrics.head_scores` returns.
 
     Raises:
         SettingsError: if there is no such task, or ``num_resamples`` is not positive.
-        ValueError: as :func:`scripts.metrics.head_scores`.
+        ValueError: as :func:`scripts.metrics.head_scores`, or if there is not one patient for each slide.
     """
     names = score_names(task)
     p, y = check_predictions(probabilities, labels, task)
-    blocks = [_scores(p, y, counts, names) for counts in _resamples(len(y), num_resamples, seed, y.shape[1])]
+    own = _numbered(patients, len(y))
+    blocks = [_scores(p, y, counts, names) for counts in _resamples(own, num_resamples, seed, y.shape[1])]
     return {name: _interval(np.concatenate([scores[name] for scores in blocks])) for name in names}
 
 
 def class_intervals(
-    probabilities: ArrayLike, labels: ArrayLike, class_names: Sequence[str], num_resamples: int = 1000, seed: int = 0
+    probabilities: ArrayLike,
+    labels: ArrayLike,
+    class_names: Sequence[str],
+    num_resamples: int = 1000,
+    seed: int = 0,
+    patients: Patients | None = None,
 ) -> dict[str, dict[str, Interval]]:
     """The 95% percentile interval of each class's scores.
 
@@ -63,6 +91,7 @@ def class_intervals(
         class_names: the classes' names, K of them.
         num_resamples: as for :func:`bootstrap_interval`.
         seed: as for :func:`bootstrap_interval`.
+        patients: as for :func:`bootstrap_interval`.
 
     Returns:
         For each class lower and upper end of the scores that :func:`scripts.metrics.class_scores` returns, but
@@ -70,10 +99,11 @@ def class_intervals(
 
     Raises:
         SettingsError: if ``num_resamples`` is not positive.
-        ValueError: as :func:`scripts.metrics.class_scores`.
+        ValueError: as :func:`scripts.metrics.class_scores`, or if there is not one patient for each slide.
     """
     p, y = check_predictions(probabilities, labels, class_names=class_names)
-    blocks = [_class_scores(p, y, counts) for counts in _resamples(len(y), num_resamples, seed, y.shape[1])]
+    own = _numbered(patients, len(y))
+    blocks = [_class_scores(p, y, counts) for counts in _resamples(own, num_resamples, seed, y.shape[1])]
     values = {name: np.concatenate([scores[name] for scores in blocks]) for name in CLASS_SCORE_NAMES}  # [R, K]
     return {
         class_name: {name: _interval(values[name][:, k]) for name in CLASS_SCORE_NAMES}
@@ -81,27 +111,45 @@ def class_intervals(
     }
 
 
-def mean_interval(values: ArrayLike, num_resamples: int = 1000, seed: int = 0) -> Interval:
+def mean_interval(
+    values: ArrayLike, num_resamples: int = 1000, seed: int = 0, patients: Patients | None = None
+) -> Interval:
     """The 95% percentile interval of the mean of all values that are not NaN.
 
     Args:
         values: ``[n]`` or ``[n, m]``, m values of each of n slides. A slide without any value is no slide.
         num_resamples: as for :func:`bootstrap_interval`.
         seed: as for :func:`bootstrap_interval`.
+        patients: as for :func:`bootstrap_interval`.
 
     Returns:
         Lower and upper end; (NaN, NaN) without any value.
 
     Raises:
         SettingsError: if ``num_resamples`` is not positive.
+        ValueError: if there is not one patient for each slide.
     """
     table = np.asarray(values, np.float64)
     table = table.reshape(len(table), math.prod(table.shape[1:]))
     known = ~np.isnan(table)
-    table, known = table[known.any(axis=1)], known[known.any(axis=1)]
+    has_any = known.any(axis=1)
+    own = _numbered(_numbered(patients, len(table))[has_any].tolist(), int(has_any.sum()))
+    table, known = table[has_any], known[has_any]
     sums, numbers = np.where(known, table, 0.0).sum(axis=1), known.sum(axis=1).astype(np.float64)  # [n]
-    means = [_ratio(counts @ sums, counts @ numbers) for counts in _resamples(len(table), num_resamples, seed)]
+    means = [_ratio(counts @ sums, counts @ numbers) for counts in _resamples(own, num_resamples, seed)]
     return _interval(np.concatenate(means))
+
+
+def warn_of_few(num_patients: int, subject: object) -> None:
+    """Warn that the intervals of ``subject`` rest on fewer than :data:`FEWEST_PATIENTS` patients, if they do."""
+    if 0 < num_patients < FEWEST_PATIENTS:
+        logger.warning(
+            "%s: its intervals rest on %d patient%s, fewer than %d, and are not to be trusted. Test on more patients.",
+            subject,
+            num_patients,
+            "" if num_patients == 1 else "s",
+            FEWEST_PATIENTS,
+        )
 
 
 @dataclass(frozen=True)
@@ -129,15 +177,16 @@ def paired_difference(
     score: str,
     num_resamples: int = 2000,
     seed: int = 0,
+    patients: Patients | None = None,
 ) -> PairedDifference:
     """Compare two methods, each trained several times, on the same test slides.
 
-    A resample draws slides, the same for both methods, and for each method its trainings, all with
-    replacement: the interval covers which slides were tested and how the seeds fell. Both are drawn across
+    A resample draws patients with their slides, the same for both methods, and for each method its trainings, all with
+    replacement: the interval covers which patients were tested and how the seeds fell. Both are drawn across
     each other, after Owen's pigeonhole bootstrap (Annals of Applied Statistics 1(2):386-411, 2007), which
     errs on the wide side. Of r trainings r - 1 are drawn, as the variance of a mean of r values would else
     come out too small by (r - 1) / r; one training says nothing of the seeds, and then the interval is that
-    of the slides alone. Each resample counts twice, the second time with the two methods' draws exchanged,
+    of the patients alone. Each resample counts twice, the second time with the two methods' draws exchanged,
     so that exchanging the methods changes the signs and nothing else.
 
     Args:
@@ -148,6 +197,7 @@ def paired_difference(
         score: one of :func:`scripts.metrics.score_names`.
         num_resamples: how many times to draw.
         seed: of the draws.
+        patients: as for :func:`bootstrap_interval`.
 
     Returns:
         The difference, its 95% percentile interval and the two-sided p-value, twice the share of resamples on
@@ -168,14 +218,15 @@ def paired_difference(
     for training in (training for method in methods for training in method):
         y = check_predictions(training, labels, task)[1]
 
+    own = _numbered(patients, len(y))
     one_each = np.ones((1, len(y)))
     estimates = [_training_scores(method, y, one_each, score).mean() for method in methods]
     blocks = [
         [_training_scores(method, y, counts, score) for method in methods]
-        for counts in _resamples(len(y), num_resamples, seed, y.shape[1])
+        for counts in _resamples(own, num_resamples, seed, y.shape[1])
     ]
     scores = [np.concatenate([block[i] for block in blocks]) for i in range(2)]  # [R, r1], [R, r2]
-    # Not the stream that the slides are drawn from, which is that of every other interval.
+    # Not the stream that the patients are drawn from, which is that of every other interval.
     draws = np.random.default_rng([seed, 1]).random((2, num_resamples, max(map(len, methods))))
     differences = np.concatenate([
         _drawn_mean(scores[0], draws[a]) - _drawn_mean(scores[1], draws[b]) for a, b in ((0, 1), (1, 0))
@@ -211,21 +262,35 @@ def _interval(values: Floats) -> Interval:
     return float(low), float(high)
 
 
-def _resamples(num_slides: int, num_resamples: int, seed: int, width: int = 1) -> Iterator[Floats]:
-    """How often each resample holds each slide, in blocks [r, n] of which each value becomes ``width`` values."""
+def _numbered(patients: Patients | None, num_slides: int) -> NDArray[np.intp]:
+    """[n]: the number of each slide's patient, from 0 up in the order of their first slides."""
+    if patients is None:
+        return np.arange(num_slides)
+    if len(patients) != num_slides:
+        raise ValueError(f"wanted a patient for each of {num_slides} slides, got {len(patients)}")
+    number = {patient: i for i, patient in enumerate(dict.fromkeys(patients))}
+    return np.array([number[patient] for patient in patients], dtype=np.intp)
+
+
+def _resamples(patients: NDArray[np.intp], num_resamples: int, seed: int, width: int = 1) -> Iterator[Floats]:
+    """How often each resample holds each slide, in blocks [r, n] of which each value becomes ``width`` values.
+
+    Of n patients with a slide each, the draws are those of n slides.
+    """
     if num_resamples < 1:
         raise SettingsError("num_resamples", f"got {num_resamples}", "Set it to 1 or more.")
-    draws = np.random.default_rng(seed).integers(max(num_slides, 1), size=(num_resamples, num_slides))
-    size = max(1, BLOCK_VALUES // max(num_slides * width, 1))
+    num_patients = int(patients.max(initial=-1)) + 1
+    draws = np.random.default_rng(seed).integers(max(num_patients, 1), size=(num_resamples, num_patients))
+    size = max(1, BLOCK_VALUES // max(len(patients) * width, 1))
     for block in (draws[start : start + size] for start in range(0, num_resamples, size)):
-        cells = block + num_slides * np.arange(len(block))[:, None]
-        counts = np.bincount(cells.ravel(), minlength=len(block) * num_slides)
-        yield counts.reshape(len(block), num_slides).astype(np.float64)
+        cells = block + num_patients * np.arange(len(block))[:, None]
+        counts = np.bincount(cells.ravel(), minlength=len(block) * num_patients)
+        yield np.take(counts.reshape(len(block), num_patients), patients, axis=1).astype(np.float64)
 
 
 def _scores(p: Floats, y: Floats, counts: Floats, names: Sequence[str]) -> dict[str, Floats]:
     """What :func:`scripts.metrics.head_scores` would say of every resample, [R] a score."""
-    slides, classes = y.shape
+    classes, slides = y.shape[1], counts.sum(axis=1)  # resamples of patients differ in how many slides they hold
     predicted = (p >= THRESHOLD).astype(np.float64)
     hits = counts @ (predicted * y)  # [R, K]: true positives
     marked = counts @ (predicted + y)  # [R, K]: predicted positives + positives = 2 TP + FP + FN
@@ -244,7 +309,7 @@ def _class_scores(p: Floats, y: Floats, counts: Floats) -> dict[str, Floats]:
     hits, called, positives = (counts @ array for array in (predicted * y, predicted, y))  # [R, K]
     ranked = [_ranked(p[:, k], y[:, k], counts) for k in range(y.shape[1])]
     return {
-        "accuracy": counts @ (predicted == y) / len(y),
+        "accuracy": counts @ (predicted == y) / counts.sum(axis=1, keepdims=True),
         "precision": _ratio(hits, called),
         "recall": _ratio(hits, positives),
         "f1": _ratio(2 * hits, called + positives),

@@ -178,7 +178,8 @@ class CohortChecker:
         for entry, fact in zip(checked.entries(), facts, strict=True):
             if not fact.is_usable:
                 continue
-            bag = fact.problems.attempt("tissue", lambda entry=entry: self.bag_builder(entry))  # type: ignore[misc]
+            # What there is to be told of the slide was told when it was looked at.
+            bag = fact.problems.attempt("tissue", lambda entry=entry: self.bag_builder.look(entry))  # type: ignore[misc]
             if bag is None:
                 continue
             logger.info("measuring how fast %s is encoded", fact.problems.slide)

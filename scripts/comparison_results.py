@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scripts.attention_maps import KINDS
-from scripts.bootstrap import PairedDifference, paired_difference
+from scripts.bootstrap import FEWEST_PATIENTS, PairedDifference, paired_difference
 from scripts.errors import SettingsError
 from scripts.localisation import localisation_key
 from scripts.magnification import scale_names
@@ -23,7 +23,6 @@ from scripts.metrics import check_predictions, score_names
 __all__ = ["MapRow", "Row", "Run", "compare", "read_run"]
 
 REFERENCE = ("mustmil", "global")
-FEWEST_SLIDES = 10
 CLASS_SCORES = ("f1", "roc_auc")
 MAP_SCORES = ("roc_auc", "average_precision")
 
@@ -38,7 +37,7 @@ class Run:
         slides: the test slides' names, n of them.
         labels: ``[n, K]``, 0 or 1.
         probabilities: for each output ``[n, K]``.
-        metrics: the content of ``metrics.json``, of each output; not what made it.
+        metrics: the content of ``metrics.json``, of each output; not what is beside the outputs.
         training: the content of ``training.json``.
         localisation: the content of ``localisation.json``; empty where no slide has regions.
     """
@@ -71,8 +70,8 @@ class Row:
         seconds: ``[seeds]``, the time of training with its validations.
         phases: the number of training phases.
         parameters: the number of weights that were trained, in all phases together.
-        behind: how much MuSTMIL's global output is better than this; ``None`` for itself or without it. With fewer
-            test slides than :data:`FEWEST_SLIDES` its interval and p are NaN.
+        behind: how much MuSTMIL's global output is better than this; ``None`` for itself or without it. Of fewer
+            patients than :data:`scripts.bootstrap.FEWEST_PATIENTS` its interval and p are NaN.
     """
 
     method: str
@@ -121,7 +120,8 @@ def read_run(folder: Path, method: str, seed: int, class_names: Sequence[str]) -
         metrics, training = (
             json.loads((folder / name).read_text("utf-8")) for name in ("metrics.json", "training.json")
         )
-        metrics.pop("made_by", None)
+        for beside in ("slides", "patients", "made_by"):
+            metrics.pop(beside, None)
         path = folder / "localisation.json"
         localisation = json.loads(path.read_text("utf-8")) if path.is_file() else {}
         with open(folder / "predictions.csv", newline="", encoding="utf-8") as file:
@@ -152,6 +152,7 @@ def compare(
     class_names: Sequence[str],
     num_resamples: int = 2000,
     seed: int = 0,
+    patients: Mapping[str, str] | None = None,
 ) -> tuple[list[Row], list[MapRow]]:
     """Put the runs of several methods, each with several seeds, side by side.
 
@@ -162,6 +163,7 @@ def compare(
         class_names: the outputs' classes.
         num_resamples: of the paired bootstrap.
         seed: of the paired bootstrap.
+        patients: the patient of each slide, by its name; a slide without one is a patient of its own.
 
     Returns:
         The table's lines in the order of the methods, and those of the attention maps, none without regions.
@@ -194,7 +196,8 @@ def compare(
     ]
     if REFERENCE[0] in by_method:
         reference = _repeats(by_method[REFERENCE[0]], REFERENCE[1])
-        rows = [_with_difference(row, reference, by_method, task, num_resamples, seed) for row in rows]
+        own = [(patients or {}).get(slide, slide) for slide in runs[0].slides]
+        rows = [_with_difference(row, reference, by_method, task, num_resamples, seed, own) for row in rows]
     return rows, maps
 
 
@@ -258,15 +261,15 @@ def _with_difference(
     task: str,
     num_resamples: int,
     seed: int,
+    patients: Sequence[str],
 ) -> Row:
     if (row.method, row.head) == REFERENCE:
         return row
     runs = by_method[row.method]
     behind = paired_difference(
-        reference, _repeats(runs, row.head), runs[0].labels, task, score_names(task)[1], num_resamples, seed
+        reference, _repeats(runs, row.head), runs[0].labels, task, score_names(task)[1], num_resamples, seed, patients
     )
-    if len(runs[0].slides) < FEWEST_SLIDES:
-        # Resamples of so few are nearly all the same: the interval would be narrow for want of slides.
+    if len(set(patients)) < FEWEST_PATIENTS:
         behind = replace(behind, low=np.nan, high=np.nan, p_value=np.nan)
     return replace(row, behind=behind)
 

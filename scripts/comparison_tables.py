@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from scripts.bootstrap import FEWEST_PATIENTS
 from scripts.comparison_results import MapRow, Row, Run
 from scripts.files import replacing
 from scripts.metrics import score_names
@@ -36,6 +37,7 @@ def markdown(
     maps: Sequence[MapRow],
     task: str,
     num_slides: int,
+    num_patients: int,
     seeds: Sequence[int],
     chance: Mapping[str, float],
 ) -> str:
@@ -46,6 +48,7 @@ def markdown(
         maps: their maps of attention and contribution; empty without regions.
         task: ``"multilabel"`` or ``"binary"``.
         num_slides: the number of test slides.
+        num_patients: the number of patients whose slides they are.
         seeds: the seeds of the trainings.
         chance: the scores of class frequencies alone, see :func:`scripts.metrics.frequency_baseline`.
     """
@@ -66,12 +69,15 @@ def markdown(
         ]
         for row in rows
     ]
+    intervals = "its interval and p come from a bootstrap over patients and trainings."
+    if num_patients < FEWEST_PATIENTS:
+        intervals = f"it has no interval and no p, because the patients are fewer than {FEWEST_PATIENTS}."
     frequencies = ["class frequencies alone", *(_number(chance[name]) for name in names)]
     body.append(frequencies + [""] * (len(head) - len(frequencies)))
     parts = [
-        f"{num_slides} test slides, {len(seeds)} trainings of each method (seeds {', '.join(map(str, seeds))}): mean ± "
-        "standard deviation over trainings. The difference to MuSTMIL's global output is on the same slides; its "
-        "interval and p come from a bootstrap over slides and trainings.",
+        f"{num_slides} test slides of {num_patients} patients, {len(seeds)} trainings of each method (seeds "
+        f"{', '.join(map(str, seeds))}): mean ± standard deviation over trainings. The difference to MuSTMIL's global "
+        f"output is on the same slides; {intervals}",
         _table(head, body),
     ]
     for score in ("f1", "roc_auc"):

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-__all__ = ["is_unknown", "look_of", "one_spelling"]
+__all__ = ["is_unknown", "look_of", "one_spelling", "patients_of"]
 
 # What pandas, spreadsheets, GDC and cBioPortal write where a value is missing.
 UNKNOWN = {
@@ -35,3 +36,14 @@ def look_of(name: str) -> str:
     shown = "".join(sign for sign in name if unicodedata.category(sign) != "Cf")
     # Folding can take a name out of its normal form.
     return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", shown).casefold())
+
+
+def patients_of(entries: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """The patient of each slide, by its name, in one spelling; a slide without one is a patient of its own.
+
+    Args:
+        entries: of a datalist, with ``slide`` and, optionally, ``patient``.
+    """
+    slides = [str(entry["slide"]) for entry in entries]
+    names = [str(entry.get("patient", slide)) for entry, slide in zip(entries, slides, strict=True)]
+    return dict(zip(slides, one_spelling(names), strict=True))

@@ -52,10 +52,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     entries = load_datalist(datalist, args.dataset_dir, "multilabel")
     train, test = (np.stack([e["label"] for e in entries[part]]) for part in ("training", "testing"))
     metrics = json.loads((args.output_dir / "metrics.json").read_text(encoding="utf-8"))
+    slides, patients = (metrics.pop(beside) for beside in ("slides", "patients"))
     metrics.pop("made_by")
     counts = ", ".join(f"{len(part)} {name}" for name, part in entries.items())
     print(f"\nDrawn slides: {counts}. They show that the software works; they say nothing about tissue.\n")
     print(metrics_table(metrics, frequency_baseline(train, test, "multilabel")))
+    print(f"\n95% intervals by a bootstrap over the {patients} patients of the {slides} test slides.")
     print(f"\nCurves and images:  tensorboard --logdir {args.output_dir / 'tensorboard'}")
     print(f"The demonstration took {time.perf_counter() - start:.0f} s.")
     return 0

@@ -45,6 +45,14 @@ logger = logging.getLogger(__name__)
 GO_ON = "the same command goes on from here."
 REMEDY = f"Mend or replace them, or name them in `leave_out`; {GO_ON}"
 OR_ALLOW = f"Mend or replace them, name them in `leave_out`, or go on without them with `allow_missing`; {GO_ON}"
+# What it means that banks of an older version lack a setting of scripts.features.ADDED_SETTINGS, and what to do.
+LACKING = {
+    "slide_sha256": "do not store the `sha256` of their slides: delete them if in doubt",
+    "ink": "were made before ink was left out of the tissue, and those of slides with ink contain it: `checking` names "
+    "these slides; delete their banks to have them made again",
+    "device": "do not store whether a CPU or a GPU made them, whose features differ slightly with `amp`: delete them if "
+    "both did",
+}
 
 
 class Extractor:
@@ -185,7 +193,7 @@ class Extractor:
 
     def _todo(self) -> list[SlideToExtract]:
         todo: list[SlideToExtract] = []
-        untold: list[Path] = []
+        lacking: dict[str, list[Path]] = {}
         self._unread = []
         for number, (entry, views) in enumerate(zip(self.entries, self.views, strict=True)):
             try:
@@ -195,16 +203,12 @@ class Extractor:
                 self._record(number, error)
                 continue
             paths = [self._path(entry, view) for view in range(views + 1)]
-            missing = [v for v, path in enumerate(paths) if not is_banked(path, _of_view(settings, v), untold)]
+            missing = [v for v, path in enumerate(paths) if not is_banked(path, _of_view(settings, v), lacking)]
             if missing:
                 todo.append(SlideToExtract(number, missing, os.path.getsize(entry["image"])))
-        if untold:
-            logger.warning(
-                "%d banks are of an older version, and do not store the `sha256` of their slides (%s); delete them if "
-                "in doubt",
-                len(untold),
-                first_names([path.relative_to(self.feature_dir) for path in untold]),
-            )
+        for key, older in lacking.items():
+            names = first_names([path.relative_to(self.feature_dir) for path in older])
+            logger.warning("%d feature banks of an older version (%s) %s", len(older), names, LACKING[key])
         return sorted(todo, key=lambda slide: -slide.size) if num_ranks() > 1 else todo
 
     def _bags(self, slides: Iterator[SlideToExtract]) -> Iterator[tuple[SlideToExtract, Callable[[], tuple[Bag, str]]]]:

@@ -26,7 +26,7 @@ from scripts.magnification import scale_name
 from scripts.provenance import software
 from scripts.slide_checksums import given_sha256
 
-__all__ = ["BankedBag", "bank_path", "is_banked", "read_bank", "seal_bank", "slide_fingerprint", "write_bank"]
+__all__ = ["ADDED_SETTINGS", "BankedBag", "bank_path", "is_banked", "read_bank", "seal_bank", "slide_fingerprint", "write_bank"]
 
 # Raised when the same settings would give other contents: banks of an older format are then made again.
 BANK_FORMAT = 1
@@ -101,25 +101,27 @@ def slide_fingerprint(path: str | Path) -> str:
 def entry_settings(entry: Mapping[str, Any]) -> dict[str, Any]:
     """What an entry of the datalist adds to the settings that decide a bank's content.
 
-    Every bank holds the sum of its slide's whole file; ``slide_sha256`` is among these where the datalist wants one.
+    ``ink`` says that ink is left out of the tissue, where tissue is found and not given. Every bank holds the sum of
+    its slide's whole file; ``slide_sha256`` is among these where the datalist wants one.
     """
     mask, sha256 = entry.get("mask"), given_sha256(entry)
     return {
         "slide_fingerprint": slide_fingerprint(entry["image"]),
         "mask_fingerprint": None if mask is None else slide_fingerprint(mask),
         "mpp_given": entry.get("mpp"),
+        **({"ink": "left out"} if mask is None else {}),
         **({} if sha256 is None else {"slide_sha256": sha256}),
     }
 
 
-def is_banked(path: Path, settings: Mapping[str, Any], untold: list[Path] | None = None) -> bool:
+def is_banked(path: Path, settings: Mapping[str, Any], lacking: dict[str, list[Path]] | None = None) -> bool:
     """Whether a bank is there, made with just these settings.
 
     Args:
         path: the bank's file.
         settings: what it has to be made with.
-        untold: takes the path of a bank of before version 0.3 that does not store its slide's SHA-256, though the
-            settings have one: it is used.
+        lacking: takes, by each of :data:`ADDED_SETTINGS`, the path of a bank of an older version that does not store
+            it: it is used.
 
     Raises:
         SettingsError: if there is one that was made otherwise; it is neither used nor replaced in silence.
@@ -128,16 +130,18 @@ def is_banked(path: Path, settings: Mapping[str, Any], untold: list[Path] | None
         return False
     made_with = {"runtime": "torch", **_read_settings(path)}  # what those were made with that do not say it
     wanted = {"bank_format": BANK_FORMAT, **settings}
-    if "slide_sha256" in wanted and "slide_sha256" not in made_with:
-        del wanted["slide_sha256"]
-        if untold is not None:
-            untold.append(path)
+    lacked = [key for key in ADDED_SETTINGS if key in wanted and key not in made_with]
+    for key in lacked:
+        del wanted[key]
     differs = [key for key in wanted if made_with.get(key) != wanted[key]]
     if differs:
         both = ", ".join(f"{key} {made_with.get(key)!r}, now {wanted[key]!r}" for key in differs)
         raise SettingsError(
             path, f"was made otherwise ({both})", "Choose another `feature_dir`, or delete the file to make it again."
         )
+    if lacking is not None:
+        for key in lacked:
+            lacking.setdefault(key, []).append(path)
     return True
 
 

@@ -211,29 +211,34 @@ def compare_with_regions(
 
 
 def localisation_summary(
-    found: Sequence[Localisation], map_names: Sequence[str], class_names: Sequence[str], seed: int = 0
+    found: Sequence[Localisation],
+    map_names: Sequence[str],
+    class_names: Sequence[str],
+    seed: int = 0,
+    patients: Mapping[str, str] | None = None,
 ) -> dict[str, dict[str, dict[str, Any]]]:
-    """The mean over slides, for each map and class, with its 95% bootstrap interval.
+    """The mean over slides, for each map and class, with its 95% interval by a bootstrap over patients.
 
     Args:
         found: every comparison, at most one a slide, map, kind and class.
         map_names: the maps' names, in order.
         class_names: the classes' names, in order.
         seed: of the bootstrap.
+        patients: the patient of each slide, by its name; a slide without one is a patient of its own.
 
     Returns:
         For each map, as ``"<map>"`` its attention and as ``"<map> contribution"`` its contribution, and for each
         class ``roc_auc`` and ``average_precision`` as ``{"value": v, "ci95": (low, high)}``;
-        ``positive_share``, its mean over the same slides; ``slides``, how many these are; and ``undefined``, how
-        many were left out because all of their patches are positive or none is. ``"all"`` beside the classes is
-        the mean over all pairs of slide and class, its ``slides`` those with at least one, and its
-        ``undefined`` the pairs left out. A mean over nothing is NaN.
+        ``positive_share``, its mean over the same slides; ``slides``, how many these are; ``patients``, of how many
+        patients; and ``undefined``, how many were left out because all of their patches are positive or none is.
+        ``"all"`` beside the classes is the mean over all pairs of slide and class, its ``slides`` those with at least
+        one, and its ``undefined`` the pairs left out. A mean over nothing is NaN.
     """
     summary = {}
     for key in (localisation_key(map_name, kind) for map_name in map_names for kind in KINDS):
         of_map = [one for one in found if one.key == key]
         chosen = {name: [one for one in of_map if one.class_name == name] for name in class_names} | {"all": of_map}
-        summary[key] = {name: _summary(comparisons, seed) for name, comparisons in chosen.items()}
+        summary[key] = {name: _summary(comparisons, seed, patients or {}) for name, comparisons in chosen.items()}
     return summary
 
 
@@ -242,9 +247,10 @@ def localisation_key(map_name: str, kind: str) -> str:
     return map_name if kind == "attention" else f"{map_name} {kind}"
 
 
-def _summary(found: Sequence[Localisation], seed: int) -> dict[str, Any]:
+def _summary(found: Sequence[Localisation], seed: int, patients: Mapping[str, str]) -> dict[str, Any]:
     defined = [one for one in found if one.is_defined]
     slides = {name: i for i, name in enumerate(sorted({one.slide for one in defined}))}
+    own = [patients.get(name, name) for name in slides]
     columns = {name: k for k, name in enumerate(dict.fromkeys(one.class_name for one in defined))}
     tables: Mapping[str, Floats] = {
         score: np.full((len(slides), len(columns)), np.nan)
@@ -255,8 +261,8 @@ def _summary(found: Sequence[Localisation], seed: int) -> dict[str, Any]:
             table[slides[one.slide], columns[one.class_name]] = getattr(one, score)
     means = {score: float(np.nanmean(table)) if defined else np.nan for score, table in tables.items()}
     ranked = {
-        score: {"value": means[score], "ci95": mean_interval(tables[score], seed=seed)}
+        score: {"value": means[score], "ci95": mean_interval(tables[score], seed=seed, patients=own)}
         for score in ("roc_auc", "average_precision")
     }
-    counts = {"slides": len(slides), "undefined": len(found) - len(defined)}
+    counts = {"slides": len(slides), "patients": len(set(own)), "undefined": len(found) - len(defined)}
     return {**ranked, "positive_share": means["positive_share"], **counts}

@@ -19,7 +19,9 @@ from torch.utils.tensorboard import SummaryWriter
 
 from scripts.attention_maps import gather_rows
 from scripts.bags import BagBuilder
+from scripts.bootstrap import warn_of_few
 from scripts.datalist import HIGH_RISK
+from scripts.datalist_patients import patients_of
 from scripts.files import replacing
 from scripts.localisation import (
     Localisation,
@@ -56,7 +58,7 @@ class LocalisationReport:
             ``[B, N, M, K]``.
         maps: the M maps, in order.
         class_names: the classes of the label images, in order; value k + 1 is class k.
-        data: the datalist's entries.
+        data: the datalist's entries, which say whose slides they are.
         bag_builder: opens the slides, to learn their size.
         summary_writer: the TensorBoard writer; ``None`` on other ranks than the first.
         task: ``"multilabel"`` or ``"binary"``.
@@ -85,6 +87,7 @@ class LocalisationReport:
         self.num_region_classes = len(class_names)
         self.values = region_values(task, class_names, high_risk)
         self.entries = {str(entry["slide"]): entry for entry in data if entry.get("regions")}
+        self.patients = patients_of(list(self.entries.values()))
         self._clear()
 
     def attach(self, engine: Engine) -> None:
@@ -152,7 +155,9 @@ class LocalisationReport:
 
     def _write(self, engine: Engine, found: Sequence[Localisation]) -> None:
         assert self.summary_writer is not None
-        summary = localisation_summary(found, [spec.name for spec in self.maps], list(self.values), self.seed)
+        summary = localisation_summary(
+            found, [spec.name for spec in self.maps], list(self.values), self.seed, self.patients
+        )
         for key, classes in summary.items():
             for class_name, of_class in classes.items():
                 for score in ("roc_auc", "average_precision"):
@@ -171,7 +176,10 @@ class LocalisationReport:
             writer = csv.writer(file)
             writer.writerow(COLUMNS)
             writer.writerows(_line(one) for one in found)
-        engine.logger.info("wrote %s (%d slides)", path, len({one.slide for one in found}))
+        slides = {one.slide for one in found}
+        patients = {self.patients[slide] for slide in slides}
+        engine.logger.info("wrote %s: %d slides of %d patients", path, len(slides), len(patients))
+        warn_of_few(len(patients), path)
 
 
 def _line(one: Localisation) -> list[object]:

@@ -17,7 +17,8 @@ from monai.utils import CommonKeys
 from numpy.typing import NDArray
 from torch.utils.tensorboard import SummaryWriter
 
-from scripts.bootstrap import bootstrap_interval, class_intervals
+from scripts.bootstrap import bootstrap_interval, class_intervals, warn_of_few
+from scripts.datalist_patients import patients_of
 from scripts.files import replacing
 from scripts.metrics import CLASS_SCORE_NAMES, class_scores, head_scores, score_names
 from scripts.ranks import dataset_size, gather_dealt, is_first_rank
@@ -131,9 +132,10 @@ class EvaluationReport(PredictionReport):
     """Writes ``predictions.csv``, ``metrics.json`` and TensorBoard events of an evaluation.
 
     ``metrics.json`` holds for each output each metric as ``{"value": v, "ci95": [low, high]}``, the interval by
-    a bootstrap over slides; a metric that is not defined (a ROC-AUC of one class only) is null. Beside them,
-    ``classes`` holds the same of each class alone, and as ``slides`` how many have it. Beside the outputs ``made_by``
-    tells what made the numbers (:func:`scripts.provenance.made_by`).
+    a bootstrap over patients; a metric that is not defined (a ROC-AUC of one class only) is null. Beside them,
+    ``classes`` holds the same of each class alone, and as ``slides`` how many have it. Beside the outputs ``slides``
+    and ``patients`` say how many the numbers rest on, and ``made_by`` what made them
+    (:func:`scripts.provenance.made_by`).
 
     Args:
         output_dir: where the files are written.
@@ -143,6 +145,8 @@ class EvaluationReport(PredictionReport):
         summary_writer: the TensorBoard writer; ``None`` on other ranks than the first.
         seed: seed of the bootstrap.
         made_by: see above; without it, it is left out.
+        data: the datalist's entries, which say whose slides are evaluated; a slide that is not among them is a patient
+            of its own.
     """
 
     def __init__(
@@ -154,8 +158,10 @@ class EvaluationReport(PredictionReport):
         summary_writer: SummaryWriter | None,
         seed: int = 0,
         made_by: Mapping[str, Any] | None = None,
+        data: Sequence[Mapping[str, Any]] = (),
     ) -> None:
         super().__init__(output_dir, heads, class_names)
+        self.patients = patients_of(data)
         self.task, self.seed, self.summary_writer = task, seed, summary_writer
         self.made_by = {} if made_by is None else {"made_by": dict(made_by)}
 
@@ -165,24 +171,26 @@ class EvaluationReport(PredictionReport):
         # The draws of the bootstrap are of rows: the datalist's order has no part in them.
         order = np.argsort(self.slides)
         probabilities, labels = np.stack(self.probabilities)[order], np.stack(self.labels)[order]
+        patients = [self.patients.get(self.slides[i], self.slides[i]) for i in order]
         report: dict[str, dict[str, Any]] = {}
         for index, head in enumerate(self.heads):
-            report[head] = self._scores(probabilities[:, index], labels)
+            report[head] = self._scores(probabilities[:, index], labels, patients)
             self._show(self.summary_writer, head, report[head], probabilities[:, index], labels)
         self.summary_writer.flush()
-        path = self.output_dir / "metrics.json"
+        path, rests_on = self.output_dir / "metrics.json", {"slides": len(patients), "patients": len(set(patients))}
         with replacing(path) as part:
-            content = {**without_nan(report), **self.made_by}
+            content = {**without_nan(report), **rests_on, **self.made_by}
             part.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        engine.logger.info("wrote %s", path)
+        engine.logger.info("wrote %s: %d slides of %d patients", path, *rests_on.values())
         for head, scores in report.items():
             told = ", ".join(f"{name} {_shown(scores[name])}" for name in score_names(self.task))
             engine.logger.info("%s: %s", head, told)
+        warn_of_few(rests_on["patients"], path)
 
-    def _scores(self, p: NDArray[Any], y: NDArray[Any]) -> dict[str, Any]:
+    def _scores(self, p: NDArray[Any], y: NDArray[Any], patients: Sequence[str]) -> dict[str, Any]:
         """One output's part of ``metrics.json``, undefined values as NaN."""
-        intervals = bootstrap_interval(p, y, self.task, seed=self.seed)
-        class_bounds = class_intervals(p, y, self.class_names, seed=self.seed)
+        intervals = bootstrap_interval(p, y, self.task, seed=self.seed, patients=patients)
+        class_bounds = class_intervals(p, y, self.class_names, seed=self.seed, patients=patients)
         classes: dict[str, dict[str, Any]] = {}
         for class_name, scores in class_scores(p, y, self.class_names).items():
             slides = scores.pop("slides")

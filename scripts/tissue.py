@@ -13,6 +13,7 @@ import tifffile
 from numpy.typing import NDArray
 
 from scripts.errors import SlideError
+from scripts.ink import find_ink
 from scripts.interrupts import interrupts_wait
 from scripts.slides import Slide
 
@@ -25,6 +26,10 @@ STAIN_LIMITS = (12.0, 30.0)
 CLOSING_RADIUS_UM = 32.0
 SMALLEST_OBJECT_UM2 = 100.0**2
 LARGEST_HOLE_UM2 = 150.0**2
+# A slide with more tissue than this, up to all four borders, is a field cut out of tissue, or its glass is no glass.
+MOST_TISSUE = 0.95
+# What scanners fill their last tiles up with, at the border: up to 1024 px.
+BORDER_UM = 300.0
 # A user's mask covers the whole slide: its proportions may be off by the rounding of its size, not by more.
 ASPECT_RTOL = 0.02
 
@@ -37,11 +42,15 @@ class TissueMask:
         tissue: bool ``[h, w]``, true where there is tissue.
         pixel_level0: (x, y) size of a mask pixel in level-0 pixels.
         base_mpp: micrometres per pixel of level 0.
+        ink_mm2: area of the ink that was left out, in square millimetres.
+        ink_colours: the colours of that ink, see :mod:`scripts.ink`.
     """
 
     tissue: NDArray[np.bool_]
     pixel_level0: tuple[float, float]
     base_mpp: float
+    ink_mm2: float = 0.0
+    ink_colours: tuple[str, ...] = ()
 
     @cached_property
     def _integral(self) -> NDArray[np.float64]:
@@ -86,8 +95,35 @@ class TissueMask:
     @property
     def area_mm2(self) -> float:
         """Area of the tissue in square millimetres."""
-        pixel_um2 = self.pixel_level0[0] * self.pixel_level0[1] * self.base_mpp**2
-        return float(self.tissue.sum() * pixel_um2 * 1e-6)
+        return float(self.tissue.sum() * self._pixel_mm2)
+
+    @property
+    def _pixel_mm2(self) -> float:
+        return self.pixel_level0[0] * self.pixel_level0[1] * self.base_mpp**2 * 1e-6
+
+    @property
+    def is_everywhere(self) -> bool:
+        """Whether next to all of the slide is tissue, up to all four borders: as where glass counts as tissue."""
+        across, down = (max(1, round(BORDER_UM / (side * self.base_mpp))) for side in self.pixel_level0)
+        borders = self.tissue[:down], self.tissue[-down:], self.tissue[:, :across], self.tissue[:, -across:]
+        return bool(self.tissue.mean() > MOST_TISSUE) and all(border.any() for border in borders)
+
+    def doubt(self) -> tuple[str, str] | None:
+        """Why it may be wrong, and what to do, as one line each; ``None`` if nothing speaks against it."""
+        if not self.is_everywhere:
+            return None
+        what = (
+            f"{self.tissue.mean():.0%} of the slide is tissue, up to all four borders: coloured glass, a coloured "
+            "background and false colours count as tissue"
+        )
+        return what, "Look at it with `inspecting`; give a `mask`, leave the slide out, or go on if it is all tissue."
+
+    def ink(self) -> tuple[str, str] | None:
+        """How much ink was left out, and what to do, as one line each; ``None`` for none."""
+        if not self.ink_colours:
+            return None
+        what = f"{self.ink_mm2:.3g} mm2 of {' and '.join(self.ink_colours)} ink are left out of the tissue"
+        return what, "Look at it with `inspecting`; if it is tissue, or a stain with the colour of ink, give a `mask`."
 
     def to_itk(self) -> Any:
         """As an ITK image (uint8, 0 or 1) with spacing and origin in millimetres, as ITK's physical units are.
@@ -107,11 +143,12 @@ class TissueMask:
 
 
 def find_tissue(slide: Slide, mpp: float = TISSUE_MPP) -> TissueMask:
-    """Find a slide's tissue by its colour.
+    """Find a slide's tissue by its colour, without ink (:mod:`scripts.ink`).
 
     Stain strength is max(R, G, B) - min(R, G, B): it is 0 for every grey, so that glass, shadows and the white
     of a lumen do not count, and unlike HSV's saturation it does not blow up in the dark. Otsu's threshold,
-    closing, and removal of small objects and small holes follow, all with ITK.
+    closing, and removal of small objects and small holes follow, all with ITK. Ink counts as glass. Where there is no
+    glass there is no telling a pen from a background of its colour: nothing is left out of tissue that is everywhere.
 
     Args:
         slide: the slide.
@@ -121,9 +158,14 @@ def find_tissue(slide: Slide, mpp: float = TISSUE_MPP) -> TissueMask:
         The mask; it may be empty.
     """
     mpp = max(mpp, slide.base_mpp)
-    tissue = _stained(slide.read_overview(mpp), mpp)
-    pixel_level0 = mpp / slide.base_mpp
-    return TissueMask(tissue, (pixel_level0, pixel_level0), slide.base_mpp)
+    overview, pixel_level0 = slide.read_overview(mpp), (mpp / slide.base_mpp,) * 2
+    stain = (overview.max(axis=-1) - overview.min(axis=-1)).astype(np.float32)
+    found = TissueMask(_stained(stain, mpp), pixel_level0, slide.base_mpp)
+    if found.is_everywhere or not (ink := find_ink(overview, mpp)).colours:
+        return found
+    stain[ink.mask] = 0
+    ink_mm2 = float(ink.mask.sum() * mpp**2 * 1e-6)
+    return TissueMask(_stained(stain, mpp), pixel_level0, slide.base_mpp, ink_mm2, ink.colours)
 
 
 def read_tissue_mask(path: str | Path, slide: Slide) -> TissueMask:
@@ -183,9 +225,8 @@ def _mask_pixels(path: Path) -> NDArray[Any]:
 
 
 @interrupts_wait()
-def _stained(overview: NDArray[np.uint8], mpp: float) -> NDArray[np.bool_]:
-    stain = itk.image_from_array((overview.max(axis=-1) - overview.min(axis=-1)).astype(np.float32))
-    smooth = itk.discrete_gaussian_image_filter(stain, variance=1.0, use_image_spacing=False)
+def _stained(stain: NDArray[np.float32], mpp: float) -> NDArray[np.bool_]:
+    smooth = itk.discrete_gaussian_image_filter(itk.image_from_array(stain), variance=1.0, use_image_spacing=False)
     otsu = itk.OtsuThresholdImageFilter[type(smooth), itk.Image[itk.UC, 2]].New(smooth)
     otsu.Update()
     threshold = float(np.clip(otsu.GetThreshold(), *STAIN_LIMITS))

@@ -122,6 +122,114 @@ def test_what_cannot_be_scored_is_refused() -> None:
         bootstrap_interval([[0.1]], [[1]], "multiclass")
 
 
+# --- patients with several slides ---------------------------------------------------------------------------
+
+
+def whose(n: int, patients: int, seed: int = 0) -> list[str]:
+    """The patients of n slides, of which some have several."""
+    return [f"P{i}" for i in np.random.default_rng(seed).integers(patients, size=n)]
+
+
+def patient_resamples(patients: list[str], num_resamples: int, seed: int) -> list[list[int]]:
+    """The slides of each resample: patients are drawn one by one, each with all slides."""
+    names = list(dict.fromkeys(patients))
+    own = [[i for i, patient in enumerate(patients) if patient == name] for name in names]
+    draws = np.random.default_rng(seed).integers(len(names), size=(num_resamples, len(names)))
+    return [[i for one in draw for i in own[one]] for draw in draws]
+
+
+@pytest.mark.parametrize(("task", "classes"), [("multilabel", 3), ("binary", 1)])
+@pytest.mark.parametrize(("n", "patients"), [(1, 1), (7, 2), (40, 12)])
+def test_intervals_equal_those_of_resampled_patients(task: str, classes: int, n: int, patients: int) -> None:
+    p, y = slides(n, classes, seed=n, decimals=1)
+    own, names = whose(n, patients, seed=n), "abc"[:classes]
+    resamples = patient_resamples(own, 60, 5)
+    told = [head_scores(p[draw], y[draw], task) for draw in resamples]
+    for name, interval in bootstrap_interval(p, y, task, 60, 5, patients=own).items():
+        assert interval == pytest.approx(percentiles([scores[name] for scores in told]), nan_ok=True)
+    of_classes = [class_scores(p[draw], y[draw], names) for draw in resamples]
+    for name, of_class in class_intervals(p, y, names, 60, 5, patients=own).items():
+        for score, interval in of_class.items():
+            assert interval == pytest.approx(percentiles([s[name][score] for s in of_classes]), nan_ok=True)
+    means = [float(p[draw].mean()) for draw in resamples]
+    assert mean_interval(p, 60, 5, patients=own) == pytest.approx(percentiles(means))
+
+
+def test_a_mean_counts_the_patients_that_have_a_value() -> None:
+    values, own = [0.1, math.nan, 0.7, 0.4, math.nan], ["b", "a", "c", "b", "c"]
+    means = [float(np.mean(np.array([0.1, 0.7, 0.4])[draw])) for draw in patient_resamples(["b", "c", "b"], 60, 5)]
+    assert mean_interval(values, 60, 5, patients=own) == pytest.approx(percentiles(means))
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(1, 30), st.integers(0, 2**16), st.sampled_from(["p", 7, "é"]))
+def test_patients_with_one_slide_each_change_no_digit(n: int, seed: int, name: str | int) -> None:
+    p, y = slides(n, 3, seed)
+    own = [(name, i) for i in np.random.default_rng(seed).permutation(n)]
+    first, second = trainings(2, y, 0.3, 1), trainings(3, y, 0.4, 2)
+    # As text, in which NaN equals NaN.
+    for call in (
+        lambda patients: bootstrap_interval(p, y, "multilabel", 40, seed, patients=patients),
+        lambda patients: class_intervals(p, y, "abc", 40, seed, patients=patients),
+        lambda patients: mean_interval(p, 40, seed, patients=patients),
+        lambda patients: paired_difference(first, second, y, "multilabel", "micro_f1", 40, seed, patients=patients),
+    ):
+        assert repr(call(own)) == repr(call(None))
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(2, 5), st.integers(6, 25), st.integers(0, 2**16))
+def test_more_slides_of_the_same_patients_are_no_more_evidence(k: int, n: int, seed: int) -> None:
+    """Each slide k times: the interval of patients stays, that of slides narrows, as if patients had been added."""
+    p, y = slides(n, 2, seed)
+    own = whose(n, n, seed)
+    many_p, many_y, many_own = np.repeat(p, k, axis=0), np.repeat(y, k, axis=0), np.repeat(own, k).tolist()
+    before, after = (
+        {
+            **bootstrap_interval(*cohort, "multilabel", 200, seed, patients=whose_slides),
+            "mean": mean_interval(cohort[0], 200, seed, patients=whose_slides),
+            "paired": dataclasses.astuple(
+                paired_difference([cohort[0]], [1 - cohort[0]], cohort[1], "multilabel", "micro_accuracy", 200, seed,
+                                  patients=whose_slides)
+            ),
+        }
+        for cohort, whose_slides in (((p, y), own), ((many_p, many_y), many_own))
+    )  # fmt: skip
+    for name, interval in before.items():
+        assert after[name] == pytest.approx(interval, abs=1e-12, nan_ok=True)
+    low, high = mean_interval(many_p, 200, seed)
+    alone = mean_interval(p, 200, seed)
+    assert high - low < alone[1] - alone[0]
+
+
+def test_paired_differences_are_those_of_resampled_patients() -> None:
+    labels = np.random.default_rng(3).integers(2, size=(9, 3))
+    first, second = trainings(3, labels, 0.4, 1), trainings(2, labels, 0.1, 2)
+    own = whose(9, 4)
+    found = paired_difference(first, second, labels, "multilabel", "micro_f1", 40, 7, patients=own)
+    wanted = slow_difference(first, second, labels, "multilabel", "micro_f1", 40, 7, patient_resamples(own, 40, 7))
+    assert dataclasses.astuple(found) == pytest.approx(wanted)
+
+
+def test_about_95_of_100_intervals_of_patients_hold_the_true_accuracy() -> None:
+    """Of patients with four alike slides each. The intervals of slides hold it too rarely, which is the fault."""
+    rng, held = np.random.default_rng(3), {"patients": 0, "slides": 0}
+    for cohort in range(200):
+        hard = rng.beta(2, 0.5, 40)  # the patients' own accuracies, 0.8 on average
+        right = rng.random((40, 4)) < hard[:, None]
+        own = np.repeat(np.arange(40), 4).tolist()
+        for name, patients in (("patients", own), ("slides", None)):
+            low, high = mean_interval(right.reshape(-1).astype(float), 300, cohort, patients=patients)
+            held[name] += low <= 0.8 <= high
+    assert held["patients"] / 200 > 0.89
+    assert held["slides"] / 200 < 0.86
+
+
+def test_a_patient_for_each_slide_is_wanted() -> None:
+    with pytest.raises(ValueError, match="a patient for each of 2 slides, got 1"):
+        mean_interval([0.1, 0.2], patients=["a"])
+
+
 # --- a mean -----------------------------------------------------------------------------------------------
 
 
@@ -152,7 +260,14 @@ def test_a_mean_of_nothing_has_no_interval(nothing: list | np.ndarray) -> None:
 
 
 def slow_difference(
-    first: np.ndarray, second: np.ndarray, labels: np.ndarray, task: str, score: str, num_resamples: int, seed: int
+    first: np.ndarray,
+    second: np.ndarray,
+    labels: np.ndarray,
+    task: str,
+    score: str,
+    num_resamples: int,
+    seed: int,
+    resamples: list[list[int]] | None = None,
 ) -> tuple[float, float, float, float]:
     """The definition, a resample at a time, with nothing but head_scores."""
 
@@ -160,7 +275,7 @@ def slow_difference(
         return float(np.mean([head_scores(method[r][slides], labels[slides], task)[score] for r in chosen]))
 
     n = len(labels)
-    slide_draws = np.random.default_rng(seed).integers(n, size=(num_resamples, n))
+    slide_draws = resamples or list(np.random.default_rng(seed).integers(n, size=(num_resamples, n)))
     uniform = np.random.default_rng([seed, 1]).random((2, num_resamples, max(len(first), len(second))))
     differences = []
     for one, other in ((0, 1), (1, 0)):

@@ -70,6 +70,29 @@ def test_every_output_is_compared_with_mustmils_global_one_on_the_same_slides(ru
     assert next(row.behind for row in rows if row.title == "SSMIL 5x") == wanted
 
 
+def test_the_comparison_is_of_patients(tmp_path):
+    runs = write_cohort(tmp_path, num_slides=24)
+    slides = runs[0].slides
+    first, second = (
+        np.stack([run.probabilities[head] for run in runs if run.method == method])
+        for method, head in (("mustmil", "global"), ("ssmil", "5x"))
+    )
+
+    def behind(patients):
+        rows, _ = compare(runs, MAGNIFICATIONS, TASK, CLASSES, num_resamples=200, patients=patients)
+        return next(row.behind for row in rows if row.title == "SSMIL 5x")
+
+    own = {slide: f"P{i // 2}" for i, slide in enumerate(slides)}  # of twelve patients two slides each
+    wanted = paired_difference(
+        first, second, runs[0].labels, TASK, "micro_f1", 200, patients=[own[slide] for slide in slides]
+    )
+    assert behind(own) == wanted
+    assert behind({slide: f"P{slide}" for slide in slides}) == behind(None) != wanted
+    few = behind({slide: f"P{i // 3}" for i, slide in enumerate(slides)})  # of eight patients three each
+    assert few.difference == wanted.difference
+    assert np.isnan([few.low, few.high, few.p_value]).all()
+
+
 def test_without_mustmil_nothing_is_compared_with_it(runs):
     rows, _ = compare([run for run in runs if run.method != "mustmil"], MAGNIFICATIONS, TASK, CLASSES)
     assert all(row.behind is None for row in rows)

@@ -33,9 +33,9 @@ def cells(text, title, line):
     return [cell.strip() for cell in found.strip("|").split("|")]
 
 
-def text_of(runs, tables, seeds=(0, 1)):
+def text_of(runs, tables, seeds=(0, 1), num_patients=12):
     chance = frequency_baseline(runs[0].labels, runs[0].labels, TASK)
-    return markdown(*tables, TASK, len(runs[0].slides), seeds, chance)
+    return markdown(*tables, TASK, len(runs[0].slides), num_patients, seeds, chance)
 
 
 def test_the_table_holds_mean_and_standard_deviation_over_the_trainings(runs, tables):
@@ -48,7 +48,11 @@ def test_the_table_holds_mean_and_standard_deviation_over_the_trainings(runs, ta
             assert line[place] == f"{np.mean(values):.3f} ± {np.std(values, ddof=1):.3f}"
         assert line[7:9] == [str(row.phases), str(row.parameters)]
         assert line[9] == f"{row.seconds.mean():.1f} ± {row.seconds.std(ddof=1):.1f}"
-    assert "12 test slides, 2 trainings of each method (seeds 0, 1)" in text
+    assert "12 test slides of 12 patients, 2 trainings of each method (seeds 0, 1)" in text
+    assert "its interval and p come from a bootstrap over patients and trainings." in text
+    few = text_of(runs, tables, num_patients=3)
+    assert "12 test slides of 3 patients" in few
+    assert "it has no interval and no p, because the patients are fewer than 10." in few
 
 
 def test_the_lead_is_told_with_its_interval_and_p(runs, tables):

@@ -441,15 +441,16 @@ def test_banks_of_an_older_version_are_told_of_in_one_line(cohort, tmp_path, cap
     for path in (tmp_path / "features").rglob("*.h5"):
         with h5py.File(path, "r+") as file:
             stored = json.loads(file.attrs["settings"])
-            del stored["slide_sha256"]
+            del stored["slide_sha256"], stored["ink"]
             file.attrs["settings"] = json.dumps(stored)
     sums = [{**entry, "sha256": hashlib.sha256(Path(entry["image"]).read_bytes()).hexdigest()} for entry in cohort]
     caplog.clear()
     extractor(sums, tmp_path, views=[1, 0, 0]).run()
-    told = (
-        "4 banks are of an older version, and do not store the `sha256` of their slides (s0.h5, views/s0/001.h5, s1.h5"
-    )
-    assert [m.startswith(told) for m in caplog.messages if "older" in m] == [True]
+    told = "4 feature banks of an older version (s0.h5, views/s0/001.h5, s1.h5, s2.h5)"
+    of_older = sorted(message for message in caplog.messages if "older version" in message)
+    assert [message.startswith(told) for message in of_older] == [True, True]
+    assert "do not store the `sha256` of their slides" in of_older[0]
+    assert "were made before ink was left out of the tissue" in of_older[1]
 
 
 @pytest.mark.parametrize("views", [None, [1, 1, 1]])

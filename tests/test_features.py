@@ -13,6 +13,7 @@ import torch
 
 from scripts.errors import SettingsError, SlideError
 from scripts.features import (
+    ADDED_SETTINGS,
     BankedBag,
     bank_path,
     entry_settings,
@@ -85,6 +86,7 @@ def test_a_bank_says_how_it_was_made(bank, slide):
         "slide_fingerprint": slide_fingerprint(slide),
         "mask_fingerprint": None,
         "mpp_given": None,
+        "ink": "left out",
     }
     assert attributes["slide"] == "s.tif"
     assert attributes["reader"] == "cucim"
@@ -118,11 +120,27 @@ def test_a_bank_that_does_not_tell_what_made_it_is_used_all_the_same(bank, slide
     assert len(read_bank(bank, (5.0, 10.0)).rows) == 20
 
 
-def test_a_bank_that_does_not_tell_its_slides_checksum_is_used_and_told_of(bank, slide):
-    settings, untold = {**settings_of(slide), "slide_sha256": "ab" * 32}, []
-    assert is_banked(bank, settings, untold)
-    assert is_banked(bank, settings_of(slide), untold)  # nobody asks for it
-    assert untold == [bank]
+@pytest.mark.parametrize("key", ADDED_SETTINGS)
+def test_a_bank_of_before_a_setting_was_stored_is_used_and_named(bank, slide, key):
+    settings = {**settings_of(slide), "slide_sha256": "ab" * 32, "ink": "left out", "device": "cpu"}
+    with h5py.File(bank, "r+") as file:
+        file.attrs["settings"] = json.dumps(settings)
+    lacking: dict[str, list[Path]] = {}
+    assert is_banked(bank, settings, lacking)
+    assert lacking == {}
+    with h5py.File(bank, "r+") as file:
+        file.attrs["settings"] = json.dumps({name: value for name, value in settings.items() if name != key})
+    assert is_banked(bank, settings, lacking)
+    assert lacking == {key: [bank]}
+    # Another difference is all that is said of a bank that is refused.
+    with pytest.raises(SettingsError, match=r"was made otherwise \(patch_size 64, now 32\)"):
+        is_banked(bank, {**settings, "patch_size": 32}, lacking)
+    assert lacking == {key: [bank]}
+
+
+def test_a_mask_says_what_is_tissue_whatever_ink_there_is(slide):
+    assert "ink" in entry_settings({"image": slide})
+    assert "ink" not in entry_settings({"image": slide, "mask": slide})
 
 
 def test_what_is_written_is_read_back(bank, bag):

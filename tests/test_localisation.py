@@ -226,6 +226,16 @@ def test_the_summary_is_the_mean_over_slides_of_each_map_and_class() -> None:
     assert summary["10x contribution"]["all"]["slides"] == 0
 
 
+def test_the_interval_of_a_map_is_that_of_patients() -> None:
+    values = {"s1": 0.9, "s2": 0.6, "s3": 0.2}
+    found = [one(slide, "cancer", value) for slide, value in values.items()]
+    summary = localisation_summary(found, ["10x"], CLASSES, patients={"s1": "p", "s3": "p", "gone": "q"})
+    cancer = summary["10x"]["cancer"]
+    assert (cancer["slides"], cancer["patients"]) == (3, 2)
+    assert cancer["roc_auc"]["ci95"] == mean_interval(list(values.values()), patients=["p", "s2", "p"])
+    assert cancer["roc_auc"]["ci95"] != mean_interval(list(values.values()))
+
+
 def test_the_order_of_the_slides_decides_no_interval() -> None:
     rng = np.random.default_rng(0)
     found = [

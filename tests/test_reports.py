@@ -68,9 +68,9 @@ def probabilities_of(rows, head, classes=CLASSES):
     return np.array([[float(row[name]) for name in classes] for row in rows if row["head"] == head])
 
 
-def evaluation(folder, slides, classes=CLASSES, task="multilabel", batch_size=1, seed=0):
+def evaluation(folder, slides, classes=CLASSES, task="multilabel", batch_size=1, seed=0, data=()):
     with SummaryWriter(str(folder / "events")) as writer:
-        evaluate(slides, EvaluationReport(folder, HEADS, classes, task, writer, seed), batch_size)
+        evaluate(slides, EvaluationReport(folder, HEADS, classes, task, writer, seed, data=data), batch_size)
     with open(folder / "metrics.json", encoding="utf-8") as file:
         return json.load(file)
 
@@ -129,7 +129,7 @@ def test_metrics_tell_what_made_them_beside_the_outputs(tmp_path):
     with SummaryWriter(str(tmp_path / "events")) as writer:
         evaluate(some_slides(4, 3), EvaluationReport(tmp_path, HEADS, CLASSES, "multilabel", writer, made_by=made_by))
     told = json.loads((tmp_path / "metrics.json").read_text())
-    assert list(told) == [*HEADS, "made_by"]
+    assert list(told) == [*HEADS, "slides", "patients", "made_by"]
     assert told.pop("made_by") == made_by
     assert told == evaluation(tmp_path / "without", some_slides(4, 3))
 
@@ -140,7 +140,7 @@ def test_metrics_of_a_multilabel_task_are_those_of_its_predictions(tmp_path):
     label = np.array([
         [name in row["label"].split(";") for name in CLASSES] for row in rows if row["head"] == "global"
     ])  # fmt: skip
-    assert list(metrics) == HEADS
+    assert list(metrics) == [*HEADS, "slides", "patients"]
     for head in HEADS:
         p = probabilities_of(rows, head)
         assert values_of(metrics[head]) == pytest.approx(
@@ -195,6 +195,32 @@ def test_each_output_says_how_it_does_on_each_class(tmp_path, task, classes):
             for score in CLASS_SCORE_NAMES:
                 assert of_class[score]["value"] == pytest.approx(scores[name][score])
                 assert of_class[score]["ci95"] == pytest.approx(intervals[name][score])
+
+
+def with_patients(slides, patients):
+    return [{"slide": slide["slide"], "patient": patient} for slide, patient in zip(slides, patients, strict=True)]
+
+
+def test_intervals_are_those_of_patients_however_their_names_are_spelled(tmp_path, caplog):
+    slides = some_slides(36, 3)
+    each, spelled = [f"p{i}" for i in range(36)], [("P1", "p1", "P2 ", "P2\u200b")[i % 4].strip() for i in range(36)]
+    plain = evaluation(tmp_path / "plain", slides)
+    assert (plain.pop("slides"), plain.pop("patients")) == (36, 36)
+    own = evaluation(tmp_path / "own", slides, data=with_patients(slides, each))
+    assert {head: own[head] for head in HEADS} == plain  # to the last digit
+    assert "not to be trusted" not in caplog.text
+    few = evaluation(tmp_path / "few", slides, data=with_patients(slides, spelled))
+    assert (few["slides"], few["patients"]) == (36, 2)
+    assert caplog.text.count("its intervals rest on 2 patients, fewer than 10, and are not to be trusted.") == 1
+    # Of two patients a resample holds both, or one of them twice: the interval ends at the scores of these alone.
+    y = np.stack([slide["label"].numpy() for slide in slides])
+    right = (np.stack([slide["image"][0, 0].numpy() for slide in slides]) >= 0) == y
+    assert few["global"]["micro_accuracy"]["ci95"] == pytest.approx(
+        sorted(right[[i % 4 // 2 == k for i in range(36)]].mean() for k in (0, 1))
+    )
+    for name, score in few["global"].items():
+        if name != "classes":
+            assert score["value"] == plain["global"][name]["value"]
 
 
 def test_json_has_null_for_what_is_no_number():

@@ -95,7 +95,7 @@ def test_a_run_of_it_is_the_training_that_a_user_would_have_started(compared, wo
     told, found = (
         json.loads((folder / "metrics.json").read_text()) for folder in (output / "runs/msmil/seed_1", tmp_path)
     )
-    assert list(found) == ["global", "made_by"]
+    assert list(found) == ["global", "slides", "patients", "made_by"]
     assert found["global"]["roc_auc"]["value"] == told["global"]["roc_auc"]["value"]
 
 

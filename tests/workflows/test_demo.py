@@ -16,6 +16,7 @@ def test_it_extracts_trains_evaluates_and_prints_what_came_out(cohort, tmp_path,
         assert f"{metrics[head]['micro_f1']['value']:.3f}" in next(
             line for line in told.splitlines() if line.startswith(head)
         )
+    assert f"over the {metrics['patients']} patients of the {metrics['slides']} test slides." in told
     assert "they say nothing about tissue" in told
     assert f"tensorboard --logdir {tmp_path / 'tensorboard'}" in told
 

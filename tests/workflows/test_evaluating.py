@@ -49,10 +49,12 @@ def test_predictions_name_slide_output_probabilities_and_label(evaluated, cohort
     assert np.array_equal(table(rows, "5x")[1], [entry["label"] for entry in testing])
 
 
-def test_metrics_are_those_of_the_predictions(evaluated):
+def test_metrics_are_those_of_the_predictions(evaluated, cohort):
     metrics = json.loads((evaluated / "metrics.json").read_text())
     rows = read_csv(evaluated / "predictions.csv")
-    assert list(metrics) == [*HEADS, "made_by"]
+    testing = json.loads((cohort / "datalist.json").read_text())["testing"]
+    assert (metrics["slides"], metrics["patients"]) == (len(testing), len({entry["patient"] for entry in testing}))
+    assert list(metrics) == [*HEADS, "slides", "patients", "made_by"]
     for head in HEADS:
         probabilities, labels = table(rows, head)
         predicted = probabilities >= 0.5

@@ -191,7 +191,7 @@ def test_a_baseline_goes_from_training_to_prediction_by_the_same_configs(workflo
     settings = knobs(cohort, tmp_path) | {"feature_dir": str(trained / "features"), "method": method}
     workflow("training", "train", epochs=2, **settings)
     workflow("evaluating", "evaluate", **settings)
-    assert list(json.loads((tmp_path / "metrics.json").read_text())) == [*heads, "made_by"]
+    assert list(json.loads((tmp_path / "metrics.json").read_text())) == [*heads, "slides", "patients", "made_by"]
     places = {"output_dir": str(tmp_path / "inference"), "ckpt_dir": str(tmp_path / "models"), "method": method}
     workflow("inferring", "inference", dataset_dir=str(cohort / "slides"), heatmaps=False, **places)
     tables = []
