@@ -19,18 +19,19 @@ class TrainingState:
     dropout does.
 
     Args:
-        engine: the trainer; MONAI's has ``scaler``, which is ``None`` without ``amp``.
+        engine: the trainer; MONAI's has ``scaler``, which is ``None`` without ``amp``, and its device in its state.
     """
 
     def __init__(self, engine: Engine) -> None:
+        device = torch.device(getattr(getattr(engine, "state", None), "device", None) or "cpu")
+        self.gpu = device if device.type == "cuda" else None
         self.scaler: GradScaler | None = getattr(engine, "scaler", None)
 
     def state_dict(self) -> dict[str, Any]:
         """The states, as tensors and plain values."""
         state: dict[str, Any] = {"random": torch.get_rng_state()}
-        # A process that computes on no GPU need not start with one for this.
-        if torch.cuda.is_initialized():
-            state["random_cuda"] = torch.cuda.get_rng_state()
+        if self.gpu is not None:
+            state["random_cuda"] = torch.cuda.get_rng_state(self.gpu)
         if self.scaler is not None:
             state["scaler"] = self.scaler.state_dict()
         return state
@@ -38,8 +39,8 @@ class TrainingState:
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Go on from these states; one that the checkpoint does not tell stays as it is."""
         torch.set_rng_state(state_dict["random"])
-        if "random_cuda" in state_dict and torch.cuda.is_initialized():
-            torch.cuda.set_rng_state(state_dict["random_cuda"])
+        if "random_cuda" in state_dict and self.gpu is not None:
+            torch.cuda.set_rng_state(state_dict["random_cuda"], self.gpu)
         # Of a scaler that was switched off there is nothing to tell.
         if self.scaler is not None and state_dict.get("scaler"):
             self.scaler.load_state_dict(dict(state_dict["scaler"]))

@@ -52,6 +52,40 @@ def test_a_state_without_a_scale_leaves_that_of_the_trainer(tmp_path):
     assert scaler.get_scale() == 16.0
 
 
+@pytest.fixture
+def two_gpus(monkeypatch):
+    """What the random numbers of two GPUs are at, in place of the GPUs."""
+    generators = {torch.device("cuda", index): torch.tensor([index]) for index in range(2)}
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: generators[torch.device(device)])
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, device: generators.update({device: state}))
+    return generators
+
+
+def trainer_on(device):
+    return SimpleNamespace(scaler=None, state=SimpleNamespace(device=device))
+
+
+@pytest.mark.parametrize("used", ["cuda:0", torch.device("cuda:1")])
+@pytest.mark.parametrize("going_on", ["cuda:0", "cuda:1"])
+def test_the_random_numbers_of_the_gpu_in_use_go_on(two_gpus, used, going_on):
+    state = TrainingState(trainer_on(used)).state_dict()
+    (kept,) = state["random_cuda"].tolist()
+    assert kept == torch.device(used).index
+    two_gpus.update(dict.fromkeys(two_gpus, torch.tensor([7])))
+    TrainingState(trainer_on(going_on)).load_state_dict(state)  # perhaps another one than before
+    assert {str(gpu): int(at) for gpu, at in two_gpus.items()} == {"cuda:0": 7, "cuda:1": 7, going_on: kept}
+
+
+def test_on_the_cpu_no_gpu_is_asked(monkeypatch):
+    for name in ("get_rng_state", "set_rng_state"):
+        monkeypatch.setattr(torch.cuda, name, lambda *_: pytest.fail("a process on the CPU needs no GPU"))
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    state = TrainingState(trainer_on("cpu")).state_dict()
+    assert "random_cuda" not in state
+    # What went on from a GPU, or an older version wrote, goes on here.
+    TrainingState(trainer_on("cpu")).load_state_dict({**state, "random_cuda": torch.tensor([1])})
+
+
 def test_a_checkpoint_of_an_older_version_without_it_is_gone_on_from(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         Training(tmp_path, EPOCHS, extra_handlers=[Interrupt(epoch=3)]).run()
