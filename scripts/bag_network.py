@@ -23,6 +23,10 @@ class BagNetwork(MILModel):
     that contain it, from low to high. The subclasses say what becomes of the features, in ``_branches``, and how
     much of it comes from each row, in ``_explain``.
 
+    An autocast around the network does not reach these: they compute in the precision of their weights, float32 as a
+    rule, so that contributions sum to the logit and no probability is rounded to 0.5. The backbone alone may compute
+    in less.
+
     A training has one or more phases. Phase p trains the outputs ``phases[p]`` and no others: see
     :meth:`start_phase`.
 
@@ -155,7 +159,8 @@ class BagNetwork(MILModel):
     def calc_head(self, x: Tensor, log_weight: Tensor | None = None) -> Tensor:
         """The logits ``[B, H, K]`` of features ``[B, N, S, F]``; see :meth:`forward`."""
         x, weight = self._checked(x, log_weight)
-        return self._branches(x, weight)[0]  # [B, H, K]
+        with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+            return self._branches(x, weight)[0]  # [B, H, K]
 
     @torch.jit.export
     def attend(self, x: Tensor, log_weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -175,7 +180,8 @@ class BagNetwork(MILModel):
             ValueError: as :meth:`forward`.
         """
         x, weight = self._checked(self._encode(x), log_weight)
-        return self._branches(x, weight)
+        with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+            return self._branches(x, weight)
 
     @torch.jit.export
     def explain(self, x: Tensor, log_weight: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
@@ -205,7 +211,12 @@ class BagNetwork(MILModel):
             ValueError: as :meth:`forward`.
         """
         x, weight = self._checked(self._encode(x), log_weight)
-        return self._explain(x, weight)
+        with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+            return self._explain(x, weight)
+
+    def _head_dtype(self) -> torch.dtype:
+        """The precision of the heads' weights."""
+        raise NotImplementedError
 
     def _branches(self, x: Tensor, log_weight: Tensor) -> tuple[Tensor, Tensor]:
         """Logits ``[B, H, K]`` and attention ``[B, N, M, K]`` of ``[B, N, S, F]`` and ``[B, N, S]``."""
@@ -251,7 +262,8 @@ class BagNetwork(MILModel):
             if torch.jit.is_scripting() or _needs_silence(x, padding):
                 # An attention of 0 does not silence padding that overflows half precision: 0 * inf is NaN.
                 x = x.masked_fill(padding.unsqueeze(-1), 0.0)  # [B, N, S, F]
-        return x, log_weight
+        # Features of a backbone under an autocast.
+        return x.to(self._head_dtype()), log_weight
 
 
 def _needs_silence(x: Tensor, padding: Tensor) -> bool:
