@@ -36,6 +36,9 @@ ROWS_AT_ONCE = 4096
 
 logger = logging.getLogger(__name__)
 
+# The bank of which this process has said that it does not store its device.
+_of_unknown_device: list[Path] = []
+
 
 @dataclass(frozen=True)
 class BankedBag:
@@ -118,7 +121,8 @@ def entry_settings(entry: Mapping[str, Any]) -> dict[str, Any]:
 def is_banked(path: Path, settings: Mapping[str, Any]) -> bool:
     """Whether a bank is there, made with just these settings.
 
-    One of before version 0.3 that does not tell its slide's SHA-256 is used, with a warning.
+    One of before version 0.3 that does not store its slide's SHA-256 is used, with a warning; so is one of before 0.4
+    that was made with ``amp`` and does not store whether on a CPU or a GPU, with one warning for all of a run.
 
     Raises:
         SettingsError: if there is one that was made otherwise; it is neither used nor replaced in silence.
@@ -132,11 +136,21 @@ def is_banked(path: Path, settings: Mapping[str, Any]) -> bool:
         logger.warning(
             "%s: is of an older version, and does not tell its slide's `sha256`; delete it if in doubt", path
         )
+    of_unknown_device = "device" in wanted and "device" not in made_with
+    if of_unknown_device:
+        del wanted["device"]
     differs = [key for key in wanted if made_with.get(key) != wanted[key]]
     if differs:
         both = ", ".join(f"{key} {made_with.get(key)!r}, now {wanted[key]!r}" for key in differs)
         raise SettingsError(
             path, f"was made otherwise ({both})", "Choose another `feature_dir`, or delete the file to make it again."
+        )
+    if of_unknown_device and not _of_unknown_device:
+        _of_unknown_device.append(path)
+        logger.warning(
+            "%s: is of an older version, and does not store whether a CPU or a GPU made it, whose features differ "
+            "slightly with `amp`; delete such banks if both did",
+            path,
         )
     return True
 
