@@ -10,6 +10,7 @@ from monai.networks.nets import MILModel
 from monai.utils import OptionalImportError
 from torch import Tensor, nn
 
+from scripts.devices import use_full_float32
 from scripts.errors import SettingsError
 from scripts.weights_record import keep_record
 
@@ -54,6 +55,8 @@ class BagNetwork(MILModel):
     Raises:
         SettingsError: if the backbone is a name that cannot be used, or gives other features.
         ValueError: if ``num_classes``, ``num_scales`` or ``encode_batch`` is not positive.
+
+    To make a network switches TF32 off in its process (:func:`scripts.devices.use_full_float32`).
     """
 
     def __init__(
@@ -69,6 +72,7 @@ class BagNetwork(MILModel):
     ) -> None:
         if num_scales < 1 or encode_batch < 1:
             raise ValueError(f"num_scales and encode_batch must be positive, got {num_scales} and {encode_batch}")
+        use_full_float32()
         try:
             super().__init__(
                 num_classes,
