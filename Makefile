@@ -28,7 +28,8 @@ TYPED = $(foreach d,scripts bundle,$(if $(shell find $(d) -name '*.py' 2>/dev/nu
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-setup: $(STAMP) ## make .venv with every dependency at its pinned version
+setup: $(STAMP) ## make .venv with every dependency at its pinned version, and say which GPUs torch sees
+	@$(PYTHON) -m scripts.devices
 
 test: $(STAMP) ## run the tests with coverage; ARGS="-k grid" adds options of pytest
 	$(PYTHON) -m pytest --numprocesses 2 --dist loadscope --cov --cov-report=term-missing:skip-covered $(ARGS)
@@ -58,6 +59,7 @@ reliability: $(STAMP) ## kill runs, fill disks, damage slides, count what comes 
 	$(PYTHON) -m tests.reliability $(ARGS)
 
 label-env: $(LABEL_STAMP) ## make .venv-label with MONAI Label and all that the bundle imports: 8 GB
+	@$(LABEL_PYTHON) -m scripts.devices
 
 test-label: $(LABEL_STAMP) ## run the tests against a real MONAI Label server; ARGS adds options of pytest
 	$(LABEL_PYTHON) -m pytest -c tests/label/pytest.ini tests/label $(ARGS)

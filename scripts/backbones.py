@@ -15,8 +15,10 @@ import torch
 from monai.networks.nets import ResNet
 from torch import nn
 
+from scripts.devices import use_full_float32
 from scripts.errors import SettingsError
 from scripts.files import file_sha256
+from scripts.settings import check_settings
 
 __all__ = ["Backbone", "build_resnet34", "get_backbone", "has_fast_bfloat16", "num_features"]
 
@@ -39,7 +41,8 @@ class Backbone(nn.Module):
         mean: mean of R, G and B, in 0..255.
         std: standard deviation of R, G and B, in 0..255.
         weights_sha256: SHA-256 of the weights file in hexadecimal, the provenance that feature banks store.
-        amp: whether to run the convolutions in bfloat16. It alone decides, not an autocast around the call.
+        amp: whether to run the convolutions in bfloat16, else in float32, without TF32
+            (:func:`scripts.devices.use_full_float32`). It alone decides, not an autocast around the call.
     """
 
     mean: torch.Tensor
@@ -56,6 +59,7 @@ class Backbone(nn.Module):
         amp: bool = False,
     ) -> None:
         super().__init__()
+        use_full_float32()
         self.name = name
         self.num_features = num_features
         self.weights_sha256 = weights_sha256
@@ -138,10 +142,17 @@ def num_features(name: str) -> int:
     return _encoder(name).num_features
 
 
-def has_fast_bfloat16() -> bool:
-    """Whether this machine computes in bfloat16 natively: its GPU if torch sees one, else its CPU."""
-    if torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+def has_fast_bfloat16(device: str | torch.device) -> bool:
+    """Whether a device, the CPU or one of the GPUs, computes in bfloat16 natively.
+
+    Raises:
+        SettingsError: if there is no such device.
+    """
+    check_settings(device=device)
+    if (device := torch.device(device)).type == "cuda":
+        # NVIDIA's since Ampere. PyTorch's own answer is about the current GPU, and to make another one the current
+        # one would take hold of it.
+        return torch.cuda.get_device_capability(device) >= (8, 0)
     # torch keeps these checks private, so a later version may lack them; then float32 is the safe answer.
     checks = (getattr(torch.cpu, f"_is_{feature}_supported", None) for feature in ("avx512_bf16", "amx_tile"))
     return any(check() for check in checks if check is not None)

@@ -10,6 +10,7 @@ from monai.networks.nets import MILModel
 from monai.utils import OptionalImportError
 from torch import Tensor, nn
 
+from scripts.devices import use_full_float32
 from scripts.errors import SettingsError, fitting
 from scripts.weights_record import keep_record
 
@@ -22,6 +23,10 @@ class BagNetwork(MILModel):
     A bag has N rows; a row is one patch of the highest magnification and the patches of the S - 1 lower ones
     that contain it, from low to high. The subclasses say what becomes of the features, in ``_branches``, and how
     much of it comes from each row, in ``_explain``.
+
+    An autocast around the network does not reach these: they compute in the precision of their weights, float32 as a
+    rule, so that contributions sum to the logit and no probability is rounded to 0.5. The backbone alone may compute
+    in less.
 
     A training has one or more phases. Phase p trains the outputs ``phases[p]`` and no others: see
     :meth:`start_phase`.
@@ -50,6 +55,8 @@ class BagNetwork(MILModel):
     Raises:
         SettingsError: if the backbone is a name that cannot be used, or gives other features.
         ValueError: if ``num_classes``, ``num_scales`` or ``encode_batch`` is not positive.
+
+    To make a network switches TF32 off in its process (:func:`scripts.devices.use_full_float32`).
     """
 
     def __init__(
@@ -65,6 +72,7 @@ class BagNetwork(MILModel):
     ) -> None:
         if num_scales < 1 or encode_batch < 1:
             raise ValueError(f"num_scales and encode_batch must be positive, got {num_scales} and {encode_batch}")
+        use_full_float32()
         try:
             super().__init__(
                 num_classes,
@@ -155,7 +163,8 @@ class BagNetwork(MILModel):
     def calc_head(self, x: Tensor, log_weight: Tensor | None = None) -> Tensor:
         """The logits ``[B, H, K]`` of features ``[B, N, S, F]``; see :meth:`forward`."""
         x, weight = self._checked(x, log_weight)
-        return self._branches(x, weight)[0]  # [B, H, K]
+        with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+            return self._branches(x, weight)[0]  # [B, H, K]
 
     @torch.jit.export
     def attend(self, x: Tensor, log_weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -175,7 +184,8 @@ class BagNetwork(MILModel):
             ValueError: as :meth:`forward`.
         """
         x, weight = self._checked(self._encode(x), log_weight)
-        return self._branches(x, weight)
+        with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+            return self._branches(x, weight)
 
     @torch.jit.export
     def explain(self, x: Tensor, log_weight: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
@@ -205,7 +215,12 @@ class BagNetwork(MILModel):
             ValueError: as :meth:`forward`.
         """
         x, weight = self._checked(self._encode(x), log_weight)
-        return self._explain(x, weight)
+        with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+            return self._explain(x, weight)
+
+    def _head_dtype(self) -> torch.dtype:
+        """The precision of the heads' weights."""
+        raise NotImplementedError
 
     def _branches(self, x: Tensor, log_weight: Tensor) -> tuple[Tensor, Tensor]:
         """Logits ``[B, H, K]`` and attention ``[B, N, M, K]`` of ``[B, N, S, F]`` and ``[B, N, S]``."""
@@ -252,7 +267,8 @@ class BagNetwork(MILModel):
             if torch.jit.is_scripting() or _needs_silence(x, padding):
                 # An attention of 0 does not silence padding that overflows half precision: 0 * inf is NaN.
                 x = x.masked_fill(padding.unsqueeze(-1), 0.0)  # [B, N, S, F]
-        return x, log_weight
+        # Features of a backbone under an autocast.
+        return x.to(self._head_dtype()), log_weight
 
 
 def _needs_silence(x: Tensor, padding: Tensor) -> bool:

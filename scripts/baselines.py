@@ -158,6 +158,9 @@ class HighestScaleMIL(BagNetwork):
     def __init__(self, mil_mode: str, num_classes: int, num_nodes: int = 128, **settings: Any) -> None:
         super().__init__(num_classes, mil_mode=mil_mode, **settings)
 
+    def _head_dtype(self) -> torch.dtype:
+        return self.myfc.weight.dtype
+
     def _branches(self, x: Tensor, log_weight: Tensor) -> tuple[Tensor, Tensor]:
         logits = x.new_zeros(x.shape[0], 1, self.num_classes)  # [B, 1, K]
         attention = x.new_zeros(x.shape[0], x.shape[1], 1, self.num_classes)  # [B, N, 1, K]

@@ -122,12 +122,17 @@ class Encoder:
         return self.backbone.num_features
 
     def settings(self) -> dict[str, Any]:
-        """What decides the features of a patch, as plain values: stored with them."""
+        """What decides the features of a patch, as plain values: stored with them.
+
+        ``device``, ``"cpu"`` or ``"cuda"``, is among them with ``amp`` alone: in bfloat16 each rounds in its own way,
+        layer after layer. In float32 they differ in the last digits, as two processors do.
+        """
         return {
             "backbone": self.backbone.name,
             "weights_sha256": self.backbone.weights_sha256,
             "amp": self.backbone.amp,
             "runtime": self.runtime,
+            **({"device": self.device.type} if self.backbone.amp else {}),
         }
 
     def encode(self, bag: Bag, transform: PatchTransform | None = None) -> Iterator[Encoded]:

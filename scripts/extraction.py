@@ -50,8 +50,8 @@ LACKING = {
     "slide_sha256": "do not store the `sha256` of their slides: delete them if in doubt",
     "ink": "were made before ink was left out of the tissue, and those of slides with ink contain it: `checking` names "
     "these slides; delete their banks to have them made again",
-    "device": "do not store whether a CPU or a GPU made them, whose features differ slightly with `amp`: delete them if "
-    "both did",
+    "device": "do not store whether a CPU or a GPU made them, whose features differ slightly with `amp`: delete them "
+    "if both did",
 }
 
 

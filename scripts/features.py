@@ -26,12 +26,23 @@ from scripts.magnification import scale_name
 from scripts.provenance import software
 from scripts.slide_checksums import given_sha256
 
-__all__ = ["ADDED_SETTINGS", "BankedBag", "bank_path", "is_banked", "read_bank", "seal_bank", "slide_fingerprint", "write_bank"]
+__all__ = [
+    "ADDED_SETTINGS",
+    "BankedBag",
+    "bank_path",
+    "is_banked",
+    "read_bank",
+    "seal_bank",
+    "slide_fingerprint",
+    "write_bank",
+]
 
 # Raised when the same settings would give other contents: banks of an older format are then made again.
 BANK_FORMAT = 1
 FINGERPRINT_BYTES = 1 << 20
 ROWS_AT_ONCE = 4096
+# Settings that banks did not store from the start; scripts.extraction says what it means that one lacks them.
+ADDED_SETTINGS = ("slide_sha256", "ink", "device")
 
 
 @dataclass(frozen=True)

@@ -65,6 +65,10 @@ class BranchNetwork(BagNetwork):
         self.embeds = [True] * self.num_scales
         self.computes = [True] * len(widths)
 
+    def _head_dtype(self) -> torch.dtype:
+        weight: Tensor = self.embed[0].weight  # type: ignore[assignment]
+        return weight.dtype
+
     def _embed(self, x: Tensor) -> list[Tensor]:
         """h of each scale, ``[B, N, num_nodes]``; without rows where nothing needs it."""
         embedded: list[Tensor] = []

@@ -26,6 +26,7 @@ import torch.distributed as dist
 from ignite.engine import Engine
 from tqdm import tqdm
 
+from scripts.devices import tell_unused_gpu
 from scripts.errors import BundleError, SettingsError, mistake_in
 
 __all__ = [
@@ -83,8 +84,12 @@ def is_first_rank() -> bool:
 
 
 def own_device() -> torch.device:
-    """The GPU of this rank, the ``LOCAL_RANK``-th of its node; the CPU where there is none."""
+    """The GPU of this rank, the ``LOCAL_RANK``-th of its node; the CPU where torch sees none.
+
+    It is the default of ``device`` everywhere; a GPU that torch cannot use is warned of here.
+    """
     if not torch.cuda.is_available():
+        tell_unused_gpu()
         return torch.device("cpu")
     return torch.device("cuda", _local_rank()) if num_ranks() > 1 else torch.device("cuda")
 

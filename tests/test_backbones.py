@@ -304,19 +304,54 @@ def test_amp_is_a_setting(weights: Path) -> None:
     assert not get_backbone("resnet34", weights).amp
 
 
-def test_has_fast_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
-        monkeypatch.setattr(torch.cpu, name, lambda: False, raising=False)
-    assert has_fast_bfloat16() is False
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True, raising=False)
-    assert has_fast_bfloat16() is True
+def machine_with(monkeypatch: pytest.MonkeyPatch, cpu: bool, *gpus: tuple[int, int]) -> None:
+    """A machine whose processor has bfloat16, or has not, and whose GPUs have these compute capabilities."""
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False, raising=False)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: cpu, raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: bool(gpus))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(gpus))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: gpus[torch.device(device).index or 0])
+
+
+TURING, AMPERE, HOPPER = (7, 5), (8, 0), (9, 0)
+ASKED = pytest.mark.parametrize(
+    ("cpu", "gpus", "device", "fast"),
+    [
+        (False, [], "cpu", False),
+        (True, [], "cpu", True),
+        (False, [HOPPER], "cpu", False),
+        (False, [HOPPER], "cuda", True),
+        (True, [TURING], "cpu", True),
+        (True, [TURING], "cuda", False),
+        (True, [TURING, AMPERE], "cuda:0", False),
+        (True, [TURING, AMPERE], "cuda:1", True),
+        (False, [AMPERE, TURING], "cuda", True),
+        (False, [AMPERE, TURING], "cuda:1", False),
+    ],
+)
+
+
+@ASKED
+def test_whether_a_device_is_fast_at_bfloat16_is_asked_of_that_device(
+    monkeypatch: pytest.MonkeyPatch, cpu: bool, gpus: list[tuple[int, int]], device: str, fast: bool
+) -> None:
+    machine_with(monkeypatch, cpu, *gpus)
+    for given in (device, torch.device(device)):
+        assert has_fast_bfloat16(given) is fast
+
+
+def test_a_torch_without_its_checks_of_the_processor_takes_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine_with(monkeypatch, True)
     for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
         monkeypatch.delattr(torch.cpu, name)
-    assert has_fast_bfloat16() is False
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: not including_emulation)
-    assert has_fast_bfloat16() is True
+    assert has_fast_bfloat16("cpu") is False
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:1", "meta", 3.5])
+def test_of_no_device_it_is_not_said(monkeypatch: pytest.MonkeyPatch, device: object) -> None:
+    machine_with(monkeypatch, True, AMPERE)
+    with pytest.raises(SettingsError, match=r"device: got .* Give cpu, cuda, or cuda:N with a GPU that is there"):
+        has_fast_bfloat16(device)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("call", [get_backbone, num_features])

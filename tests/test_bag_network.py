@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from scripts.bag_network import BagNetwork
 from scripts.baselines import MSMIL, SSMIL, HighestScaleMIL
 from scripts.grid import log_share
-from scripts.methods import METHODS, get_network
+from scripts.methods import METHODS, get_loss, get_network
 from scripts.networks import MuSTMIL
 
 F, M, K = 8, 4, 3
@@ -97,6 +97,103 @@ def test_in_float32_it_adds_up_to_what_float32_can_tell(method: str) -> None:
     x, log_weight, _ = linked_bag(400, 2, 0)
     logits, _, contribution = model.explain(x.float(), log_weight.float())
     torch.testing.assert_close(sums(model, contribution) + biases(model), logits, rtol=1e-5, atol=1e-5)
+
+
+# --- whatever the caller's precision --------------------------------------------------------------------------
+
+
+casts = pytest.mark.parametrize("cast", [torch.bfloat16, torch.float16])
+
+
+@methods
+@casts
+def test_an_autocast_around_the_network_does_not_change_a_digit(method: str, cast: torch.dtype) -> None:
+    model = network(method).float()
+    x, log_weight = (t.float() for t in padded(*linked_bag(50, 2, 0)[:2], 7.0))
+    joined = torch.cat([x, log_weight.unsqueeze(-1)], dim=-1)
+    calls: list[Callable[[], Tensor | tuple[Tensor, ...]]] = [
+        lambda: model.explain(x, log_weight),
+        lambda: model.attend(x, log_weight),
+        lambda: model(x, log_weight),
+        lambda: model(joined),
+        lambda: model.calc_head(x, log_weight),
+    ]
+    for call in calls:
+        expected = call()
+        with torch.autocast("cpu", dtype=cast):
+            found = call()
+        pairs = zip(found, expected, strict=True) if isinstance(found, tuple) else [(found, expected)]
+        for one, other in pairs:
+            assert one.dtype == torch.float32
+            assert torch.equal(one, other)  # type: ignore[arg-type]
+    with torch.autocast("cpu", dtype=cast):
+        logits, _, contribution = model.explain(x, log_weight)
+    torch.testing.assert_close(sums(model, contribution) + biases(model), logits, rtol=1e-5, atol=1e-5)
+
+
+@methods
+def test_an_autocast_for_gpus_is_off_inside(method: str) -> None:
+    model, seen = network(method), []
+    for layer in model.modules():
+        if isinstance(layer, nn.Linear):
+            layer.register_forward_hook(lambda *_: seen.append(torch.is_autocast_enabled("cuda")))
+    torch.set_autocast_enabled("cuda", True)
+    try:
+        model.explain(*linked_bag(4, 2, 0)[:2])
+        assert torch.is_autocast_enabled("cuda")
+    finally:
+        torch.set_autocast_enabled("cuda", False)
+    assert seen
+    assert not any(seen)
+
+
+@methods
+@casts
+def test_a_probability_just_below_a_half_stays_below(method: str, cast: torch.dtype) -> None:
+    model = network(method).float()
+    x, log_weight = (t.float() for t in linked_bag(6, 2, 0)[:2])
+    classifiers: list[nn.Linear] = list(model.myfc) if isinstance(model.myfc, nn.ModuleList) else [model.myfc]  # type: ignore[arg-type]
+    logit = math.log(0.4999 / 0.5001)  # which is 0.5 in 11 bits
+    for head in range(model(x, log_weight).shape[1]):
+        with torch.no_grad():
+            classifiers[head].bias += logit - model(x, log_weight)[0, head]
+    with torch.autocast("cpu", dtype=cast):
+        probabilities = model(x, log_weight).sigmoid()
+    torch.testing.assert_close(probabilities, torch.full_like(probabilities, 0.4999), rtol=0, atol=1e-6)
+    assert bool((probabilities < 0.5).all())
+
+
+@methods
+@casts
+def test_the_loss_and_its_gradient_are_in_full_precision_too(method: str, cast: torch.dtype) -> None:
+    x, log_weight = (t.float() for t in linked_bag(6, 2, 0)[:2])
+
+    def step(enabled: bool) -> list[Tensor]:
+        model = network(method).float()
+        model.start_phase(0)
+        with torch.autocast("cpu", dtype=cast, enabled=enabled):
+            loss = get_loss(method, model)(model(x, log_weight), torch.tensor([[1, 0, 1]]))
+            loss.backward()
+        return [loss.detach(), *(p.grad for p in model.parameters() if p.grad is not None)]
+
+    plain, under_autocast = step(False), step(True)
+    assert len(plain) > 3
+    for one, other in zip(under_autocast, plain, strict=True):
+        assert one.dtype == torch.float32
+        assert torch.equal(one, other)
+
+
+@casts
+def test_a_backbone_may_be_autocast_and_the_heads_are_not(cast: torch.dtype) -> None:
+    backbone = nn.Sequential(nn.Flatten(), nn.Linear(12, F))
+    model = MuSTMIL(K, 2, F, M, backbone=backbone)
+    patches = torch.randn(1, 4, 2, 3, 2, 2)
+    with torch.autocast("cpu", dtype=cast):
+        features, explained = model(patches, no_head=True), model.explain(patches)
+    assert features.dtype == cast
+    for one, other in zip(explained, model.explain(features.float()), strict=True):
+        assert one.dtype == torch.float32
+        assert torch.equal(one, other)
 
 
 # --- against the definition, one number at a time -----------------------------------------------------------

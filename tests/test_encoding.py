@@ -170,6 +170,15 @@ def test_settings_name_the_encoder():
     assert encoder.num_features == 12
 
 
+@pytest.mark.parametrize("device", ["cpu", "cuda", "cuda:1"])
+def test_with_amp_settings_name_the_kind_of_device(device):
+    encoder = Encoder(tiny_backbone())
+    encoder.device = torch.device(device)  # without a GPU nothing can be moved to it
+    assert "device" not in encoder.settings()
+    encoder.backbone.amp = True
+    assert encoder.settings()["device"] == device.partition(":")[0]
+
+
 @pytest.mark.parametrize(
     ("key", "value", "least"), [("batch_size", 0, 1), ("batch_size", 2.5, 1), ("num_workers", -1, 0)]
 )

@@ -209,6 +209,36 @@ def test_a_bank_is_reused_for_the_same_settings_only(bank, slide):
     assert bank.read_bytes() == before
 
 
+def encoder_on(device, amp):
+    encoder = tiny_encoder()
+    encoder.backbone.amp = amp
+    encoder.device = torch.device(device)  # without a GPU nothing can be moved to it
+    return encoder
+
+
+@pytest.mark.parametrize(
+    ("amp", "made_on", "used_on", "differs"),
+    [
+        (True, "cpu", "cuda", "device 'cpu', now 'cuda'"),
+        (True, "cuda:1", "cpu", "device 'cuda', now 'cpu'"),
+        (True, "cuda:1", "cuda", None),
+        (True, "cpu", "cpu", None),
+        # In float32 they differ by rounding, as two processors do.
+        (False, "cpu", "cuda", None),
+        (False, "cuda", "cpu", None),
+    ],
+)
+def test_banks_of_a_cpu_and_a_gpu_do_not_mix_in_bfloat16(tmp_path, bag, slide, amp, made_on, used_on, differs):
+    path = tmp_path / "s.h5"
+    write_bank(path, bag, tiny_encoder(), settings_of(slide, encoder=encoder_on(made_on, amp)))
+    wanted = settings_of(slide, encoder=encoder_on(used_on, amp))
+    if differs is None:
+        assert is_banked(path, wanted)
+    else:
+        with pytest.raises(SettingsError, match=rf"s\.h5: was made otherwise \({differs}\)\. Choose another"):
+            is_banked(path, wanted)
+
+
 def test_a_bank_of_an_older_format_is_not_reused(bank, slide, monkeypatch):
     monkeypatch.setattr("scripts.features.BANK_FORMAT", 2)
     with pytest.raises(SettingsError, match=r"was made otherwise \(bank_format 1, now 2\)"):

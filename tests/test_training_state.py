@@ -31,25 +31,30 @@ def test_a_network_that_draws_is_resumed_as_if_it_had_not_been_interrupted(tmp_p
     assert not same(one["model"], plain["model"])  # else nothing was dropped
 
 
-def test_the_scale_of_the_loss_goes_on_where_it_was():
-    scaler = GradScaler("cpu", init_scale=64.0, growth_interval=3)
-    weight = torch.nn.Parameter(torch.ones(1))
-    optimizer = torch.optim.SGD([weight], lr=0.1)
-    scaler.scale(weight.sum() * torch.inf).backward()  # halves it
-    scaler.step(optimizer)
-    scaler.update()
-    state = TrainingState(SimpleNamespace(scaler=scaler)).state_dict()
-    fresh = GradScaler("cpu", init_scale=64.0, growth_interval=3)
-    TrainingState(SimpleNamespace(scaler=fresh)).load_state_dict(state)
-    assert fresh.get_scale() == 32.0
-    assert fresh.state_dict() == scaler.state_dict()
+@pytest.mark.parametrize("scaler", [GradScaler("cpu", init_scale=64.0), GradScaler("cpu", enabled=False)])
+def test_a_checkpoint_that_holds_a_gradient_scaler_is_gone_on_from_without_it(tmp_path, scaler):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    Training(whole, EPOCHS).run()
+    with pytest.raises(KeyboardInterrupt):
+        Training(parts, EPOCHS, extra_handlers=[Interrupt(epoch=3)]).run()
+    assert set(checkpoint(parts)["training_state"]) == {"random"}
+    old = checkpoint(parts)  # as version 0.3 wrote it on a GPU, and with `amp` switched off
+    old["training_state"]["scaler"] = scaler.state_dict()
+    torch.save(old, parts / "last.ckpt")
+    Training(parts, EPOCHS, resume=True).run()
+    one, other = checkpoint(whole), checkpoint(parts)
+    for name in ("model", "optimizer", "best", "training_state"):
+        assert same(one[name], other[name]), name
 
 
-def test_a_state_without_a_scale_leaves_that_of_the_trainer(tmp_path):
-    scaler = GradScaler("cpu", init_scale=16.0)
-    for engine in (SimpleNamespace(scaler=None), SimpleNamespace(scaler=GradScaler("cpu", enabled=False))):
-        TrainingState(SimpleNamespace(scaler=scaler)).load_state_dict(TrainingState(engine).state_dict())
-    assert scaler.get_scale() == 16.0
+@pytest.mark.parametrize("cast", [torch.bfloat16, torch.float16])
+def test_a_training_under_an_autocast_is_the_same_to_the_last_digit(tmp_path, cast):
+    plain, under_autocast = tmp_path / "plain", tmp_path / "autocast"
+    one = Training(plain, epochs=2).run()
+    with torch.autocast("cpu", dtype=cast):
+        other = Training(under_autocast, epochs=2).run()
+    assert same(checkpoint(plain)["model"], checkpoint(under_autocast)["model"])
+    assert one.validations == other.validations
 
 
 @pytest.fixture
@@ -62,7 +67,7 @@ def two_gpus(monkeypatch):
 
 
 def trainer_on(device):
-    return SimpleNamespace(scaler=None, state=SimpleNamespace(device=device))
+    return SimpleNamespace(state=SimpleNamespace(device=device))
 
 
 @pytest.mark.parametrize("used", ["cuda:0", torch.device("cuda:1")])

@@ -68,7 +68,7 @@ def settings(device: torch.device) -> list[tuple[str, bool]]:
         runtime for runtime in RUNTIMES if runtime != "openvino" or (find_spec("openvino") and device.type == "cpu")
     ]
     usable = [runtime for runtime in known if choose_runtime(runtime, device) == runtime]
-    return [(runtime, amp) for runtime in usable for amp in sorted({False, has_fast_bfloat16()})]
+    return [(runtime, amp) for runtime in usable for amp in sorted({False, has_fast_bfloat16(device)})]
 
 
 def compare_with_forward(name: str, entry: dict[str, Any], device: torch.device) -> None:
@@ -109,7 +109,7 @@ def compare_with_reference(scans: dict[str, dict[str, Any]]) -> None:
     encoders = [
         Encoder(load("resnet34", amp), batch_size=BATCH_SIZE, runtime=runtime)
         for runtime, amp in settings(torch.device("cpu"))
-        if amp is has_fast_bfloat16()
+        if amp is has_fast_bfloat16("cpu")
     ]
     for encoder in encoders:
         next(encoder.encode(BagBuilder()(scans["20x"])))  # compiled once a process

@@ -63,7 +63,7 @@ def measure(stage: str, slide: Path) -> None:
     patches = sum(len(coords) for coords in bag.grid.coords)
     with tempfile.TemporaryDirectory() as folder:
         if stage == "extracting":
-            encoder = Encoder(get_backbone("efficientnet_lite0", amp=has_fast_bfloat16()))
+            encoder = Encoder(get_backbone("efficientnet_lite0", amp=has_fast_bfloat16("cpu")))
             next(iter(encoder.encode(bag)))
             idle, start = peak_mb(), time.perf_counter()
             Extractor([{"image": str(slide), "slide": "s"}], BagBuilder(), encoder, folder).run()

@@ -69,7 +69,7 @@ def measure(args: argparse.Namespace, name: str, cores: int, folder: Path) -> No
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
     entries = drawn_slides(args.dataset_dir, args.num_slides)
     threads = int(os.environ["OMP_NUM_THREADS"])
-    encoder = Encoder(load(name, has_fast_bfloat16()), num_workers=threads, runtime=args.runtime)
+    encoder = Encoder(load(name, has_fast_bfloat16("cpu")), num_workers=threads, runtime=args.runtime)
     # Once a process: ITK's start, and what is compiled.
     list(encoder.encode(BagBuilder()(entries[0])))
     sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - the progress bar of the last thing this process does

@@ -48,7 +48,7 @@ def main() -> None:
 
 def extraction(slide: Path, backbone: str, runtime: str) -> None:
     """Extraction with nothing beside it: what each stage takes when it has the machine for itself."""
-    encoder = Encoder(load(backbone, has_fast_bfloat16()), num_workers=0, runtime=runtime)
+    encoder = Encoder(load(backbone, has_fast_bfloat16("cpu")), num_workers=0, runtime=runtime)
     BagBuilder()({"image": str(slide)})
     bag, tissue_s = timed(lambda: BagBuilder()({"image": str(slide)}))
     patches = sum(map(len, bag.grid.coords))
