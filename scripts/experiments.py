@@ -23,6 +23,7 @@ import torch
 from monai.bundle import ConfigParser, ConfigWorkflow
 from tqdm import tqdm
 
+from scripts.datalist_labels import with_positive_classes
 from scripts.errors import BundleError, SettingsError, mistake_in
 from scripts.files import claimed, replacing
 from scripts.ranks import forget_ranks, num_ranks, rank, wait_for_ranks
@@ -81,6 +82,7 @@ class Experiment:
         wanted = json.loads(json.dumps(dict(self.settings)))
         if "runtime" in wanted:
             found.setdefault("runtime", "torch")  # what runs had that do not say it
+        found = with_positive_classes(found)
         keys = sorted((wanted.keys() | found.keys()) - set(FREE))
         differs = [key for key in keys if found.get(key) != wanted.get(key)]
         if differs:
