@@ -76,13 +76,12 @@ class Experiment:
                 raise SettingsError(path, "is missing beside done.json", remedy)
             return
         try:
-            found = dict(json.loads(path.read_text(encoding="utf-8")))
+            found = with_positive_classes(dict(json.loads(path.read_text(encoding="utf-8"))))
         except (ValueError, TypeError) as error:
             raise SettingsError(path, f"is damaged ({error})", remedy) from error
         wanted = json.loads(json.dumps(dict(self.settings)))
         if "runtime" in wanted:
             found.setdefault("runtime", "torch")  # what runs had that do not say it
-        found = with_positive_classes(found)
         keys = sorted((wanted.keys() | found.keys()) - set(FREE))
         differs = [key for key in keys if found.get(key) != wanted.get(key)]
         if differs:
