@@ -98,7 +98,7 @@ def fit_metadata(metadata: Mapping[str, Any], record: Mapping[str, Any]) -> dict
             if tensor := _tensor(data_format, group, name):
                 tensor.update(values)
     if _tensor(data_format, "outputs", "pred").get("channel_def") != classes:
-        names = output_names(record["settings"]["task"], record["settings"]["class_names"])
+        names = _names(record["settings"])
         fitted["label_classes"] = f"{record['settings']['task']}: {', '.join(names)}"
     fitted["data_source"] = describe(record) + " The slides are not part of the bundle."
     fitted["training_data"] = dict(record["data"])
@@ -148,7 +148,7 @@ def _tensor(data_format: Any, group: str, name: str) -> dict[str, Any]:
 def _shapes(settings: Mapping[str, Any]) -> dict[str, dict[str, dict[str, Any]]]:
     """What the metadata has to say of each tensor, by group and name."""
     heads = result_heads(settings["method"], settings["magnifications"])
-    names = output_names(settings["task"], settings["class_names"])
+    names = _names(settings)
     classes = {str(index): name for index, name in enumerate(names)}
     scores = {"num_channels": len(heads), "spatial_shape": [len(names)]}
     row = [len(settings["magnifications"]), num_features(settings["backbone"]) + 1]
@@ -160,6 +160,10 @@ def _shapes(settings: Mapping[str, Any]) -> dict[str, dict[str, dict[str, Any]]]
             "head_scores": {**scores, "channel_def": {str(index): head for index, head in enumerate(heads)}},
         },
     }
+
+
+def _names(settings: Mapping[str, Any]) -> list[str]:
+    return output_names(settings["task"], settings["class_names"], settings.get("positive_classes"))
 
 
 def _training(record: Mapping[str, Any]) -> str:

@@ -33,7 +33,9 @@ def data_format(bundle: Bundle) -> None:
         scales = len(settings["magnifications"])
         num_features = _call("scripts.backbones", "num_features", settings["backbone"])
         heads = _call("scripts.methods", "result_heads", settings["method"], settings["magnifications"])
-        names = _call("scripts.datalist", "output_names", settings["task"], settings["class_names"])
+        # Bundles up to 0.3.0 have none.
+        positive = [settings["positive_classes"]] if "positive_classes" in settings else []
+        names = _call("scripts.datalist", "output_names", settings["task"], settings["class_names"], *positive)
     wanted = {
         ("inputs", "image", "spatial_shape"): [scales, num_features + 1],
         ("outputs", "pred", "num_channels"): len(heads),

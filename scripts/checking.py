@@ -21,7 +21,7 @@ from scripts.checking_report import shown_duration, shown_problems, shown_size, 
 from scripts.checking_slides import SlideChecker, SlideFacts, find_duplicates, find_unsummed
 from scripts.cohort import DATALISTS, choose_cohort
 from scripts.datalist_formats import PARTITIONS
-from scripts.datalist_labels import CLASS_NAMES, HIGH_RISK
+from scripts.datalist_labels import CLASS_NAMES
 from scripts.encoding import Encoder
 from scripts.errors import BundleError
 from scripts.files import output_folder
@@ -70,7 +70,7 @@ class CohortChecker:
         feature_dir: where the run will write its banks.
         task: ``"multilabel"`` or ``"binary"``.
         class_names: the classes in order.
-        high_risk: the classes that count as 1 in the binary task.
+        positive_classes: as in :func:`scripts.datalist.load_partition`.
         split_seed: draws the split of a datalist without partitions.
         leave_out: names of slides that no run uses.
         views: augmented views of the slides of the rarest classes, see :func:`scripts.augmentation.count_views`.
@@ -91,7 +91,7 @@ class CohortChecker:
         feature_dir: str | Path,
         task: str = "multilabel",
         class_names: Sequence[str] = CLASS_NAMES,
-        high_risk: Sequence[str] = HIGH_RISK,
+        positive_classes: Sequence[str] | None = None,
         split_seed: int = 0,
         leave_out: Sequence[str] = (),
         views: int = 0,
@@ -102,7 +102,7 @@ class CohortChecker:
         self.dataset_dir, self.datalist = source
         self.bag_builder, self.make_encoder = bag_builder, make_encoder
         self.output_dir, self.feature_dir = Path(output_dir), Path(feature_dir)
-        self.task, self.class_names, self.high_risk = task, class_names, high_risk
+        self.task, self.class_names, self.positive_classes = task, class_names, positive_classes
         self.split_seed, self.leave_out = split_seed, leave_out
         self.views, self.num_workers = views, num_workers
         self.check_slide = SlideChecker(bag_builder, len(class_names), min_rows, read_all)
@@ -124,7 +124,7 @@ class CohortChecker:
             self.dataset_dir,
             self.task,
             self.class_names,
-            self.high_risk,
+            self.positive_classes,
             self.split_seed,
             leave_out=self.leave_out,
         )

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from scripts.checking_problems import BLOCKS, WARNS, Problem
 from scripts.datalist import ListedSlide, entry_of, locate, not_listed, output_names
+from scripts.datalist_classes import ONE_SIDED_REMEDY, one_sided
 from scripts.datalist_columns import by_columns, settle_columns
 from scripts.datalist_formats import PARTITIONS, Fault, Row, read_rows, row_of
-from scripts.datalist_labels import HIGH_RISK, check_class_names, check_task, label_vector, uses_indices
+from scripts.datalist_labels import label_remedy, label_vector, resolve_positive_classes, uses_indices
 from scripts.datalist_patient_warnings import offered_patients, patient_warnings
 from scripts.datalist_patients import look_of, one_spelling
 from scripts.datalist_split import FRACTIONS, split_patients
@@ -56,7 +56,7 @@ def check_datalist(
     dataset_dir: str | Path,
     task: str,
     class_names: Sequence[str],
-    high_risk: Sequence[str] = HIGH_RISK,
+    positive_classes: Sequence[str] | None = None,
     seed: int = 0,
     fractions: Sequence[float] = FRACTIONS,
     leave_out: Sequence[str] = (),
@@ -68,17 +68,16 @@ def check_datalist(
         dataset_dir: the folder that paths start from, or a slide.
         task: ``"multilabel"`` or ``"binary"``.
         class_names: the classes in order.
-        high_risk: the classes that count as 1 in the binary task.
+        positive_classes: as in :func:`scripts.datalist.load_partition`.
         seed: draws the split of a datalist without partitions.
         fractions: parts of training, validation and testing in that split.
         leave_out: names of slides that no run uses, as in :func:`scripts.datalist.load_datalist`.
 
     Raises:
         DatalistError: if ``dataset_dir`` is no folder.
-        SettingsError: if ``task``, ``class_names``, ``high_risk``, ``fractions`` or ``leave_out`` are wrong.
+        SettingsError: if ``task``, ``class_names``, ``positive_classes``, ``fractions`` or ``leave_out`` are wrong.
     """
-    check_task(task)
-    check_class_names(class_names)
+    positive = resolve_positive_classes(task, class_names, positive_classes)
     problems: list[Problem] = []
 
     def fault(error: DatalistError) -> None:
@@ -96,25 +95,24 @@ def check_datalist(
     class_values = None
     offered: list[str | None] = [None] * len(slides)
     if any(row.label is not None or row.partition is not None for row in rows):
-        understand = partial(_understand, slides, rows, class_names=class_names, high_risk=high_risk)
-        labels, label_problems = understand(task=task)
+        labels, label_problems = _understand(slides, rows, task, class_names, positive)
         # The split is that of all slides, and needs all labels.
         is_split = all(row.partition is None for row in rows)
         problems += [problem for i, problem in label_problems if is_split or slides[i].name not in left_out]
         for slide, label in zip(slides, labels, strict=True):
             slide.label = label
         problems += _check_partitions(slides, source, seed, fractions, split=not problems)
-        problems += _check_classes([slides[i] for i in kept], source, output_names(task, class_names))
+        problems += _check_classes([slides[i] for i in kept], source, output_names(task, class_names, positive))
         # Of a line with a fault the patient is not known.
         clear = [slide.row for slide in slides if not slide.row.faulty]
         problems += [Problem(WARNS, "patient", source, *texts) for texts in patient_warnings(clear)]
         offered = offered_patients([slide.row for slide in slides])
-        each, unknown = understand(task="multilabel")
+        each, unknown = _understand(slides, rows, "multilabel", class_names, None)
         if task == "multilabel" or not unknown:
             class_values = [None if label is None else label.astype(int).tolist() for label in each]
             class_values = [class_values[i] for i in kept]
     elif datalist is not None and rows and not any(row.faulty for row in rows):
-        what_to_do = f"`inferring` needs none; to train, give 0 or 1 for each of: {', '.join(class_names)}."
+        what_to_do = f"`inferring` needs none. To train: {label_remedy(class_names)}"
         problems.append(Problem(WARNS, "label", source, "no slide has a label or a partition", what_to_do))
     problems += _check_patients(slides, source)
     of_subject = {slide.row.subject: slide.name for slide in slides}
@@ -157,7 +155,7 @@ def _understand(
     rows: Sequence[Row],
     task: str,
     class_names: Sequence[str],
-    high_risk: Sequence[str],
+    positive_classes: Sequence[str] | None,
 ) -> tuple[list[np.ndarray | None], list[tuple[int, Problem]]]:
     """The label of each slide; and by a slide's index what is wrong with it, where there is none."""
     indices = uses_indices(row.label for row in rows)
@@ -167,7 +165,7 @@ def _understand(
         label = None
         if not slide.row.faulty:
             try:
-                label = label_vector(slide.row.label, task, class_names, high_risk, indices, slide.row.subject)
+                label = label_vector(slide.row.label, task, class_names, positive_classes, indices, slide.row.subject)
             except DatalistError as error:
                 problems.append((i, Problem.of(error, "label")))
         labels.append(label)
@@ -209,16 +207,8 @@ def _check_classes(slides: Sequence[ListedSlide], source: str, names: Sequence[s
             what_to_do = "`training` needs training and validation, `evaluating` the partition that it evaluates."
             problems.append(Problem(WARNS, "partition", where, "no slides", what_to_do, names=(partition,)))
         labels = [s.label for s in slides if s.partition == partition and s.label is not None]
-        if not labels:
-            continue
-        share = np.mean(labels, axis=0)  # [K]
-        none = [name for name, of_class in zip(names, share, strict=True) if of_class == 0]
-        every = [name for name, of_class in zip(names, share, strict=True) if of_class == 1]
-        parts = [f"no slide has {', '.join(none)}"] if none else []
-        parts += [f"every slide has {', '.join(every)}"] if every else []
-        if parts:
-            what_to_do = "Such a class cannot be learned or measured there: add slides, or choose other partitions."
-            problems.append(Problem(WARNS, "class", where, "; ".join(parts), what_to_do, names=(partition,)))
+        if what := one_sided(labels, names):
+            problems.append(Problem(WARNS, "class", where, what, ONE_SIDED_REMEDY, names=(partition,)))
     return problems
 
 

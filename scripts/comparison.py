@@ -75,7 +75,7 @@ class Comparison:
             if len(set(values)) < len(values):
                 raise SettingsError(key, f"got {list(values)!r}", "Name each once.")
         if figure_slides is not None:
-            class_names = output_names(settings["task"], settings["class_names"])
+            class_names = output_names(settings["task"], settings["class_names"], settings.get("positive_classes"))
             choose_figure_slides(testing_data, class_names, figure_slides)
         self.methods, self.seeds = list(methods), list(seeds)
         self.settings = dict(settings)
@@ -101,7 +101,7 @@ class Comparison:
         settings = leaving_out(self.settings, left_out)
         training_data, testing_data = (without(data, left_out) for data in (self.training_data, self.testing_data))
         task, magnifications = settings["task"], settings["magnifications"]
-        class_names = output_names(task, settings["class_names"])
+        class_names = output_names(task, settings["class_names"], settings.get("positive_classes"))
         if self.figure_slides is not None:
             choose_figure_slides(testing_data, class_names, self.figure_slides)
         experiments = {

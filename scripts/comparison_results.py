@@ -19,6 +19,7 @@ from scripts.localisation import localisation_key
 from scripts.magnification import scale_names
 from scripts.methods import attention_maps, method_title, result_heads
 from scripts.metrics import check_predictions, score_names
+from scripts.reports import label_of_text
 
 __all__ = ["MapRow", "Row", "Run", "compare", "read_run"]
 
@@ -134,8 +135,8 @@ def read_run(folder: Path, method: str, seed: int, class_names: Sequence[str]) -
             head: np.array([[float(line[name]) for name in class_names] for line in lines if line["head"] == head])
             for head in metrics
         }
-        first = [line["label"].split(";") for line in lines if line["head"] == next(iter(metrics))]
-        labels = np.array([[float(name in present) for name in class_names] for present in first])
+        first = [line["label"] for line in lines if line["head"] == next(iter(metrics))]
+        labels = np.array([label_of_text(label, class_names) for label in first])
         run = Run(method, seed, slides, labels, probabilities, metrics, training, localisation)
         _check(run, class_names)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

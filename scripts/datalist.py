@@ -16,7 +16,14 @@ import numpy as np
 
 from scripts.datalist_columns import by_columns, settle_columns
 from scripts.datalist_formats import PARTITIONS, Fault, Row, partition_named, raised, read_rows, row_of
-from scripts.datalist_labels import CLASS_NAMES, HIGH_RISK, check_class_names, check_task, label_vector, uses_indices
+from scripts.datalist_labels import (
+    CLASS_NAMES,
+    POSITIVE_CLASSES,
+    label_vector,
+    output_names,
+    resolve_positive_classes,
+    uses_indices,
+)
 from scripts.datalist_patient_warnings import patient_warnings
 from scripts.datalist_patients import one_spelling
 from scripts.datalist_split import FRACTIONS, split_patients
@@ -26,8 +33,8 @@ from scripts.slide_files import NAME_IT, SLIDE_SUFFIXES, SlideFolder, slide_name
 
 __all__ = [
     "CLASS_NAMES",
-    "HIGH_RISK",
     "PARTITIONS",
+    "POSITIVE_CLASSES",
     "ListedSlide",
     "entry_of",
     "list_labels",
@@ -38,6 +45,7 @@ __all__ = [
     "not_listed",
     "num_classes",
     "output_names",
+    "resolve_positive_classes",
 ]
 
 logger = logging.getLogger(__name__)
@@ -46,15 +54,8 @@ LIST_SUFFIXES = (".json", ".csv", ".txt", ".tsv")
 
 
 def num_classes(task: str, class_names: Sequence[str] = CLASS_NAMES) -> int:
-    """The number of logits of each output, K."""
+    """The number of logits of each output, K: one for each class, or one in the binary task."""
     return len(output_names(task, class_names))
-
-
-def output_names(task: str, class_names: Sequence[str] = CLASS_NAMES) -> list[str]:
-    """What each logit stands for: the classes, or ``["high_risk"]`` in the binary task."""
-    check_task(task)
-    check_class_names(class_names)
-    return ["high_risk"] if task == "binary" else list(class_names)
 
 
 def load_partition(
@@ -64,7 +65,7 @@ def load_partition(
     task: str,
     class_names: Sequence[str] = CLASS_NAMES,
     seed: int = 0,
-    high_risk: Sequence[str] = HIGH_RISK,
+    positive_classes: Sequence[str] | None = None,
     fractions: Sequence[float] = FRACTIONS,
     leave_out: Sequence[str] = (),
 ) -> list[dict[str, Any]]:
@@ -81,7 +82,8 @@ def load_partition(
         task: ``"multilabel"`` or ``"binary"``.
         class_names: the classes in order.
         seed: draws the split of a datalist without partitions.
-        high_risk: the classes that count as 1 in the binary task.
+        positive_classes: those that count as 1 in the binary task, see
+            :func:`scripts.datalist_labels.resolve_positive_classes`.
         fractions: parts of training, validation and testing in that split.
         leave_out: names of slides of the datalist that are not used; the split is that of all.
 
@@ -93,9 +95,9 @@ def load_partition(
 
     Raises:
         DatalistError: if the datalist, or an entry of this partition, cannot be used.
-        SettingsError: if ``task``, ``high_risk`` or ``fractions`` are wrong.
+        SettingsError: if ``task``, ``class_names``, ``positive_classes`` or ``fractions`` are wrong.
     """
-    sheet = _read(datalist, dataset_dir, task, class_names, high_risk, seed, fractions, leave_out)
+    sheet = _read(datalist, dataset_dir, task, class_names, positive_classes, seed, fractions, leave_out)
     wanted = partition_named(partition, "partition")
     slides = [slide for slide in sheet.slides if slide.partition == wanted]
     if not slides:
@@ -116,6 +118,7 @@ def list_labels(
     class_names: Sequence[str] = CLASS_NAMES,
     seed: int = 0,
     leave_out: Sequence[str] = (),
+    positive_classes: Sequence[str] | None = None,
 ) -> list[dict[str, Any]]:
     """The names and labels of a partition, none of whose files need be here.
 
@@ -128,7 +131,7 @@ def list_labels(
     Raises:
         DatalistError: if the datalist, or a label of this partition, cannot be understood.
     """
-    sheet = _read(datalist, dataset_dir, task, class_names, HIGH_RISK, seed, FRACTIONS, leave_out)
+    sheet = _read(datalist, dataset_dir, task, class_names, positive_classes, seed, FRACTIONS, leave_out)
     slides = [slide for slide in sheet.slides if slide.partition == partition]
     return [{"slide": slide.name, "label": sheet.label(slide)} for slide in slides]
 
@@ -139,12 +142,12 @@ def load_datalist(
     task: str,
     class_names: Sequence[str] = CLASS_NAMES,
     seed: int = 0,
-    high_risk: Sequence[str] = HIGH_RISK,
+    positive_classes: Sequence[str] | None = None,
     fractions: Sequence[float] = FRACTIONS,
     leave_out: Sequence[str] = (),
 ) -> dict[str, list[dict[str, Any]]]:
     """Load a datalist: its partitions by name, as :func:`load_partition` gives them, empty ones left out."""
-    sheet = _read(datalist, dataset_dir, task, class_names, high_risk, seed, fractions, leave_out)
+    sheet = _read(datalist, dataset_dir, task, class_names, positive_classes, seed, fractions, leave_out)
     entries = _entries(sheet, sheet.slides)
     partitions: dict[str, list[dict[str, Any]]] = {}
     for name in PARTITIONS:
@@ -230,12 +233,12 @@ class _Sheet:
     folder: SlideFolder
     task: str
     class_names: Sequence[str]
-    high_risk: Sequence[str]
+    positive_classes: Sequence[str] | None
     indices: bool
 
     def label(self, slide: ListedSlide) -> np.ndarray:
         return label_vector(
-            slide.row.label, self.task, self.class_names, self.high_risk, self.indices, slide.row.subject
+            slide.row.label, self.task, self.class_names, self.positive_classes, self.indices, slide.row.subject
         )
 
 
@@ -244,20 +247,19 @@ def _read(
     dataset_dir: str | Path | None,
     task: str,
     class_names: Sequence[str],
-    high_risk: Sequence[str],
+    positive_classes: Sequence[str] | None,
     seed: int,
     fractions: Sequence[float],
     leave_out: Sequence[str],
 ) -> _Sheet:
-    check_task(task)
-    check_class_names(class_names)
+    positive = resolve_positive_classes(task, class_names, positive_classes)
     path = Path(datalist).expanduser()
     rows = settle_columns(read_rows(path, class_names))
     if not rows:
         raise DatalistError(f"datalist {path}", "no slides in it", "Add a line or an entry for each slide.")
     folder = SlideFolder(dataset_dir or path.parent)
     slides = locate(rows, folder)
-    sheet = _Sheet(slides, folder, task, class_names, high_risk, uses_indices(row.label for row in rows))
+    sheet = _Sheet(slides, folder, task, class_names, positive, uses_indices(row.label for row in rows))
     without = [slide for slide in slides if slide.partition is None]
     if without and len(without) < len(slides):
         remedy = f"Give every slide one of: {', '.join(PARTITIONS)}; or none, to have them split."

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from scripts.datalist_keys import IMAGE_KEYS, key_meant, misspelled_keys
+from scripts.datalist_labels import label_remedy
 from scripts.datalist_patients import is_unknown
 from scripts.errors import DatalistError
 from scripts.slide_files import without_suffix
@@ -230,7 +231,7 @@ def _class_columns(fields: dict[str, object], class_names: Sequence[str], subjec
         raise DatalistError(subject, "a label and columns for the classes", "Keep one of the two.")
     missing = [name for name in class_names if name not in columns]
     if missing:
-        remedy = f"Give 0 or 1 for each of: {', '.join(class_names)}."
+        remedy = label_remedy(class_names)
         close = difflib.get_close_matches(missing[0], fields, n=1)
         if close:
             remedy = f"Is it what {close[0]!r} should be? {remedy}"

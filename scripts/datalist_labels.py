@@ -4,20 +4,35 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from scripts.errors import DatalistError, SettingsError
 
-__all__ = ["CLASS_NAMES", "HIGH_RISK", "check_class_names", "check_task", "label_vector", "uses_indices"]
+__all__ = [
+    "CLASS_NAMES",
+    "POSITIVE_CLASSES",
+    "check_class_names",
+    "check_task",
+    "label_remedy",
+    "label_vector",
+    "output_names",
+    "resolve_positive_classes",
+    "uses_indices",
+    "with_positive_classes",
+]
 
 CLASS_NAMES = ("cancer", "hgd", "lgd", "hyperplastic", "normal")
 """The paper's classes in the order of its reference code: cancer, high-grade and low-grade dysplasia, ..."""
 
-HIGH_RISK = ("cancer", "hgd")
-"""The classes that the paper's binary task sets against the rest."""
+POSITIVE_CLASSES = ("cancer", "hgd")
+"""The classes that the paper's binary task sets against the rest, as high risk."""
 
 TASKS = ("multilabel", "binary")
+# What the binary task's output is called: for the paper's positive classes, and where the classes are not known.
+HIGH_RISK, POSITIVE = "high_risk", "positive"
+WAYS = "Give names of these, 0 or 1 for each of these, or, for the binary task, one 0 or 1."
 # Columns of predictions.csv, and what localisation.json calls the mean over the classes.
 TAKEN_NAMES = ("slide", "head", "label", "all")
 
@@ -63,17 +78,107 @@ def check_class_names(class_names: Sequence[str]) -> None:
         first[word] = name
 
 
+def resolve_positive_classes(
+    task: str, class_names: Sequence[str], positive_classes: Sequence[str] | None
+) -> list[str] | None:
+    """The classes that count as 1 in the binary task.
+
+    Args:
+        task: ``"multilabel"`` or ``"binary"``.
+        class_names: the classes in order.
+        positive_classes: some of them. ``None`` is the paper's where these are among the classes
+            (:data:`POSITIVE_CLASSES`), or the only class.
+
+    Returns:
+        They, in the order of ``class_names``; ``None`` for the multilabel task, and where they are not known: labels
+        of the binary task have to be 0 or 1 then.
+
+    Raises:
+        SettingsError: if ``task`` or ``class_names`` are wrong; if ``positive_classes`` is no list of classes, each
+            once; or if there are some in the multilabel task.
+    """
+    check_task(task)
+    check_class_names(class_names)
+    known = ", ".join(class_names)
+    # On the command line nobody can give null, which is what unsets a default of a packed bundle.
+    if positive_classes is None or (task == "multilabel" and positive_classes == []):
+        return _default_positive_classes(task, class_names)
+    if isinstance(positive_classes, str) or not isinstance(positive_classes, Sequence) or not positive_classes:
+        remedy = f"""Give a list of some of: {known}; on the command line --positive_classes "['{class_names[-1]}']"."""
+        raise SettingsError("positive_classes", f"got {positive_classes!r}", remedy)
+    unknown = [name for name in positive_classes if name not in class_names]
+    if unknown:
+        raise SettingsError("positive_classes", f"{unknown[0]!r} is no class", f"Choose some of: {known}.")
+    if len(set(positive_classes)) < len(positive_classes):
+        raise SettingsError("positive_classes", f"got {list(positive_classes)!r}", "Name each class once.")
+    if task == "multilabel":
+        cause = f"got {list(positive_classes)!r}, and the multilabel task sets no classes against others"
+        raise SettingsError("positive_classes", cause, "Set `task` to binary; or leave it out, or give [].")
+    return [name for name in class_names if name in positive_classes]
+
+
+def with_positive_classes(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Stored settings with ``positive_classes``, which up to version 0.3.0 were not stored and were the default.
+
+    Args:
+        settings: plain values by name.
+    """
+    if not {"task", "class_names"} <= settings.keys():
+        return dict(settings)
+    return {"positive_classes": _default_positive_classes(settings["task"], settings["class_names"]), **settings}
+
+
+def output_names(
+    task: str, class_names: Sequence[str] = CLASS_NAMES, positive_classes: Sequence[str] | None = None
+) -> list[str]:
+    """What each logit stands for.
+
+    Args:
+        task: ``"multilabel"`` or ``"binary"``.
+        class_names: the classes in order.
+        positive_classes: as for :func:`resolve_positive_classes`.
+
+    Returns:
+        The classes; in the binary task one name: ``high_risk`` for the paper's positive classes, otherwise their own
+        names, joined by ``_or_``, and ``positive`` where they are not known.
+
+    Raises:
+        SettingsError: as :func:`resolve_positive_classes`.
+    """
+    positive = resolve_positive_classes(task, class_names, positive_classes)
+    if task == "multilabel":
+        return list(class_names)
+    if positive is None:
+        return [POSITIVE]
+    return [HIGH_RISK if set(positive) == set(POSITIVE_CLASSES) else "_or_".join(positive)]
+
+
+def _default_positive_classes(task: str, class_names: Sequence[str]) -> list[str] | None:
+    if task == "multilabel":
+        return None
+    if set(POSITIVE_CLASSES) <= set(class_names):
+        return [name for name in class_names if name in POSITIVE_CLASSES]
+    return list(class_names) if len(class_names) == 1 else None
+
+
+def label_remedy(class_names: Sequence[str]) -> str:
+    """The ways to write a label, for an error."""
+    each = f"0 or 1 for each of: {', '.join(class_names)} (in a CSV file a column each)"
+    return f"Give {each}; or names of these as `label`; or, for the binary task, one 0 or 1 as `label`."
+
+
 def uses_indices(labels: Iterable[object]) -> bool:
     """Whether bare numbers among a datalist's labels are class indices.
 
-    They are if one of them can be nothing else: ``3`` or ``"0;2"``. A datalist with nothing but bare 0 and 1
-    was made for the binary task; to read its 0 as the first class would turn every label round in silence.
+    They are if one of them can be nothing else: ``3``, ``"4.0"`` (pandas writes it in a column with gaps) or
+    ``"0;2"``. A datalist with nothing but bare 0 and 1 was made for the binary task; to read its 0 as the first class
+    would turn every label round in silence.
     """
     for label in labels:
         words = _words(label) if isinstance(label, str | int | float) else []
+        indices = [index for word in words if (index := _index(word)) is not None]
         # With a number twice, as in 1;0;0;1;0, they are values.
-        numbers = bool(words) and all(word.isdecimal() for word in words) and len(set(words)) == len(words)
-        if numbers and (len(words) > 1 or float(words[0]) > 1):  # float reads any number of digits
+        if len(set(indices)) == len(words) and (len(indices) > 1 or indices > [1]):
             return True
     return False
 
@@ -82,7 +187,7 @@ def label_vector(
     label: object,
     task: str,
     class_names: Sequence[str] = CLASS_NAMES,
-    high_risk: Sequence[str] = HIGH_RISK,
+    positive_classes: Sequence[str] | None = None,
     indices: bool = False,
     subject: str = "label",
 ) -> np.ndarray:
@@ -91,10 +196,10 @@ def label_vector(
     Args:
         label: one 0 or 1 for each class (a list, a JSON list as text, or a mapping from class to value),
             class names (a list, or text joined with ``;`` or ``|``), for the binary task one 0 or 1, or for
-            the multilabel task class indices (joined in the same way, each once).
+            the multilabel task class indices (joined in the same way, each once). A number may be text, or a float.
         task: ``"multilabel"`` or ``"binary"``.
         class_names: the classes in order.
-        high_risk: the classes that count as 1 in the binary task.
+        positive_classes: those that count as 1 in the binary task, see :func:`resolve_positive_classes`.
         indices: whether a bare number is a class index; see :func:`uses_indices`.
         subject: the slide, to begin an error with.
 
@@ -103,10 +208,11 @@ def label_vector(
 
     Raises:
         DatalistError: if the label cannot be understood.
-        SettingsError: if ``task`` or ``class_names`` are wrong, or a class of ``high_risk`` is needed and is no class.
+        SettingsError: as :func:`resolve_positive_classes`; or if the positive classes are needed and not known.
     """
-    check_task(task)
-    check_class_names(class_names)
+    positive = resolve_positive_classes(task, class_names, positive_classes)
+    if isinstance(label, np.generic):
+        label = label.item()
     values = _values(label, task, class_names, indices, subject)
     vector = np.array([_zero_or_one(value, label, subject, class_names) for value in values], dtype=np.float32)
     if task == "binary" and len(vector) == 1:
@@ -116,34 +222,34 @@ def label_vector(
         raise DatalistError(
             subject,
             f"label {label!r} has {len(vector)} {plural}, but there are {len(class_names)} classes",
-            f"Give 0 or 1 for each of: {', '.join(class_names)}.",
+            label_remedy(class_names),
         )
     if task == "multilabel":
         return vector
-    unknown = [name for name in high_risk if name not in class_names]
-    if unknown or not high_risk:
-        cause = f"{unknown[0]!r} is no class" if unknown else "no class"
-        raise SettingsError("high_risk", cause, f"Choose some of: {', '.join(class_names)}.")
-    return vector[[class_names.index(name) for name in high_risk]].max(keepdims=True)
+    if positive is None:
+        found = dict(label) if isinstance(label, Mapping) else label
+        cause = f"not given, and whether the label {found!r} ({subject}) counts as 1 in the binary task is not known"
+        raise SettingsError("positive_classes", cause, f"Give a list of some of: {', '.join(class_names)}.")
+    return vector[[class_names.index(name) for name in positive]].max(keepdims=True)
 
 
 def _values(label: object, task: str, class_names: Sequence[str], indices: bool, subject: str) -> Sequence[object]:
     """One value for each class, or one value in all."""
     if label is None or (isinstance(label, str) and not _words(label)):
-        raise DatalistError(subject, "no label", f"Give 0 or 1 for each of: {', '.join(class_names)}.")
+        raise DatalistError(subject, "no label", label_remedy(class_names))
     if isinstance(label, Mapping):
         missing = [name for name in class_names if name not in label]
         unknown = [str(name) for name in label if name not in class_names]
         if missing or unknown:
             cause = f"label has {'no ' + missing[0] if missing else f'the unknown class {unknown[0]!r}'}"
-            raise DatalistError(subject, cause, f"Give 0 or 1 for each of: {', '.join(class_names)}.")
+            raise DatalistError(subject, cause, label_remedy(class_names))
         return [label[name] for name in class_names]
     if isinstance(label, str) and label.startswith("["):
         try:
             label = json.loads(label)
         except json.JSONDecodeError as error:
-            remedy = f"Write [1, 0, ...], with 0 or 1 for each of: {', '.join(class_names)}."
-            raise DatalistError(subject, f"label {label!r} is no JSON list ({error.msg})", remedy) from error
+            cause = f"label {label!r} is no JSON list ({error.msg})"
+            raise DatalistError(subject, cause, label_remedy(class_names)) from error
         except (ValueError, RecursionError) as error:  # a number of more digits, or lists deeper, than Python reads
             raise DatalistError(
                 subject, f"label {str(label)[:40]!r}... cannot be read ({error})", "Write [1, 0, ...]."
@@ -152,7 +258,7 @@ def _values(label: object, task: str, class_names: Sequence[str], indices: bool,
         words = _words(label)
         if not all(_is_number(word) for word in words):
             return _at_names(words, class_names, subject)
-        if len(set(words)) < len(words):
+        if len({float(word) for word in words}) < len(words):
             return words
         if len(words) == len(class_names) == 2:
             cause = f"label {label!r} could be two class indices or a value for each class"
@@ -165,7 +271,7 @@ def _values(label: object, task: str, class_names: Sequence[str], indices: bool,
         if len(label) and all(isinstance(value, str) and not _is_number(value) for value in label):
             return _at_names(label, class_names, subject)
         return list(label)
-    raise DatalistError(subject, f"label {label!r} cannot be understood", "Give a list of 0 and 1.")
+    raise DatalistError(subject, f"label {label!r} cannot be understood", label_remedy(class_names))
 
 
 def _words(label: str | int | float) -> list[str]:
@@ -175,31 +281,40 @@ def _words(label: str | int | float) -> list[str]:
 
 def _at_names(names: Iterable[object], class_names: Sequence[str], subject: str) -> list[int]:
     found = {str(name).strip().casefold() for name in names}
-    unknown = sorted(found - {name.casefold() for name in class_names})
+    known = [name.strip().casefold() for name in class_names]
+    unknown = sorted(found.difference(known))
     if unknown:
-        raise DatalistError(subject, f"unknown class {unknown[0]!r}", f"The classes are: {', '.join(class_names)}.")
-    return [int(name.casefold() in found) for name in class_names]
+        remedy = f"The classes are: {', '.join(class_names)} (`class_names`). {WAYS}"
+        raise DatalistError(subject, f"unknown class {unknown[0]!r}", remedy)
+    return [int(name in found) for name in known]
 
 
 def _at_indices(words: Sequence[str], label: object, class_names: Sequence[str], subject: str) -> list[int]:
-    if not all(word.isdecimal() and float(word) < len(class_names) for word in words):
+    indices = {_index(word): word for word in words}
+    wrong = [word for index, word in indices.items() if index is None or index >= len(class_names)]
+    if wrong:
         known = ", ".join(f"{i} {name}" for i, name in enumerate(class_names))
-        raise DatalistError(subject, f"label {label!r} is no class index", f"The classes are: {known}.")
-    return [int(i in {float(word) for word in words}) for i in range(len(class_names))]
+        cause = f"label {label!r} holds {wrong[0]}, which is no class index"
+        raise DatalistError(subject, cause, f"The classes are: {known}. {WAYS}")
+    return [int(i in indices) for i in range(len(class_names))]
+
+
+def _index(word: str) -> int | None:
+    """The whole number that a text is, written as one or as a float; ``None`` if it is none."""
+    number = float(word) if _is_number(word) else -1.0
+    return int(number) if number.is_integer() and number >= 0 else None
 
 
 def _zero_or_one(value: object, label: object, subject: str, class_names: Sequence[str]) -> float:
-    if isinstance(value, str | int | float | np.number) and _is_number(value) and float(value) in (0, 1):
+    if isinstance(value, str | int | float | np.generic) and _is_number(value) and float(value) in (0, 1):
         return float(value)
     found = dict(label) if isinstance(label, Mapping) else label
-    raise DatalistError(
-        subject,
-        f"label {found!r} holds {value!r}, not 0 or 1",
-        f"Give 0 or 1 for each of: {', '.join(class_names)}; or for the binary task one 0 or 1.",
-    )
+    raise DatalistError(subject, f"label {found!r} holds {value!r}, not 0 or 1", label_remedy(class_names))
 
 
 def _is_number(value: object) -> bool:
+    if isinstance(value, str) and "_" in value:
+        return False  # Python reads 0_1 as 1.
     try:
         float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError, OverflowError):

@@ -256,6 +256,7 @@ def bag_dataset(
     task: str = "multilabel",
     class_names: Sequence[str] = CLASS_NAMES,
     left_out: Sequence[str] = (),
+    positive_classes: Sequence[str] | None = None,
 ) -> Dataset:
     """The bag dataset of a source: ``"bank"`` or ``"patches"``.
 
@@ -271,13 +272,14 @@ def bag_dataset(
         task: what labels are read for.
         class_names: the classes in order.
         left_out: the names of slides without which the workflow goes on; ``views`` has no numbers for them.
+        positive_classes: as in :func:`scripts.datalist.load_partition`.
 
     Raises:
         SettingsError: if there is no such source.
         DatalistError: if there is no slide, or none is left, or a label cannot be used.
     """
     _check_source(source)
-    data = without(as_entries(data, task, class_names), left_out)
+    data = without(as_entries(data, task, class_names, positive_classes), left_out)
     if source == "patches":
         logger.info("%d bags of patches, read from the slides", len(data))
         return PatchBagDataset(data, bag_builder, transform, num_workers)

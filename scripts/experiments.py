@@ -23,6 +23,7 @@ import torch
 from monai.bundle import ConfigParser, ConfigWorkflow
 from tqdm import tqdm
 
+from scripts.datalist_labels import with_positive_classes
 from scripts.errors import BundleError, SettingsError, mistake_in
 from scripts.files import claimed, replacing
 from scripts.ranks import forget_ranks, num_ranks, rank, wait_for_ranks
@@ -75,7 +76,7 @@ class Experiment:
                 raise SettingsError(path, "is missing beside done.json", remedy)
             return
         try:
-            found = dict(json.loads(path.read_text(encoding="utf-8")))
+            found = with_positive_classes(dict(json.loads(path.read_text(encoding="utf-8"))))
         except (ValueError, TypeError) as error:
             raise SettingsError(path, f"is damaged ({error})", remedy) from error
         wanted = json.loads(json.dumps(dict(self.settings)))

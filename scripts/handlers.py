@@ -17,6 +17,7 @@ from monai.utils import CommonKeys
 from torch.utils.tensorboard import SummaryWriter
 
 from scripts.bags import BagBuilder
+from scripts.datalist_labels import with_positive_classes
 from scripts.errors import SettingsError
 from scripts.files import replacing
 from scripts.linked_patches import linked_patches
@@ -204,6 +205,7 @@ class SameSettings:
         Raises:
             SettingsError: if they differ.
         """
+        state_dict = with_positive_classes(state_dict)
         untold = sorted(key for key, value in self.settings.items() if value is not None and key not in state_dict)
         if untold:
             logger.warning("the checkpoint does not tell %s: whether it fits is not known", ", ".join(untold))

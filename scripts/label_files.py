@@ -17,7 +17,10 @@ __all__ = ["as_entries", "read_label_file"]
 
 
 def as_entries(
-    data: Sequence[Mapping[str, Any]] | None, task: str, class_names: Sequence[str] = CLASS_NAMES
+    data: Sequence[Mapping[str, Any]] | None,
+    task: str,
+    class_names: Sequence[str] = CLASS_NAMES,
+    positive_classes: Sequence[str] | None = None,
 ) -> list[dict[str, Any]]:
     """The entries of a datalist: as they are, or made from what MONAI Label has.
 
@@ -27,6 +30,7 @@ def as_entries(
             :func:`scripts.datalist_labels.label_vector` takes.
         task: ``"multilabel"`` or ``"binary"``.
         class_names: the classes in order.
+        positive_classes: as in :func:`scripts.datalist.load_partition`.
 
     Returns:
         For each slide ``image``, ``label`` ``[K]``, ``slide``, ``patient`` and, where given, ``mpp`` and ``mask``.
@@ -56,7 +60,7 @@ def as_entries(
         others: dict[str, float] = {}
         if isinstance(label, Path) or (isinstance(label, str) and (os.path.isfile(label) or label.endswith(".json"))):
             label, others = read_label_file(label)
-        vector = label_vector(label, task, class_names, subject=f"slide {name}")
+        vector = label_vector(label, task, class_names, positive_classes, subject=f"slide {name}")
         given = {key: item[key] for key in ("mpp", "mask") if key in item}
         entries.append({"image": path, "slide": name, "patient": name, "label": vector, **others, **given})
     return entries

@@ -18,6 +18,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from scripts.attention_maps import KINDS
 from scripts.bootstrap import mean_interval
+from scripts.datalist_labels import output_names, resolve_positive_classes
 from scripts.errors import SettingsError, SlideError
 from scripts.interrupts import interrupts_wait
 from scripts.tissue import ASPECT_RTOL, TissueMask
@@ -75,27 +76,32 @@ class Localisation:
         return 0 < self.positive_share < 1
 
 
-def region_values(task: str, class_names: Sequence[str], high_risk: Sequence[str]) -> dict[str, tuple[int, ...]]:
+def region_values(
+    task: str, class_names: Sequence[str], positive_classes: Sequence[str] | None = None
+) -> dict[str, tuple[int, ...]]:
     """The pixel values of a label image that are positive for each output of a task.
 
     Args:
         task: ``"multilabel"`` or ``"binary"``.
         class_names: the classes that the label images have, in order.
-        high_risk: the classes that count as 1 in the binary task.
+        positive_classes: those that count as 1 in the binary task, see
+            :func:`scripts.datalist_labels.resolve_positive_classes`.
 
     Returns:
-        For each class its value; in the binary task ``high_risk`` alone, with the values of all those classes.
+        For each class its value; in the binary task the one output, with the values of all positive classes.
 
     Raises:
-        SettingsError: if a class of ``high_risk`` is needed and is no class.
+        SettingsError: as that function; or if the positive classes are not known.
     """
-    values: dict[str, tuple[int, ...]] = {name: (k + 1,) for k, name in enumerate(class_names)}
+    values = {name: k + 1 for k, name in enumerate(class_names)}
     if task != "binary":
-        return values
-    unknown = [name for name in high_risk if name not in values]
-    if unknown:
-        raise SettingsError("high_risk", f"{unknown[0]!r} is no class", f"Choose some of: {', '.join(class_names)}.")
-    return {"high_risk": tuple(value for name in high_risk for value in values[name])}
+        return {name: (value,) for name, value in values.items()}
+    positive = resolve_positive_classes(task, class_names, positive_classes)
+    if positive is None:
+        cause = "not given, and `regions` of which classes are positive in the binary task is not known"
+        raise SettingsError("positive_classes", cause, f"Give a list of some of: {', '.join(class_names)}.")
+    (name,) = output_names(task, class_names, positive)
+    return {name: tuple(values[one] for one in positive)}
 
 
 def read_regions(

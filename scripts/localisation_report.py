@@ -20,7 +20,6 @@ from torch.utils.tensorboard import SummaryWriter
 from scripts.attention_maps import gather_rows
 from scripts.bags import BagBuilder
 from scripts.bootstrap import warn_of_few
-from scripts.datalist import HIGH_RISK
 from scripts.datalist_patients import patients_of
 from scripts.files import replacing
 from scripts.localisation import (
@@ -62,11 +61,11 @@ class LocalisationReport:
         bag_builder: opens the slides, to learn their size.
         summary_writer: the TensorBoard writer; ``None`` on other ranks than the first.
         task: ``"multilabel"`` or ``"binary"``.
-        high_risk: the classes whose regions are positive in the binary task.
+        positive_classes: those whose regions are positive in the binary task.
         seed: seed of the bootstrap.
 
     Raises:
-        SettingsError: if a class of ``high_risk`` is needed and is no class.
+        SettingsError: if there are regions, and which are positive in the binary task is not known.
     """
 
     def __init__(
@@ -79,15 +78,15 @@ class LocalisationReport:
         bag_builder: BagBuilder,
         summary_writer: SummaryWriter | None,
         task: str = "multilabel",
-        high_risk: Sequence[str] = HIGH_RISK,
+        positive_classes: Sequence[str] | None = None,
         seed: int = 0,
     ) -> None:
         self.output_dir, self.summary_writer, self.seed = Path(output_dir), summary_writer, seed
         self.network, self.maps, self.bag_builder = network, list(maps), bag_builder
         self.num_region_classes = len(class_names)
-        self.values = region_values(task, class_names, high_risk)
         self.entries = {str(entry["slide"]): entry for entry in data if entry.get("regions")}
         self.patients = patients_of(list(self.entries.values()))
+        self.values = region_values(task, class_names, positive_classes) if self.entries else {}
         self._clear()
 
     def attach(self, engine: Engine) -> None:

@@ -23,12 +23,24 @@ from scripts.files import replacing
 from scripts.metrics import CLASS_SCORE_NAMES, class_scores, head_scores, score_names
 from scripts.ranks import dataset_size, gather_dealt, is_first_rank
 
-__all__ = ["EvaluationReport", "PredictionReport", "label_text", "without_nan"]
+__all__ = ["EvaluationReport", "PredictionReport", "label_of_text", "label_text", "without_nan"]
 
 
 def label_text(label: NDArray[Any], class_names: Sequence[str]) -> str:
-    """A label ``[K]`` as the names of its classes, joined by ``;`` - as a datalist's CSV has it."""
-    return ";".join(name for name, value in zip(class_names, label, strict=True) if value > 0.5)
+    """A label ``[K]`` as a datalist's CSV has it: the names of its classes joined by ``;``, or a 0 for each class.
+
+    Of one class, or of the binary task's one output, it is 0 or 1.
+    """
+    names = [name for name, value in zip(class_names, label, strict=True) if value > 0.5]
+    if len(class_names) == 1:
+        return str(len(names))
+    return ";".join(names or ["0"] * len(class_names))
+
+
+def label_of_text(text: str, class_names: Sequence[str]) -> list[float]:
+    """The label ``[K]`` that :func:`label_text` wrote; up to version 0.3.0 that was names alone, or nothing."""
+    words = text.split(";")
+    return [float(name in words or (len(class_names) == 1 and text == "1")) for name in class_names]
 
 
 def _shown(score: dict[str, Any]) -> str:

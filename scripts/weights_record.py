@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from scripts.datalist_labels import with_positive_classes
 from scripts.errors import SettingsError
 from scripts.files import refuse_special
 from scripts.sums import check_sum
@@ -44,11 +45,23 @@ __all__ = [
 ]
 
 # With other values of these the network still runs, and its scores mean nothing.
-DECISIVE = ("method", "task", "class_names", "magnifications", "patch_size", "backbone", "backbone_sha256", "num_nodes")
+DECISIVE = (
+    "method",
+    "task",
+    "class_names",
+    "positive_classes",
+    "magnifications",
+    "patch_size",
+    "backbone",
+    "backbone_sha256",
+    "num_nodes",
+)
 
 # What each of them is in a record.
 KINDS: dict[str, Callable[[Any], bool]] = {
-    "class_names": lambda value: isinstance(value, list) and all(isinstance(name, str) for name in value),
+    "class_names": lambda value: _is_names(value),
+    # Nothing up to version 0.3.0; null in the multilabel task, and where labels said no more than 0 and 1.
+    "positive_classes": lambda value: value is None or _is_names(value),
     "magnifications": lambda value: isinstance(value, list) and all(_is_number(scale) for scale in value),
     "patch_size": lambda value: _is_count(value),
     "num_nodes": lambda value: _is_count(value),
@@ -172,17 +185,18 @@ def record_problem(record: Mapping[str, Any], settings: Mapping[str, Any]) -> st
     Returns:
         The differences in words, or ``None`` if there is none.
     """
-    trained = record["settings"]
+    trained = with_positive_classes(record["settings"])
     used = json.loads(json.dumps(dict(settings)))
     differs = {
         key: f"{key} {trained[key]!r}, now {used[key]!r}"
         for key in used.keys() & trained.keys()
         if _differs(trained[key], used[key])
     }
-    for key in sorted(differs.keys() - set(DECISIVE)):
+    # What the training did not know, it did not do otherwise.
+    decisive = {key: differs[key] for key in DECISIVE if key in differs and trained[key] is not None}
+    for key in sorted(differs.keys() - decisive.keys()):
         logger.warning("the weights were trained with %s", differs[key])
-    decisive = [differs[key] for key in DECISIVE if key in differs]
-    return f"they were trained with other settings ({', '.join(decisive)})" if decisive else None
+    return f"they were trained with other settings ({', '.join(decisive.values())})" if decisive else None
 
 
 def other_settings(state: Mapping[str, Tensor], settings: Mapping[str, Any]) -> str | None:
@@ -395,6 +409,10 @@ def _finite(values: Iterable[Tensor]) -> bool:
 
 def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _is_names(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(name, str) for name in value)
 
 
 def _is_number(value: object) -> bool:

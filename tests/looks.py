@@ -110,6 +110,11 @@ def data(world: World, config: str, **knobs: Any) -> Any:
     return [[(entry["image"], np.asarray(entry.get("label", []))) for entry in part] for part in found]
 
 
+def names(world: World, config: str, **knobs: Any) -> Any:
+    """What the outputs' scores are called in predictions.csv."""
+    return world.parse(config, "handlers", **knobs)[0].class_names
+
+
 def places(world: World, config: str, **knobs: Any) -> Any:
     """The folders that a config uses by itself."""
     parser = ConfigParser()

@@ -180,13 +180,14 @@ def test_a_list_without_any_label_is_for_prediction_alone(tmp_path):
     assert [(p.severity, p.what) for p in checked.problems] == [("warns", "no slide has a label or a partition")]
 
 
-def test_one_label_for_high_risk_is_no_label_of_the_classes(tmp_path):
+@pytest.mark.parametrize("positive", [["a"], None])
+def test_one_0_or_1_is_no_label_of_the_classes(tmp_path, positive):
     touch(tmp_path, "s1.svs", "s2.svs", "s3.svs")
     partitions = ("training", "training", "validation")
     lists: dict[str, list] = {}
     for i, partition in enumerate(partitions):
         lists.setdefault(partition, []).append({"image": f"s{i + 1}.svs", "label": i % 2})
-    checked = check(write(tmp_path, lists), task="binary", high_risk=["a"])
+    checked = check(write(tmp_path, lists), task="binary", positive_classes=positive)
     assert [slide.label.tolist() for slide in checked.slides] == [[0], [1], [0]]
     assert checked.class_values is None
     assert not any(problem.blocks for problem in checked.problems)

@@ -79,8 +79,7 @@ def cohort(root, task="multilabel"):
     entries[0] |= {"mpp": 0.25, "mask": "m.png"}
     entries[1] |= {"regions": "r.png", "stain": "H&E, x"}
     path = write(root, {"training": entries[:2], "testing": entries[2:]})
-    high_risk = ["a"]
-    return path, check_datalist(path, root, task, ("a", "b"), high_risk)
+    return path, check_datalist(path, root, task, ("a", "b"))
 
 
 @pytest.mark.parametrize("task", ["multilabel", "binary"])
@@ -90,15 +89,15 @@ def test_the_list_of_slides_is_a_datalist_that_says_the_same(tmp_path, task):
     facts = [known(slide.name) for slide in checked.slides]
     write_slides(written, checked, facts, [], (5, 10), ("a", "b"), 12)
 
-    before = load_datalist(path, tmp_path, task, ("a", "b"), high_risk=["a"])
-    after = load_datalist(written, None, task, ("a", "b"), high_risk=["a"])
+    before = load_datalist(path, tmp_path, task, ("a", "b"))
+    after = load_datalist(written, None, task, ("a", "b"))
     assert list(after) == list(before) == ["training", "testing"]
     for part in before:
         for old, new in zip(plain(before[part]), plain(after[part]), strict=True):
             assert {key: new[key] for key in old} == old
             assert new["sha256"] == "ab" * 32
     # Written again from itself, it stays as it is.
-    again = check_datalist(written, written.parent, task, ("a", "b"), ["a"])
+    again = check_datalist(written, written.parent, task, ("a", "b"))
     write_slides(tmp_path / "again.csv", again, facts, [], (5, 10), ("a", "b"), 12)
     assert (tmp_path / "again.csv").read_bytes() == written.read_bytes()
 

@@ -103,7 +103,7 @@ def test_binary(tmp_path: Path) -> None:
     )
     entries = load_partition(path, None, "validation", "binary")
     assert [entry["label"].tolist() for entry in entries] == [[1], [0], [0]]
-    entries = load_partition(path, None, "val", "binary", high_risk=["lgd"])
+    entries = load_partition(path, None, "val", "binary", positive_classes=["lgd"])
     assert [entry["label"].tolist() for entry in entries] == [[0], [0], [1]]
 
 

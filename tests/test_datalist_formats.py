@@ -195,7 +195,7 @@ def test_no_such_file(tmp_path: Path) -> None:
         (
             "d.csv",
             "image,a\ns1,1\n",
-            r"d\.csv line 2, slide s1: no value for b\. Give 0 or 1 for each of: a, b\.",
+            r"d\.csv line 2, slide s1: no value for b\. Give 0 or 1 for each of: a, b ",
         ),
         ("d.csv", "image,a,b\ns1,,1\n", r"slide s1: no value for a"),
         ("d.csv", "image,a,b,label\ns1,0,1,a\n", "slide s1: a label and columns for the classes"),

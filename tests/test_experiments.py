@@ -98,6 +98,24 @@ def test_a_run_may_go_on_with_other_places_and_workers_but_not_as_another_run(bu
         _ = one.is_done
 
 
+@pytest.mark.parametrize(
+    ("task", "names", "positive"),
+    [
+        ("multilabel", ["a", "b"], None),
+        ("binary", ["hgd", "cancer", "lgd"], ["hgd", "cancer"]),
+        ("binary", ["a", "b"], None),
+    ],
+)
+def test_a_run_of_version_0_3_0_has_the_default_positive_classes(bundle, task, names, positive):
+    old = experiment(bundle, task=task, class_names=names)
+    old.folder.mkdir(parents=True)
+    for name, content in (("settings", old.settings), ("done", {})):
+        (old.folder / f"{name}.json").write_text(json.dumps(content))
+    assert experiment(bundle, **old.settings, positive_classes=positive).is_done
+    with pytest.raises(SettingsError, match=r"other settings \(positive_classes .*, now \['x'\]\)"):
+        _ = experiment(bundle, **old.settings, positive_classes=["x"]).is_done
+
+
 def test_a_process_that_is_killed_is_told_with_its_log(bundle):
     one = experiment(bundle, wait=60.0)
 

@@ -349,6 +349,17 @@ def test_what_an_older_checkpoint_does_not_tell_is_missed_aloud(caplog):
     assert "the checkpoint does not tell data: whether it fits is not known" in caplog.text
 
 
+@pytest.mark.parametrize("task", ["multilabel", "binary"])
+def test_a_checkpoint_of_version_0_3_0_has_the_positive_classes_of_the_paper(caplog, task):
+    old = {"task": task, "class_names": ["cancer", "hgd", "normal"]}
+    of_paper = {"multilabel": None, "binary": ["cancer", "hgd"]}[task]
+    with caplog.at_level(logging.WARNING):
+        SameSettings({**old, "positive_classes": of_paper}).load_state_dict(old)
+    assert not caplog.records
+    with pytest.raises(SettingsError, match=r"other settings \(positive_classes .*, now \['normal'\]\)"):
+        SameSettings({**old, "positive_classes": ["normal"]}).load_state_dict(old)
+
+
 def test_kept_weights_that_are_gone_are_missed_before_a_training_goes_on(tmp_path):
     Training(tmp_path, epochs=2).run()
     epoch = checkpoint(tmp_path)["best"]["epochs"]["5x"]

@@ -7,6 +7,7 @@ import pytest
 
 from bundle.label_app.lib.labels import check_tag, label_document
 from bundle.label_app.lib.reasons import RequestError
+from scripts.datalist import output_names
 from scripts.label_files import as_entries
 
 MADE_BY = {"name": "pathology_mustmil_classification", "version": "0.3.0", "weights": {"sha256": "ab12"}}
@@ -49,11 +50,25 @@ def test_what_the_label_was_made_from_is_kept():
     assert document["threshold"] == 0.5
 
 
-def test_the_binary_tasks_label_is_one_that_it_trains_on(tmp_path):
-    scores = {"high_risk": 0.7}
-    document = label_document(reply(scores))
-    entry = entry_of(tmp_path, document, "binary", ["cancer", "hgd", "normal"])
-    np.testing.assert_array_equal(entry["label"], [1])
+@pytest.mark.parametrize(("score", "label"), [(0.7, 1), (0.2, 0)])
+@pytest.mark.parametrize(
+    ("names", "positive"),
+    [(["cancer", "hgd", "normal"], None), (["benign", "malignant"], ["malignant"]), (["benign", "malignant"], None)],
+)
+def test_the_binary_tasks_label_is_one_that_it_trains_on(tmp_path, names, positive, score, label):
+    (output,) = output_names("binary", names, positive)
+    document = label_document(reply({output: score}))
+    entry = entry_of(tmp_path, document, "binary", names)
+    np.testing.assert_array_equal(entry["label"], [label])
+
+
+@pytest.mark.parametrize("label", [0, 0.0, [0], "benign", ["benign"], {"benign": 1, "malignant": 0}, {"label": 0}])
+def test_a_label_file_of_a_slide_without_a_positive_class_is_0(tmp_path, label):
+    path = tmp_path / "label.json"
+    path.write_text(json.dumps(label if isinstance(label, dict) and "label" in label else {"label": label}))
+    data = [{"image": str(tmp_path / "a.svs"), "label": str(path)}]
+    (entry,) = as_entries(data, "binary", ["benign", "malignant"], ["malignant"])
+    np.testing.assert_array_equal(entry["label"], [0])
 
 
 @pytest.mark.parametrize("tag", ["final", "original", "round-2", "v2"])

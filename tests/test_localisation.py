@@ -132,9 +132,16 @@ def test_label_images_that_cannot_be_used_say_why(tmp_path: Path) -> None:
 
 def test_the_binary_task_looks_for_the_regions_of_all_classes_of_high_risk() -> None:
     assert region_values("multilabel", CLASSES, ["cancer", "hgd"]) == {"cancer": (1,), "hgd": (2,), "normal": (3,)}
-    assert region_values("binary", CLASSES, ["normal", "cancer"]) == {"high_risk": (3, 1)}
-    with pytest.raises(SettingsError, match="high_risk: 'lgd' is no class"):
+    assert (
+        region_values("binary", CLASSES) == region_values("binary", CLASSES, ["hgd", "cancer"]) == {"high_risk": (1, 2)}
+    )
+    assert region_values("binary", CLASSES, ["normal", "cancer"]) == {"cancer_or_normal": (1, 3)}
+    with pytest.raises(SettingsError, match="positive_classes: 'lgd' is no class"):
         region_values("binary", CLASSES, ["lgd"])
+    with pytest.raises(
+        SettingsError, match=r"positive_classes: not given, and `regions` .* Give a list of some of: a, b\."
+    ):
+        region_values("binary", ["a", "b"])
 
 
 # --- one map of one slide ---------------------------------------------------------------------------------

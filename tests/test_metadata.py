@@ -81,6 +81,25 @@ def test_a_method_with_one_output_has_one(shipped: dict[str, Any]) -> None:
     assert (pred["num_channels"], pred["spatial_shape"]) == (1, [5])
 
 
+@pytest.mark.parametrize(
+    ("names", "positive", "output"),
+    [
+        (["benign", "malignant"], ["malignant"], "malignant"),
+        (["benign", "malignant"], None, "positive"),
+        (["cancer", "hgd", "lgd"], ["cancer", "lgd"], "cancer_or_lgd"),
+        (["cancer", "hgd", "lgd"], ["cancer", "hgd"], "high_risk"),
+    ],
+)
+def test_the_binary_tasks_output_is_called_after_its_positive_classes(
+    shipped: dict[str, Any], names: list[str], positive: list[str] | None, output: str
+) -> None:
+    fitted = fit_metadata(shipped, record(task="binary", class_names=names, positive_classes=positive))
+    tensors = fitted["network_data_format"]
+    for group in ("outputs", "post_processed_outputs"):
+        assert tensors[group]["pred"]["channel_def"] == {"0": output}
+    assert fitted["label_classes"] == f"binary: {output}"
+
+
 def test_a_demonstration_is_called_so_in_name_description_and_intended_use(shipped: dict[str, Any]) -> None:
     fitted = fit_metadata(shipped, record(DRAWN))
     assert fitted["name"] == "MuSTMIL classification of whole slide images (demonstration)"

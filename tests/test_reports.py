@@ -1,4 +1,5 @@
 import csv
+import itertools
 import json
 import warnings
 
@@ -15,9 +16,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch.utils.tensorboard import SummaryWriter
 
 from scripts.bootstrap import class_intervals
+from scripts.datalist_labels import label_vector, output_names
 from scripts.datasets import pad_bags
 from scripts.metrics import CLASS_SCORE_NAMES, class_scores
-from scripts.reports import EvaluationReport, PredictionReport, label_text, without_nan
+from scripts.reports import EvaluationReport, PredictionReport, label_of_text, label_text, without_nan
 
 HEADS = ["global", "5x", "10x"]
 CLASSES = ["cancer", "hgd", "normal"]
@@ -82,8 +84,33 @@ def values_of(scores):
 
 def test_a_label_reads_as_in_a_datalist():
     assert label_text(np.array([1, 0, 1]), CLASSES) == "cancer;normal"
-    assert label_text(np.array([0, 0, 0]), CLASSES) == ""
+    assert label_text(np.array([0, 0, 0]), CLASSES) == "0;0;0"
     assert label_text(np.array([0.0, 1.0, 0.0]), CLASSES) == "hgd"
+
+
+@pytest.mark.parametrize(
+    ("task", "names"),
+    [
+        ("multilabel", CLASSES),
+        ("multilabel", ["a", "b"]),
+        ("multilabel", ["a"]),
+        ("binary", CLASSES),
+        ("binary", ["a", "b"]),
+    ],
+)
+def test_a_label_that_was_written_is_read_again_as_it_was(task, names):
+    outputs = output_names(task, names)
+    for label in itertools.product([0, 1], repeat=len(outputs)):
+        text = label_text(np.array(label), outputs)
+        assert text  # an empty one would be no label
+        assert label_of_text(text, outputs) == list(label)
+        assert label_vector(text, task, names).tolist() == list(label)
+
+
+def test_labels_of_version_0_3_0_are_read():
+    texts = ["", "cancer", "cancer;normal"]
+    assert [label_of_text(text, CLASSES) for text in texts] == [[0, 0, 0], [1, 0, 0], [1, 0, 1]]
+    assert [label_of_text(text, ["high_risk"]) for text in ("", "high_risk")] == [[0], [1]]
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 7])
@@ -100,7 +127,7 @@ def test_predictions_hold_a_probability_for_each_slide_output_and_class(tmp_path
         found = np.array([[float(rows[i + h][name]) for name in CLASSES] for h in range(3)])
         assert found == pytest.approx(expected, rel=1e-6)
         names = [name for name, value in zip(CLASSES, slide["label"], strict=True) if value == 1]
-        assert {rows[i + h]["label"] for h in range(3)} == {";".join(names)}
+        assert {rows[i + h]["label"] for h in range(3)} == {";".join(names) or "0;0;0"}
 
 
 def test_slides_without_labels_have_no_label_column(tmp_path):
@@ -163,7 +190,8 @@ def test_metrics_of_a_multilabel_task_are_those_of_its_predictions(tmp_path):
 def test_metrics_of_a_binary_task_are_those_of_its_predictions(tmp_path):
     metrics = evaluation(tmp_path, some_slides(40, 1), ["high risk"], "binary")
     rows = read_csv(tmp_path)
-    label = np.array([row["label"] == "high risk" for row in rows if row["head"] == "global"])
+    assert {row["label"] for row in rows} == {"0", "1"}
+    label = np.array([row["label"] == "1" for row in rows if row["head"] == "global"])
     assert 0 < label.sum() < 40
     for head in HEADS:
         p = probabilities_of(rows, head, ["high risk"])[:, 0]

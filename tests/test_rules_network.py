@@ -54,6 +54,20 @@ def test_the_metadata_says_what_the_config_makes(root: Path, key: str, value: ob
     )
 
 
+@pytest.mark.parametrize("has_positive", [True, False])
+def test_the_output_of_the_binary_task_is_called_after_its_positive_classes(root: Path, has_positive: bool) -> None:
+    def change(config: Any) -> None:
+        config.update(task="binary", class_names=["benign", "malignant"], positive_classes=["malignant"])
+        if not has_positive:  # as bundles up to 0.3.0
+            del config["positive_classes"]
+
+    change_json(root, "configs/inference.json", change)
+    for key, value in (("spatial_shape", [1]), ("channel_def", {"0": "other"})):
+        change_json(root, "configs/metadata.json", set_value(f"outputs#pred#{key}", value))
+    wanted = "malignant" if has_positive else "positive"
+    assert f"is {{'0': 'other'}}, and of configs/inference.json {{'0': '{wanted}'}}" in finding("data format", root)
+
+
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [

@@ -115,6 +115,44 @@ def test_settings_that_change_the_scores_are_refused_and_others_are_told(
     assert "the weights were trained with min_tissue 0.7, now 0.4" in caplog.text
 
 
+PAPER = ["cancer", "hgd", "normal"]
+
+
+@pytest.mark.parametrize(
+    ("task", "names", "trained", "now", "told"),
+    [
+        # Up to version 0.3.0 a record has no positive classes.
+        ("multilabel", ["a", "b"], "none", None, None),
+        ("binary", PAPER, "none", ["cancer", "hgd"], None),
+        ("binary", ["a", "b"], "none", None, None),
+        ("binary", PAPER, "none", ["normal"], r"positive_classes \['cancer', 'hgd'\], now \['normal'\]"),
+        ("binary", ["a", "b"], ["b"], ["b"], None),
+        ("binary", ["a", "b"], ["b"], ["a"], r"positive_classes \['b'\], now \['a'\]"),
+        ("binary", ["a", "b"], ["b"], None, r"positive_classes \['b'\], now None"),
+        ("binary", ["a", "b"], None, ["b"], None),
+    ],
+)
+def test_the_positive_classes_of_a_training_decide_what_its_scores_mean(
+    tmp_path: Path, task: str, names: list[str], trained: Any, now: Any, told: str | None
+) -> None:
+    settings = {**SETTINGS, "task": task, "class_names": names}
+    own = {} if trained == "none" else {"positive_classes": trained}
+    path = write(tmp_path / "model.pt", {**RECORD, "settings": {**settings, **own}})
+    used = {**settings, "positive_classes": now}
+    if told is None:
+        load_weights(network(), path, used)
+        return
+    with pytest.raises(SettingsError, match=rf"model.pt: they were trained with other settings \({told}\)"):
+        load_weights(network(), path, used)
+
+
+@pytest.mark.parametrize("value", ["a", [1], {"a": 1}, 3])
+def test_a_record_with_positive_classes_that_are_none_is_damaged(tmp_path: Path, value: Any) -> None:
+    path = write(tmp_path / "model.pt", {**RECORD, "settings": {**SETTINGS, "positive_classes": value}})
+    with pytest.raises(SettingsError, match="their record of the training is damaged: its positive_classes is"):
+        read_record(path)
+
+
 def test_weights_without_a_record_are_told_and_have_none_to_read(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

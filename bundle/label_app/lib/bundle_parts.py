@@ -78,6 +78,8 @@ def read_parts(bundle_path: str, config: ConfigParser) -> BundleParts:
     method, magnifications, task, names = (
         config.get_parsed_content(key) for key in ("method", "magnifications", "task", "class_names")
     )
+    # Bundles up to 0.3.0 have none.
+    positive = [config.get_parsed_content("positive_classes")] if "positive_classes" in config else []
     with bundle_scripts(bundle_path):
         # Bundles before 0.3.0 have none.
         settings = config.get_parsed_content("settings") if config.get("settings") else {}
@@ -93,7 +95,7 @@ def read_parts(bundle_path: str, config: ConfigParser) -> BundleParts:
         offer=Offer(
             heads=tuple(methods.result_heads(method, magnifications)),
             maps=tuple((spec.name, spec.head) for spec in specs),
-            class_names=tuple(datalist.output_names(task, names)),
+            class_names=tuple(datalist.output_names(task, names, *positive)),
         ),
         scale_indices=tuple(spec.scale_index for spec in specs),
         gather_rows=maps.gather_rows,

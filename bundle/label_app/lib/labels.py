@@ -39,7 +39,7 @@ def label_document(reply: Mapping[str, Any]) -> dict[str, Any]:
     prediction = {entry["label"]: entry["score"] for entry in reply["prediction"]}
     label: dict[str, int] | list[int] = {name: int(score >= THRESHOLD) for name, score in prediction.items()}
     if isinstance(label, dict) and len(label) == 1:
-        # The binary task's one output, high_risk, is no class of the labels, and a single 0 or 1 is what it trains on.
+        # The binary task's one output may be no class of the labels, and a single 0 or 1 is what it trains on.
         label = list(label.values())
     made_by = {
         "slide": reply["slide"],
