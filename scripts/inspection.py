@@ -70,6 +70,10 @@ def describe(bag: Bag) -> str:
         f"size         {width} x {height} px, {width * slide.base_mpp / 1e3:.2f} x "
         f"{height * slide.base_mpp / 1e3:.2f} mm",
     ]
+    bounds = slide.bounds_level0
+    if bounds != (0, 0, width, height):
+        place = f"{bounds.width:g} x {bounds.height:g} px at ({bounds.x:g}, {bounds.y:g})"
+        lines.append(f"bounds       {place}: the part that QuPath shows")
     for level, ((w, h), downsample) in enumerate(zip(slide.level_sizes, slide.downsamples, strict=True)):
         mpp = slide.base_mpp * downsample
         lines.append(f"level {level}      {w} x {h} px, {mpp:.4g} um/px ({magnification_of(mpp):.4g}x)")
@@ -112,10 +116,11 @@ def draw(bag: Bag) -> Figure:
 
 def _outline_tissue(picture: NDArray[np.uint8], bag: Bag, pixel_level0: float) -> None:
     scale = np.divide(bag.tissue.pixel_level0, pixel_level0)
+    origin = np.divide(bag.tissue.origin_level0, pixel_level0)
     outlines, _ = cv2.findContours(bag.tissue.tissue.astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
     for outline in outlines:
         # A contour runs through the pixels' centres.
-        points = np.round((outline + 0.5) * scale).astype(np.int32)
+        points = np.round(origin + (outline + 0.5) * scale).astype(np.int32)
         cv2.polylines(picture, [points], isClosed=True, color=TISSUE_COLOUR, thickness=3)
 
 

@@ -13,6 +13,7 @@ import tifffile
 from numpy.typing import NDArray
 
 from scripts.errors import SlideError
+from scripts.frames import place_image
 from scripts.interrupts import interrupts_wait
 from scripts.slides import Slide
 
@@ -25,8 +26,6 @@ STAIN_LIMITS = (12.0, 30.0)
 CLOSING_RADIUS_UM = 32.0
 SMALLEST_OBJECT_UM2 = 100.0**2
 LARGEST_HOLE_UM2 = 150.0**2
-# A user's mask covers the whole slide: its proportions may be off by the rounding of its size, not by more.
-ASPECT_RTOL = 0.02
 
 
 @dataclass(frozen=True)
@@ -37,11 +36,13 @@ class TissueMask:
         tissue: bool ``[h, w]``, true where there is tissue.
         pixel_level0: (x, y) size of a mask pixel in level-0 pixels.
         base_mpp: micrometres per pixel of level 0.
+        origin_level0: (x, y) of the mask's top left corner in level-0 pixels; beyond the mask there is no tissue.
     """
 
     tissue: NDArray[np.bool_]
     pixel_level0: tuple[float, float]
     base_mpp: float
+    origin_level0: tuple[float, float] = (0.0, 0.0)
 
     @cached_property
     def _integral(self) -> NDArray[np.float64]:
@@ -50,7 +51,7 @@ class TissueMask:
         return integral
 
     def fraction(self, xy_level0: NDArray[np.float64], side_level0: float) -> NDArray[np.float64]:
-        """The share of each square's area that is tissue; beyond the border there is none.
+        """The share of each square's area that is tissue; beyond the mask there is none.
 
         The area is exact, parts of mask pixels included, so it does not depend on how a grid falls on the mask.
 
@@ -62,7 +63,8 @@ class TissueMask:
             ``[n]``, in 0..1.
         """
         pixel = np.asarray(self.pixel_level0)
-        start, stop = xy_level0 / pixel, (xy_level0 + side_level0) / pixel
+        start = (xy_level0 - self.origin_level0) / pixel
+        stop = (xy_level0 - self.origin_level0 + side_level0) / pixel
         area = (
             self._area(stop[:, 0], stop[:, 1])
             - self._area(start[:, 0], stop[:, 1])
@@ -92,12 +94,14 @@ class TissueMask:
     def to_itk(self) -> Any:
         """As an ITK image (uint8, 0 or 1) with spacing and origin in millimetres, as ITK's physical units are.
 
-        The origin is the centre of the first pixel, so that the slide's corner is at (0, 0).
+        The frame is that of level 0, whatever QuPath shows of the slide: the slide's corner is at (0, 0), and the
+        origin is the centre of the mask's first pixel.
         """
         image = itk.image_from_array(self.tissue.astype(np.uint8))
         spacing = [p * self.base_mpp * 1e-3 for p in self.pixel_level0]
         image.SetSpacing(spacing)
-        image.SetOrigin([s / 2 for s in spacing])
+        corner = [x * self.base_mpp * 1e-3 for x in self.origin_level0]
+        image.SetOrigin([x + s / 2 for x, s in zip(corner, spacing, strict=True)])
         return image
 
     @interrupts_wait()
@@ -127,7 +131,10 @@ def find_tissue(slide: Slide, mpp: float = TISSUE_MPP) -> TissueMask:
 
 
 def read_tissue_mask(path: str | Path, slide: Slide) -> TissueMask:
-    """A user's own mask: an image of the whole slide at any size, tissue where it is not zero.
+    """A user's own mask: an image of the whole slide, or of its bounds, at any size, tissue where it is not zero.
+
+    What is annotated in QuPath and exported from there has the size of the bounds:
+    :func:`scripts.frames.place_image` decides by a mask's proportions which of the two it is.
 
     Args:
         path: an image that ITK can read, with one channel or RGB; of a TIFF the first page, by the values that are
@@ -135,7 +142,7 @@ def read_tissue_mask(path: str | Path, slide: Slide) -> TissueMask:
         slide: the slide that the mask belongs to.
 
     Raises:
-        SlideError: if the mask cannot be read, or has other proportions than the slide.
+        SlideError: if the mask cannot be read, or has other proportions than the slide and its bounds.
     """
     if not Path(path).is_file():
         raise SlideError(slide.path, f"its mask {path} does not exist", "Correct the key `mask` in the datalist.")
@@ -154,16 +161,9 @@ def read_tissue_mask(path: str | Path, slide: Slide) -> TissueMask:
     if pixels.ndim != 2:
         raise SlideError(slide.path, f"its mask {path} has the shape {pixels.shape}", "A mask is one 2D image.")
     height, width = pixels.shape
-    pixel_x, pixel_y = slide.size_level0[0] / width, slide.size_level0[1] / height
-    slack = 1 / min(width, height)
-    if abs(pixel_x / pixel_y - 1) > ASPECT_RTOL + slack:
-        raise SlideError(
-            slide.path,
-            f"its mask {path} is {width} x {height} px, which is not the slide's proportion "
-            f"({slide.size_level0[0]} x {slide.size_level0[1]} px)",
-            "A mask covers the whole slide: draw it on the whole slide, or correct the key `mask`.",
-        )
-    return TissueMask(pixels != 0, (pixel_x, pixel_y), slide.base_mpp)
+    place = place_image((width, height), slide.size_level0, slide.bounds_level0, slide.path, f"mask {path}", "mask")
+    pixel_level0 = (place.width / width, place.height / height)
+    return TissueMask(pixels != 0, pixel_level0, slide.base_mpp, (place.x, place.y))
 
 
 @interrupts_wait()
