@@ -46,7 +46,8 @@ def write_slides(
 ) -> None:
     """Write ``slides.csv``: one line a slide, which is a datalist again.
 
-    Its columns are ``slide``, ``image`` (absolute), ``patient`` and ``mpp`` and ``mask`` where they were given,
+    Its columns are ``slide``, ``image`` (absolute), ``patient``, ``mpp``, ``mask`` and ``mask_tissue`` where they were
+    given,
     ``partition``, one column a class (or ``label``, where labels say no more than high risk or not), ``sha256``; what
     was found; and the user's own.
 
@@ -64,7 +65,7 @@ def write_slides(
     """
     names = scale_names(magnifications)
     labels = ["label"] if checked.class_values is None else list(class_names)
-    given = ["slide", "image", "patient", "partition", *labels, "mpp", "mask", "sha256"]
+    given = ["slide", "image", "patient", "partition", *labels, "mpp", "mask", "mask_tissue", "sha256"]
     found = ["problems", "mpp_used", "mpp_source", "width_px", "height_px", "levels", "rows"]
     found += [f"patches_{name}" for name in names] + ["tissue_mm2", "bytes", "bank_bytes"]
     # A list that is checked again has what was found the last time.
@@ -76,6 +77,8 @@ def write_slides(
         line: dict[str, Any] = {key: value for key, value in entry.items() if key in columns and key not in found}
         line |= {"patient": slide.row.fields.get("patient"), "partition": slide.partition, "sha256": fact.sha256}
         line |= _label_cells(checked, i, class_names)
+        if slide.mask_tissue is not None:
+            line["mask_tissue"] = ";".join(map(str, slide.mask_tissue))
         line |= {"problems": count[slide.name], "levels": fact.num_levels, "bytes": fact.num_bytes}
         line |= {"rows": fact.num_rows}
         if fact.resolution is not None:

@@ -21,7 +21,6 @@ from scripts.resolution import POWER_SOURCE, Resolution, find_resolution, resolu
 from scripts.slide_checksums import given_sha256
 from scripts.slide_files import SLIDE_SUFFIXES, without_suffix
 from scripts.slides import MPP_RTOL, Slide, pixel_fault
-from scripts.tissue import read_tissue_mask
 
 __all__ = ["SlideChecker", "SlideFacts", "find_duplicates", "find_unsummed"]
 
@@ -90,7 +89,7 @@ class SlideChecker:
         """What is known of a slide, after as many steps as its problems allow.
 
         Args:
-            entry: ``image`` and ``slide``; optionally ``mpp``, ``mask``, ``regions`` and ``sha256``.
+            entry: ``image`` and ``slide``; optionally ``mpp``, ``mask``, ``mask_tissue``, ``regions`` and ``sha256``.
             where: the line that lists it, to begin the error of a file that is not there.
         """
         facts = SlideFacts(Problems(entry["image"], entry["slide"]))
@@ -146,7 +145,7 @@ class SlideChecker:
                 problems.add(WARNS, "magnification", what, "`read_level` asks for it; else leave the slide out.")
         mask = entry.get("mask")
         if mask is not None:
-            tissue = problems.attempt("mask", lambda: read_tissue_mask(mask, slide))
+            tissue = problems.attempt("mask", lambda: builder.read_mask(entry, slide))
             if tissue is None:
                 return
             _check_place("mask", mask, tissue.tissue.shape, slide, problems)

@@ -14,7 +14,7 @@ __all__ = ["IMAGE_KEYS", "key_meant", "misspelled_keys"]
 IMAGE_KEYS = ("image", "slide", "id")
 
 # Beside the slide and its label.
-OPTIONAL_KEYS = ("partition", "patient", "mpp", "mask", "regions", "sha256")
+OPTIONAL_KEYS = ("partition", "patient", "mpp", "mask", "mask_tissue", "regions", "sha256")
 KEYS = (*IMAGE_KEYS, "label", *OPTIONAL_KEYS)
 # What CLAM and other tools call these columns, without what separates words. A patient column that is not recognised as
 # one would let a patient cross partitions without a word.
@@ -23,6 +23,7 @@ ALIASES = {
     "slideid": "slide",
     "split": "partition",
     "sha256sum": "sha256",
+    "masktissue": "mask_tissue",
 }
 # Two digits of sha256 that changed places are nearer; PatientAge and patient_sex, columns of their own, are farther.
 NEAR = 0.83

@@ -29,7 +29,7 @@ def inspect_slide(entry: Mapping[str, Any], bag_builder: BagBuilder, output_dir:
     """Print what a slide is to the bundle, and draw it.
 
     Args:
-        entry: ``image`` and, optionally, ``mpp`` and ``mask``.
+        entry: ``image`` and, optionally, ``mpp``, ``mask`` and ``mask_tissue``.
         bag_builder: makes the slide's bag.
         output_dir: where ``<slide>.png``, and the tissue mask ``<slide>_tissue.mha``, are written.
 

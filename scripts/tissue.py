@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from scripts.errors import SlideError
 from scripts.frames import place_image
 from scripts.interrupts import interrupts_wait
+from scripts.mask_values import tissue_in
 from scripts.slides import Slide
 
 __all__ = ["TissueMask", "find_tissue", "read_tissue_mask"]
@@ -130,8 +131,8 @@ def find_tissue(slide: Slide, mpp: float = TISSUE_MPP) -> TissueMask:
     return TissueMask(tissue, (pixel_level0, pixel_level0), slide.base_mpp)
 
 
-def read_tissue_mask(path: str | Path, slide: Slide) -> TissueMask:
-    """A user's own mask: an image of the whole slide, or of its bounds, at any size, tissue where it is not zero.
+def read_tissue_mask(path: str | Path, slide: Slide, mask_tissue: tuple[int, ...] | None = None) -> TissueMask:
+    """A user's own mask: an image of the whole slide, or of its bounds, at any size.
 
     What is annotated in QuPath and exported from there has the size of the bounds:
     :func:`scripts.frames.place_image` decides by a mask's proportions which of the two it is.
@@ -140,9 +141,12 @@ def read_tissue_mask(path: str | Path, slide: Slide) -> TissueMask:
         path: an image that ITK can read, with one channel or RGB; of a TIFF the first page, by the values that are
             stored.
         slide: the slide that the mask belongs to.
+        mask_tissue: the values that are tissue, see :func:`scripts.mask_values.tissue_in`; by default its only one
+            beside 0.
 
     Raises:
-        SlideError: if the mask cannot be read, or has other proportions than the slide and its bounds.
+        SlideError: if the mask cannot be read, has several values and ``mask_tissue`` is not given, or has other
+            proportions than the slide and its bounds.
     """
     if not Path(path).is_file():
         raise SlideError(slide.path, f"its mask {path} does not exist", "Correct the key `mask` in the datalist.")
@@ -156,14 +160,13 @@ def read_tissue_mask(path: str | Path, slide: Slide) -> TissueMask:
             "Save it as PNG, TIFF or MHA, or remove the key `mask` from the datalist.",
         ) from error
     pixels = np.squeeze(pixels)
-    if pixels.ndim == 3 and pixels.shape[-1] in (3, 4):
-        pixels = pixels[..., :3].max(axis=-1)
-    if pixels.ndim != 2:
+    if pixels.ndim != 2 and not (pixels.ndim == 3 and pixels.shape[-1] in (3, 4)):
         raise SlideError(slide.path, f"its mask {path} has the shape {pixels.shape}", "A mask is one 2D image.")
-    height, width = pixels.shape
+    height, width = pixels.shape[:2]
     place = place_image((width, height), slide.size_level0, slide.bounds_level0, slide.path, f"mask {path}", "mask")
     pixel_level0 = (place.width / width, place.height / height)
-    return TissueMask(pixels != 0, pixel_level0, slide.base_mpp, (place.x, place.y))
+    tissue = tissue_in(pixels, mask_tissue, slide.path, path)
+    return TissueMask(tissue, pixel_level0, slide.base_mpp, (place.x, place.y))
 
 
 @interrupts_wait()

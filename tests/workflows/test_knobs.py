@@ -22,6 +22,7 @@ from tests.looks import (
     backend,
     bags,
     batches,
+    coded,
     contents,
     data,
     device,
@@ -91,6 +92,7 @@ BAG = {
     "magnifications": changes(rows, [10]),
     "patch_size": changes(rows, 32),
     "min_tissue": changes(rows, 1.0),
+    "mask_tissue": changes(coded, [1]),
     "read_level": changes(levels, "highest"),
     "reader": keeps(pixels, "openslide", backend, tolerance=8),
 }
@@ -264,7 +266,7 @@ def test_a_value_of_another_kind_ends_in_one_line(world, config):
     faults = []
     for knob in sorted(plain_knobs(config) - {"grid"}):
         default = load(config)[knob]
-        is_number = isinstance(default, int | float) or knob == "split_seed"
+        is_number = isinstance(default, int | float) or knob in ("split_seed", "mask_tissue")
         for wrong in ({"a": 1}, "yes" if isinstance(default, bool) else True if is_number else 2024):
             try:
                 made = world.start(config, **{knob: wrong})

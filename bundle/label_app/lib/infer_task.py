@@ -79,6 +79,9 @@ class SlideInferTask(BundleInferTask):
         file, files = request.get("model_filename"), self._config["model_filename"]
         if file is not None and file != files and file not in files:
             raise RequestError(BAD_REQUEST, "model_filename", f"got {show(file)}", f"Give one of {', '.join(files)}.")
+        if request.get("mask_tissue") is not None and "qupath" not in self.parts.offer.coordinates:
+            remedy = "Leave it out, or serve a newer version."
+            raise RequestError(BAD_REQUEST, "mask_tissue", f"version {self.version} does not know it", remedy)
         _find_device(request)
         check_logging(request.get("logging"))
         return read_choice(request, self.parts.offer, self.defaults)
@@ -244,7 +247,12 @@ def _slide_key(data: Mapping[str, Any]) -> tuple[object, ...]:
     """What decides how a slide is encoded."""
     files = [str(data[name]) for name in ("image", "mask") if data.get(name) is not None]
     stats = [os.stat(file) for file in files if os.path.exists(file)]
-    return *files, *((stat.st_mtime_ns, stat.st_size) for stat in stats), repr(data.get("mpp"))
+    return (
+        *files,
+        *((stat.st_mtime_ns, stat.st_size) for stat in stats),
+        repr(data.get("mpp")),
+        repr(data.get("mask_tissue")),
+    )
 
 
 def _numbers(value: Any) -> tuple[float, ...]:
