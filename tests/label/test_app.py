@@ -5,7 +5,9 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import cv2
 import numpy as np
+import openslide
 import pytest
 from fastapi import HTTPException
 from monailabel.utils.others.class_utils import get_class_of_subclass_from_file
@@ -41,6 +43,26 @@ def test_a_servers_defaults_hold_for_clients_that_cannot_send_parameters(start, 
     shown = reply["heatmap"]
     assert (shown["kind"], shown["map"], shown["share"]) == ("contribution", "5x", [0.25])
     assert shown["classes"] == ["cancer", "normal"]
+
+
+def test_a_coded_mask_is_used_once_its_values_of_tissue_are_named(start, folder):
+    with openslide.OpenSlide(str(folder / f"{DRAWN}.tif")) as slide:
+        width, height = (round(side / 16) for side in slide.dimensions)
+    codes = np.full((height, width), 7, np.uint8)
+    codes[:, : width // 2] = 1
+    cv2.imwrite(str(folder / "grandqc.png"), codes)
+    app, request = start(folder, models=NAME), {"model": NAME, "image": DRAWN, "mask": "grandqc.png"}
+
+    def patches(**more):
+        return app.infer({**request, **more})["params"]["heatmap"]["patches"]
+
+    for more, says in (({}, "has the values 1, 7 beside 0"), ({"mask_tissue": "tissue"}, "mask_tissue is 'tissue'")):
+        with pytest.raises(HTTPException, match=says) as refused:
+            patches(**more)
+        assert refused.value.status_code == 422
+    with pytest.raises(HTTPException, match="mask_tissues: there is no such parameter. Write mask_tissue"):
+        patches(mask_tissues=[1])
+    assert patches(mask_tissue=[1]) == patches(mask_tissue="1") < patches(mask_tissue=[1, 7])
 
 
 @pytest.mark.skipif(not BOUNDS_SLIDE.is_file(), reason=f"no file {BOUNDS_SLIDE}")
