@@ -15,6 +15,7 @@ from scripts.blocks import Block, plan_blocks
 from scripts.errors import SettingsError, SlideError
 from scripts.grid import LinkedGrid, link_grids, tissue_thresholds
 from scripts.magnification import check_magnifications
+from scripts.mask_values import check_mask_tissue
 from scripts.slides import Slide, check_reader, resample
 from scripts.tissue import TissueMask, find_tissue, read_tissue_mask
 
@@ -100,6 +101,8 @@ class BagBuilder:
             each magnification, from low to high.
         reader: see :class:`Slide`.
         read_level: see :class:`Slide`.
+        mask_tissue: the values of the entries' masks that are tissue, see :func:`scripts.mask_values.tissue_in`; an
+            entry's own ``mask_tissue`` goes before it.
 
     Raises:
         SettingsError: if a setting has no such value.
@@ -112,6 +115,7 @@ class BagBuilder:
         min_tissue: float | Sequence[float] = 0.7,
         reader: str = "auto",
         read_level: str = "nearest",
+        mask_tissue: int | Sequence[int] | str | None = None,
     ) -> None:
         if not isinstance(patch_size, int) or patch_size < 1:
             raise SettingsError("patch_size", f"got {patch_size!r}", "Give a whole number of pixels, such as 224.")
@@ -121,6 +125,7 @@ class BagBuilder:
         self.min_tissue = tissue_thresholds(min_tissue, len(self.magnifications))
         self.reader, self.read_level = reader, read_level
         self._told: set[str] = set()
+        self.mask_tissue = check_mask_tissue(mask_tissue)
 
     def open_slide(self, entry: Mapping[str, Any]) -> Slide:
         """The slide of an entry: its ``image``, with the entry's ``mpp`` if it has one."""
@@ -134,12 +139,23 @@ class BagBuilder:
         """
         slide = self.open_slide(entry)
         scales = [slide.scale(m, self.patch_size) for m in self.magnifications]
-        mask = entry.get("mask")
-        tissue = find_tissue(slide) if mask is None else read_tissue_mask(mask, slide)
+        tissue = find_tissue(slide) if entry.get("mask") is None else self.read_mask(entry, slide)
         return Bag(slide, tissue, link_grids(scales, slide.size_level0, tissue.fraction, self.min_tissue))
 
+    def read_mask(self, entry: Mapping[str, Any], slide: Slide) -> TissueMask:
+        """The tissue of an entry with a ``mask``.
+
+        Args:
+            entry: of the datalist.
+            slide: its slide.
+
+        Raises:
+            SlideError: if it cannot be read, or it is not known which of its values are tissue.
+        """
+        return read_tissue_mask(entry["mask"], slide, self._mask_tissue_of(entry))
+
     def __call__(self, entry: Mapping[str, Any]) -> Bag:
-        """The bag of an entry with ``image`` and, optionally, ``mpp`` and ``mask``.
+        """The bag of an entry with ``image`` and, optionally, ``mpp``, ``mask`` and ``mask_tissue``.
 
         Logs, once a slide, ink that was left out, and warns of tissue that is everywhere, unless it is the user's mask.
 
@@ -182,3 +198,14 @@ class BagBuilder:
             "min_tissue": list(self.min_tissue),
             "read_level": self.read_level,
         }
+
+    def mask_settings(self, entry: Mapping[str, Any]) -> dict[str, Any]:
+        """What decides the content of an entry's bag if it has a ``mask``, as plain values; nothing if it has none."""
+        if entry.get("mask") is None:
+            return {}
+        codes = self._mask_tissue_of(entry)
+        return {"mask_tissue": None if codes is None else list(codes)}
+
+    def _mask_tissue_of(self, entry: Mapping[str, Any]) -> tuple[int, ...] | None:
+        own = check_mask_tissue(entry.get("mask_tissue"), entry["image"], SlideError)
+        return self.mask_tissue if own is None else own

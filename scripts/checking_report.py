@@ -47,7 +47,8 @@ def write_slides(
 ) -> None:
     """Write ``slides.csv``: one line a slide, which is a datalist again.
 
-    Its columns are ``slide``, ``image`` (absolute), ``patient`` and ``mpp`` and ``mask`` where they were given,
+    Its columns are ``slide``, ``image`` (absolute), ``patient``, ``mpp``, ``mask`` and ``mask_tissue`` where they were
+    given,
     ``partition``, one column a class (or ``label``, where labels say no more than high risk or not), ``sha256``; what
     was found; and the user's own. Where patients are offered (see :class:`scripts.checking_datalist.CheckedList`),
     ``patient`` has them, and a ``partition`` that was not given is left to be split by them.
@@ -66,7 +67,7 @@ def write_slides(
     """
     names = scale_names(magnifications)
     labels = ["label"] if checked.class_values is None else list(class_names)
-    given = ["slide", "image", "patient", "partition", *labels, "mpp", "mask", "sha256"]
+    given = ["slide", "image", "patient", "partition", *labels, "mpp", "mask", "mask_tissue", "sha256"]
     found = ["problems", "mpp_used", "mpp_source", "width_px", "height_px", "levels", "rows"]
     found += [f"patches_{name}" for name in names] + ["tissue_mm2", "bytes", "bank_bytes"]
     # A list that is checked again has what was found the last time.
@@ -82,6 +83,8 @@ def write_slides(
             # What was split without patients would be refused with them.
             line |= {"patient": checked.offered[i], "partition": slide.row.partition}
         line |= _label_cells(checked, i, class_names)
+        if slide.mask_tissue is not None:
+            line["mask_tissue"] = ";".join(map(str, slide.mask_tissue))
         line |= {"problems": count[slide.name], "levels": fact.num_levels, "bytes": fact.num_bytes}
         line |= {"rows": fact.num_rows}
         if fact.resolution is not None:

@@ -14,13 +14,13 @@ from scripts.blocks import plan_blocks
 from scripts.checking_problems import BLOCKS, WARNS, Problem, Problems
 from scripts.errors import SettingsError, SlideError
 from scripts.files import file_sha256
+from scripts.frames import doubt
 from scripts.localisation import read_regions
 from scripts.magnification import squeezed_levels
 from scripts.resolution import POWER_SOURCE, Resolution, find_resolution, resolution_sources
 from scripts.slide_checksums import given_sha256
 from scripts.slide_files import SLIDE_SUFFIXES, without_suffix
 from scripts.slides import MPP_RTOL, Slide, pixel_fault
-from scripts.tissue import read_tissue_mask
 
 __all__ = ["SlideChecker", "SlideFacts", "find_duplicates", "find_unsummed"]
 
@@ -89,7 +89,7 @@ class SlideChecker:
         """What is known of a slide, after as many steps as its problems allow.
 
         Args:
-            entry: ``image`` and ``slide``; optionally ``mpp``, ``mask``, ``regions`` and ``sha256``.
+            entry: ``image`` and ``slide``; optionally ``mpp``, ``mask``, ``mask_tissue``, ``regions`` and ``sha256``.
             where: the line that lists it, to begin the error of a file that is not there.
         """
         facts = SlideFacts(Problems(entry["image"], entry["slide"]))
@@ -123,9 +123,12 @@ class SlideChecker:
         _check_pyramid(slide, problems)
         regions = entry.get("regions")
         if regions is not None:
-            problems.attempt(
-                "regions", lambda: read_regions(regions, entry["slide"], slide.size_level0, self.num_classes)
+            read = problems.attempt(
+                "regions",
+                lambda: read_regions(regions, entry["slide"], slide.size_level0, self.num_classes, slide.bounds_level0),
             )
+            if read is not None:
+                _check_place("regions", regions, read.labels.shape, slide, problems)
         if facts.resolution is not None:
             problems.attempt("resolution", lambda: _check_resolution(path, facts))
             self._check_bag(entry, slide, facts)
@@ -141,8 +144,11 @@ class SlideChecker:
                 what = f"{scale.name} is upsampled: the slide has {slide.base_mpp:g} um/px, asked for are {scale.mpp:g}"
                 problems.add(WARNS, "magnification", what, "`read_level` asks for it; else leave the slide out.")
         mask = entry.get("mask")
-        if mask is not None and problems.attempt("mask", lambda: read_tissue_mask(mask, slide)) is None:
-            return
+        if mask is not None:
+            tissue = problems.attempt("mask", lambda: builder.read_mask(entry, slide))
+            if tissue is None:
+                return
+            _check_place("mask", mask, tissue.tissue.shape, slide, problems)
         if None in scales:
             return
         bag = problems.attempt("tissue", lambda: builder.look(entry))
@@ -245,6 +251,12 @@ def _check_pyramid(slide: Slide, problems: Problems) -> None:
         what = f"its level {level} is {across:.4g} times narrower and {down:.4g} times lower than level 0"
         remedy = "Its patches lie beside their place: convert the slide again, or set `read_level` to highest."
         problems.add(WARNS, "pyramid", what, remedy)
+
+
+def _check_place(key: str, image: str, shape: tuple[int, ...], slide: Slide, problems: Problems) -> None:
+    doubtful = doubt((shape[1], shape[0]), slide.size_level0, slide.bounds_level0)
+    if doubtful is not None:
+        problems.add(WARNS, key, f"its {key} {image} {doubtful[0]}", doubtful[1])
 
 
 def _read_all(bag: Bag, problems: Problems) -> None:

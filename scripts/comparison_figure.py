@@ -77,7 +77,9 @@ def draw_panels(
     slides = [builder.open_slide(testing_data[index]) for index, _ in chosen]
     thumbnails = [read_thumbnail(slide, THUMBNAIL_PX) for slide in slides]
     regions = [
-        read_regions(entry["regions"], entry["slide"], slide.size_level0, len(region_names))
+        read_regions(
+            entry["regions"], entry["slide"], slide.size_level0, len(region_names), slide.bounds_level0
+        ).over_slide(slide.size_level0)
         if entry.get("regions") is not None
         else None
         for slide, entry in zip(slides, (testing_data[index] for index, _ in chosen), strict=True)

@@ -28,6 +28,7 @@ from scripts.datalist_patient_warnings import patient_warnings
 from scripts.datalist_patients import one_spelling
 from scripts.datalist_split import FRACTIONS, split_patients
 from scripts.errors import DatalistError, SettingsError
+from scripts.mask_values import check_mask_tissue
 from scripts.ranks import is_first_rank
 from scripts.slide_files import NAME_IT, SLIDE_SUFFIXES, SlideFolder, slide_names, without_suffix
 
@@ -74,9 +75,9 @@ def load_partition(
     Args:
         datalist: a JSON file ``{"training": [{"image": ..., "label": [...]}, ...], "validation": ...}``, a
             CSV file with a header (``image``, a column for each class or ``label``, and optionally
-            ``partition``, ``patient``, ``mpp``, ``mask``, ``regions``, ``sha256``), or one without (``id, cancer,
-            hgd, lgd, hyperplastic, normal``). An image is a path, or the name without its suffix of a slide anywhere in
-            ``dataset_dir``. A datalist without partitions is split here, by patient.
+            ``partition``, ``patient``, ``mpp``, ``mask``, ``mask_tissue``, ``regions``, ``sha256``), or one without
+            (``id, cancer, hgd, lgd, hyperplastic, normal``). An image is a path, or the name without its suffix of a
+            slide anywhere in ``dataset_dir``. A datalist without partitions is split here, by patient.
         dataset_dir: the folder that paths start from, by default the datalist's.
         partition: ``"training"``, ``"validation"`` or ``"testing"``.
         task: ``"multilabel"`` or ``"binary"``.
@@ -91,7 +92,8 @@ def load_partition(
         A dictionary for each slide: ``image``, absolute path; ``label``, float32 of shape ``[K]``, 0 or 1;
         ``slide``, a unique name that is safe in file names; ``patient``, the slide's name where none is
         given; where given ``mpp``, micrometres per pixel at full resolution, ``mask`` and ``regions``, absolute
-        paths, and ``sha256``; and the user's own keys, with paths of existing files made absolute.
+        paths, ``mask_tissue``, a list of whole numbers, and ``sha256``; and the user's own keys, with paths of
+        existing files made absolute.
 
     Raises:
         DatalistError: if the datalist, or an entry of this partition, cannot be used.
@@ -169,8 +171,8 @@ def list_slides(
             list the working directory.
 
     Returns:
-        A dictionary for each slide: ``image``, ``slide`` and, where given, ``mpp``, ``mask`` and ``sha256``, as in
-        :func:`load_partition`.
+        A dictionary for each slide: ``image``, ``slide`` and, where given, ``mpp``, ``mask``, ``mask_tissue`` and
+        ``sha256``, as in :func:`load_partition`.
 
     Raises:
         DatalistError: if there is no slide, or one cannot be used.
@@ -196,7 +198,7 @@ def list_slides(
         raise DatalistError(subject, *((f"no slides: {left}", NAME_IT) if left else ("no slides", remedy)))
     slides = locate(rows, folder)
     _check_files(slides, ("mask",))
-    keys = ("image", "slide", "mpp", "mask", "sha256")
+    keys = ("image", "slide", "mpp", "mask", "mask_tissue", "sha256")
     return [{key: entry[key] for key in keys if key in entry} for entry in (entry_of(s, folder) for s in slides)]
 
 
@@ -211,6 +213,7 @@ class ListedSlide:
         patient: as given, or the slide's name.
         mpp: micrometres per pixel at full resolution, where given.
         mask: absolute path, where given.
+        mask_tissue: the values of the mask that are tissue, where given.
         regions: absolute path, where given.
         partition: one of :data:`PARTITIONS`, or None.
         label: 0 or 1, ``[K]``, once it is understood.
@@ -225,6 +228,7 @@ class ListedSlide:
     regions: str | None
     partition: str | None
     label: np.ndarray | None = None
+    mask_tissue: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -289,7 +293,7 @@ def locate(rows: Sequence[Row], folder: SlideFolder, fault: Fault = raised) -> l
         rows: as :func:`scripts.datalist_formats.read_rows` gives them.
         folder: the folder that paths start from.
         fault: called with the error of each row whose slide is ambiguous or listed before, which is then left out, and
-            of each whose ``mpp`` is none, which is then kept without.
+            of each whose ``mpp`` or ``mask_tissue`` is none, which is then kept without.
     """
     row_of_image: dict[str, Row] = {}
     for row in rows:
@@ -314,7 +318,14 @@ def locate(rows: Sequence[Row], folder: SlideFolder, fault: Fault = raised) -> l
         except DatalistError as error:
             fault(error)
             mpp = None
-        slides.append(ListedSlide(row, image, name, patient, mpp, mask, regions, row.partition))
+        try:
+            mask_tissue = check_mask_tissue(row.fields.get("mask_tissue"), row.subject, DatalistError)
+        except DatalistError as error:
+            fault(error)
+            mask_tissue = None
+        slides.append(
+            ListedSlide(row, image, name, patient, mpp, mask, regions, row.partition, mask_tissue=mask_tissue)
+        )
     return slides
 
 
@@ -409,10 +420,12 @@ def entry_of(slide: ListedSlide, folder: SlideFolder) -> dict[str, Any]:
         entry["mpp"] = slide.mpp
     if slide.mask is not None:
         entry["mask"] = slide.mask
+    if slide.mask_tissue is not None:
+        entry["mask_tissue"] = list(slide.mask_tissue)
     if slide.regions is not None:
         entry["regions"] = slide.regions
     for key, value in slide.row.fields.items():
-        if key not in ("slide", "patient", "mpp", "mask", "regions"):
+        if key not in ("slide", "patient", "mpp", "mask", "mask_tissue", "regions"):
             is_file = isinstance(value, str) and os.path.isfile(folder.path(value))
             entry[key] = folder.path(value) if is_file and isinstance(value, str) else value
     return entry

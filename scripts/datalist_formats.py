@@ -37,7 +37,7 @@ _PARTITION_WORDS = {
 # What deals with a user's own keys later on, such as a printed error, must not go deeper than Python can.
 MOST_LEVELS = 20
 # What tells of the slide alone.
-_SLIDE_KEYS = (*IMAGE_KEYS, "mpp", "mask", "sha256")
+_SLIDE_KEYS = (*IMAGE_KEYS, "mpp", "mask", "mask_tissue", "sha256")
 
 
 # What is done about a line that cannot be used.
@@ -53,8 +53,8 @@ class Row:
         image: the path or the id of the slide.
         partition: one of :data:`PARTITIONS`, or None where the datalist names none.
         label: the label as it is written (a mapping where each class has its column), or None.
-        fields: everything else (``slide``, ``patient``, ``mpp``, ``mask``, ``regions``, ``sha256`` and columns of the
-            user's own), without empty values.
+        fields: everything else (``slide``, ``patient``, ``mpp``, ``mask``, ``mask_tissue``, ``regions``, ``sha256`` and
+            columns of the user's own), without empty values.
         faulty: whether its line has a fault beside the slide, of which nothing but the slide was then kept.
         patients: by the name of its key or column, as it is written, each value that names the patient.
         partition_key: the key or column that names the partition, where it is called otherwise than ``partition``.

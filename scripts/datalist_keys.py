@@ -14,7 +14,7 @@ __all__ = ["COLUMN_NAMES", "IMAGE_KEYS", "KEYS", "MAYBE_PARTITION", "key_meant",
 IMAGE_KEYS = ("image", "slide", "id")
 
 # Beside the slide and its label.
-OPTIONAL_KEYS = ("partition", "patient", "mpp", "mask", "regions", "sha256")
+OPTIONAL_KEYS = ("partition", "patient", "mpp", "mask", "mask_tissue", "regions", "sha256")
 KEYS = (*IMAGE_KEYS, "label", *OPTIONAL_KEYS)
 # Words for a patient, each known alone and followed by each of the words for an id.
 PERSONS = ("patient", "case", "subject", "participant", "donor", "individual")

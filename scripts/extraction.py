@@ -68,7 +68,8 @@ class Extractor:
     slide under way is finished. The next run makes what is missing.
 
     Args:
-        entries: the datalist's entries, with ``slide``, ``image`` and, optionally, ``mpp`` and ``mask``.
+        entries: the datalist's entries, with ``slide``, ``image`` and, optionally, ``mpp``, ``mask`` and
+            ``mask_tissue``.
         bag_builder: makes a slide's bag.
         encoder: encodes its patches.
         feature_dir: where the banks are written, one file a slide and view.
@@ -294,7 +295,8 @@ class Extractor:
             raise SlideError(error.filename or entry["image"], cause, remedy) from error
         except SettingsError as error:
             raise SlideError(error.subject, error.cause, error.remedy) from error
-        return {**self.bag_builder.settings(), **self.encoder.settings(), **of_entry}
+        of_mask = self.bag_builder.mask_settings(entry)
+        return {**self.bag_builder.settings(), **self.encoder.settings(), **of_entry, **of_mask}
 
     def _path(self, entry: Mapping[str, Any], view: int) -> Path:
         return bank_path(self.feature_dir, entry["slide"], view)

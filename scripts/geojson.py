@@ -11,6 +11,7 @@ import numpy as np
 
 from scripts.attention_maps import PatchMap
 from scripts.files import replacing
+from scripts.frames import LEVEL0, Frame
 from scripts.heatmaps import shade_colours
 
 __all__ = ["feature_collection", "measurement_names", "write_geojson"]
@@ -31,14 +32,20 @@ def measurement_names(map_name: str, class_name: str, kind: str) -> tuple[str, s
 
 
 def feature_collection(
-    heat: PatchMap, slide: str, map_name: str, class_name: str, colour: tuple[int, int, int]
+    heat: PatchMap,
+    slide: str,
+    map_name: str,
+    class_name: str,
+    colour: tuple[int, int, int],
+    frame: Frame = LEVEL0,
 ) -> dict[str, Any]:
     """The map as a GeoJSON FeatureCollection in the form that QuPath reads and writes since 0.4.
 
-    Each patch is a square in level-0 pixels, which are QuPath's coordinates, uncut where it reaches beyond the
-    slide: the network saw it so. Its ring is closed. RFC 7946 wants outer rings counterclockwise, and that is
-    what the numbers are (x, y taken as a plane with y upwards, as any validator takes them); on the screen, where
-    y goes down, the same ring runs clockwise. QuPath accepts both.
+    Each patch is a square in pixels of level 0, counted from where the frame starts. The collection's member ``frame``
+    states that: RFC 7946 leaves names that it does not use to others, and QuPath passes over them. A patch is not cut
+    where it reaches beyond the slide: the network saw it so. Its ring is closed. RFC 7946 wants outer rings
+    counterclockwise, and that is what the numbers are (x, y taken as a plane with y upwards, as any validator takes
+    them); on the screen, where y goes down, the same ring runs clockwise. QuPath accepts both.
 
     The squares are QuPath's "tile". As a kind of detection a tile takes part in measurement maps, which
     annotations do not; unlike other detections it is drawn whole in every display mode, without outlines in a map,
@@ -50,6 +57,7 @@ def feature_collection(
         map_name: the map's name.
         class_name: the class; it becomes the tiles' classification.
         colour: of the classification, RGB in 0..255. The tiles have colours of their own, by percentile.
+        frame: that of the positions; QuPath's, where the file is for QuPath.
 
     Returns:
         Plain data whose keys are always in the same order, with finite numbers only.
@@ -57,8 +65,9 @@ def feature_collection(
     percentile_name, value_name = measurement_names(map_name, class_name, heat.kind)
     classification = {"name": class_name, "color": list(colour)}
     colours = shade_colours(heat.shade, heat.kind).tolist()
-    starts = np.round(heat.corners, DIGITS) + 0.0  # no -0.0
-    stops = np.round(heat.corners + heat.patch_level0, DIGITS) + 0.0
+    corners = frame.from_level0(heat.corners)
+    starts = np.round(corners, DIGITS) + 0.0  # no -0.0
+    stops = np.round(corners + heat.patch_level0, DIGITS) + 0.0
     features = []
     for patch, ((left, top), (right, bottom)) in enumerate(zip(starts.tolist(), stops.tolist(), strict=True)):
         ring = [[left, top], [right, top], [right, bottom], [left, bottom], [left, top]]
@@ -79,17 +88,23 @@ def feature_collection(
                 },
             }
         )
-    return {"type": "FeatureCollection", "features": features}
+    return {"type": "FeatureCollection", "frame": frame.stated(), "features": features}
 
 
 def write_geojson(
-    path: str | Path, heat: PatchMap, slide: str, map_name: str, class_name: str, colour: tuple[int, int, int]
+    path: str | Path,
+    heat: PatchMap,
+    slide: str,
+    map_name: str,
+    class_name: str,
+    colour: tuple[int, int, int],
+    frame: Frame = LEVEL0,
 ) -> None:
     """Write :func:`feature_collection`, whose arguments these are; replaces the file in one step.
 
     Raises:
         SettingsError: if the folder cannot be written to.
     """
-    collection = feature_collection(heat, slide, map_name, class_name, colour)
+    collection = feature_collection(heat, slide, map_name, class_name, colour, frame)
     with replacing(path) as part:
         part.write_text(json.dumps(collection, allow_nan=False, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -18,6 +18,7 @@ from scripts.attention_maps import KINDS, PatchMap, gather_rows
 from scripts.bags import BagBuilder
 from scripts.errors import SettingsError, SlideError
 from scripts.failures import FailedSlides
+from scripts.frames import Frame, check_coordinates, frame_of
 from scripts.geojson import write_geojson
 from scripts.heatmaps import Thumbnail, class_colour, overlay, read_thumbnail, write_patch_image, write_png
 from scripts.methods import MapSpec
@@ -56,11 +57,13 @@ class HeatmapWriter:
         heatmap_classes: the classes that are drawn, or one; by default those that the map's output predicts
             (probability of 0.5 or more), or the most probable one where it predicts none.
         heatmap_kinds: ``"attention"``, ``"contribution"``, or a list of these.
+        coordinates: the frame of the ``.geojson``, see :mod:`scripts.frames`: ``"qupath"``, for QuPath as it opens
+            slides by itself, or ``"level0"``. ``.mha`` files are in the frame of level 0.
         key: of the probabilities in the evaluator's output.
         failures: where slides are written down that cannot be read again; ``None`` ends the run with the first.
 
     Raises:
-        SettingsError: if ``heatmaps`` is no switch, or there is no such class or kind.
+        SettingsError: if ``heatmaps`` is no switch, or there is no such class, kind or frame.
         ValueError: if a map explains an output that there is not.
     """
 
@@ -76,6 +79,7 @@ class HeatmapWriter:
         heatmaps: bool = True,
         heatmap_classes: Sequence[str] | str | None = None,
         heatmap_kinds: Sequence[str] | str = KINDS,
+        coordinates: str = "qupath",
         key: str = CommonKeys.PRED,
         failures: FailedSlides | None = None,
     ) -> None:
@@ -88,6 +92,7 @@ class HeatmapWriter:
         self.entries = {str(entry["slide"]): entry for entry in data}
         self.chosen = _class_indices(heatmap_classes, self.class_names)
         self.kinds = _known_kinds(heatmap_kinds)
+        self.coordinates = check_coordinates(coordinates)
         self.file_names = class_file_names(self.class_names)
 
     def attach(self, engine: Engine) -> None:
@@ -119,7 +124,8 @@ class HeatmapWriter:
         of_kind = self._explain(item[CommonKeys.IMAGE])  # of [N, M, K]
         corners, patch_level0 = _array(item["corners"]), _array(item["patch_level0"])  # [N, S, 2], [S]
         base_mpp = float(_array(item["base_mpp"]))
-        thumbnail = read_thumbnail(self.bag_builder.open_slide(self.entries[slide]))
+        opened = self.bag_builder.open_slide(self.entries[slide])
+        thumbnail, frame = read_thumbnail(opened), frame_of(self.coordinates, opened.bounds_level0)
         written = []
         for m, (spec, head) in enumerate(zip(self.maps, self.head_of_map, strict=True)):
             s = spec.scale_index
@@ -128,16 +134,18 @@ class HeatmapWriter:
                     rows = of_kind[kind][:, m, k]
                     heat = gather_rows(rows, corners[:, s], float(patch_level0[s]), base_mpp, kind)
                     stem = _stem(spec.name, self.file_names[k], kind)
-                    self._write_one(self.folder / slide / stem, heat, thumbnail, slide, spec.name, k)
+                    self._write_one(self.folder / slide / stem, heat, thumbnail, frame, slide, spec.name, k)
                     written.append(stem)
         self._remove_others(self.folder / slide, written)
         return written
 
-    def _write_one(self, path: Path, heat: PatchMap, thumbnail: Thumbnail, slide: str, map_name: str, k: int) -> None:
+    def _write_one(
+        self, path: Path, heat: PatchMap, thumbnail: Thumbnail, frame: Frame, slide: str, map_name: str, k: int
+    ) -> None:
         # The suffix is added, not put in the place of another: a class or a scale may have a dot in its name.
         png, geojson, mha = (path.with_name(path.name + suffix) for suffix in SUFFIXES)
         write_png(png, overlay(thumbnail, heat), thumbnail.mpp)
-        write_geojson(geojson, heat, slide, map_name, self.class_names[k], class_colour(k))
+        write_geojson(geojson, heat, slide, map_name, self.class_names[k], class_colour(k), frame)
         write_patch_image(mha, heat, thumbnail.size_um)
 
     def _remove_others(self, folder: Path, written: Sequence[str]) -> None:

@@ -141,7 +141,7 @@ def patch_image(heat: PatchMap, size_um: tuple[float, float]) -> Any:
     A contribution keeps its sign.
 
     Spacing and origin are in millimetres, as ITK's physical units are. The origin is the centre of the first
-    pixel, so that the slide's corner is at (0, 0), as with :meth:`scripts.tissue.TissueMask.to_itk`.
+    pixel, so that the corner of the slide's level 0 is at (0, 0), as with :meth:`scripts.tissue.TissueMask.to_itk`.
 
     Args:
         heat: the map, whose patches lie on a regular grid from the slide's corner.

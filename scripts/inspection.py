@@ -29,7 +29,7 @@ def inspect_slide(entry: Mapping[str, Any], bag_builder: BagBuilder, output_dir:
     """Print what a slide is to the bundle, and draw it.
 
     Args:
-        entry: ``image`` and, optionally, ``mpp`` and ``mask``.
+        entry: ``image`` and, optionally, ``mpp``, ``mask`` and ``mask_tissue``.
         bag_builder: makes the slide's bag.
         output_dir: where ``<slide>.png``, and the tissue mask ``<slide>_tissue.mha``, are written.
 
@@ -70,6 +70,10 @@ def describe(bag: Bag) -> str:
         f"size         {width} x {height} px, {width * slide.base_mpp / 1e3:.2f} x "
         f"{height * slide.base_mpp / 1e3:.2f} mm",
     ]
+    bounds = slide.bounds_level0
+    if bounds != (0, 0, width, height):
+        place = f"{bounds.width:g} x {bounds.height:g} px at ({bounds.x:g}, {bounds.y:g})"
+        lines.append(f"bounds       {place}: the part that QuPath shows")
     for level, ((w, h), downsample) in enumerate(zip(slide.level_sizes, slide.downsamples, strict=True)):
         mpp = slide.base_mpp * downsample
         lines.append(f"level {level}      {w} x {h} px, {mpp:.4g} um/px ({magnification_of(mpp):.4g}x)")
@@ -115,10 +119,11 @@ def draw(bag: Bag) -> Figure:
 
 def _outline_tissue(picture: NDArray[np.uint8], bag: Bag, pixel_level0: float) -> None:
     scale = np.divide(bag.tissue.pixel_level0, pixel_level0)
+    origin = np.divide(bag.tissue.origin_level0, pixel_level0)
     outlines, _ = cv2.findContours(bag.tissue.tissue.astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
     for outline in outlines:
         # A contour runs through the pixels' centres.
-        points = np.round((outline + 0.5) * scale).astype(np.int32)
+        points = np.round(origin + (outline + 0.5) * scale).astype(np.int32)
         cv2.polylines(picture, [points], isClosed=True, color=TISSUE_COLOUR, thickness=3)
 
 

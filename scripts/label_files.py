@@ -33,7 +33,8 @@ def as_entries(
         positive_classes: as in :func:`scripts.datalist.load_partition`.
 
     Returns:
-        For each slide ``image``, ``label`` ``[K]``, ``slide``, ``patient`` and, where given, ``mpp`` and ``mask``.
+        For each slide ``image``, ``label`` ``[K]``, ``slide``, ``patient`` and, where given, ``mpp``, ``mask`` and
+        ``mask_tissue``.
 
     Raises:
         DatalistError: if there is no slide, or a label cannot be used.
@@ -61,7 +62,7 @@ def as_entries(
         if isinstance(label, Path) or (isinstance(label, str) and (os.path.isfile(label) or label.endswith(".json"))):
             label, others = read_label_file(label)
         vector = label_vector(label, task, class_names, positive_classes, subject=f"slide {name}")
-        given = {key: item[key] for key in ("mpp", "mask") if key in item}
+        given = {key: item[key] for key in ("mpp", "mask", "mask_tissue") if key in item}
         entries.append({"image": path, "slide": name, "patient": name, "label": vector, **others, **given})
     return entries
 

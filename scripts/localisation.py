@@ -1,6 +1,7 @@
 """Whether a map is highest where the pathologist drew the region: compared patch by patch.
 
-A slide's ``regions`` are a label image of the whole slide at any size: 0 for none, else class index + 1.
+A slide's ``regions`` are a label image of the whole slide, or of its bounds, at any size: 0 for none, else class
+index + 1.
 """
 
 from __future__ import annotations
@@ -20,10 +21,12 @@ from scripts.attention_maps import KINDS
 from scripts.bootstrap import mean_interval
 from scripts.datalist_labels import output_names, resolve_positive_classes
 from scripts.errors import SettingsError, SlideError
+from scripts.frames import Rectangle, place_image
 from scripts.interrupts import interrupts_wait
-from scripts.tissue import ASPECT_RTOL, TissueMask
+from scripts.tissue import TissueMask
 
 __all__ = [
+    "LabelImage",
     "Localisation",
     "compare_with_regions",
     "localisation_key",
@@ -38,6 +41,35 @@ Floats = NDArray[np.float64]
 POSITIVE_SHARE = 0.5
 # A patch that is half region to the last pixel is positive, however its area was summed in floats.
 SHARE_SLACK = 1e-9
+
+
+@dataclass(frozen=True)
+class LabelImage:
+    """Where the classes were annotated on a slide.
+
+    Args:
+        labels: ``[h, w]``, 0 for none, else class index + 1.
+        place: what it covers, in level-0 pixels; elsewhere nothing is annotated.
+    """
+
+    labels: NDArray[np.integer[Any]]
+    place: Rectangle
+
+    def over_slide(self, size_level0: tuple[int, int]) -> NDArray[np.integer[Any]]:
+        """The labels over the whole slide, in pixels of the same size: for looking at.
+
+        Args:
+            size_level0: (width, height) of the slide in level-0 pixels.
+        """
+        if self.place == (0, 0, *size_level0):
+            return self.labels
+        height, width = self.labels.shape
+        pixel_level0 = np.divide(self.place[2:], (width, height))
+        columns, rows = np.maximum(np.round(np.divide(size_level0, pixel_level0)), 1).astype(int)
+        left, top = np.round(np.divide(self.place[:2], pixel_level0)).astype(int)
+        over = np.zeros((rows, columns), self.labels.dtype)
+        over[top : top + height, left : left + width] = self.labels[: rows - top, : columns - left]
+        return over
 
 
 @dataclass(frozen=True)
@@ -105,22 +137,25 @@ def region_values(
 
 
 def read_regions(
-    path: str | Path, slide: str, slide_size_level0: tuple[int, int], num_classes: int
-) -> NDArray[np.integer[Any]]:
-    """A slide's label image.
+    path: str | Path,
+    slide: str,
+    slide_size_level0: tuple[int, int],
+    num_classes: int,
+    bounds_level0: Rectangle | None = None,
+) -> LabelImage:
+    """A slide's label image, over the whole slide or its bounds, as :func:`scripts.frames.place_image` decides.
 
     Args:
         path: an image that ITK can read, with one channel.
         slide: the slide's name, to begin an error with.
         slide_size_level0: (width, height) of the slide in level-0 pixels.
         num_classes: the highest value that the image may hold.
-
-    Returns:
-        ``[h, w]``, 0 for none, else class index + 1.
+        bounds_level0: the part of the slide that QuPath shows, as :attr:`scripts.slides.Slide.bounds_level0` gives it;
+            ``None`` for the whole slide.
 
     Raises:
         SlideError: if the image cannot be read, has several channels, other values, or other proportions than
-            the slide.
+            the slide and its bounds.
     """
     subject, image = f"slide {slide}", f"`regions` {path}"
     if not isinstance(path, str | Path):
@@ -142,15 +177,9 @@ def read_regions(
         remedy = f"Write 0 for none and 1 to {num_classes} for the classes in order."
         raise SlideError(subject, f"its {image} holds the value {regions[strange][0]}", remedy)
     height, width = regions.shape
-    pixel_x, pixel_y = slide_size_level0[0] / width, slide_size_level0[1] / height
-    if abs(pixel_x / pixel_y - 1) > ASPECT_RTOL + 1 / min(width, height):
-        raise SlideError(
-            subject,
-            f"its {image} is {width} x {height} px, which is not the slide's proportion "
-            f"({slide_size_level0[0]} x {slide_size_level0[1]} px)",
-            "Draw the whole slide, or correct the key `regions` in the datalist.",
-        )
-    return np.asarray(regions, np.min_scalar_type(num_classes))
+    bounds = bounds_level0 or Rectangle(0, 0, *slide_size_level0)
+    place = place_image((width, height), slide_size_level0, bounds, subject, image, "regions")
+    return LabelImage(np.asarray(regions, np.min_scalar_type(num_classes)), place)
 
 
 @interrupts_wait()
@@ -166,28 +195,29 @@ def _read_labels(path: Path) -> NDArray[np.integer[Any]]:
 def patch_truth(
     corners: Floats,
     patch_level0: float,
-    slide_size_level0: tuple[int, int],
-    regions: NDArray[np.integer[Any]],
+    regions: LabelImage,
     values: Sequence[Sequence[int]],
 ) -> Floats:
     """The share of each patch that lies in each class's regions.
 
-    The area is exact, parts of label pixels included; beyond the slide there are no regions.
+    The area is exact, parts of label pixels included; beyond the label image there are no regions.
 
     Args:
         corners: ``[n, 2]`` top left corners (x, y) in level-0 pixels.
         patch_level0: side of the patches in level-0 pixels, not rounded.
-        slide_size_level0: (width, height) of the slide in level-0 pixels.
-        regions: ``[h, w]``, a label image of the whole slide.
+        regions: the slide's label image.
         values: for each of K classes the values of the label image that are its own.
 
     Returns:
         ``[n, K]``, in 0..1.
     """
-    height, width = regions.shape
-    pixel_level0 = (slide_size_level0[0] / width, slide_size_level0[1] / height)
+    height, width = regions.labels.shape
+    x, y, across, down = regions.place
     # The arithmetic of the tissue mask. It counts in pixels, so its resolution makes no difference.
-    masks = [TissueMask(np.isin(regions, own), pixel_level0, base_mpp=1.0) for own in values]
+    masks = [
+        TissueMask(np.isin(regions.labels, own), (across / width, down / height), base_mpp=1.0, origin_level0=(x, y))
+        for own in values
+    ]
     return np.stack([mask.fraction(corners, patch_level0) for mask in masks], axis=1)
 
 

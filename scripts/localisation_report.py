@@ -58,7 +58,7 @@ class LocalisationReport:
         maps: the M maps, in order.
         class_names: the classes of the label images, in order; value k + 1 is class k.
         data: the datalist's entries, which say whose slides they are.
-        bag_builder: opens the slides, to learn their size.
+        bag_builder: opens the slides, to learn their size and bounds.
         summary_writer: the TensorBoard writer; ``None`` on other ranks than the first.
         task: ``"multilabel"`` or ``"binary"``.
         positive_classes: those whose regions are positive in the binary task.
@@ -128,7 +128,7 @@ class LocalisationReport:
         self, item: Mapping[str, Any], entry: Mapping[str, Any], of_kind: Mapping[str, NDArray[np.float64]]
     ) -> None:
         name, slide = str(entry["slide"]), self.bag_builder.open_slide(entry)
-        regions = read_regions(entry["regions"], name, slide.size_level0, self.num_region_classes)
+        regions = read_regions(entry["regions"], name, slide.size_level0, self.num_region_classes, slide.bounds_level0)
         corners, sides = (np.asarray(item[key], np.float64) for key in ("corners", "patch_level0"))
         labelled = np.flatnonzero(np.asarray(entry[CommonKeys.LABEL]) > 0.5)
         classes = [(int(k), list(self.values)[k]) for k in labelled]
@@ -140,7 +140,7 @@ class LocalisationReport:
             }
             values = [self.values[class_name] for _, class_name in classes]
             patches = heats["attention"][0].corners  # of any: all have the same
-            shares = patch_truth(patches, side, slide.size_level0, regions, values)  # [n, labelled]
+            shares = patch_truth(patches, side, regions, values)  # [n, labelled]
             for kind, of_classes in heats.items():
                 for (_, class_name), heat, share in zip(classes, of_classes, shares.T, strict=True):
                     # The percentile ranks as the value does, but equal values are equal in it to the last bit.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from functools import cached_property
 from pathlib import Path
 
 import cv2
@@ -11,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scripts.errors import SettingsError, SlideError
+from scripts.frames import Rectangle, find_bounds
 from scripts.isolation import ReaderError, has_cucim, open_levels, read_pixel_fault, read_pixels
 from scripts.magnification import Scale, magnification_of, mean_downsamples, mpp_of, scale_name, squeezed_levels
 from scripts.repeats import Repeats
@@ -90,6 +92,17 @@ class Slide:
     def base_mpp(self) -> float:
         """Micrometres per pixel of level 0."""
         return self.resolution.mpp
+
+    @cached_property
+    def bounds_level0(self) -> Rectangle:
+        """The part of level 0 that QuPath shows: see :func:`scripts.frames.find_bounds`.
+
+        Raises:
+            SlideError: if it cannot be read, or the slide was changed since it was opened.
+        """
+        bounds = find_bounds(self.path, self.size_level0)
+        self.check_unchanged()
+        return bounds
 
     def check_unchanged(self, since: Stamp | None = None) -> None:
         """Refuse what was read from the slide, if its file is no longer the one that was opened.

@@ -13,8 +13,10 @@ import tifffile
 from numpy.typing import NDArray
 
 from scripts.errors import SlideError
+from scripts.frames import place_image
 from scripts.ink import find_ink
 from scripts.interrupts import interrupts_wait
+from scripts.mask_values import tissue_in
 from scripts.slides import Slide
 
 __all__ = ["TissueMask", "find_tissue", "read_tissue_mask"]
@@ -30,8 +32,6 @@ LARGEST_HOLE_UM2 = 150.0**2
 MOST_TISSUE = 0.95
 # What scanners fill their last tiles up with, at the border: up to 1024 px.
 BORDER_UM = 300.0
-# A user's mask covers the whole slide: its proportions may be off by the rounding of its size, not by more.
-ASPECT_RTOL = 0.02
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,7 @@ class TissueMask:
         base_mpp: micrometres per pixel of level 0.
         ink_mm2: area of the ink that was left out, in square millimetres.
         ink_colours: the colours of that ink, see :mod:`scripts.ink`.
+        origin_level0: (x, y) of the mask's top left corner in level-0 pixels; beyond the mask there is no tissue.
     """
 
     tissue: NDArray[np.bool_]
@@ -51,6 +52,7 @@ class TissueMask:
     base_mpp: float
     ink_mm2: float = 0.0
     ink_colours: tuple[str, ...] = ()
+    origin_level0: tuple[float, float] = (0.0, 0.0)
 
     @cached_property
     def _integral(self) -> NDArray[np.float64]:
@@ -59,7 +61,7 @@ class TissueMask:
         return integral
 
     def fraction(self, xy_level0: NDArray[np.float64], side_level0: float) -> NDArray[np.float64]:
-        """The share of each square's area that is tissue; beyond the border there is none.
+        """The share of each square's area that is tissue; beyond the mask there is none.
 
         The area is exact, parts of mask pixels included, so it does not depend on how a grid falls on the mask.
 
@@ -71,7 +73,8 @@ class TissueMask:
             ``[n]``, in 0..1.
         """
         pixel = np.asarray(self.pixel_level0)
-        start, stop = xy_level0 / pixel, (xy_level0 + side_level0) / pixel
+        start = (xy_level0 - self.origin_level0) / pixel
+        stop = (xy_level0 - self.origin_level0 + side_level0) / pixel
         area = (
             self._area(stop[:, 0], stop[:, 1])
             - self._area(start[:, 0], stop[:, 1])
@@ -128,12 +131,14 @@ class TissueMask:
     def to_itk(self) -> Any:
         """As an ITK image (uint8, 0 or 1) with spacing and origin in millimetres, as ITK's physical units are.
 
-        The origin is the centre of the first pixel, so that the slide's corner is at (0, 0).
+        The frame is that of level 0, whatever QuPath shows of the slide: the slide's corner is at (0, 0), and the
+        origin is the centre of the mask's first pixel.
         """
         image = itk.image_from_array(self.tissue.astype(np.uint8))
         spacing = [p * self.base_mpp * 1e-3 for p in self.pixel_level0]
         image.SetSpacing(spacing)
-        image.SetOrigin([s / 2 for s in spacing])
+        corner = [x * self.base_mpp * 1e-3 for x in self.origin_level0]
+        image.SetOrigin([x + s / 2 for x, s in zip(corner, spacing, strict=True)])
         return image
 
     @interrupts_wait()
@@ -168,16 +173,22 @@ def find_tissue(slide: Slide, mpp: float = TISSUE_MPP) -> TissueMask:
     return TissueMask(_stained(stain, mpp), pixel_level0, slide.base_mpp, ink_mm2, ink.colours)
 
 
-def read_tissue_mask(path: str | Path, slide: Slide) -> TissueMask:
-    """A user's own mask: an image of the whole slide at any size, tissue where it is not zero.
+def read_tissue_mask(path: str | Path, slide: Slide, mask_tissue: tuple[int, ...] | None = None) -> TissueMask:
+    """A user's own mask: an image of the whole slide, or of its bounds, at any size.
+
+    What is annotated in QuPath and exported from there has the size of the bounds:
+    :func:`scripts.frames.place_image` decides by a mask's proportions which of the two it is.
 
     Args:
         path: an image that ITK can read, with one channel or RGB; of a TIFF the first page, by the values that are
             stored.
         slide: the slide that the mask belongs to.
+        mask_tissue: the values that are tissue, see :func:`scripts.mask_values.tissue_in`; by default its only one
+            beside 0.
 
     Raises:
-        SlideError: if the mask cannot be read, or has other proportions than the slide.
+        SlideError: if the mask cannot be read, has several values and ``mask_tissue`` is not given, or has other
+            proportions than the slide and its bounds.
     """
     if not Path(path).is_file():
         raise SlideError(slide.path, f"its mask {path} does not exist", "Correct the key `mask` in the datalist.")
@@ -191,21 +202,13 @@ def read_tissue_mask(path: str | Path, slide: Slide) -> TissueMask:
             "Save it as PNG, TIFF or MHA, or remove the key `mask` from the datalist.",
         ) from error
     pixels = np.squeeze(pixels)
-    if pixels.ndim == 3 and pixels.shape[-1] in (3, 4):
-        pixels = pixels[..., :3].max(axis=-1)
-    if pixels.ndim != 2:
+    if pixels.ndim != 2 and not (pixels.ndim == 3 and pixels.shape[-1] in (3, 4)):
         raise SlideError(slide.path, f"its mask {path} has the shape {pixels.shape}", "A mask is one 2D image.")
-    height, width = pixels.shape
-    pixel_x, pixel_y = slide.size_level0[0] / width, slide.size_level0[1] / height
-    slack = 1 / min(width, height)
-    if abs(pixel_x / pixel_y - 1) > ASPECT_RTOL + slack:
-        raise SlideError(
-            slide.path,
-            f"its mask {path} is {width} x {height} px, which is not the slide's proportion "
-            f"({slide.size_level0[0]} x {slide.size_level0[1]} px)",
-            "A mask covers the whole slide: draw it on the whole slide, or correct the key `mask`.",
-        )
-    return TissueMask(pixels != 0, (pixel_x, pixel_y), slide.base_mpp)
+    height, width = pixels.shape[:2]
+    place = place_image((width, height), slide.size_level0, slide.bounds_level0, slide.path, f"mask {path}", "mask")
+    pixel_level0 = (place.width / width, place.height / height)
+    tissue = tissue_in(pixels, mask_tissue, slide.path, path)
+    return TissueMask(tissue, pixel_level0, slide.base_mpp, (place.x, place.y))
 
 
 @interrupts_wait()

@@ -24,8 +24,9 @@ class EncodeSlided(MapTransform):
     """From a slide's path to its bag: a MetaTensor ``[N, S, F + 1]`` of features and, last, log_weight.
 
     One tensor, because it is all that MONAI Label and an exported model take; the network splits it. The entry's
-    ``mpp``, ``mask`` and ``sha256`` are used if it has them. Where the patches lie comes beside it, as in the items of
-    :class:`scripts.datasets.PatchBagDataset`: ``corners``, ``patch_level0`` and ``base_mpp``.
+    ``mpp``, ``mask``, ``mask_tissue`` and ``sha256`` are used if it has them. Where the patches lie comes beside it, as
+    in the items of :class:`scripts.datasets.PatchBagDataset`: ``corners``, ``patch_level0`` and ``base_mpp``; and what
+    QuPath shows of the slide, ``bounds_level0`` float64 ``[4]``: (x, y, width, height) in level-0 pixels.
 
     Args:
         keys: the key of the path.
@@ -62,6 +63,7 @@ class EncodeSlided(MapTransform):
             encoded["corners"] = torch.from_numpy(of_rows(bag.grid.coords, bag.grid.rows))
             encoded["patch_level0"] = torch.tensor([s.patch_level0 for s in bag.grid.scales], dtype=torch.float64)
             encoded["base_mpp"] = bag.slide.base_mpp
+            encoded["bounds_level0"] = torch.tensor(bag.slide.bounds_level0, dtype=torch.float64)
             encoded.setdefault("slide", Path(path).stem)
         return encoded
 

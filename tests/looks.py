@@ -35,6 +35,13 @@ def rows(world: World, config: str, **knobs: Any) -> Any:
     return [(scale.name, scale.patch_um, scale.patch_size_px) for scale in grid.scales], list(grid.coords), grid.rows
 
 
+def coded(world: World, config: str, **knobs: Any) -> Any:
+    """The grid of a slide whose mask has several values, or why there is none."""
+    builder = world.parse(config, "bag_builder", **knobs)
+    entry = {"image": world.slide, "mask": world.coded_mask}
+    return outcome(lambda: ("a grid", list(builder.look(entry).grid.coords)))
+
+
 def pixels(world: World, config: str, **knobs: Any) -> Any:
     """The patches of a slide."""
     bag = world.parse(config, "bag_builder", **knobs).look({"image": world.slide})

@@ -10,6 +10,10 @@ import numpy as np
 import tifffile
 from numpy.typing import NDArray
 
+# 8000 x 9000 px at 0.5 um/px with OpenSlide's bounds at (4000, 5000): see its README.
+BOUNDS_SLIDE = Path(__file__).parents[2] / "shared" / "cases" / "bounds.scn"
+BOUNDS, BOUNDS_SIZE = (4000, 5000, 3072, 3584), (8000, 9000)
+
 WHITE, PINK, PURPLE = (255, 255, 255), (230, 120, 180), (110, 60, 150)
 
 

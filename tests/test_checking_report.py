@@ -76,7 +76,7 @@ def cohort(root, task="multilabel"):
     touch(root, *(f"in/s{i}.svs" for i in range(3)), "m.png", "r.png")
     labels = ([1, 0], [0, 0], [0, 1]) if task == "multilabel" else (1, 0, 1)
     entries = [{"image": f"in/s{i}.svs", "label": label, "patient": f"P {i}"} for i, label in enumerate(labels)]
-    entries[0] |= {"mpp": 0.25, "mask": "m.png"}
+    entries[0] |= {"mpp": 0.25, "mask": "m.png", "mask_tissue": [2, 1]}
     entries[1] |= {"regions": "r.png", "stain": "H&E, x"}
     path = write(root, {"training": entries[:2], "testing": entries[2:]})
     return path, check_datalist(path, root, task, ("a", "b"))
@@ -111,7 +111,8 @@ def test_what_was_found_stands_beside_what_was_given(tmp_path):
     first, second, third = lines_of(tmp_path / "slides.csv")
     wanted = {
         "slide": "s0", "image": str(tmp_path / "in" / "s0.svs"), "patient": "P 0", "partition": "training",
-        "a": "1", "b": "0", "mpp": "0.25", "mask": str(tmp_path / "m.png"), "sha256": "ab" * 32, "problems": "0",
+        "a": "1", "b": "0", "mpp": "0.25", "mask": str(tmp_path / "m.png"), "mask_tissue": "1;2",
+        "sha256": "ab" * 32, "problems": "0",
         "mpp_used": "0.25", "mpp_source": "datalist: mpp", "width_px": "900", "height_px": "600", "levels": "3",
         "rows": "20", "patches_5x": "6", "patches_10x": "20", "tissue_mm2": "0.1235", "bytes": "1234",
         "bank_bytes": str(26 * (12 * 4 + 16) + 20 * 2 * 8), "regions": "", "stain": "",

@@ -510,7 +510,8 @@ def test_a_slide_that_is_replaced_after_its_checksum_was_compared_gets_no_bank(c
         return make(entry)
 
     extract = extractor([{**entry, "sha256": sha256_of(entry)}], tmp_path)
-    replacing.settings, extract.bag_builder = make.settings, replacing
+    replacing.settings, replacing.mask_settings = make.settings, make.mask_settings
+    extract.bag_builder = replacing
     with pytest.raises(FailedSlidesError):
         extract.run()
     assert "was changed while it was read" in failed(tmp_path)["s0"]

@@ -16,13 +16,14 @@ from scripts.attention_maps import gather_rows
 from scripts.bags import BagBuilder
 from scripts.errors import SettingsError, SlideError
 from scripts.failures import FailedSlides
+from scripts.frames import Rectangle
 from scripts.heatmap_writer import HeatmapWriter, class_file_names
 from scripts.methods import attention_maps
 from scripts.networks import MuSTMIL
 from scripts.slides import Slide
 from scripts.transforms import EncodeSlided
 from tests.cohorts import NUM_TINY_FEATURES, tiny_encoder
-from tests.test_geojson import hottest_um_of_geojson
+from tests.test_geojson import hottest_um_of_geojson, read
 from tests.test_heatmaps import (
     BASE_MPP,
     COLD_BOX,
@@ -126,6 +127,22 @@ def test_attention_that_follows_a_colour_is_hottest_where_that_colour_is(entry, 
             hottest_um_of_geojson(folder / f"{map_name}_{name}.geojson", BASE_MPP),
         ):
             assert is_in(box, found, slack_um=patch_um / 2)
+
+
+@pytest.mark.parametrize("coordinates", ["qupath", "level0"])
+def test_geojson_starts_where_qupath_does_and_mha_at_level_0(entry, tmp_path, monkeypatch, coordinates):
+    monkeypatch.setattr(Slide, "bounds_level0", Rectangle(300, 200, 1000, 900))
+    predict(tmp_path, entry, heatmap_classes="dark", heatmap_kinds="attention", coordinates=coordinates)
+    folder, origin = tmp_path / "heatmaps" / "corner", (300, 200) if coordinates == "qupath" else (0, 0)
+    assert read(folder / "10x_dark.geojson")["frame"] == {"coordinates": coordinates, "origin_level0": list(origin)}
+    found = np.add(hottest_um_of_geojson(folder / "10x_dark.geojson", BASE_MPP), np.multiply(origin, BASE_MPP))
+    assert found == pytest.approx(hottest_um_of_mha(folder / "10x_dark.mha"), abs=0.01)
+    assert is_in(HOT_BOX, found, slack_um=PATCH_PX / 2)
+
+
+def test_a_frame_that_there_is_not_is_refused(entry, tmp_path):
+    with pytest.raises(SettingsError, match=r"coordinates: got 'image'\. Give qupath"):
+        predict(tmp_path, entry, coordinates="image")
 
 
 def test_a_contribution_is_hottest_where_the_class_is_concluded_from(entry, tmp_path):

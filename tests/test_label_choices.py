@@ -13,6 +13,7 @@ from bundle.label_app.lib.choices import (
     read_switch,
 )
 from bundle.label_app.lib.reasons import RequestError
+from scripts.frames import COORDINATES
 from scripts.methods import METHODS, attention_maps, result_heads
 
 CLASSES = ("cancer", "hgd", "serrated, sessile")
@@ -105,6 +106,47 @@ def test_a_wrong_value_is_told_with_those_there_are(request_, text):
 )
 def test_a_rectangle_is_used_where_a_client_drew_one(location, size, region):
     assert read_choice({"location": location, "size": size}, MUSTMIL).region == region
+
+
+# What MONAI Label makes of what QuPath's extension sends, and the Digital Slide Archive's plugin: clicks, be there any
+# or not.
+QUPATH = {"output": "asap", "foreground": [], "background": [], "max_workers": 1}
+DSA = {"output": "dsa", "wsi_tiles": []}
+
+
+@pytest.mark.parametrize(
+    ("request_", "conf", "coordinates"),
+    [
+        (QUPATH, {}, "qupath"),
+        ({"output": "asap"}, {}, "level0"),
+        (DSA, {}, "level0"),
+        ({**DSA, "foreground": [[1, 2]], "background": []}, {}, "level0"),
+        ({"output": "json"}, {}, "level0"),
+        ({}, {}, "level0"),
+        # A client's word counts, then the server's, then what the client is.
+        ({**QUPATH, "coordinates": "level0"}, {}, "level0"),
+        ({"coordinates": "qupath"}, {}, "qupath"),
+        (QUPATH, {"coordinates": "level0"}, "level0"),
+        ({"coordinates": "qupath"}, {"coordinates": "level0"}, "qupath"),
+        ({**DSA, "coordinates": ["qupath", "level0"]}, {}, "level0"),  # the list of /info/, sent back
+    ],
+)
+def test_qupath_gets_its_own_frame_and_others_that_of_level_0(request_, conf, coordinates):
+    assert read_choice(request_, MUSTMIL, conf).coordinates == coordinates
+
+
+def test_a_bundle_without_frames_is_served_in_that_of_level_0():
+    old = Offer(MUSTMIL.heads, MUSTMIL.maps, CLASSES, coordinates=("level0",))
+    assert read_choice(QUPATH, old).coordinates == "level0"
+    with pytest.raises(RequestError, match=r"^coordinates: got 'qupath'\. Give one of level0\.$"):
+        read_choice({"coordinates": "qupath"}, old)
+
+
+def test_a_frame_that_there_is_not_is_refused_with_those_there_are():
+    for wrong in ("QuPath", 0, True, {}):
+        with pytest.raises(RequestError, match=r"^coordinates: got .*\. Give one of qupath, level0\.$"):
+            read_choice({"coordinates": wrong}, MUSTMIL)
+    assert tuple(MUSTMIL.coordinates) == COORDINATES
 
 
 def test_the_servers_defaults_hold_until_the_client_says_otherwise():

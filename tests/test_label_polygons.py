@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from bundle.label_app.lib.choices import Choice
 from bundle.label_app.lib.polygons import ClassMap, annotate, escape_labels
 from scripts.attention_maps import PatchMap
+from scripts.frames import COORDINATES, frame_of
 from scripts.geojson import feature_collection
 from scripts.heatmaps import shade_colours
 
@@ -53,11 +54,13 @@ def test_a_square_has_the_corners_of_its_patch_in_level_0_pixels_clockwise_from_
     assert annotation["labels"] == {"cancer": [214, 39, 40]}
 
 
-def test_the_whole_map_has_the_rings_of_the_geojson_for_qupath():
-    heat = row_of_patches([0.1, 0.5, 0.25, 0.15])
-    collection = feature_collection(heat, "slide", "global", "cancer", RED)
+@pytest.mark.parametrize("coordinates", COORDINATES)
+def test_the_whole_map_has_the_rings_of_the_geojson_in_every_frame(coordinates):
+    heat, frame = row_of_patches([0.1, 0.5, 0.25, 0.15]), frame_of(coordinates, (4000, 5000, 3072, 3584))
+    collection = feature_collection(heat, "slide", "global", "cancer", RED, frame)
     rings = [feature["geometry"]["coordinates"][0] for feature in collection["features"]]
-    contours = of(heat, choose(shares=(1,)))["elements"][0]["contours"]
+    drawn_map = annotate([ClassMap("cancer", RED, heat)], choose(shares=(1,)), shade_colours, frame.origin_level0)
+    contours = drawn_map["elements"][0]["contours"]
     assert [[*contour, contour[0]] for contour in contours] == rings
 
 
@@ -125,6 +128,25 @@ def test_a_rectangle_draws_the_patches_centred_in_it_and_ranks_them_on_the_whole
         i for i, (x, y) in zip(whole, centres, strict=True) if left <= x < left + width and top <= y < top + height
     ]
     assert drawn(of(heat, choose(shares=(0.5,), region=region))).get("cancer", []) == wanted
+
+
+@given(
+    values=st.lists(st.floats(0, 1), min_size=1, max_size=12),
+    region=st.tuples(st.integers(-500, 5000), st.integers(-500, 500), st.integers(1, 5000), st.integers(1, 1000)),
+    origin=st.tuples(st.integers(0, 90_000), st.integers(0, 90_000)),
+)
+def test_a_rectangle_annotated_in_qupath_is_answered_there_as_level_0s_is_in_level_0(values, region, origin):
+    heat = row_of_patches(values)
+    (x, y, width, height), maps = region, [ClassMap("cancer", RED, heat)]
+    in_level0 = annotate(maps, choose(shares=(1,), region=region), shade_colours)
+    moved = choose(shares=(1,), region=(x - origin[0], y - origin[1], width, height))
+    in_qupath = annotate(maps, moved, shade_colours, origin)
+    assert [len(element["contours"]) for element in in_qupath["elements"]] == [
+        len(element["contours"]) for element in in_level0["elements"]
+    ]
+    for one, other in zip(in_qupath["elements"], in_level0["elements"], strict=True):
+        assert np.add(one["contours"], origin) == pytest.approx(np.array(other["contours"]), abs=2e-3)
+        assert one["values"] == other["values"]
 
 
 def test_names_are_escaped_for_xml_and_stay_matched_to_their_colours():

@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 
 from scripts.bootstrap import mean_interval
 from scripts.errors import SettingsError, SlideError
+from scripts.frames import Rectangle
 from scripts.localisation import (
+    LabelImage,
     Localisation,
     compare_with_regions,
     localisation_summary,
@@ -44,6 +46,11 @@ def share_by_loop(
     return area / side**2
 
 
+def over(size: tuple[int, int], regions: np.ndarray) -> LabelImage:
+    """A label image of a whole slide."""
+    return LabelImage(regions, Rectangle(0, 0, *size))
+
+
 def write_labels(path: Path, regions: np.ndarray) -> Path:
     assert cv2.imwrite(str(path), regions)
     return path
@@ -56,7 +63,7 @@ def test_shares_of_a_hand_made_slide() -> None:
     # A slide of 80 x 40 px, 10 px a label pixel: class 1 upper left, class 2 in one pixel, lower right.
     regions = np.array([[1, 1, 1, 0, 0, 0, 0, 0], [1, 1, 1, 0, 0, 0, 0, 0], [0] * 8, [0] * 7 + [2]])
     corners = np.array([[0, 0], [20, 0], [40, 0], [60, 0], [0, 20], [20, 20], [40, 20], [60, 20]], dtype=float)
-    shares = patch_truth(corners, 20.0, (80, 40), regions, [(1,), (2,), (3,), (1, 2)])
+    shares = patch_truth(corners, 20.0, over((80, 40), regions), [(1,), (2,), (3,), (1, 2)])
     assert shares.shape == (8, 4)
     assert shares[:, 0].tolist() == [1, 0.5, 0, 0, 0, 0, 0, 0]
     assert shares[:, 1].tolist() == [0, 0, 0, 0, 0, 0, 0, 0.25]
@@ -66,7 +73,8 @@ def test_shares_of_a_hand_made_slide() -> None:
 
 def test_beyond_the_border_of_the_slide_there_are_no_regions() -> None:
     everywhere = np.ones((4, 8), int)
-    shares = patch_truth(np.array([[60.0, 20.0], [70.0, 20.0], [70.0, 30.0]]), 20.0, (80, 40), everywhere, [(1,)])
+    corners = np.array([[60.0, 20.0], [70.0, 20.0], [70.0, 30.0]])
+    shares = patch_truth(corners, 20.0, over((80, 40), everywhere), [(1,)])
     assert shares[:, 0].tolist() == [1, 0.5, 0.25]
 
 
@@ -84,7 +92,7 @@ def test_shares_are_exact_for_any_slide_label_image_and_patch(
     regions = rng.integers(0, 4, shape)
     corners = rng.uniform(0, 1, (5, 2)) * size
     values = [(1,), (2, 3)]
-    shares = patch_truth(corners, side, size, regions, values)
+    shares = patch_truth(corners, side, over(size, regions), values)
     expected = [[share_by_loop(tuple(corner), side, size, regions, own) for own in values] for corner in corners]
     assert shares == pytest.approx(np.array(expected), abs=1e-9)
 
@@ -92,7 +100,8 @@ def test_shares_are_exact_for_any_slide_label_image_and_patch(
 def test_x_is_the_column_and_y_the_row() -> None:
     regions = np.zeros((2, 6), np.uint8)
     regions[0, 4] = 1  # x from 400, y from 0
-    shares = patch_truth(np.array([[400.0, 0.0], [0.0, 400.0], [0.0, 100.0]]), 100.0, (600, 200), regions, [(1,)])
+    corners = np.array([[400.0, 0.0], [0.0, 400.0], [0.0, 100.0]])
+    shares = patch_truth(corners, 100.0, over((600, 200), regions), [(1,)])
     assert shares[:, 0].tolist() == [1, 0, 0]
 
 
@@ -104,7 +113,7 @@ def test_x_is_the_column_and_y_the_row() -> None:
 def test_a_label_image_is_read_as_it_was_written(tmp_path: Path, suffix: str, dtype: type) -> None:
     regions = np.array([[0, 1, 2, 3], [3, 0, 0, 1]], dtype)
     path = write_labels(tmp_path / f"regions.{suffix}", regions)
-    assert np.array_equal(read_regions(path, "s1", (4000, 2000), 3), regions)
+    assert np.array_equal(read_regions(path, "s1", (4000, 2000), 3).labels, regions)
 
 
 @pytest.mark.parametrize("size", [(2000, 4000), (4000, 2600), (4000, 1000)])
@@ -113,7 +122,7 @@ def test_a_label_image_of_other_proportions_is_refused(tmp_path: Path, size: tup
     with pytest.raises(SlideError, match=r"slide s1: its `regions` .*regions.png is 200 x 100 px.* the key `regions`"):
         read_regions(path, "s1", size, 3)
     # The rounding of a size is no other proportion.
-    assert read_regions(path, "s1", (4000, 2020), 3).shape == (100, 200)
+    assert read_regions(path, "s1", (4000, 2020), 3).labels.shape == (100, 200)
 
 
 def test_label_images_that_cannot_be_used_say_why(tmp_path: Path) -> None:
@@ -261,6 +270,32 @@ def test_a_class_without_slides_has_no_mean() -> None:
     assert (nothing["slides"], nothing["undefined"]) == (0, 0)
 
 
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 2**16), start=st.tuples(st.integers(0, 300), st.integers(0, 300)), side=st.floats(3, 150))
+def test_labels_of_the_bounds_are_those_of_the_slide_padded_by_glass(seed: int, start: tuple[int, int], side: float):
+    # Pixels of 10 x 10, and a place on their grid: padded to the slide, the labels are the same.
+    rng = np.random.default_rng(seed)
+    left, top = (10 * (side // 10) for side in start)
+    labels = rng.integers(0, 4, (7, 5))
+    of_bounds = LabelImage(labels, Rectangle(left, top, 50, 70))
+    padded = np.zeros((40, 40), int)
+    padded[top // 10 : top // 10 + 7, left // 10 : left // 10 + 5] = labels
+    corners, values = rng.uniform(-50, 420, (8, 2)), [(1,), (2, 3)]
+    shares = patch_truth(corners, side, of_bounds, values)
+    assert shares == pytest.approx(patch_truth(corners, side, over((400, 400), padded), values), abs=1e-9)
+    assert np.array_equal(of_bounds.over_slide((400, 400)), padded)
+
+
+def test_a_label_image_from_qupath_lies_at_the_bounds(tmp_path: Path) -> None:
+    path = write_labels(tmp_path / "regions.png", np.eye(100, 200, dtype=np.uint8))
+    bounds = Rectangle(4000, 5000, 1600, 800)
+    assert read_regions(path, "s1", (9000, 9000), 3, bounds).place == bounds
+    with pytest.raises(
+        SlideError, match=r"the slide's proportion \(9000 x 9000 px\) nor that of its bounds \(700 x 800"
+    ):
+        read_regions(path, "s1", (9000, 9000), 3, Rectangle(4000, 5000, 700, 800))
+
+
 @pytest.mark.parametrize("palette", [False, True])
 def test_tiff_labels_are_the_values_as_they_are_stored(tmp_path, palette):
     # Tiled, and with a palette: for other readers that is a picture in colours.
@@ -268,7 +303,7 @@ def test_tiff_labels_are_the_values_as_they_are_stored(tmp_path, palette):
     path = tmp_path / "regions.tif"
     colours = {"photometric": "palette", "colormap": np.zeros((3, 256), np.uint16)} if palette else {}
     tifffile.imwrite(path, regions, tile=(64, 64), **colours)
-    assert np.array_equal(read_regions(path, "s", (256, 256), 3), regions)
+    assert np.array_equal(read_regions(path, "s", (256, 256), 3).labels, regions)
 
 
 @pytest.mark.parametrize("regions", [3, True, ["a.png"]])

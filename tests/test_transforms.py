@@ -66,7 +66,7 @@ def test_monais_engine_hands_on_where_they_lie_for_each_slide(tmp_path):
 def test_what_else_the_entry_holds_stays(entry):
     before = dict(entry)
     encoded = transform()({**entry, "note": "kept"})
-    made = ("image", "corners", "patch_level0", "base_mpp")
+    made = ("image", "corners", "patch_level0", "base_mpp", "bounds_level0")
     assert {key: value for key, value in encoded.items() if key not in made} == {
         "slide": "s0", "patient": "p0", "label": entry["label"], "note": "kept",
     }  # fmt: skip

@@ -56,6 +56,10 @@ class World:
         mask[:, :512] = 255
         cv2.imwrite(str(folder / "mask.png"), mask)
         self.mask = str(folder / "mask.png")
+        mask[:, 512:] = 2
+        mask[:, :512] = 1
+        cv2.imwrite(str(folder / "coded.png"), mask)
+        self.coded_mask = str(folder / "coded.png")
         self.weights = folder / "weights.pth"
         state = get_backbone("efficientnet_lite0", None, False).network.state_dict()
         torch.save({key: value * 1.1 if "_conv_stem" in key else value for key, value in state.items()}, self.weights)

@@ -5,11 +5,15 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import cv2
+import numpy as np
+import openslide
 import pytest
 from fastapi import HTTPException
 from monailabel.utils.others.class_utils import get_class_of_subclass_from_file
 
 from tests.label.fixtures import DRAWN, MISSING, NAME, WITHOUT, assert_scores
+from tests.pyramids import BOUNDS_SLIDE
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +43,48 @@ def test_a_servers_defaults_hold_for_clients_that_cannot_send_parameters(start, 
     shown = reply["heatmap"]
     assert (shown["kind"], shown["map"], shown["share"]) == ("contribution", "5x", [0.25])
     assert shown["classes"] == ["cancer", "normal"]
+
+
+def test_a_coded_mask_is_used_once_its_values_of_tissue_are_named(start, folder):
+    with openslide.OpenSlide(str(folder / f"{DRAWN}.tif")) as slide:
+        width, height = (round(side / 16) for side in slide.dimensions)
+    codes = np.full((height, width), 7, np.uint8)
+    codes[:, : width // 2] = 1
+    cv2.imwrite(str(folder / "grandqc.png"), codes)
+    app, request = start(folder, models=NAME), {"model": NAME, "image": DRAWN, "mask": "grandqc.png"}
+
+    def patches(**more):
+        return app.infer({**request, **more})["params"]["heatmap"]["patches"]
+
+    for more, says in (({}, "has the values 1, 7 beside 0"), ({"mask_tissue": "tissue"}, "mask_tissue is 'tissue'")):
+        with pytest.raises(HTTPException, match=says) as refused:
+            patches(**more)
+        assert refused.value.status_code == 422
+    with pytest.raises(HTTPException, match="mask_tissues: there is no such parameter. Write mask_tissue"):
+        patches(mask_tissues=[1])
+    assert patches(mask_tissue=[1]) == patches(mask_tissue="1") < patches(mask_tissue=[1, 7])
+
+
+@pytest.mark.skipif(not BOUNDS_SLIDE.is_file(), reason=f"no file {BOUNDS_SLIDE}")
+def test_qupath_gets_and_sends_positions_from_its_bounds_on(start, tmp_path):
+    slide, app = shutil.copy(BOUNDS_SLIDE, tmp_path), start(tmp_path, models=NAME, classes="cancer", share="1")
+
+    def drawn(**request):
+        params = app.infer_wsi({"model": NAME, "image": slide, "output": "asap", **request})["params"]
+        (reply,) = params["annotations"]
+        elements = reply["annotation"]["elements"]
+        return np.array(elements[0]["contours"]), reply["heatmap"], params["description"]
+
+    clicks = {"foreground": [], "background": []}
+    of_asap, of_qupath = drawn(), drawn(**clicks)
+    assert len(of_asap[0]) > 2
+    assert of_qupath[0] == pytest.approx(of_asap[0] - (4000, 5000), abs=2e-3)
+    assert (of_qupath[1]["coordinates"], of_qupath[1]["origin_level0"]) == ("qupath", [4000, 5000])
+    assert "Coordinates: qupath, from (4000, 5000) of level 0." in of_qupath[2]
+    assert "Coordinates: level0, from (0, 0) of level 0." in of_asap[2]
+    half = drawn(**clicks, location=[0, 0], size=[1536, 3584])[0]
+    assert 0 < len(half) < len(of_asap[0])
+    assert half == pytest.approx(drawn(location=[4000, 5000], size=[1536, 3584])[0] - (4000, 5000), abs=2e-3)
 
 
 @pytest.mark.parametrize(

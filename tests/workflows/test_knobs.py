@@ -22,6 +22,7 @@ from tests.looks import (
     backend,
     bags,
     batches,
+    coded,
     contents,
     data,
     device,
@@ -93,6 +94,7 @@ BAG = {
     "magnifications": changes(rows, [10]),
     "patch_size": changes(rows, 32),
     "min_tissue": changes(rows, 1.0),
+    "mask_tissue": changes(coded, [1]),
     "read_level": changes(levels, "highest"),
     "reader": keeps(pixels, "openslide", backend, tolerance=8),
 }
@@ -165,6 +167,7 @@ EFFECTS: dict[str, dict[str, Effect]] = {
         "heatmaps": changes(files, False),
         "heatmap_classes": changes(files, CLASSES),
         "heatmap_kinds": changes(files, ["attention"]),
+        "coordinates": changes(contents, "level0", heatmap_kinds=["attention"]),
         "strict": changes(contents, True, dataset_dir=lambda world: str(world.broken), heatmaps=False),
     },
     "extract": {
@@ -267,7 +270,7 @@ def test_a_value_of_another_kind_ends_in_one_line(world, config):
     faults = []
     for knob in sorted(plain_knobs(config) - {"grid"}):
         default = load(config)[knob]
-        is_number = isinstance(default, int | float) or knob == "split_seed"
+        is_number = isinstance(default, int | float) or knob in ("split_seed", "mask_tissue")
         for wrong in ({"a": 1}, "yes" if isinstance(default, bool) else True if is_number else 2024):
             try:
                 made = world.start(config, **{knob: wrong})

@@ -54,7 +54,8 @@ class SlideApp(MONAILabelApp):
         app_dir: this app's folder.
         studies: the folder with the slides, or the address of a datastore.
         conf: of the server, ``--conf KEY VALUE``: ``models``, folders in ``model``, separated by commas, by default
-            all; and defaults of what a client may choose (``head``, ``classes``, ``kind``, ``share``, ``threshold``).
+            all; and defaults of what a client may choose (``head``, ``classes``, ``kind``, ``share``, ``threshold``,
+            ``coordinates``).
     """
 
     def __init__(self, app_dir: str, studies: str, conf: dict[str, str]) -> None:
@@ -288,7 +289,9 @@ def _in_words(result: Mapping[str, Any]) -> str:
         for head, scores in result["scores"].items()
     )
     shown = result["heatmap"]
-    return f"{'; '.join(heads)}. {shown['kind'].capitalize()} of {shown['map']}. {result['notice']}"
+    frame = f"Coordinates: {shown['coordinates']}, from ({shown['origin_level0'][0]:g}, {shown['origin_level0'][1]:g})"
+    of_map = f"{shown['kind'].capitalize()} of {shown['map']}"
+    return f"{'; '.join(heads)}. {of_map}. {frame} of level 0. {result['notice']}"
 
 
 def _annotation_file(reply: Mapping[str, Any], output: str | None) -> str | None:

@@ -38,6 +38,7 @@ class BundleParts:
         settings: those of the bundle, which its weights have to have.
         is_demonstration: whether drawn slides were among those that the weights' record counts.
         demonstration: what such weights are called.
+        origin_of: (x, y) in level-0 pixels of where a frame starts, from its name and what QuPath shows of a slide.
     """
 
     offer: Offer
@@ -52,6 +53,7 @@ class BundleParts:
     settings: Mapping[str, Any]
     is_demonstration: Callable[[Any], bool]
     demonstration: str
+    origin_of: Callable[[str, Any], tuple[float, float]]
 
 
 @contextmanager
@@ -90,12 +92,16 @@ def read_parts(bundle_path: str, config: ConfigParser) -> BundleParts:
         # Nor do they have sums.
         has_sums = importlib.util.find_spec("scripts.sums") is not None
         check_sum = importlib.import_module("scripts.sums").check_sum if has_sums else lambda path: None
+        # Up to 0.3.0 they know level 0's frame alone.
+        has_frames = importlib.util.find_spec("scripts.frames") is not None
+        frames = importlib.import_module("scripts.frames") if has_frames else None
     specs = methods.attention_maps(method, magnifications)
     return BundleParts(
         offer=Offer(
             heads=tuple(methods.result_heads(method, magnifications)),
             maps=tuple((spec.name, spec.head) for spec in specs),
             class_names=tuple(datalist.output_names(task, names, *positive)),
+            coordinates=("level0",) if frames is None else tuple(frames.COORDINATES),
         ),
         scale_indices=tuple(spec.scale_index for spec in specs),
         gather_rows=maps.gather_rows,
@@ -108,4 +114,5 @@ def read_parts(bundle_path: str, config: ConfigParser) -> BundleParts:
         settings=settings,
         is_demonstration=weights.is_demonstration,
         demonstration=weights.DEMONSTRATION,
+        origin_of=lambda name, bounds: (0.0, 0.0) if frames is None else frames.frame_of(name, bounds).origin_level0,
     )

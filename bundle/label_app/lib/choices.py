@@ -24,10 +24,12 @@ __all__ = [
 ]
 
 KINDS = ("attention", "contribution")
+# As the bundle's scripts/frames.py has them.
+COORDINATES = ("qupath", "level0")
 DEFAULTS: dict[str, Any] = {"classes": "predicted", "kind": KINDS[0], "share": 0.1}
-KEYS = ("head", "classes", "kind", "share", "threshold")
+KEYS = ("head", "classes", "kind", "share", "threshold", "coordinates")
 # All that this app reads of a request beside what MONAI Label names.
-OWN = (*KEYS, "save_label", "label_tag", "mpp", "mask", "device", "model_filename")
+OWN = (*KEYS, "save_label", "label_tag", "mpp", "mask", "mask_tissue", "device", "model_filename")
 MOST_SHARES = 5
 # Micrometres per pixel of level 0 that a slide scanner, or its overview, can have.
 MPP_RANGE = (0.02, 20.0)
@@ -43,11 +45,13 @@ class Offer:
         heads: the names of its outputs.
         maps: the names of its maps, and the output that each explains.
         class_names: what the scores of an output stand for.
+        coordinates: the frames that it knows; up to 0.3.0 they know level 0's alone, and no ``mask_tissue``.
     """
 
     heads: tuple[str, ...]
     maps: tuple[tuple[str, str], ...]
     class_names: tuple[str, ...]
+    coordinates: tuple[str, ...] = COORDINATES
 
     @property
     def map_names(self) -> list[str]:
@@ -70,7 +74,9 @@ class Choice:
         kind: ``"attention"`` or ``"contribution"``.
         shares: the shares of the patches to draw, ascending, each a band of its own; empty for none.
         threshold: instead of shares, the smallest value to draw.
-        region: (x, y, width, height) in level-0 pixels, outside of which nothing is drawn; ``None`` for the slide.
+        region: (x, y, width, height) in level-0 pixels, counted from where the frame starts, outside of which nothing
+            is drawn; ``None`` for the slide.
+        coordinates: the frame of the region and of the polygons.
     """
 
     head: str
@@ -79,6 +85,7 @@ class Choice:
     shares: tuple[float, ...]
     threshold: float | None
     region: tuple[float, float, float, float] | None
+    coordinates: str = "level0"
 
 
 def read_choice(request: Mapping[str, Any], offer: Offer, defaults: Mapping[str, Any] | None = None) -> Choice:
@@ -95,10 +102,13 @@ def read_choice(request: Mapping[str, Any], offer: Offer, defaults: Mapping[str,
     _check_names(request)
     given = {key: request[key] for key in KEYS if request.get(key) is not None}
     # A client that shows the options of /info/ may send the whole list back, for its first entry.
-    given = {key: value for key, value in given.items() if value not in (offer.map_names, list(KINDS))}
+    given = {
+        key: value for key, value in given.items() if value not in (offer.map_names, list(KINDS), list(COORDINATES))
+    }
     if "share" in given and "threshold" in given:
         raise RequestError(BAD_REQUEST, "share, threshold", "both were given", "Give one of the two.")
-    merged = {"head": offer.map_names[0], **DEFAULTS, **(defaults or {}), **given}
+    of_client = {"head": offer.map_names[0], "coordinates": _client_coordinates(request, offer)}
+    merged = {**of_client, **DEFAULTS, **(defaults or {}), **given}
     if "share" in given:
         merged.pop("threshold", None)
     threshold = merged.get("threshold")
@@ -109,6 +119,7 @@ def read_choice(request: Mapping[str, Any], offer: Offer, defaults: Mapping[str,
         shares=() if threshold is not None else _shares(merged["share"]),
         threshold=None if threshold is None else _number("threshold", threshold),
         region=_region(request.get("location"), request.get("size")),
+        coordinates=_one_of("coordinates", merged["coordinates"], offer.coordinates),
     )
 
 
@@ -197,6 +208,15 @@ def check_training(request: Mapping[str, Any], files: Sequence[str]) -> None:
     if "model_filename" in request and any(name not in files for name in names):
         remedy = f"Give one of {', '.join(files)}."
         raise RequestError(BAD_REQUEST, "model_filename", f"got {show(file)}", remedy)
+
+
+def _client_coordinates(request: Mapping[str, Any], offer: Offer) -> str:
+    """The frame of a client that names none.
+
+    QuPath's extension asks for ASAP's XML, and is the only client that sends its clicks with that, be there any or not.
+    """
+    is_qupath = request.get("output") == "asap" and "foreground" in request and "background" in request
+    return "qupath" if is_qupath and "qupath" in offer.coordinates else "level0"
 
 
 def _check_names(request: Mapping[str, Any]) -> None:

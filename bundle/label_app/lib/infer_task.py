@@ -16,7 +16,7 @@ from monailabel.utils.others.generic import name_to_device
 
 from .bundle_parts import bundle_scripts, read_parts
 from .bundles import check_configs
-from .choices import DEFAULTS, KEYS, KINDS, Choice, check_logging, device_error, read_choice, read_device
+from .choices import COORDINATES, DEFAULTS, KEYS, KINDS, Choice, check_logging, device_error, read_choice, read_device
 from .polygons import ClassMap, annotate
 from .reasons import BAD_REQUEST, SERVER_FAULT, RequestError, show
 
@@ -25,7 +25,7 @@ __all__ = ["SlideInferTask"]
 # Under this key the checked choice travels with the request.
 CHOICE = "checked_choice"
 # What the bundle's preprocessing makes of a slide.
-ENCODED = ("image", "corners", "patch_level0", "base_mpp")
+ENCODED = ("image", "corners", "patch_level0", "base_mpp", "bounds_level0")
 NOTICE = "For research only, not for diagnosis."
 UNKNOWN = "These weights tell nothing of their training: on which slides, or with which settings, is not known."
 
@@ -63,7 +63,7 @@ class SlideInferTask(BundleInferTask):
         self.defaults = {key: conf[key] for key in KEYS if key in conf}
         self.last_slide: tuple[tuple[object, ...], dict[str, Any]] | None = None
         self._config["model_filename"].sort(key=lambda name: name != self.const.model_pytorch())
-        self._config.update(DEFAULTS, head=self.parts.offer.map_names, kind=list(KINDS))
+        self._config.update(DEFAULTS, head=self.parts.offer.map_names, kind=list(KINDS), coordinates=list(COORDINATES))
         self.choose({})
 
     def info(self) -> dict[str, Any]:
@@ -79,6 +79,9 @@ class SlideInferTask(BundleInferTask):
         file, files = request.get("model_filename"), self._config["model_filename"]
         if file is not None and file != files and file not in files:
             raise RequestError(BAD_REQUEST, "model_filename", f"got {show(file)}", f"Give one of {', '.join(files)}.")
+        if request.get("mask_tissue") is not None and "qupath" not in self.parts.offer.coordinates:
+            remedy = "Leave it out, or serve a newer version."
+            raise RequestError(BAD_REQUEST, "mask_tissue", f"version {self.version} does not know it", remedy)
         _find_device(request)
         check_logging(request.get("logging"))
         return read_choice(request, self.parts.offer, self.defaults)
@@ -129,7 +132,8 @@ class SlideInferTask(BundleInferTask):
         if self.last_slide is None or self.last_slide[0] != key:
             self.last_slide = None
             made = super().run_pre_transforms(data, transforms)
-            self.last_slide = key, {name: made[name] for name in ENCODED}
+            # Bundles up to 0.3.0 tell no bounds.
+            self.last_slide = key, {name: made[name] for name in ENCODED if name in made}
         return {**data, **self.last_slide[1]}
 
     def writer(self, data: dict[str, Any], extension: Any = None, dtype: Any = None) -> tuple[None, dict[str, Any]]:
@@ -147,7 +151,9 @@ class SlideInferTask(BundleInferTask):
         }
         _, reply = super().writer(data)
         maps, shown = self._maps(data, choice, head_scores)
-        annotation = annotate(maps, choice, self.parts.shade_colours)
+        origin = self.parts.origin_of(choice.coordinates, _numbers(data.get("bounds_level0", ())))
+        annotation = annotate(maps, choice, self.parts.shade_colours, origin)
+        shown.update(coordinates=choice.coordinates, origin_level0=list(origin))
         shown["drawn"] = sum(len(element["contours"]) for element in annotation["elements"])
         name = os.path.basename(self.bundle_path)
         reply.update(scores=scores, annotation=annotation, heatmap=shown, model=name, version=self.version)
@@ -241,7 +247,16 @@ def _slide_key(data: Mapping[str, Any]) -> tuple[object, ...]:
     """What decides how a slide is encoded."""
     files = [str(data[name]) for name in ("image", "mask") if data.get(name) is not None]
     stats = [os.stat(file) for file in files if os.path.exists(file)]
-    return *files, *((stat.st_mtime_ns, stat.st_size) for stat in stats), repr(data.get("mpp"))
+    return (
+        *files,
+        *((stat.st_mtime_ns, stat.st_size) for stat in stats),
+        repr(data.get("mpp")),
+        repr(data.get("mask_tissue")),
+    )
+
+
+def _numbers(value: Any) -> tuple[float, ...]:
+    return tuple(float(part) for part in value)
 
 
 def _array(value: Any) -> np.ndarray:

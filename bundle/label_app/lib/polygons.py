@@ -50,8 +50,13 @@ class ClassMap:
     heat: Heat
 
 
-def annotate(maps: Sequence[ClassMap], choice: Choice, shade_colours: Callable[..., Any]) -> dict[str, Any]:
-    """The patches that were chosen, as an annotation of MONAI Label: a square for each, in level-0 pixels.
+def annotate(
+    maps: Sequence[ClassMap],
+    choice: Choice,
+    shade_colours: Callable[..., Any],
+    origin_level0: tuple[float, float] = (0.0, 0.0),
+) -> dict[str, Any]:
+    """The patches that were chosen, as an annotation of MONAI Label: a square for each, in pixels of level 0.
 
     One share, or a threshold, gives the patches the name and the colour of their class; several shares give each
     band a name of its own, such as ``cancer top 2%``, and the colour that its patches have in the bundle's heatmaps.
@@ -61,6 +66,7 @@ def annotate(maps: Sequence[ClassMap], choice: Choice, shade_colours: Callable[.
         maps: the classes to draw.
         choice: how much of them.
         shade_colours: the bundle's, from a shade in 0..100 and a kind to RGB.
+        origin_level0: (x, y) of where the frame of the polygons and of the choice's region starts, in level-0 pixels.
 
     Returns:
         ``labels``, a colour by name, and ``elements``, each with ``label``, ``contours`` (four corners, clockwise on
@@ -70,7 +76,8 @@ def annotate(maps: Sequence[ClassMap], choice: Choice, shade_colours: Callable[.
     elements: list[dict[str, Any]] = []
     for one in maps:
         heat = one.heat
-        inside = _inside(heat, choice.region)
+        corners = heat.corners - origin_level0
+        inside = _inside(corners, heat.patch_level0, choice.region)
         for name, chosen in _bands(one.class_name, heat, choice):
             drawn = chosen & inside
             if not drawn.any():
@@ -84,7 +91,7 @@ def annotate(maps: Sequence[ClassMap], choice: Choice, shade_colours: Callable[.
             elements.append(
                 {
                     "label": name,
-                    "contours": _squares(heat.corners[drawn], heat.patch_level0),
+                    "contours": _squares(corners[drawn], heat.patch_level0),
                     "values": heat.values[drawn].tolist(),
                     "percentiles": heat.percentile[drawn].tolist(),
                 }
@@ -120,12 +127,14 @@ def _top(percentile: NDArray[np.float64], share: float) -> NDArray[np.bool_]:
     return np.asarray(percentile >= np.sort(percentile)[-count], dtype=np.bool_)
 
 
-def _inside(heat: Heat, region: tuple[float, float, float, float] | None) -> NDArray[np.bool_]:
+def _inside(
+    corners: NDArray[np.float64], side: float, region: tuple[float, float, float, float] | None
+) -> NDArray[np.bool_]:
     """The patches ``[n]`` whose centre lies in the region: QuPath's plugin replaces what is centred there."""
     if region is None:
-        return np.ones(len(heat.values), dtype=np.bool_)
+        return np.ones(len(corners), dtype=np.bool_)
     start = np.asarray(region[:2])
-    centre = heat.corners + heat.patch_level0 / 2
+    centre = corners + side / 2
     return np.asarray(((centre >= start) & (centre < start + region[2:])).all(axis=1), dtype=np.bool_)
 
 

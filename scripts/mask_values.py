@@ -1,0 +1,132 @@
+"""Which values of a mask are tissue: the only one beside 0, or those that the user lists."""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scripts.errors import BundleError, SettingsError, SlideError
+
+__all__ = ["check_mask_tissue", "tissue_in"]
+
+# Codes of tissue and artefacts are few. Lossy compression and smoothed edges leave more.
+MOST_CODES = 16
+LOSSY_SUFFIXES = (".jpg", ".jpeg")
+LARGEST_CODE = 2**32 - 1
+PIXELS_AT_ONCE = 1 << 24
+
+
+def check_mask_tissue(
+    value: object, subject: object = "mask_tissue", error: type[BundleError] = SettingsError
+) -> tuple[int, ...] | None:
+    """The values of a mask that are tissue, as they are given.
+
+    Args:
+        value: a whole number from 0 up, a list of such, or both as text, as a CSV has them: ``1`` or ``1;2``; ``None``
+            for none.
+        subject: what it belongs to, to begin an error with.
+        error: what is raised.
+
+    Returns:
+        Ascending, each once; ``None`` for none.
+
+    Raises:
+        BundleError: if it is nothing of that kind.
+    """
+    if value is None:
+        return None
+    text = value.strip().removeprefix("[").removesuffix("]") if isinstance(value, str) else None
+    parts = re.split("[;,]", text) if text is not None else value if isinstance(value, list | tuple) else [value]
+    codes = [_code(part) for part in parts]
+    if not codes or any(code is None for code in codes):
+        remedy = "Give the values of the mask that are tissue, whole numbers from 0 up: [1, 2], in a CSV 1;2."
+        raise error(subject, f"mask_tissue is {value!r}", remedy)
+    return tuple(sorted({code for code in codes if code is not None}))
+
+
+def tissue_in(
+    pixels: NDArray[Any], mask_tissue: tuple[int, ...] | None, subject: object, path: str | Path
+) -> NDArray[np.bool_]:
+    """Where a mask has tissue, ``[h, w]``.
+
+    A mask with one value beside 0 has tissue where it is. One with several is not guessed at: its values may be codes
+    of tissue, artefacts and background, as GrandQC's are.
+
+    Args:
+        pixels: ``[h, w]``, or RGB or RGBA ``[h, w, 3]`` or ``[h, w, 4]``, of which transparency is not used.
+        mask_tissue: the values that are tissue, see :func:`check_mask_tissue`. A mask need not have all of them.
+        subject: the slide, to begin an error with.
+        path: of the mask.
+
+    Raises:
+        SlideError: if the mask has several values and ``mask_tissue`` is not given, or has none of its values.
+    """
+    image = f"mask {path}"
+    if pixels.ndim == 3:
+        red, green, blue = np.moveaxis(pixels[..., :3], -1, 0)
+        if not (np.array_equal(red, green) and np.array_equal(green, blue)):
+            return _painted(pixels[..., :3], mask_tissue, subject, image)
+        pixels = red
+    values = _values(pixels)
+    codes = values[values != 0]
+    if mask_tissue is not None:
+        if not np.isin(values, mask_tissue).any():
+            cause = (
+                f"its {image} has none of the values {list(mask_tissue)} of `mask_tissue` (it has {_listed(values)})"
+            )
+            raise SlideError(subject, cause, "Correct `mask_tissue`, or the mask.")
+        return np.isin(pixels, mask_tissue)
+    if len(codes) > MOST_CODES or (len(codes) > 1 and Path(path).suffix.lower() in LOSSY_SUFFIXES):
+        cause = f"its {image} has {len(codes)} values beside 0, as lossy compression and smoothed edges leave them"
+        raise SlideError(subject, cause, "Save it as PNG or TIFF, with 0 and one other value.")
+    if len(codes) > 1:
+        cause = f"its {image} has the values {_listed(codes)} beside 0, and not all of them need be tissue"
+        remedy = "List those that are as `mask_tissue`, a setting or a key of the datalist (of GrandQC's masks: 1)."
+        raise SlideError(subject, cause, remedy)
+    return pixels != 0
+
+
+def _code(value: object) -> int | None:
+    # pandas writes whole numbers as 1.0 where a column has gaps.
+    try:
+        number = math.nan if isinstance(value, bool) or "_" in str(value) else float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return int(number) if 0 <= number <= LARGEST_CODE and number.is_integer() else None
+
+
+def _painted(
+    pixels: NDArray[Any], mask_tissue: tuple[int, ...] | None, subject: object, image: str
+) -> NDArray[np.bool_]:
+    """The tissue of a mask in colours, RGB ``[h, w, 3]``."""
+    painted = (pixels != 0).any(axis=-1)
+    first = pixels[np.unravel_index(np.argmax(painted), painted.shape)]
+    others = painted & (pixels != first).any(axis=-1)
+    if mask_tissue is None and not others.any():
+        return painted
+    found = [first, pixels[np.unravel_index(np.argmax(others), others.shape)]] if others.any() else [first]
+    colours = " and ".join(str(tuple(colour.tolist())) for colour in found)
+    several = "several colours, such as" if others.any() else "the colour"
+    cause = f"its {image} has {several} {colours}, and colours are no values of `mask_tissue`"
+    raise SlideError(subject, cause, "Save it with one channel: 0, and a value for each kind of tissue.")
+
+
+def _values(pixels: NDArray[Any]) -> NDArray[Any]:
+    """The values of an image, each once, ascending."""
+    # A mask may have hundreds of millions of pixels, which are not sorted all at once.
+    found = pixels[:0, 0]
+    rows = max(1, PIXELS_AT_ONCE // max(1, pixels.shape[1]))
+    for top in range(0, len(pixels), rows):
+        found = np.union1d(found, pixels[top : top + rows])
+    return found
+
+
+def _listed(values: NDArray[Any]) -> str:
+    shown = [f"{value:g}" if isinstance(value, float) else str(int(value)) for value in values[:MOST_CODES].tolist()]
+    more = f" and {len(values) - len(shown)} more" if len(values) > len(shown) else ""
+    return ", ".join(shown) + more
