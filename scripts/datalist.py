@@ -18,6 +18,7 @@ from scripts.datalist_formats import PARTITIONS, Fault, Row, partition_named, ra
 from scripts.datalist_labels import CLASS_NAMES, HIGH_RISK, check_class_names, check_task, label_vector, uses_indices
 from scripts.datalist_patients import one_spelling
 from scripts.datalist_split import FRACTIONS, split_patients
+from scripts.dicom_series import may_be_dicom
 from scripts.errors import DatalistError, SettingsError
 from scripts.slide_files import NAME_IT, SLIDE_SUFFIXES, SlideFolder, slide_names, without_suffix
 
@@ -285,7 +286,9 @@ def locate(rows: Sequence[Row], folder: SlideFolder, fault: Fault = raised) -> l
         try:
             path = folder.find(row.image)
             if path in row_of_image:
-                cause = f"also listed at {row_of_image[path].subject}"
+                other = row_of_image[path]
+                is_same = other.image == row.image or not may_be_dicom(path)
+                cause = f"{'' if is_same else 'of the same DICOM series, '}also listed at {other.subject}"
                 raise DatalistError(row.subject, cause, "List each slide once.")
         except DatalistError as error:
             fault(error)
