@@ -1,4 +1,4 @@
-"""cuCIM and OpenSlide: opening a slide, and reading pixels of a level. Each call is made in a process of its own."""
+"""cuCIM, OpenSlide and tifffile: opening a slide, reading pixels of a level. Each call runs in a process of its own."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scripts.magnification import mean_downsamples
+from scripts.tiff_levels import TiffLevels
 from scripts.tiff_tiles import TiffTiles, check_complete
 
 __all__ = ["BACKENDS", "Backend", "load_library", "openslide_properties"]
@@ -98,7 +99,7 @@ class OpenSlide:
         self._slide.close()
 
 
-BACKENDS: dict[str, Callable[[str], Backend]] = {"cucim": CuCIM, "openslide": OpenSlide}
+BACKENDS: dict[str, Callable[[str], Backend]] = {"cucim": CuCIM, "openslide": OpenSlide, "tifffile": TiffLevels}
 
 
 def load_library(name: str) -> None:

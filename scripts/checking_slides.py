@@ -12,14 +12,15 @@ from typing import Any
 from scripts.bags import Bag, BagBuilder
 from scripts.blocks import plan_blocks
 from scripts.checking_problems import BLOCKS, WARNS, Problem, Problems
+from scripts.dicom_series import slide_parts
 from scripts.errors import SettingsError, SlideError
-from scripts.files import file_sha256
 from scripts.frames import doubt
 from scripts.localisation import read_regions
 from scripts.magnification import squeezed_levels
 from scripts.resolution import POWER_SOURCE, Resolution, find_resolution, resolution_sources
-from scripts.slide_checksums import given_sha256
+from scripts.slide_checksums import content_sha256, given_sha256
 from scripts.slide_files import SLIDE_SUFFIXES, without_suffix
+from scripts.slide_look import CONVERT
 from scripts.slides import MPP_RTOL, Slide, pixel_fault
 
 __all__ = ["SlideChecker", "SlideFacts", "find_duplicates", "find_unsummed"]
@@ -28,6 +29,8 @@ __all__ = ["SlideChecker", "SlideFacts", "find_duplicates", "find_unsummed"]
 RESOLUTION_RTOL = 0.05
 # A level that is this much more reduced along one side than along the other puts patches beside their place.
 PYRAMID_RTOL = 0.02
+# A slide that is longer has a pyramid, or low magnifications are read slowly.
+LONGEST_FLAT_PX = 20_000
 LEAVE_OUT = "Copy it again, or leave the slide out."
 
 
@@ -37,8 +40,8 @@ class SlideFacts:
 
     Args:
         problems: what is wrong with it.
-        num_bytes: size of its file.
-        sha256: of its file, in hexadecimal.
+        num_bytes: size of its file, or of its files.
+        sha256: in hexadecimal, see :func:`scripts.slide_checksums.content_sha256`.
         resolution: of level 0, and where it was found.
         size_level0: (width, height) of level 0 in pixels.
         num_levels: levels of its pyramid.
@@ -103,8 +106,8 @@ class SlideChecker:
     def _look(self, entry: Mapping[str, Any], facts: SlideFacts) -> None:
         path, problems = Path(entry["image"]), facts.problems
         if path.is_file():
-            facts.num_bytes = os.path.getsize(path)
-            facts.sha256 = file_sha256(path)
+            facts.num_bytes = sum(map(os.path.getsize, slide_parts(path)))
+            facts.sha256 = content_sha256(path)
             _check_sha256(entry, facts)
             if (fault := pixel_fault(path)) is not None:
                 problems.add(BLOCKS, "colour", *fault)
@@ -247,6 +250,13 @@ def _check_resolution(path: Path, facts: SlideFacts) -> None:
 
 
 def _check_pyramid(slide: Slide, problems: Problems) -> None:
+    width, height = slide.size_level0
+    if slide.unseen_levels:
+        what = f"{slide.unseen_levels} of its levels are SubIFDs, which {slide.backend} does not see"
+        problems.add(WARNS, "pyramid", what, f"Leave `reader` at auto, or convert it: {CONVERT}.")
+    elif len(slide.level_sizes) == 1 and max(width, height) > LONGEST_FLAT_PX:
+        what = f"has one level of {width} x {height} px: every magnification is read from it, slowly"
+        problems.add(WARNS, "pyramid", what, f"Convert it to a pyramid: {CONVERT}.")
     for level, across, down in squeezed_levels(slide.level_sizes, PYRAMID_RTOL):
         what = f"its level {level} is {across:.4g} times narrower and {down:.4g} times lower than level 0"
         remedy = "Its patches lie beside their place: convert the slide again, or set `read_level` to highest."

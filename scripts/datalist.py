@@ -27,6 +27,7 @@ from scripts.datalist_labels import (
 from scripts.datalist_patient_warnings import patient_warnings
 from scripts.datalist_patients import one_spelling
 from scripts.datalist_split import FRACTIONS, split_patients
+from scripts.dicom_series import may_be_dicom
 from scripts.errors import DatalistError, SettingsError
 from scripts.mask_values import check_mask_tissue
 from scripts.ranks import is_first_rank
@@ -300,7 +301,9 @@ def locate(rows: Sequence[Row], folder: SlideFolder, fault: Fault = raised) -> l
         try:
             path = folder.find(row.image)
             if path in row_of_image:
-                cause = f"also listed at {row_of_image[path].subject}"
+                other = row_of_image[path]
+                is_same = other.image == row.image or not may_be_dicom(path)
+                cause = f"{'' if is_same else 'of the same DICOM series, '}also listed at {other.subject}"
                 raise DatalistError(row.subject, cause, "List each slide once.")
         except DatalistError as error:
             fault(error)

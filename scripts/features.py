@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scripts.bags import Bag
+from scripts.dicom_series import slide_parts
 from scripts.encoding import Encoder, PatchTransform, of_rows
 from scripts.errors import SettingsError
 from scripts.files import refuse_special, replacing
@@ -96,10 +97,19 @@ def bank_path(feature_dir: str | Path, slide: str, view: int = 0) -> Path:
 def slide_fingerprint(path: str | Path) -> str:
     """Hash of a file's size, start and end: tells replaced slides apart without reading gigabytes.
 
+    That of a DICOM slide of several files is a hash of theirs.
+
     Raises:
         SettingsError: if it is a pipe, a device or a socket.
     """
     refuse_special(path)
+    parts = slide_parts(path)
+    if len(parts) > 1:
+        return hashlib.sha256("".join(sorted(map(_file_fingerprint, parts))).encode()).hexdigest()
+    return _file_fingerprint(path)
+
+
+def _file_fingerprint(path: str | Path) -> str:
     with open(path, "rb") as file:
         size = file.seek(0, os.SEEK_END)
         file.seek(0)

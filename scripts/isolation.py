@@ -21,9 +21,10 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from scripts.slide_look import Look
 from scripts.slide_stamp import Stamp
 
-__all__ = ["ReaderError", "has_cucim", "open_levels", "read_pixel_fault", "read_pixels", "read_properties"]
+__all__ = ["ReaderError", "has_cucim", "open_levels", "read_kind", "read_look", "read_pixels", "read_properties"]
 
 # The largest region takes a second; a network's file system may take its time.
 ANSWER_SECONDS = 300.0
@@ -56,7 +57,7 @@ def open_levels(path: str | Path, backend: str, stamp: Stamp) -> list[tuple[int,
 
     Args:
         path: the slide's file.
-        backend: ``"cucim"`` or ``"openslide"``.
+        backend: ``"cucim"``, ``"openslide"`` or, for levels in SubIFDs, ``"tifffile"``.
         stamp: of the file.
 
     Raises:
@@ -74,13 +75,22 @@ def read_properties(path: str | Path) -> dict[str, str]:
     return _asked(lambda process: process.ask("openslide", "properties", str(path)))
 
 
-def read_pixel_fault(path: str | Path) -> tuple[str, str] | None:
-    """What is wrong with a TIFF that is no slide, and what to do: see :func:`scripts.tiff_pixels.pixel_fault`.
+def read_look(path: str | Path) -> Look:
+    """What a first look at a slide's file shows: see :func:`scripts.slide_look.look_at`.
 
     Raises:
-        ReaderError: if tifffile cannot read it, does not answer, or dies of it.
+        ReaderError: if the file cannot be read, or the process does not answer, or dies of it.
     """
-    return _asked(lambda process: process.ask("tifffile", "pixel_fault", str(path)))
+    return Look(*_asked(lambda process: process.ask("the first look", "look", str(path))))
+
+
+def read_kind(path: str | Path) -> tuple[str, str] | None:
+    """What a file is that no reader opens, and what to do: see :func:`scripts.slide_look.kind_of`.
+
+    Raises:
+        ReaderError: as :func:`read_look`.
+    """
+    return _asked(lambda process: process.ask("the first look", "kind", str(path)))
 
 
 def read_pixels(

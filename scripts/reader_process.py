@@ -23,8 +23,8 @@ from typing import Any
 import numpy as np
 
 from scripts.backends import BACKENDS, Backend, load_library, openslide_properties
+from scripts.slide_look import kind_of, look_at
 from scripts.slide_stamp import Stamp, stamp_of
-from scripts.tiff_pixels import pixel_fault
 
 __all__ = ["serve"]
 
@@ -124,8 +124,11 @@ class _Requests:
     def properties(self, path: str) -> dict[str, str]:
         return openslide_properties(path)
 
-    def pixel_fault(self, path: str) -> tuple[str, str] | None:
-        return pixel_fault(path)
+    def look(self, path: str) -> tuple[Any, ...]:
+        return tuple(look_at(path))
+
+    def kind(self, path: str) -> tuple[str, str] | None:
+        return kind_of(path)
 
     def open(self, path: str, backend: str, stamp: Stamp) -> list[tuple[int, int]]:
         slide = self._slide(path, backend, stamp)

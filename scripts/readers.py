@@ -40,7 +40,7 @@ class MagnificationReader(BaseWSIReader):
         kwargs: see MONAI's ``BaseWSIReader``.
     """
 
-    supported_suffixes = ["tif", "tiff", "svs", "ndpi", "mrxs", "scn", "bif", "vms"]  # noqa: RUF012
+    supported_suffixes = ["tif", "tiff", "svs", "ndpi", "mrxs", "scn", "bif", "vms", "dcm"]  # noqa: RUF012
     backend = "magnification"
 
     def __init__(self, reader: str = "auto", read_level: str = "nearest", **kwargs: Any) -> None:

@@ -1,21 +1,41 @@
-"""A slide's file against the checksum that the datalist gives of it."""
+"""A slide's content against the checksum that the datalist gives of it."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+from scripts.dicom_series import slide_parts
 from scripts.errors import SettingsError, SlideError
 from scripts.files import file_sha256
 from scripts.slide_stamp import Stamp, stamp_of
 
-__all__ = ["check_sha256", "given_sha256", "slide_sha256"]
+__all__ = ["check_sha256", "content_sha256", "given_sha256", "slide_sha256"]
 
 
 def given_sha256(entry: Mapping[str, Any]) -> str | None:
     """An entry's ``sha256`` as :mod:`hashlib` writes it; ``None`` without one."""
     given = entry.get("sha256")
     return None if given is None else str(given).strip().lower()
+
+
+def content_sha256(path: str | Path) -> str:
+    """The SHA-256 of a slide's file in hexadecimal; of a DICOM slide of several files, that of the list of theirs.
+
+    The list has their checksums, one a line, sorted: so it is the same whichever file is named, and whatever the files
+    are called. For a folder with one slide the shell gives it, too: ``sha256sum * | cut -c 1-64 | sort | sha256sum``
+    (with ``LC_ALL=C``).
+
+    Raises:
+        SettingsError: if one cannot be read, or is no file.
+        OSError: if the folder cannot be read.
+    """
+    sums = [file_sha256(part) for part in slide_parts(path)]
+    if len(sums) == 1:
+        return sums[0]
+    return hashlib.sha256("".join(f"{sha256}\n" for sha256 in sorted(sums)).encode()).hexdigest()
 
 
 def check_sha256(entry: Mapping[str, Any]) -> Stamp | None:
@@ -45,7 +65,7 @@ def slide_sha256(entry: Mapping[str, Any]) -> tuple[str, Stamp]:
     remedy = "Copy it again, or leave it out of the datalist."
     try:
         stamp = stamp_of(entry["image"])
-        found = file_sha256(entry["image"])
+        found = content_sha256(entry["image"])
     except OSError as error:
         raise SlideError(entry["image"], f"cannot be read ({error.strerror})", remedy) from error
     except SettingsError as error:

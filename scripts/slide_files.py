@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 
+from scripts.dicom_series import dicom_slides, folder_slides, instance_of, may_be_dicom, series_files
 from scripts.errors import DatalistError
 
 __all__ = ["NAME_IT", "SLIDE_SUFFIXES", "SlideFolder", "slide_names", "without_suffix"]
@@ -18,7 +19,7 @@ __all__ = ["NAME_IT", "SLIDE_SUFFIXES", "SlideFolder", "slide_names", "without_s
 # What cuCIM or OpenSlide read; an ending comes before those that it ends in.
 SLIDE_SUFFIXES = (
     *(".svs", ".ome.tif", ".ome.tiff", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide"),
-    *(".czi", ".avs"),
+    *(".czi", ".avs", ".dcm"),
 )
 
 NAME_IT = "To have a file opened whatever its name, give it as `dataset_dir` or name it in a datalist."
@@ -61,16 +62,26 @@ class SlideFolder:
         """The absolute path of a slide.
 
         Args:
-            name: a path, or the name of a slide anywhere in the folder without its suffix.
+            name: a path, or the name of a slide anywhere in the folder without its suffix. A DICOM slide is found by
+                any of its files, and by the folder that holds it alone.
 
         Returns:
-            The path; of a file that does not exist, if there is none.
+            The path; of a file that does not exist, if there is none. That of a DICOM slide is its first level by name.
 
         Raises:
             DatalistError: if several files fit.
         """
         path = self.path(name)
-        if os.path.isfile(path) or path != without_suffix(path):
+        if os.path.isfile(path):
+            return dicom_slides(series_files(path)).get(path, path) if may_be_dicom(path) else path
+        in_folder = folder_slides(path) if os.path.isdir(path) else []
+        if len(in_folder) == 1:
+            return in_folder[0]
+        if in_folder:
+            cause = f"is a folder of {len(in_folder)} DICOM slides"
+            first = os.path.basename(in_folder[0])
+            raise DatalistError(f"slide {name}", cause, f"Name a file of the one that is meant, such as {first}.")
+        if path != without_suffix(path):
             return path
         end = _composed(os.path.join(os.sep, os.path.normpath(name)))
         found = self._by_stem.get(os.path.basename(end), [])
@@ -86,19 +97,31 @@ class SlideFolder:
 
     @cached_property
     def slides(self) -> list[str]:
-        """Absolute paths of all slides in the folder and its subfolders, sorted, hidden ones left out."""
-        return [file for file in self._files if file != without_suffix(file)]
+        """Absolute paths of all slides in the folder and its subfolders, sorted, hidden ones left out.
+
+        Of a DICOM slide there is the first of its levels by name.
+        """
+        of_series = dicom_slides(self._files)
+        others = [file for file in self._files if file not in of_series and _has_slide_name(file)]
+        return sorted({*of_series.values(), *others})
 
     def not_looked_at(self) -> str | None:
         """What lies in the folder and is not among its slides, in words with the reason; ``None`` if nothing does."""
-        others = [file for file in self._files if file == without_suffix(file)]
+        of_series, slides = dicom_slides(self._files), set(self.slides)
+        left = [file for file in self._files if file not in of_series and file not in slides]
+        others = [file for file in left if file == without_suffix(file)]
         causes = [f"{folder} cannot be read ({reason})" for folder, reason in self._unread.items()]
         if others:
-            names = [os.path.relpath(file, self.folder) for file in others]
-            shown = ", ".join(names[:SHOWN_FILES]) + (", ..." if len(names) > SHOWN_FILES else "")
             files = "1 file does" if len(others) == 1 else f"{len(others)} files do"
-            causes.append(f"{files} not end in {', '.join(SLIDE_SUFFIXES)} ({shown})")
+            causes.append(f"{files} not end in {', '.join(SLIDE_SUFFIXES)} ({self._shown(others)})")
+        if no_levels := [file for file in left if file != without_suffix(file)]:
+            files = "1 DICOM file is" if len(no_levels) == 1 else f"{len(no_levels)} DICOM files are"
+            causes.append(f"{files} of no whole slide image ({self._shown(no_levels)})")
         return "; ".join(causes) or None
+
+    def _shown(self, files: Sequence[str]) -> str:
+        names = [os.path.relpath(file, self.folder) for file in files]
+        return ", ".join(names[:SHOWN_FILES]) + (", ..." if len(names) > SHOWN_FILES else "")
 
     @cached_property
     def _by_stem(self) -> dict[str, list[str]]:
@@ -136,7 +159,8 @@ class SlideFolder:
 def slide_names(paths: Sequence[str], folder: str, wanted: Sequence[str | None] | None = None) -> list[str]:
     """Unique names of slides, each fit to be a part of a file name and unable to lead out of a folder.
 
-    A slide is named after its file, without the suffix. What leads out of a folder or cannot be seen is replaced, and
+    A slide is named after its file, without the suffix; a DICOM slide of several files after the folder that holds it
+    alone. What leads out of a folder or cannot be seen is replaced, and
     so is a sign at the start by which a spreadsheet knows a formula or MONAI an expression; the name of a device on
     Windows (``CON``) becomes ``_CON``. Where that name fits several, they are named after their paths from ``folder``
     (``a/s1.svs`` becomes ``a__s1``), if need be with suffix, and at last with a hash. Names that differ in case alone
@@ -150,15 +174,16 @@ def slide_names(paths: Sequence[str], folder: str, wanted: Sequence[str | None] 
     Raises:
         DatalistError: if two slides cannot be told apart by any of these.
     """
+    named = [_named(path) for path in paths]
     relative = [os.path.relpath(path, folder) for path in paths]
     choices = [
         [
             _safe((wanted[i] if wanted else None) or os.path.basename(without_suffix(path))),
-            _safe(without_suffix(relative[i])),
+            _safe(without_suffix(os.path.relpath(path, folder))),
             _safe(relative[i]),
             f"{_safe(relative[i])}-{_short_hash(relative[i])}",
         ]
-        for i, path in enumerate(paths)
+        for i, path in enumerate(named)
     ]
     level = [0] * len(paths)
     while True:
@@ -185,9 +210,29 @@ def without_suffix(path: str) -> str:
     return path
 
 
+def _has_slide_name(file: str) -> bool:
+    """Whether a file has a slide's suffix; no DICOM file that is known to be of something else."""
+    return file != without_suffix(file) and not (may_be_dicom(file) and instance_of(file) is not None)
+
+
+def _named(path: str) -> str:
+    """What a slide is named after: its file, or the folder that a DICOM slide of several files has for itself."""
+    parts = series_files(path) if may_be_dicom(path) else []
+    if len(parts) < 2:
+        return path
+    with os.scandir(folder := os.path.dirname(parts[0])) as entries:
+        others = any(entry.path not in parts and _is_of_a_slide(entry.path) for entry in entries)
+    return path if others else folder
+
+
+def _is_of_a_slide(file: str) -> bool:
+    instance = instance_of(file) if may_be_dicom(file) else None
+    return file != without_suffix(file) if instance is None else instance.is_level
+
+
 def _stems(file: str) -> set[str]:
     """The paths without suffix by which a slide may be named: ``a.ome.tiff`` is known as ``a`` and as ``a.ome``."""
-    return {_composed(without_suffix(file)), _composed(os.path.splitext(file)[0])}
+    return {_composed(stem) for stem in (without_suffix(file), os.path.splitext(file)[0], without_suffix(_named(file)))}
 
 
 def _composed(name: str) -> str:

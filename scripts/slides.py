@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 from functools import cached_property
 from pathlib import Path
 
@@ -11,12 +12,14 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from scripts.dicom_series import folder_slides
 from scripts.errors import SettingsError, SlideError
 from scripts.frames import Rectangle, find_bounds
-from scripts.isolation import ReaderError, has_cucim, open_levels, read_pixel_fault, read_pixels
+from scripts.isolation import ReaderError, has_cucim, open_levels, read_kind, read_look, read_pixels
 from scripts.magnification import Scale, magnification_of, mean_downsamples, mpp_of, scale_name, squeezed_levels
 from scripts.repeats import Repeats
 from scripts.resolution import Resolution, find_resolution
+from scripts.slide_look import CONVERT, Look
 from scripts.slide_stamp import Stamp, stamp_of
 
 __all__ = ["MPP_RTOL", "READERS", "READ_LEVELS", "Slide", "check_reader", "pixel_fault", "resample"]
@@ -45,9 +48,10 @@ class Slide:
     beyond the border is white, with every backend.
 
     Args:
-        path: the slide's file.
+        path: the slide's file; of a DICOM series any of its files, or the folder that holds it alone.
         reader: the backend by MONAI's name, ``"cucim"`` or ``"openslide"``; ``"auto"`` takes cuCIM, and OpenSlide where
-            cuCIM cannot read the file or is not installed.
+            cuCIM cannot read the file or is not installed; before both tifffile where levels are SubIFDs, which neither
+            of them sees.
         mpp: micrometres per pixel of level 0, where the file does not say it or says it wrongly.
         read_level: ``"nearest"`` reads the nearest finer level of the pyramid, ``"highest"`` the finest one
             as the paper does; both are then area-averaged to the magnification asked for. ``"upsample"`` is
@@ -67,12 +71,16 @@ class Slide:
         self.read_level = read_level
         if not self.path.exists():
             raise SlideError(self.path, "no such file", "Check the path in the datalist, and `dataset_dir`.")
+        if self.path.is_dir():
+            self.path = _in_folder(self.path)
         if not self.path.is_file():
             raise SlideError(self.path, "is a folder, a pipe or a device, not a slide", "Give the slide's file.")
         self._stamp: Stamp = stamp_of(self.path)
-        if (fault := pixel_fault(self.path)) is not None:
-            raise SlideError(self.path, *fault)
-        self.backend, self.level_sizes = _open(self.path, reader, self._stamp)
+        look = _look_at(self.path)
+        if look.fault is not None:
+            raise SlideError(self.path, *look.fault)
+        self.backend, self.level_sizes = _open(self.path, reader, self._stamp, look.subifd_levels)
+        self.unseen_levels = max(0, look.subifd_levels - len(self.level_sizes))
         for level, across, down in squeezed_levels(self.level_sizes, MPP_RTOL):
             raise SlideError(
                 self.path,
@@ -269,14 +277,11 @@ def resample(region: NDArray[np.uint8], size_px: tuple[int, int]) -> NDArray[np.
 
 
 def pixel_fault(path: Path) -> tuple[str, str] | None:
-    """Why a file's pixels are not those of a slide, and what to do: no RGB, or one of a thousand images.
+    """Why a file's pixels are not those of a slide, and what to do: no RGB, false colours, or one of a thousand images.
 
     Of a file that is so damaged that this cannot be told, nothing is said: to open it will say it.
     """
-    try:
-        return read_pixel_fault(path)
-    except ReaderError:
-        return None
+    return _look_at(path).fault
 
 
 def check_reader(reader: str, read_level: str) -> None:
@@ -290,26 +295,58 @@ def check_reader(reader: str, read_level: str) -> None:
             raise SettingsError(key, f"got {value!r}", f"Choose one of {', '.join(known)}.")
 
 
-def _open(path: Path, reader: str, stamp: Stamp) -> tuple[str, list[tuple[int, int]]]:
+def _look_at(path: Path) -> Look:
+    try:
+        return read_look(path)
+    except ReaderError:
+        return Look(None)
+
+
+def _in_folder(folder: Path) -> Path:
+    """The file that stands for the one DICOM slide of a folder."""
+    slides = folder_slides(folder)
+    if len(slides) > 1:
+        cause = f"is a folder of {len(slides)} DICOM slides"
+        raise SlideError(folder, cause, f"Give a file of the one that is meant, such as {os.path.basename(slides[0])}.")
+    return Path(slides[0]) if slides else folder
+
+
+def _open(path: Path, reader: str, stamp: Stamp, subifd_levels: int) -> tuple[str, list[tuple[int, int]]]:
     """The backend's name, and (width, height) of each level."""
     reasons = []
-    for backend in _candidates(path) if reader == "auto" else (reader,):
+    for backend in _candidates(path, subifd_levels) if reader == "auto" else (reader,):
         try:
             levels = open_levels(path, backend, stamp)
         except ReaderError as error:
             reasons.append(f"{backend}: {error}")
             continue
-        if reasons:
+        if len(levels) < subifd_levels:
+            why = f" ({'; '.join(reasons)})" if reasons else ""
+            logger.warning(
+                "%s: %d of its levels are SubIFDs, which %s does not see%s: low magnifications are read from level 0, "
+                "slowly. Leave `reader` at auto, or convert it: %s.",
+                path, subifd_levels - len(levels), backend, why, CONVERT,
+            )  # fmt: skip
+        elif reasons:
             text = f"{path.name} is read with {backend} ({'; '.join(reasons)})"
             if (shown := _repeats.shown(text, path.name, f"more slides are read with {backend}")) is not None:
                 logger.info(shown)
         return backend, levels
     _check_unchanged(path, stamp)
+    if (kind := _kind_of(path)) is not None:
+        raise SlideError(path, *kind)
     raise SlideError(
         path,
         f"cannot be read as a slide ({'; '.join(reasons)})",
         "Is it a whole slide image, and complete? Copy it again, or leave it out of the datalist.",
     )
+
+
+def _kind_of(path: Path) -> tuple[str, str] | None:
+    try:
+        return read_kind(path)
+    except ReaderError:
+        return None
 
 
 def _check_unchanged(path: Path, stamp: Stamp) -> None:
@@ -322,8 +359,8 @@ def _check_unchanged(path: Path, stamp: Stamp) -> None:
         raise SlideError(path, cause, remedy)
 
 
-def _candidates(path: Path) -> tuple[str, ...]:
+def _candidates(path: Path, subifd_levels: int) -> tuple[str, ...]:
+    of_levels = ("tifffile",) if subifd_levels else ()
     # cuCIM takes the TIFFs inside other vendors' formats for plain ones: only files it claims to know.
-    if path.suffix.lower() in CUCIM_SUFFIXES and has_cucim():
-        return "cucim", "openslide"
-    return ("openslide",)
+    of_cucim = ("cucim",) if path.suffix.lower() in CUCIM_SUFFIXES and has_cucim() else ()
+    return (*of_levels, *of_cucim, "openslide")

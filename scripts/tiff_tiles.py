@@ -46,17 +46,18 @@ class TiffTiles:
     Args:
         path: the slide's file.
         level_sizes: (width, height) in pixels of the levels whose tiles are wanted.
+        any_predictor: whether the reader knows predictors, which cuCIM passes over.
 
     Raises:
         ValueError: if the file is no TIFF, has a level whose tiles are not known or are not all in the file, or
             stores pixels in a way in which the readers differ.
     """
 
-    def __init__(self, path: str | Path, level_sizes: list[tuple[int, int]]) -> None:
+    def __init__(self, path: str | Path, level_sizes: list[tuple[int, int]], any_predictor: bool = False) -> None:
         self.file = os.open(path, os.O_RDONLY)
         try:
             with _opened(path) as tiff:
-                self.levels = [_Level(page, self.file) for page in _pages(tiff, level_sizes)]
+                self.levels = [_Level(page, self.file, any_predictor) for page in _pages(tiff, level_sizes)]
         except BaseException:
             os.close(self.file)
             raise
@@ -82,8 +83,8 @@ class TiffTiles:
 
 
 class _Level:
-    def __init__(self, page: tifffile.TiffPage, file: int) -> None:
-        problem = _unlike_others(page)
+    def __init__(self, page: tifffile.TiffPage, file: int, any_predictor: bool) -> None:
+        problem = _unlike_others(page, any_predictor)
         if problem:
             raise ValueError(problem)
         self.file, self.page = file, page
@@ -212,7 +213,7 @@ def _all_pages(tiff: tifffile.TiffFile) -> Iterator[tifffile.TiffPage]:
                     yield sub
 
 
-def _unlike_others(page: tifffile.TiffPage) -> str | None:
+def _unlike_others(page: tifffile.TiffPage, any_predictor: bool) -> str | None:
     """How a page is stored, if the readers disagree on what it then shows."""
     if page.samplesperpixel != 3 or page.bitspersample != 8:
         return f"it stores {page.samplesperpixel} channels of {page.bitspersample} bits"
@@ -220,6 +221,6 @@ def _unlike_others(page: tifffile.TiffPage) -> str | None:
         return f"its pixels are stored as {tifffile.PHOTOMETRIC(page.photometric).name}"
     if page.planarconfig != tifffile.PLANARCONFIG.CONTIG:
         return "its channels are stored apart"
-    if page.predictor != 1:
+    if page.predictor != 1 and not any_predictor:
         return "its tiles are stored with a predictor"
     return None

@@ -208,7 +208,7 @@ def read_tissue_mask(path: str | Path, slide: Slide, mask_tissue: tuple[int, ...
     place = place_image((width, height), slide.size_level0, slide.bounds_level0, slide.path, f"mask {path}", "mask")
     pixel_level0 = (place.width / width, place.height / height)
     tissue = tissue_in(pixels, mask_tissue, slide.path, path)
-    return TissueMask(tissue, pixel_level0, slide.base_mpp, (place.x, place.y))
+    return TissueMask(tissue, pixel_level0, slide.base_mpp, origin_level0=(place.x, place.y))
 
 
 @interrupts_wait()

@@ -23,7 +23,7 @@ def pyramid(image, tmp_path_factory):
     return write_pyramid(tmp_path_factory.mktemp("backends") / "p.tif", image, downsamples=(1, 4, 16))
 
 
-@pytest.mark.parametrize("name", sorted(BACKENDS))
+@pytest.mark.parametrize("name", ["cucim", "openslide"])
 def test_a_backend_reads_the_pixels_of_each_level_where_they_are(pyramid, name):
     backend = BACKENDS[name](str(pyramid))
     assert backend.level_sizes == [(770, 515), (192, 128), (48, 32)]

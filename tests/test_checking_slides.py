@@ -15,6 +15,7 @@ from scripts.checking_problems import BLOCKS, WARNS
 from scripts.checking_slides import SlideChecker, find_duplicates
 from scripts.errors import SettingsError
 from tests.cohorts import builder, draw_slide
+from tests.dicoms import write_dicom
 from tests.limits import within
 from tests.pyramids import PINK, noise, with_tissue, write_pyramid
 
@@ -102,7 +103,7 @@ def test_a_file_that_may_not_be_read_blocks(good, monkeypatch):
     def refused(path):  # as for root nothing is
         raise SettingsError(path, "cannot be read (Permission denied)", "Check the path.")
 
-    monkeypatch.setattr("scripts.checking_slides.file_sha256", refused)
+    monkeypatch.setattr("scripts.checking_slides.content_sha256", refused)
     assert told(look(good)) == [(BLOCKS, "file")]
 
 
@@ -288,3 +289,41 @@ def test_copies_and_links_are_the_same_slide(tmp_path, good):
 def test_a_wrong_setting_is_refused(setting, message):
     with pytest.raises(SettingsError, match=message):
         SlideChecker(builder(), 3, **setting)
+
+
+def test_levels_that_are_not_used_and_long_slides_without_levels_are_warned_of(tmp_path, monkeypatch):
+    image = with_tissue(600, 900, [(100, 100, 700, 500)])
+    flat = write_pyramid(tmp_path / "flat.tif", image)
+    assert told(look(flat)) == []
+    monkeypatch.setattr("scripts.checking_slides.LONGEST_FLAT_PX", 899)
+    facts = look(flat)
+    assert told(facts) == [(WARNS, "pyramid")]
+    assert facts.problems[0].what == "has one level of 900 x 600 px: every magnification is read from it, slowly"
+    assert "vips tiffsave IN OUT.tif --tile --pyramid" in facts.problems[0].what_to_do
+    assert told(look(write_pyramid(tmp_path / "deep.tif", image, downsamples=(1, 2)))) == []
+    with tifffile.TiffWriter(tmp_path / "sub.ome.tif") as tiff:
+        options = {"tile": (128, 128), "photometric": "rgb"}
+        tiff.write(image, subifds=1, metadata={"PhysicalSizeX": 0.5, "PhysicalSizeY": 0.5}, **options)
+        tiff.write(image[::2, ::2], subfiletype=1, **options)
+    assert told(look(tmp_path / "sub.ome.tif")) == []
+    checker = SlideChecker(builder((5, 10), reader="openslide"), num_classes=3)
+    problems = checker({"image": str(tmp_path / "sub.ome.tif"), "slide": "s"}).problems
+    assert [(p.severity, p.what) for p in problems] == [
+        (WARNS, "1 of its levels are SubIFDs, which openslide does not see")
+    ]
+
+
+def test_of_a_dicom_slide_all_files_count_and_copies_are_found_whichever_file_is_listed(tmp_path):
+    image = with_tissue(600, 900, [(100, 100, 700, 500)])
+    write_dicom(tmp_path / "a", image, downsamples=(1, 2))
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    one, other = look(tmp_path / "a" / "level_0.dcm"), look(tmp_path / "b" / "level_1.dcm")
+    assert told(one) == told(other) == []
+    assert one.num_bytes == sum(path.stat().st_size for path in (tmp_path / "a").iterdir())
+    assert (one.num_levels, one.size_level0) == (2, (900, 600))
+    (duplicate,) = find_duplicates([one, other], ["training", "testing"])
+    assert (duplicate.severity, duplicate.check) == (BLOCKS, "duplicate")
+    write_dicom(tmp_path / "c", image, mpp=None)
+    assert told(look(tmp_path / "c" / "level_0.dcm")) == [(BLOCKS, "resolution")]
+    write_dicom(tmp_path / "d", image, photometric="YBR_FULL")
+    assert told(look(tmp_path / "d" / "level_0.dcm")) == [(BLOCKS, "colour")]

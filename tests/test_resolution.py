@@ -90,10 +90,58 @@ def test_a_file_without_a_resolution_is_an_error_that_names_the_key(tmp_path):
         find_resolution(path)
 
 
-def test_a_printers_resolution_is_none(tmp_path):
-    path = write_pyramid(tmp_path / "72dpi.tif", noise(256, 256), mpp=25_400 / 72)
-    with pytest.raises(SlideError, match="carries no resolution"):
+@pytest.mark.parametrize(("dpi", "said"), [(72, "72 dpi = 352.8 um/px"), (96, "96 dpi = 264.6 um/px"), (1, "1 dpi = ")])
+@pytest.mark.parametrize("tile", [128, None])  # with and without OpenSlide, which takes it for a resolution
+def test_a_printers_resolution_is_called_what_it_is(tmp_path, dpi, said, tile):
+    path = write_pyramid(tmp_path / "dpi.tif", noise(256, 256), mpp=25_400 / dpi, tile=tile)
+    message = rf"dpi\.tif: the file says {said}.* \(TIFF tags .*\), which image programs write by default: no slide's"
+    with pytest.raises(SlideError, match=f"{message} resolution. Set `mpp`"):
         find_resolution(path)
+    assert resolution_sources(path) == []
+
+
+def write_ome(path, x, y, x_unit, y_unit, size=(256, 256), tags_mpp=None):
+    """An OME-TIFF that gives its pixels' size in these units; ``None`` leaves a unit out."""
+    sizes = "".join(
+        f' PhysicalSize{side}="{value}"' + (f' PhysicalSize{side}Unit="{unit}"' if unit else "")
+        for side, value, unit in (("X", x, x_unit), ("Y", y, y_unit))
+    )
+    pixels = f'<Pixels DimensionOrder="XYCZT" Type="uint8" SizeX="{size[0]}" SizeY="{size[1]}" SizeC="3"{sizes}/>'
+    xml = f'<OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06"><Image ID="Image:0">{pixels}</Image></OME>'
+    tags = {} if tags_mpp is None else {"resolution": (1e4 / tags_mpp,) * 2, "resolutionunit": "CENTIMETER"}
+    options = {"tile": (128, 128), "photometric": "rgb", "metadata": None}
+    tifffile.imwrite(path, noise(256, 256), **options, description=xml.encode(), **tags)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("size", "unit"), [(0.25, None), (0.25, "µm"), (0.25, "\u03bcm"), (250, "nm"), (0.00025, "mm"), (0.000025, "cm")]
+)
+def test_ome_xml_gives_the_resolution_in_any_unit(tmp_path, size, unit):
+    found = find_resolution(write_ome(tmp_path / "a.ome.tif", size, size, unit, unit))
+    assert (round(found.mpp, 9), found.source) == (0.25, "file: OME-XML PhysicalSizeX, PhysicalSizeY")
+    assert resolution_sources(tmp_path / "a.ome.tif") == [found]
+
+
+def test_the_sides_of_ome_xml_may_differ_in_unit_and_not_in_size(tmp_path):
+    assert find_resolution(write_ome(tmp_path / "a.ome.tif", 0.5, 500, "µm", "nm")).mpp == pytest.approx(0.5)
+    with pytest.raises(SlideError, match=r"b\.ome\.tif: its pixels are not square \(0\.5 x 0\.6 um\)"):
+        find_resolution(write_ome(tmp_path / "b.ome.tif", 0.5, 0.6, "µm", "µm"))
+
+
+@pytest.mark.parametrize(
+    ("size", "unit", "pixels"),
+    [(0.5, "pixel", (256, 256)), (0.5, "reference frame", (256, 256)), ("x", "µm", (256, 256)), (0.5, "µm", (99, 256))],
+)
+def test_ome_xml_of_another_image_or_without_a_length_gives_none(tmp_path, size, unit, pixels):
+    with pytest.raises(SlideError, match="carries no resolution"):
+        find_resolution(write_ome(tmp_path / "a.ome.tif", size, size, unit, unit, pixels))
+
+
+def test_ome_xml_comes_after_the_tags_and_contradicts_them_aloud(tmp_path):
+    path = write_ome(tmp_path / "a.ome.tif", 1.0, 1.0, "µm", "µm", tags_mpp=0.5)
+    assert [round(found.mpp, 6) for found in resolution_sources(path)] == [0.5, 0.5, 1.0]
+    assert find_resolution(path).mpp == pytest.approx(0.5)
 
 
 def test_pixels_must_be_square(tmp_path):

@@ -3,8 +3,9 @@ import pytest
 import tifffile
 
 from scripts.errors import SlideError
+from scripts.slide_look import look_at
 from scripts.slides import Slide
-from scripts.tiff_pixels import MOST_PAGES, pixel_fault
+from scripts.tiff_pixels import MOST_PAGES
 from tests.limits import within
 from tests.pyramids import noise, write_pyramid
 
@@ -28,7 +29,7 @@ TILED = {"tile": (128, 128), "resolution": (2e4, 2e4), "resolutionunit": "CENTIM
 def test_what_is_no_rgb_image_is_refused_also_when_it_is_opened(tmp_path, pixels, options, told):
     path = tmp_path / "s.tif"
     tifffile.imwrite(path, pixels, **options, **TILED)
-    fault = pixel_fault(path)
+    fault = look_at(path).fault
     if told is None:
         assert fault is None
         return
@@ -46,7 +47,7 @@ def test_a_file_of_thousands_of_pages_is_refused_at_once(tmp_path):
         with tifffile.TiffWriter(tmp_path / f"{pages}.tif") as tiff:
             for _ in range(pages):
                 tiff.write(np.zeros((16, 16, 3), np.uint8), photometric="rgb", contiguous=False, metadata=None)
-    assert pixel_fault(tmp_path / f"{MOST_PAGES}.tif") is None
+    assert look_at(tmp_path / f"{MOST_PAGES}.tif").fault is None
     with within(20), pytest.raises(SlideError, match=rf"is a TIFF of more than {MOST_PAGES} pages\. Is it a slide\?"):
         Slide(tmp_path / f"{MOST_PAGES + 1}.tif")
 
@@ -54,7 +55,7 @@ def test_a_file_of_thousands_of_pages_is_refused_at_once(tmp_path):
 def test_of_other_formats_and_damaged_files_the_readers_speak(tmp_path):
     (tmp_path / "a.tif").write_text("no TIFF")
     (tmp_path / "b.tif").write_bytes(write_pyramid(tmp_path / "s.tif", noise(300, 300)).read_bytes()[:100])
-    assert pixel_fault(tmp_path / "a.tif") is None
+    assert look_at(tmp_path / "a.tif").fault is None
     for name in ("a", "b"):
         with pytest.raises(SlideError, match="cannot be read as a slide"):
             Slide(tmp_path / f"{name}.tif")

@@ -1,0 +1,138 @@
+"""DICOM whole slides: a slide is a series, whose levels and photographs lie in one folder, a file or more for each."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from collections.abc import Iterable
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+__all__ = [
+    "Instance",
+    "dicom_slides",
+    "folder_slides",
+    "instance_of",
+    "is_dicom",
+    "may_be_dicom",
+    "series_files",
+    "slide_parts",
+]
+
+WHOLE_SLIDE = "1.2.840.10008.5.1.4.1.1.77.1.6"
+PREAMBLE_BYTES, DICOM = 128, b"DICM"
+SERIES_INSTANCE_UID = (0x0020, 0x000E)
+# Archives name instances by number or by UID, whose last part looks like a suffix.
+NAMES = re.compile(r"[^.]+|.*\.(dcm|dicom|[0-9]+)", re.IGNORECASE | re.DOTALL)
+# OpenSlide reads what ends so as a TIFF, which a file may be as well.
+TIFF_SUFFIXES = (".tif", ".tiff")
+
+
+class Instance(NamedTuple):
+    """What is known of a DICOM file.
+
+    Args:
+        series: UID of its series, ``""`` if it is no part of a whole slide (a segmentation, a report, a CT).
+        is_level: whether it has pixels of a level; if not, it is a photograph of the label or of the glass.
+    """
+
+    series: str
+    is_level: bool
+
+
+def may_be_dicom(path: str | Path) -> bool:
+    """Whether a file is named as DICOM files are: it has the suffix ``.dcm`` or ``.dicom``, a number or none."""
+    return NAMES.fullmatch(os.path.basename(path)) is not None
+
+
+def is_dicom(path: str | Path) -> bool:
+    """Whether a file begins as a DICOM file does; pipes and devices are not looked at.
+
+    Raises:
+        OSError: if it cannot be read.
+    """
+    if str(path).lower().endswith(TIFF_SUFFIXES) or not stat.S_ISREG(os.stat(path).st_mode):
+        return False
+    with open(path, "rb") as file:
+        return file.read(PREAMBLE_BYTES + len(DICOM))[PREAMBLE_BYTES:] == DICOM
+
+
+def instance_of(path: str | Path) -> Instance | None:
+    """What a file is to a DICOM whole slide; ``None`` for one that is no DICOM file or cannot be read as one."""
+    try:
+        status = os.stat(path)
+        return _instance(os.path.abspath(path), status.st_ino, status.st_size, status.st_mtime_ns)
+    except OSError:
+        return None
+
+
+# Whoever lists a folder, names its slides and stamps them asks for the same files again.
+@lru_cache(maxsize=65_536)
+def _instance(path: str, *_: int) -> Instance | None:
+    if not is_dicom(path):
+        return None
+    import pydicom  # of a run without DICOM files it is not wanted
+
+    try:
+        with open(path, "rb") as file:
+            # What comes after may be long: a group of elements for each tile.
+            head = pydicom.filereader.read_partial(file, stop_when=lambda tag, *_: tag > SERIES_INSTANCE_UID)
+        if head.SOPClassUID != WHOLE_SLIDE:
+            return Instance("", False)
+        flavours = list(head.get("ImageType") or ())
+        return Instance(str(head.SeriesInstanceUID), flavours[2:3] == ["VOLUME"])
+    except Exception:  # pydicom raises whatever its parsers come upon; the reader that opens the file says why
+        return None
+
+
+def series_files(path: str | Path) -> list[str]:
+    """Absolute paths of all files of the slide that a DICOM file is a part of, sorted; none for other files."""
+    path = os.path.abspath(path)
+    own = instance_of(path)
+    if own is None or not own.series:
+        return []
+    folder = os.path.dirname(path)
+    return [file for file in _files(folder) if (other := instance_of(file)) is not None and other.series == own.series]
+
+
+def slide_parts(path: str | Path) -> list[str]:
+    """The files that a slide consists of, as far as this is known: those of a DICOM series, or else the file alone."""
+    return (series_files(path) if may_be_dicom(path) else []) or [str(path)]
+
+
+def dicom_slides(files: Iterable[str]) -> dict[str, str]:
+    """Which slide each of some files is a part of.
+
+    Args:
+        files: absolute paths.
+
+    Returns:
+        For each file of a DICOM whole slide that of the slide: the first of its levels by name, whichever is asked for.
+        Files of a series without a level are left out.
+    """
+    of_series: dict[tuple[str, str], list[str]] = {}
+    for file in sorted(files):
+        instance = instance_of(file) if may_be_dicom(file) else None
+        if instance is not None and instance.series:
+            of_series.setdefault((os.path.dirname(file), instance.series), []).append(file)
+    slides = {}
+    for own in of_series.values():
+        levels = [file for file in own if (instance := instance_of(file)) is not None and instance.is_level]
+        slides.update({file: levels[0] for file in own if levels})
+    return slides
+
+
+def folder_slides(folder: str | Path) -> list[str]:
+    """Absolute paths of the DICOM slides in a folder, not in its subfolders: of each the first of its levels by name.
+
+    Raises:
+        OSError: if it cannot be read.
+    """
+    return sorted(set(dicom_slides(_files(os.path.abspath(folder))).values()))
+
+
+def _files(folder: str) -> list[str]:
+    with os.scandir(folder) as entries:
+        return sorted(entry.path for entry in entries if not entry.name.startswith(".") and entry.is_file())
