@@ -6,6 +6,7 @@ import importlib
 import importlib.metadata
 import pydoc
 import re
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import PurePosixPath
 from typing import Any
@@ -154,7 +155,7 @@ def parts(bundle: Bundle) -> None:
                     raise SettingsError(f"{name}#{place}", f"is {_short(value)}, and no name", "Name a part there.")
             for place, target in _targets(bundle.json(name)):
                 package = target.partition(".")[0]
-                if package != "scripts" and package not in installed:
+                if package != "scripts" and package not in installed and package not in sys.stdlib_module_names:
                     raise SettingsError(
                         f"{name}#{place}",
                         f"names {target}, which is neither under scripts nor of an installed package",

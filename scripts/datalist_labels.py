@@ -51,8 +51,8 @@ def check_class_names(class_names: Sequence[str]) -> None:
     """Refuse class names that outputs could not hold.
 
     Raises:
-        SettingsError: if there is none, one is no text, empty, a number, has a separator of labels (``;`` or ``|``),
-            is a name that the outputs use otherwise, or equals another but for case and outer spaces.
+        SettingsError: if there is none, one is no text, empty, a number, has a separator of labels (``;`` or ``|``)
+            or a ``#``, is a name that the outputs use otherwise, or equals another but for case and outer spaces.
     """
     remedy = "Give a list of names, each once, for example ['cancer', 'normal']."
     if isinstance(class_names, str) or not isinstance(class_names, Sequence) or not class_names:
@@ -65,6 +65,9 @@ def check_class_names(class_names: Sequence[str]) -> None:
             raise SettingsError("class_names", cause, f"Name it with letters, for example 'grade {name.strip()}'.")
         if ";" in name or "|" in name:
             raise SettingsError("class_names", f"{name!r} has a separator of labels", "Name it without ; and |.")
+        if "#" in name:
+            # In the configs of a packed bundle, which other programs read.
+            raise SettingsError("class_names", f"{name!r} has a #, which MONAI reads as ::", "Name it without #.")
         if name.strip().casefold() in TAKEN_NAMES:
             taken = ", ".join(TAKEN_NAMES)
             raise SettingsError("class_names", f"{name!r} is taken", f"Choose other names than {taken}.")

@@ -27,6 +27,7 @@ from scripts.datalist_labels import with_positive_classes
 from scripts.errors import BundleError, SettingsError, mistake_in
 from scripts.files import claimed, replacing
 from scripts.ranks import forget_ranks, num_ranks, rank, wait_for_ranks
+from scripts.workflow import as_literal
 
 __all__ = ["Experiment", "leaving_out", "run_experiments"]
 
@@ -100,7 +101,7 @@ class Experiment:
             "output_dir": str(self.folder),
             "ckpt_dir": str(self.folder / "models"),
         }
-        return {key: value for key, value in {**self.settings, **places}.items() if key in known}
+        return {key: as_literal(value) for key, value in {**self.settings, **places}.items() if key in known}
 
     def open(self, step: str, bundle_root: str | Path) -> ConfigParser:
         """A step's config with the knobs of this run, for its parts: ``open(...).get_parsed_content("network")``."""

@@ -19,7 +19,7 @@ from monai.utils import ensure_tuple
 from scripts.errors import SettingsError
 from scripts.part_arguments import an_argument_of, is_section, replaced_parts, unknown_arguments
 
-__all__ = ["refuse_unknown", "unknown_keys"]
+__all__ = ["refuse_unknown", "running_workflow", "unknown_keys"]
 
 # What MONAI's experiment tracking puts at the top of a config, and lets a user override.
 _TRACKING: dict[str, Any] = DEFAULT_EXP_MGMT_SETTINGS
@@ -37,7 +37,7 @@ def refuse_unknown() -> None:
     That is a knob, an argument of a part, or something to run that is in none of its config files, a plain value in
     place of a part, and a ``None`` that MONAI's runner passed over.
 
-    To be called by an expression of a config's ``initialize``. Where no :class:`~monai.bundle.ConfigWorkflow` is
+    To be called while a config's ``initialize`` is evaluated. Where no :class:`~monai.bundle.ConfigWorkflow` is
     running, as where a program reads the config with :class:`~monai.bundle.ConfigParser` alone, there are no
     overrides to look at, and nothing happens.
 
@@ -80,6 +80,11 @@ def refuse_unknown() -> None:
             "None cannot be given to MONAI's runner, which would ignore it",
             "Leave the option out, or put null into a file of your own, given as a second config.",
         )
+
+
+def running_workflow() -> ConfigWorkflow | None:
+    """The workflow one of whose expressions calls this; ``None`` where a config is read without one."""
+    return _workflow(list(_callers()))
 
 
 def unknown_keys(config: Mapping[str, Any], known: Mapping[str, Any], named: Iterable[str] = ()) -> list[str]:

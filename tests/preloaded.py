@@ -39,13 +39,14 @@ class Preloaded:
     def __exit__(self, *_: object) -> None:
         self._process.communicate()
 
-    def run(self, module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """What ``python -m MODULE ARGUMENTS`` from the bundle's root comes to; killed if it takes ten minutes."""
+    def run(self, module: str, *arguments: str, folder: Path = ROOT) -> subprocess.CompletedProcess[str]:
+        """What ``python -m MODULE ARGUMENTS`` from a folder comes to; killed if it takes ten minutes."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        with tempfile.TemporaryDirectory() as folder:
-            outputs = [Path(folder, name) for name in ("stdout", "stderr")]
-            request = {"module": module, "arguments": arguments, "outputs": list(map(str, outputs))}
+        with tempfile.TemporaryDirectory() as temporary:
+            outputs = [Path(temporary, name) for name in ("stdout", "stderr")]
+            files = list(map(str, outputs))
+            request = {"module": module, "arguments": arguments, "outputs": files, "folder": str(folder)}
             print(json.dumps(request), file=self._process.stdin, flush=True)
             code = int(self._process.stdout.readline())
             told = [path.read_text(encoding="utf-8") for path in outputs]
@@ -61,6 +62,8 @@ def _next_command() -> tuple[str, list[str]] | None:
             signal.alarm(GIVEN_UP_AFTER_S)
             for target, path in enumerate([os.devnull, *request["outputs"]]):
                 os.dup2(os.open(path, os.O_RDWR | os.O_CREAT), target)
+            os.chdir(request["folder"])
+            sys.path[0] = request["folder"]
             return request["module"], request["arguments"]
         print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
     return None

@@ -44,13 +44,28 @@ def preloaded() -> Iterator[Preloaded]:
 
 @pytest.fixture
 def command(preloaded) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Run a workflow by the command that the README gives, in a process of its own."""
+    """Run a workflow by the command that the README gives, in a process of its own; from the root if not told where.
 
-    def run(run_id: str, config: str, **knobs: Any) -> subprocess.CompletedProcess[str]:
+    Words stand between the id and the config file.
+    """
+
+    def run(
+        run_id: str, config: str, *words: str, folder: Path = ROOT, **knobs: Any
+    ) -> subprocess.CompletedProcess[str]:
         options = [f"--{key}={value}" for key, value in knobs.items()]
-        return preloaded.run("monai.bundle", "run", run_id, f"--config_file=configs/{config}.json", *options)
+        file = Path("configs", f"{config}.json") if folder == ROOT else ROOT / "configs" / f"{config}.json"
+        return preloaded.run("monai.bundle", "run", run_id, *words, f"--config_file={file}", *options, folder=folder)
 
     return run
+
+
+@pytest.fixture
+def elsewhere(tmp_path) -> Path:
+    """A folder that is not the bundle's, with another package of the name ``scripts`` in it."""
+    folder = tmp_path / "elsewhere"
+    (folder / "scripts").mkdir(parents=True)
+    (folder / "scripts" / "__init__.py").write_text("OTHER = True\n")
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -108,11 +108,13 @@ def test_every_seed_is_tested_on_the_same_slides(compared):
     assert len(tested) == 1
 
 
-def test_a_second_start_runs_nothing_and_says_the_same(compared, command, cohort, trained):
+def test_a_second_start_from_another_folder_runs_nothing_and_says_the_same(
+    compared, command, cohort, trained, elsewhere
+):
     output, _ = compared
     before = {path: path.stat().st_mtime_ns for path in output.glob("runs/*/*/*.json")}
     table = (output / "comparison.md").read_text()
-    again = command("comparing", "compare", **knobs(cohort, trained, output))
+    again = command("comparing", "compare", folder=elsewhere, **knobs(cohort, trained, output))
     assert again.returncode == 0, again.stderr
     assert {path: path.stat().st_mtime_ns for path in output.glob("runs/*/*/*.json")} == before
     assert (output / "comparison.md").read_text() == table
@@ -126,12 +128,12 @@ def test_other_settings_in_the_same_folder_are_refused_in_one_line(compared, com
     assert "Traceback" not in done.stderr
 
 
-def test_searching_runs_the_grid_and_names_the_best(command, cohort, trained, tmp_path):
+def test_searching_from_another_folder_runs_the_grid_and_names_the_best(command, cohort, trained, tmp_path, elsewhere):
     settings = {
         "dataset_dir": cohort, "output_dir": tmp_path, "feature_dir": trained / "features", "num_processes": 2,
         "grid": {"lr": [0.001, 1e-7], "epochs": [3]},
     }  # fmt: skip
-    done = command("searching", "search", **settings)
+    done = command("searching", "search", folder=elsewhere, **settings)
     assert done.returncode == 0, done.stderr
     assert "--epochs 3 --lr 0.001" in done.stdout
     assert json.loads((tmp_path / "best.json").read_text()) == {"lr": 0.001, "epochs": 3}

@@ -111,3 +111,24 @@ def one_line(done, message):
     errors = [line for line in re.split(r"[\r\n]", done.stderr) if line.startswith("error: ")]
     assert len(errors) == 1, done.stderr[-2000:]
     assert re.search(message, errors[0]), errors[0]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["stray"], r"init_id: got 'stray', in place of initialize, so that nothing was checked\. If it is a stray"),
+        # A path that was cut off at its space; the rest of it is a part of the config.
+        (["--dataset_dir=/no", "data"], r"dataset_dir /no: no such folder"),
+        (["--output_dir=results", "-", "2"], r"-: what follows it would be lost"),
+        (["--output_dir=results#2"], r"output_dir: got 'results#2', and MONAI writes :: for #\. Rename it"),
+    ],
+)
+def test_what_the_command_line_would_lose_is_refused(command, tmp_path, words, message):
+    one_line(command("inferring", "inference", *words, datalist=tmp_path / "none.csv", epoch=9), message)
+
+
+def test_every_kind_of_folder_will_do_to_start_from(command, slides, elsewhere):
+    done = command("inspecting", "inspect", folder=elsewhere, image=slides / "good.tif", output_dir="results/here")
+    assert done.returncode == 0, done.stderr
+    assert [path.suffix for path in (elsewhere / "results" / "here").iterdir()]
+    one_line(command("inspecting", "inspect", folder=elsewhere, imag=slides), r"imag: no such knob .* mean image\?")
