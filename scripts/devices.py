@@ -31,7 +31,7 @@ def use_full_float32() -> None:
     torch.backends.cudnn.allow_tf32 = False
     # The same in PyTorch's newer words, of which a wider one counts where a narrower one is silent. The older switches
     # come first: they raise an error once the two disagree.
-    torch.backends.cudnn.fp32_precision = torch.backends.fp32_precision = "ieee"
+    torch.backends.cudnn.fp32_precision = torch.backends.fp32_precision = "ieee"  # type: ignore[attr-defined]
 
 
 @functools.cache
