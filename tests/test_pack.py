@@ -13,7 +13,9 @@ import pytest
 import torch
 
 from bundle.archive import unpack
+from bundle.checked import Bundle
 from bundle.pack import Packed, pack
+from bundle.verify import OK, check
 from scripts.errors import SettingsError
 from scripts.weights_record import DEMONSTRATION
 from tests.bundles import DRAWN, change_json, copied, make_weights, write
@@ -77,7 +79,10 @@ def test_packing_twice_gives_the_same_bytes(trained_repository: Path, packed_zip
 
 
 def test_the_settings_of_the_weights_become_the_defaults(trained_repository: Path, tmp_path: Path) -> None:
-    weights = make_weights(tmp_path / "w", magnifications=[5, 10, 20], task="binary", min_tissue=0.5, num_nodes=16)
+    own = {"class_names": ["benign", "malignant"], "positive_classes": ["malignant"]}
+    weights = make_weights(
+        tmp_path / "w", magnifications=[5, 10, 20], task="binary", min_tissue=0.5, num_nodes=16, **own
+    )
     result, top = packed(trained_repository, weights, tmp_path)
     assert [name for name in result.sizes if name.endswith(".pt")] == [
         "models/model.pt",
@@ -91,8 +96,12 @@ def test_the_settings_of_the_weights_become_the_defaults(trained_repository: Pat
         assert config["min_tissue"] == 0.5
         assert config.get("num_nodes", 16) == 16
         assert config.get("task", "binary") == "binary"
+        assert {key: config[key] for key in own if key in config} == ({} if name == "inspect" else own)
     metadata = json.loads((top / "configs" / "metadata.json").read_text(encoding="utf-8"))
     assert metadata["network_data_format"]["outputs"]["pred"]["num_channels"] == 4
+    assert metadata["network_data_format"]["outputs"]["pred"]["channel_def"] == {"0": "malignant"}
+    for rule in ("data format", "network in and out", "weights"):
+        assert check(rule, Bundle(top, "folder")).state == OK
     assert metadata["network_data_format"]["inputs"]["image"]["spatial_shape"] == [3, 1281]
 
 
