@@ -46,7 +46,7 @@ def preloaded() -> Iterator[Preloaded]:
 def command(preloaded) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Run a workflow by the command that the README gives, in a process of its own; from the root if not told where.
 
-    Words stand between the id and the config file.
+    Words stand at the end of the command.
     """
 
     def run(
@@ -54,7 +54,7 @@ def command(preloaded) -> Callable[..., subprocess.CompletedProcess[str]]:
     ) -> subprocess.CompletedProcess[str]:
         options = [f"--{key}={value}" for key, value in knobs.items()]
         file = Path("configs", f"{config}.json") if folder == ROOT else ROOT / "configs" / f"{config}.json"
-        return preloaded.run("monai.bundle", "run", run_id, *words, f"--config_file={file}", *options, folder=folder)
+        return preloaded.run("monai.bundle", "run", run_id, f"--config_file={file}", *options, *words, folder=folder)
 
     return run
 

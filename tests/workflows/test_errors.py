@@ -123,8 +123,8 @@ def one_line(done, message):
         (["--output_dir=results#2"], r"output_dir: got 'results#2', and MONAI writes :: for #\. Rename it"),
     ],
 )
-def test_what_the_command_line_would_lose_is_refused(command, tmp_path, words, message):
-    one_line(command("inferring", "inference", *words, datalist=tmp_path / "none.csv", epoch=9), message)
+def test_what_the_command_line_would_lose_is_refused(command, words, message):
+    one_line(command("inferring", "inference", *words, epoch=9), message)
 
 
 def test_every_kind_of_folder_will_do_to_start_from(command, slides, elsewhere):
