@@ -162,14 +162,14 @@ class BagBuilder:
         Raises:
             SlideError: as :meth:`look`, and if there is no tissue, or no patch has enough.
         """
-        bag = self.check(self.look(entry))
+        bag = self.look(entry)
         path = str(bag.slide.path)
         if entry.get("mask") is None and path not in self._told:
             self._told.add(path)
             for level, told in ((logging.WARNING, bag.tissue.doubt()), (logging.INFO, bag.tissue.ink())):
                 if told is not None:
                     logger.log(level, "%s: %s. %s", path, *told)
-        return bag
+        return self.check(bag)
 
     def check(self, bag: Bag) -> Bag:
         """The same bag, if it has rows.

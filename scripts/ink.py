@@ -75,10 +75,12 @@ def find_ink(overview: NDArray[np.uint8], mpp: float) -> Ink:
     large = stats[:, cv2.CC_STAT_AREA] >= smallest_px
     large[0] = False
     cores[~large[labels]] = 0
-    counts = np.bincount(cores.ravel(), minlength=len(COLOURS) + 1)[1:]
-    colours = tuple(name for name, count in zip(COLOURS, counts, strict=True) if count >= smallest_px)
     if not large.any():
         return Ink(np.zeros(cores.shape, dtype=bool), ())
+    counts = np.bincount(cores.ravel(), minlength=len(COLOURS) + 1)[1:]
+    # Where colours run into each other, none of them may be large alone.
+    enough = min(smallest_px, counts.max())
+    colours = tuple(name for name, count in zip(COLOURS, counts, strict=True) if count >= enough)
     num_strokes, labels = cv2.connectedComponents(strokes, connectivity=8)
     has_core = np.zeros(num_strokes, dtype=bool)
     has_core[np.unique(labels[cores > 0])] = True

@@ -98,11 +98,8 @@ class TissueMask:
     @property
     def area_mm2(self) -> float:
         """Area of the tissue in square millimetres."""
-        return float(self.tissue.sum() * self._pixel_mm2)
-
-    @property
-    def _pixel_mm2(self) -> float:
-        return self.pixel_level0[0] * self.pixel_level0[1] * self.base_mpp**2 * 1e-6
+        pixel_um2 = self.pixel_level0[0] * self.pixel_level0[1] * self.base_mpp**2
+        return float(self.tissue.sum() * pixel_um2 * 1e-6)
 
     @property
     def is_everywhere(self) -> bool:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from scripts.bags import BagBuilder
 from scripts.checking_problems import WARNS
 from scripts.checking_slides import SlideChecker
+from scripts.errors import SlideError
 from scripts.ink import Ink, find_ink
 from scripts.inspection import describe
 from scripts.slides import Slide
@@ -129,6 +130,22 @@ def test_the_pale_end_of_a_stroke_belongs_to_it_and_a_pale_stain_does_not():
     assert not ink.mask[140:].any()
     stroke[80:120, 50:190] = 243  # without its core: as the counterstain of an immunohistochemical slide
     assert find_ink(stroke, 8.0).colours == ()
+
+
+def test_a_stroke_of_which_no_colour_is_large_alone_is_ink():
+    image = np.full((100, 100, 3), 243, dtype=np.uint8)
+    image[40:55, 30:46], image[40:55, 46:60] = INKS["blue"][0], INKS["green"][1]  # 128 and 112 um by 120 um
+    ink = find_ink(image, 8.0)
+    assert ink.colours in (("blue",), ("green",))
+    assert ink.mask[40:55, 30:60].all()
+
+
+def test_a_slide_of_nothing_but_ink_is_refused_and_the_ink_told_of(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    path = write(tmp_path, with_ring(np.full((SIDE_PX, SIDE_PX, 3), GLASS, np.uint8), INKS["blue"][0]))
+    with pytest.raises(SlideError, match="no tissue was found"):
+        builder()({"image": path})
+    assert "of blue ink are left out of the tissue" in caplog.text
 
 
 def test_a_speck_is_no_ink():
