@@ -16,6 +16,7 @@ from scripts.errors import SettingsError
 from scripts.files import replacing
 from scripts.linked_patches import linked_patches
 from scripts.magnification import magnification_of
+from scripts.slide_files import slide_names
 
 __all__ = ["describe", "draw", "inspect_slide"]
 
@@ -46,7 +47,8 @@ def inspect_slide(entry: Mapping[str, Any], bag_builder: BagBuilder, output_dir:
         if entry.get(key) is not None and not Path(entry[key]).exists():
             raise SettingsError(key, f"no such file {entry[key]}", f"Check the path: --{key} PATH.")
     bag = bag_builder.look(entry)
-    name = bag.slide.path.stem
+    path = bag.slide.path.absolute()
+    (name,) = slide_names([str(path)], str(path.parent))
     print(describe(bag))
     picture, mask = Path(output_dir) / f"{name}.png", Path(output_dir) / f"{name}_tissue.mha"
     with replacing(picture) as part:

@@ -81,7 +81,7 @@ def read_look(path: str | Path) -> Look:
     Raises:
         ReaderError: if the file cannot be read, or the process does not answer, or dies of it.
     """
-    return Look(*_asked(lambda process: process.ask("the first look", "look", str(path))))
+    return Look(*_asked(lambda process: process.ask("tifffile", "look", str(path))))
 
 
 def read_kind(path: str | Path) -> tuple[str, str] | None:
@@ -90,7 +90,7 @@ def read_kind(path: str | Path) -> tuple[str, str] | None:
     Raises:
         ReaderError: as :func:`read_look`.
     """
-    return _asked(lambda process: process.ask("the first look", "kind", str(path)))
+    return _asked(lambda process: process.ask("tifffile", "kind", str(path)))
 
 
 def read_pixels(

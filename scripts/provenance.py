@@ -42,6 +42,7 @@ LIBRARIES = (
 READERS = {
     "cucim": ("cucim-cu13", "cucim-cu12", "cucim"),
     "openslide": ("openslide-python", "openslide-bin"),
+    "tifffile": ("tifffile", "imagecodecs"),
 }
 # What runs: another change in the work tree makes nothing else.
 CODE = ("scripts", "configs")
@@ -95,7 +96,8 @@ def software(reader: str | None = None) -> dict[str, Any]:
     """The code that runs.
 
     Args:
-        reader: the backend that reads the slide, ``"cucim"`` or ``"openslide"``; by default all that are installed.
+        reader: the backend that reads the slide, ``"cucim"``, ``"openslide"`` or ``"tifffile"``; by default all that
+            are installed.
 
     Returns:
         ``bundle``, its name and version; ``git``, see :func:`git_state`; and ``versions``, of Python and of each

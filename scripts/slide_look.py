@@ -15,7 +15,7 @@ from scripts.tiff_pixels import pixel_fault
 __all__ = ["CONVERT", "Look", "kind_of", "look_at"]
 
 CONVERT = "vips tiffsave IN OUT.tif --tile --pyramid --compression jpeg --Q 85 --bigtiff"
-"""The command that makes a pyramid of an image. With a ``Q`` from 90 up, OpenSlide shows its tiles in false colours."""
+"""The command that makes a pyramid of an image; with a ``Q`` from 90 up OpenSlide shows false colours (pyvips 483)."""
 
 # How files begin that are often taken for slides; a MIRAX slide begins as a JPEG, its thumbnail.
 IMAGES = {

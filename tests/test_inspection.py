@@ -8,6 +8,7 @@ from scripts.errors import SettingsError, SlideError
 from scripts.inspection import GRID_COLOURS, TISSUE_COLOUR, describe, draw, inspect_slide
 from scripts.linked_patches import linked_patches
 from tests.cohorts import builder, draw_slide
+from tests.dicoms import write_dicom
 from tests.pyramids import with_tissue, write_pyramid
 
 
@@ -151,3 +152,11 @@ def test_a_path_that_is_wrong_is_named_by_its_option(slide, key, tmp_path):
     entry = {"image": slide} | {key: "gone.tif"}
     with pytest.raises(SettingsError, match=rf"{key}: no such file gone\.tif\. Check the path: --{key} PATH"):
         inspect_slide(entry, builder(), tmp_path)
+
+
+def test_the_pictures_of_a_dicom_slide_are_named_after_its_folder(tmp_path):
+    image = with_tissue(512, 1024, [(368, 16, 1008, 496)])
+    write_dicom(tmp_path / "case.1", image, downsamples=(1, 2))
+    for named in ("", "level_1.dcm"):
+        picture = inspect_slide({"image": tmp_path / "case.1" / named}, builder(), tmp_path / "out")
+        assert picture.name == "case.1.png"

@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from scripts import __version__, provenance
+from scripts.backends import BACKENDS
 from scripts.errors import SettingsError
 from scripts.provenance import cohort_fingerprint, git_state, made_by, software
 
@@ -54,6 +55,12 @@ def test_versions_are_those_of_what_runs() -> None:
     assert versions["torch"] == torch.__version__
     assert versions["monai"] == monai.__version__
     assert versions["numpy"] == np.__version__
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_every_reader_has_a_version(backend):
+    known = set(software(backend)["versions"])
+    assert any(name.partition("-")[0] == backend for name in known)
 
 
 def test_of_the_readers_only_the_one_in_use_is_told() -> None:
