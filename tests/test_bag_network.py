@@ -173,7 +173,7 @@ def test_the_loss_and_its_gradient_are_in_full_precision_too(method: str, cast: 
         model.start_phase(0)
         with torch.autocast("cpu", dtype=cast, enabled=enabled):
             loss = get_loss(method, model)(model(x, log_weight), torch.tensor([[1, 0, 1]]))
-            loss.backward()
+        loss.backward()
         return [loss.detach(), *(p.grad for p in model.parameters() if p.grad is not None)]
 
     plain, under_autocast = step(False), step(True)

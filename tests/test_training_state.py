@@ -48,12 +48,20 @@ def test_a_checkpoint_that_holds_a_gradient_scaler_is_gone_on_from_without_it(tm
 
 
 @pytest.mark.parametrize("cast", [torch.bfloat16, torch.float16])
-def test_a_training_under_an_autocast_is_the_same_to_the_last_digit(tmp_path, cast):
-    plain, under_autocast = tmp_path / "plain", tmp_path / "autocast"
-    one = Training(plain, epochs=2).run()
-    with torch.autocast("cpu", dtype=cast):
-        other = Training(under_autocast, epochs=2).run()
-    assert same(checkpoint(plain)["model"], checkpoint(under_autocast)["model"])
+def test_a_training_with_monais_own_amp_is_the_same_to_the_last_digit(tmp_path, monkeypatch, cast):
+    one = Training(tmp_path / "plain", epochs=2).run()
+    other, autocast, used = Training(tmp_path / "amp", epochs=2), torch.autocast, []
+
+    def on_cpu(device_type, enabled=True):  # where MONAI's engine asks for one on a GPU
+        used.append((device_type, enabled))
+        return autocast("cpu", dtype=cast, enabled=enabled)
+
+    monkeypatch.setattr(torch, "autocast", on_cpu)
+    monkeypatch.setattr(torch.cuda.amp, "GradScaler", lambda: GradScaler("cpu", init_scale=64.0))
+    other.trainer.amp = True
+    other.run()
+    assert used.count(("cuda", True)) == 16
+    assert same(checkpoint(tmp_path / "plain")["model"], checkpoint(tmp_path / "amp")["model"])
     assert one.validations == other.validations
 
 
