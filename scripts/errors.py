@@ -176,9 +176,11 @@ def _tell_torchrun(mistake: BundleError) -> None:
     if path:
         extra = {"py_callstack": str(mistake), "timestamp": str(int(time.time()))}
         content = json.dumps({"message": {"message": str(mistake), "extraInfo": extra}})
-        # The disk may be what is full.
-        with suppress(OSError), open(path, "w", encoding="utf-8") as file:
-            file.write(content)
+        # The disk may be what is full, and torchrun fails on half a file.
+        with suppress(OSError):
+            with open(f"{path}.part", "w", encoding="utf-8") as file:
+                file.write(content)
+            os.replace(f"{path}.part", path)
 
 
 def _chain(error: BaseException | None, contexts: bool = True) -> Iterator[BaseException]:

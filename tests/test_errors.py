@@ -1,4 +1,5 @@
 import errno
+import json
 import pickle
 import subprocess
 import sys
@@ -69,6 +70,21 @@ def test_an_error_arrives_whole_from_a_worker_process(kind):
 def test_a_cause_of_several_lines_becomes_one():
     error = SlideError("a.svs", "cannot be read (line one\nline two)", "Copy it again.")
     assert str(error) == "a.svs: cannot be read (line one line two). Copy it again."
+
+
+@pytest.mark.parametrize("folder", ["", "gone/"])
+def test_torchrun_is_given_the_line_if_it_can_be(tmp_path, folder, monkeypatch):
+    path = tmp_path / folder / "error.json"
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(path))
+    code = "from scripts.errors import SlideError, show_one_line\nshow_one_line()\nraise SlideError('a', 'b', 'c')"
+    assert run_python(code).stderr == "error: a: b. c\n"
+    if folder:
+        assert list(tmp_path.iterdir()) == []
+    else:
+        # As torch.distributed.elastic.multiprocessing.errors.ProcessFailure reads it.
+        message = json.loads(path.read_text())["message"]
+        assert message["extraInfo"]["py_callstack"] == message["message"] == "a: b. c"
+        assert int(message["extraInfo"]["timestamp"]) > 0
 
 
 def test_an_interrupt_is_logged_without_a_traceback():
