@@ -32,7 +32,7 @@ setup: $(STAMP) ## make .venv with every dependency at its pinned version, and s
 	@$(PYTHON) -m scripts.devices
 
 test: $(STAMP) ## run the tests with coverage; ARGS="-k grid" adds options of pytest
-	$(PYTHON) -m pytest --numprocesses 2 --dist loadscope --cov --cov-report=term-missing:skip-covered $(ARGS)
+	$(PYTHON) -m pytest --numprocesses 2 --dist loadscope --no-loadscope-reorder --cov --cov-report=term-missing:skip-covered $(ARGS)
 
 lint: $(STAMP) ## check style, formatting and types
 	$(PYTHON) -m ruff check .
