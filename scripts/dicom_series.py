@@ -64,7 +64,7 @@ def instance_of(path: str | Path) -> Instance | None:
     try:
         status = os.stat(path)
         return _instance(os.path.abspath(path), status.st_ino, status.st_size, status.st_mtime_ns)
-    except OSError:
+    except (OSError, ValueError):  # a ValueError of a name that no file can have
         return None
 
 

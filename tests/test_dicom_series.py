@@ -178,5 +178,6 @@ def test_what_is_asked_of_a_file_that_is_no_dicom(tmp_path):
         assert stamp_of(tmp_path / "pipe")
     assert (instance_of(slide), series_files(slide), instance_of(tmp_path / "gone")) == (None, [], None)
     assert dicom_slides([str(slide), str(tmp_path / "gone.dcm")]) == {}
+    assert series_files(tmp_path / "no\0file") == []
     known = {"a.dcm": True, "A.DCM": True, "a.dicom": True, "IM1": True, "1.2.3.4": True, "a.svs": False, "a.b1": False}
     assert {name: may_be_dicom(f"/x.y/{name}") for name in known} == known
