@@ -116,7 +116,9 @@ def load_library(name: str) -> None:
     library = importlib.import_module(name)
     if name == "cucim":
         # It loads its plugins with the first file that it is asked for, even if there is no such file.
-        with contextlib.suppress(ValueError):
+        # Which error it raises for that depends on its version, and says nothing of a slide: raised here, it would
+        # keep cuCIM from all slides. A plugin that does not load fails again with the slide that is opened next.
+        with contextlib.suppress(Exception):
             library.CuImage("")
 
 

@@ -16,12 +16,12 @@ from scripts.dicom_series import slide_parts
 from scripts.errors import SettingsError, SlideError
 from scripts.frames import doubt
 from scripts.localisation import read_regions
-from scripts.magnification import squeezed_levels
+from scripts.magnification import MPP_RTOL, squeezed_levels
 from scripts.resolution import POWER_SOURCE, Resolution, find_resolution, resolution_sources
 from scripts.slide_checksums import content_sha256, given_sha256
 from scripts.slide_files import SLIDE_SUFFIXES, without_suffix
 from scripts.slide_look import CONVERT
-from scripts.slides import MPP_RTOL, Slide, pixel_fault
+from scripts.slides import Slide, pixel_fault
 
 __all__ = ["SlideChecker", "SlideFacts", "find_duplicates", "find_unsummed"]
 

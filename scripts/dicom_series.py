@@ -18,6 +18,7 @@ __all__ = [
     "is_dicom",
     "may_be_dicom",
     "series_files",
+    "slide_of",
     "slide_parts",
 ]
 
@@ -60,11 +61,14 @@ def is_dicom(path: str | Path) -> bool:
 
 
 def instance_of(path: str | Path) -> Instance | None:
-    """What a file is to a DICOM whole slide; ``None`` for one that is no DICOM file or cannot be read as one."""
+    """What a file is to a DICOM whole slide; ``None`` for one that is no DICOM file or cannot be read as one.
+
+    One that cannot be read now (a full table of files, a network share that is away) is asked again the next time.
+    """
     try:
         status = os.stat(path)
         return _instance(os.path.abspath(path), status.st_ino, status.st_size, status.st_mtime_ns)
-    except OSError:
+    except (OSError, ValueError):  # a ValueError of a name that no file can have
         return None
 
 
@@ -83,6 +87,8 @@ def _instance(path: str, *_: int) -> Instance | None:
             return Instance("", False)
         flavours = list(head.get("ImageType") or ())
         return Instance(str(head.SeriesInstanceUID), flavours[2:3] == ["VOLUME"])
+    except OSError:  # of the disk, not of the file's content: it may be gone at the next call
+        raise
     except Exception:  # pydicom raises whatever its parsers come upon; the reader that opens the file says why
         return None
 
@@ -122,6 +128,18 @@ def dicom_slides(files: Iterable[str]) -> dict[str, str]:
         levels = [file for file in own if (instance := instance_of(file)) is not None and instance.is_level]
         slides.update({file: levels[0] for file in own if levels})
     return slides
+
+
+def slide_of(path: str) -> str:
+    """The file that stands for the slide that a file is a part of.
+
+    Args:
+        path: absolute.
+
+    Returns:
+        Of a DICOM slide the first of its levels by name; of all else the path itself.
+    """
+    return dicom_slides(series_files(path)).get(path, path) if may_be_dicom(path) else path
 
 
 def folder_slides(folder: str | Path) -> list[str]:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from scripts.datalist_labels import CLASS_NAMES, label_vector
+from scripts.dicom_series import slide_of
 from scripts.errors import DatalistError
 from scripts.slide_files import slide_names
 
@@ -21,6 +21,7 @@ def as_entries(
     task: str,
     class_names: Sequence[str] = CLASS_NAMES,
     positive_classes: Sequence[str] | None = None,
+    apart_from: Sequence[Mapping[str, Any]] = (),
 ) -> list[dict[str, Any]]:
     """The entries of a datalist: as they are, or made from what MONAI Label has.
 
@@ -31,13 +32,14 @@ def as_entries(
         task: ``"multilabel"`` or ``"binary"``.
         class_names: the classes in order.
         positive_classes: as in :func:`scripts.datalist.load_partition`.
+        apart_from: entries of another list, in which no slide of MONAI Label may be, too.
 
     Returns:
         For each slide ``image``, ``label`` ``[K]``, ``slide``, ``patient`` and, where given, ``mpp``, ``mask`` and
-        ``mask_tissue``.
+        ``mask_tissue``. The image of a DICOM slide is the first of its levels by name, whichever file is labelled.
 
     Raises:
-        DatalistError: if there is no slide, or a label cannot be used.
+        DatalistError: if there is no slide, one is there twice, or a label cannot be used.
     """
     if not data:
         raise DatalistError(
@@ -50,10 +52,17 @@ def as_entries(
     for item in data:
         if not isinstance(item.get("image"), str | Path) or item.get("label") is None:
             raise DatalistError("data", f"{dict(item)!r} lacks image or label", "Give both for each slide.")
-    paths = [os.path.abspath(str(item["image"])) for item in data]
-    twice = [path for path, number in Counter(paths).items() if number > 1]
-    if twice:
-        raise DatalistError(twice[0], "is there twice", "Give each slide once.")
+    given_paths = [os.path.abspath(str(item["image"])) for item in data]
+    # MONAI Label lists each file of a DICOM series as an image of its own.
+    paths = [slide_of(path) for path in given_paths]
+    seen = {slide_of(path): path for path in (os.path.abspath(str(entry["image"])) for entry in apart_from)}
+    for slide, path in zip(paths, given_paths, strict=True):
+        if (other := seen.get(slide)) is not None:
+            cause = (
+                "is there twice" if other == path else f"is of the same DICOM series as {other}, which has a label, too"
+            )
+            raise DatalistError(path, cause, "Give each slide once.")
+        seen[slide] = path
     names = slide_names(paths, os.path.commonpath([os.path.dirname(path) for path in paths]))
     entries = []
     for item, path, name in zip(data, paths, names, strict=True):

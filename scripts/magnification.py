@@ -10,6 +10,7 @@ from typing import Any
 from scripts.errors import SettingsError
 
 __all__ = [
+    "MPP_RTOL",
     "Scale",
     "check_magnifications",
     "magnification_of",
@@ -22,6 +23,9 @@ __all__ = [
 
 # "20x" is a convention of the field, not a unit: a 20x scan has about 0.5 um/px on every scanner's camera.
 MPP_AT_1X = 10.0
+# A level this much coarser than what was asked for counts as it, as in MONAI's readers (mpp_rtol): scanners
+# write 0.2525 um/px for 40x, and their pyramids round sizes.
+MPP_RTOL = 0.05
 # 1 mm and 10 nm per pixel: beyond what light microscopes and their scanners show.
 LEAST, MOST = 0.01, 1000.0
 

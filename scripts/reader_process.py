@@ -55,6 +55,7 @@ def serve(connection_fd: int, memory_fd: int, said_fd: int) -> None:
     if not _ends_with_the_run():
         return
     requests = _Requests(memory_fd)
+    loaded: set[str] = set()
     with Connection(connection_fd) as connection:
         while True:
             try:
@@ -62,8 +63,11 @@ def serve(connection_fd: int, memory_fd: int, said_fd: int) -> None:
             except EOFError:
                 return
             # Apart from the request, because what a library prints while it is loaded says nothing about the slide.
-            answer = _answer(load_library, (library,), said_fd, judged=False)
+            answer = (True, None)
+            if library not in loaded:
+                answer = _answer(load_library, (library,), said_fd, judged=False)
             if answer[0]:
+                loaded.add(library)
                 answer = _answer(getattr(requests, method), arguments, said_fd)
             if not answer[0]:
                 requests.forget()

@@ -79,11 +79,10 @@ def find_resolution(path: Path, mpp: float | None = None) -> Resolution:
     if from_power is not None:
         return from_power
     cause = "the file carries no resolution (no micrometres per pixel, no objective power)"
-    for pixel_size, source in tiff.sources():
+    # OpenSlide comes last, because of a TIFF it repeats the tags.
+    for pixel_size, source in (*tiff.sources(), (_from_openslide(properties), OPENSLIDE_SOURCE)):
         if pixel_size is not None:
-            in_dpi = f"{MICROMETRES_PER_UNIT[INCH] / pixel_size[0]:.4g} dpi = {pixel_size[0]:.4g} um/px"
-            of_what = source.removeprefix("file: ")
-            cause = f"the file says {in_dpi} ({of_what}), which image programs write by default: no slide's resolution"
+            cause = _why_not(pixel_size, source)
             break
     remedy = "Set `mpp` (micrometres per pixel at full resolution) of this slide in a datalist (to inspect: --mpp)."
     raise SlideError(path, cause, remedy)
@@ -166,6 +165,16 @@ def _from_ome(description: str, size_px: tuple[int, int]) -> tuple[float, float]
             if x_size and y_size and x_unit and y_unit:
                 return x_size * x_unit, y_size * y_unit
     return None
+
+
+def _why_not(pixel_size: tuple[float, float], source: str) -> str:
+    """Why a size of a pixel in micrometres, of which a side at least is out of range, is no slide's."""
+    said = next(size for size in pixel_size if not _is_of_a_slide(size))
+    of_what, (least, most) = source.removeprefix("file: "), PLAUSIBLE_MPP
+    if source == TAGS_SOURCE and said > most:
+        in_dpi = f"{MICROMETRES_PER_UNIT[INCH] / said:.4g} dpi = {said:.4g} um/px"
+        return f"the file says {in_dpi} ({of_what}), which image programs write by default: no slide's resolution"
+    return f"the file says {said:.4g} um/px ({of_what}), which is outside {least:g} to {most:g} um/px"
 
 
 def _from_objective_power(properties: dict[str, str]) -> Resolution | None:

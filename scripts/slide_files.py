@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 
-from scripts.dicom_series import dicom_slides, folder_slides, instance_of, may_be_dicom, series_files
+from scripts.dicom_series import dicom_slides, folder_slides, instance_of, may_be_dicom, series_files, slide_of
 from scripts.errors import DatalistError
 
 __all__ = ["NAME_IT", "SLIDE_SUFFIXES", "SlideFolder", "slide_names", "without_suffix"]
@@ -73,7 +73,7 @@ class SlideFolder:
         """
         path = self.path(name)
         if os.path.isfile(path):
-            return dicom_slides(series_files(path)).get(path, path) if may_be_dicom(path) else path
+            return slide_of(path)
         in_folder = folder_slides(path) if os.path.isdir(path) else []
         if len(in_folder) == 1:
             return in_folder[0]
@@ -200,6 +200,12 @@ def slide_names(paths: Sequence[str], folder: str, wanted: Sequence[str | None] 
         if (other := taken.setdefault(name.casefold(), path)) != path:
             raise DatalistError(path, f"would be called {name}, as {other} is", "Rename one of the two files.")
     return names
+
+
+def slide_name(path: str) -> str:
+    """The name of a slide that stands alone, see :func:`slide_names`."""
+    path = os.path.abspath(path)
+    return slide_names([path], os.path.dirname(path))[0]
 
 
 def without_suffix(path: str) -> str:

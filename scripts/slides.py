@@ -16,20 +16,25 @@ from scripts.dicom_series import folder_slides
 from scripts.errors import SettingsError, SlideError
 from scripts.frames import Rectangle, find_bounds
 from scripts.isolation import ReaderError, has_cucim, open_levels, read_kind, read_look, read_pixels
-from scripts.magnification import Scale, magnification_of, mean_downsamples, mpp_of, scale_name, squeezed_levels
+from scripts.magnification import (
+    MPP_RTOL,
+    Scale,
+    magnification_of,
+    mean_downsamples,
+    mpp_of,
+    scale_name,
+    squeezed_levels,
+)
 from scripts.repeats import Repeats
 from scripts.resolution import Resolution, find_resolution
 from scripts.slide_look import CONVERT, Look
 from scripts.slide_stamp import Stamp, stamp_of
 
-__all__ = ["MPP_RTOL", "READERS", "READ_LEVELS", "Slide", "check_reader", "pixel_fault", "resample"]
+__all__ = ["READERS", "READ_LEVELS", "Slide", "check_reader", "pixel_fault", "resample"]
 
 READERS = ("auto", "cucim", "openslide")
 READ_LEVELS = ("nearest", "highest", "upsample")
 
-# A level this much coarser than what was asked for counts as it, as in MONAI's readers (mpp_rtol): scanners
-# write 0.2525 um/px for 40x, and their pyramids round sizes.
-MPP_RTOL = 0.05
 WHITE = 255
 # Of the files that MONAI's reader with cuCIM takes.
 CUCIM_SUFFIXES = (".tif", ".tiff", ".svs")

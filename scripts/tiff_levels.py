@@ -6,6 +6,7 @@ import numpy as np
 import tifffile
 from numpy.typing import NDArray
 
+from scripts.magnification import MPP_RTOL, squeezed_levels
 from scripts.tiff_tiles import TiffTiles
 
 __all__ = ["TiffLevels", "subifd_levels"]
@@ -14,12 +15,18 @@ WHITE = 255
 
 
 def subifd_levels(tiff: tifffile.TiffFile) -> list[tifffile.TiffPage]:
-    """The first page of a TIFF and the levels in its SubIFDs, finest first; none if it has no such levels."""
+    """The first page of a TIFF and the levels in its SubIFDs, finest first; none if it has no such levels.
+
+    Images of another proportion are photographs of the label or of the glass, and no levels.
+    """
     first = tiff.pages.first
     alike = [
         page
         for page in first.pages or ()
-        if isinstance(page, tifffile.TiffPage) and page.is_tiled and page.samplesperpixel == first.samplesperpixel
+        if isinstance(page, tifffile.TiffPage)
+        and page.is_tiled
+        and page.samplesperpixel == first.samplesperpixel
+        and not squeezed_levels([(each.imagewidth, each.imagelength) for each in (first, page)], MPP_RTOL)
     ]
     levels = sorted(alike, key=lambda page: page.imagewidth, reverse=True)
     return [first, *levels] if levels and first.is_tiled else []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ from torch import Tensor
 from scripts.bags import BagBuilder
 from scripts.encoding import Encoder, of_rows
 from scripts.slide_checksums import check_sha256
+from scripts.slide_files import slide_name
 
 __all__ = ["EncodeSlided", "ServingHeadd", "join_log_weight"]
 
@@ -64,7 +64,7 @@ class EncodeSlided(MapTransform):
             encoded["patch_level0"] = torch.tensor([s.patch_level0 for s in bag.grid.scales], dtype=torch.float64)
             encoded["base_mpp"] = bag.slide.base_mpp
             encoded["bounds_level0"] = torch.tensor(bag.slide.bounds_level0, dtype=torch.float64)
-            encoded.setdefault("slide", Path(path).stem)
+            encoded.setdefault("slide", slide_name(path))
         return encoded
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import shutil
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import wsidicom
 
+from scripts.cohort import choose_slides
 from scripts.datalist import list_slides, load_datalist
 from scripts.dicom_series import dicom_slides, folder_slides, instance_of, is_dicom, may_be_dicom, series_files
 from scripts.errors import DatalistError, SlideError
@@ -170,6 +172,33 @@ def test_a_level_that_is_replaced_while_the_slide_is_read_is_noticed(series):
         slide.check_unchanged()
 
 
+@pytest.mark.parametrize("named", ["level_0.dcm", "level_2.dcm", "a_label.dcm"])
+def test_one_file_as_dataset_dir_is_the_slide_that_it_is_of(series, named):
+    listed, folder = choose_slides(series / named, None, ".")
+    assert names(list_slides(listed, folder)) == [("case 1.2", "level_0.dcm")]
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason=f"no folder {SHARED}")
+def test_so_it_is_on_a_slide_of_scanned_pixels_too():
+    listed, folder = choose_slides(SHARED / "level_2.dcm", None, ".")
+    assert names(list_slides(listed, folder)) == [("dicom_series", "level_0.dcm")]
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EMFILE])
+def test_a_file_that_could_not_be_read_once_is_read_the_next_time(series, monkeypatch, number):
+    path = series / "level_1.dcm"
+
+    def fail(*_, **__):
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pydicom.filereader.read_partial", fail)
+        assert instance_of(path) is None
+    found = instance_of(path)
+    assert found is not None
+    assert found.is_level
+
+
 def test_what_is_asked_of_a_file_that_is_no_dicom(tmp_path):
     slide = write_pyramid(tmp_path / "s.svs", noise(256, 256))
     os.mkfifo(tmp_path / "pipe")
@@ -178,5 +207,6 @@ def test_what_is_asked_of_a_file_that_is_no_dicom(tmp_path):
         assert stamp_of(tmp_path / "pipe")
     assert (instance_of(slide), series_files(slide), instance_of(tmp_path / "gone")) == (None, [], None)
     assert dicom_slides([str(slide), str(tmp_path / "gone.dcm")]) == {}
+    assert series_files(tmp_path / "no\0file") == []
     known = {"a.dcm": True, "A.DCM": True, "a.dicom": True, "IM1": True, "1.2.3.4": True, "a.svs": False, "a.b1": False}
     assert {name: may_be_dicom(f"/x.y/{name}") for name in known} == known

@@ -138,6 +138,7 @@ def test_qupath_gets_its_own_frame_and_others_that_of_level_0(request_, conf, co
 def test_a_bundle_without_frames_is_served_in_that_of_level_0():
     old = Offer(MUSTMIL.heads, MUSTMIL.maps, CLASSES, coordinates=("level0",))
     assert read_choice(QUPATH, old).coordinates == "level0"
+    assert read_choice({"coordinates": ["level0"]}, old).coordinates == "level0"  # the list of /info/, sent back
     with pytest.raises(RequestError, match=r"^coordinates: got 'qupath'\. Give one of level0\.$"):
         read_choice({"coordinates": "qupath"}, old)
 

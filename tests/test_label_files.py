@@ -10,6 +10,9 @@ import pytest
 
 from scripts.errors import DatalistError
 from scripts.label_files import as_entries, read_label_file
+from tests.conftest import ROOT
+from tests.dicoms import write_dicom
+from tests.pyramids import noise
 
 
 def write(folder: Path, content: object, name: str = "s1.json") -> str:
@@ -78,6 +81,35 @@ def test_a_label_file_that_says_no_label_is_named(tmp_path: Path, content: bytes
     (tmp_path / "s1.json").write_bytes(content)
     with pytest.raises(DatalistError, match=message):
         as_entries([{"image": "/slides/s1.svs", "label": str(tmp_path / "s1.json")}], "multilabel")
+
+
+def test_two_instances_of_a_dicom_series_are_one_slide_in_a_list_and_across_lists(tmp_path: Path) -> None:
+    label = write(tmp_path, [0, 0, 0, 0, 1])
+    for case in ("case1", "case2"):
+        write_dicom(tmp_path / case, noise(256, 256), downsamples=(1, 2))
+    first, second, other = (
+        {"image": str(tmp_path / name), "label": label}
+        for name in ("case1/level_0.dcm", "case1/level_1.dcm", "case2/level_1.dcm")
+    )
+    entries = as_entries([second, other], "multilabel")
+    # As a datalist has them.
+    assert [(entry["slide"], entry["patient"]) for entry in entries] == [("case1", "case1"), ("case2", "case2")]
+    assert [entry["image"] for entry in entries] == [str(tmp_path / f"case{n}" / "level_0.dcm") for n in (1, 2)]
+    message = (
+        r"level_1\.dcm: is of the same DICOM series as .*level_0\.dcm, which has a label, too\. Give each slide once"
+    )
+    with pytest.raises(DatalistError, match=message):
+        as_entries([first, other, second], "multilabel")
+    with pytest.raises(DatalistError, match=message):
+        as_entries([second], "multilabel", apart_from=as_entries([other, first], "multilabel"))
+    with pytest.raises(DatalistError, match=r"level_0\.dcm: is there twice"):
+        as_entries([first], "multilabel", apart_from=as_entries([first], "multilabel"))
+    assert len(as_entries([first], "multilabel", apart_from=as_entries([other], "multilabel"))) == 1
+
+
+def test_the_training_config_keeps_validation_apart_from_training() -> None:
+    config = json.loads((ROOT / "configs" / "train.json").read_text(encoding="utf-8"))
+    assert config["listed_validation"].endswith("@positives, @listed_training)")
 
 
 def test_a_slide_is_there_once_and_with_its_label(tmp_path: Path) -> None:

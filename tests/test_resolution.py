@@ -7,6 +7,7 @@ import tifffile
 
 from scripts.errors import SlideError
 from scripts.resolution import find_resolution, resolution_sources
+from tests.dicoms import write_dicom
 from tests.limits import within
 from tests.pyramids import noise, write_pyramid
 
@@ -98,6 +99,31 @@ def test_a_printers_resolution_is_called_what_it_is(tmp_path, dpi, said, tile):
     with pytest.raises(SlideError, match=f"{message} resolution. Set `mpp`"):
         find_resolution(path)
     assert resolution_sources(path) == []
+
+
+@pytest.mark.parametrize("mpp", [0.001, 0.019])
+def test_pixels_that_are_too_fine_are_not_called_a_printers(tmp_path, mpp):
+    path = write_pyramid(tmp_path / "fine.tif", noise(256, 256), mpp=mpp)
+    with pytest.raises(
+        SlideError, match=rf"the file says {mpp} um/px \(TIFF tags .*\), which is outside 0\.02 to 20 um/px"
+    ):
+        find_resolution(path)
+
+
+@pytest.mark.parametrize("side", [(300, 300), (0.5, 300)])
+def test_nor_is_an_implausible_size_in_ome_xml(tmp_path, side):
+    path = write_ome(tmp_path / "a.ome.tif", *side, "µm", "µm")
+    message = r"the file says 300 um/px \(OME-XML .*\), which is outside 0\.02 to 20 um/px\. Set `mpp`"
+    with pytest.raises(SlideError, match=message):
+        find_resolution(path)
+
+
+def test_nor_one_in_dicom(tmp_path):
+    write_dicom(tmp_path, noise(256, 256), mpp=50.0)
+    with pytest.raises(
+        SlideError, match=r"the file says 50 um/px \(openslide\.mpp-x.*\), which is outside 0\.02 to 20"
+    ):
+        find_resolution(tmp_path / "level_0.dcm")
 
 
 def write_ome(path, x, y, x_unit, y_unit, size=(256, 256), tags_mpp=None):

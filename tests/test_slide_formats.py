@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import cv2
 import numpy as np
+import openslide
 import pytest
 import tifffile
 import wsidicom
@@ -17,8 +18,9 @@ from scripts.errors import SlideError
 from scripts.isolation import ReaderError
 from scripts.slides import Slide
 from tests.dicoms import JPEG, write_dicom
-from tests.pyramids import noise, write_pyramid
+from tests.pyramids import BOUNDS, BOUNDS_SLIDE, noise, write_pyramid
 
+SUBIFDS = BOUNDS_SLIDE.with_name("subifd.ome.tif")
 SIZES = [(640, 768), (320, 384), (160, 192)]
 CONVERT = r"vips tiffsave IN OUT\.tif --tile --pyramid --compression jpeg --Q 85 --bigtiff"
 
@@ -91,6 +93,49 @@ def test_a_tiff_is_read_as_tifffile_reads_it(tmp_path, case, caplog):
                 region = slide.read_pixels(left, top, w, h, level)
                 assert np.array_equal(region, stored[top : top + h, left : left + w])
     assert not [record for record in caplog.records if record.levelname == "WARNING"]
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_a_photograph_among_the_subifds_is_no_level(tmp_path, alone, caplog):
+    path, options = tmp_path / "s.ome.tif", {"photometric": "rgb", "tile": (128, 128)}
+    images = [levels()[0], noise(300, 100), *([] if alone else levels()[1:])]
+    with tifffile.TiffWriter(path, ome=True) as tiff:
+        for index, pixels in enumerate(images):
+            own = {"metadata": None, "subfiletype": 1}
+            if not index:
+                own = {
+                    "subifds": len(images) - 1,
+                    "metadata": {"axes": "YXS", "PhysicalSizeX": 0.5, "PhysicalSizeY": 0.5},
+                }
+            tiff.write(pixels, **options, **own)
+    slide = Slide(path)
+    assert (slide.level_sizes, slide.unseen_levels) == (SIZES[:1] if alone else SIZES, 0)
+    assert slide.backend == ("cucim" if alone else "tifffile")
+    for level, (width, height) in enumerate(slide.level_sizes):
+        assert np.array_equal(slide.read_pixels(0, 0, width, height, level), levels()[level])
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+
+
+@pytest.mark.skipif(not SUBIFDS.is_file(), reason=f"no file {SUBIFDS}")
+def test_levels_in_subifds_of_scanned_pixels_are_used():
+    slide = Slide(SUBIFDS)
+    with tifffile.TiffFile(SUBIFDS) as tiff:
+        pages = [tiff.pages.first, *tiff.pages.first.pages]
+        assert slide.level_sizes == [(page.imagewidth, page.imagelength) for page in pages]
+        assert len(pages) > 1
+        for level, (width, height) in enumerate(slide.level_sizes):
+            assert np.array_equal(slide.read_pixels(0, 0, width, height, level), pages[level].asarray())
+
+
+@pytest.mark.skipif(not BOUNDS_SLIDE.is_file(), reason=f"no file {BOUNDS_SLIDE}")
+def test_a_slide_with_bounds_has_the_pixels_of_openslide_where_level_0_has_them():
+    slide = Slide(BOUNDS_SLIDE)
+    # Across the corner of what was scanned, and inside.
+    for left, top in ((BOUNDS[0] - 64, BOUNDS[1] - 64), (BOUNDS[0] + 900, BOUNDS[1] + 1100)):
+        with openslide.OpenSlide(BOUNDS_SLIDE) as oracle:
+            pixels = np.asarray(oracle.read_region((left, top), 0, (256, 256)))
+        expected = np.where(pixels[..., 3:] == 0, 255, pixels[..., :3])
+        assert np.array_equal(slide.read_pixels(left, top, 256, 256, 0), expected)
 
 
 def test_a_dicom_series_is_read_as_wsidicom_reads_it(tmp_path):

@@ -7,11 +7,14 @@ from monai.data import DataLoader, Dataset, MetaTensor
 from monai.engines import SupervisedEvaluator
 from monai.transforms import Compose, MapTransform
 
+from scripts.datalist import list_slides
 from scripts.datasets import PatchBagDataset
 from scripts.errors import SettingsError, SlideError
 from scripts.networks import MuSTMIL
 from scripts.transforms import EncodeSlided, ServingHeadd, join_log_weight
 from tests.cohorts import builder, draw_cohort, tiny_encoder
+from tests.dicoms import write_dicom
+from tests.pyramids import with_tissue
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +75,14 @@ def test_what_else_the_entry_holds_stays(entry):
     }  # fmt: skip
     assert entry == before  # the entry itself is not changed
     assert transform()({"image": entry["image"]})["slide"] == "s0"  # after the file, where it has no name
+
+
+def test_without_a_name_a_slide_is_called_as_in_a_datalist(tmp_path):
+    image = with_tissue(512, 512, [(0, 0, 512, 512)])
+    write_dicom(tmp_path / "case 1", image, downsamples=(1, 2))
+    for level in (0, 1):
+        assert transform()({"image": str(tmp_path / "case 1" / f"level_{level}.dcm")})["slide"] == "case 1"
+    assert list_slides(tmp_path)[0]["slide"] == "case 1"
 
 
 def test_the_entrys_mpp_and_mask_are_used(entry, tmp_path):

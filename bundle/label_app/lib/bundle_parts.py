@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -39,6 +40,7 @@ class BundleParts:
         is_demonstration: whether drawn slides were among those that the weights' record counts.
         demonstration: what such weights are called.
         origin_of: (x, y) in level-0 pixels of where a frame starts, from its name and what QuPath shows of a slide.
+        stamp_of: the stamp of a slide's files, which is another when one of them is replaced.
     """
 
     offer: Offer
@@ -54,6 +56,7 @@ class BundleParts:
     is_demonstration: Callable[[Any], bool]
     demonstration: str
     origin_of: Callable[[str, Any], tuple[float, float]]
+    stamp_of: Callable[[str], tuple[int, ...]]
 
 
 @contextmanager
@@ -95,6 +98,9 @@ def read_parts(bundle_path: str, config: ConfigParser) -> BundleParts:
         # Up to 0.3.0 they know level 0's frame alone.
         has_frames = importlib.util.find_spec("scripts.frames") is not None
         frames = importlib.import_module("scripts.frames") if has_frames else None
+        # Nor do they know of slides of several files, or some of them of stamps.
+        has_stamps = importlib.util.find_spec("scripts.slide_stamp") is not None
+        stamp_of = importlib.import_module("scripts.slide_stamp").stamp_of if has_stamps else _file_stamp
     specs = methods.attention_maps(method, magnifications)
     return BundleParts(
         offer=Offer(
@@ -115,4 +121,10 @@ def read_parts(bundle_path: str, config: ConfigParser) -> BundleParts:
         is_demonstration=weights.is_demonstration,
         demonstration=weights.DEMONSTRATION,
         origin_of=lambda name, bounds: (0.0, 0.0) if frames is None else frames.frame_of(name, bounds).origin_level0,
+        stamp_of=stamp_of,
     )
+
+
+def _file_stamp(path: str) -> tuple[int, ...]:
+    status = os.stat(path)
+    return status.st_mtime_ns, status.st_size

@@ -103,7 +103,9 @@ def read_choice(request: Mapping[str, Any], offer: Offer, defaults: Mapping[str,
     given = {key: request[key] for key in KEYS if request.get(key) is not None}
     # A client that shows the options of /info/ may send the whole list back, for its first entry.
     given = {
-        key: value for key, value in given.items() if value not in (offer.map_names, list(KINDS), list(COORDINATES))
+        key: value
+        for key, value in given.items()
+        if value not in (offer.map_names, list(KINDS), list(offer.coordinates))
     }
     if "share" in given and "threshold" in given:
         raise RequestError(BAD_REQUEST, "share, threshold", "both were given", "Give one of the two.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from monailabel.utils.others.generic import name_to_device
 
 from .bundle_parts import bundle_scripts, read_parts
 from .bundles import check_configs
-from .choices import COORDINATES, DEFAULTS, KEYS, KINDS, Choice, check_logging, device_error, read_choice, read_device
+from .choices import DEFAULTS, KEYS, KINDS, Choice, check_logging, device_error, read_choice, read_device
 from .polygons import ClassMap, annotate
 from .reasons import BAD_REQUEST, SERVER_FAULT, RequestError, show
 
@@ -63,7 +63,9 @@ class SlideInferTask(BundleInferTask):
         self.defaults = {key: conf[key] for key in KEYS if key in conf}
         self.last_slide: tuple[tuple[object, ...], dict[str, Any]] | None = None
         self._config["model_filename"].sort(key=lambda name: name != self.const.model_pytorch())
-        self._config.update(DEFAULTS, head=self.parts.offer.map_names, kind=list(KINDS), coordinates=list(COORDINATES))
+        self._config.update(
+            DEFAULTS, head=self.parts.offer.map_names, kind=list(KINDS), coordinates=list(self.parts.offer.coordinates)
+        )
         self.choose({})
 
     def info(self) -> dict[str, Any]:
@@ -128,7 +130,7 @@ class SlideInferTask(BundleInferTask):
         Encoding is nearly all of the time that a slide takes, and it depends on neither weights nor choice: another
         output, class or kind of map of the same slide comes at once.
         """
-        key = _slide_key(data)
+        key = _slide_key(data, self.parts.stamp_of)
         if self.last_slide is None or self.last_slide[0] != key:
             self.last_slide = None
             made = super().run_pre_transforms(data, transforms)
@@ -243,13 +245,12 @@ def _in_short(error: Exception) -> str:
     return f"{type(error).__name__}: {(refused[1] if refused else said)[:300]}"
 
 
-def _slide_key(data: Mapping[str, Any]) -> tuple[object, ...]:
+def _slide_key(data: Mapping[str, Any], stamp_of: Callable[[str], tuple[int, ...]]) -> tuple[object, ...]:
     """What decides how a slide is encoded."""
     files = [str(data[name]) for name in ("image", "mask") if data.get(name) is not None]
-    stats = [os.stat(file) for file in files if os.path.exists(file)]
     return (
         *files,
-        *((stat.st_mtime_ns, stat.st_size) for stat in stats),
+        *(stamp_of(file) for file in files if os.path.exists(file)),
         repr(data.get("mpp")),
         repr(data.get("mask_tissue")),
     )
