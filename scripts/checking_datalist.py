@@ -13,6 +13,7 @@ from scripts.datalist import ListedSlide, entry_of, locate, not_listed, output_n
 from scripts.datalist_classes import ONE_SIDED_REMEDY, one_sided
 from scripts.datalist_columns import by_columns, settle_columns
 from scripts.datalist_formats import PARTITIONS, Fault, Row, read_rows, row_of
+from scripts.datalist_keys import composed
 from scripts.datalist_labels import label_remedy, label_vector, resolve_positive_classes, uses_indices
 from scripts.datalist_patient_warnings import offered_patients, patient_warnings
 from scripts.datalist_patients import look_of, one_spelling
@@ -147,7 +148,7 @@ def _left_out(leave_out: Sequence[str], slides: Sequence[ListedSlide], source: s
     if unknown := not_listed(leave_out, slides):
         cause = f"names {unknown[0]!r}, and {source} has no such slide"
         raise SettingsError("leave_out", cause, "Name slides as slides.csv does.")
-    return set(leave_out)
+    return {composed(name) for name in leave_out}
 
 
 def _understand(

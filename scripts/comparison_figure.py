@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from scripts.attention_maps import KINDS, PatchMap, gather_rows
 from scripts.comparison_results import Row
 from scripts.comparison_tables import TITLES
+from scripts.datalist_keys import composed
 from scripts.errors import SettingsError
 from scripts.experiments import Experiment
 from scripts.figures import PanelRow, panel
@@ -151,14 +152,14 @@ def choose_figure_slides(
         listed = isinstance(figure_slides, Sequence) and not isinstance(figure_slides, str)
         if not listed or not all(isinstance(name, str) for name in figure_slides):
             raise SettingsError("figure_slides", f"got {figure_slides!r}", "Give a list of slides' names.")
-        unknown = [name for name in figure_slides if name not in names]
+        unknown = [name for name in figure_slides if composed(name) not in names]
         if unknown or not figure_slides:
             raise SettingsError(
                 "figure_slides",
                 f"{', '.join(unknown) or 'an empty list'} is not among the test slides",
                 f"Name some of: {', '.join(names[:10])}{', ...' if len(names) > 10 else ''}.",
             )
-        indices = [names.index(name) for name in figure_slides]
+        indices = [names.index(composed(name)) for name in figure_slides]
         return [(index, int(np.argmax(np.asarray(testing_data[index]["label"])))) for index in indices]
     chosen: list[tuple[int, int]] = []
     order = sorted(range(len(names)), key=lambda i: "regions" not in testing_data[i])

@@ -16,6 +16,7 @@ import numpy as np
 
 from scripts.datalist_columns import by_columns, settle_columns
 from scripts.datalist_formats import PARTITIONS, Fault, Row, partition_named, raised, read_rows, row_of
+from scripts.datalist_keys import composed
 from scripts.datalist_labels import (
     CLASS_NAMES,
     POSITIVE_CLASSES,
@@ -284,7 +285,8 @@ def _read(
         _log_once(f"{path}: the partitions are those of {key!r}")
     _check_patients(path, slides)
     _check_left_out(path, slides, leave_out)
-    return replace(sheet, slides=[slide for slide in slides if slide.name not in leave_out])
+    left_out = {composed(name) for name in leave_out}
+    return replace(sheet, slides=[slide for slide in slides if slide.name not in left_out])
 
 
 def locate(rows: Sequence[Row], folder: SlideFolder, fault: Fault = raised) -> list[ListedSlide]:
@@ -384,7 +386,7 @@ def not_listed(leave_out: Sequence[str], slides: Sequence[ListedSlide]) -> list[
         remedy = """Give a list of slides' names, on the command line --leave_out "['a','b']"."""
         raise SettingsError("leave_out", f"got {leave_out!r}", remedy)
     listed = {slide.name for slide in slides}
-    return [name for name in leave_out if name not in listed]
+    return [name for name in leave_out if not isinstance(name, str) or composed(name) not in listed]
 
 
 def _is_slide(path: str) -> bool:

@@ -4,12 +4,23 @@ from __future__ import annotations
 
 import difflib
 import re
+import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 
 from scripts.errors import DatalistError
 
-__all__ = ["COLUMN_NAMES", "IMAGE_KEYS", "KEYS", "MAYBE_PARTITION", "key_meant", "misspelled_keys", "word_of"]
+__all__ = [
+    "COLUMN_NAMES",
+    "IMAGE_KEYS",
+    "KEYS",
+    "MAYBE_PARTITION",
+    "composed",
+    "key_meant",
+    "misspelled_keys",
+    "spelling",
+    "word_of",
+]
 
 IMAGE_KEYS = ("image", "slide", "id")
 
@@ -39,6 +50,16 @@ MAYBE_PARTITION = ("set", "subset", "fold", "phase", "part", "group", "cohort", 
 NEAR = 0.83
 
 
+def composed(name: str) -> str:
+    """A name with each accent in one sign with its letter, as most programs but macOS's write it."""
+    return unicodedata.normalize("NFC", name)
+
+
+def spelling(name: str) -> str:
+    """What a name is compared by: alike in any case, with outer spaces, and however its accents are encoded."""
+    return composed(unicodedata.normalize("NFD", name).strip().casefold())
+
+
 def word_of(name: str) -> str:
     """A name in lower case without what separates its words or follows them: ``"caseid"`` for ``"Case-ID."``."""
     return re.sub(r"(?<=[^\W_])[\W_]+(?=[^\W_]|$)", "", name.casefold())
@@ -50,9 +71,9 @@ ALIASES = {word_of(name): key for key in KEYS for name in (key, *COLUMN_NAMES.ge
 def key_meant(key: object, class_names: Sequence[str] = ()) -> str:
     """The class or the known key that a key means, in whatever case; itself, if it is one of the user's own."""
     name = str(key).strip()
-    known = {known.casefold(): known for known in (*KEYS, *class_names)}
-    if name.casefold() in known:
-        return known[name.casefold()]
+    known = {spelling(known): known for known in (*KEYS, *class_names)}
+    if spelling(name) in known:
+        return known[spelling(name)]
     return ALIASES.get(word_of(name), name)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from scripts.datalist_keys import composed, spelling
 from scripts.errors import DatalistError, SettingsError
 
 __all__ = [
@@ -52,7 +53,8 @@ def check_class_names(class_names: Sequence[str]) -> None:
 
     Raises:
         SettingsError: if there is none, one is no text, empty, a number, has a separator of labels (``;`` or ``|``)
-            or a ``#``, is a name that the outputs use otherwise, or equals another but for case and outer spaces.
+            or a ``#``, is a name that the outputs use otherwise, or equals another but for case, outer spaces and how
+            accents are encoded.
     """
     remedy = "Give a list of names, each once, for example ['cancer', 'normal']."
     if isinstance(class_names, str) or not isinstance(class_names, Sequence) or not class_names:
@@ -74,7 +76,7 @@ def check_class_names(class_names: Sequence[str]) -> None:
     first: dict[str, str] = {}
     for name in class_names:
         # Labels and columns name classes in any case.
-        if (word := name.strip().casefold()) in first:
+        if (word := spelling(name)) in first:
             other = first[word]
             cause = f"{name!r} is named twice" if other == name else f"{other!r} and {name!r} are one name in labels"
             raise SettingsError("class_names", cause, remedy)
@@ -109,15 +111,17 @@ def resolve_positive_classes(
     if isinstance(positive_classes, str) or not isinstance(positive_classes, Sequence) or not positive_classes:
         remedy = f"""Give a list of some of: {known}; on the command line --positive_classes "['{class_names[-1]}']"."""
         raise SettingsError("positive_classes", f"got {positive_classes!r}", remedy)
-    unknown = [name for name in positive_classes if name not in class_names]
+    names = {composed(name): name for name in class_names}
+    unknown = [name for name in positive_classes if not isinstance(name, str) or composed(name) not in names]
     if unknown:
         raise SettingsError("positive_classes", f"{unknown[0]!r} is no class", f"Choose some of: {known}.")
-    if len(set(positive_classes)) < len(positive_classes):
+    chosen = {names[composed(name)] for name in positive_classes}
+    if len(chosen) < len(positive_classes):
         raise SettingsError("positive_classes", f"got {list(positive_classes)!r}", "Name each class once.")
     if task == "multilabel":
         cause = f"got {list(positive_classes)!r}, and the multilabel task sets no classes against others"
         raise SettingsError("positive_classes", cause, "Set `task` to binary; or leave it out, or give [].")
-    return [name for name in class_names if name in positive_classes]
+    return [name for name in class_names if name in chosen]
 
 
 def with_positive_classes(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -241,12 +245,14 @@ def _values(label: object, task: str, class_names: Sequence[str], indices: bool,
     if label is None or (isinstance(label, str) and not _words(label)):
         raise DatalistError(subject, "no label", label_remedy(class_names))
     if isinstance(label, Mapping):
-        missing = [name for name in class_names if name not in label]
-        unknown = [str(name) for name in label if name not in class_names]
+        values = {composed(str(name)): value for name, value in label.items()}
+        names = [composed(name) for name in class_names]
+        missing = [name for name in names if name not in values]
+        unknown = [str(name) for name in label if composed(str(name)) not in names]
         if missing or unknown:
             cause = f"label has {'no ' + missing[0] if missing else f'the unknown class {unknown[0]!r}'}"
             raise DatalistError(subject, cause, label_remedy(class_names))
-        return [label[name] for name in class_names]
+        return [values[name] for name in names]
     if isinstance(label, str) and label.startswith("["):
         try:
             label = json.loads(label)
@@ -283,8 +289,8 @@ def _words(label: str | int | float) -> list[str]:
 
 
 def _at_names(names: Iterable[object], class_names: Sequence[str], subject: str) -> list[int]:
-    found = {str(name).strip().casefold() for name in names}
-    known = [name.strip().casefold() for name in class_names]
+    found = {spelling(str(name)) for name in names}
+    known = [spelling(name) for name in class_names]
     unknown = sorted(found.difference(known))
     if unknown:
         remedy = f"The classes are: {', '.join(class_names)} (`class_names`). {WAYS}"

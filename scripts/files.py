@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import fcntl
 import functools
@@ -163,6 +164,13 @@ def release(folder: str | Path) -> None:
     claim = _claims.pop(Path(folder).absolute(), None)
     if claim is not None:
         claim.close()
+
+
+@atexit.register
+def _release_all() -> None:
+    # Later, what a claim needs to end is gone.
+    for folder in list(_claims):
+        release(folder)
 
 
 def refuse_special(path: str | Path) -> None:

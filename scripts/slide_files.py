@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 
+from scripts.datalist_keys import composed
 from scripts.dicom_series import dicom_slides, folder_slides, instance_of, may_be_dicom, series_files, slide_of
 from scripts.errors import DatalistError
 
@@ -83,7 +83,7 @@ class SlideFolder:
             raise DatalistError(f"slide {name}", cause, f"Name a file of the one that is meant, such as {first}.")
         if path != without_suffix(path):
             return path
-        end = _composed(os.path.join(os.sep, os.path.normpath(name)))
+        end = composed(os.path.join(os.sep, os.path.normpath(name)))
         found = self._by_stem.get(os.path.basename(end), [])
         # An absolute name is the end of one path alone: its own.
         found = [file for file in found if any(stem.endswith(end) for stem in _stems(file))]
@@ -238,12 +238,7 @@ def _is_of_a_slide(file: str) -> bool:
 
 def _stems(file: str) -> set[str]:
     """The paths without suffix by which a slide may be named: ``a.ome.tiff`` is known as ``a`` and as ``a.ome``."""
-    return {_composed(stem) for stem in (without_suffix(file), os.path.splitext(file)[0], without_suffix(_named(file)))}
-
-
-def _composed(name: str) -> str:
-    """A name with each accent in one sign with its letter, as most disks and programs but macOS's write it."""
-    return unicodedata.normalize("NFC", name)
+    return {composed(stem) for stem in (without_suffix(file), os.path.splitext(file)[0], without_suffix(_named(file)))}
 
 
 def _as_on_disk(path: str) -> str:
@@ -253,7 +248,7 @@ def _as_on_disk(path: str) -> str:
     folder, name = os.path.split(path)
     folder = _as_on_disk(folder)
     try:
-        found = [entry for entry in os.listdir(folder) if _composed(entry) == _composed(name)]
+        found = [entry for entry in os.listdir(folder) if composed(entry) == composed(name)]
     except OSError:
         found = []
     return os.path.join(folder, found[0] if len(found) == 1 else name)
@@ -264,7 +259,7 @@ def _short_hash(text: str) -> str:
 
 
 def _safe(name: str) -> str:
-    name = unicodedata.normalize("NFC", name).replace(os.sep, "/").removeprefix("/").replace("../", "")
+    name = composed(name).replace(os.sep, "/").removeprefix("/").replace("../", "")
     name = name.replace("/", "__")
     # What cannot be printed is a control character, an unusual space, or cannot be written as UTF-8.
     name = "".join(c if c.isprintable() and c not in '\\:*?"<>|' else "_" for c in name)

@@ -33,6 +33,7 @@ def test_without_any_class_the_first_slide_is_shown():
 def test_slides_can_be_named_and_are_shown_for_their_first_class():
     data = [entry("a", 1, 1, 0), entry("b", 0, 1, 0)]
     assert choose_figure_slides(data, CLASSES, ["b", "a"]) == [(1, 1), (0, 0)]
+    assert choose_figure_slides([entry("größe", 0, 1, 0)], CLASSES, ["gro\u0308ße"]) == [(0, 1)]
     with pytest.raises(SettingsError, match="figure_slides: c is not among the test slides. Name some of: a, b"):
         choose_figure_slides(data, CLASSES, ["a", "c"])
     with pytest.raises(SettingsError, match="figure_slides: an empty list is not among"):

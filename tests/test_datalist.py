@@ -7,6 +7,7 @@ import json
 import logging
 import re
 import tempfile
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from scripts.checking_datalist import check_datalist
 from scripts.datalist import (
     CLASS_NAMES,
     PARTITIONS,
@@ -452,6 +454,21 @@ def test_list_errors(tmp_path: Path) -> None:
     ]:
         with pytest.raises(DatalistError, match=message):
             list_slides(source)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("file", ["NFC", "NFD"])
+@pytest.mark.parametrize("given", ["NFC", "NFD"])
+def test_a_slide_is_left_out_however_accents_are_encoded(tmp_path: Path, file: str, given: str) -> None:
+    image, name = (unicodedata.normalize(form, "größe") for form in (file, given))
+    (tmp_path / f"{image}.svs").touch()
+    (tmp_path / "other.svs").touch()
+    rows = [{"image": f"{image}.svs", "label": [1, 0, 0, 0, 0]}, {"image": "other.svs", "label": [0, 1, 0, 0, 0]}]
+    path = tmp_path / "list.json"
+    path.write_text(json.dumps({"training": rows}), encoding="utf-8")
+    kept = load_partition(path, None, "training", "multilabel", leave_out=[name])
+    assert [entry["slide"] for entry in kept] == ["other"]
+    checked = check_datalist(path, tmp_path, "multilabel", CLASS_NAMES, leave_out=[name])
+    assert [slide.name for slide in checked.slides] == ["other"]
 
 
 def test_slides_that_are_left_out_change_nothing_else(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import unicodedata
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -52,6 +54,14 @@ def test_every_name_is_known_however_it_is_written(known: tuple[str, str], data:
 )  # fmt: skip
 def test_what_public_cohorts_and_hospitals_call_a_patient(name: str) -> None:
     assert key_meant(name) == "patient"
+
+
+@pytest.mark.parametrize("written", ["NFC", "NFD"])
+@pytest.mark.parametrize("known", ["NFC", "NFD"])
+@pytest.mark.parametrize("name", ["größe", "Übergang é", "ΐ"])
+def test_the_column_of_a_class_is_known_however_accents_are_encoded(name: str, known: str, written: str) -> None:
+    name, column = unicodedata.normalize(known, name), unicodedata.normalize(written, name)
+    assert {key_meant(column, [name]), key_meant(f" {column.upper()}", [name])} == {name}
 
 
 def test_a_patient_has_several_samples_slides_and_ages() -> None:

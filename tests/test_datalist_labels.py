@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 from collections.abc import Sequence
 
 import numpy as np
@@ -372,6 +373,35 @@ def test_what_are_no_positive_classes_is_refused(task: str, value: object, told:
     assert "\n" not in str(caught.value)
     with pytest.raises(SettingsError, match="positive_classes: "):
         label_vector([0, 0, 1], task, OWN, value)  # type: ignore[arg-type]
+
+
+ACCENTED = ("größe", "Übergang", "naïve é", "한국")
+FORMS = st.sampled_from(["NFC", "NFD"])
+
+
+@given(has=slides(ACCENTED), data=st.data())
+def test_classes_are_known_however_accents_are_encoded(has: list[int], data: st.DataObject) -> None:
+    def encoded(name: str) -> str:
+        return unicodedata.normalize(data.draw(FORMS), name)
+
+    names = [encoded(name) for name in ACCENTED]
+    ways: list[object] = [{encoded(name): value for name, value in zip(ACCENTED, has, strict=True)}]
+    present = [encoded(name) for name, value in zip(ACCENTED, has, strict=True) if value]
+    if present:
+        ways += [present, ";".join(present), "|".join(present).upper()]
+    label = data.draw(st.sampled_from(ways))
+    assert label_vector(label, "multilabel", names).tolist() == has
+    positive = [encoded(ACCENTED[2]), encoded(ACCENTED[0])]
+    assert label_vector(label, "binary", names, positive).tolist() == [max(has[0], has[2])]
+    assert resolve_positive_classes("binary", names, positive) == [names[0], names[2]]
+
+
+def test_two_ways_to_encode_an_accent_make_no_two_classes() -> None:
+    both = [unicodedata.normalize(form, "größe") for form in ("NFC", "NFD")]
+    with pytest.raises(SettingsError, match="class_names: .* are one name in labels"):
+        check_class_names(both)
+    with pytest.raises(SettingsError, match="Name each class once"):
+        resolve_positive_classes("binary", [both[0], "b"], both)
 
 
 def test_names_with_outer_spaces_are_found() -> None:

@@ -146,6 +146,16 @@ def test_a_claim_holds_until_it_is_given_back_and_may_be_made_again(tmp_path):
         release(tmp_path / folder)
 
 
+def test_a_run_that_fails_with_a_claim_ends_in_its_error_alone(tmp_path):
+    code = (
+        "from scripts.errors import SettingsError, show_one_line\nfrom scripts.files import claim\n"
+        f"show_one_line()\nclaim({str(tmp_path)!r})\nraise SettingsError('epochs', 'got 0', 'Give 1 or more.')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.splitlines()) == (1, ["error: epochs: got 0. Give 1 or more."])
+    assert os.listdir(tmp_path) == []
+
+
 def test_a_folder_that_was_given_back_holds_nothing_of_the_claim(tmp_path):
     with claimed(tmp_path):
         assert os.listdir(tmp_path)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock, patch
 
 import monai.bundle
 import pytest
@@ -127,8 +129,10 @@ def load_config(path: str) -> dict[str, Any]:
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_shipped_config_finds_its_code_and_starts_its_workflow_first(name):
     config, first = load(name), load("train")
-    assert config["initialize"][0] == first["initialize"][0]
-    assert config["initialize"][1] == "$scripts.workflow.start()"
+    for key in ("config_dirs", "code", "has_code", "no_code"):
+        assert config[key] == first[key]
+    assert config["initialize"][:2] == first["initialize"][:2]
+    assert config["initialize"][2] == "$scripts.workflow.start()"
     assert config[CONFIGS[name]][0] == "$scripts.workflow.started()"
     assert config["run"] == f"@{CONFIGS[name]}"
 
@@ -136,7 +140,63 @@ def test_every_shipped_config_finds_its_code_and_starts_its_workflow_first(name)
 def test_a_shipped_config_read_without_a_workflow_looks_for_no_code():
     parser = ConfigParser()
     parser.read_config(str(ROOT / "configs" / "inspect.json"))
+    parser["bundle_root"] = str(ROOT)
     assert parser.get_parsed_content("initialize#0") == []
+    assert parser.get_parsed_content("initialize#1") is True
+
+
+@pytest.fixture
+def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The working folder, with a copy of a shipped config and a config of the user's own."""
+    monkeypatch.chdir(tmp_path)
+    copy = load("inspect") | {"image": "no.tif"}
+    Path("copy.json").write_text(json.dumps(copy), encoding="utf-8")
+    Path("mine.json").write_text('{"min_tissue": 0.5}', encoding="utf-8")
+    path = list(sys.path)
+    yield tmp_path
+    sys.path[:] = path
+
+
+FIRST_OWN = ["copy.json", ["mine.json", str(ROOT / "configs" / "inspect.json")]]
+
+
+@pytest.mark.parametrize("files", FIRST_OWN)
+@pytest.mark.parametrize("is_relative", [True, False])
+def test_a_config_of_the_users_own_finds_the_code_under_bundle_root(own_folder, files, is_relative):
+    root = os.path.relpath(ROOT, own_folder) if is_relative else str(ROOT)
+    run_path = Mock()
+    with patch("runpy.run_path", run_path):
+        message = refusal(monai.bundle.run, "inspecting", config_file=files, bundle_root=root, image="no.tif")
+    assert message.startswith("image: no such file no.tif")
+    assert [Path(call.args[0]).resolve() for call in run_path.mock_calls] == [ROOT / "scripts" / "code_path.py"]
+
+
+@pytest.mark.parametrize("files", FIRST_OWN)
+@pytest.mark.parametrize("bundle_root", [".", "results", "x" * 300])
+def test_where_no_code_is_found_the_run_ends_in_one_line(own_folder, monkeypatch, files, bundle_root):
+    for name in [name for name in sys.modules if name.partition(".")[0] == "scripts"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry and Path(entry).resolve() != ROOT])
+    with pytest.raises(SystemExit) as end:
+        monai.bundle.run("inspecting", config_file=files, bundle_root=bundle_root, image="no.tif")
+    assert end.value.code == (
+        f"error: bundle_root: {bundle_root} contains no scripts. "
+        "Run from the bundle's folder, or give --bundle_root PATH"
+    )
+
+
+def test_code_beside_the_config_wins_over_that_under_bundle_root(own_folder):
+    for folder in ("beside", "root"):
+        for name in ("configs", "scripts"):
+            Path(folder, name).mkdir(parents=True)
+        Path(folder, "scripts", "code_path.py").touch()
+    config = Path("beside", "configs", "inspect.json")
+    config.write_text(json.dumps(load("inspect")), encoding="utf-8")
+    run_path = Mock()
+    with patch("runpy.run_path", run_path):
+        refusal(monai.bundle.run, "inspecting", config_file=str(config), bundle_root="root", image="no.tif")
+    found = [Path(call.args[0]).resolve().parents[1].name for call in run_path.mock_calls]
+    assert found == ["root", "beside"]
 
 
 TEXTS = ("dataset_dir", "datalist", "output_dir", "ckpt_dir", "feature_dir", "backbone_weights", "image", "mask")

@@ -2,10 +2,12 @@
 
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
 
+from tests.conftest import ROOT
 from tests.pyramids import noise, with_tissue, write_pyramid
 
 
@@ -125,6 +127,18 @@ def one_line(done, message):
 )
 def test_what_the_command_line_would_lose_is_refused(command, words, message):
     one_line(command("inferring", "inference", *words, epoch=9), message)
+
+
+def test_a_copied_config_runs_by_bundle_root_from_a_folder_with_other_scripts(command, slides, elsewhere):
+    copy = elsewhere / "copy"
+    shutil.copy(ROOT / "configs" / "inspect.json", copy.with_suffix(".json"))
+    settings = {"image": slides / "good.tif", "output_dir": "copied"}
+    one_line(
+        command("inspecting", copy, folder=elsewhere, **settings), r"bundle_root: \. contains no scripts\. Run from"
+    )
+    done = command("inspecting", copy, folder=elsewhere, bundle_root=ROOT, **settings)
+    assert done.returncode == 0, done.stderr
+    assert any((elsewhere / "copied").iterdir())
 
 
 def test_every_kind_of_folder_will_do_to_start_from(command, slides, elsewhere):

@@ -1,5 +1,6 @@
 """Run by every config, by this file's path: ``scripts`` is the package beside it, whatever folder a command is run in.
 
+A config looks for this file under ``bundle_root`` and beside its own folder, which wins.
 MONAI adds a bundle's folder to the import path only after ``initialize``. Until then ``scripts`` is found in the
 working folder, or is missing there, or is another bundle's package of that name.
 """
@@ -20,10 +21,14 @@ def is_own() -> bool:
     return file is not None and Path(file).resolve().parent == OWN_FOLDER
 
 
-if __name__ == "<run_path>" and not is_own():
-    for name in [name for name in sys.modules if name.partition(".")[0] == "scripts"]:
-        del sys.modules[name]
-    sys.path.insert(0, str(OWN_FOLDER.parent))
+if __name__ == "<run_path>":
+    is_new = not is_own()
+    if is_new:
+        for name in [name for name in sys.modules if name.partition(".")[0] == "scripts"]:
+            del sys.modules[name]
+        sys.path.insert(0, str(OWN_FOLDER.parent))
+    # Whatever hinders it is said here: the config would say that there is no code.
     from scripts.workflow import import_again
 
-    import_again()
+    if is_new:
+        import_again()
