@@ -16,6 +16,7 @@ from scripts.errors import SettingsError, SlideError
 from scripts.grid import LinkedGrid, link_grids, tissue_thresholds
 from scripts.magnification import check_magnifications
 from scripts.mask_values import check_mask_tissue
+from scripts.repeats import Repeats
 from scripts.slides import Slide, check_reader, resample
 from scripts.tissue import TissueMask, find_tissue, read_tissue_mask
 
@@ -124,7 +125,7 @@ class BagBuilder:
         self.patch_size = patch_size
         self.min_tissue = tissue_thresholds(min_tissue, len(self.magnifications))
         self.reader, self.read_level = reader, read_level
-        self._told: set[str] = set()
+        self._repeats = Repeats()
         self.mask_tissue = check_mask_tissue(mask_tissue)
 
     def open_slide(self, entry: Mapping[str, Any]) -> Slide:
@@ -157,18 +158,18 @@ class BagBuilder:
     def __call__(self, entry: Mapping[str, Any]) -> Bag:
         """The bag of an entry with ``image`` and, optionally, ``mpp``, ``mask`` and ``mask_tissue``.
 
-        Logs, once a slide, ink that was left out, and warns of tissue that is everywhere, unless it is the user's mask.
+        Logs, of the first few slides, each once, ink that was left out, and warns of tissue that is everywhere, unless
+        it is the user's mask.
 
         Raises:
             SlideError: as :meth:`look`, and if there is no tissue, or no patch has enough.
         """
         bag = self.look(entry)
         path = str(bag.slide.path)
-        if entry.get("mask") is None and path not in self._told:
-            self._told.add(path)
+        if entry.get("mask") is None:
             for level, told in ((logging.WARNING, bag.tissue.doubt()), (logging.INFO, bag.tissue.ink())):
                 if told is not None:
-                    logger.log(level, "%s: %s. %s", path, *told)
+                    self._repeats.log(logger, level, f"{path}: {told[0]}. {told[1]}", path)
         return self.check(bag)
 
     def check(self, bag: Bag) -> Bag:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 import math
 import os
@@ -32,6 +31,7 @@ from scripts.dicom_series import may_be_dicom
 from scripts.errors import DatalistError, SettingsError
 from scripts.mask_values import check_mask_tissue
 from scripts.ranks import is_first_rank
+from scripts.repeats import Repeats, first_names
 from scripts.slide_files import NAME_IT, SLIDE_SUFFIXES, SlideFolder, slide_names, without_suffix
 
 __all__ = [
@@ -52,8 +52,10 @@ __all__ = [
 ]
 
 logger = logging.getLogger(__name__)
+_repeats = Repeats()
 
 LIST_SUFFIXES = (".json", ".csv", ".txt", ".tsv")
+SHOWN_PATIENTS = 3
 
 
 def num_classes(task: str, class_names: Sequence[str] = CLASS_NAMES) -> int:
@@ -359,13 +361,13 @@ def _check_patients(path: Path, slides: Sequence[ListedSlide]) -> None:
         shown = [
             f"{' = '.join(dict.fromkeys(slide.patient for slide in own))} "
             f"({', '.join(name for name in PARTITIONS if any(slide.partition == name for slide in own))})"
-            for own in crossing[:3]
+            for own in crossing
         ]
-        more = f" and {len(crossing) - 3} more" if len(crossing) > 3 else ""
         raise DatalistError(
             f"datalist {path}",
-            f"patients in more than one partition{by_columns(s.row for own in crossing for s in own)}: "
-            f"{', '.join(shown)}{more}",
+            f"{len(crossing)} of {len(of_patient)} patients in more than one partition"
+            f"{by_columns(s.row for own in crossing for s in own)}: "
+            f"{first_names(shown, shown=SHOWN_PATIENTS)}",
             "Keep all slides of a patient in one partition, or results are better than they should be.",
         )
 
@@ -446,8 +448,7 @@ def _log_split(path: Path, slides: Sequence[ListedSlide], seed: int) -> None:
     _log_once(f"{path} names no partitions; split by {unit} with seed {seed}: {', '.join(parts)}")
 
 
-@functools.cache
 def _log_once(message: str, level: int = logging.INFO) -> None:
     # Each partition is loaded by itself, and all of them see the same split.
     if level == logging.INFO or is_first_rank():
-        logger.log(level, message)
+        _repeats.log_once(logger, level, message)

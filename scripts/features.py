@@ -43,7 +43,7 @@ BANK_FORMAT = 1
 FINGERPRINT_BYTES = 1 << 20
 ROWS_AT_ONCE = 4096
 # Settings that banks did not store from the start; scripts.extraction says what it means that one lacks them.
-ADDED_SETTINGS = ("slide_sha256", "ink", "device")
+ADDED_SETTINGS = ("slide_sha256", "ink", "device", "mask_tissue")
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ def is_banked(path: Path, settings: Mapping[str, Any], lacking: dict[str, list[P
         path: the bank's file.
         settings: what it has to be made with.
         lacking: takes, by each of :data:`ADDED_SETTINGS`, the path of a bank of an older version that does not store
-            it: it is used.
+            it: it is used. One that lacks ``mask_tissue`` is so only where that is ``None``.
 
     Raises:
         SettingsError: if there is one that was made otherwise; it is neither used nor replaced in silence.
@@ -152,6 +152,8 @@ def is_banked(path: Path, settings: Mapping[str, Any], lacking: dict[str, list[P
     made_with = {"runtime": "torch", **_read_settings(path)}  # what those were made with that do not say it
     wanted = {"bank_format": BANK_FORMAT, **settings}
     lacked = [key for key in ADDED_SETTINGS if key in wanted and key not in made_with]
+    if wanted.get("mask_tissue") is not None:  # Of a mask, all values beside 0 were tissue: no list of some.
+        lacked = [key for key in lacked if key != "mask_tissue"]
     for key in lacked:
         del wanted[key]
     differs = [key for key in wanted if made_with.get(key) != wanted[key]]

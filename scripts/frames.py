@@ -7,7 +7,6 @@ with ``--no-crop``. This is the only file that decides what is counted from wher
 
 from __future__ import annotations
 
-import functools
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from scripts.errors import SettingsError, SlideError
 from scripts.isolation import ReaderError, read_properties
+from scripts.repeats import Repeats
 
 __all__ = [
     "COORDINATES",
@@ -40,6 +40,7 @@ ASPECT_RTOL = 0.02
 ROUNDING_PX = 1.0
 
 logger = logging.getLogger(__name__)
+_repeats = Repeats()
 
 
 class Rectangle(NamedTuple):
@@ -172,7 +173,7 @@ def place_image(
         raise SlideError(subject, cause, remedy)
     doubtful = doubt(size_px, size_level0, bounds_level0)
     if doubtful is not None:
-        _warn_once(f"{subject}: its {image} {doubtful[0]}. {doubtful[1]}")
+        _repeats.log(logger, logging.WARNING, f"{subject}: its {image} {doubtful[0]}. {doubtful[1]}", str(subject))
     return place
 
 
@@ -217,9 +218,3 @@ def _is_same(size_px: tuple[int, int], one: Rectangle, other: Rectangle) -> bool
         abs(one.y + one.height - other.y - other.height) / pixels[1],
     )
     return max(*starts, *stops) < 1
-
-
-@functools.cache
-def _warn_once(message: str) -> None:
-    # A mask is read several times in a run.
-    logger.warning("%s", message)

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scripts.errors import BundleError, SettingsError, SlideError
+from scripts.repeats import first_names
 
 __all__ = ["check_mask_tissue", "tissue_in"]
 
@@ -45,7 +46,7 @@ def check_mask_tissue(
     codes = [_code(part) for part in parts]
     if not codes or any(code is None for code in codes):
         remedy = "Give the values of the mask that are tissue, whole numbers from 0 up: [1, 2], in a CSV 1;2."
-        raise error(subject, f"mask_tissue is {value!r}", remedy)
+        raise error(subject, f"got {value!r}" if subject == "mask_tissue" else f"mask_tissue is {value!r}", remedy)
     return tuple(sorted({code for code in codes if code is not None}))
 
 
@@ -128,5 +129,4 @@ def _values(pixels: NDArray[Any]) -> NDArray[Any]:
 
 def _listed(values: NDArray[Any]) -> str:
     shown = [f"{value:g}" if isinstance(value, float) else str(int(value)) for value in values[:MOST_CODES].tolist()]
-    more = f" and {len(values) - len(shown)} more" if len(values) > len(shown) else ""
-    return ", ".join(shown) + more
+    return first_names(shown, len(values), MOST_CODES)

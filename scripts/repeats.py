@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections import Counter
@@ -12,17 +13,19 @@ __all__ = ["Repeats", "cause_of", "first_names"]
 SHOWN_NAMES = 5
 # Of messages that come one by one so many are shown before the rest is only counted.
 SHOWN_MESSAGES = 3
+REST = "the same holds for more slides, which are not shown here: `checking` names all of them"
 
 
-def first_names(names: Sequence[object], count: int | None = None) -> str:
+def first_names(names: Sequence[object], count: int | None = None, shown: int = SHOWN_NAMES) -> str:
     """The first few names, and whether there are more: ``"a, b, c, d, e, ..."``.
 
     Args:
         names: all of them, or the first that are known.
         count: how many there are; by default those that are given.
+        shown: how many are shown.
     """
-    shown = ", ".join(map(str, names[:SHOWN_NAMES]))
-    return shown + (", ..." if (len(names) if count is None else count) > SHOWN_NAMES else "")
+    more = ", ..." if (len(names) if count is None else count) > shown else ""
+    return ", ".join(map(str, names[:shown])) + more
 
 
 def cause_of(text: str, names: Iterable[str] = ()) -> str:
@@ -41,10 +44,11 @@ def cause_of(text: str, names: Iterable[str] = ()) -> str:
 
 
 class Repeats:
-    """Counts messages that come one by one, by their cause, so that the first few are shown and the rest is not."""
+    """Counts messages that come one by one, by their cause: the first few are shown, each once, and the rest is not."""
 
     def __init__(self) -> None:
         self._count: Counter[str] = Counter()
+        self._seen: set[str] = set()
 
     def shown(self, text: str, name: str, rest: str) -> str | None:
         """What to show of a message: itself, for the first one too many that there are more, then nothing.
@@ -54,8 +58,33 @@ class Repeats:
             name: of its slide.
             rest: what to say of all that are not shown.
         """
+        if not self._is_new(text):
+            return None
         cause = cause_of(text, (name,))
         self._count[cause] += 1
         if self._count[cause] <= SHOWN_MESSAGES:
             return text
         return rest if self._count[cause] == SHOWN_MESSAGES + 1 else None
+
+    def log(self, logger: logging.Logger, level: int, text: str, name: str, rest: str = REST) -> None:
+        """Log what :meth:`shown` shows of a message.
+
+        Args:
+            logger: that of the file that calls.
+            level: of the message, and of the line that there are more.
+            text: the message.
+            name: of its slide.
+            rest: what to say of all that are not shown.
+        """
+        if (shown := self.shown(text, name, rest)) is not None:
+            logger.log(level, "%s", shown)
+
+    def log_once(self, logger: logging.Logger, level: int, text: str) -> None:
+        """Log a message that is of no slide, whatever others there are: the same words once."""
+        if self._is_new(text):
+            logger.log(level, "%s", text)
+
+    def _is_new(self, text: str) -> bool:
+        is_new = text not in self._seen
+        self._seen.add(text)
+        return is_new

@@ -13,6 +13,7 @@ from pathlib import Path
 from scripts.datalist_keys import composed
 from scripts.dicom_series import dicom_slides, folder_slides, instance_of, may_be_dicom, series_files, slide_of
 from scripts.errors import DatalistError
+from scripts.repeats import first_names
 
 __all__ = ["NAME_IT", "SLIDE_SUFFIXES", "SlideFolder", "slide_names", "without_suffix"]
 
@@ -120,8 +121,7 @@ class SlideFolder:
         return "; ".join(causes) or None
 
     def _shown(self, files: Sequence[str]) -> str:
-        names = [os.path.relpath(file, self.folder) for file in files]
-        return ", ".join(names[:SHOWN_FILES]) + (", ..." if len(names) > SHOWN_FILES else "")
+        return first_names([os.path.relpath(file, self.folder) for file in files], shown=SHOWN_FILES)
 
     @cached_property
     def _by_stem(self) -> dict[str, list[str]]:

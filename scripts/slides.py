@@ -327,15 +327,14 @@ def _open(path: Path, reader: str, stamp: Stamp, subifd_levels: int) -> tuple[st
             continue
         if len(levels) < subifd_levels:
             why = f" ({'; '.join(reasons)})" if reasons else ""
-            logger.warning(
-                "%s: %d of its levels are SubIFDs, which %s does not see%s: low magnifications are read from level 0, "
-                "slowly. Leave `reader` at auto, or convert it: %s.",
-                path, subifd_levels - len(levels), backend, why, CONVERT,
-            )  # fmt: skip
+            text = (
+                f"{path}: {subifd_levels - len(levels)} of its levels are SubIFDs, which {backend} does not see{why}: "
+                f"low magnifications are read from level 0, slowly. Leave `reader` at auto, or convert it: {CONVERT}."
+            )
+            _repeats.log(logger, logging.WARNING, text, str(path))
         elif reasons:
             text = f"{path.name} is read with {backend} ({'; '.join(reasons)})"
-            if (shown := _repeats.shown(text, path.name, f"more slides are read with {backend}")) is not None:
-                logger.info(shown)
+            _repeats.log(logger, logging.INFO, text, path.name, f"more slides are read with {backend}")
         return backend, levels
     _check_unchanged(path, stamp)
     if (kind := _kind_of(path)) is not None:

@@ -13,7 +13,7 @@ import tifffile
 from numpy.typing import NDArray
 
 from scripts.errors import SlideError
-from scripts.frames import place_image
+from scripts.frames import Rectangle, place_image
 from scripts.ink import find_ink
 from scripts.interrupts import interrupts_wait
 from scripts.mask_values import tissue_in
@@ -45,6 +45,8 @@ class TissueMask:
         ink_mm2: area of the ink that was left out, in square millimetres.
         ink_colours: the colours of that ink, see :mod:`scripts.ink`.
         origin_level0: (x, y) of the mask's top left corner in level-0 pixels; beyond the mask there is no tissue.
+        bounds_level0: the part of the slide that was scanned, around which readers fill up with white; by default the
+            whole mask.
     """
 
     tissue: NDArray[np.bool_]
@@ -53,6 +55,7 @@ class TissueMask:
     ink_mm2: float = 0.0
     ink_colours: tuple[str, ...] = ()
     origin_level0: tuple[float, float] = (0.0, 0.0)
+    bounds_level0: Rectangle | None = None
 
     @cached_property
     def _integral(self) -> NDArray[np.float64]:
@@ -103,17 +106,30 @@ class TissueMask:
 
     @property
     def is_everywhere(self) -> bool:
-        """Whether next to all of the slide is tissue, up to all four borders: as where glass counts as tissue."""
+        """Whether next to all that was scanned is tissue, up to all four borders: as where glass counts as tissue."""
+        scanned = self._scanned
         across, down = (max(1, round(BORDER_UM / (side * self.base_mpp))) for side in self.pixel_level0)
-        borders = self.tissue[:down], self.tissue[-down:], self.tissue[:, :across], self.tissue[:, -across:]
-        return bool(self.tissue.mean() > MOST_TISSUE) and all(border.any() for border in borders)
+        borders = scanned[:down], scanned[-down:], scanned[:, :across], scanned[:, -across:]
+        return bool(scanned.mean() > MOST_TISSUE) and all(border.any() for border in borders)
+
+    @property
+    def _scanned(self) -> NDArray[np.bool_]:
+        """The part of the mask within the bounds, of at least one pixel."""
+        if self.bounds_level0 is None:
+            return self.tissue
+        (height, width), bounds = self.tissue.shape, self.bounds_level0
+        corners = np.array([bounds[:2], (bounds.x + bounds.width, bounds.y + bounds.height)])
+        corners = np.rint((corners - self.origin_level0) / self.pixel_level0).astype(np.intp)
+        left, top = np.clip(corners[0], 0, (width - 1, height - 1))
+        right, bottom = np.maximum(corners[1], (left + 1, top + 1))
+        return self.tissue[top:bottom, left:right]
 
     def doubt(self) -> tuple[str, str] | None:
         """Why it may be wrong, and what to do, as one line each; ``None`` if nothing speaks against it."""
         if not self.is_everywhere:
             return None
         what = (
-            f"{self.tissue.mean():.0%} of the slide is tissue, up to all four borders: coloured glass, a coloured "
+            f"{self._scanned.mean():.0%} of the slide is tissue, up to all four borders: coloured glass, a coloured "
             "background and false colours count as tissue"
         )
         return what, "Look at it with `inspecting`; give a `mask`, leave the slide out, or go on if it is all tissue."
@@ -158,16 +174,21 @@ def find_tissue(slide: Slide, mpp: float = TISSUE_MPP) -> TissueMask:
 
     Returns:
         The mask; it may be empty.
+
+    Raises:
+        SlideError: if the slide or its bounds cannot be read.
     """
     mpp = max(mpp, slide.base_mpp)
     overview, pixel_level0 = slide.read_overview(mpp), (mpp / slide.base_mpp,) * 2
     stain = (overview.max(axis=-1) - overview.min(axis=-1)).astype(np.float32)
-    found = TissueMask(_stained(stain, mpp), pixel_level0, slide.base_mpp)
+    bounds = slide.bounds_level0
+    found = TissueMask(_stained(stain, mpp), pixel_level0, slide.base_mpp, bounds_level0=bounds)
     if found.is_everywhere or not (ink := find_ink(overview, mpp)).colours:
         return found
     stain[ink.mask] = 0
     ink_mm2 = float(ink.mask.sum() * mpp**2 * 1e-6)
-    return TissueMask(_stained(stain, mpp), pixel_level0, slide.base_mpp, ink_mm2, ink.colours)
+    tissue = _stained(stain, mpp)
+    return TissueMask(tissue, pixel_level0, slide.base_mpp, ink_mm2, ink.colours, bounds_level0=bounds)
 
 
 def read_tissue_mask(path: str | Path, slide: Slide, mask_tissue: tuple[int, ...] | None = None) -> TissueMask:

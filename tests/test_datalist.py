@@ -342,7 +342,9 @@ def test_errors(tmp_path: Path, content: object, message: str) -> None:
 def test_many_patients_cross(tmp_path: Path) -> None:
     lines = [f"{part}{i}.svs,lgd,p{i},{part}" for i in range(5) for part in ("train", "test")]
     path = write(tmp_path, "\n".join(["image,label,patient,partition", *lines]))
-    with pytest.raises(DatalistError, match=r"p0 \(training, testing\), .*p2 \(training, testing\) and 2 more\."):
+    with pytest.raises(
+        DatalistError, match=r"5 of 5 patients in .*p0 \(training, testing\), .*p2 \(training, testing\), \.\.\.\. Keep"
+    ):
         load_partition(path, None, "training", "multilabel")
 
 

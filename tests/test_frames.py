@@ -18,6 +18,7 @@ from scripts.errors import SettingsError, SlideError
 from scripts.frames import COORDINATES, LEVEL0, Frame, Rectangle, doubt, find_bounds, frame_of, place_image
 from scripts.geojson import write_geojson
 from scripts.inspection import describe
+from scripts.repeats import Repeats
 from scripts.slides import Slide
 from scripts.tissue import find_tissue, read_tissue_mask
 from scripts.transforms import EncodeSlided
@@ -239,7 +240,8 @@ def test_an_image_of_neither_proportion_is_refused_with_both():
     )
 
 
-def test_what_is_uncertain_is_said_once_with_both_places(caplog):
+def test_what_is_uncertain_is_said_once_with_both_places(caplog, monkeypatch):
+    monkeypatch.setattr("scripts.frames._repeats", Repeats())
     with caplog.at_level(logging.WARNING):
         for _ in range(3):
             placed((1000, 1125), (8000, 9000), SAME, subject="slide uncertain")
@@ -249,6 +251,15 @@ def test_what_is_uncertain_is_said_once_with_both_places(caplog):
         "of its bounds (4000 x 4500 px at (4000, 4500)), and is placed over the whole slide. If it shows the bounds "
         "alone, pad it to the whole slide."
     )
+
+
+def test_many_uncertain_masks_are_few_lines(caplog, monkeypatch):
+    monkeypatch.setattr("scripts.frames._repeats", Repeats())
+    with caplog.at_level(logging.WARNING):
+        for i in range(165):
+            placed((1000, 1125), (8000 + 8 * i, 9000 + 9 * i), SAME, subject=f"/slides/s{i}.mrxs")
+    assert len(caplog.records) == 4
+    assert "`checking` names all of them" in caplog.messages[-1]
 
 
 @pytest.mark.parametrize("uncertain", [False, True])

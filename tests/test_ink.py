@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import itk
@@ -17,10 +19,11 @@ from scripts.bags import BagBuilder
 from scripts.checking_problems import WARNS
 from scripts.checking_slides import SlideChecker
 from scripts.errors import SlideError
+from scripts.frames import Rectangle
 from scripts.ink import Ink, find_ink
 from scripts.inspection import describe
 from scripts.slides import Slide
-from scripts.tissue import find_tissue
+from scripts.tissue import TissueMask, find_tissue
 from tests.conftest import ROOT
 from tests.pyramids import write_pyramid
 
@@ -256,6 +259,46 @@ def test_tissue_that_is_everywhere_is_a_warning_wherever_a_slide_is_looked_at(tm
     assert record.getMessage().startswith(f"{path}: {told[0][2]}. Look at it with `inspecting`; give a `mask`")
     assert f"warning      {told[0][2]}. Look" in describe(bag)
     assert bag.tissue.ink_colours == ()
+
+
+def test_many_slides_with_tissue_everywhere_are_few_lines(tmp_path, caplog, monkeypatch):
+    bag_builder = builder()
+    bag = bag_builder.look({"image": write(tmp_path, COLOURED["all tissue"]())})
+    looks = {f"{tmp_path}/s{i}.tif": SimpleNamespace(path=tmp_path / f"s{i}.tif") for i in range(165)}
+    monkeypatch.setattr(bag_builder, "look", lambda entry: dataclasses.replace(bag, slide=looks[entry["image"]]))
+    for path in looks:
+        bag_builder({"image": path})
+    assert len(caplog.records) == 4
+    assert "`checking` names all of them" in caplog.messages[-1]
+
+
+@pytest.mark.parametrize(("what", "warned"), [("yellowed glass", True), ("all tissue", True), ("plain glass", False)])
+def test_around_the_bounds_is_white_that_does_not_count(tmp_path, monkeypatch, what, warned):
+    scanned = COLOURED[what]() if warned else picture()[0]
+    image = np.full((2 * SIDE_PX, 2 * SIDE_PX, 3), 255, dtype=np.uint8)
+    image[500 : 500 + SIDE_PX, 300 : 300 + SIDE_PX] = scanned
+    slide = Slide(write(tmp_path, image))
+    assert find_tissue(slide).doubt() is None
+    bounds = Rectangle(300, 500, SIDE_PX, SIDE_PX)
+    monkeypatch.setattr("scripts.slides.find_bounds", lambda path, size_level0: bounds)
+    doubt = find_tissue(Slide(slide.path)).doubt()
+    assert (doubt is not None) == warned
+    if doubt is not None:
+        assert doubt[0].startswith(("100%", "99%"))
+
+
+@given(
+    corner=st.tuples(st.integers(0, 900), st.integers(0, 900)), size=st.tuples(*[st.integers(300, 2000)] * 2),
+    origin=st.sampled_from([(0.0, 0.0), (80.0, 160.0)]), full=st.booleans(),
+)  # fmt: skip
+def test_tissue_that_fills_the_bounds_is_everywhere_whatever_lies_around_them(corner, size, origin, full):
+    bounds = Rectangle(*(8 * round(v / 8) for v in (*np.add(corner, origin), *size)))
+    x, y = (int((start - of) // 8) for start, of in zip(bounds[:2], origin, strict=True))
+    tissue_px = np.zeros((400, 400), dtype=bool)
+    tissue_px[y : y + int(bounds.height) // 8, x : x + int(bounds.width) // (8 if full else 16)] = True
+    mask = TissueMask(tissue_px, (8.0, 8.0), 1.0, origin_level0=origin, bounds_level0=bounds)
+    assert mask.is_everywhere == full
+    assert not dataclasses.replace(mask, bounds_level0=None).is_everywhere
 
 
 def test_a_users_mask_is_not_doubted(tmp_path, caplog):

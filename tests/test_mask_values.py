@@ -1,6 +1,7 @@
 """Which values of a mask are tissue: against masks that the test has coded, in every format that they come in."""
 
 import json
+import logging
 
 import h5py
 import itk
@@ -145,7 +146,7 @@ def test_values_are_a_number_or_several_in_any_notation(given_, codes):
     [-1, True, [True], 1.5, "tissue", "1;tissue", [], "", "[]", {}, {"a": 1}, "1_0", float("nan"), 2**32, [[1]]],
 )
 def test_what_are_no_values_is_refused(wrong):
-    with pytest.raises(SettingsError, match=r"^mask_tissue: mask_tissue is .*\. Give the values of the mask that are"):
+    with pytest.raises(SettingsError, match=r"^mask_tissue: got .*\. Give the values of the mask that are"):
         BagBuilder(mask_tissue=wrong)
     with pytest.raises(SlideError, match=r"^s\.tif: mask_tissue is"):
         BagBuilder().mask_settings({"image": "s.tif", "mask": "m.png", "mask_tissue": wrong})
@@ -235,7 +236,7 @@ def test_a_bank_says_which_values_it_was_made_with(slide, mask, tmp_path):
             is_banked(path, other._settings(other.entries[0]))
 
 
-def test_banks_of_before_stay_valid(slide, mask, tmp_path):
+def test_banks_of_before_stay_valid_and_are_named(slide, mask, tmp_path, caplog):
     # Without a mask, nothing is stored; with one, what an older bank does not say is that no values were listed.
     assert BagBuilder(mask_tissue=[1]).mask_settings({"image": slide}) == {}
     assert BagBuilder().mask_settings({"image": slide, "mask": mask}) == {"mask_tissue": None}
@@ -251,5 +252,11 @@ def test_banks_of_before_stay_valid(slide, mask, tmp_path):
         assert stored.pop("mask_tissue") is None
         bank.attrs["settings"] = json.dumps(stored)
     assert is_banked(path, wanted)
-    with pytest.raises(SettingsError, match=r"was made otherwise \(mask_tissue None, now \[255\]\)"):
-        is_banked(path, {**wanted, "mask_tissue": [255]})
+    for codes in ([255], []):
+        with pytest.raises(SettingsError, match=r"was made otherwise \(mask_tissue None, now \["):
+            is_banked(path, {**wanted, "mask_tissue": codes})
+    with caplog.at_level(logging.WARNING, logger="scripts.extraction"):
+        extractor.run()
+    (told,) = [message for message in caplog.messages if "older version" in message]
+    assert told.startswith("1 feature banks of an older version (s.h5) were made before masks with several values were")
+    assert told.endswith("run `checking`, which looks at the masks; delete their banks in doubt")

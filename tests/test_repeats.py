@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -42,6 +44,7 @@ def test_the_first_names_and_whether_there_are_more() -> None:
     assert first_names("abcde") == "a, b, c, d, e"
     assert first_names("abcdef") == "a, b, c, d, e, ..."
     assert first_names("ab", 9) == "a, b, ..."
+    assert first_names("abcd", shown=3) == "a, b, c, ..."
 
 
 def test_of_messages_that_come_one_by_one_the_first_few_are_shown_and_once_that_there_are_more() -> None:
@@ -50,3 +53,15 @@ def test_of_messages_that_come_one_by_one_the_first_few_are_shown_and_once_that_
     assert shown[:SHOWN_MESSAGES] == [f"s{i} has no tissue" for i in range(SHOWN_MESSAGES)]
     assert [text for text in shown[SHOWN_MESSAGES:] if text is not None] == ["more"]
     assert repeats.shown("s1 is torn", "s1", "more") == "s1 is torn"
+
+
+def test_the_same_words_are_logged_once_and_few_of_one_cause(caplog: pytest.LogCaptureFixture) -> None:
+    repeats, logger = Repeats(), logging.getLogger("tests.repeats")
+    for i in [0, 0, *range(165), 2, 164]:
+        repeats.log(logger, logging.WARNING, f"/slides/s{i}.tif: {90 + i / 20}% is tissue", f"/slides/s{i}.tif")
+    assert [message.partition(":")[0] for message in caplog.messages[:-1]] == [f"/slides/s{i}.tif" for i in range(3)]
+    assert "`checking` names all of them" in caplog.messages[3]
+    caplog.clear()
+    for i in [0, *range(9), 3]:
+        repeats.log_once(logger, logging.WARNING, f"split with seed {i}")
+    assert caplog.messages == [f"split with seed {i}" for i in range(9)]

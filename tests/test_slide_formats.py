@@ -16,6 +16,7 @@ from PIL import Image
 
 from scripts.errors import SlideError
 from scripts.isolation import ReaderError
+from scripts.repeats import Repeats
 from scripts.slides import Slide
 from tests.dicoms import JPEG, write_dicom
 from tests.pyramids import BOUNDS, BOUNDS_SLIDE, noise, write_pyramid
@@ -149,15 +150,22 @@ def test_a_dicom_series_is_read_as_wsidicom_reads_it(tmp_path):
             assert np.array_equal(slide.read_level_region((0, 0), SIZES[index], index), expected)
 
 
-def test_levels_that_a_reader_does_not_see_are_spoken_of(tmp_path, caplog):
+def test_levels_that_a_reader_does_not_see_are_spoken_of_once_and_of_the_first_slides(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr("scripts.slides._repeats", Repeats())
     write_tiff(tmp_path / "s.ome.tif", compression="jpeg", subifds=True)
     slide = Slide(tmp_path / "s.ome.tif", reader="openslide")
     assert (slide.level_sizes, slide.unseen_levels) == (SIZES[:1], 2)
     assert "s.ome.tif: 2 of its levels are SubIFDs, which openslide does not see: low magnifications" in caplog.text
     assert "Leave `reader` at auto, or convert it: vips tiffsave" in caplog.text
+    for i in range(9):
+        (tmp_path / f"s{i}.ome.tif").write_bytes((tmp_path / "s.ome.tif").read_bytes())
+        Slide(tmp_path / "s.ome.tif", reader="openslide")
+        Slide(tmp_path / f"s{i}.ome.tif", reader="openslide")
+    assert len(caplog.records) == 4
 
 
 def test_so_they_are_where_tifffile_cannot_read_them(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr("scripts.slides._repeats", Repeats())
     write_tiff(tmp_path / "s.ome.tif", subifds=True)
     from scripts import slides
 
