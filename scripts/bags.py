@@ -166,9 +166,9 @@ class BagBuilder:
         path = str(bag.slide.path)
         if entry.get("mask") is None and path not in self._told:
             self._told.add(path)
-            for level, told in ((logging.WARNING, bag.tissue.doubt()), (logging.INFO, bag.tissue.ink())):
-                if told is not None:
-                    logger.log(level, "%s: %s. %s", path, *told)
+            for level, message in ((logging.WARNING, bag.tissue.doubt()), (logging.INFO, bag.tissue.ink())):
+                if message is not None:
+                    logger.log(level, "%s: %s. %s", path, *message)
         return self.check(bag)
 
     def check(self, bag: Bag) -> Bag:
