@@ -56,7 +56,7 @@ class BagNetwork(MILModel):
         SettingsError: if the backbone is a name that cannot be used, or gives other features.
         ValueError: if ``num_classes``, ``num_scales`` or ``encode_batch`` is not positive.
 
-    To make a network switches TF32 off in its process (:func:`scripts.devices.use_full_float32`).
+    Creating a network switches TF32 off in its process (:func:`scripts.devices.use_full_float32`).
     """
 
     def __init__(

@@ -167,9 +167,9 @@ class BagBuilder:
         bag = self.look(entry)
         path = str(bag.slide.path)
         if entry.get("mask") is None:
-            for level, told in ((logging.WARNING, bag.tissue.doubt()), (logging.INFO, bag.tissue.ink())):
-                if told is not None:
-                    self._repeats.log(logger, level, f"{path}: {told[0]}. {told[1]}", path)
+            for level, message in ((logging.WARNING, bag.tissue.doubt()), (logging.INFO, bag.tissue.ink())):
+                if message is not None:
+                    self._repeats.log(logger, level, f"{path}: {message[0]}. {message[1]}", path)
         return self.check(bag)
 
     def check(self, bag: Bag) -> Bag:

@@ -1,6 +1,6 @@
 """The bootstrap over patients: intervals of scores and of means, and the paired comparison of two methods.
 
-A resample draws as many patients as there are, with replacement: a patient brings all of their slides, and a slide all
+As many patients as there are are resampled, with replacement: a patient brings all of their slides, and a slide all
 of its classes (the cluster bootstrap: Field and Welsh, Journal of the Royal Statistical Society B 69(3):369-390, 2007).
 The slides of one patient are not independent, so resamples of slides would make intervals too narrow. No resample is
 made: a score needs only how often it holds each slide.
@@ -26,7 +26,9 @@ __all__ = [
     "class_intervals",
     "mean_interval",
     "paired_difference",
+    "patients_text",
     "warn_of_few",
+    "warn_of_unknown",
 ]
 
 Floats = NDArray[np.float64]
@@ -57,8 +59,8 @@ def bootstrap_interval(
         probabilities: ``[n, K]`` within 0 to 1; K is 1 for binary.
         labels: ``[n, K]``, 0 or 1.
         task: ``"multilabel"`` or ``"binary"``.
-        num_resamples: how many times to draw as many patients as there are.
-        seed: of the draws; the same seed gives the same intervals.
+        num_resamples: how many times as many patients as there are are resampled.
+        seed: of the resampling; the same seed gives the same intervals.
         patients: the patient of each of the n slides; by default each slide is a patient of its own.
 
     Returns:
@@ -152,6 +154,22 @@ def warn_of_few(num_patients: int, subject: object) -> None:
         )
 
 
+def warn_of_unknown(subject: object) -> None:
+    """Warn that nothing says whose slides the intervals of ``subject`` rest on."""
+    logger.warning(
+        "%s: no column names the patient, so each slide counts as a patient of its own, and intervals are too narrow "
+        "where patients have several slides. Add a column `patient` to the datalist.",
+        subject,
+    )
+
+
+def patients_text(num_slides: int, num_patients: int | None, what: str = "slides") -> str:
+    """How many slides of how many patients, in words; None where patients are not known."""
+    if num_patients is None:
+        return f"{num_slides} {what}, patients not known (each slide counts as one)"
+    return f"{num_slides} {what} of {num_patients} patients"
+
+
 @dataclass(frozen=True)
 class PairedDifference:
     """How much better one method is than another on the same slides.
@@ -181,12 +199,12 @@ def paired_difference(
 ) -> PairedDifference:
     """Compare two methods, each trained several times, on the same test slides.
 
-    A resample draws patients with their slides, the same for both methods, and for each method its trainings, all with
-    replacement: the interval covers which patients were tested and how the seeds fell. Both are drawn across
+    Patients with their slides are resampled, the same for both methods, and for each method its trainings, all with
+    replacement: the interval covers which patients were tested and how the seeds fell. Both are resampled across
     each other, after Owen's pigeonhole bootstrap (Annals of Applied Statistics 1(2):386-411, 2007), which
-    errs on the wide side. Of r trainings r - 1 are drawn, as the variance of a mean of r values would else
+    errs on the wide side. Of r trainings r - 1 are resampled, as the variance of a mean of r values would else
     come out too small by (r - 1) / r; one training says nothing of the seeds, and then the interval is that
-    of the patients alone. Each resample counts twice, the second time with the two methods' draws exchanged,
+    of the patients alone. Each resample counts twice, the second time with the two methods' resamples exchanged,
     so that exchanging the methods changes the signs and nothing else.
 
     Args:
@@ -195,8 +213,8 @@ def paired_difference(
         labels: ``[n, K]``, 0 or 1.
         task: ``"multilabel"`` or ``"binary"``.
         score: one of :func:`scripts.metrics.score_names`.
-        num_resamples: how many times to draw.
-        seed: of the draws.
+        num_resamples: how many times to resample.
+        seed: of the resampling.
         patients: as for :func:`bootstrap_interval`.
 
     Returns:
@@ -226,7 +244,7 @@ def paired_difference(
         for counts in _resamples(own, num_resamples, seed, y.shape[1])
     ]
     scores = [np.concatenate([block[i] for block in blocks]) for i in range(2)]  # [R, r1], [R, r2]
-    # Not the stream that the patients are drawn from, which is that of every other interval.
+    # Not the stream that the patients are resampled from, which is that of every other interval.
     draws = np.random.default_rng([seed, 1]).random((2, num_resamples, max(map(len, methods))))
     differences = np.concatenate([
         _drawn_mean(scores[0], draws[a]) - _drawn_mean(scores[1], draws[b]) for a, b in ((0, 1), (1, 0))
@@ -275,7 +293,7 @@ def _numbered(patients: Patients | None, num_slides: int) -> NDArray[np.intp]:
 def _resamples(patients: NDArray[np.intp], num_resamples: int, seed: int, width: int = 1) -> Iterator[Floats]:
     """How often each resample holds each slide, in blocks [r, n] of which each value becomes ``width`` values.
 
-    Of n patients with a slide each, the draws are those of n slides.
+    Of n patients with a slide each, the resamples are those of n slides.
     """
     if num_resamples < 1:
         raise SettingsError("num_resamples", f"got {num_resamples}", "Set it to 1 or more.")

@@ -178,7 +178,7 @@ class CohortChecker:
         for entry, fact in zip(checked.entries(), facts, strict=True):
             if not fact.is_usable:
                 continue
-            # What there is to be told of the slide was told when it was looked at.
+            # Warnings were logged when the slide was looked at.
             bag = fact.problems.attempt("tissue", lambda entry=entry: self.bag_builder.look(entry))  # type: ignore[misc]
             if bag is None:
                 continue

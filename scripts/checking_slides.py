@@ -161,9 +161,9 @@ class SlideChecker:
         facts.num_patches = tuple(len(coords) for coords in bag.grid.coords)
         if problems.attempt("tissue", lambda: builder.check(bag)) is None:
             return
-        for check, told in (("tissue", bag.tissue.doubt()), ("ink", bag.tissue.ink())):
-            if told is not None and mask is None:
-                problems.add(WARNS, check, *told)
+        for check, message in (("tissue", bag.tissue.doubt()), ("ink", bag.tissue.ink())):
+            if message is not None and mask is None:
+                problems.add(WARNS, check, *message)
         if facts.num_rows < self.min_rows:
             what = f"almost no tissue: {facts.num_rows} rows ({facts.tissue_mm2:.3g} mm2), fewer than {self.min_rows}"
             problems.add(WARNS, "tissue", what, "Look at it with `inspecting`; give a `mask`, or leave the slide out.")

@@ -15,15 +15,15 @@ CODING, DATA = 0x52, (0xDA, 0x90)
 
 def jpeg_colours(frame: bytes) -> str | None:
     """How a JPEG stores colours, if it says so: by Adobe's marker, else by JFIF's or the components' names."""
-    told: dict[int, str] = {}
+    shown: dict[int, str] = {}
     for marker, content in _segments(frame):
         if marker == ADOBE and content.startswith(b"Adobe") and len(content) > 11:
-            told[0] = AS_YCBCR if content[11] else AS_RGB
+            shown[0] = AS_YCBCR if content[11] else AS_RGB
         elif marker == JFIF and content.startswith(b"JFIF\0"):
-            told[1] = AS_YCBCR
+            shown[1] = AS_YCBCR
         elif marker in FRAMES and content[6::3] == b"RGB":
-            told[2] = AS_RGB
-    return told[min(told)] if told else None
+            shown[2] = AS_RGB
+    return shown[min(shown)] if shown else None
 
 
 def jpeg2000_colours(frame: bytes) -> str | None:

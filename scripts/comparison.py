@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from scripts.bootstrap import warn_of_few
+from scripts.bootstrap import warn_of_few, warn_of_unknown
 from scripts.comparison_board import write_board
 from scripts.comparison_figure import choose_figure_slides, draw_panels, draw_scores
 from scripts.comparison_results import compare, read_run
 from scripts.comparison_tables import markdown, write_runs, write_summary
 from scripts.datalist import output_names
-from scripts.datalist_patients import patients_of
+from scripts.datalist_patients import patients_known, patients_of
 from scripts.errors import SettingsError
 from scripts.experiments import Experiment, leaving_out, run_experiments
 from scripts.failures import without
@@ -128,8 +128,9 @@ class Comparison:
         rows, maps = compare(runs, magnifications, task, class_names, patients=patients)
         train, test = (np.stack([e["label"] for e in data]) for data in (training_data, testing_data))
         num_patients = len({patients.get(slide, slide) for slide in runs[0].slides})
+        known = patients_known(testing_data)
         chance = frequency_baseline(train, test, task)
-        text = markdown(rows, maps, task, len(runs[0].slides), num_patients, self.seeds, chance)
+        text = markdown(rows, maps, task, len(runs[0].slides), num_patients, self.seeds, chance, known)
         with replacing(self.output_dir / "comparison.md") as part:
             part.write_text(text, encoding="utf-8")
         write_summary(self.output_dir / "comparison.csv", rows, maps)
@@ -149,5 +150,7 @@ class Comparison:
         write_board(self.output_dir / "tensorboard", runs, text, figures, settings)
         print(text)
         warn_of_few(num_patients, self.output_dir / "comparison.md")
+        if not known:
+            warn_of_unknown(self.output_dir / "comparison.md")
         logger.info("wrote the comparison into %s", self.output_dir)
         return text

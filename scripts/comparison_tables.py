@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from scripts.bootstrap import FEWEST_PATIENTS
+from scripts.bootstrap import FEWEST_PATIENTS, patients_text
 from scripts.comparison_results import MapRow, Row, Run
 from scripts.files import replacing
 from scripts.metrics import score_names
@@ -40,6 +40,7 @@ def markdown(
     num_patients: int,
     seeds: Sequence[int],
     chance: Mapping[str, float],
+    patients_known: bool = True,
 ) -> str:
     """The tables as Markdown, in columns that line up as plain text as well.
 
@@ -51,6 +52,7 @@ def markdown(
         num_patients: the number of patients whose slides they are.
         seeds: the seeds of the trainings.
         chance: the scores of class frequencies alone, see :func:`scripts.metrics.frequency_baseline`.
+        patients_known: whether the datalist says whose slides they are; if not, each slide counts as a patient.
     """
     names = score_names(task)
     lead = TITLES[names[1]]
@@ -74,8 +76,9 @@ def markdown(
         intervals = f"it has no interval and no p, because the patients are fewer than {FEWEST_PATIENTS}."
     frequencies = ["class frequencies alone", *(_number(chance[name]) for name in names)]
     body.append(frequencies + [""] * (len(head) - len(frequencies)))
+    tested = patients_text(num_slides, num_patients if patients_known else None, "test slides")
     parts = [
-        f"{num_slides} test slides of {num_patients} patients, {len(seeds)} trainings of each method (seeds "
+        f"{tested}, {len(seeds)} trainings of each method (seeds "
         f"{', '.join(map(str, seeds))}): mean ± standard deviation over trainings. The difference to MuSTMIL's global "
         f"output is on the same slides; {intervals}",
         _table(head, body),

@@ -94,8 +94,8 @@ def load_partition(
 
     Returns:
         A dictionary for each slide: ``image``, absolute path; ``label``, float32 of shape ``[K]``, 0 or 1;
-        ``slide``, a unique name that is safe in file names; ``patient``, the slide's name where none is
-        given; where given ``mpp``, micrometres per pixel at full resolution, ``mask`` and ``regions``, absolute
+        ``slide``, a unique name that is safe in file names; where any slide has one ``patient``, of the others the
+        slide's name; where given ``mpp``, micrometres per pixel at full resolution, ``mask`` and ``regions``, absolute
         paths, ``mask_tissue``, a list of whole numbers, and ``sha256``; and the user's own keys, with paths of
         existing files made absolute.
 
@@ -417,7 +417,11 @@ def _check_files(slides: Sequence[ListedSlide], keys: Sequence[str]) -> None:
 def _entries(sheet: _Sheet, slides: Sequence[ListedSlide]) -> list[dict[str, Any]]:
     labels = [sheet.label(slide) for slide in slides]
     _check_files(slides, ("mask", "regions"))
-    return [{**entry_of(slide, sheet.folder), "label": label} for slide, label in zip(slides, labels, strict=True)]
+    entries = [{**entry_of(slide, sheet.folder), "label": label} for slide, label in zip(slides, labels, strict=True)]
+    if not any("patient" in slide.row.fields for slide in sheet.slides):
+        for entry in entries:
+            del entry["patient"]
+    return entries
 
 
 def entry_of(slide: ListedSlide, folder: SlideFolder) -> dict[str, Any]:

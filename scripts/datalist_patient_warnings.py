@@ -59,8 +59,12 @@ def patient_warnings(rows: Sequence[Row]) -> list[tuple[str, str]]:
         if patient is not None
     }
     if len(pairs) > len({patient for patient, _ in pairs}):
-        what = f"the names or patients of {_told_by_names(rows)}, and they count as {len(pairs)}"
-        warnings.append((what, f"Give these as `patient` ({min(pairs)[0]}, ...) where they are what is meant."))
+        found = [(kind, patient) for kind, patient in map(_in_name, rows) if patient is not None]
+        kinds = " and ".join(dict.fromkeys(kind for kind, _ in found))
+        what = f"{len(found)} slides carry {kinds} of {len(set(found))} patients, but count as {len(pairs)} patients"
+        if crossing := _num_crossing(rows):
+            what += f", {crossing} of the {len(set(found))} in several partitions"
+        warnings.append((what, f"If the {kinds} are right, give them as `patient` ({min(pairs)[0]}, ...)."))
     return warnings
 
 

@@ -6,7 +6,7 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-__all__ = ["is_unknown", "look_of", "one_spelling", "patients_of"]
+__all__ = ["is_unknown", "look_of", "one_spelling", "patients_known", "patients_of"]
 
 # What pandas, spreadsheets, GDC and cBioPortal write where a value is missing.
 UNKNOWN = {
@@ -36,6 +36,11 @@ def look_of(name: str) -> str:
     shown = "".join(sign for sign in name if unicodedata.category(sign) != "Cf")
     # Folding can take a name out of its normal form.
     return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", shown).casefold())
+
+
+def patients_known(entries: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether the entries of a datalist say whose slides they are."""
+    return any("patient" in entry for entry in entries)
 
 
 def patients_of(entries: Sequence[Mapping[str, Any]]) -> dict[str, str]:

@@ -19,8 +19,8 @@ from torch.utils.tensorboard import SummaryWriter
 
 from scripts.attention_maps import gather_rows
 from scripts.bags import BagBuilder
-from scripts.bootstrap import warn_of_few
-from scripts.datalist_patients import patients_of
+from scripts.bootstrap import patients_text, warn_of_few
+from scripts.datalist_patients import patients_known, patients_of
 from scripts.files import replacing
 from scripts.localisation import (
     Localisation,
@@ -85,7 +85,7 @@ class LocalisationReport:
         self.network, self.maps, self.bag_builder = network, list(maps), bag_builder
         self.num_region_classes = len(class_names)
         self.entries = {str(entry["slide"]): entry for entry in data if entry.get("regions")}
-        self.patients = patients_of(list(self.entries.values()))
+        self.patients, self.patients_known = patients_of(list(self.entries.values())), patients_known(data)
         self.values = region_values(task, class_names, positive_classes) if self.entries else {}
         self._clear()
 
@@ -165,6 +165,9 @@ class LocalisationReport:
                         tag = f"localisation/{key.replace(' ', '_')}_{class_name}_{score}"
                         self.summary_writer.add_scalar(tag, value, 0)
         self.summary_writer.flush()
+        if not self.patients_known:
+            for of_class in (one for classes in summary.values() for one in classes.values()):
+                of_class["patients"] = None
         path = self.output_dir / "localisation.json"
         with replacing(path) as part:
             part.write_text(json.dumps(without_nan(summary), indent=2) + "\n", encoding="utf-8")
@@ -177,7 +180,8 @@ class LocalisationReport:
             writer.writerows(_line(one) for one in found)
         slides = {one.slide for one in found}
         patients = {self.patients[slide] for slide in slides}
-        engine.logger.info("wrote %s: %d slides of %d patients", path, len(slides), len(patients))
+        known = len(patients) if self.patients_known else None
+        engine.logger.info("wrote %s: %s", path, patients_text(len(slides), known))
         warn_of_few(len(patients), path)
 
 

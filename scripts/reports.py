@@ -17,8 +17,8 @@ from monai.utils import CommonKeys
 from numpy.typing import NDArray
 from torch.utils.tensorboard import SummaryWriter
 
-from scripts.bootstrap import bootstrap_interval, class_intervals, warn_of_few
-from scripts.datalist_patients import patients_of
+from scripts.bootstrap import bootstrap_interval, class_intervals, patients_text, warn_of_few, warn_of_unknown
+from scripts.datalist_patients import patients_known, patients_of
 from scripts.files import replacing
 from scripts.metrics import CLASS_SCORE_NAMES, class_scores, head_scores, score_names
 from scripts.ranks import dataset_size, gather_dealt, is_first_rank
@@ -146,8 +146,8 @@ class EvaluationReport(PredictionReport):
     ``metrics.json`` holds for each output each metric as ``{"value": v, "ci95": [low, high]}``, the interval by
     a bootstrap over patients; a metric that is not defined (a ROC-AUC of one class only) is null. Beside them,
     ``classes`` holds the same of each class alone, and as ``slides`` how many have it. Beside the outputs ``slides``
-    and ``patients`` say how many the numbers rest on, and ``made_by`` what made them
-    (:func:`scripts.provenance.made_by`).
+    and ``patients`` say how many the numbers rest on (null where no slide has a patient), and ``made_by`` what made
+    them (:func:`scripts.provenance.made_by`).
 
     Args:
         output_dir: where the files are written.
@@ -173,7 +173,7 @@ class EvaluationReport(PredictionReport):
         data: Sequence[Mapping[str, Any]] = (),
     ) -> None:
         super().__init__(output_dir, heads, class_names)
-        self.patients = patients_of(data)
+        self.patients, self.patients_known = patients_of(data), patients_known(data)
         self.task, self.seed, self.summary_writer = task, seed, summary_writer
         self.made_by = {} if made_by is None else {"made_by": dict(made_by)}
 
@@ -189,15 +189,18 @@ class EvaluationReport(PredictionReport):
             report[head] = self._scores(probabilities[:, index], labels, patients)
             self._show(self.summary_writer, head, report[head], probabilities[:, index], labels)
         self.summary_writer.flush()
-        path, rests_on = self.output_dir / "metrics.json", {"slides": len(patients), "patients": len(set(patients))}
+        path, num_patients = self.output_dir / "metrics.json", len(set(patients))
+        rests_on = {"slides": len(patients), "patients": num_patients if self.patients_known else None}
         with replacing(path) as part:
             content = {**without_nan(report), **rests_on, **self.made_by}
             part.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        engine.logger.info("wrote %s: %d slides of %d patients", path, *rests_on.values())
+        engine.logger.info("wrote %s: %s", path, patients_text(len(patients), rests_on["patients"]))
         for head, scores in report.items():
             told = ", ".join(f"{name} {_shown(scores[name])}" for name in score_names(self.task))
             engine.logger.info("%s: %s", head, told)
-        warn_of_few(rests_on["patients"], path)
+        warn_of_few(num_patients, path)
+        if not self.patients_known:
+            warn_of_unknown(path)
 
     def _scores(self, p: NDArray[Any], y: NDArray[Any], patients: Sequence[str]) -> dict[str, Any]:
         """One output's part of ``metrics.json``, undefined values as NaN."""

@@ -116,8 +116,8 @@ class SlideFolder:
             files = "1 file does" if len(others) == 1 else f"{len(others)} files do"
             causes.append(f"{files} not end in {', '.join(SLIDE_SUFFIXES)} ({self._shown(others)})")
         if no_levels := [file for file in left if file != without_suffix(file)]:
-            files = "1 DICOM file is" if len(no_levels) == 1 else f"{len(no_levels)} DICOM files are"
-            causes.append(f"{files} of no whole slide image ({self._shown(no_levels)})")
+            files = "1 DICOM file belongs" if len(no_levels) == 1 else f"{len(no_levels)} DICOM files belong"
+            causes.append(f"{files} to no whole slide image ({self._shown(no_levels)})")
         return "; ".join(causes) or None
 
     def _shown(self, files: Sequence[str]) -> str:

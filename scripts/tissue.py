@@ -166,7 +166,8 @@ def find_tissue(slide: Slide, mpp: float = TISSUE_MPP) -> TissueMask:
     Stain strength is max(R, G, B) - min(R, G, B): it is 0 for every grey, so that glass, shadows and the white
     of a lumen do not count, and unlike HSV's saturation it does not blow up in the dark. Otsu's threshold,
     closing, and removal of small objects and small holes follow, all with ITK. Ink counts as glass. Where there is no
-    glass there is no telling a pen from a background of its colour: nothing is left out of tissue that is everywhere.
+    glass a pen cannot be distinguished from a background of its colour: nothing is left out of tissue that is
+    everywhere.
 
     Args:
         slide: the slide.

@@ -33,9 +33,9 @@ def cells(text, title, line):
     return [cell.strip() for cell in found.strip("|").split("|")]
 
 
-def text_of(runs, tables, seeds=(0, 1), num_patients=12):
+def text_of(runs, tables, seeds=(0, 1), num_patients=12, known=True):
     chance = frequency_baseline(runs[0].labels, runs[0].labels, TASK)
-    return markdown(*tables, TASK, len(runs[0].slides), num_patients, seeds, chance)
+    return markdown(*tables, TASK, len(runs[0].slides), num_patients, seeds, chance, known)
 
 
 def test_the_table_holds_mean_and_standard_deviation_over_the_trainings(runs, tables):
@@ -50,6 +50,8 @@ def test_the_table_holds_mean_and_standard_deviation_over_the_trainings(runs, ta
         assert line[9] == f"{row.seconds.mean():.1f} ± {row.seconds.std(ddof=1):.1f}"
     assert "12 test slides of 12 patients, 2 trainings of each method (seeds 0, 1)" in text
     assert "its interval and p come from a bootstrap over patients and trainings." in text
+    unknown = text_of(runs, tables, known=False)
+    assert "12 test slides, patients not known (each slide counts as one), 2 trainings of each method" in unknown
     few = text_of(runs, tables, num_patients=3)
     assert "12 test slides of 3 patients" in few
     assert "it has no interval and no p, because the patients are fewer than 10." in few

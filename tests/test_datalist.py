@@ -91,6 +91,17 @@ def test_json(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize(("given", "kept"), [((), []), ((1,), ["s0", "P"])])
+def test_a_list_that_names_no_patient_gives_none(tmp_path: Path, given: tuple[int, ...], kept: list[str]) -> None:
+    touch(tmp_path, "s0.svs", "s1.svs")
+    entries = [
+        {"image": f"s{i}.svs", "label": [1, 0, 0, 0, 0], **({"patient": "P"} if i in given else {})} for i in (0, 1)
+    ]
+    datalist = {"training": entries[:1], "testing": entries[1:]}
+    loaded = load_datalist(write(tmp_path, datalist), None, "multilabel")
+    assert [entry["patient"] for part in loaded.values() for entry in part if "patient" in entry] == kept
+
+
 def test_binary(tmp_path: Path) -> None:
     touch(tmp_path, "a.svs", "b.svs", "c.svs")
     path = write(
@@ -351,7 +362,7 @@ def test_many_patients_cross(tmp_path: Path) -> None:
 def test_slides_of_unknown_patients_do_not_cross(tmp_path: Path) -> None:
     touch(tmp_path, "a.svs", "b.svs")
     path = write(tmp_path, "image,label,patient,partition\na,lgd,,train\nb,lgd,,test\n")
-    assert load_partition(path, None, "training", "multilabel")[0]["patient"] == "a"
+    assert "patient" not in load_partition(path, None, "training", "multilabel")[0]
 
 
 def test_files_and_settings(tmp_path: Path) -> None:

@@ -187,8 +187,8 @@ def test_barcodes_of_slides_or_samples_in_the_place_of_patients_are_told(tmp_pat
     samples = [name[:19] + str(i // 13) for i, name in enumerate(TCGA)]
     path = listed(tmp_path, [f"s{i}.svs" for i in range(20)], "case_id", samples)
     assert warnings_of(path) == [
-        "the names or patients of 20 of 20 slides begin with TCGA barcodes of 13 patients, and they count as 20. "
-        "Give these as `patient` (TCGA-AA-0000, ...) where they are what is meant."
+        "20 slides carry TCGA barcodes of 13 patients, but count as 20 patients. "
+        "If the TCGA barcodes are right, give them as `patient` (TCGA-AA-0000, ...)."
     ]
     assert warnings_of(listed(tmp_path, TCGA, "case_id", [name[:12] for name in TCGA])) == []
 

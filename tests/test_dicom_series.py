@@ -125,7 +125,7 @@ def test_what_is_no_slide_is_left_out_by_name_and_what_is_damaged_is_not(series,
     left = folder.not_looked_at()
     assert left is not None
     assert left.startswith("1 file does not end in .svs")
-    assert left.endswith("(notes); 2 DICOM files are of no whole slide image (lone_label.dcm, segmentation.dcm)")
+    assert left.endswith("(notes); 2 DICOM files belong to no whole slide image (lone_label.dcm, segmentation.dcm)")
 
 
 def test_a_datalist_that_names_two_files_of_a_slide_is_refused(series):

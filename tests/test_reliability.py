@@ -1,7 +1,9 @@
 """What ``make reliability`` counts with must itself notice what is wrong."""
 
 import json
+import re
 import zipfile
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -11,6 +13,7 @@ import torch
 from tests.reliability.counters import BEGIN, END, Counts, write_table
 from tests.reliability.jobs import JOBS, broken_files, differing, left_parts
 
+ROOT = Path(__file__).parents[1]
 PAGE = f"# Reliability\n\n{BEGIN}\n{END}\n\nThe end.\n"
 
 
@@ -102,3 +105,10 @@ def test_temporary_files_that_stay_are_noticed(tmp_path):
     assert left_parts(folder) == []
     (folder / ".model.0a0b0c0d-77.part.pt").touch()
     assert left_parts(folder) == [".model.0a0b0c0d-77.part.pt"]
+
+
+def test_the_tests_that_the_table_of_silent_faults_names_are_there():
+    named = re.findall(r"`([\w/]+\.py)::(test_\w+)`", (ROOT / "docs/reliability.md").read_text(encoding="utf-8"))
+    gone = [pair for pair in named if f"def {pair[1]}(" not in (ROOT / "tests" / pair[0]).read_text(encoding="utf-8")]
+    assert named
+    assert not gone
