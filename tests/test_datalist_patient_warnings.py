@@ -151,7 +151,7 @@ def test_tcga_barcodes_are_offered_and_never_used_in_silence(tmp_path: Path, cap
         "(TCGA-AA-0000, ...); `checking` writes slides.csv with them."
     )
     loaded = load_datalist(path, None, "multilabel", ("a", "b"))
-    assert {entry["patient"] for part in loaded.values() for entry in part} == {name[:-4] for name in TCGA}
+    assert not any("patient" in entry for part in loaded.values() for entry in part)
     assert f"{path}: {text}" in caplog.messages
 
     # The list that checking writes is split by them.
