@@ -119,7 +119,8 @@ def as_literal(value: Any) -> Any:
         return [as_literal(item) for item in value]
     if isinstance(value, str) and _is_plain(value) and ("#" in value or ID_SEP_KEY in value):
         # An expression without the signs that MONAI looks for in one.
-        return EXPR_KEY + repr(value).replace("#", r"\x23").replace(ID_REF_KEY, r"\x40")
+        signs = ("#", ID_REF_KEY, MACRO_KEY)
+        return EXPR_KEY + "".join(rf"\x{ord(sign):02x}" if sign in signs else sign for sign in repr(value))
     return value
 
 

@@ -96,7 +96,7 @@ def test_a_run_that_finds_all_banks_does_not_touch_the_gpu(cohort, tmp_path, mon
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "_lazy_init", lambda: pytest.fail("the GPU was touched"))
-    monkeypatch.setattr("scripts.extraction.is_banked", lambda path, settings: path.exists())
+    monkeypatch.setattr("scripts.extraction.is_banked", lambda path, *_: path.exists())
     extractor = Extractor(cohort, builder(), Encoder(tiny_backbone(), "cuda"), tmp_path)
     extractor.run()
     assert extractor.left_out() == []

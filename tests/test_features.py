@@ -125,6 +125,7 @@ def test_a_bank_of_before_a_setting_was_stored_is_used_and_named(bank, slide, ke
     settings = {**settings_of(slide), "slide_sha256": "ab" * 32, "ink": "left out", "device": "cpu"}
     settings["mask_tissue"] = None
     with h5py.File(bank, "r+") as file:
+        settings = json.loads(file.attrs["settings"]) | settings
         file.attrs["settings"] = json.dumps(settings)
     lacking: dict[str, list[Path]] = {}
     assert is_banked(bank, settings, lacking)

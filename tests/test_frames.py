@@ -88,7 +88,7 @@ def test_a_square_is_shifted_by_just_the_bounds_in_qupaths_frame_and_not_in_leve
 @given(st.tuples(*[st.integers(0, 10**5)] * 4), st.lists(st.tuples(*[st.floats(-1e5, 1e5)] * 2), min_size=1))
 def test_what_leaves_and_comes_back_is_where_it_was(bounds, places):
     frame = frame_of("qupath", bounds)
-    assert frame.from_level0(places) + frame.origin_level0 == pytest.approx(np.array(places))
+    assert frame.from_level0(places) + frame.origin_level0 == pytest.approx(np.array(places), abs=1e-6)
     assert np.array_equal(LEVEL0.from_level0(places), places)
 
 
@@ -272,4 +272,5 @@ def test_checking_warns_of_what_is_uncertain(bounded, tmp_path, monkeypatch, key
     facts = SlideChecker(BagBuilder(patch_size=64), num_classes=3)(
         {"image": str(bounded), "slide": "s", key: str(tmp_path / "m.png")}
     )
-    assert [(p.severity, p.check) for p in facts.problems] == ([("warns", key)] if uncertain else [])
+    found = [(p.severity, p.check) for p in facts.problems if p.check != "tissue"]
+    assert found == ([("warns", key)] if uncertain else [])

@@ -256,7 +256,7 @@ def test_banks_of_before_stay_valid_and_are_named(slide, mask, tmp_path, caplog)
         with pytest.raises(SettingsError, match=r"was made otherwise \(mask_tissue None, now \["):
             is_banked(path, {**wanted, "mask_tissue": codes})
     with caplog.at_level(logging.WARNING, logger="scripts.extraction"):
-        extractor.run()
+        Extractor(extractor.entries, builder(), tiny_encoder(), tmp_path).run()
     (told,) = [message for message in caplog.messages if "older version" in message]
     assert told.startswith("1 feature banks of an older version (s.h5) were made before masks with several values were")
     assert told.endswith("run `checking`, which looks at the masks; delete their banks in doubt")
