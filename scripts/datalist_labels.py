@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -310,7 +311,8 @@ def _at_indices(words: Sequence[str], label: object, class_names: Sequence[str],
 
 def _index(word: str) -> int | None:
     """The whole number that a text is, written as one or as a float; ``None`` if it is none."""
-    number = float(word) if _is_number(word) else -1.0
+    # A number of hundreds of digits is infinite as a float: it is an index too, of no class.
+    number = min(float(word), float(sys.maxsize)) if _is_number(word) else -1.0
     return int(number) if number.is_integer() and number >= 0 else None
 
 
