@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
@@ -74,12 +75,15 @@ def squeezed_levels(level_sizes: Sequence[tuple[int, int]], rtol: float) -> list
         (level, times narrower, times lower) of each, compared with level 0.
     """
     width, height = level_sizes[0]
-    reduced = [(level, width / w, height / h, w, h) for level, (w, h) in enumerate(level_sizes)]
-    return [
-        (level, across, down)
-        for level, across, down, w, h in reduced
-        if abs(across - down) > rtol * max(across, down) + across / w + down / h
-    ]
+    squeezed = []
+    for level, (w, h) in enumerate(level_sizes):
+        # The reductions that can end in this size, whichever way the sides were rounded.
+        least = max(width / (w + 1), height / (h + 1))
+        most = min(side / (pixels - 1) if pixels > 1 else math.inf for side, pixels in ((width, w), (height, h)))
+        across, down = width / w, height / h
+        if least - most > rtol * max(across, down):
+            squeezed.append((level, across, down))
+    return squeezed
 
 
 def check_magnifications(magnifications: Sequence[float]) -> tuple[float, ...]:

@@ -87,7 +87,9 @@ UNREADABLE = (
     ValueError,
 )
 
-DEMONSTRATION = "Demonstration weights, trained on drawn slides: they have never seen tissue and are unfit for it."
+DEMONSTRATION = (
+    "Demonstration weights: drawn slides were among those they were trained on, so they are unfit for tissue."
+)
 """What every place tells in which a user meets such weights."""
 
 NOT_LOADED = "no weights were loaded into the network"
@@ -220,9 +222,9 @@ def read_weights(path: str | Path) -> Mapping[str, Tensor]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise SettingsError(
-            path,
+            Path(path).absolute(),
             "there is no such file",
-            "Run training first: python -m monai.bundle run training --config_file configs/train.json",
+            "Name the folder of the weights that training wrote: --ckpt_dir PATH; or run training first.",
         ) from None
     except UNREADABLE as error:
         cause = f"is not a PyTorch checkpoint of plain tensors ({unreadable_reason(error)})"

@@ -5,12 +5,17 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 # Set before anything imports matplotlib or torch, and inherited by the processes that tests start: pictures
 # need no display, and small arrays on many threads are slower than on two.
 os.environ["MPLBACKEND"] = "Agg"
 os.environ.setdefault("OMP_NUM_THREADS", "2")
+
+# The same examples in every run: a failure by chance says nothing about the change that it falls on.
+hypothesis.settings.register_profile("seeded", derandomize=True)
+hypothesis.settings.load_profile("seeded")
 
 ROOT = Path(__file__).resolve().parents[1]
 REAL_SLIDE = ROOT.parent / "shared" / "slides" / "CMU-1-Small-Region.svs"

@@ -56,7 +56,10 @@ def test_loads_a_bare_state_dict_and_one_named_model(tmp_path: Path, wrap: objec
 
 
 def test_a_missing_file_is_named_and_says_to_train_first(tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match=r"model_5x.pt: there is no such file. Run training first: python -m"):
+    with pytest.raises(
+        SettingsError,
+        match=r"model_5x.pt: there is no such file. Name the folder of the weights that training wrote: --ckpt_dir",
+    ):
         load_weights(network(), tmp_path / "model_5x.pt")
 
 

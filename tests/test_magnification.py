@@ -2,7 +2,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from scripts.errors import SettingsError
@@ -60,6 +60,7 @@ def test_the_same_patch_covers_the_same_micrometres_on_every_slide():
         assert Scale(5, 224, base_mpp).patch_level0 * base_mpp == pytest.approx(448.0)
 
 
+@example((65, 399), math.ceil, 4)
 @given(st.tuples(*[st.integers(64, 200_000)] * 2), st.sampled_from([math.floor, math.ceil, round]), st.integers(2, 4))
 def test_a_level_rounded_to_whole_pixels_is_not_squeezed(size, rounded, factor):
     levels = [tuple(max(1, rounded(side / factor**level)) for side in size) for level in range(4)]

@@ -33,7 +33,7 @@ def test_weights_are_described_by_their_network_and_slides() -> None:
         "Weights of MuSTMIL (multilabel, 5x, 10x, efficientnet_lite0), trained on 31 slides and chosen on 7 others."
     )
     assert describe(record(DRAWN)) == (
-        "Demonstration weights, trained on drawn slides: they have never seen tissue and are unfit for it. "
+        "Demonstration weights: drawn slides were among those they were trained on, so they are unfit for tissue. "
         "Weights of MuSTMIL (multilabel, 5x, 10x, efficientnet_lite0), "
         "trained on 24 slides and chosen on 8 others (32 of them drawn, not scanned)."
     )

@@ -91,14 +91,14 @@ def test_a_wrong_setting_says_so_in_one_line(command, slides, tmp_path, knobs, m
 
 def test_prediction_without_weights_says_to_train_first(command, slides, tmp_path):
     done = command("inferring", "inference", dataset_dir=slides / "good.tif", ckpt_dir=tmp_path, output_dir=tmp_path)
-    one_line(done, r"model\.pt: there is no such file\. Run training first")
+    one_line(done, r"model\.pt: there is no such file\. Name the folder of the weights that training wrote: --ckpt_dir")
 
 
 def test_evaluating_looks_for_the_weights_before_it_extracts(command, slides, tmp_path):
     (tmp_path / "list.json").write_text(json.dumps({"testing": [{"image": "good.tif", "label": [1, 0, 0, 0, 0]}]}))
     places = {"dataset_dir": slides, "datalist": tmp_path / "list.json", "ckpt_dir": tmp_path}
     done = command("evaluating", "evaluate", **places, output_dir=tmp_path / "out")
-    one_line(done, r"model\.pt: there is no such file\. Run training first")
+    one_line(done, r"model\.pt: there is no such file\. Name the folder of the weights that training wrote: --ckpt_dir")
     assert not list(tmp_path.glob("out/features/*"))
 
 
