@@ -18,6 +18,7 @@ __all__ = [
     "is_dicom",
     "may_be_dicom",
     "series_files",
+    "series_of",
     "slide_of",
     "slide_parts",
 ]
@@ -91,6 +92,12 @@ def _instance(path: str, *_: int) -> Instance | None:
         raise
     except Exception:  # pydicom raises whatever its parsers come upon; the reader that opens the file says why
         return None
+
+
+def series_of(path: str | Path) -> str:
+    """UID of the series of the whole slide that a file named as DICOM files are is a part of; ``""`` for others."""
+    own = instance_of(path) if may_be_dicom(path) else None
+    return "" if own is None else own.series
 
 
 def series_files(path: str | Path) -> list[str]:

@@ -128,6 +128,37 @@ def test_what_is_no_slide_is_left_out_by_name_and_what_is_damaged_is_not(series,
     assert left.endswith("(notes); 2 DICOM files belong to no whole slide image (lone_label.dcm, segmentation.dcm)")
 
 
+def split_files(series, other):
+    (series / "level_1.dcm").rename(other / "level_1.dcm")
+
+
+def copy_files(series, other):
+    shutil.copytree(series, other, dirs_exist_ok=True)
+
+
+def link_files(series, other):
+    for path in series.iterdir():
+        (other / path.name).symlink_to(path)
+
+
+@pytest.mark.parametrize("spread", [split_files, copy_files, link_files])
+def test_a_series_in_two_folders_is_refused_with_both_and_is_never_two_slides(series, spread):
+    other = series.parent / "z"
+    other.mkdir()
+    spread(series, other)
+    (series.parent / "list.csv").write_text("image,cancer,partition\ncase 1.2,1,training\nz,1,testing\n")
+    message = rf"the DICOM series of {other}/level_[01]\.dcm has files in {series}, too\. Put all files of the series into"
+    with pytest.raises(DatalistError, match=message):
+        list_slides(series.parent)
+    with pytest.raises(DatalistError, match=rf"line 3, .*: {message}"):
+        load_datalist(series.parent / "list.csv", None, "multilabel", ["cancer"])
+
+
+def test_a_link_to_the_folder_of_a_slide_is_no_second_slide(series):
+    (series.parent / "z").symlink_to(series)
+    assert names(list_slides(series.parent)) == [("case 1.2", "level_0.dcm")]
+
+
 def test_a_datalist_that_names_two_files_of_a_slide_is_refused(series):
     (series.parent / "list.csv").write_text("image,cancer\ncase 1.2/level_0.dcm,1\ncase 1.2/level_1.dcm,0\n")
     message = r"line 3, .*: of the same DICOM series, also listed at .*line 2, .* List each slide once\."
