@@ -298,7 +298,8 @@ def locate(rows: Sequence[Row], folder: SlideFolder, fault: Fault = raised) -> l
         rows: as :func:`scripts.datalist_formats.read_rows` gives them.
         folder: the folder that paths start from.
         fault: called with the error of each row whose slide is ambiguous, listed before or a DICOM series in two
-            folders, which is then left out, and of each whose ``mpp`` or ``mask_tissue`` is none, which is then kept without.
+            folders, which is then left out, and of each whose ``mpp`` or ``mask_tissue`` is none, which is then kept
+            without.
     """
     row_of_image: dict[str, Row] = {}
     image_of_series: dict[str, str] = {}
@@ -313,7 +314,7 @@ def locate(rows: Sequence[Row], folder: SlideFolder, fault: Fault = raised) -> l
             series = series_of(path) or path
             if (other_image := image_of_series.setdefault(series, path)) != path:
                 cause = f"the DICOM series of {path} has files in {os.path.dirname(other_image)}, too"
-                raise DatalistError(row.subject, cause, "Put all files of the series into one folder, and list it once.")
+                raise DatalistError(row.subject, cause, "Put all files of the series in one folder; list it once.")
         except DatalistError as error:
             fault(error)
         else:
