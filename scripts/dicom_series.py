@@ -28,8 +28,8 @@ PREAMBLE_BYTES, DICOM = 128, b"DICM"
 SERIES_INSTANCE_UID = (0x0020, 0x000E)
 # Archives name instances by number or by UID, whose last part looks like a suffix.
 NAMES = re.compile(r"[^.]+|.*\.(dcm|dicom|[0-9]+)", re.IGNORECASE | re.DOTALL)
-# OpenSlide reads what ends so as a TIFF, which a file may be as well.
-TIFF_SUFFIXES = (".tif", ".tiff")
+# A file may be DICOM and TIFF at once: OpenSlide reads one that ends so as a TIFF.
+TIFF_SUFFIXES, TIFF = (".tif", ".tiff"), (b"II*\0", b"II+\0", b"MM\0*", b"MM\0+")
 
 
 class Instance(NamedTuple):
@@ -50,15 +50,17 @@ def may_be_dicom(path: str | Path) -> bool:
 
 
 def is_dicom(path: str | Path) -> bool:
-    """Whether a file begins as a DICOM file does; pipes and devices are not looked at.
+    """Whether a file begins as a DICOM file does, whatever its name; pipes and devices are not looked at.
 
     Raises:
         OSError: if it cannot be read.
     """
-    if str(path).lower().endswith(TIFF_SUFFIXES) or not stat.S_ISREG(os.stat(path).st_mode):
+    if not stat.S_ISREG(os.stat(path).st_mode):
         return False
     with open(path, "rb") as file:
-        return file.read(PREAMBLE_BYTES + len(DICOM))[PREAMBLE_BYTES:] == DICOM
+        head = file.read(PREAMBLE_BYTES + len(DICOM))
+    is_tiff = str(path).lower().endswith(TIFF_SUFFIXES) and head.startswith(TIFF)
+    return head[PREAMBLE_BYTES:] == DICOM and not is_tiff
 
 
 def instance_of(path: str | Path) -> Instance | None:
@@ -101,7 +103,10 @@ def series_of(path: str | Path) -> str:
 
 
 def series_files(path: str | Path) -> list[str]:
-    """Absolute paths of all files of the slide that a DICOM file is a part of, sorted; none for other files."""
+    """Absolute paths of all files of the slide that a DICOM file is a part of, sorted; none for other files.
+
+    Hidden ones are among them, and files that are not named as DICOM files are: OpenSlide reads them, too.
+    """
     path = os.path.abspath(path)
     own = instance_of(path)
     if own is None or not own.series:
@@ -122,11 +127,11 @@ def dicom_slides(files: Iterable[str]) -> dict[str, str]:
         files: absolute paths.
 
     Returns:
-        For each file of a DICOM whole slide that of the slide: the first of its levels by name, whichever is asked for.
-        Files of a series without a level are left out.
+        For each file of a DICOM whole slide that of the slide: the first of its levels by name, whichever is asked for;
+        a hidden one only if all are hidden. Files of a series without a level are left out.
     """
     of_series: dict[tuple[str, str], list[str]] = {}
-    for file in sorted(files):
+    for file in sorted(files, key=lambda file: (os.path.basename(file).startswith("."), file)):
         instance = instance_of(file) if may_be_dicom(file) else None
         if instance is not None and instance.series:
             of_series.setdefault((os.path.dirname(file), instance.series), []).append(file)
@@ -160,4 +165,4 @@ def folder_slides(folder: str | Path) -> list[str]:
 
 def _files(folder: str) -> list[str]:
     with os.scandir(folder) as entries:
-        return sorted(entry.path for entry in entries if not entry.name.startswith(".") and entry.is_file())
+        return sorted(entry.path for entry in entries if entry.is_file())
