@@ -9,6 +9,7 @@ from typing import NamedTuple
 import tifffile
 
 from scripts.dicom_pixels import dicom_fault
+from scripts.tiff_images import images_fault
 from scripts.tiff_levels import subifd_levels
 from scripts.tiff_pixels import pixel_fault
 
@@ -57,7 +58,7 @@ def look_at(path: str | Path) -> Look:
     """
     try:
         with tifffile.TiffFile(path) as tiff:
-            fault = pixel_fault(tiff)
+            fault = pixel_fault(tiff) or images_fault(tiff)
             return Look(fault, 0 if fault else len(subifd_levels(tiff)))
     except (tifffile.TiffFileError, IndexError):
         return Look(dicom_fault(path))
