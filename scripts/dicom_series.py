@@ -13,6 +13,7 @@ from typing import NamedTuple
 __all__ = [
     "Instance",
     "dicom_slides",
+    "folder_files",
     "folder_slides",
     "instance_of",
     "is_dicom",
@@ -38,10 +39,12 @@ class Instance(NamedTuple):
     Args:
         series: UID of its series, ``""`` if it is no part of a whole slide (a segmentation, a report, a CT).
         is_level: whether it has pixels of a level; if not, it is a photograph of the label or of the glass.
+        is_resampled: whether it says that its pixels are those of a finer level, reduced.
     """
 
     series: str
     is_level: bool
+    is_resampled: bool = False
 
 
 def may_be_dicom(path: str | Path) -> bool:
@@ -89,7 +92,7 @@ def _instance(path: str, *_: int) -> Instance | None:
         if head.SOPClassUID != WHOLE_SLIDE:
             return Instance("", False)
         flavours = list(head.get("ImageType") or ())
-        return Instance(str(head.SeriesInstanceUID), flavours[2:3] == ["VOLUME"])
+        return Instance(str(head.SeriesInstanceUID), flavours[2:3] == ["VOLUME"], flavours[3:4] == ["RESAMPLED"])
     except OSError:  # of the disk, not of the file's content: it may be gone at the next call
         raise
     except Exception:  # pydicom raises whatever its parsers come upon; the reader that opens the file says why
@@ -111,8 +114,17 @@ def series_files(path: str | Path) -> list[str]:
     own = instance_of(path)
     if own is None or not own.series:
         return []
-    folder = os.path.dirname(path)
-    return [file for file in _files(folder) if (other := instance_of(file)) is not None and other.series == own.series]
+    files = folder_files(path)
+    return [file for file in files if (other := instance_of(file)) is not None and other.series == own.series]
+
+
+def folder_files(path: str | Path) -> list[str]:
+    """Absolute paths of all files in the folder of a file, sorted; hidden ones and links to nothing are among them.
+
+    Raises:
+        OSError: if the folder cannot be read.
+    """
+    return _files(os.path.dirname(os.path.abspath(path)))
 
 
 def slide_parts(path: str | Path) -> list[str]:
@@ -165,4 +177,4 @@ def folder_slides(folder: str | Path) -> list[str]:
 
 def _files(folder: str) -> list[str]:
     with os.scandir(folder) as entries:
-        return sorted(entry.path for entry in entries if entry.is_file())
+        return sorted(entry.path for entry in entries if entry.is_file() or not os.path.exists(entry.path))
