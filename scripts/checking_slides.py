@@ -251,6 +251,8 @@ def _check_resolution(path: Path, facts: SlideFacts) -> None:
 
 def _check_pyramid(slide: Slide, problems: Problems) -> None:
     width, height = slide.size_level0
+    if slide.doubt is not None:
+        problems.add(WARNS, "pyramid", *slide.doubt)
     if slide.unseen_levels:
         what = f"{slide.unseen_levels} of its levels are SubIFDs, which {slide.backend} does not see"
         problems.add(WARNS, "pyramid", what, f"Leave `reader` at auto, or convert it: {CONVERT}.")

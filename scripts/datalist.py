@@ -27,7 +27,7 @@ from scripts.datalist_labels import (
 from scripts.datalist_patient_warnings import patient_warnings
 from scripts.datalist_patients import one_spelling
 from scripts.datalist_split import FRACTIONS, split_patients
-from scripts.dicom_series import may_be_dicom
+from scripts.dicom_series import may_be_dicom, series_of
 from scripts.errors import DatalistError, SettingsError
 from scripts.mask_values import check_mask_tissue
 from scripts.ranks import is_first_rank
@@ -297,10 +297,12 @@ def locate(rows: Sequence[Row], folder: SlideFolder, fault: Fault = raised) -> l
     Args:
         rows: as :func:`scripts.datalist_formats.read_rows` gives them.
         folder: the folder that paths start from.
-        fault: called with the error of each row whose slide is ambiguous or listed before, which is then left out, and
-            of each whose ``mpp`` or ``mask_tissue`` is none, which is then kept without.
+        fault: called with the error of each row whose slide is ambiguous, listed before or a DICOM series in two
+            folders, which is then left out, and of each whose ``mpp`` or ``mask_tissue`` is none, which is then kept
+            without.
     """
     row_of_image: dict[str, Row] = {}
+    image_of_series: dict[str, str] = {}
     for row in rows:
         try:
             path = folder.find(row.image)
@@ -309,6 +311,10 @@ def locate(rows: Sequence[Row], folder: SlideFolder, fault: Fault = raised) -> l
                 is_same = other.image == row.image or not may_be_dicom(path)
                 cause = f"{'' if is_same else 'of the same DICOM series, '}also listed at {other.subject}"
                 raise DatalistError(row.subject, cause, "List each slide once.")
+            series = series_of(path) or path
+            if (other_image := image_of_series.setdefault(series, path)) != path:
+                cause = f"the DICOM series of {path} has files in {os.path.dirname(other_image)}, too"
+                raise DatalistError(row.subject, cause, "Put all files of the series in one folder; list it once.")
         except DatalistError as error:
             fault(error)
         else:

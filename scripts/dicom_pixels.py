@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from scripts.codestreams import AS_RGB, UNTRANSFORMED, jpeg2000_colours, jpeg_colours
-from scripts.dicom_series import instance_of, is_dicom, series_files
+from scripts.dicom_series import instance_of, is_dicom, may_be_dicom, series_files
 
 __all__ = ["dicom_fault"]
 
@@ -40,6 +40,9 @@ def dicom_fault(path: str | Path) -> tuple[str, str] | None:
     """
     if not is_dicom(path):
         return None
+    if not may_be_dicom(path):
+        # Lists take files with such names for slides of their own: each level would be one.
+        return "is a DICOM file, and is not named as one", "Rename all files of its series to end in .dcm."
     own = instance_of(path)
     if own is not None and not own.series:
         return "is a DICOM file, but no whole slide image", "Give a file of the slide, or leave it out."

@@ -13,11 +13,13 @@ from typing import NamedTuple
 __all__ = [
     "Instance",
     "dicom_slides",
+    "folder_files",
     "folder_slides",
     "instance_of",
     "is_dicom",
     "may_be_dicom",
     "series_files",
+    "series_of",
     "slide_of",
     "slide_parts",
 ]
@@ -27,8 +29,8 @@ PREAMBLE_BYTES, DICOM = 128, b"DICM"
 SERIES_INSTANCE_UID = (0x0020, 0x000E)
 # Archives name instances by number or by UID, whose last part looks like a suffix.
 NAMES = re.compile(r"[^.]+|.*\.(dcm|dicom|[0-9]+)", re.IGNORECASE | re.DOTALL)
-# OpenSlide reads what ends so as a TIFF, which a file may be as well.
-TIFF_SUFFIXES = (".tif", ".tiff")
+# A file may be DICOM and TIFF at once: OpenSlide reads one that ends so as a TIFF.
+TIFF_SUFFIXES, TIFF = (".tif", ".tiff"), (b"II*\0", b"II+\0", b"MM\0*", b"MM\0+")
 
 
 class Instance(NamedTuple):
@@ -37,10 +39,12 @@ class Instance(NamedTuple):
     Args:
         series: UID of its series, ``""`` if it is no part of a whole slide (a segmentation, a report, a CT).
         is_level: whether it has pixels of a level; if not, it is a photograph of the label or of the glass.
+        is_resampled: whether it says that its pixels are those of a finer level, reduced.
     """
 
     series: str
     is_level: bool
+    is_resampled: bool = False
 
 
 def may_be_dicom(path: str | Path) -> bool:
@@ -49,15 +53,17 @@ def may_be_dicom(path: str | Path) -> bool:
 
 
 def is_dicom(path: str | Path) -> bool:
-    """Whether a file begins as a DICOM file does; pipes and devices are not looked at.
+    """Whether a file begins as a DICOM file does, whatever its name; pipes and devices are not looked at.
 
     Raises:
         OSError: if it cannot be read.
     """
-    if str(path).lower().endswith(TIFF_SUFFIXES) or not stat.S_ISREG(os.stat(path).st_mode):
+    if not stat.S_ISREG(os.stat(path).st_mode):
         return False
     with open(path, "rb") as file:
-        return file.read(PREAMBLE_BYTES + len(DICOM))[PREAMBLE_BYTES:] == DICOM
+        head = file.read(PREAMBLE_BYTES + len(DICOM))
+    is_tiff = str(path).lower().endswith(TIFF_SUFFIXES) and head.startswith(TIFF)
+    return head[PREAMBLE_BYTES:] == DICOM and not is_tiff
 
 
 def instance_of(path: str | Path) -> Instance | None:
@@ -86,21 +92,39 @@ def _instance(path: str, *_: int) -> Instance | None:
         if head.SOPClassUID != WHOLE_SLIDE:
             return Instance("", False)
         flavours = list(head.get("ImageType") or ())
-        return Instance(str(head.SeriesInstanceUID), flavours[2:3] == ["VOLUME"])
+        return Instance(str(head.SeriesInstanceUID), flavours[2:3] == ["VOLUME"], flavours[3:4] == ["RESAMPLED"])
     except OSError:  # of the disk, not of the file's content: it may be gone at the next call
         raise
     except Exception:  # pydicom raises whatever its parsers come upon; the reader that opens the file says why
         return None
 
 
+def series_of(path: str | Path) -> str:
+    """UID of the series of the whole slide that a file named as DICOM files are is a part of; ``""`` for others."""
+    own = instance_of(path) if may_be_dicom(path) else None
+    return "" if own is None else own.series
+
+
 def series_files(path: str | Path) -> list[str]:
-    """Absolute paths of all files of the slide that a DICOM file is a part of, sorted; none for other files."""
+    """Absolute paths of all files of the slide that a DICOM file is a part of, sorted; none for other files.
+
+    Hidden ones are among them, and files that are not named as DICOM files are: OpenSlide reads them, too.
+    """
     path = os.path.abspath(path)
     own = instance_of(path)
     if own is None or not own.series:
         return []
-    folder = os.path.dirname(path)
-    return [file for file in _files(folder) if (other := instance_of(file)) is not None and other.series == own.series]
+    files = folder_files(path)
+    return [file for file in files if (other := instance_of(file)) is not None and other.series == own.series]
+
+
+def folder_files(path: str | Path) -> list[str]:
+    """Absolute paths of all files in the folder of a file, sorted; hidden ones and links to nothing are among them.
+
+    Raises:
+        OSError: if the folder cannot be read.
+    """
+    return _files(os.path.dirname(os.path.abspath(path)))
 
 
 def slide_parts(path: str | Path) -> list[str]:
@@ -115,11 +139,11 @@ def dicom_slides(files: Iterable[str]) -> dict[str, str]:
         files: absolute paths.
 
     Returns:
-        For each file of a DICOM whole slide that of the slide: the first of its levels by name, whichever is asked for.
-        Files of a series without a level are left out.
+        For each file of a DICOM whole slide that of the slide: the first of its levels by name, whichever is asked for;
+        a hidden one only if all are hidden. Files of a series without a level are left out.
     """
     of_series: dict[tuple[str, str], list[str]] = {}
-    for file in sorted(files):
+    for file in sorted(files, key=lambda file: (os.path.basename(file).startswith("."), file)):
         instance = instance_of(file) if may_be_dicom(file) else None
         if instance is not None and instance.series:
             of_series.setdefault((os.path.dirname(file), instance.series), []).append(file)
@@ -153,4 +177,4 @@ def folder_slides(folder: str | Path) -> list[str]:
 
 def _files(folder: str) -> list[str]:
     with os.scandir(folder) as entries:
-        return sorted(entry.path for entry in entries if not entry.name.startswith(".") and entry.is_file())
+        return sorted(entry.path for entry in entries if entry.is_file() or not os.path.exists(entry.path))

@@ -8,7 +8,9 @@ from typing import NamedTuple
 
 import tifffile
 
+from scripts.dicom_gaps import series_gaps
 from scripts.dicom_pixels import dicom_fault
+from scripts.tiff_images import images_fault
 from scripts.tiff_levels import subifd_levels
 from scripts.tiff_pixels import pixel_fault
 
@@ -43,10 +45,12 @@ class Look(NamedTuple):
     Args:
         fault: what is wrong with the pixels though a reader may show them, and what to do; ``None`` for a slide's.
         subifd_levels: levels of a TIFF with SubIFDs, level 0 included, which cuCIM and OpenSlide do not see; or 0.
+        doubt: what may be missing of a slide that can be read, and what to do; ``None`` where nothing seems to be.
     """
 
     fault: tuple[str, str] | None
     subifd_levels: int = 0
+    doubt: tuple[str, str] | None = None
 
 
 def look_at(path: str | Path) -> Look:
@@ -57,10 +61,12 @@ def look_at(path: str | Path) -> Look:
     """
     try:
         with tifffile.TiffFile(path) as tiff:
-            fault = pixel_fault(tiff)
+            fault = pixel_fault(tiff) or images_fault(tiff)
             return Look(fault, 0 if fault else len(subifd_levels(tiff)))
     except (tifffile.TiffFileError, IndexError):
-        return Look(dicom_fault(path))
+        fault = dicom_fault(path)
+        gaps = series_gaps(path)
+        return Look(fault or gaps.fault, doubt=gaps.doubt)
 
 
 def kind_of(path: str | Path) -> tuple[str, str] | None:

@@ -84,6 +84,9 @@ class Slide:
         look = _look_at(self.path)
         if look.fault is not None:
             raise SlideError(self.path, *look.fault)
+        self.doubt = look.doubt
+        if look.doubt is not None:
+            _repeats.log(logger, logging.WARNING, "{}: {}. {}".format(self.path, *look.doubt), str(self.path))
         self.backend, self.level_sizes = _open(self.path, reader, self._stamp, look.subifd_levels)
         self.unseen_levels = max(0, look.subifd_levels - len(self.level_sizes))
         for level, across, down in squeezed_levels(self.level_sizes, MPP_RTOL):

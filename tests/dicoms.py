@@ -79,6 +79,8 @@ def write_dicom(
         width, height = image.shape[1] // downsample, image.shape[0] // downsample
         pixels = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA) if downsample > 1 else image
         tags = _tags(pixels, series, flavour, sop_class)
+        if downsample > 1:
+            tags.ImageType = ["DERIVED", "PRIMARY", flavour, "RESAMPLED"]
         tags.FrameOfReferenceUID, tags.InstanceNumber = frame_of_reference, level
         tags.PhotometricInterpretation = photometric
         measures = Dataset()

@@ -60,6 +60,15 @@ def test_a_slide_that_is_not_there_is_told_with_its_line(tmp_path):
         assert re.search(message, facts.problems[0].what)
 
 
+def test_a_dicom_slide_without_its_finest_level_is_a_warning(tmp_path):
+    write_dicom(tmp_path, with_tissue(1024, 1024, [(0, 0, 900, 900)]), mpp=0.25, downsamples=(1, 2))
+    (tmp_path / "level_0.dcm").unlink()
+    facts = look(tmp_path / "level_1.dcm", min_rows=1)
+    assert told(facts)[0] == (WARNS, "pyramid")
+    assert facts.resolution.mpp == pytest.approx(0.5)
+    assert "resampled from a finer one, which is not there" in facts.problems[0].what
+
+
 def test_what_is_no_slide_blocks(tmp_path, good):
     (tmp_path / "text.tif").write_text("no slide")
     (tmp_path / "empty.tif").touch()

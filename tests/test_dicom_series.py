@@ -128,6 +128,39 @@ def test_what_is_no_slide_is_left_out_by_name_and_what_is_damaged_is_not(series,
     assert left.endswith("(notes); 2 DICOM files belong to no whole slide image (lone_label.dcm, segmentation.dcm)")
 
 
+def split_files(series, other):
+    (series / "level_1.dcm").rename(other / "level_1.dcm")
+
+
+def copy_files(series, other):
+    shutil.copytree(series, other, dirs_exist_ok=True)
+
+
+def link_files(series, other):
+    for path in series.iterdir():
+        (other / path.name).symlink_to(path)
+
+
+@pytest.mark.parametrize("spread", [split_files, copy_files, link_files])
+def test_a_series_in_two_folders_is_refused_with_both_and_is_never_two_slides(series, spread):
+    other = series.parent / "z"
+    other.mkdir()
+    spread(series, other)
+    (series.parent / "list.csv").write_text("image,cancer,partition\ncase 1.2,1,training\nz,1,testing\n")
+    message = (
+        rf"the DICOM series of {other}/level_[01]\.dcm has files in {series}, too\. Put all files of the series in"
+    )
+    with pytest.raises(DatalistError, match=message):
+        list_slides(series.parent)
+    with pytest.raises(DatalistError, match=rf"line 3, .*: {message}"):
+        load_datalist(series.parent / "list.csv", None, "multilabel", ["cancer"])
+
+
+def test_a_link_to_the_folder_of_a_slide_is_no_second_slide(series):
+    (series.parent / "z").symlink_to(series)
+    assert names(list_slides(series.parent)) == [("case 1.2", "level_0.dcm")]
+
+
 def test_a_datalist_that_names_two_files_of_a_slide_is_refused(series):
     (series.parent / "list.csv").write_text("image,cancer\ncase 1.2/level_0.dcm,1\ncase 1.2/level_1.dcm,0\n")
     message = r"line 3, .*: of the same DICOM series, also listed at .*line 2, .* List each slide once\."
@@ -154,6 +187,36 @@ def test_the_checksum_is_that_of_all_files_whichever_is_named(series):
         file.write(b"\0\0")
     assert content_sha256(series / "level_0.dcm") not in found
     assert slide_fingerprint(series / "level_0.dcm") not in fingerprint
+
+
+@pytest.mark.parametrize("name", [".level_0.dcm", "level_0.tif", "level_0.svs"])
+def test_checksum_and_stamp_are_of_all_that_openslide_reads_whatever_its_name(series, name):
+    of_all = content_sha256(series / "level_0.dcm")
+    (series / "level_0.dcm").rename(series / name)
+    assert Slide(series / "level_1.dcm").level_sizes[0] == (640, 512)
+    assert content_sha256(series / "level_1.dcm") == of_all
+    assert len(stamp_of(series / "level_1.dcm")) == 4 * 4
+    assert str(series / "level_1.dcm") in SlideFolder(series).slides
+    assert folder_slides(series) == [str(series / "level_1.dcm")]
+
+
+@pytest.mark.parametrize("suffix", [".svs", ".tif", ".ndpi", ".SVS"])
+def test_a_dicom_file_named_as_another_format_is_refused_with_its_right_name(tmp_path, image, suffix):
+    write_dicom(tmp_path, image, name=f"level_{{}}{suffix}", downsamples=LEVELS)
+    for entry in list_slides(tmp_path):
+        message = (
+            rf"level_.{suffix}: is a DICOM file, and is not named as one\. Rename all files of its series to end in"
+        )
+        with pytest.raises(SlideError, match=message):
+            Slide(entry["image"])
+
+
+def test_a_file_that_is_dicom_and_tiff_at_once_is_what_openslide_takes_it_for(tmp_path, image):
+    write_dicom(tmp_path, image)
+    whole = (tmp_path / "level_0.dcm").read_bytes()
+    for name, expected in (("a.dcm", True), ("a.tif", False)):
+        (tmp_path / name).write_bytes(b"II*\0" + whole[4:])
+        assert is_dicom(tmp_path / name) is expected
 
 
 def test_a_slide_of_one_file_has_the_checksum_and_the_stamp_of_that_file(tmp_path, image):
