@@ -20,8 +20,8 @@ from scripts.checking_problems import WARNS, Problem, Problems
 from scripts.checking_report import shown_duration, shown_problems, shown_size, write_problems, write_slides
 from scripts.checking_slides import SlideChecker, SlideFacts, find_duplicates, find_unsummed
 from scripts.cohort import DATALISTS, choose_cohort
-from scripts.datalist_formats import PARTITIONS
 from scripts.datalist_labels import CLASS_NAMES
+from scripts.datalist_partitions import PARTITIONS
 from scripts.encoding import Encoder
 from scripts.errors import BundleError
 from scripts.files import output_folder

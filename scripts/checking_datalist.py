@@ -12,9 +12,10 @@ from scripts.checking_problems import BLOCKS, WARNS, Problem
 from scripts.datalist import ListedSlide, entry_of, locate, not_listed, output_names
 from scripts.datalist_classes import ONE_SIDED_REMEDY, one_sided
 from scripts.datalist_columns import by_columns, settle_columns
-from scripts.datalist_formats import PARTITIONS, Fault, Row, read_rows, row_of
+from scripts.datalist_formats import Fault, Row, read_rows, row_of
 from scripts.datalist_keys import composed
 from scripts.datalist_labels import label_remedy, label_vector, resolve_positive_classes, uses_indices
+from scripts.datalist_partitions import PARTITIONS
 from scripts.datalist_patient_warnings import offered_patients, patient_warnings
 from scripts.datalist_patients import look_of, one_spelling
 from scripts.datalist_split import FRACTIONS, split_patients

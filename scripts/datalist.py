@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from scripts.datalist_columns import by_columns, settle_columns
-from scripts.datalist_formats import PARTITIONS, Fault, Row, partition_named, raised, read_rows, row_of
+from scripts.datalist_formats import Fault, Row, raised, read_rows, row_of
 from scripts.datalist_keys import composed
 from scripts.datalist_labels import (
     CLASS_NAMES,
@@ -24,7 +24,8 @@ from scripts.datalist_labels import (
     resolve_positive_classes,
     uses_indices,
 )
-from scripts.datalist_patient_warnings import patient_warnings
+from scripts.datalist_partitions import PARTITIONS, partition_named
+from scripts.datalist_patient_warnings import padded_patients, patient_warnings
 from scripts.datalist_patients import one_spelling
 from scripts.datalist_split import FRACTIONS, split_patients
 from scripts.dicom_series import may_be_dicom, series_of
@@ -281,10 +282,13 @@ def _read(
         for slide, partition in zip(slides, split, strict=True):
             slide.partition = partition
         _log_split(path, slides, seed)
-        for what, remedy in patient_warnings([slide.row for slide in slides]):
-            _log_once(f"{path}: {what}. {remedy}", logging.WARNING)
     elif key := slides[0].row.partition_key:
         _log_once(f"{path}: the partitions are those of {key!r}")
+    if by := by_columns(rows):
+        _log_once(f"{path}: each slide's patient is known{by}")
+    # What leaves patients open matters to a split; one patient under two names, to given partitions, too.
+    for what, remedy in (patient_warnings if without else padded_patients)(rows):
+        _log_once(f"{path}: {what}. {remedy}", logging.WARNING)
     _check_patients(path, slides)
     _check_left_out(path, slides, leave_out)
     left_out = {composed(name) for name in leave_out}

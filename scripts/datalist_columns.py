@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from scripts.datalist_formats import PARTITIONS, Fault, Row, partition_or_none, raised
+from scripts.datalist_formats import Fault, Row, raised
 from scripts.datalist_keys import KEYS, MAYBE_PARTITION, word_of
+from scripts.datalist_partitions import PARTITIONS, is_switch_of, looks_like, partition_or_none
 from scripts.datalist_patients import look_of
 from scripts.errors import DatalistError
 
 __all__ = ["by_columns", "settle_columns"]
-
-# Begins as a partition's name, as in `train_1` and `test set`, but not `testis`.
-NEARLY_PARTITION = re.compile("(train|val|test)(ing|id|idation)?(?![a-z])")
 
 Node = tuple[str, str]
 
@@ -49,7 +46,7 @@ def _settle_partitions(rows: Sequence[Row], fault: Fault) -> list[Row]:
         values = [row.fields[key] for row in rows if key in row.fields]
         if all(partition_or_none(value) for value in values):
             found[key] = values
-        elif word_of(key) in MAYBE_PARTITION and all(row.partition is None for row in rows):
+        elif all(row.partition is None for row in rows):
             _check_words(key, rows, fault)
     named = any(row.partition is not None for row in rows)
     # The key `partition` comes before all others.
@@ -77,11 +74,20 @@ def _partition_of(row: Row, key: str | None) -> str | None:
 
 
 def _check_words(key: str, rows: Sequence[Row], fault: Fault) -> None:
-    """Refuse a column that is called as one of partitions, some of whose values are or nearly are partitions."""
-    words = {str(row.fields[key]).strip().casefold(): row for row in rows if key in row.fields}
-    if any(NEARLY_PARTITION.match(word) for word in words):
-        word, row = next((word, row) for word, row in words.items() if partition_or_none(word) is None)
-        remedy = f"Use one of: {', '.join(PARTITIONS)}; if it names no partitions, give the column another name."
+    """Refuse a column that says something about partitions, and not in words that can be read as them."""
+    row_of = {str(row.fields[key]).strip(): row for row in rows if key in row.fields}
+    unless = "if it names no partitions, give the column another name or other values"
+    if (partition := is_switch_of(key, list(row_of))) is not None:
+        cause = f"the column {key!r} says which slides are for {partition}, and would not be used"
+        remedy = f"Write one column `partition` with the words {', '.join(PARTITIONS)}; {unless}."
+        fault(DatalistError(next(iter(row_of.values())).subject, cause, remedy))
+        return
+    looks = [looks_like(row.fields[key]) for row in rows if key in row.fields]
+    # Under a name that says nothing, most values have to be such words: notes have a "test" among others.
+    called_so = word_of(key) in MAYBE_PARTITION and any(looks)
+    if called_so or (len({*looks} - {None}) > 1 and 2 * looks.count(None) < len(looks)):
+        word, row = next((word, row) for word, row in row_of.items() if partition_or_none(word) is None)
+        remedy = f"Use one of: {', '.join(PARTITIONS)}; {unless}."
         fault(DatalistError(row.subject, f"unknown partition {word!r} in {key!r}", remedy))
 
 

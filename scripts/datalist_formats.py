@@ -21,19 +21,13 @@ from typing import Any
 
 from scripts.datalist_keys import IMAGE_KEYS, key_meant, misspelled_keys
 from scripts.datalist_labels import label_remedy
-from scripts.datalist_patients import is_unknown
+from scripts.datalist_partitions import PARTITION_WORDS, PARTITIONS, looks_like, partition_named
+from scripts.datalist_patients import is_unknown, patient_name
 from scripts.errors import DatalistError
 from scripts.slide_files import without_suffix
 
-__all__ = ["PARTITIONS", "Fault", "Row", "partition_named", "partition_or_none", "raised", "read_rows", "row_of"]
+__all__ = ["Fault", "Row", "raised", "read_rows", "row_of"]
 
-PARTITIONS = ("training", "validation", "testing")
-
-_PARTITION_WORDS = {
-    "training": ("training", "train"),
-    "validation": ("validation", "valid", "val"),
-    "testing": ("testing", "test"),
-}
 # What deals with a user's own keys later on, such as a printed error, must not go deeper than Python can.
 MOST_LEVELS = 20
 # What tells of the slide alone.
@@ -146,7 +140,7 @@ def row_of(
         if meant != "patient":
             fields[meant] = value.strip() if isinstance(value, str) else value
         elif not is_unknown(value):
-            patients[str(key).strip()] = fields["patient"] = " ".join(str(value).split())
+            patients[str(key).strip()] = fields["patient"] = patient_name(value, f"{where}, key {key!r}")
     image_key = next((key for key in IMAGE_KEYS if key in fields), None)
     image = fields.pop(image_key) if image_key else None
     if not isinstance(image, str | Path) or not str(image) or (of_csv and len(str(image).splitlines()) > 1):
@@ -174,7 +168,7 @@ def _repeated_keys(path: Path, text: str, class_names: Sequence[str]) -> list[Da
     content = json.loads(text, object_pairs_hook=_Pairs)
     errors, lists = [], [("", content)]
     if isinstance(content, _Pairs):
-        words = {word: name for name, words in _PARTITION_WORDS.items() for word in words}
+        words = {word: name for name, words in PARTITION_WORDS.items() for word in words}
         lists = [(key, items) for key, items in content if key.casefold() in words]
         errors += _repeats([key for key, _ in lists], f"datalist {path}", "Put the slides of both into one list.")
     for name, items in lists:
@@ -204,23 +198,6 @@ def _repeats(keys: Sequence[str], where: str, remedy: str) -> list[DatalistError
         for key, count in Counter(keys).items()
         if count > 1
     ]
-
-
-def partition_named(word: object, subject: str) -> str:
-    """The partition that a word means: ``"val"`` is ``"validation"``.
-
-    Raises:
-        DatalistError: if it means none.
-    """
-    partition = partition_or_none(word)
-    if partition is not None:
-        return partition
-    raise DatalistError(subject, f"unknown partition {word!r}", f"Use one of: {', '.join(PARTITIONS)}.")
-
-
-def partition_or_none(word: object) -> str | None:
-    """The partition that a word means; None if it means none."""
-    return next((name for name, words in _PARTITION_WORDS.items() if str(word).strip().casefold() in words), None)
 
 
 def _class_columns(fields: dict[str, object], class_names: Sequence[str], subject: str) -> object:
@@ -257,7 +234,7 @@ def _json_rows(path: Path, text: str, class_names: Sequence[str], fault: Fault) 
         content = {"": content}
     elif not isinstance(content, dict):
         raise DatalistError(f"datalist {path}", f"holds {type(content).__name__}, no list of slides", remedy)
-    words = ("", *(word for words in _PARTITION_WORDS.values() for word in words))
+    words = ("", *(word for words in PARTITION_WORDS.values() for word in words))
     lists = {key: items for key, items in content.items() if key.casefold() in words and isinstance(items, list)}
     dropped = [slip for key, items in content.items() if key not in lists for slip in _dropped(path, key, items)]
     for slip in dropped:
@@ -273,14 +250,14 @@ def _json_rows(path: Path, text: str, class_names: Sequence[str], fault: Fault) 
 
 def _dropped(path: Path, key: str, content: object) -> Iterator[DatalistError]:
     """What is wrong with a key that is no partition with a list, if it holds slides."""
-    words = {word: name for name, words in _PARTITION_WORDS.items() for word in words}
+    words = {word: name for name, words in PARTITION_WORDS.items() for word in words}
     word = key.strip().casefold()
     if key.casefold() in words:
         found = f"the partition {key!r} is {type(content).__name__}, not a list"
         yield DatalistError(f"datalist {path}", found, f'Write "{key}": [{{"image": PATH, "label": ...}}, ...].')
         return
     if isinstance(content, list):
-        near = bool(content) and bool(difflib.get_close_matches(word, words, n=1, cutoff=0.8))
+        near = bool(content) and bool(looks_like(word) or difflib.get_close_matches(word, words, n=1, cutoff=0.8))
         holds = near or any(
             isinstance(item, dict) or (isinstance(item, str) and item != without_suffix(item)) for item in content
         )

@@ -6,12 +6,13 @@ import os
 import re
 from collections.abc import Sequence
 
+from scripts.datalist_columns import by_columns
 from scripts.datalist_formats import Row
 from scripts.datalist_keys import KEYS, PERSONS
 from scripts.datalist_patients import is_unknown, look_of
 from scripts.repeats import first_names
 
-__all__ = ["offered_patients", "patient_warnings", "patients_in_names"]
+__all__ = ["offered_patients", "padded_patients", "patient_warnings", "patients_in_names"]
 
 # What names and patients of public collections begin with: the patient.
 COLLECTIONS = {
@@ -22,6 +23,8 @@ COLLECTIONS = {
 }
 # Words in the name of a column that may name patients.
 ID_WORDS = {*PERSONS, "id", "ids", "uid", "barcode", "accession", "code", "name", "number", "no", "nr", "pat", "pt"}
+# Words in the name of a column that names patients, and no samples, sites or scanners.
+PERSON_WORDS = {*PERSONS, "person", "pat", "pt", "mrn"}
 SHOWN_COLUMNS = 3
 
 
@@ -35,7 +38,7 @@ def patient_warnings(rows: Sequence[Row]) -> list[tuple[str, str]]:
         For each warning the cause and the next step.
     """
     unknown = [row for row in rows if "patient" not in row.fields]
-    warnings = []
+    warnings = padded_patients(rows)
     if rows and len(unknown) == len(rows):
         what = "no column names the patient, so each slide counts as a patient of its own"
         remedy = "Add a column `patient`, or slides of one patient may be in several partitions."
@@ -49,6 +52,9 @@ def patient_warnings(rows: Sequence[Row]) -> list[tuple[str, str]]:
             remedy = f"Give these as `patient` ({next(filter(None, patients_in_names(rows)))}, ...)"
             remedy += "; `checking` writes slides.csv with them." if any(offered_patients(rows)) else "."
         return [(what, remedy)]
+    if (column := _coarser_column(rows)) is not None:
+        what = f"{column!r} has fewer values than there are patients{by_columns(rows)}, and each holds whole patients"
+        warnings.append((what, f"If {column!r} names the patient, call it `patient` and leave the other out."))
     if unknown:
         names = first_names([row.image for row in unknown])
         what = f"{len(unknown)} of {len(rows)} slides have no patient ({names}): each counts as a patient of its own"
@@ -66,6 +72,18 @@ def patient_warnings(rows: Sequence[Row]) -> list[tuple[str, str]]:
             what += f", {crossing} of the {len(set(found))} in several partitions"
         warnings.append((what, f"If the {kinds} are right, give them as `patient` ({min(pairs)[0]}, ...)."))
     return warnings
+
+
+def padded_patients(rows: Sequence[Row]) -> list[tuple[str, str]]:
+    """The warning that two patients differ in leading zeros alone, as :func:`patient_warnings` gives it; or none."""
+    spelled: dict[str, str] = {}
+    for row in rows:
+        name = str(row.fields.get("patient", ""))
+        other = spelled.setdefault(re.sub(r"(?<!\d)0+(?=\d)", "", look_of(name)), name)
+        if look_of(other) != look_of(name):
+            what = f"the patients {other!r} and {name!r} count as two, and differ in leading zeros alone"
+            return [(what, "If they are one, write them alike: spreadsheets drop leading zeros.")]
+    return []
 
 
 def patients_in_names(rows: Sequence[Row]) -> list[str | None]:
@@ -115,13 +133,32 @@ def _columns_like_patients(rows: Sequence[Row]) -> list[str]:
     for key in own:
         values = [str(row.fields[key]) for row in rows if key in row.fields and not is_unknown(row.fields[key])]
         different = len(set(values))
-        words = set(re.split(r"[\W_]+", re.sub("(?<=[a-z])(?=[A-Z])", " ", key).casefold()))
-        if words & ID_WORDS and different > 1:
+        if ID_WORDS.intersection(_words_of(key)) and different > 1:
             named.append(key)
         # Numbers that repeat are measurements, and few values for many slides those of a site or stain.
         elif len(rows) / 10 <= different < len(values) and different > 1 and not all(map(_is_number, values)):
             others.append(key)
     return [*named, *others][:SHOWN_COLUMNS]
+
+
+def _coarser_column(rows: Sequence[Row]) -> str | None:
+    """A column of the user's own that is called as one of patients, and joins some of those that count as patients."""
+    patients = [look_of(str(row.fields.get("patient", row.image))) for row in rows]
+    for key in dict.fromkeys(key for row in rows for key in row.fields if key not in KEYS):
+        values = [row.fields.get(key) for row in rows]
+        words = _words_of(key)
+        # A patient's age and sex are coarser too.
+        if words[-1] not in ID_WORDS | PERSON_WORDS or not PERSON_WORDS & {*words} or any(map(is_unknown, values)):
+            continue
+        different = {look_of(str(value)) for value in values}
+        of_patient = {(patient, look_of(str(value))) for patient, value in zip(patients, values, strict=True)}
+        if 1 < len(different) < len({*patients}) == len(of_patient):
+            return key
+    return None
+
+
+def _words_of(key: str) -> list[str]:
+    return re.split(r"[\W_]+", re.sub("(?<=[a-z])(?=[A-Z])", " ", key).casefold())
 
 
 def _is_number(text: str) -> bool:

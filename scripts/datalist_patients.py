@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from typing import Any
 
-__all__ = ["is_unknown", "look_of", "one_spelling", "patients_known", "patients_of"]
+from scripts.errors import DatalistError
+
+__all__ = ["is_unknown", "look_of", "one_spelling", "patient_name", "patients_known", "patients_of"]
 
 # What pandas, spreadsheets, GDC and cBioPortal write where a value is missing.
 UNKNOWN = {
@@ -18,6 +22,17 @@ UNKNOWN = {
 def is_unknown(value: object) -> bool:
     """Whether a value says that the patient is not known: slides with it are not one patient's."""
     return str(value).strip().strip("[]<>()").casefold() in UNKNOWN
+
+
+def patient_name(value: object, subject: str) -> str:
+    """A patient as text: ``12`` and the ``12.0`` that pandas makes of it in a column with gaps are one.
+
+    Raises:
+        DatalistError: if it is neither text nor a number.
+    """
+    if isinstance(value, bool) or not isinstance(value, str | Real):
+        raise DatalistError(subject, f"{value!r} names no patient", "Give one text or one whole number.")
+    return re.sub(r"^(\d+)\.0+$", r"\1", " ".join(str(value).split()))
 
 
 def one_spelling(patients: Sequence[str]) -> list[str]:

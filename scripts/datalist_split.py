@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from scripts.datalist_formats import PARTITIONS
+from scripts.datalist_partitions import PARTITIONS
 from scripts.errors import DatalistError, SettingsError
 
 __all__ = ["FRACTIONS", "split_patients"]

@@ -71,6 +71,38 @@ def test_a_column_of_something_else_is_the_users_own(tmp_path: Path, name: str, 
     assert {entry["slide"]: entry[name] for entry in entries} == {f"s{i}": value for i, value in enumerate(values)}
 
 
+@pytest.mark.parametrize("as_json", [False, True])
+@pytest.mark.parametrize(("name", "words", "told"), [
+    ("data_split", "train dev test", "dev"), ("role", "train val holdout", "holdout"), ("role", "trn val tst", "trn"),
+    ("usage", "Train set,Val set,Test set", "Train set"), ("which", "train val exclude", "exclude"),
+])  # fmt: skip
+def test_most_words_like_partitions_are_refused_whatever_the_column_is_called(
+    tmp_path: Path, name: str, words: str, told: str, as_json: bool
+) -> None:
+    values = words.split("," if "," in words else None)
+    path = listed(tmp_path, f"image,label,{name}", *(f"{v}.svs,lgd,{v}" for v in values), as_json=as_json)
+    with pytest.raises(DatalistError, match=f"slide {told}.svs: unknown partition {told!r} in {name!r}. Use one of"):
+        load_datalist(path, None, "multilabel")
+
+
+@pytest.mark.parametrize(
+    ("header", "values"), [("train,val,test", "1,0,0 0,1,0 0,0,1"), ("is_test", "True False False"), ("tst", "1.0 0 0")]
+)
+def test_a_column_that_switches_a_partition_on_is_refused(tmp_path: Path, header: str, values: str) -> None:
+    lines = [f"{i}.svs,lgd,{value}" for i, value in enumerate(values.split())]
+    with pytest.raises(
+        DatalistError, match="says which slides are for t.*ing, and would not be used. Write one column"
+    ):
+        load_datalist(listed(tmp_path, f"image,label,{header}", *lines), None, "multilabel")
+
+
+@pytest.mark.parametrize("name", ["holdout", "hold_out", "dev", "tst", "Tuning"])
+def test_a_list_of_ids_under_a_word_like_a_partition_is_not_dropped(tmp_path: Path, name: str) -> None:
+    path = write(tmp_path, {"training": [{"image": "a.svs", "label": "lgd"}], name: ["s2"]})
+    with pytest.raises(DatalistError, match=f"{name!r} is no partition, and its entries would be dropped"):
+        load_datalist(path, None, "multilabel")
+
+
 @pytest.mark.parametrize("word", ["dev", "test set", "train_1", "holdout"])
 def test_a_partition_column_with_a_word_that_is_none_is_refused(tmp_path: Path, word: str) -> None:
     path = listed(tmp_path, "image,label,set", "a.svs,lgd,train", f"b.svs,lgd,{word}")
@@ -167,13 +199,17 @@ def test_columns_agree_just_where_no_patient_has_two_names_in_one(rows: list[tup
 @given(st.lists(st.sampled_from(["train", "val", "test", "", "7"]), min_size=1, max_size=8))
 def test_a_column_is_one_of_partitions_just_where_all_its_values_are(values: list[str]) -> None:
     rows = [row_of({"image": f"{i}", "column": value}, "d", ()) for i, value in enumerate(values)]
-    partitions = [row.partition for row in settle_columns(rows)]
+    faults: list[DatalistError] = []
+    partitions = [row.partition for row in settle_columns(rows, faults.append)]
     given_values = [value for value in values if value]
     if given_values and "7" not in given_values:
         meant = dict(zip(("train", "val", "test"), PARTITIONS, strict=True))
         assert partitions == [meant.get(value) for value in values]
     else:
         assert set(partitions) == {None}
+    # Most of them, of two partitions: refused. A note with one such word in it is the user's own.
+    of_seven = given_values.count("7")
+    assert len(faults) == (0 < of_seven < len(given_values) / 2 and len({*given_values}) > 2)
 
 
 def test_json_with_two_names_in_two_lists_is_one_patient(tmp_path: Path) -> None:

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from monai.data import load_decathlon_datalist
 
-from scripts.datalist_formats import Row, partition_named, read_rows, row_of
+from scripts.datalist_formats import Row, read_rows, row_of
+from scripts.datalist_partitions import partition_named
 from scripts.errors import DatalistError
 
 CLASSES = ("a", "b")

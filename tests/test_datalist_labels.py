@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from scripts.datalist_keys import KEYS
 from scripts.datalist_labels import (
     CLASS_NAMES,
     POSITIVE_CLASSES,
@@ -417,7 +418,8 @@ def test_names_with_outer_spaces_are_found() -> None:
         (["a", " "], "class_names: ' ' is no name"),
         (["a;b", "c"], "class_names: 'a;b' has a separator of labels"),
         (["a|b", "c"], r"class_names: 'a\|b' has a separator"),
-        (["slide", "c"], "class_names: 'slide' is taken. Choose other names than slide, head, label, all"),
+        (["slide", "c"], "class_names: 'slide' is taken. Choose other names than image, slide, id, label, part"),
+        *(([key], f"class_names: '{key}' is taken") for key in KEYS),
         (["all"], "class_names: 'all' is taken"),
         (["Label", "c"], "class_names: 'Label' is taken"),
         (["a", "b", "a"], "class_names: 'a' is named twice"),

@@ -200,3 +200,39 @@ def test_a_folder_and_an_unlabelled_list_are_split_by_nobody(tmp_path: Path) -> 
     assert folder.problems == []
     assert not any(folder.offered)
     assert warnings_of(unlabelled) == []
+
+
+@pytest.mark.parametrize("same", [["12", 12, 12.0, "12.0", "12 "], ["P 1", "P  1", "p 1"]])
+def test_spellings_of_one_patient_are_one(same: list[object]) -> None:
+    names = [row.fields["patient"] for row in rows_of([f"{i}.svs" for i in range(len(same))], patient=same)]
+    assert len({str(name).casefold() for name in names}) == 1
+
+
+@pytest.mark.parametrize("value", [[12], {"id": 12}, True])
+def test_what_names_no_patient_is_refused(value: object) -> None:
+    with pytest.raises(DatalistError, match=r"key 'patient': .* names no patient. Give one text or one whole number"):
+        rows_of(["a.svs"], patient=[value])
+
+
+@pytest.mark.parametrize(("one", "other"), [("007", "7"), ("P01", "P1"), ("TCGA-AA-0012", "TCGA-AA-12")])
+@pytest.mark.parametrize("partitions", [["", "", "", ""], ["train", "val", "test", "train"]])
+def test_patients_that_differ_in_leading_zeros_alone_are_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, one: str, other: str, partitions: list[str]
+) -> None:
+    cells = [f"{patient},{word}" for patient, word in zip([one, other, "107", "70"], partitions, strict=True)]
+    path = listed(tmp_path, [f"{i}.svs" for i in range(4)], "patient,partition", cells)
+    load_datalist(path, None, "multilabel", ("a", "b"))
+    assert f"the patients '{one}' and '{other}' count as two" in caplog.text
+
+
+def test_a_column_that_joins_patients_is_told_and_the_one_that_is_used_is_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    cells = [f"c{i},person {i // 2},{i // 2},s{i // 4}" for i in range(8)]
+    path = listed(tmp_path, [f"{i}.svs" for i in range(8)], "case,pat_ref_no,patient_age,site_id", cells)
+    load_datalist(path, None, "multilabel", ("a", "b"))
+    assert "each slide's patient is known (patients by 'case')" in caplog.text
+    assert "'pat_ref_no' has fewer values than there are patients (patients by 'case')" in caplog.text
+    assert "patient_age" not in caplog.text
+    assert "site_id" not in caplog.text

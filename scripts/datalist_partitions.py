@@ -1,0 +1,59 @@
+"""The words for partitions: those that are read as one, and those that only look like one."""
+
+from __future__ import annotations
+
+import re
+
+from scripts.errors import DatalistError
+
+__all__ = ["PARTITIONS", "PARTITION_WORDS", "is_switch_of", "looks_like", "partition_named", "partition_or_none"]
+
+PARTITIONS = ("training", "validation", "testing")
+
+PARTITION_WORDS = {
+    "training": ("training", "train"),
+    "validation": ("validation", "valid", "val"),
+    "testing": ("testing", "test"),
+}
+
+# Begins as a partition is called somewhere, as in `train_1`, `test set` and `hold-out`, but not `testis`. These are
+# never read as one: a "dev" set is for validation in one field, and for training in another.
+_LOOKS = {
+    name: re.compile(rf"({words})(?![a-z])")
+    for name, words in {
+        "training": "train(ing)?|trn|development",
+        "validation": "val(id|idation)?|dev|tun(e|ing)",
+        "testing": "test(ing)?|tst|hold[-_ ]?out|held[-_ ]?out",
+    }.items()
+}
+_SWITCHES = {"0", "1", "0.0", "1.0", "true", "false", "yes", "no", "y", "n"}
+
+
+def partition_named(word: object, subject: str) -> str:
+    """The partition that a word means: ``"val"`` is ``"validation"``.
+
+    Raises:
+        DatalistError: if it means none.
+    """
+    partition = partition_or_none(word)
+    if partition is not None:
+        return partition
+    raise DatalistError(subject, f"unknown partition {word!r}", f"Use one of: {', '.join(PARTITIONS)}.")
+
+
+def partition_or_none(word: object) -> str | None:
+    """The partition that a word means; None if it means none."""
+    return next((name for name, words in PARTITION_WORDS.items() if str(word).strip().casefold() in words), None)
+
+
+def looks_like(word: object) -> str | None:
+    """The partition that a word looks like, which it need not mean: ``"holdout"`` looks like ``"testing"``."""
+    text = str(word).strip().casefold()
+    return next((name for name, pattern in _LOOKS.items() if pattern.match(text)), None)
+
+
+def is_switch_of(name: str, values: list[object]) -> str | None:
+    """The partition that a column of 0 and 1, or True and False, switches on: ``is_test``, ``train``; or None."""
+    if not all(str(value).strip().casefold() in _SWITCHES for value in values):
+        return None
+    return looks_like(re.sub(r"^(is|in|for|use)[\W_]+", "", name.strip().casefold()))
