@@ -16,6 +16,7 @@ from scripts.errors import SlideError
 from scripts.frames import Rectangle, place_image
 from scripts.ink import find_ink
 from scripts.interrupts import interrupts_wait
+from scripts.mask_files import read_mask_pixels
 from scripts.mask_values import tissue_in
 from scripts.slides import Slide
 
@@ -199,8 +200,8 @@ def read_tissue_mask(path: str | Path, slide: Slide, mask_tissue: tuple[int, ...
     :func:`scripts.frames.place_image` decides by a mask's proportions which of the two it is.
 
     Args:
-        path: an image that ITK can read, with one channel or RGB; of a TIFF the first page, by the values that are
-            stored.
+        path: an image with one channel, RGB or RGBA, by the values that are stored, see
+            :mod:`scripts.mask_files`.
         slide: the slide that the mask belongs to.
         mask_tissue: the values that are tissue, see :func:`scripts.mask_values.tissue_in`; by default its only one
             beside 0.
@@ -212,38 +213,19 @@ def read_tissue_mask(path: str | Path, slide: Slide, mask_tissue: tuple[int, ...
     if not Path(path).is_file():
         raise SlideError(slide.path, f"its mask {path} does not exist", "Correct the key `mask` in the datalist.")
     try:
-        pixels = _mask_pixels(Path(path))
-    except (RuntimeError, ValueError, tifffile.TiffFileError) as error:
+        pixels, is_lossy = read_mask_pixels(Path(path))
+    except (RuntimeError, ValueError, TypeError, OSError, tifffile.TiffFileError) as error:
         reason = str(error).strip().splitlines()[-1]
         raise SlideError(
             slide.path,
             f"its mask {path} cannot be read ({reason})",
-            "Save it as PNG, TIFF or MHA, or remove the key `mask` from the datalist.",
+            "Save it in grey as PNG, TIFF or MHA, or remove the key `mask` from the datalist.",
         ) from error
-    pixels = np.squeeze(pixels)
-    if pixels.ndim != 2 and not (pixels.ndim == 3 and pixels.shape[-1] in (3, 4)):
-        raise SlideError(slide.path, f"its mask {path} has the shape {pixels.shape}", "A mask is one 2D image.")
     height, width = pixels.shape[:2]
     place = place_image((width, height), slide.size_level0, slide.bounds_level0, slide.path, f"mask {path}", "mask")
     pixel_level0 = (place.width / width, place.height / height)
-    tissue = tissue_in(pixels, mask_tissue, slide.path, path)
+    tissue = tissue_in(pixels, mask_tissue, slide.path, path, is_lossy)
     return TissueMask(tissue, pixel_level0, slide.base_mpp, origin_level0=(place.x, place.y))
-
-
-@interrupts_wait()
-def _mask_pixels(path: Path) -> NDArray[Any]:
-    if path.suffix.lower() not in (".tif", ".tiff"):
-        pixels: NDArray[Any] = itk.array_from_image(itk.imread(str(path)))
-    else:
-        # Not by ITK, which turns what is stored into what is shown: it inverts boolean masks, whose zeros are white.
-        with tifffile.TiffFile(path) as tiff:
-            page = tiff.pages.first
-            if page.photometric == tifffile.PHOTOMETRIC.SEPARATED:
-                raise ValueError("its colours are stored as CMYK")
-            pixels = page.asarray()
-    if not np.isfinite(pixels).all():
-        raise ValueError("some of its values are no numbers")
-    return pixels
 
 
 @interrupts_wait()
