@@ -33,6 +33,8 @@ LARGEST_HOLE_UM2 = 150.0**2
 MOST_TISSUE = 0.95
 # What scanners fill their last tiles up with, at the border: up to 1024 px.
 BORDER_UM = 300.0
+# What is at least this in all channels, or at most the other, is filled up and was not scanned: glass is darker.
+FILL_WHITE, FILL_BLACK = 253, 2
 
 
 @dataclass(frozen=True)
@@ -46,8 +48,8 @@ class TissueMask:
         ink_mm2: area of the ink that was left out, in square millimetres.
         ink_colours: the colours of that ink, see :mod:`scripts.ink`.
         origin_level0: (x, y) of the mask's top left corner in level-0 pixels; beyond the mask there is no tissue.
-        bounds_level0: the part of the slide that was scanned, around which readers fill up with white; by default the
-            whole mask.
+        bounds_level0: the part of the slide that was scanned, around which scanners and readers fill up with white or
+            black; by default the whole mask.
     """
 
     tissue: NDArray[np.bool_]
@@ -183,7 +185,7 @@ def find_tissue(slide: Slide, mpp: float = TISSUE_MPP) -> TissueMask:
     mpp = max(mpp, slide.base_mpp)
     overview, pixel_level0 = slide.read_overview(mpp), (mpp / slide.base_mpp,) * 2
     stain = (overview.max(axis=-1) - overview.min(axis=-1)).astype(np.float32)
-    bounds = slide.bounds_level0
+    bounds = _without_margin(overview, pixel_level0[0], slide.bounds_level0)
     found = TissueMask(_stained(stain, mpp), pixel_level0, slide.base_mpp, bounds_level0=bounds)
     if found.is_everywhere or not (ink := find_ink(overview, mpp)).colours:
         return found
@@ -226,6 +228,19 @@ def read_tissue_mask(path: str | Path, slide: Slide, mask_tissue: tuple[int, ...
     pixel_level0 = (place.width / width, place.height / height)
     tissue = tissue_in(pixels, mask_tissue, slide.path, path, is_lossy)
     return TissueMask(tissue, pixel_level0, slide.base_mpp, origin_level0=(place.x, place.y))
+
+
+def _without_margin(overview: NDArray[np.uint8], pixel_level0: float, bounds: Rectangle) -> Rectangle:
+    """The bounds without a margin that is filled up, in level-0 pixels; as they are if nothing else is in them."""
+    left, top = (round(start / pixel_level0) for start in bounds[:2])
+    right, bottom = (round((start + side) / pixel_level0) for start, side in zip(bounds[:2], bounds[2:], strict=True))
+    part = overview[top:bottom, left:right]
+    scanned = ~((part >= FILL_WHITE).all(axis=-1) | (part <= FILL_BLACK).all(axis=-1))
+    rows, columns = np.flatnonzero(scanned.any(axis=1)), np.flatnonzero(scanned.any(axis=0))
+    if not len(rows):
+        return bounds
+    size = (columns[-1] + 1 - columns[0], rows[-1] + 1 - rows[0])
+    return Rectangle(*(float(v * pixel_level0) for v in (left + columns[0], top + rows[0], *size)))
 
 
 @interrupts_wait()
