@@ -235,7 +235,8 @@ def _without_margin(overview: NDArray[np.uint8], pixel_level0: float, bounds: Re
     left, top = (round(start / pixel_level0) for start in bounds[:2])
     right, bottom = (round((start + side) / pixel_level0) for start, side in zip(bounds[:2], bounds[2:], strict=True))
     part = overview[top:bottom, left:right]
-    scanned = ~((part >= FILL_WHITE).all(axis=-1) | (part <= FILL_BLACK).all(axis=-1))
+    filled = np.asarray((part >= FILL_WHITE).all(axis=-1) | (part <= FILL_BLACK).all(axis=-1))
+    scanned = ~filled
     rows, columns = np.flatnonzero(scanned.any(axis=1)), np.flatnonzero(scanned.any(axis=0))
     if not len(rows):
         return bounds
