@@ -11,9 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import itk
 import numpy as np
-import tifffile
 from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score, roc_auc_score
 
@@ -22,7 +20,7 @@ from scripts.bootstrap import mean_interval
 from scripts.datalist_labels import output_names, resolve_positive_classes
 from scripts.errors import SettingsError, SlideError
 from scripts.frames import Rectangle, place_image
-from scripts.interrupts import interrupts_wait
+from scripts.mask_files import read_mask_pixels
 from scripts.tissue import TissueMask
 
 __all__ = [
@@ -163,7 +161,9 @@ def read_regions(
     if not Path(path).is_file():
         raise SlideError(subject, f"its {image} does not exist", "Correct the key `regions` in the datalist.")
     try:
-        regions = _read_labels(Path(path))
+        regions, is_lossy = read_mask_pixels(Path(path))
+        if is_lossy:
+            raise ValueError("its format is lossy, and a value that it changed names another class")
     # Each library raises its own kinds of error for a file that it cannot read; none is lost.
     except Exception as error:
         reason = next(iter(reversed(str(error).strip().splitlines())), type(error).__name__)
@@ -180,16 +180,6 @@ def read_regions(
     bounds = bounds_level0 or Rectangle(0, 0, *slide_size_level0)
     place = place_image((width, height), slide_size_level0, bounds, subject, image, "regions")
     return LabelImage(np.asarray(regions, np.min_scalar_type(num_classes)), place)
-
-
-@interrupts_wait()
-def _read_labels(path: Path) -> NDArray[np.integer[Any]]:
-    if path.suffix.lower() in (".tif", ".tiff"):
-        # ITK takes tiled files and palettes for colours; the labels are the values as they are stored.
-        with tifffile.TiffFile(path) as tiff:
-            return np.asarray(tiff.pages.first.asarray())
-    pixels = np.asarray(itk.array_from_image(itk.imread(str(path))))
-    return pixels[0] if pixels.ndim == 3 and len(pixels) == 1 else pixels
 
 
 def patch_truth(

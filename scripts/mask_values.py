@@ -17,7 +17,6 @@ __all__ = ["check_mask_tissue", "tissue_in"]
 
 # Codes of tissue and artefacts are few. Lossy compression and smoothed edges leave more.
 MOST_CODES = 16
-LOSSY_SUFFIXES = (".jpg", ".jpeg")
 LARGEST_CODE = 2**32 - 1
 PIXELS_AT_ONCE = 1 << 24
 
@@ -51,7 +50,11 @@ def check_mask_tissue(
 
 
 def tissue_in(
-    pixels: NDArray[Any], mask_tissue: tuple[int, ...] | None, subject: object, path: str | Path
+    pixels: NDArray[Any],
+    mask_tissue: tuple[int, ...] | None,
+    subject: object,
+    path: str | Path,
+    is_lossy: bool = False,
 ) -> NDArray[np.bool_]:
     """Where a mask has tissue, ``[h, w]``.
 
@@ -59,30 +62,35 @@ def tissue_in(
     of tissue, artefacts and background, as GrandQC's are.
 
     Args:
-        pixels: ``[h, w]``, or RGB or RGBA ``[h, w, 3]`` or ``[h, w, 4]``, of which transparency is not used.
+        pixels: ``[h, w]``, or RGB or RGBA ``[h, w, 3]`` or ``[h, w, 4]``.
         mask_tissue: the values that are tissue, see :func:`check_mask_tissue`. A mask need not have all of them.
         subject: the slide, to begin an error with.
         path: of the mask.
+        is_lossy: whether its format changes values, as JPEG does: one value beside 0 is then all that can be
+            trusted, listed or not.
 
     Raises:
-        SlideError: if the mask has several values and ``mask_tissue`` is not given, or has none of its values.
+        SlideError: if the mask has several values and ``mask_tissue`` is not given, or has none of its values; if
+            compression changed them; if what is transparent is not what is 0.
     """
     image = f"mask {path}"
     if pixels.ndim == 3:
+        _check_transparency(pixels, subject, image)
         red, green, blue = np.moveaxis(pixels[..., :3], -1, 0)
         if not (np.array_equal(red, green) and np.array_equal(green, blue)):
             return _painted(pixels[..., :3], mask_tissue, subject, image)
         pixels = red
     values = _values(pixels)
     codes = values[values != 0]
-    if mask_tissue is not None:
+    is_changed = len(codes) > 1 and is_lossy
+    if mask_tissue is not None and not is_changed:
         if not np.isin(values, mask_tissue).any():
             cause = (
                 f"its {image} has none of the values {list(mask_tissue)} of `mask_tissue` (it has {_listed(values)})"
             )
             raise SlideError(subject, cause, "Correct `mask_tissue`, or the mask.")
         return np.isin(pixels, mask_tissue)
-    if len(codes) > MOST_CODES or (len(codes) > 1 and Path(path).suffix.lower() in LOSSY_SUFFIXES):
+    if is_changed or len(codes) > MOST_CODES:
         cause = f"its {image} has {len(codes)} values beside 0, as lossy compression and smoothed edges leave them"
         raise SlideError(subject, cause, "Save it as PNG or TIFF, with 0 and one other value.")
     if len(codes) > 1:
@@ -99,6 +107,16 @@ def _code(value: object) -> int | None:
     except (TypeError, ValueError, OverflowError):
         return None
     return int(number) if 0 <= number <= LARGEST_CODE and number.is_integer() else None
+
+
+def _check_transparency(pixels: NDArray[Any], subject: object, image: str) -> None:
+    """Refuse RGBA whose transparency says otherwise than its colours, of which either may be the mask."""
+    alpha = pixels[..., 3:]
+    if not alpha.size or alpha.min() == alpha.max() != 0:
+        return
+    if not np.array_equal(alpha[..., 0] != 0, (pixels[..., :3] != 0).any(axis=-1)):
+        cause = f"its {image} is transparent in other places than those where its colours are 0"
+        raise SlideError(subject, cause, "Save it with one channel: 0, and a value for each kind of tissue.")
 
 
 def _painted(

@@ -16,6 +16,7 @@ from scripts.errors import SlideError
 from scripts.frames import Rectangle, place_image
 from scripts.ink import find_ink
 from scripts.interrupts import interrupts_wait
+from scripts.mask_files import read_mask_pixels
 from scripts.mask_values import tissue_in
 from scripts.slides import Slide
 
@@ -32,6 +33,8 @@ LARGEST_HOLE_UM2 = 150.0**2
 MOST_TISSUE = 0.95
 # What scanners fill their last tiles up with, at the border: up to 1024 px.
 BORDER_UM = 300.0
+# What is at least this in all channels, or at most the other, is filled up and was not scanned: glass is darker.
+FILL_WHITE, FILL_BLACK = 253, 2
 
 
 @dataclass(frozen=True)
@@ -45,8 +48,8 @@ class TissueMask:
         ink_mm2: area of the ink that was left out, in square millimetres.
         ink_colours: the colours of that ink, see :mod:`scripts.ink`.
         origin_level0: (x, y) of the mask's top left corner in level-0 pixels; beyond the mask there is no tissue.
-        bounds_level0: the part of the slide that was scanned, around which readers fill up with white; by default the
-            whole mask.
+        bounds_level0: the part of the slide that was scanned, around which scanners and readers fill up with white or
+            black; by default the whole mask.
     """
 
     tissue: NDArray[np.bool_]
@@ -182,7 +185,7 @@ def find_tissue(slide: Slide, mpp: float = TISSUE_MPP) -> TissueMask:
     mpp = max(mpp, slide.base_mpp)
     overview, pixel_level0 = slide.read_overview(mpp), (mpp / slide.base_mpp,) * 2
     stain = (overview.max(axis=-1) - overview.min(axis=-1)).astype(np.float32)
-    bounds = slide.bounds_level0
+    bounds = _without_margin(overview, pixel_level0[0], slide.bounds_level0)
     found = TissueMask(_stained(stain, mpp), pixel_level0, slide.base_mpp, bounds_level0=bounds)
     if found.is_everywhere or not (ink := find_ink(overview, mpp)).colours:
         return found
@@ -199,8 +202,8 @@ def read_tissue_mask(path: str | Path, slide: Slide, mask_tissue: tuple[int, ...
     :func:`scripts.frames.place_image` decides by a mask's proportions which of the two it is.
 
     Args:
-        path: an image that ITK can read, with one channel or RGB; of a TIFF the first page, by the values that are
-            stored.
+        path: an image with one channel, RGB or RGBA, by the values that are stored, see
+            :mod:`scripts.mask_files`.
         slide: the slide that the mask belongs to.
         mask_tissue: the values that are tissue, see :func:`scripts.mask_values.tissue_in`; by default its only one
             beside 0.
@@ -212,38 +215,33 @@ def read_tissue_mask(path: str | Path, slide: Slide, mask_tissue: tuple[int, ...
     if not Path(path).is_file():
         raise SlideError(slide.path, f"its mask {path} does not exist", "Correct the key `mask` in the datalist.")
     try:
-        pixels = _mask_pixels(Path(path))
-    except (RuntimeError, ValueError, tifffile.TiffFileError) as error:
+        pixels, is_lossy = read_mask_pixels(Path(path))
+    except (RuntimeError, ValueError, TypeError, OSError, tifffile.TiffFileError) as error:
         reason = str(error).strip().splitlines()[-1]
         raise SlideError(
             slide.path,
             f"its mask {path} cannot be read ({reason})",
-            "Save it as PNG, TIFF or MHA, or remove the key `mask` from the datalist.",
+            "Save it in grey as PNG, TIFF or MHA, or remove the key `mask` from the datalist.",
         ) from error
-    pixels = np.squeeze(pixels)
-    if pixels.ndim != 2 and not (pixels.ndim == 3 and pixels.shape[-1] in (3, 4)):
-        raise SlideError(slide.path, f"its mask {path} has the shape {pixels.shape}", "A mask is one 2D image.")
     height, width = pixels.shape[:2]
     place = place_image((width, height), slide.size_level0, slide.bounds_level0, slide.path, f"mask {path}", "mask")
     pixel_level0 = (place.width / width, place.height / height)
-    tissue = tissue_in(pixels, mask_tissue, slide.path, path)
+    tissue = tissue_in(pixels, mask_tissue, slide.path, path, is_lossy)
     return TissueMask(tissue, pixel_level0, slide.base_mpp, origin_level0=(place.x, place.y))
 
 
-@interrupts_wait()
-def _mask_pixels(path: Path) -> NDArray[Any]:
-    if path.suffix.lower() not in (".tif", ".tiff"):
-        pixels: NDArray[Any] = itk.array_from_image(itk.imread(str(path)))
-    else:
-        # Not by ITK, which turns what is stored into what is shown: it inverts boolean masks, whose zeros are white.
-        with tifffile.TiffFile(path) as tiff:
-            page = tiff.pages.first
-            if page.photometric == tifffile.PHOTOMETRIC.SEPARATED:
-                raise ValueError("its colours are stored as CMYK")
-            pixels = page.asarray()
-    if not np.isfinite(pixels).all():
-        raise ValueError("some of its values are no numbers")
-    return pixels
+def _without_margin(overview: NDArray[np.uint8], pixel_level0: float, bounds: Rectangle) -> Rectangle:
+    """The bounds without a margin that is filled up, in level-0 pixels; as they are if nothing else is in them."""
+    left, top = (round(start / pixel_level0) for start in bounds[:2])
+    right, bottom = (round((start + side) / pixel_level0) for start, side in zip(bounds[:2], bounds[2:], strict=True))
+    part = overview[top:bottom, left:right]
+    filled = np.asarray((part >= FILL_WHITE).all(axis=-1) | (part <= FILL_BLACK).all(axis=-1))
+    scanned = ~filled
+    rows, columns = np.flatnonzero(scanned.any(axis=1)), np.flatnonzero(scanned.any(axis=0))
+    if not len(rows):
+        return bounds
+    size = (columns[-1] + 1 - columns[0], rows[-1] + 1 - rows[0])
+    return Rectangle(*(float(v * pixel_level0) for v in (left + columns[0], top + rows[0], *size)))
 
 
 @interrupts_wait()

@@ -277,6 +277,7 @@ def test_around_the_bounds_is_white_that_does_not_count(tmp_path, monkeypatch, w
     scanned = COLOURED[what]() if warned else picture()[0]
     image = np.full((2 * SIDE_PX, 2 * SIDE_PX, 3), 255, dtype=np.uint8)
     image[500 : 500 + SIDE_PX, 300 : 300 + SIDE_PX] = scanned
+    image[:400, :200] = 200  # so that what is not white is more than the bounds
     slide = Slide(write(tmp_path, image))
     assert find_tissue(slide).doubt() is None
     bounds = Rectangle(300, 500, SIDE_PX, SIDE_PX)

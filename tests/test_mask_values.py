@@ -32,8 +32,8 @@ GRANDQC[2:8, 46:60] = 6
 CLEAN = GRANDQC == 1
 
 
-def say(values, mask_tissue=None, path="m.png"):
-    return tissue_in(np.asarray(values), mask_tissue, "slide s", path)
+def say(values, mask_tissue=None, **options):
+    return tissue_in(np.asarray(values), mask_tissue, "slide s", "m.png", **options)
 
 
 @pytest.fixture(scope="module")
@@ -121,10 +121,23 @@ def test_what_lossy_compression_leaves_is_refused_with_what_to_do(slide, tmp_pat
     for name in ("m.jpg", "m.png"):
         with pytest.raises(SlideError, match=r"has \d+ values beside 0, as lossy compression and smoothed edges leave"):
             builder().look({"image": slide, "mask": tmp_path / name})
-    with pytest.raises(
-        SlideError, match=r"has 2 values beside 0, as lossy .*Save it as PNG or TIFF, with 0 and one other"
-    ):
-        say([[0, 254, 255]], path="m.JPG")
+    for listed in (None, (255,)):
+        with pytest.raises(
+            SlideError, match=r"has 2 values beside 0, as lossy .*Save it as PNG or TIFF, with 0 and one other"
+        ):
+            say([[0, 254, 255]], listed, is_lossy=True)
+    assert say([[0, 255]], (255,), is_lossy=True).tolist() == [[False, True]]
+
+
+@pytest.mark.parametrize(("alpha", "is_certain"), [(255, True), (CLEAN * 255, True), (~CLEAN * 255, False), (0, False)])
+def test_transparency_says_what_the_colours_say_or_is_refused(alpha, is_certain):
+    colours = np.zeros((64, 128, 4), np.uint8)
+    colours[CLEAN, :3], colours[..., 3] = 255, alpha
+    if is_certain:
+        assert np.array_equal(say(colours), CLEAN)
+    else:
+        with pytest.raises(SlideError, match=r"is transparent in other places .*Save it with one channel"):
+            say(colours, (255,))
 
 
 # --- what a user writes -----------------------------------------------------------------------------------
