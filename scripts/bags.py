@@ -158,8 +158,8 @@ class BagBuilder:
     def __call__(self, entry: Mapping[str, Any]) -> Bag:
         """The bag of an entry with ``image`` and, optionally, ``mpp``, ``mask`` and ``mask_tissue``.
 
-        Logs, of the first few slides, each once, ink that was left out, and warns of tissue that is everywhere, unless
-        it is the user's mask.
+        Logs, of the first few slides, each once, ink that was left out, and warns of more ink than tissue and of tissue
+        that is everywhere, unless it is the user's mask.
 
         Raises:
             SlideError: as :meth:`look`, and if there is no tissue, or no patch has enough.
@@ -167,7 +167,9 @@ class BagBuilder:
         bag = self.look(entry)
         path = str(bag.slide.path)
         if entry.get("mask") is None:
-            for level, message in ((logging.WARNING, bag.tissue.doubt()), (logging.INFO, bag.tissue.ink())):
+            # Melanin and some blue stains look like ink, and may be all that the slide has.
+            of_ink = logging.WARNING if bag.tissue.ink_mm2 > bag.tissue.area_mm2 else logging.INFO
+            for level, message in ((logging.WARNING, bag.tissue.doubt()), (of_ink, bag.tissue.ink())):
                 if message is not None:
                     self._repeats.log(logger, level, f"{path}: {message[0]}. {message[1]}", path)
         return self.check(bag)

@@ -64,10 +64,12 @@ def picture(background: tuple[int, int, int] = GLASS) -> tuple[NDArray[np.uint8]
     return image, where
 
 
-def with_ring(image: NDArray[np.uint8], colour: tuple[int, int, int], blur: float = 6.0) -> NDArray[np.uint8]:
-    """A ring of ink around the tissue, 300 um wide, with streaks and out of focus."""
+def with_ring(
+    image: NDArray[np.uint8], colour: tuple[int, int, int], blur: float = 6.0, width_px: int = 150
+) -> NDArray[np.uint8]:
+    """A ring of ink around the tissue, 300 um wide if not told otherwise, with streaks and out of focus."""
     ring = np.zeros(image.shape[:2], dtype=np.float32)
-    cv2.circle(ring, (SIDE_PX // 2, SIDE_PX // 2), 550, 1.0, thickness=150)
+    cv2.circle(ring, (SIDE_PX // 2, SIDE_PX // 2), 550, 1.0, thickness=width_px)
     thick = cv2.GaussianBlur(np.random.default_rng(1).random((1, SIDE_PX)).astype(np.float32), (0, 0), 4)
     amount = cv2.GaussianBlur(ring, (0, 0), blur) * (0.9 + 0.4 * (thick - thick.mean()) / np.ptp(thick))
     density = -np.log10(np.array(colour) / 255)
@@ -148,7 +150,9 @@ def test_a_slide_of_nothing_but_ink_is_refused_and_the_ink_told_of(tmp_path, cap
     path = write(tmp_path, with_ring(np.full((SIDE_PX, SIDE_PX, 3), GLASS, np.uint8), INKS["blue"][0]))
     with pytest.raises(SlideError, match="no tissue was found"):
         builder()({"image": path})
-    assert "of blue ink are left out of the tissue" in caplog.text
+    assert [(r.levelno, "of blue ink are left out of the tissue" in r.getMessage()) for r in caplog.records] == [
+        (logging.WARNING, True)  # more ink than tissue
+    ]
 
 
 def test_a_speck_is_no_ink():
@@ -312,15 +316,18 @@ def test_a_users_mask_is_not_doubted(tmp_path, caplog):
     assert SlideChecker(builder(), num_classes=1)(entry).problems == []
 
 
-def test_ink_is_told_of_wherever_a_slide_is_looked_at(tmp_path, caplog):
+@pytest.mark.parametrize(("width_px", "level"), [(60, logging.INFO), (150, logging.WARNING)])
+def test_ink_is_told_of_wherever_a_slide_is_looked_at_and_more_than_tissue_is_a_warning(
+    tmp_path, caplog, width_px, level
+):
     caplog.set_level(logging.INFO)
-    path = write(tmp_path, with_ring(picture()[0], INKS["blue"][0]))
+    path = write(tmp_path, with_ring(picture()[0], INKS["blue"][0], width_px=width_px))
     checked = SlideChecker(builder(), num_classes=1, min_rows=1)({"image": path, "slide": "s"})
     ((severity, check, what),) = [(p.severity, p.check, p.what) for p in checked.problems]
     assert (severity, check) == (WARNS, "ink")
     assert what.endswith("mm2 of blue ink are left out of the tissue")
     bag = builder()({"image": path})
-    assert [(r.levelno, what in r.getMessage()) for r in caplog.records] == [(logging.INFO, True)]
+    assert [(r.levelno, what in r.getMessage()) for r in caplog.records] == [(level, True)]
     assert f"ink          {what}. Look" in describe(bag)
 
 
