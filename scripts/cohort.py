@@ -9,6 +9,7 @@ from pathlib import Path
 from scripts.demo import ensure_cohort
 from scripts.errors import DatalistError
 from scripts.ranks import from_first_rank
+from scripts.slide_files import as_on_disk
 
 __all__ = ["choose_cohort", "choose_slides"]
 
@@ -35,7 +36,9 @@ def choose_cohort(
         folder = Path(bundle_root) / "data" / "demo"
         logger.warning("no `dataset_dir` and no `datalist`: using drawn demonstration slides in %s", folder)
         return folder, Path(from_first_rank(lambda: str(ensure_cohort(folder))))
-    if dataset_dir is not None and not Path(dataset_dir).is_dir():
+    if dataset_dir is not None:
+        dataset_dir = as_on_disk(os.path.expanduser(dataset_dir))
+    if dataset_dir is not None and not os.path.isdir(dataset_dir):
         raise DatalistError(f"dataset_dir {dataset_dir}", "no such folder", "Give the folder of the slides.")
     if datalist is not None:
         return Path(dataset_dir) if dataset_dir is not None else Path(datalist).parent, Path(datalist)
@@ -69,7 +72,7 @@ def choose_slides(
     if datalist is not None:
         return datalist, dataset_dir
     if dataset_dir is not None:
-        if not os.path.exists(dataset_dir):
+        if not os.path.exists(as_on_disk(os.path.expanduser(dataset_dir))):
             raise DatalistError(f"dataset_dir {dataset_dir}", "no such folder", "Give a folder of slides, or a slide.")
         return dataset_dir, None
     folder, _ = choose_cohort(None, None, bundle_root)

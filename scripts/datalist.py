@@ -33,7 +33,7 @@ from scripts.errors import DatalistError, SettingsError
 from scripts.mask_values import check_mask_tissue
 from scripts.ranks import is_first_rank
 from scripts.repeats import Repeats, first_names
-from scripts.slide_files import NAME_IT, SLIDE_SUFFIXES, SlideFolder, slide_names, without_suffix
+from scripts.slide_files import NAME_IT, SLIDE_SUFFIXES, SlideFolder, as_on_disk, slide_names, without_suffix
 
 __all__ = [
     "CLASS_NAMES",
@@ -182,7 +182,7 @@ def list_slides(
     Raises:
         DatalistError: if there is no slide, or one cannot be used.
     """
-    path = "" if not isinstance(source, str | Path) else os.path.expanduser(source)
+    path = as_on_disk(os.path.expanduser(source)) if isinstance(source, str | Path) else ""
     if not isinstance(source, str | Path):
         rows = [row_of(item, f"slides[{i}]", ()) for i, item in enumerate(source)]
         folder, subject = SlideFolder(dataset_dir or "."), "the list of slides"
@@ -416,7 +416,12 @@ def _check_files(slides: Sequence[ListedSlide], keys: Sequence[str]) -> None:
         path = missing[0].image
         suffixes = f" with a suffix like {', '.join(SLIDE_SUFFIXES)}" if path == without_suffix(path) else ""
         more = f", and {len(missing) - 1} more slides are missing" if len(missing) > 1 else ""
-        raise DatalistError(missing[0].row.subject, f"no file {path}{suffixes}{more}", remedy)
+        target = f", which {path} links to" if os.path.islink(path) else ""
+        raise DatalistError(
+            missing[0].row.subject,
+            f"no file {os.readlink(path) if target else path}{target}{suffixes}{more}",
+            remedy,
+        )
     for slide in slides:
         for key in keys:
             file = getattr(slide, key)

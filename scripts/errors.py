@@ -83,7 +83,8 @@ def show_one_line() -> None:
     searched. Every other exception keeps its traceback: it is a fault of the program. Calling it again does nothing.
     """
     make_record = logging.getLogRecordFactory()
-    if getattr(make_record, "shows_one_line", False):
+    # Of another copy of this package, as in the working folder of a run, no mistake is an instance of this one's.
+    if getattr(make_record, "shown_mistakes", None) is BundleError:
         return
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
@@ -105,7 +106,7 @@ def show_one_line() -> None:
             record.exc_info = None
         return record
 
-    record_without_trace.shows_one_line = True  # type: ignore[attr-defined]
+    record_without_trace.shown_mistakes = BundleError  # type: ignore[attr-defined]
 
     def thread_hook(args: threading.ExceptHookArgs) -> None:
         # TensorBoard writes in a thread, and raises the same again in the main one.

@@ -15,7 +15,7 @@ from scripts.dicom_series import dicom_slides, folder_slides, instance_of, may_b
 from scripts.errors import DatalistError
 from scripts.repeats import first_names
 
-__all__ = ["NAME_IT", "SLIDE_SUFFIXES", "SlideFolder", "slide_names", "without_suffix"]
+__all__ = ["NAME_IT", "SLIDE_SUFFIXES", "SlideFolder", "as_on_disk", "slide_names", "without_suffix"]
 
 # What cuCIM or OpenSlide read; an ending comes before those that it ends in.
 SLIDE_SUFFIXES = (
@@ -50,14 +50,14 @@ class SlideFolder:
     """
 
     def __init__(self, folder: str | Path) -> None:
-        self.folder = os.path.abspath(os.path.expanduser(folder))
+        self.folder = as_on_disk(os.path.abspath(os.path.expanduser(folder)))
         if not os.path.isdir(self.folder):
             raise DatalistError(f"dataset_dir {folder}", "no such folder", "Give the folder of the slides.")
         self._unread: dict[str, str] = {}
 
     def path(self, name: str | Path) -> str:
         """The absolute path of a name as the disk spells it; of a file that does not exist, as it was given."""
-        return _as_on_disk(os.path.abspath(os.path.join(self.folder, os.path.expanduser(name))))
+        return as_on_disk(os.path.abspath(os.path.join(self.folder, os.path.expanduser(name))))
 
     def find(self, name: str | Path) -> str:
         """The absolute path of a slide.
@@ -147,13 +147,19 @@ class SlideFolder:
                 folders.clear()
                 continue
             seen.add(real)
-            # The folder a beside a.mrxs holds that slide's data.
+            # The folder a beside a.mrxs holds that slide's data, among them this file.
             of_slides = {os.path.splitext(file)[0] for file in files if file.lower().endswith(".mrxs")}
+            of_slides = {name for name in of_slides if os.path.isfile(os.path.join(root, name, "Slidedat.ini"))}
             folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in of_slides)
             for file in files:
+                path = os.path.join(root, file)
                 # macOS leaves files like ._a.svs beside a.svs on other file systems.
-                if not file.startswith("."):
-                    yield os.path.join(root, file)
+                if file.startswith("."):
+                    continue
+                if os.path.islink(path) and not os.path.exists(path):
+                    self._unread[path] = f"it links to {os.readlink(path)}, which is not there"
+                else:
+                    yield path
 
 
 def slide_names(paths: Sequence[str], folder: str, wanted: Sequence[str | None] | None = None) -> list[str]:
@@ -241,12 +247,12 @@ def _stems(file: str) -> set[str]:
     return {composed(stem) for stem in (without_suffix(file), os.path.splitext(file)[0], without_suffix(_named(file)))}
 
 
-def _as_on_disk(path: str) -> str:
+def as_on_disk(path: str) -> str:
     """A path whose accents are encoded as the disk has them, where one file alone fits; the path itself elsewhere."""
     if path.isascii() or os.path.exists(path):
         return path
     folder, name = os.path.split(path)
-    folder = _as_on_disk(folder)
+    folder = as_on_disk(folder)
     try:
         found = [entry for entry in os.listdir(folder) if composed(entry) == composed(name)]
     except OSError:

@@ -12,6 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from monai.bundle import ConfigParser
 
+from scripts.cohort import choose_slides
+from scripts.datalist import list_slides
 from scripts.errors import DatalistError
 from scripts.slide_files import LONGEST_NAME_BYTES, SLIDE_SUFFIXES, SlideFolder, slide_names, without_suffix
 
@@ -39,13 +41,41 @@ def test_slides(tmp_path: Path) -> None:
 
 
 def test_what_is_no_slide_by_its_name_is_named_with_the_reason(tmp_path: Path) -> None:
-    touch(tmp_path, "a.svs", "b.dat", "c.qptiff", "x/d.png", ".hidden", "._a.svs", "m.mrxs", "m/Data0001.dat")
+    touch(tmp_path, "a.svs", "b.dat", "c.qptiff", "x/d.png", ".hidden", "._a.svs", "m.mrxs", "m/Slidedat.ini")
     folder = SlideFolder(tmp_path)
     assert [os.path.basename(path) for path in folder.slides] == ["a.svs", "m.mrxs"]
     said = folder.not_looked_at()
     assert said is not None
     assert said.startswith("3 files do not end in .svs, .ome.tif, .ome.tiff")
     assert said.endswith(" (b.dat, c.qptiff, x/d.png)")
+
+
+def test_slides_in_a_folder_that_is_called_as_a_mirax_file_beside_it_are_listed(tmp_path: Path) -> None:
+    touch(tmp_path, "a.mrxs", "a/Slidedat.ini", "a/x.svs", "b.mrxs", "b/y.svs")
+    found = [os.path.relpath(path, tmp_path) for path in SlideFolder(tmp_path).slides]
+    assert found == ["a.mrxs", "b.mrxs", "b/y.svs"]
+
+
+def test_a_link_to_nothing_is_named_and_the_other_slides_are_listed(tmp_path: Path) -> None:
+    touch(tmp_path, "a.svs")
+    (tmp_path / "b.svs").symlink_to("/no/such/c.svs")
+    assert [entry["slide"] for entry in list_slides(tmp_path)] == ["a"]
+    said = f"{tmp_path}/b.svs cannot be read (it links to /no/such/c.svs, which is not there)"
+    assert SlideFolder(tmp_path).not_looked_at() == said
+    with pytest.raises(DatalistError, match=f"no file /no/such/c.svs, which {tmp_path}/b.svs links to"):
+        list_slides([tmp_path / "b.svs"])
+
+
+@pytest.mark.parametrize("on_disk", ["NFC", "NFD"])
+@pytest.mark.parametrize("name", ["é", "é/Größe.svs"])
+def test_a_folder_or_slide_is_found_however_its_own_name_is_encoded(
+    tmp_path: Path, name: str, on_disk: Literal["NFC", "NFD"]
+) -> None:
+    touch(tmp_path, unicodedata.normalize(on_disk, "é/Größe.svs"))
+    for form in ("NFC", "NFD"):
+        given_name = unicodedata.normalize(form, name)  # type: ignore[arg-type]
+        source, folder = choose_slides(str(tmp_path / given_name), None, tmp_path)
+        assert [unicodedata.normalize("NFC", e["slide"]) for e in list_slides(source, folder)] == ["Größe"]
 
 
 def test_one_file_and_many_files_that_are_no_slides(tmp_path: Path) -> None:

@@ -182,7 +182,7 @@ def test_weights_that_went_on_from_others_tell_so(tmp_path: Path, caplog: pytest
     assert resumed.record == record
     assert is_demonstration(drawn)
     assert is_demonstration(record)
-    assert "model.pt: Demonstration weights, trained on drawn slides" in caplog.text
+    assert "model.pt: Demonstration weights: drawn slides were among" in caplog.text
     assert not is_demonstration(RECORD)
 
 

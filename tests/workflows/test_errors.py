@@ -129,6 +129,13 @@ def test_what_the_command_line_would_lose_is_refused(command, words, message):
     one_line(command("inferring", "inference", *words, epoch=9), message)
 
 
+def test_a_mistake_is_told_in_one_line_where_the_working_folder_has_another_copy_of_the_bundle(command, tmp_path):
+    copy = tmp_path / "copy"
+    for name in ("scripts", "configs"):
+        shutil.copytree(ROOT / name, copy / name)
+    one_line(command("inspecting", copy / "configs" / "inspect", output_dir=tmp_path), r"image: .*--image")
+
+
 def test_a_copied_config_runs_by_bundle_root_from_a_folder_with_other_scripts(command, slides, elsewhere):
     copy = elsewhere / "copy"
     shutil.copy(ROOT / "configs" / "inspect.json", copy.with_suffix(".json"))
