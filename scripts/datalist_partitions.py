@@ -16,17 +16,17 @@ PARTITION_WORDS = {
     "testing": ("testing", "test"),
 }
 
-# Begins as a partition is called somewhere, as in `train_1`, `test set` and `hold-out`, but not `testis`. These are
-# never read as one: a "dev" set is for validation in one field, and for training in another.
+# Begins as a partition is called somewhere, as in `train_1`, `testset`, `set: val` and `hold-out`, but not `testis`.
+# These are never read as one: a "dev" set is for validation in one field, and for training in another.
 _LOOKS = {
-    name: re.compile(rf"({words})(?![a-z])")
+    name: re.compile(rf"((is|in|for|use|the|set|split|data)[\W_]+)*({words})(set)?(?![a-z])")
     for name, words in {
         "training": "train(ing)?|trn|development",
         "validation": "val(id|idation)?|dev|tun(e|ing)",
         "testing": "test(ing)?|tst|hold[-_ ]?out|held[-_ ]?out",
     }.items()
 }
-_SWITCHES = {"0", "1", "0.0", "1.0", "true", "false", "yes", "no", "y", "n"}
+_SWITCHES = {"0", "1", "0.0", "1.0", "true", "false", "t", "f", "yes", "no", "y", "n", "x"}
 
 
 def partition_named(word: object, subject: str) -> str:
@@ -48,12 +48,11 @@ def partition_or_none(word: object) -> str | None:
 
 def looks_like(word: object) -> str | None:
     """The partition that a word looks like, which it need not mean: ``"holdout"`` looks like ``"testing"``."""
-    text = str(word).strip().casefold()
+    # `isTest` and `TrainSet` are two words each.
+    text = re.sub("(?<=[a-z])(?=[A-Z])", "_", str(word).strip()).casefold()
     return next((name for name, pattern in _LOOKS.items() if pattern.match(text)), None)
 
 
 def is_switch_of(name: str, values: list[object]) -> str | None:
-    """The partition that a column of 0 and 1, or True and False, switches on: ``is_test``, ``train``; or None."""
-    if not all(str(value).strip().casefold() in _SWITCHES for value in values):
-        return None
-    return looks_like(re.sub(r"^(is|in|for|use)[\W_]+", "", name.strip().casefold()))
+    """The partition that a column of 0 and 1, of True and False, or of crosses switches on: ``is_test``; or None."""
+    return looks_like(name) if all(str(value).strip().casefold() in _SWITCHES for value in values) else None

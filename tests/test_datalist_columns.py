@@ -75,6 +75,8 @@ def test_a_column_of_something_else_is_the_users_own(tmp_path: Path, name: str, 
 @pytest.mark.parametrize(("name", "words", "told"), [
     ("data_split", "train dev test", "dev"), ("role", "train val holdout", "holdout"), ("role", "trn val tst", "trn"),
     ("usage", "Train set,Val set,Test set", "Train set"), ("which", "train val exclude", "exclude"),
+    ("usage", "trainset valset testset", "trainset"), ("usage", "set: train,set: val,in test", "set: train"),
+    ("usage", "TrainSet ValSet TestSet", "TrainSet"),
 ])  # fmt: skip
 def test_most_words_like_partitions_are_refused_whatever_the_column_is_called(
     tmp_path: Path, name: str, words: str, told: str, as_json: bool
@@ -86,7 +88,14 @@ def test_most_words_like_partitions_are_refused_whatever_the_column_is_called(
 
 
 @pytest.mark.parametrize(
-    ("header", "values"), [("train,val,test", "1,0,0 0,1,0 0,0,1"), ("is_test", "True False False"), ("tst", "1.0 0 0")]
+    ("header", "values"),
+    [
+        ("train,val,test", "1,0,0 0,1,0 0,0,1"),
+        ("is_test", "True False False"),
+        ("tst", "1.0 0 0"),
+        ("isTest", "False True False"),
+        ("train,val,test", "x,, ,x, ,,x"),
+    ],
 )
 def test_a_column_that_switches_a_partition_on_is_refused(tmp_path: Path, header: str, values: str) -> None:
     lines = [f"{i}.svs,lgd,{value}" for i, value in enumerate(values.split())]
