@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from scripts.datalist_keys import KEYS, composed, spelling
+from scripts.datalist_keys import COLUMN_NAMES, KEYS, composed, spelling
 from scripts.errors import DatalistError, SettingsError
 
 __all__ = [
@@ -35,8 +35,9 @@ TASKS = ("multilabel", "binary")
 # What the binary task's output is called: for the paper's positive classes, and where the classes are not known.
 HIGH_RISK, POSITIVE = "high_risk", "positive"
 WAYS = "Give names of these, 0 or 1 for each of these, or, for the binary task, one 0 or 1."
-# Columns of datalists and predictions.csv, and what localisation.json calls the mean over the classes.
-TAKEN_NAMES = (*KEYS, "head", "all")
+# Columns of datalists and predictions.csv, and what localisation.json calls the mean over the classes. What names a
+# patient elsewhere is not among them: `case` is a class where the other one is `control`.
+TAKEN_NAMES = (*KEYS, *COLUMN_NAMES["partition"], *COLUMN_NAMES["slide"], "head", "all")
 
 
 def check_task(task: str) -> None:
