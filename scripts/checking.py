@@ -26,6 +26,7 @@ from scripts.encoding import Encoder
 from scripts.errors import BundleError
 from scripts.files import output_folder
 from scripts.magnification import scale_names
+from scripts.slide_files import as_on_disk
 
 __all__ = ["CheckingError", "CohortChecker", "choose_source"]
 
@@ -53,7 +54,7 @@ def choose_source(
         DatalistError: if ``dataset_dir`` is not there.
     """
     if dataset_dir is not None and datalist is None:
-        path = Path(dataset_dir).expanduser()
+        path = Path(as_on_disk(os.path.expanduser(dataset_dir)))
         if path.is_file() or (path.is_dir() and not any((path / name).is_file() for name in DATALISTS)):
             return path, None
     return choose_cohort(dataset_dir, datalist, bundle_root)

@@ -24,7 +24,7 @@ from scripts.datalist_labels import label_remedy
 from scripts.datalist_partitions import PARTITION_WORDS, PARTITIONS, looks_like, partition_named
 from scripts.datalist_patients import is_unknown, patient_name
 from scripts.errors import DatalistError
-from scripts.slide_files import without_suffix
+from scripts.slide_files import as_on_disk, without_suffix
 
 __all__ = ["Fault", "Row", "raised", "read_rows", "row_of"]
 
@@ -87,6 +87,7 @@ def read_rows(path: Path, class_names: Sequence[str], labelled: bool = True, fau
     Raises:
         DatalistError: if the file does not exist or cannot be understood.
     """
+    path = Path(as_on_disk(str(path)))
     # Unlike the method of a path, this also takes a name that is too long for one of a file that is not there.
     if not os.path.isfile(path):
         cause = "is a folder, a pipe or a device, not a file" if os.path.exists(path) else "no such file"

@@ -254,7 +254,7 @@ def as_on_disk(path: str) -> str:
     folder, name = os.path.split(path)
     folder = as_on_disk(folder)
     try:
-        found = [entry for entry in os.listdir(folder) if composed(entry) == composed(name)]
+        found = [entry for entry in os.listdir(folder or os.curdir) if composed(entry) == composed(name)]
     except OSError:
         found = []
     return os.path.join(folder, found[0] if len(found) == 1 else name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import unicodedata
 from pathlib import Path
@@ -12,8 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from monai.bundle import ConfigParser
 
+from scripts.checking import choose_source
 from scripts.cohort import choose_slides
 from scripts.datalist import list_slides
+from scripts.datalist_formats import read_rows
 from scripts.errors import DatalistError
 from scripts.slide_files import LONGEST_NAME_BYTES, SLIDE_SUFFIXES, SlideFolder, slide_names, without_suffix
 
@@ -69,13 +72,28 @@ def test_a_link_to_nothing_is_named_and_the_other_slides_are_listed(tmp_path: Pa
 @pytest.mark.parametrize("on_disk", ["NFC", "NFD"])
 @pytest.mark.parametrize("name", ["é", "é/Größe.svs"])
 def test_a_folder_or_slide_is_found_however_its_own_name_is_encoded(
-    tmp_path: Path, name: str, on_disk: Literal["NFC", "NFD"]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, on_disk: Literal["NFC", "NFD"]
 ) -> None:
     touch(tmp_path, unicodedata.normalize(on_disk, "é/Größe.svs"))
-    for form in ("NFC", "NFD"):
-        given_name = unicodedata.normalize(form, name)  # type: ignore[arg-type]
-        source, folder = choose_slides(str(tmp_path / given_name), None, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    for form, start in itertools.product(("NFC", "NFD"), (str(tmp_path), "")):
+        given_name = os.path.join(start, unicodedata.normalize(form, name))  # type: ignore[arg-type]
+        source, folder = choose_slides(given_name, None, tmp_path)
         assert [unicodedata.normalize("NFC", e["slide"]) for e in list_slides(source, folder)] == ["Größe"]
+        checked, datalist = choose_source(given_name, None, tmp_path)
+        assert checked.exists()
+        assert datalist is None
+
+
+@pytest.mark.parametrize("on_disk", ["NFC", "NFD"])
+def test_a_datalist_is_found_however_its_name_is_encoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, on_disk: Literal["NFC", "NFD"]
+) -> None:
+    (tmp_path / unicodedata.normalize(on_disk, "Größe.csv")).write_text("image,label\na.svs,a\n")
+    monkeypatch.chdir(tmp_path)
+    for form, start in itertools.product(("NFC", "NFD"), (tmp_path, Path())):
+        name = unicodedata.normalize(form, "Größe.csv")  # type: ignore[arg-type]
+        assert [row.image for row in read_rows(start / name, ("a", "b"))] == ["a.svs"]
 
 
 def test_one_file_and_many_files_that_are_no_slides(tmp_path: Path) -> None:
