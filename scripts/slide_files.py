@@ -94,7 +94,9 @@ class SlideFolder:
                 f"could be {found[0]} or {found[1]}",
                 "Write its path from dataset_dir with the suffix.",
             )
-        return found[0] if found else path
+        # A link to nothing stands back behind every slide of its name, and is returned so that an error can name it.
+        links = [link for link in self._unread if os.path.islink(link) and any(s.endswith(end) for s in _stems(link))]
+        return [*found, *links, path][0]
 
     @cached_property
     def slides(self) -> list[str]:
@@ -255,7 +257,7 @@ def as_on_disk(path: str) -> str:
     folder = as_on_disk(folder)
     try:
         found = [entry for entry in os.listdir(folder or os.curdir) if composed(entry) == composed(name)]
-    except OSError:
+    except (OSError, ValueError):  # no name on a disk has a null character
         found = []
     return os.path.join(folder, found[0] if len(found) == 1 else name)
 

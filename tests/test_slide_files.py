@@ -67,6 +67,10 @@ def test_a_link_to_nothing_is_named_and_the_other_slides_are_listed(tmp_path: Pa
     assert SlideFolder(tmp_path).not_looked_at() == said
     with pytest.raises(DatalistError, match=f"no file /no/such/c.svs, which {tmp_path}/b.svs links to"):
         list_slides([tmp_path / "b.svs"])
+    with pytest.raises(DatalistError, match=f"no file /no/such/c.svs, which {tmp_path}/b.svs links to"):
+        list_slides(["b"], tmp_path)
+    touch(tmp_path, "x/b.svs")
+    assert [entry["image"] for entry in list_slides(["b"], tmp_path)] == [f"{tmp_path}/x/b.svs"]
 
 
 @pytest.mark.parametrize("on_disk", ["NFC", "NFD"])
@@ -83,6 +87,11 @@ def test_a_folder_or_slide_is_found_however_its_own_name_is_encoded(
         checked, datalist = choose_source(given_name, None, tmp_path)
         assert checked.exists()
         assert datalist is None
+
+
+def test_a_name_that_no_disk_can_have_is_a_slide_that_is_not_there() -> None:
+    with pytest.raises(DatalistError, match="no file"):
+        list_slides(["a\0/é.svs"])
 
 
 @pytest.mark.parametrize("on_disk", ["NFC", "NFD"])
