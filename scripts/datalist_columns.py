@@ -46,9 +46,10 @@ def _settle_partitions(rows: Sequence[Row], fault: Fault) -> list[Row]:
         values = [row.fields[key] for row in rows if key in row.fields]
         if all(partition_or_none(value) for value in values):
             found[key] = values
-        elif all(row.partition is None for row in rows):
-            _check_words(key, rows, fault)
     named = any(row.partition is not None for row in rows)
+    if not named and not found:
+        for key in own:
+            _check_words(key, rows, fault)
     # The key `partition` comes before all others.
     first = None if named or not found else max(found, key=lambda key: len(found[key]))
     for key in found:

@@ -55,4 +55,8 @@ def looks_like(word: object) -> str | None:
 
 def is_switch_of(name: str, values: list[object]) -> str | None:
     """The partition that a column of 0 and 1, of True and False, or of crosses switches on: ``is_test``; or None."""
-    return looks_like(name) if all(str(value).strip().casefold() in _SWITCHES for value in values) else None
+    if not all(str(value).strip().casefold() in _SWITCHES for value in values):
+        return None
+    # `test_result` is of a laboratory.
+    end = re.search(r"[\W_]([a-z]+)$", name.strip().casefold())
+    return None if end and looks_like(end[1]) is None and end[1] not in ("set", "split", "out") else looks_like(name)

@@ -63,12 +63,19 @@ def test_a_column_whose_values_are_all_partitions_is_one(tmp_path: Path, name: s
 @pytest.mark.parametrize(("name", "values"), [
     ("fold", ["0", "1", "2", "3", "4"]), ("phase", ["arterial", "venous", "late", "late", "late"]),
     ("set", ["testis", "value", "trainee", "a", "b"]), ("note", ["train", "blurred", "test", "x", "y"]),
+    ("test_result", ["0", "1", "0", "1", "1"]), ("validated", ["1", "0", "0", "1", "1"]),
 ])  # fmt: skip
 def test_a_column_of_something_else_is_the_users_own(tmp_path: Path, name: str, values: list[str]) -> None:
     lines = [f"s{i}.svs,p{i},lgd,{value}" for i, value in enumerate(values)]
     path = listed(tmp_path, f"image,patient,label,{name}", *lines)
     entries = [entry for part in load_datalist(path, None, "multilabel").values() for entry in part]
     assert {entry["slide"]: entry[name] for entry in entries} == {f"s{i}": value for i, value in enumerate(values)}
+
+
+def test_what_says_the_same_as_the_partitions_beside_it_is_the_users_own(tmp_path: Path) -> None:
+    lines = ["a.svs,lgd,train,0", "b.svs,lgd,val,0", "c.svs,lgd,test,1"]
+    path = listed(tmp_path, "image,label,data_split,is_test", *lines)
+    assert split_of(path) == {"training": ["a"], "validation": ["b"], "testing": ["c"]}
 
 
 @pytest.mark.parametrize("as_json", [False, True])
