@@ -231,7 +231,7 @@ class CohortChecker:
         if rate is not None:
             how = (
                 f"about {shown_duration(patches / rate.per_second)} for {patches} patches ({rate.per_second:.3g} "
-                f"patches/s here, under its load of now, measured on {rate.patches} of {rate.slide})"
+                f"patches/s, measured just now on {rate.patches} of {rate.slide}; slower if the machine is busy)"
             )
         return f"extracting: {how}; {shown_size(disk)} in {self.feature_dir} ({shown_size(free)} are free)"
 

@@ -25,7 +25,7 @@ from scripts.datalist_labels import (
     uses_indices,
 )
 from scripts.datalist_partitions import PARTITIONS, partition_named
-from scripts.datalist_patient_warnings import padded_patients, patient_warnings
+from scripts.datalist_patient_warnings import patient_warnings
 from scripts.datalist_patients import one_spelling
 from scripts.datalist_split import FRACTIONS, split_patients
 from scripts.dicom_series import may_be_dicom, series_of
@@ -287,7 +287,7 @@ def _read(
     if by := by_columns(rows):
         _log_once(f"{path}: each slide's patient is known{by}")
     # What leaves patients open matters to a split; one patient under two names, to given partitions, too.
-    for what, remedy in (patient_warnings if without else padded_patients)(rows):
+    for what, remedy in patient_warnings(rows, is_split=bool(without)):
         _log_once(f"{path}: {what}. {remedy}", logging.WARNING)
     _check_patients(path, slides)
     _check_left_out(path, slides, leave_out)
@@ -306,6 +306,7 @@ def locate(rows: Sequence[Row], folder: SlideFolder, fault: Fault = raised) -> l
             without.
     """
     row_of_image: dict[str, Row] = {}
+    image_of_file: dict[str, str] = {}
     image_of_series: dict[str, str] = {}
     for row in rows:
         try:
@@ -319,6 +320,9 @@ def locate(rows: Sequence[Row], folder: SlideFolder, fault: Fault = raised) -> l
             if (other_image := image_of_series.setdefault(series, path)) != path:
                 cause = f"the DICOM series of {path} has files in {os.path.dirname(other_image)}, too"
                 raise DatalistError(row.subject, cause, "Put all files of the series in one folder; list it once.")
+            if (other_image := image_of_file.setdefault(_real(path), path)) != path:
+                cause = f"is the same file as {other_image}, by a link"
+                raise DatalistError(row.subject, cause, "List each slide once.")
         except DatalistError as error:
             fault(error)
         else:
@@ -344,6 +348,13 @@ def locate(rows: Sequence[Row], folder: SlideFolder, fault: Fault = raised) -> l
             ListedSlide(row, image, name, patient, mpp, mask, regions, row.partition, mask_tissue=mask_tissue)
         )
     return slides
+
+
+def _real(path: str) -> str:
+    try:
+        return os.path.realpath(path)
+    except ValueError:  # a name that no file can have
+        return path
 
 
 def _mpp(row: Row) -> float | None:

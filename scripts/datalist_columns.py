@@ -79,7 +79,7 @@ def _check_words(key: str, rows: Sequence[Row], fault: Fault) -> None:
     row_of = {str(row.fields[key]).strip(): row for row in rows if key in row.fields}
     unless = "if it names no partitions, give the column another name or other values"
     if (partition := is_switch_of(key, list(row_of))) is not None:
-        cause = f"the column {key!r} says which slides are for {partition}, and would not be used"
+        cause = f"the column {key!r} says which slides are for {partition}, and the slides would be split anew"
         remedy = f"Write one column `partition` with the words {', '.join(PARTITIONS)}; {unless}."
         fault(DatalistError(next(iter(row_of.values())).subject, cause, remedy))
         return

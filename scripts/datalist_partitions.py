@@ -59,4 +59,6 @@ def is_switch_of(name: str, values: list[object]) -> str | None:
         return None
     # `test_result` is of a laboratory.
     end = re.search(r"[\W_]([a-z]+)$", name.strip().casefold())
-    return None if end and looks_like(end[1]) is None and end[1] not in ("set", "split", "out") else looks_like(name)
+    is_of_more = end is not None and looks_like(end[1]) is None and end[1] not in ("set", "split", "out")
+    # `valid` is a slide that may be used.
+    return None if is_of_more or name.strip().casefold().endswith("valid") else looks_like(name)

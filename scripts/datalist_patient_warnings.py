@@ -12,7 +12,7 @@ from scripts.datalist_keys import KEYS, PERSONS
 from scripts.datalist_patients import is_unknown, look_of
 from scripts.repeats import first_names
 
-__all__ = ["offered_patients", "padded_patients", "patient_warnings", "patients_in_names"]
+__all__ = ["offered_patients", "patient_warnings", "patients_in_names"]
 
 # What names and patients of public collections begin with: the patient.
 COLLECTIONS = {
@@ -25,20 +25,25 @@ COLLECTIONS = {
 ID_WORDS = {*PERSONS, "id", "ids", "uid", "barcode", "accession", "code", "name", "number", "no", "nr", "pat", "pt"}
 # Words in the name of a column that names patients, and no samples, sites or scanners.
 PERSON_WORDS = {*PERSONS, "person", "pat", "pt", "mrn"}
+# Of what has several patients.
+OTHER_WORDS = {"site", "group", "arm", "cohort", "centre", "center", "batch"}
 SHOWN_COLUMNS = 3
 
 
-def patient_warnings(rows: Sequence[Row]) -> list[tuple[str, str]]:
+def patient_warnings(rows: Sequence[Row], is_split: bool = True) -> list[tuple[str, str]]:
     """What is wrong where slides have no patient, or other patients than names of known collections say.
 
     Args:
         rows: all rows of a datalist.
+        is_split: whether slides without a patient matter, as to a split; else what crosses the given partitions does.
 
     Returns:
         For each warning the cause and the next step.
     """
     unknown = [row for row in rows if "patient" not in row.fields]
-    warnings = padded_patients(rows)
+    warnings = _padded_patients(rows)
+    if not is_split and not _num_crossing(rows):
+        return warnings
     if rows and len(unknown) == len(rows):
         what = "no column names the patient, so each slide counts as a patient of its own"
         remedy = "Add a column `patient`, or slides of one patient may be in several partitions."
@@ -74,12 +79,12 @@ def patient_warnings(rows: Sequence[Row]) -> list[tuple[str, str]]:
     return warnings
 
 
-def padded_patients(rows: Sequence[Row]) -> list[tuple[str, str]]:
+def _padded_patients(rows: Sequence[Row]) -> list[tuple[str, str]]:
     """The warning that two patients differ in leading zeros alone, as :func:`patient_warnings` gives it; or none."""
     spelled: dict[str, str] = {}
     for row in rows:
         name = str(row.fields.get("patient", ""))
-        other = spelled.setdefault(re.sub(r"(?<!\d)0+(?=\d)", "", look_of(name)), name)
+        other = spelled.setdefault(re.sub(r"(?<![\d.,])0+(?=\d)", "", look_of(name)), name)
         if look_of(other) != look_of(name):
             what = f"the patients {other!r} and {name!r} count as two, and differ in leading zeros alone"
             return [(what, "If they are one, write them alike: spreadsheets drop leading zeros.")]
@@ -148,7 +153,8 @@ def _coarser_column(rows: Sequence[Row]) -> str | None:
         values = [row.fields.get(key) for row in rows]
         words = _words_of(key)
         # A patient's age and sex are coarser too.
-        if words[-1] not in ID_WORDS | PERSON_WORDS or not PERSON_WORDS & {*words} or any(map(is_unknown, values)):
+        named = words[-1] in ID_WORDS | PERSON_WORDS and PERSON_WORDS & {*words} and not OTHER_WORDS & {*words}
+        if not named or any(map(is_unknown, values)):
             continue
         different = {look_of(str(value)) for value in values}
         of_patient = {(patient, look_of(str(value))) for patient, value in zip(patients, values, strict=True)}

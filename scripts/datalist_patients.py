@@ -15,7 +15,8 @@ __all__ = ["is_unknown", "look_of", "one_spelling", "patient_name", "patients_kn
 # What pandas, spreadsheets, GDC and cBioPortal write where a value is missing.
 UNKNOWN = {
     "", "-", "--", "'--", "?", "nan", "na", "n/a", "#n/a", "none", "null", "unknown", "missing", "not available",
-    "not reported", "not applicable",
+    "not reported", "not applicable", "not collected", "not known", ".", "n.a.", "n.d.", "nd", "unk", "tbd",
+    "anonymous", "anonymized", "anonymised",
 }  # fmt: skip
 
 

@@ -38,10 +38,11 @@ def series_gaps(path: str | Path) -> Gaps:
     Raises:
         OSError: if the folder cannot be read.
     """
-    of_file = {file: instance_of(file) for file in folder_files(path)}
-    own = of_file.get(os.path.abspath(path))
+    own = instance_of(path)
+    # Before the others are asked: the folder of a slide that is not DICOM may hold thousands.
     if own is None or not own.series:
         return Gaps()
+    of_file = {file: instance_of(file) for file in folder_files(path)}
     levels = [instance for instance in of_file.values() if instance is not None and instance.is_level]
     unread = _named([file for file, instance in of_file.items() if instance is None and _should_be_dicom(file)])
     if unread and all(level.series == own.series for level in levels):

@@ -25,6 +25,8 @@ __all__ = [
 ]
 
 WHOLE_SLIDE = "1.2.840.10008.5.1.4.1.1.77.1.6"
+# The list of a disk's files, which archives add.
+DICOMDIR = "1.2.840.10008.1.3.10"
 PREAMBLE_BYTES, DICOM = 128, b"DICM"
 SERIES_INSTANCE_UID = (0x0020, 0x000E)
 # Archives name instances by number or by UID, whose last part looks like a suffix.
@@ -89,7 +91,8 @@ def _instance(path: str, *_: int) -> Instance | None:
         with open(path, "rb") as file:
             # What comes after may be long: a group of elements for each tile.
             head = pydicom.filereader.read_partial(file, stop_when=lambda tag, *_: tag > SERIES_INSTANCE_UID)
-        if head.SOPClassUID != WHOLE_SLIDE:
+        # A DICOMDIR says what it is in its head alone.
+        if head.file_meta.get("MediaStorageSOPClassUID") == DICOMDIR or head.SOPClassUID != WHOLE_SLIDE:
             return Instance("", False)
         flavours = list(head.get("ImageType") or ())
         return Instance(str(head.SeriesInstanceUID), flavours[2:3] == ["VOLUME"], flavours[3:4] == ["RESAMPLED"])

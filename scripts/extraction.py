@@ -52,6 +52,7 @@ LACKING = {
     "these slides; delete their banks to have them made again",
     "device": "do not store whether a CPU or a GPU made them, whose features differ slightly with `amp`: delete them "
     "if both did",
+    "mask_sha256": "do not store the checksum of their masks: delete them if a mask was edited since",
     "mask_tissue": "were made before masks with several values were refused, and before masks of a slide's bounds were "
     "placed there: run `checking`, which looks at the masks; delete their banks in doubt",
 }

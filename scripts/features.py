@@ -20,7 +20,7 @@ from scripts.bags import Bag
 from scripts.dicom_series import slide_parts
 from scripts.encoding import Encoder, PatchTransform, of_rows
 from scripts.errors import SettingsError
-from scripts.files import refuse_special, replacing
+from scripts.files import file_sha256, refuse_special, replacing
 from scripts.grid import log_share
 from scripts.hdf5 import writing_hdf5
 from scripts.magnification import scale_name
@@ -43,7 +43,7 @@ BANK_FORMAT = 1
 FINGERPRINT_BYTES = 1 << 20
 ROWS_AT_ONCE = 4096
 # Settings that banks did not store from the start; scripts.extraction says what it means that one lacks them.
-ADDED_SETTINGS = ("slide_sha256", "ink", "device", "mask_tissue")
+ADDED_SETTINGS = ("slide_sha256", "ink", "device", "mask_tissue", "mask_sha256")
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,8 @@ def entry_settings(entry: Mapping[str, Any]) -> dict[str, Any]:
         "slide_fingerprint": slide_fingerprint(entry["image"]),
         "mask_fingerprint": None if mask is None else slide_fingerprint(mask),
         "mpp_given": entry.get("mpp"),
-        **({"ink": "left out"} if mask is None else {}),
+        # Its start and end are background, whatever was edited in it.
+        **({"ink": "left out"} if mask is None else {"mask_sha256": file_sha256(mask)}),
         **({} if sha256 is None else {"slide_sha256": sha256}),
     }
 

@@ -530,3 +530,13 @@ def test_labels_of_a_split_are_those_of_its_partitions(tmp_path: Path) -> None:
             assert [(e["slide"], e["label"].tolist()) for e in listed] == [
                 (e["slide"], e["label"].tolist()) for e in entries
             ]
+
+
+@pytest.mark.parametrize("name", ["linked.svs", "folder/a.svs"])
+def test_a_slide_that_is_listed_again_by_a_link_is_refused(tmp_path: Path, name: str) -> None:
+    touch(tmp_path / "slides", "a.svs")
+    (tmp_path / "linked.svs").symlink_to(tmp_path / "slides" / "a.svs")
+    (tmp_path / "folder").symlink_to(tmp_path / "slides")
+    path = write(tmp_path, f"image,label,partition\nslides/a.svs,lgd,train\n{tmp_path}/{name},lgd,test\n")
+    with pytest.raises(DatalistError, match="is the same file as .*slides/a.svs, by a link. List each slide once"):
+        load_datalist(path, None, "multilabel")

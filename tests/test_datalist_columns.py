@@ -64,6 +64,7 @@ def test_a_column_whose_values_are_all_partitions_is_one(tmp_path: Path, name: s
     ("fold", ["0", "1", "2", "3", "4"]), ("phase", ["arterial", "venous", "late", "late", "late"]),
     ("set", ["testis", "value", "trainee", "a", "b"]), ("note", ["train", "blurred", "test", "x", "y"]),
     ("test_result", ["0", "1", "0", "1", "1"]), ("validated", ["1", "0", "0", "1", "1"]),
+    ("is_valid", ["1", "0", "0", "1", "1"]),
 ])  # fmt: skip
 def test_a_column_of_something_else_is_the_users_own(tmp_path: Path, name: str, values: list[str]) -> None:
     lines = [f"s{i}.svs,p{i},lgd,{value}" for i, value in enumerate(values)]
@@ -107,7 +108,7 @@ def test_most_words_like_partitions_are_refused_whatever_the_column_is_called(
 def test_a_column_that_switches_a_partition_on_is_refused(tmp_path: Path, header: str, values: str) -> None:
     lines = [f"{i}.svs,lgd,{value}" for i, value in enumerate(values.split())]
     with pytest.raises(
-        DatalistError, match="says which slides are for t.*ing, and would not be used. Write one column"
+        DatalistError, match="says which slides are for t.*ing, and the slides would be split anew. Write one column"
     ):
         load_datalist(listed(tmp_path, f"image,label,{header}", *lines), None, "multilabel")
 

@@ -236,3 +236,18 @@ def test_a_column_that_joins_patients_is_told_and_the_one_that_is_used_is_named(
     assert "'pat_ref_no' has fewer values than there are patients (patients by 'case')" in caplog.text
     assert "patient_age" not in caplog.text
     assert "site_id" not in caplog.text
+
+
+@pytest.mark.parametrize("cells", [["", "P1"], ["TCGA-AA-0000", "TCGA-AA-0000-01A"]])
+def test_patients_that_names_show_in_several_given_partitions_are_told_by_every_run(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, cells: list[str]
+) -> None:
+    images = ["TCGA-AA-0000-01Z-00-DX1.svs", "TCGA-AA-0000-01Z-00-DX2.svs"]
+    given_cells = [f"{cell},{word}" for cell, word in zip(cells, ["train", "test"], strict=True)]
+    load_datalist(listed(tmp_path, images, "patient,partition", given_cells), None, "multilabel", ("a", "b"))
+    assert "TCGA barcodes of 1 patients, but count as 2 patients, 1 of the 1 in several partitions" in caplog.text
+
+
+@pytest.mark.parametrize(("one", "other"), [("A-1.05", "A-1.5"), ("P10", "P1")])
+def test_other_zeros_are_no_padding(one: str, other: str) -> None:
+    assert not any("zeros" in what for what, _ in patient_warnings(rows_of(["a.svs", "b.svs"], patient=[one, other])))

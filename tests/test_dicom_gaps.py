@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pydicom
 import pytest
 
 from scripts.errors import SlideError
@@ -58,5 +59,17 @@ def test_a_series_without_its_finest_level_is_a_warning_and_has_the_resolution_o
 def test_of_a_whole_series_and_files_that_are_none_of_its_nothing_is_said(folder, caplog):
     for name in ("README", "notes.txt", "._level_0.dcm", "run.log.1", "_SUCCESS"):
         (folder / name).write_bytes(b"")
+    write_dicomdir(folder / "DICOMDIR")
     assert len(Slide(folder).level_sizes) == 3
     assert not caplog.records
+
+
+def write_dicomdir(path):
+    """The list of a disk's files that archives write: it has no class of its own beside its head's."""
+    meta = pydicom.dataset.FileMetaDataset()
+    meta.MediaStorageSOPClassUID = pydicom.uid.MediaStorageDirectoryStorage
+    meta.MediaStorageSOPInstanceUID = pydicom.uid.generate_uid(entropy_srcs=["a"])
+    meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+    listing = pydicom.dataset.FileDataset(path, {}, file_meta=meta, preamble=bytes(128))
+    listing.FileSetID = "DISK"
+    listing.save_as(path, enforce_file_format=True)

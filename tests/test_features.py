@@ -9,6 +9,7 @@ import h5py
 import itk
 import numpy as np
 import pytest
+import tifffile
 import torch
 
 from scripts.errors import SettingsError, SlideError
@@ -123,7 +124,7 @@ def test_a_bank_that_does_not_tell_what_made_it_is_used_all_the_same(bank, slide
 @pytest.mark.parametrize("key", ADDED_SETTINGS)
 def test_a_bank_of_before_a_setting_was_stored_is_used_and_named(bank, slide, key):
     settings = {**settings_of(slide), "slide_sha256": "ab" * 32, "ink": "left out", "device": "cpu"}
-    settings["mask_tissue"] = None
+    settings |= {"mask_tissue": None, "mask_sha256": "cd" * 32}
     with h5py.File(bank, "r+") as file:
         settings = json.loads(file.attrs["settings"]) | settings
         file.attrs["settings"] = json.dumps(settings)
@@ -436,6 +437,15 @@ def test_another_slide_or_mask_under_the_same_name_is_noticed(tmp_path, slide, b
     assert one["mask_fingerprint"] != two["mask_fingerprint"]
     assert one["slide_fingerprint"] == two["slide_fingerprint"]
     assert entry_settings({"image": slide, "mpp": 0.25})["mpp_given"] == 0.25
+
+
+def test_a_mask_that_was_edited_in_its_middle_is_noticed(tmp_path, slide):
+    # Uncompressed, of the same size as before.
+    tifffile.imwrite(path := tmp_path / "m.tif", mask := np.full((2000, 2000), 255, np.uint8))
+    one = entry_settings({"image": slide, "mask": path})
+    mask[900:1100] = 0
+    tifffile.imwrite(path, mask)
+    assert entry_settings({"image": slide, "mask": path}) != one
 
 
 def test_a_pipe_has_no_fingerprint(tmp_path):
