@@ -188,7 +188,7 @@ def list_slides(
         folder, subject = SlideFolder(dataset_dir or "."), "the list of slides"
     elif os.path.isdir(path):
         folder, subject = SlideFolder(path), f"folder {source}"
-        rows = [row_of(slide, subject, ()) for slide in folder.slides]
+        rows = [row_of(slide, subject, ()) for slide in _each_file_once(folder.slides)]
         if rows and (left := folder.not_looked_at()) is not None:
             logger.warning("%s: not all of it was looked at: %s. %s", subject, left, NAME_IT)
     elif _is_slide(path):
@@ -348,6 +348,14 @@ def locate(rows: Sequence[Row], folder: SlideFolder, fault: Fault = raised) -> l
             ListedSlide(row, image, name, patient, mpp, mask, regions, row.partition, mask_tissue=mask_tissue)
         )
     return slides
+
+
+def _each_file_once(slides: Sequence[str]) -> list[str]:
+    """Slides of a folder without links to others of them."""
+    of_file: dict[str, str] = {}
+    for slide in sorted(slides, key=os.path.islink):
+        of_file.setdefault(_real(slide), slide)
+    return [slide for slide in slides if of_file[_real(slide)] == slide]
 
 
 def _real(path: str) -> str:

@@ -163,7 +163,7 @@ def read_regions(
     try:
         regions, is_lossy = read_mask_pixels(Path(path))
         if is_lossy:
-            raise ValueError("its format is lossy, and a value that it changed names another class")
+            raise ValueError("its format may be lossy, and a value that it changed names another class")
     # Each library raises its own kinds of error for a file that it cannot read; none is lost.
     except Exception as error:
         reason = next(iter(reversed(str(error).strip().splitlines())), type(error).__name__)

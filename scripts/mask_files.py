@@ -12,13 +12,17 @@ import tifffile
 from numpy.typing import NDArray
 
 from scripts.interrupts import interrupts_wait
+from scripts.mask_values import distinct_values
 
 __all__ = ["MaskPixels", "read_mask_pixels"]
 
 TIFF_SUFFIXES = (".tif", ".tiff")
 LOSSY_FORMATS = ("JPEGImageIO", "JPEG2000ImageIO")
-# tifffile's names; those that may be lossless as well are counted in, since their values then are not many either.
-LOSSY_COMPRESSIONS = ("JPEG", "OJPEG", "JPEG_2000_LOSSY", "JPEG2000", "WEBP", "JPEGXL", "JPEGXL_DNG", "APERIO_JP2000")
+# tifffile's names of those that keep every value; the others may change some.
+LOSSLESS_COMPRESSIONS = (
+    *("NONE", "LZW", "ADOBE_DEFLATE", "DEFLATE", "PACKBITS", "LZMA", "ZSTD", "PIXTIFF"),
+    *("CCITTRLE", "CCITTRLEW", "CCITT_T4", "CCITT_T6"),
+)
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 # The proportions of a pyramid's levels differ by the rounding of their sizes, up to one pixel of the level.
 ROUNDING_PX = 1.0
@@ -82,7 +86,7 @@ def _read_tiff(path: Path) -> MaskPixels:
         pixels = page.asarray()
         if photometric == "PALETTE" and page.colormap is not None:
             _check_palette(pixels, page.colormap.T // 256)
-        return MaskPixels(pixels, getattr(page.compression, "name", "") in LOSSY_COMPRESSIONS)
+        return MaskPixels(pixels, getattr(page.compression, "name", "") not in LOSSLESS_COMPRESSIONS)
 
 
 def _check_pages(tiff: tifffile.TiffFile) -> None:
@@ -91,8 +95,10 @@ def _check_pages(tiff: tifffile.TiffFile) -> None:
     width, height = first.imagewidth, first.imagelength
     images = tiff.series[0].size // max(1, first.size)
     for page in (*tiff.pages[1:], *(first.pages or ())):
-        scale = page.imagewidth / width
-        if scale >= 1 or abs(page.imagelength - height * scale) > ROUNDING_PX + height / width:
+        # Of a page that differs in its data alone tifffile keeps no size of its own.
+        keyframe = page.keyframe
+        scale = keyframe.imagewidth / width
+        if scale >= 1 or abs(keyframe.imagelength - height * scale) > ROUNDING_PX + height / width:
             images = max(images, len(tiff.pages) + len(first.pages or ()))
     if images > 1:
         raise ValueError(f"it has {images} pages that are no levels of a pyramid, and a mask is one 2D image")
@@ -120,7 +126,9 @@ def _check_palette(pixels: NDArray[Any], palette: NDArray[Any]) -> None:
 
     Those of a tool that means them count up with their greys; in colours, it is 0 that is black, if any is.
     """
-    indices = np.flatnonzero(np.bincount(pixels.ravel()))
+    indices = distinct_values(pixels)
+    if len(indices) == 1:
+        return  # of a slide without annotations, on whatever background
     if indices[-1] >= len(palette):
         raise ValueError("it has values that its palette has no colour for")
     colours = palette[indices].astype(np.int64)

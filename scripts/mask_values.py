@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scripts.errors import BundleError, SettingsError, SlideError
 from scripts.repeats import first_names
 
-__all__ = ["check_mask_tissue", "tissue_in"]
+__all__ = ["check_mask_tissue", "distinct_values", "tissue_in"]
 
 # Codes of tissue and artefacts are few. Lossy compression and smoothed edges leave more.
 MOST_CODES = 16
@@ -80,7 +80,7 @@ def tissue_in(
         if not (np.array_equal(red, green) and np.array_equal(green, blue)):
             return _painted(pixels[..., :3], mask_tissue, subject, image)
         pixels = red
-    values = _values(pixels)
+    values = distinct_values(pixels)
     codes = values[values != 0]
     is_changed = len(codes) > 1 and is_lossy
     if mask_tissue is not None and not is_changed:
@@ -135,7 +135,7 @@ def _painted(
     raise SlideError(subject, cause, "Save it with one channel: 0, and a value for each kind of tissue.")
 
 
-def _values(pixels: NDArray[Any]) -> NDArray[Any]:
+def distinct_values(pixels: NDArray[Any]) -> NDArray[Any]:
     """The values of an image, each once, ascending."""
     # A mask may have hundreds of millions of pixels, which are not sorted all at once.
     found = pixels[:0, 0]

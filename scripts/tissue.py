@@ -9,7 +9,6 @@ from typing import Any
 
 import itk
 import numpy as np
-import tifffile
 from numpy.typing import NDArray
 
 from scripts.errors import SlideError
@@ -35,6 +34,8 @@ MOST_TISSUE = 0.95
 BORDER_UM = 300.0
 # What is at least this in all channels, or at most the other, is filled up and was not scanned: glass is darker.
 FILL_WHITE, FILL_BLACK = 253, 2
+# Glass that yellowed or is coloured is still at least so bright in all channels; stained tissue mostly is not.
+DARKEST_GLASS = 180
 
 
 @dataclass(frozen=True)
@@ -216,8 +217,9 @@ def read_tissue_mask(path: str | Path, slide: Slide, mask_tissue: tuple[int, ...
         raise SlideError(slide.path, f"its mask {path} does not exist", "Correct the key `mask` in the datalist.")
     try:
         pixels, is_lossy = read_mask_pixels(Path(path))
-    except (RuntimeError, ValueError, TypeError, OSError, tifffile.TiffFileError) as error:
-        reason = str(error).strip().splitlines()[-1]
+    # Each library raises its own kinds of error for a file that it cannot read; none is lost.
+    except Exception as error:
+        reason = next(iter(reversed(str(error).strip().splitlines())), type(error).__name__)
         raise SlideError(
             slide.path,
             f"its mask {path} cannot be read ({reason})",
@@ -238,7 +240,8 @@ def _without_margin(overview: NDArray[np.uint8], pixel_level0: float, bounds: Re
     filled = np.asarray((part >= FILL_WHITE).all(axis=-1) | (part <= FILL_BLACK).all(axis=-1))
     scanned = ~filled
     rows, columns = np.flatnonzero(scanned.any(axis=1)), np.flatnonzero(scanned.any(axis=0))
-    if not len(rows):
+    # What most of it is has the brightness of glass, or it is tissue on glass that is as white as a margin.
+    if not len(rows) or np.median(part[scanned], axis=0).min() < DARKEST_GLASS:
         return bounds
     size = (columns[-1] + 1 - columns[0], rows[-1] + 1 - rows[0])
     return Rectangle(*(float(v * pixel_level0) for v in (left + columns[0], top + rows[0], *size)))

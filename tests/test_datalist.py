@@ -540,3 +540,9 @@ def test_a_slide_that_is_listed_again_by_a_link_is_refused(tmp_path: Path, name:
     path = write(tmp_path, f"image,label,partition\nslides/a.svs,lgd,train\n{tmp_path}/{name},lgd,test\n")
     with pytest.raises(DatalistError, match="is the same file as .*slides/a.svs, by a link. List each slide once"):
         load_datalist(path, None, "multilabel")
+
+
+def test_a_link_in_a_folder_to_a_slide_of_it_is_no_slide_of_its_own(tmp_path: Path) -> None:
+    touch(tmp_path, "b.svs")
+    (tmp_path / "a.svs").symlink_to(tmp_path / "b.svs")
+    assert [entry["slide"] for entry in list_slides(tmp_path)] == ["b"]
