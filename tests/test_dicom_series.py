@@ -141,7 +141,7 @@ def link_files(series, other):
         (other / path.name).symlink_to(path)
 
 
-@pytest.mark.parametrize("spread", [split_files, copy_files, link_files])
+@pytest.mark.parametrize("spread", [split_files, copy_files])
 def test_a_series_in_two_folders_is_refused_with_both_and_is_never_two_slides(series, spread):
     other = series.parent / "z"
     other.mkdir()
@@ -153,6 +153,16 @@ def test_a_series_in_two_folders_is_refused_with_both_and_is_never_two_slides(se
     with pytest.raises(DatalistError, match=message):
         list_slides(series.parent)
     with pytest.raises(DatalistError, match=rf"line 3, .*: {message}"):
+        load_datalist(series.parent / "list.csv", None, "multilabel", ["cancer"])
+
+
+def test_links_to_the_files_of_a_slide_are_no_second_slide_and_a_datalist_that_names_both_is_refused(series):
+    other = series.parent / "z"
+    other.mkdir()
+    link_files(series, other)
+    assert names(list_slides(series.parent)) == [("case 1.2", "level_0.dcm")]
+    (series.parent / "list.csv").write_text("image,cancer,partition\ncase 1.2,1,training\nz,1,testing\n")
+    with pytest.raises(DatalistError, match=r"line 3, .*: the DICOM series of .* has files in .*, too"):
         load_datalist(series.parent / "list.csv", None, "multilabel", ["cancer"])
 
 
