@@ -33,7 +33,16 @@ from scripts.errors import DatalistError, SettingsError
 from scripts.mask_values import check_mask_tissue
 from scripts.ranks import is_first_rank
 from scripts.repeats import Repeats, first_names
-from scripts.slide_files import NAME_IT, SLIDE_SUFFIXES, SlideFolder, as_on_disk, slide_names, without_suffix
+from scripts.slide_files import (
+    NAME_IT,
+    SLIDE_SUFFIXES,
+    SlideFolder,
+    as_on_disk,
+    each_file_once,
+    real_path,
+    slide_names,
+    without_suffix,
+)
 
 __all__ = [
     "CLASS_NAMES",
@@ -188,7 +197,7 @@ def list_slides(
         folder, subject = SlideFolder(dataset_dir or "."), "the list of slides"
     elif os.path.isdir(path):
         folder, subject = SlideFolder(path), f"folder {source}"
-        rows = [row_of(slide, subject, ()) for slide in _each_file_once(folder.slides)]
+        rows = [row_of(slide, subject, ()) for slide in each_file_once(folder.slides)]
         if rows and (left := folder.not_looked_at()) is not None:
             logger.warning("%s: not all of it was looked at: %s. %s", subject, left, NAME_IT)
     elif _is_slide(path):
@@ -320,7 +329,7 @@ def locate(rows: Sequence[Row], folder: SlideFolder, fault: Fault = raised) -> l
             if (other_image := image_of_series.setdefault(series, path)) != path:
                 cause = f"the DICOM series of {path} has files in {os.path.dirname(other_image)}, too"
                 raise DatalistError(row.subject, cause, "Put all files of the series in one folder; list it once.")
-            if (other_image := image_of_file.setdefault(_real(path), path)) != path:
+            if (other_image := image_of_file.setdefault(real_path(path), path)) != path:
                 cause = f"is the same file as {other_image}, by a link"
                 raise DatalistError(row.subject, cause, "List each slide once.")
         except DatalistError as error:
@@ -348,21 +357,6 @@ def locate(rows: Sequence[Row], folder: SlideFolder, fault: Fault = raised) -> l
             ListedSlide(row, image, name, patient, mpp, mask, regions, row.partition, mask_tissue=mask_tissue)
         )
     return slides
-
-
-def _each_file_once(slides: Sequence[str]) -> list[str]:
-    """Slides of a folder without links to others of them."""
-    of_file: dict[str, str] = {}
-    for slide in sorted(slides, key=os.path.islink):
-        of_file.setdefault(_real(slide), slide)
-    return [slide for slide in slides if of_file[_real(slide)] == slide]
-
-
-def _real(path: str) -> str:
-    try:
-        return os.path.realpath(path)
-    except ValueError:  # a name that no file can have
-        return path
 
 
 def _mpp(row: Row) -> float | None:

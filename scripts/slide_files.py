@@ -15,7 +15,16 @@ from scripts.dicom_series import dicom_slides, folder_slides, instance_of, may_b
 from scripts.errors import DatalistError
 from scripts.repeats import first_names
 
-__all__ = ["NAME_IT", "SLIDE_SUFFIXES", "SlideFolder", "as_on_disk", "slide_names", "without_suffix"]
+__all__ = [
+    "NAME_IT",
+    "SLIDE_SUFFIXES",
+    "SlideFolder",
+    "as_on_disk",
+    "each_file_once",
+    "real_path",
+    "slide_names",
+    "without_suffix",
+]
 
 # What cuCIM or OpenSlide read; an ending comes before those that it ends in.
 SLIDE_SUFFIXES = (
@@ -113,7 +122,10 @@ class SlideFolder:
         of_series, slides = dicom_slides(self._files), set(self.slides)
         left = [file for file in self._files if file not in of_series and file not in slides]
         others = [file for file in left if file == without_suffix(file)]
-        causes = [f"{folder} cannot be read ({reason})" for folder, reason in self._unread.items()]
+        unread = [f"{path} cannot be read ({reason})" for path, reason in sorted(self._unread.items())]
+        causes = unread[:SHOWN_FILES]
+        if more := len(unread) - len(causes):
+            causes.append(f"{more} more cannot be read")
         if others:
             files = "1 file does" if len(others) == 1 else f"{len(others)} files do"
             causes.append(f"{files} not end in {', '.join(SLIDE_SUFFIXES)} ({self._shown(others)})")
@@ -214,6 +226,22 @@ def slide_name(path: str) -> str:
     """The name of a slide that stands alone, see :func:`slide_names`."""
     path = os.path.abspath(path)
     return slide_names([path], os.path.dirname(path))[0]
+
+
+def each_file_once(slides: Sequence[str]) -> list[str]:
+    """Slides of a folder without links to others of them."""
+    of_file: dict[str, str] = {}
+    for slide in sorted(slides, key=os.path.islink):
+        of_file.setdefault(real_path(slide), slide)
+    return [slide for slide in slides if of_file[real_path(slide)] == slide]
+
+
+def real_path(path: str) -> str:
+    """A path without links; one that no file can have, as it is."""
+    try:
+        return os.path.realpath(path)
+    except ValueError:
+        return path
 
 
 def without_suffix(path: str) -> str:

@@ -64,9 +64,10 @@ def look_at(path: str | Path) -> Look:
             fault = pixel_fault(tiff) or images_fault(tiff)
             return Look(fault, 0 if fault else len(subifd_levels(tiff)))
     except (tifffile.TiffFileError, IndexError):
-        fault = dicom_fault(path)
+        if (fault := dicom_fault(path)) is not None:
+            return Look(fault)
         gaps = series_gaps(path)
-        return Look(fault or gaps.fault, doubt=gaps.doubt)
+        return Look(gaps.fault, doubt=gaps.doubt)
 
 
 def kind_of(path: str | Path) -> tuple[str, str] | None:

@@ -237,8 +237,7 @@ def _without_margin(overview: NDArray[np.uint8], pixel_level0: float, bounds: Re
     left, top = (round(start / pixel_level0) for start in bounds[:2])
     right, bottom = (round((start + side) / pixel_level0) for start, side in zip(bounds[:2], bounds[2:], strict=True))
     part = overview[top:bottom, left:right]
-    filled = np.asarray((part >= FILL_WHITE).all(axis=-1) | (part <= FILL_BLACK).all(axis=-1))
-    scanned = ~filled
+    scanned = np.asarray((part < FILL_WHITE).any(axis=-1) & (part > FILL_BLACK).any(axis=-1))
     rows, columns = np.flatnonzero(scanned.any(axis=1)), np.flatnonzero(scanned.any(axis=0))
     # What most of it is has the brightness of glass, or it is tissue on glass that is as white as a margin.
     if not len(rows) or np.median(part[scanned], axis=0).min() < DARKEST_GLASS:

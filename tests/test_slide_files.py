@@ -73,6 +73,13 @@ def test_a_link_to_nothing_is_named_and_the_other_slides_are_listed(tmp_path: Pa
     assert [entry["image"] for entry in list_slides(["b"], tmp_path)] == [f"{tmp_path}/x/b.svs"]
 
 
+def test_of_many_links_to_nothing_the_first_are_named_and_the_rest_are_counted(tmp_path: Path) -> None:
+    for i in range(9):
+        (tmp_path / f"b{i}.svs").symlink_to(f"/no/such/{i}.svs")
+    first = [f"{tmp_path}/b{i}.svs cannot be read (it links to /no/such/{i}.svs, which is not there)" for i in range(3)]
+    assert SlideFolder(tmp_path).not_looked_at() == "; ".join([*first, "6 more cannot be read"])
+
+
 @pytest.mark.parametrize("on_disk", ["NFC", "NFD"])
 @pytest.mark.parametrize("name", ["é", "é/Größe.svs"])
 def test_a_folder_or_slide_is_found_however_its_own_name_is_encoded(
