@@ -176,7 +176,9 @@ def test_a_config_of_the_users_own_finds_the_code_under_bundle_root(own_folder, 
 def test_where_no_code_is_found_the_run_ends_in_one_line(own_folder, monkeypatch, files, bundle_root):
     for name in [name for name in sys.modules if name.partition(".")[0] == "scripts"]:
         monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry and Path(entry).resolve() != ROOT])
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if Path(entry).is_absolute() and Path(entry) != ROOT])
+    # Python remembers the folder that `.` meant, and MONAI adds `.` for every config named without its whole path.
+    monkeypatch.setattr(sys, "path_importer_cache", {})
     with pytest.raises(SystemExit) as end:
         monai.bundle.run("inspecting", config_file=files, bundle_root=bundle_root, image="no.tif")
     assert end.value.code == (
