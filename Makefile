@@ -29,7 +29,7 @@ help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(STAMP) ## make .venv with every dependency at its pinned version, and say which GPUs torch sees
-	@$(PYTHON) -m scripts.devices
+	@$(PYTHON) -m scripts.core.devices
 
 test: $(STAMP) ## run the tests; ARGS="-k grid" adds options of pytest
 	$(PYTHON) -m pytest --numprocesses 2 --dist loadscope --no-loadscope-reorder $(ARGS)
@@ -38,20 +38,21 @@ test: $(STAMP) ## run the tests; ARGS="-k grid" adds options of pytest
 coverage: $(STAMP) ## run the tests, and list the lines that none of them reaches
 	$(MAKE) test ARGS='--cov --cov-report=term-missing:skip-covered $(ARGS)'
 
-lint: $(STAMP) ## check style, formatting and types
+lint: $(STAMP) ## check style, formatting, types, and that imports run one way
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m mypy $(TYPED)
+	$(VENV)/bin/lint-imports
 
 format: $(STAMP) ## format the code and mend what ruff can mend
 	$(PYTHON) -m ruff check --fix-only .
 	$(PYTHON) -m ruff format .
 
 demo: $(STAMP) ## draw slides, train on them, show the result
-	$(PYTHON) -m scripts.demo_run $(ARGS)
+	$(PYTHON) -m scripts.demo.run $(ARGS)
 
 compare-demo: $(STAMP) ## compare the methods on drawn slides: about twenty minutes
-	$(PYTHON) -m scripts.demo_compare $(ARGS)
+	$(PYTHON) -m scripts.demo.compare $(ARGS)
 
 bench-comparison: $(STAMP) ## measure how much of a training is reading, after `make compare-demo`
 	$(PYTHON) -m tests.benchmarks.comparison $(ARGS)
@@ -63,7 +64,7 @@ reliability: $(STAMP) ## kill runs, fill disks, damage slides, count what comes 
 	$(PYTHON) -m tests.reliability $(ARGS)
 
 label-env: $(LABEL_STAMP) ## make .venv-label with MONAI Label and all that the bundle imports: 8 GB
-	@$(LABEL_PYTHON) -m scripts.devices
+	@$(LABEL_PYTHON) -m scripts.core.devices
 
 test-label: $(LABEL_STAMP) ## run the tests against a real MONAI Label server; ARGS adds options of pytest
 	$(LABEL_PYTHON) -m pytest -c tests/label/pytest.ini tests/label $(ARGS)

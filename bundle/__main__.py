@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from scripts.errors import SettingsError, show_one_line
+from scripts.core.errors import SettingsError, show_one_line
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 from bundle.contents import FORBIDDEN, NAME
-from scripts.errors import SettingsError
-from scripts.files import replacing
-from scripts.sums import SUMS, format_sums
+from scripts.core.errors import SettingsError
+from scripts.core.files import replacing
+from scripts.core.sums import SUMS, format_sums
 
 __all__ = ["unpack", "write_archive"]
 

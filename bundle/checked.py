@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from bundle.contents import is_repository, shared_files
-from scripts.errors import SettingsError
-from scripts.files import refuse_special
+from scripts.core.errors import SettingsError
+from scripts.core.files import refuse_special
 
 __all__ = ["Bundle", "NotChecked", "own_scripts"]
 

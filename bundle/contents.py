@@ -7,8 +7,8 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-from scripts.errors import SettingsError
-from scripts.sums import SUMS
+from scripts.core.errors import SettingsError
+from scripts.core.sums import SUMS
 
 __all__ = ["FORBIDDEN", "NAME", "NECESSARY", "belongs", "is_repository", "shared_files", "shown"]
 

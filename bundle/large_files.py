@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from scripts.errors import SettingsError
+from scripts.core.errors import SettingsError
 
 __all__ = ["HASH_DIGITS", "LARGE_FILES", "MAX_MB", "over_limit", "read_large_files"]
 

@@ -7,12 +7,12 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from scripts.backbones import num_features
-from scripts.datalist import output_names
-from scripts.errors import SettingsError
-from scripts.magnification import scale_names
-from scripts.methods import method_title, result_heads
-from scripts.weights_record import DEMONSTRATION, is_demonstration
+from scripts.core.errors import SettingsError
+from scripts.core.magnification import scale_names
+from scripts.datalists.datalist import output_names
+from scripts.features.backbones import num_features
+from scripts.networks.methods import method_title, result_heads
+from scripts.weights.record import DEMONSTRATION, is_demonstration
 
 __all__ = [
     "BLOCK_END",
@@ -64,7 +64,7 @@ def describe(record: Mapping[str, Any]) -> str:
     """What weights are and what they were trained on, in one line.
 
     Args:
-        record: their record, as :func:`scripts.weights_record.read_record` gives it.
+        record: their record, as :func:`scripts.weights.record.read_record` gives it.
     """
     settings = record["settings"]
     scales = ", ".join(scale_names(settings["magnifications"]))

@@ -13,10 +13,10 @@ from bundle.contents import NAME, NECESSARY, shared_files, shown
 from bundle.defaults import set_defaults
 from bundle.large_files import MAX_MB, over_limit, read_large_files
 from bundle.metadata import BLOCK_START, CARD_TOP, METADATA, check_version, describe, fill_block, fit_metadata
-from scripts.errors import SettingsError
-from scripts.handlers import weights_path
-from scripts.methods import result_heads
-from scripts.weights_record import DEMONSTRATION, is_demonstration, read_training
+from scripts.core.errors import SettingsError
+from scripts.networks.methods import result_heads
+from scripts.weights.paths import weights_path
+from scripts.weights.record import DEMONSTRATION, is_demonstration, read_training
 
 __all__ = ["Packed", "pack"]
 

@@ -12,7 +12,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from bundle.checked import Bundle, own_scripts
-from scripts.errors import SettingsError
+from scripts.core.errors import SettingsError
 
 __all__ = ["RULES"]
 

@@ -9,9 +9,9 @@ from collections.abc import Callable
 from bundle.checked import Bundle, NotChecked
 from bundle.contents import NAME, NECESSARY, belongs
 from bundle.large_files import LARGE_FILES, MAX_MB, over_limit, read_large_files
-from scripts.errors import SettingsError
-from scripts.files import file_sha256
-from scripts.sums import SUMS, read_sums
+from scripts.core.errors import SettingsError
+from scripts.core.files import file_sha256
+from scripts.core.sums import SUMS, read_sums
 
 __all__ = ["RULES"]
 

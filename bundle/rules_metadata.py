@@ -10,7 +10,7 @@ import jsonschema
 
 from bundle.checked import Bundle, NotChecked
 from bundle.metadata import METADATA, check_version
-from scripts.errors import SettingsError
+from scripts.core.errors import SettingsError
 
 __all__ = ["RULES"]
 

@@ -16,7 +16,7 @@ from monai.bundle import ConfigParser
 from torch import Tensor, nn
 
 from bundle.checked import Bundle, own_scripts
-from scripts.errors import SettingsError
+from scripts.core.errors import SettingsError
 
 __all__ = ["RULES", "bag", "in_bundle", "inference_files", "make_network"]
 
@@ -31,11 +31,13 @@ def data_format(bundle: Bundle) -> None:
     settings, tensors = bundle.config("inference"), bundle.metadata.get("network_data_format", {})
     with in_bundle(bundle):
         scales = len(settings["magnifications"])
-        num_features = _call("scripts.backbones", "num_features", settings["backbone"])
-        heads = _call("scripts.methods", "result_heads", settings["method"], settings["magnifications"])
+        num_features = _call("scripts.features.backbones", "num_features", settings["backbone"])
+        heads = _call("scripts.networks.methods", "result_heads", settings["method"], settings["magnifications"])
         # Bundles up to 0.3.0 have none.
         positive = [settings["positive_classes"]] if "positive_classes" in settings else []
-        names = _call("scripts.datalist", "output_names", settings["task"], settings["class_names"], *positive)
+        names = _call(
+            "scripts.datalists.datalist", "output_names", settings["task"], settings["class_names"], *positive
+        )
     wanted = {
         ("inputs", "image", "spatial_shape"): [scales, num_features + 1],
         ("outputs", "pred", "num_channels"): len(heads),

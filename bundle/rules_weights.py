@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from bundle.checked import Bundle, NotChecked
 from bundle.metadata import CARD_TOP
 from bundle.rules_network import bag, in_bundle, inference_files, make_network
-from scripts.errors import SettingsError
+from scripts.core.errors import SettingsError
 
 __all__ = ["RULES"]
 
@@ -37,9 +37,9 @@ def weights_load(bundle: Bundle) -> None:
     bundle.weights()
     config = bundle.config("inference")
     with in_bundle(bundle):
-        methods = importlib.import_module("scripts.methods")
-        load = importlib.import_module("scripts.checkpoints").load_weights
-        path_of = importlib.import_module("scripts.handlers").weights_path
+        methods = importlib.import_module("scripts.networks.methods")
+        load = importlib.import_module("scripts.weights.checkpoints").load_weights
+        path_of = importlib.import_module("scripts.weights.paths").weights_path
         folder = bundle.root / "models"
         paths = {
             Path(path_of(folder, head)) for head in methods.result_heads(config["method"], config["magnifications"])
@@ -69,7 +69,7 @@ def demonstration(bundle: Bundle) -> None:
     bundle.weights()
     record = _record(bundle)
     with in_bundle(bundle):
-        if not importlib.import_module("scripts.weights_record").is_demonstration(record):
+        if not importlib.import_module("scripts.weights.record").is_demonstration(record):
             return
     if bundle.kind == "repository":
         raise NotChecked("the weights are a demonstration; packing says so in what is handed on")
@@ -138,14 +138,14 @@ def _compare(bundle: Bundle, exported: Callable[[Tensor], Tensor], name: str) ->
 
 def _trained(bundle: Bundle) -> nn.Module:
     network = make_network(bundle)
-    importlib.import_module("scripts.checkpoints").load_weights(network, bundle.weights())
+    importlib.import_module("scripts.weights.checkpoints").load_weights(network, bundle.weights())
     return network
 
 
 def _record(bundle: Bundle, path: Path | None = None) -> dict[str, Any]:
     path = path or bundle.weights()
     with in_bundle(bundle):
-        record: dict[str, Any] = importlib.import_module("scripts.weights_record").read_record(path)
+        record: dict[str, Any] = importlib.import_module("scripts.weights.record").read_record(path)
     return record
 
 

@@ -18,9 +18,9 @@ from bundle import rules_configs, rules_files, rules_metadata, rules_network, ru
 from bundle.archive import unpack
 from bundle.checked import Bundle, NotChecked
 from bundle.contents import shown
-from scripts.errors import BundleError, SettingsError
-from scripts.files import file_sha256
-from scripts.sums import SUMS, read_sums
+from scripts.core.errors import BundleError, SettingsError
+from scripts.core.files import file_sha256
+from scripts.core.sums import SUMS, read_sums
 
 __all__ = ["FAILED", "NOT_CHECKED", "OK", "RULES", "SCHEMA", "SUM_RULES", "Finding", "check", "load_schema", "verify"]
 

@@ -28,7 +28,7 @@ if __name__ == "<run_path>":
             del sys.modules[name]
         sys.path.insert(0, str(OWN_FOLDER.parent))
     # Whatever hinders it is said here: the config would say that there is no code.
-    from scripts.workflow import import_again
+    from scripts.core.start import import_again
 
     if is_new:
         import_again()

@@ -13,10 +13,10 @@ import torch
 from bundle.checked import Bundle
 from bundle.contents import NAME, shared_files
 from bundle.verify import FAILED, check
-from scripts.datalist import num_classes
-from scripts.handlers import weights_path
-from scripts.methods import get_network, trained_heads
-from scripts.weights_record import sign
+from scripts.datalists.datalist import num_classes
+from scripts.networks.methods import get_network, trained_heads
+from scripts.networks.state_record import sign
+from scripts.weights.paths import weights_path
 from tests.conftest import ROOT
 
 SETTINGS: dict[str, Any] = {
@@ -71,7 +71,8 @@ def make_repository(folder: Path) -> Path:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(ROOT / name, folder / name)
     # A file that git does not know yet is tested, too, while it is being written.
-    for path in (*ROOT.glob("scripts/*.py"), *ROOT.glob("configs/*.json")):
+    for path in (*ROOT.glob("scripts/**/*.py"), *ROOT.glob("configs/*.json")):
+        (folder / path.relative_to(ROOT)).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, folder / path.relative_to(ROOT))
     make_weights(folder / "models")
     return folder

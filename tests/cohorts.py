@@ -10,9 +10,9 @@ import cv2
 import numpy as np
 from torch import nn
 
-from scripts.backbones import Backbone
-from scripts.bags import BagBuilder
-from scripts.encoding import Encoder
+from scripts.bags.bag import BagBuilder
+from scripts.features.backbones import Backbone
+from scripts.features.encoding import Encoder
 from tests.pyramids import noise, with_tissue, write_pyramid
 
 PATCH_PX = 64
@@ -37,7 +37,7 @@ def draw_slide(path: Path, size: tuple[int, int] = SIZES[0], seed: int = 0, mpp:
 
 
 def draw_cohort(folder: Path, num_slides: int = len(SIZES)) -> list[dict[str, Any]]:
-    """Entries as :mod:`scripts.datalist` gives them, of slides of different sizes, drawn into ``folder``."""
+    """Entries as :mod:`scripts.datalists.datalist` gives them, of slides of different sizes, drawn into ``folder``."""
     return [
         {
             "image": str(draw_slide(folder / f"s{i}.tif", SIZES[i], seed=i)),

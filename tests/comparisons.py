@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from scripts.attention_maps import KINDS
-from scripts.comparison_results import Run, read_run
-from scripts.localisation import Localisation, localisation_summary
-from scripts.methods import attention_maps, result_heads, trained_heads
-from scripts.metrics import class_scores, head_scores
-from scripts.reports import label_text, without_nan
+from scripts.evaluation.localisation import Localisation, localisation_summary
+from scripts.evaluation.metrics import class_scores, head_scores
+from scripts.evaluation.reports import label_text, without_nan
+from scripts.experiments.comparison_results import Run, read_run
+from scripts.heatmaps.attention_maps import KINDS
+from scripts.networks.methods import attention_maps, result_heads, trained_heads
 
 CLASSES = ["cancer", "hgd", "normal"]
 MAGNIFICATIONS = (5, 10)

@@ -18,13 +18,13 @@ import pytest
 import torch
 from monai.bundle import ConfigParser
 
-import scripts.comparison
-import scripts.search
-from scripts.comparison_figure import choose_figure_slides
-from scripts.encoding import Encoder
-from scripts.errors import mistake_in
-from scripts.runtimes import get_forward
-from scripts.slides import Slide
+import scripts.experiments.comparison
+import scripts.experiments.search
+from scripts.core.errors import mistake_in
+from scripts.experiments.comparison_figure import choose_figure_slides
+from scripts.features.encoding import Encoder
+from scripts.features.runtimes import get_forward
+from scripts.slides.slide import Slide
 from tests.conftest import ROOT
 from tests.worlds import CLASSES, World, load
 
@@ -247,8 +247,8 @@ def plans(world: World, config: str, **knobs: Any) -> Any:
     knobs = {"output_dir": "planned", "feature_dir": "planned/features", **knobs}
     made = world.parse(config, "comparison" if config == "compare" else "search", **knobs)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scripts.comparison, "run_experiments", plan)
-        patch.setattr(scripts.search, "run_experiments", plan)
+        patch.setattr(scripts.experiments.comparison, "run_experiments", plan)
+        patch.setattr(scripts.experiments.search, "run_experiments", plan)
         with pytest.raises(InterruptedError):
             made.run()
     return planned

@@ -12,12 +12,12 @@ from monai.data import DataLoader, Dataset
 from monai.engines import PrepareBatchExtraInput, SupervisedEvaluator, SupervisedTrainer
 from monai.handlers import ValidationHandler
 
-from scripts.datasets import pad_bags
-from scripts.handlers import BestWeights, LastCheckpoint, Resume
-from scripts.methods import get_loss, get_network, trained_heads
-from scripts.metrics import head_metrics, key_metric, lower_is_better
-from scripts.phases import PhaseScores, TrainingPhases
-from scripts.sampler import BalancedSampler
+from scripts.evaluation.metrics import head_metrics, key_metric, lower_is_better
+from scripts.networks.methods import get_loss, get_network, trained_heads
+from scripts.training.datasets import pad_bags
+from scripts.training.handlers import BestWeights, LastCheckpoint, Resume
+from scripts.training.phases import PhaseScores, TrainingPhases
+from scripts.training.sampler import BalancedSampler
 
 MAGNIFICATIONS = (5, 10)
 NUM_FEATURES = 6

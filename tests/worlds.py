@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from monai.bundle import ConfigParser, ConfigWorkflow
 
-from scripts.backbones import build_resnet34, get_backbone
-from scripts.encoding import Encoder
+from scripts.features.backbones import build_resnet34, get_backbone
+from scripts.features.encoding import Encoder
 from tests.cohorts import SIZES, draw_slide
 from tests.conftest import ROOT
 

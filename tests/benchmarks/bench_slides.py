@@ -11,8 +11,8 @@ import numpy as np
 import tifffile
 from numpy.typing import NDArray
 
-from scripts.datalist import list_slides
-from scripts.demo import ensure_cohort
+from scripts.datalists.datalist import list_slides
+from scripts.synthetic.cohort import ensure_cohort
 
 __all__ = ["drawn_slides", "write_40x", "write_tiled"]
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from ignite.engine import Engine, Events
 from monai.bundle import ConfigWorkflow
 
-from scripts.methods import METHODS
+from scripts.networks.methods import METHODS
 
 __all__ = ["main"]
 

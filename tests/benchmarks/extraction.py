@@ -21,12 +21,12 @@ import numpy as np
 import torch
 from torch.nn.functional import cosine_similarity
 
-from scripts.backbones import Backbone, build_resnet34, get_backbone, has_fast_bfloat16
-from scripts.bags import BagBuilder
-from scripts.encoding import Encoder
-from scripts.errors import SettingsError
-from scripts.extraction import Extractor
-from scripts.runtimes import RUNTIMES, choose_runtime, get_forward
+from scripts.bags.bag import BagBuilder
+from scripts.core.errors import SettingsError
+from scripts.features.backbones import Backbone, build_resnet34, get_backbone, has_fast_bfloat16
+from scripts.features.encoding import Encoder
+from scripts.features.extraction import Extractor
+from scripts.features.runtimes import RUNTIMES, choose_runtime, get_forward
 from tests.benchmarks import reference
 from tests.benchmarks.bench_slides import drawn_slides, write_40x, write_tiled
 

@@ -15,13 +15,13 @@ import psutil
 import torch
 from monai.bundle import ConfigParser
 
-from scripts.backbones import get_backbone, has_fast_bfloat16
-from scripts.bags import BagBuilder
-from scripts.encoding import Encoder
-from scripts.extraction import Extractor
-from scripts.files import replacing
-from scripts.handlers import weights_path
-from scripts.weights_record import sign
+from scripts.bags.bag import BagBuilder
+from scripts.core.files import replacing
+from scripts.features.backbones import get_backbone, has_fast_bfloat16
+from scripts.features.encoding import Encoder
+from scripts.features.extraction import Extractor
+from scripts.networks.state_record import sign
+from scripts.weights.paths import weights_path
 from tests.benchmarks.bench_slides import drawn_slides, write_tiled
 
 AREAS = (1, 16)

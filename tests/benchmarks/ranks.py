@@ -10,11 +10,11 @@ import tempfile
 import time
 from pathlib import Path
 
-from scripts.backbones import has_fast_bfloat16
-from scripts.bags import BagBuilder
-from scripts.encoding import Encoder
-from scripts.extraction import Extractor
-from scripts.ranks import is_first_rank, wait_for_ranks
+from scripts.bags.bag import BagBuilder
+from scripts.core.ranks import is_first_rank, wait_for_ranks
+from scripts.features.backbones import has_fast_bfloat16
+from scripts.features.encoding import Encoder
+from scripts.features.extraction import Extractor
 from tests.benchmarks.bench_slides import drawn_slides
 from tests.benchmarks.extraction import BACKBONES, load
 

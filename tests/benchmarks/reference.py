@@ -17,8 +17,8 @@ from openslide import OpenSlide
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from scripts.backbones import Backbone
-from scripts.bags import Bag
+from scripts.bags.bag import Bag
+from scripts.features.backbones import Backbone
 
 __all__ = ["extract"]
 

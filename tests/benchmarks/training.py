@@ -29,11 +29,11 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 from tqdm import tqdm
 
-from scripts.backbones import build_resnet34
-from scripts.encoding import Encoded
-from scripts.features import bank_path, is_banked, write_bank
-from scripts.grid import link_grids
-from scripts.magnification import Scale
+from scripts.bags.grid import link_grids
+from scripts.core.magnification import Scale
+from scripts.features.backbones import build_resnet34
+from scripts.features.bank import bank_path, is_banked, write_bank
+from scripts.features.encoding import Encoded
 from tests.benchmarks.comparison import BatchClock
 
 __all__ = ["main"]
@@ -42,7 +42,7 @@ NUM_FEATURES, NUM_NODES, NUM_CLASSES = 512, 128, 5
 MAGNIFICATIONS = (5.0, 10.0)
 PATCH_SIZE_PX, BASE_MPP, SIDE_LEVEL0 = 224, 0.25, 100_000
 # They read the slides, of which there are none, and a second cohort.
-LEFT_OUT = ("scripts.handlers.LinkedPatchImages", "monai.handlers.ValidationHandler")
+LEFT_OUT = ("scripts.training.handlers.LinkedPatchImages", "monai.handlers.ValidationHandler")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -127,7 +127,7 @@ class RandomEncoder:
         self.generator = np.random.default_rng([seed, 1])
 
     def encode(self, bag: SimpleNamespace, _transform: None) -> Iterator[Encoded]:
-        """As :meth:`scripts.encoding.Encoder.encode`."""
+        """As :meth:`scripts.features.encoding.Encoder.encode`."""
         for s, coords in enumerate(bag.grid.coords):
             features = self.generator.standard_normal((len(coords), NUM_FEATURES), dtype=np.float32)
             yield Encoded(s, np.arange(len(coords)), features)

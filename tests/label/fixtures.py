@@ -22,11 +22,11 @@ import pytest
 import tifffile
 import torch
 
-from scripts.checkpoints import load_weights
-from scripts.datalist import CLASS_NAMES
-from scripts.demo import draw_cohort
-from scripts.methods import get_network
-from scripts.sums import drop_sum
+from scripts.core.sums import drop_sum
+from scripts.datalists.datalist import CLASS_NAMES
+from scripts.networks.methods import get_network
+from scripts.synthetic.cohort import draw_cohort
+from scripts.weights.checkpoints import load_weights
 from tests.hostile import RunsCode
 from tests.label.servers import ROOT, Server, Shell, free_port, served, wait_for
 
@@ -314,7 +314,7 @@ def make_second_version(folder: Path) -> None:
     content["version"] = "99.0.0"
     content["changelog"]["99.0.0"] = "halves every score"
     metadata.write_text(json.dumps(content), encoding="utf-8")
-    code = folder / "scripts" / "transforms.py"
+    code = folder / "scripts" / "inference" / "transforms.py"
     changed = """
 
 class Halved(ServingHeadd):

@@ -19,8 +19,8 @@ from monailabel.tasks.train.bundle import BundleTrainTask
 from bundle.label_app.lib.infer_task import _find_device
 from bundle.label_app.lib.reasons import RequestError, find_reason
 from bundle.label_app.lib.train_task import SlideTrainTask
-from scripts.datalist import CLASS_NAMES
-from scripts.settings import check_settings
+from scripts.core.settings import check_settings
+from scripts.datalists.datalist import CLASS_NAMES
 from tests.label.fixtures import NAME, NUM_SLIDES
 from tests.label.servers import ROOT
 

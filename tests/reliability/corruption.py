@@ -20,10 +20,10 @@ import numpy as np
 import openslide
 import tifffile
 
-from scripts.errors import BundleError, SlideError
-from scripts.files import file_sha256
-from scripts.slide_checksums import check_sha256
-from scripts.slides import Slide
+from scripts.core.errors import BundleError, SlideError
+from scripts.core.files import file_sha256
+from scripts.slides.checksums import check_sha256
+from scripts.slides.slide import Slide
 from tests.cohorts import builder, draw_slide, tiny_encoder
 from tests.conftest import REAL_SLIDE, ROOT
 from tests.reliability.counters import Counts

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from scripts.files import replacing
+from scripts.core.files import replacing
 from tests.benchmarks.__main__ import processor
 
 __all__ = ["BEGIN", "END", "Counts", "write_table"]

@@ -10,7 +10,7 @@ from typing import Any
 import monai.bundle
 import pytest
 
-from scripts.demo import draw_cohort
+from scripts.synthetic.cohort import draw_cohort
 from tests.conftest import ROOT
 from tests.preloaded import Preloaded
 

@@ -6,8 +6,8 @@ import shutil
 
 import pytest
 
-from scripts.datalist import load_datalist
-from scripts.errors import mistake_in
+from scripts.core.errors import mistake_in
+from scripts.datalists.datalist import load_datalist
 from tests.cohorts import draw_slide
 from tests.workflows.test_errors import one_line
 

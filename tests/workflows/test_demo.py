@@ -2,7 +2,7 @@
 
 import json
 
-from scripts.demo_run import main
+from scripts.demo.run import main
 
 
 def test_it_extracts_trains_evaluates_and_prints_what_came_out(cohort, tmp_path, capfd):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tifffile
 
-from scripts.slide_checksums import content_sha256
+from scripts.slides.checksums import content_sha256
 from tests.dicoms import write_dicom
 from tests.pyramids import write_pyramid
 

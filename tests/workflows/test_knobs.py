@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from monai.bundle import ConfigWorkflow
 
-from scripts.errors import mistake_in
+from scripts.core.errors import mistake_in
 from tests.conftest import ROOT
 from tests.looks import (
     backend,

@@ -16,7 +16,7 @@ import pytest
 
 from bundle.contents import NAME
 from bundle.pack import pack
-from scripts.weights_record import read_record
+from scripts.weights.record import read_record
 from tests.conftest import ROOT
 
 

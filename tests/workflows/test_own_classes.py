@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from scripts.errors import mistake_in
-from scripts.weights_record import read_record
+from scripts.core.errors import mistake_in
+from scripts.weights.record import read_record
 
 OWN: dict[str, Any] = {"task": "binary", "class_names": ["benign", "malignant"], "positive_classes": ["malignant"]}
 

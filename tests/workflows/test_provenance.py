@@ -14,11 +14,12 @@ import pytest
 import torch
 
 from bundle.pack import pack
-from scripts.backbones import get_backbone
-from scripts.errors import SettingsError, mistake_in
-from scripts.handlers import weights_path
-from scripts.magnification import scale_name
-from scripts.weights_record import read_origin, read_record, read_weights, weights_sha256
+from scripts.core.errors import SettingsError, mistake_in
+from scripts.core.magnification import scale_name
+from scripts.features.backbones import get_backbone
+from scripts.networks.state_record import weights_sha256
+from scripts.weights.paths import weights_path
+from scripts.weights.record import read_origin, read_record, read_weights
 from tests.conftest import ROOT
 
 HEADS = ("global", "5x", "10x")
@@ -196,8 +197,8 @@ def test_banks_that_were_made_otherwise_are_not_read(
 def _with_settings(models: Path, cohort: Path, change: Mapping[str, Any], backbone: Path) -> Path:
     """The weights, with the record of a training with other settings."""
     changed = {**change, "backbone_sha256": sha256(backbone)} if "backbone_weights" in change else dict(change)
-    from scripts.methods import get_network
-    from scripts.weights_record import sign
+    from scripts.networks.methods import get_network
+    from scripts.networks.state_record import sign
 
     for head in HEADS:
         path = weights_path(models, head)

@@ -10,8 +10,8 @@ import pytest
 import torch
 from monai.bundle import ConfigParser
 
-from scripts.errors import mistake_in
-from scripts.settings import check_settings
+from scripts.core.errors import mistake_in
+from scripts.core.settings import check_settings
 from tests.conftest import ROOT
 from tests.torchruns import torchrun
 

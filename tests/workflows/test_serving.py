@@ -11,8 +11,8 @@ import torch
 from monai.bundle import ConfigParser
 from monai.data import MetaTensor
 
-from scripts.errors import SettingsError, mistake_in
-from scripts.weights_record import is_demonstration, read_record
+from scripts.core.errors import SettingsError, mistake_in
+from scripts.weights.record import is_demonstration, read_record
 from tests.conftest import ROOT
 
 

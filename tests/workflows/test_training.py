@@ -10,7 +10,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from scripts.errors import mistake_in
+from scripts.core.errors import mistake_in
 from tests.claims import held_by_another
 
 HEADS = ("global", "5x", "10x")
@@ -76,7 +76,7 @@ def test_a_resumed_training_ends_where_an_uninterrupted_one_does(workflow, cohor
 
 def test_it_trains_from_patches_as_well_and_says_which(workflow, cohort, trained, tmp_path, caplog):
     # logging.conf takes over the root logger; the datasets' own must still reach this test.
-    logger = logging.getLogger("scripts.datasets")
+    logger = logging.getLogger("scripts.training.datasets")
     logger.addHandler(caplog.handler)
     try:
         settings = knobs(cohort, tmp_path) | {"epochs": 1}

@@ -21,6 +21,17 @@ __all__ = ["BundleParts", "bundle_scripts", "read_parts"]
 # All bundles are called `scripts`: one at a time may be on the path and among the modules.
 BUNDLE_LOCK = threading.RLock()
 
+# What the app takes from a bundle's code, each with its name up to 0.4.0.
+MODULES = (
+    ("networks.methods", "methods"),
+    ("datalists.datalist", "datalist"),
+    ("heatmaps.attention_maps", "attention_maps"),
+    ("heatmaps.images", "heatmaps"),
+    ("heatmaps.writer", "heatmap_writer"),
+    ("weights.record", "weights_record"),
+    ("networks.state_record", "weights_record"),
+)
+
 
 @dataclass(frozen=True)
 class BundleParts:
@@ -73,6 +84,19 @@ def bundle_scripts(bundle_path: str) -> Iterator[None]:
             sys.path[:] = before
 
 
+def _module(name: str, name_before: str, is_optional: bool = False) -> Any:
+    """A module of a bundle's ``scripts``, by its name and by that which it had up to 0.4.0."""
+    for module in (f"scripts.{name}", f"scripts.{name_before}"):
+        try:
+            if importlib.util.find_spec(module) is not None:
+                return importlib.import_module(module)
+        except ModuleNotFoundError:  # where its room is missing
+            continue
+    if is_optional:
+        return None
+    raise ModuleNotFoundError(f"No module named 'scripts.{name}'")
+
+
 def read_parts(bundle_path: str, config: ConfigParser) -> BundleParts:
     """Take the parts out of a bundle.
 
@@ -88,19 +112,15 @@ def read_parts(bundle_path: str, config: ConfigParser) -> BundleParts:
     with bundle_scripts(bundle_path):
         # Bundles before 0.3.0 have none.
         settings = config.get_parsed_content("settings") if config.get("settings") else {}
-        modules = ("methods", "datalist", "attention_maps", "heatmaps", "heatmap_writer", "weights_record")
-        methods, datalist, maps, heatmaps, writer, weights = (
-            importlib.import_module(f"scripts.{name}") for name in modules
-        )
+        methods, datalist, maps, heatmaps, writer, weights, states = (_module(*names) for names in MODULES)
         # Nor do they have sums.
-        has_sums = importlib.util.find_spec("scripts.sums") is not None
-        check_sum = importlib.import_module("scripts.sums").check_sum if has_sums else lambda path: None
+        sums = _module("core.sums", "sums", is_optional=True)
+        check_sum = sums.check_sum if sums else lambda path: None
         # Up to 0.3.0 they know level 0's frame alone.
-        has_frames = importlib.util.find_spec("scripts.frames") is not None
-        frames = importlib.import_module("scripts.frames") if has_frames else None
+        frames = _module("slides.frames", "frames", is_optional=True)
         # Nor do they know of slides of several files, or some of them of stamps.
-        has_stamps = importlib.util.find_spec("scripts.slide_stamp") is not None
-        stamp_of = importlib.import_module("scripts.slide_stamp").stamp_of if has_stamps else _file_stamp
+        stamps = _module("slides.stamp", "slide_stamp", is_optional=True)
+        stamp_of = stamps.stamp_of if stamps else _file_stamp
     specs = methods.attention_maps(method, magnifications)
     return BundleParts(
         offer=Offer(
@@ -115,7 +135,7 @@ def read_parts(bundle_path: str, config: ConfigParser) -> BundleParts:
         shade_colours=heatmaps.shade_colours,
         predicted_classes=writer.predicted_classes,
         check_weights=weights.check_weights,
-        weights_sha256=weights.weights_sha256,
+        weights_sha256=states.weights_sha256,
         check_sum=check_sum,
         settings=settings,
         is_demonstration=weights.is_demonstration,

@@ -24,7 +24,7 @@ __all__ = [
 ]
 
 KINDS = ("attention", "contribution")
-# As the bundle's scripts/frames.py has them.
+# As the bundle's scripts/slides/frames.py has them.
 COORDINATES = ("qupath", "level0")
 DEFAULTS: dict[str, Any] = {"classes": "predicted", "kind": KINDS[0], "share": 0.1}
 KEYS = ("head", "classes", "kind", "share", "threshold", "coordinates")

@@ -19,7 +19,7 @@ DIGITS = 3
 
 
 class Heat(Protocol):
-    """What is needed of ``scripts.attention_maps.PatchMap``, which comes from the bundle that is served."""
+    """What is needed of ``scripts.heatmaps.attention_maps.PatchMap``, which comes from the bundle that is served."""
 
     corners: NDArray[np.float64]  # [n, 2], (x, y) in level-0 pixels
     patch_level0: float

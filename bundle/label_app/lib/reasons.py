@@ -7,7 +7,7 @@ __all__ = ["RequestError", "find_reason", "show"]
 # The statuses of HTTP that are used.
 BAD_REQUEST, NOT_FOUND, NOT_USABLE, SERVER_FAULT, NOT_POSSIBLE, TOO_LATE = 400, 404, 422, 500, 501, 504
 
-# What the bundle's `scripts.errors` calls what is wrong with the client's slide or label, not with the server.
+# What the bundle's `scripts.core.errors` calls what is wrong with the client's slide or label, not with the server.
 CLIENTS_FAULTS = frozenset({"SlideError", "DatalistError"})
 
 # Characters of a client's value that are told back.
@@ -50,7 +50,7 @@ def find_reason(error: BaseException, subject: str = "the server") -> tuple[int,
     while link is not None:
         if isinstance(link, RequestError):
             return link.status, str(link)
-        names = {kind.__name__ for kind in type(link).__mro__ if kind.__module__ == "scripts.errors"}
+        names = {kind.__name__ for kind in type(link).__mro__ if kind.__module__ == "scripts.core.errors"}
         if "BundleError" in names:
             return NOT_USABLE if names & CLIENTS_FAULTS else SERVER_FAULT, str(link)
         link = link.__cause__ or link.__context__

@@ -1,0 +1,1 @@
+"""A slide's tissue, its grid of patches linked across magnifications, and the bag that they make."""

@@ -1,0 +1,214 @@
+"""The bag of one slide: the one room that knows slide, tissue and grid together."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scripts.bags.blocks import Block, plan_blocks
+from scripts.bags.grid import LinkedGrid, link_grids, tissue_thresholds
+from scripts.bags.tissue import TissueMask, find_tissue, read_tissue_mask
+from scripts.core.errors import SettingsError, SlideError
+from scripts.core.magnification import check_magnifications
+from scripts.core.repeats import Repeats
+from scripts.datalists.mask_tissue import check_mask_tissue
+from scripts.slides.slide import Slide, check_reader, resample
+
+__all__ = ["Bag", "BagBuilder"]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Bag:
+    """A slide, its tissue, and its linked grid."""
+
+    slide: Slide
+    tissue: TissueMask
+    grid: LinkedGrid
+
+    def read_patch(self, scale_index: int, patch: int) -> NDArray[np.uint8]:
+        """Patch ``patch`` of scale ``scale_index`` (from low to high), RGB ``[H, W, 3]``."""
+        x, y = self.grid.coords[scale_index][patch]
+        return self.slide.read_patch(self.grid.scales[scale_index], (float(x), float(y)))
+
+    def read_patches(self, scale_index: int, patches: Sequence[int] | NDArray[np.int64]) -> NDArray[np.uint8]:
+        """Patches of one scale, RGB ``[n, 3, H, W]``."""
+        side = self.grid.scales[scale_index].patch_size_px
+        batch = np.empty((len(patches), 3, side, side), dtype=np.uint8)
+        for index, patch in enumerate(patches):
+            batch[index] = self.read_patch(scale_index, int(patch)).transpose(2, 0, 1)
+        return batch
+
+    def read_block(self, block: Block) -> list[tuple[int, NDArray[np.int64], NDArray[np.uint8]]]:
+        """The patches of a block, of which each pixel is decoded once.
+
+        Returns:
+            For each part of the block the scale's index, the patches ``[n]``, and their pixels, RGB ``[n, 3, H, W]``
+            with the channels last in memory.
+        """
+        region = self.slide.read_pixels(*block.corner_px, *block.size_px, block.level)
+        parts = []
+        for part in block.parts:
+            scale = self.grid.scales[part.scale_index]
+            read_px, side = scale.patch_read_px, scale.patch_size_px
+            pixels = np.empty((len(part.patches), side, side, 3), dtype=np.uint8)
+            for patch, (x, y) in zip(pixels, part.corners_px, strict=True):
+                patch[:] = resample(region[y : y + read_px, x : x + read_px], (side, side))
+            parts.append((part.scale_index, part.patches, pixels.transpose(0, 3, 1, 2)))
+        return parts
+
+    def read_all(self, num_workers: int = 0) -> list[NDArray[np.uint8]]:
+        """Every patch of every scale, from low to high: RGB ``[n_s, 3, H, W]``, read by so many threads.
+
+        Raises:
+            SlideError: if the slide cannot be read, or was changed since it was opened.
+        """
+        sides = [scale.patch_size_px for scale in self.grid.scales]
+        patches = [
+            np.empty((len(coords), 3, side, side), dtype=np.uint8)
+            for coords, side in zip(self.grid.coords, sides, strict=True)
+        ]
+
+        def read(block: Block) -> None:
+            for scale_index, numbers, pixels in self.read_block(block):
+                patches[scale_index][numbers] = pixels
+
+        blocks = plan_blocks(self.grid)
+        if num_workers < 2:
+            for block in blocks:
+                read(block)
+        else:
+            with ThreadPoolExecutor(num_workers) as threads:
+                for _ in threads.map(read, blocks):
+                    pass
+        self.slide.check_unchanged()
+        return patches
+
+
+class BagBuilder:
+    """Makes the bag of an entry of the datalist.
+
+    Args:
+        magnifications: the scales, in any order.
+        patch_size: side of the patches at every scale, in pixels.
+        min_tissue: share of tissue that a patch needs, in 0..1, at the highest magnification; or one share for
+            each magnification, from low to high.
+        reader: see :class:`Slide`.
+        read_level: see :class:`Slide`.
+        mask_tissue: the values of the entries' masks that are tissue, see :func:`scripts.bags.mask_values.tissue_in`;
+            an entry's own ``mask_tissue`` goes before it.
+
+    Raises:
+        SettingsError: if a setting has no such value.
+    """
+
+    def __init__(
+        self,
+        magnifications: Sequence[float] = (5, 10),
+        patch_size: int = 224,
+        min_tissue: float | Sequence[float] = 0.7,
+        reader: str = "auto",
+        read_level: str = "nearest",
+        mask_tissue: int | Sequence[int] | str | None = None,
+    ) -> None:
+        if not isinstance(patch_size, int) or patch_size < 1:
+            raise SettingsError("patch_size", f"got {patch_size!r}", "Give a whole number of pixels, such as 224.")
+        check_reader(reader, read_level)
+        self.magnifications = check_magnifications(magnifications)
+        self.patch_size = patch_size
+        self.min_tissue = tissue_thresholds(min_tissue, len(self.magnifications))
+        self.reader, self.read_level = reader, read_level
+        self._repeats = Repeats()
+        self.mask_tissue = check_mask_tissue(mask_tissue)
+
+    def open_slide(self, entry: Mapping[str, Any]) -> Slide:
+        """The slide of an entry: its ``image``, with the entry's ``mpp`` if it has one."""
+        return Slide(entry["image"], reader=self.reader, mpp=entry.get("mpp"), read_level=self.read_level)
+
+    def look(self, entry: Mapping[str, Any]) -> Bag:
+        """The bag of an entry, which may be empty: for looking at why.
+
+        Raises:
+            SlideError: if the slide or its mask cannot be read, or the slide is too coarse.
+        """
+        slide = self.open_slide(entry)
+        scales = [slide.scale(m, self.patch_size) for m in self.magnifications]
+        tissue = find_tissue(slide) if entry.get("mask") is None else self.read_mask(entry, slide)
+        return Bag(slide, tissue, link_grids(scales, slide.size_level0, tissue.fraction, self.min_tissue))
+
+    def read_mask(self, entry: Mapping[str, Any], slide: Slide) -> TissueMask:
+        """The tissue of an entry with a ``mask``.
+
+        Args:
+            entry: of the datalist.
+            slide: its slide.
+
+        Raises:
+            SlideError: if it cannot be read, or it is not known which of its values are tissue.
+        """
+        return read_tissue_mask(entry["mask"], slide, self._mask_tissue_of(entry))
+
+    def __call__(self, entry: Mapping[str, Any]) -> Bag:
+        """The bag of an entry with ``image`` and, optionally, ``mpp``, ``mask`` and ``mask_tissue``.
+
+        Logs, of the first few slides, each once, ink that was left out, and warns of more ink than tissue and of tissue
+        that is everywhere, unless it is the user's mask.
+
+        Raises:
+            SlideError: as :meth:`look`, and if there is no tissue, or no patch has enough.
+        """
+        bag = self.look(entry)
+        path = str(bag.slide.path)
+        if entry.get("mask") is None:
+            # Melanin and some blue stains look like ink, and may be all that the slide has.
+            of_ink = logging.WARNING if bag.tissue.ink_mm2 > bag.tissue.area_mm2 else logging.INFO
+            for level, message in ((logging.WARNING, bag.tissue.doubt()), (of_ink, bag.tissue.ink())):
+                if message is not None:
+                    self._repeats.log(logger, level, f"{path}: {message[0]}. {message[1]}", path)
+        return self.check(bag)
+
+    def check(self, bag: Bag) -> Bag:
+        """The same bag, if it has rows.
+
+        Raises:
+            SlideError: if there is no tissue, or no patch has enough.
+        """
+        if bag.grid.num_rows > 0:
+            return bag
+        cause = "no tissue was found"
+        remedy = "Look at it with `inspecting` (without a stain it has none), give a `mask`, or leave the slide out."
+        if bag.tissue.tissue.any():
+            cause = (
+                f"no patch of {bag.grid.scales[-1].patch_um:g} um holds enough tissue (min_tissue "
+                f"{list(self.min_tissue)}; {bag.tissue.area_mm2:.3g} mm2 of tissue; {bag.grid.orphans} patches "
+                "without an ancestor)"
+            )
+            remedy = "Look at it with `inspecting`, lower `min_tissue`, give a `mask`, or leave the slide out."
+        raise SlideError(bag.slide.path, cause, remedy)
+
+    def settings(self) -> dict[str, Any]:
+        """What decides the content of a bag, as plain values: stored with its features."""
+        return {
+            "magnifications": list(self.magnifications),
+            "patch_size": self.patch_size,
+            "min_tissue": list(self.min_tissue),
+            "read_level": self.read_level,
+        }
+
+    def mask_settings(self, entry: Mapping[str, Any]) -> dict[str, Any]:
+        """What decides the content of an entry's bag if it has a ``mask``, as plain values; nothing if it has none."""
+        if entry.get("mask") is None:
+            return {}
+        codes = self._mask_tissue_of(entry)
+        return {"mask_tissue": None if codes is None else list(codes)}
+
+    def _mask_tissue_of(self, entry: Mapping[str, Any]) -> tuple[int, ...] | None:
+        own = check_mask_tissue(entry.get("mask_tissue"), entry["image"], SlideError)
+        return self.mask_tissue if own is None else own

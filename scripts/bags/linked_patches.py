@@ -1,0 +1,37 @@
+"""A picture of linked patches: what a row of a bag is."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from scripts.bags.bag import Bag
+
+__all__ = ["linked_patches"]
+
+
+def linked_patches(bag: Bag, num_rows: int) -> NDArray[np.uint8]:
+    """Rows of a bag as one image, RGB ``[rows * H, S * W, 3]``.
+
+    Each row of the image is a row of the bag, from low to high magnification; on each patch a frame shows what the next
+    one covers.
+
+    Args:
+        bag: of at least one row.
+        num_rows: how many rows, spread evenly over the bag; all of them if it has fewer.
+    """
+    grid = bag.grid
+    chosen = np.unique(np.linspace(0, grid.num_rows - 1, num_rows).round().astype(int))
+    return np.concatenate([np.concatenate(_framed(bag, row), axis=1) for row in chosen])
+
+
+def _framed(bag: Bag, row: int) -> list[NDArray[np.uint8]]:
+    scales, rows = bag.grid.scales, bag.grid.rows
+    corners = [coords[rows[row, s]] for s, coords in enumerate(bag.grid.coords)]
+    patches = [bag.read_patch(s, int(rows[row, s])) for s in range(len(scales))]
+    for s in range(len(scales) - 1):
+        left, top = np.round((corners[s + 1] - corners[s]) / scales[s].pixel_level0).astype(int).tolist()
+        side = round(scales[s + 1].patch_level0 / scales[s].pixel_level0)
+        cv2.rectangle(patches[s], (left, top), (left + side - 1, top + side - 1), (0, 160, 0), 2)
+    return patches

@@ -1,0 +1,145 @@
+"""The pixels of a mask or a label image as its file stores them, or a refusal where a viewer shows something else."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import itk
+import numpy as np
+import tifffile
+from numpy.typing import NDArray
+
+from scripts.bags.mask_values import distinct_values
+from scripts.core.interrupts import interrupts_wait
+
+__all__ = ["MaskPixels", "read_mask_pixels"]
+
+TIFF_SUFFIXES = (".tif", ".tiff")
+LOSSY_FORMATS = ("JPEGImageIO", "JPEG2000ImageIO")
+# tifffile's names of those that keep every value; the others may change some.
+LOSSLESS_COMPRESSIONS = (
+    *("NONE", "LZW", "ADOBE_DEFLATE", "DEFLATE", "PACKBITS", "LZMA", "ZSTD", "PIXTIFF"),
+    *("CCITTRLE", "CCITTRLEW", "CCITT_T4", "CCITT_T6"),
+)
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+# The proportions of a pyramid's levels differ by the rounding of their sizes, up to one pixel of the level.
+ROUNDING_PX = 1.0
+
+
+class MaskPixels(NamedTuple):
+    """A mask's pixels, ``[h, w]`` or ``[h, w, 3 or 4]``, and whether its format changes values to save space."""
+
+    pixels: NDArray[Any]
+    is_lossy: bool
+
+
+@interrupts_wait()
+def read_mask_pixels(path: Path) -> MaskPixels:
+    """Read a mask, of which an image with a palette is its stored indices, and a pyramid its first page.
+
+    Raises:
+        ValueError: if it has several pages or channels, is no image of numbers, or is shown otherwise than stored.
+        RuntimeError: if it cannot be read.
+    """
+    read = _read_tiff if path.suffix.lower() in TIFF_SUFFIXES else _read_itk
+    pixels, is_lossy = read(path)
+    pixels = np.squeeze(pixels)
+    if pixels.ndim != 2 and not (pixels.ndim == 3 and pixels.shape[-1] in (3, 4)):
+        raise ValueError(f"it has the shape {pixels.shape}, and a mask is one 2D image")
+    if not np.isfinite(pixels).all():
+        raise ValueError("some of its values are no numbers")
+    return MaskPixels(pixels, is_lossy)
+
+
+def _read_itk(path: Path) -> MaskPixels:
+    image_io = itk.ImageIOFactory.CreateImageIO(str(path), itk.CommonEnums.IOFileMode_ReadMode)
+    if image_io is None:
+        raise ValueError("it is of no format that can be read")
+    image_io.SetFileName(str(path))
+    # By default ITK gives the colours of a palette, and calls them values.
+    image_io.SetExpandRGBPalette(False)
+    image_io.ReadImageInformation()
+    channels = image_io.GetNumberOfComponents()
+    if channels not in (1, 3, 4):
+        raise ValueError(f"it has {channels} channels, and a mask is grey, RGB or RGBA")
+    pixels: NDArray[Any] = itk.array_from_image(itk.imread(str(path), imageio=image_io))
+    if image_io.GetIsReadAsScalarPlusPalette():
+        _check_palette(pixels, _palette(path))
+    return MaskPixels(pixels, image_io.GetNameOfClass() in LOSSY_FORMATS)
+
+
+def _read_tiff(path: Path) -> MaskPixels:
+    # Not by ITK, which turns what is stored into what is shown: it inverts boolean masks, whose zeros are white.
+    with tifffile.TiffFile(path) as tiff:
+        page = tiff.pages.first
+        _check_pages(tiff)
+        photometric = getattr(page.photometric, "name", str(page.photometric))
+        if photometric == "SEPARATED":
+            raise ValueError("its colours are stored as CMYK")
+        if photometric not in ("RGB", "YCBCR") and page.samplesperpixel > 1:
+            raise ValueError(f"it has {page.samplesperpixel} channels that are not RGB")
+        # tifffile alone, which writes arrays as they are, is known to mean 0 by a zero that is shown white.
+        if photometric == "MINISWHITE" and not page.software.startswith("tifffile"):
+            raise ValueError("its zeros are shown white, so that it is uncertain whether 0 or white is tissue")
+        pixels = page.asarray()
+        if photometric == "PALETTE" and page.colormap is not None:
+            _check_palette(pixels, page.colormap.T // 256)
+        return MaskPixels(pixels, getattr(page.compression, "name", "") not in LOSSLESS_COMPRESSIONS)
+
+
+def _check_pages(tiff: tifffile.TiffFile) -> None:
+    """Refuse what a first page is not all of: other pages are levels of a pyramid, smaller and of its proportion."""
+    first = tiff.pages.first
+    width, height = first.imagewidth, first.imagelength
+    images = tiff.series[0].size // max(1, first.size)
+    for page in (*tiff.pages[1:], *(first.pages or ())):
+        # Of a page that differs in its data alone tifffile keeps no size of its own.
+        keyframe = page.keyframe
+        scale = keyframe.imagewidth / width
+        if scale >= 1 or abs(keyframe.imagelength - height * scale) > ROUNDING_PX + height / width:
+            images = max(images, len(tiff.pages) + len(first.pages or ()))
+    if images > 1:
+        raise ValueError(f"it has {images} pages that are no levels of a pyramid, and a mask is one 2D image")
+
+
+def _palette(path: Path) -> NDArray[np.uint8]:
+    """RGB ``[n, 3]`` of a PNG or BMP with a palette, which ITK's wrappers do not give."""
+    data = path.read_bytes()
+    if data.startswith(PNG_SIGNATURE):
+        start = len(PNG_SIGNATURE)
+        while start + 8 <= len(data):
+            length, kind = struct.unpack_from(">I4s", data, start)
+            if kind == b"PLTE":
+                return np.frombuffer(data, np.uint8, length, start + 8).reshape(-1, 3)
+            start += 12 + length
+    if data.startswith(b"BM"):
+        (pixels_at,), (header,) = struct.unpack_from("<I", data, 10), struct.unpack_from("<I", data, 14)
+        count = (pixels_at - 14 - header) // 4
+        return np.frombuffer(data, np.uint8, 4 * count, 14 + header).reshape(-1, 4)[:, 2::-1]
+    raise ValueError("its palette cannot be found")
+
+
+def _check_palette(pixels: NDArray[Any], palette: NDArray[Any]) -> None:
+    """Refuse indices that may not be the values: programs that save space number colours in any order.
+
+    Those of a tool that means them count up with their greys; in colours, it is 0 that is black, if any is.
+    """
+    indices = distinct_values(pixels)
+    if len(indices) == 1:
+        return  # of a slide without annotations, on whatever background
+    if indices[-1] >= len(palette):
+        raise ValueError("it has values that its palette has no colour for")
+    colours = palette[indices].astype(np.int64)
+    greys = colours[:, 0]
+    if len(np.unique(colours, axis=0)) < len(colours):
+        return  # two values look the same: the colours cannot be meant
+    if (colours == greys[:, None]).all():
+        is_certain = np.array_equal(greys, indices * max(1, greys[-1] // max(1, indices[-1])))
+    else:
+        black = indices[~colours.any(axis=1)]
+        is_certain = not len(black) or black[0] == 0
+    if not is_certain:
+        shown = ", ".join(f"{i} as {tuple(c)}" for i, c in zip(indices[:3].tolist(), colours[:3].tolist(), strict=True))
+        raise ValueError(f"its palette shows the stored values in other colours ({shown}), so that either may be meant")

@@ -1,0 +1,111 @@
+"""Which values of a mask are tissue: the only one beside 0, or those that the user lists."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scripts.core.errors import SlideError
+from scripts.core.repeats import first_names
+
+__all__ = ["distinct_values", "tissue_in"]
+
+# Codes of tissue and artefacts are few. Lossy compression and smoothed edges leave more.
+MOST_CODES = 16
+PIXELS_AT_ONCE = 1 << 24
+
+
+def tissue_in(
+    pixels: NDArray[Any],
+    mask_tissue: tuple[int, ...] | None,
+    subject: object,
+    path: str | Path,
+    is_lossy: bool = False,
+) -> NDArray[np.bool_]:
+    """Where a mask has tissue, ``[h, w]``.
+
+    A mask with one value beside 0 has tissue where it is. One with several is not guessed at: its values may be codes
+    of tissue, artefacts and background, as GrandQC's are.
+
+    Args:
+        pixels: ``[h, w]``, or RGB or RGBA ``[h, w, 3]`` or ``[h, w, 4]``.
+        mask_tissue: the values that are tissue, see :func:`scripts.datalists.mask_tissue.check_mask_tissue`. A mask
+            need not have all of them.
+        subject: the slide, to begin an error with.
+        path: of the mask.
+        is_lossy: whether its format changes values, as JPEG does: one value beside 0 is then all that can be
+            trusted, listed or not.
+
+    Raises:
+        SlideError: if the mask has several values and ``mask_tissue`` is not given, or has none of its values; if
+            compression changed them; if what is transparent is not what is 0.
+    """
+    image = f"mask {path}"
+    if pixels.ndim == 3:
+        _check_transparency(pixels, subject, image)
+        red, green, blue = np.moveaxis(pixels[..., :3], -1, 0)
+        if not (np.array_equal(red, green) and np.array_equal(green, blue)):
+            return _painted(pixels[..., :3], mask_tissue, subject, image)
+        pixels = red
+    values = distinct_values(pixels)
+    codes = values[values != 0]
+    is_changed = len(codes) > 1 and is_lossy
+    if mask_tissue is not None and not is_changed:
+        if not np.isin(values, mask_tissue).any():
+            cause = (
+                f"its {image} has none of the values {list(mask_tissue)} of `mask_tissue` (it has {_listed(values)})"
+            )
+            raise SlideError(subject, cause, "Correct `mask_tissue`, or the mask.")
+        return np.isin(pixels, mask_tissue)
+    if is_changed or len(codes) > MOST_CODES:
+        cause = f"its {image} has {len(codes)} values beside 0, as lossy compression and smoothed edges leave them"
+        raise SlideError(subject, cause, "Save it as PNG or TIFF, with 0 and one other value.")
+    if len(codes) > 1:
+        cause = f"its {image} has the values {_listed(codes)} beside 0, and not all of them need be tissue"
+        remedy = "List those that are as `mask_tissue`, a setting or a key of the datalist (of GrandQC's masks: 1)."
+        raise SlideError(subject, cause, remedy)
+    return pixels != 0
+
+
+def _check_transparency(pixels: NDArray[Any], subject: object, image: str) -> None:
+    """Refuse RGBA whose transparency says otherwise than its colours, of which either may be the mask."""
+    alpha = pixels[..., 3:]
+    if not alpha.size or alpha.min() == alpha.max() != 0:
+        return
+    if not np.array_equal(alpha[..., 0] != 0, (pixels[..., :3] != 0).any(axis=-1)):
+        cause = f"its {image} is transparent in other places than those where its colours are 0"
+        raise SlideError(subject, cause, "Save it with one channel: 0, and a value for each kind of tissue.")
+
+
+def _painted(
+    pixels: NDArray[Any], mask_tissue: tuple[int, ...] | None, subject: object, image: str
+) -> NDArray[np.bool_]:
+    """The tissue of a mask in colours, RGB ``[h, w, 3]``."""
+    painted = (pixels != 0).any(axis=-1)
+    first = pixels[np.unravel_index(np.argmax(painted), painted.shape)]
+    others = painted & (pixels != first).any(axis=-1)
+    if mask_tissue is None and not others.any():
+        return painted
+    found = [first, pixels[np.unravel_index(np.argmax(others), others.shape)]] if others.any() else [first]
+    colours = " and ".join(str(tuple(colour.tolist())) for colour in found)
+    several = "several colours, such as" if others.any() else "the colour"
+    cause = f"its {image} has {several} {colours}, and colours are no values of `mask_tissue`"
+    raise SlideError(subject, cause, "Save it with one channel: 0, and a value for each kind of tissue.")
+
+
+def distinct_values(pixels: NDArray[Any]) -> NDArray[Any]:
+    """The values of an image, each once, ascending."""
+    # A mask may have hundreds of millions of pixels, which are not sorted all at once.
+    found = pixels[:0, 0]
+    rows = max(1, PIXELS_AT_ONCE // max(1, pixels.shape[1]))
+    for top in range(0, len(pixels), rows):
+        found = np.union1d(found, pixels[top : top + rows])
+    return found
+
+
+def _listed(values: NDArray[Any]) -> str:
+    shown = [f"{value:g}" if isinstance(value, float) else str(int(value)) for value in values[:MOST_CODES].tolist()]
+    return first_names(shown, len(values), MOST_CODES)

@@ -1,0 +1,280 @@
+"""Where a slide has tissue: decided once, at low resolution, and projected to every scale."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import itk
+import numpy as np
+from numpy.typing import NDArray
+
+from scripts.bags.ink import find_ink
+from scripts.bags.mask_files import read_mask_pixels
+from scripts.bags.mask_values import tissue_in
+from scripts.core.errors import SlideError
+from scripts.core.interrupts import interrupts_wait
+from scripts.slides.frames import Rectangle, place_image
+from scripts.slides.slide import Slide
+
+__all__ = ["TissueMask", "find_tissue", "read_tissue_mask"]
+
+TISSUE_MPP = 8.0
+# Stain strength (see below) is 0 for grey and white. Otsu's threshold splits whatever it is given, also a slide
+# without tissue or without background, so it is kept between what paper-white noise and faint eosin reach.
+STAIN_LIMITS = (12.0, 30.0)
+CLOSING_RADIUS_UM = 32.0
+SMALLEST_OBJECT_UM2 = 100.0**2
+LARGEST_HOLE_UM2 = 150.0**2
+# A slide with more tissue than this, up to all four borders, is a field cut out of tissue, or its glass is no glass.
+MOST_TISSUE = 0.95
+# What scanners fill their last tiles up with, at the border: up to 1024 px.
+BORDER_UM = 300.0
+# What is at least this in all channels, or at most the other, is filled up and was not scanned: glass is darker.
+FILL_WHITE, FILL_BLACK = 253, 2
+# Glass that yellowed or is coloured is still at least so bright in all channels; stained tissue mostly is not.
+DARKEST_GLASS = 180
+
+
+@dataclass(frozen=True)
+class TissueMask:
+    """A slide's tissue.
+
+    Args:
+        tissue: bool ``[h, w]``, true where there is tissue.
+        pixel_level0: (x, y) size of a mask pixel in level-0 pixels.
+        base_mpp: micrometres per pixel of level 0.
+        ink_mm2: area of the ink that was left out, in square millimetres.
+        ink_colours: the colours of that ink, see :mod:`scripts.bags.ink`.
+        origin_level0: (x, y) of the mask's top left corner in level-0 pixels; beyond the mask there is no tissue.
+        bounds_level0: the part of the slide that was scanned, around which scanners and readers fill up with white or
+            black; by default the whole mask.
+    """
+
+    tissue: NDArray[np.bool_]
+    pixel_level0: tuple[float, float]
+    base_mpp: float
+    ink_mm2: float = 0.0
+    ink_colours: tuple[str, ...] = ()
+    origin_level0: tuple[float, float] = (0.0, 0.0)
+    bounds_level0: Rectangle | None = None
+
+    @cached_property
+    def _integral(self) -> NDArray[np.float64]:
+        integral = np.zeros((self.tissue.shape[0] + 1, self.tissue.shape[1] + 1))
+        np.cumsum(np.cumsum(self.tissue, axis=0, dtype=np.float64), axis=1, out=integral[1:, 1:])
+        return integral
+
+    def fraction(self, xy_level0: NDArray[np.float64], side_level0: float) -> NDArray[np.float64]:
+        """The share of each square's area that is tissue; beyond the mask there is none.
+
+        The area is exact, parts of mask pixels included, so it does not depend on how a grid falls on the mask.
+
+        Args:
+            xy_level0: ``[n, 2]`` top left corners (x, y) in level-0 pixels.
+            side_level0: side of the squares in level-0 pixels.
+
+        Returns:
+            ``[n]``, in 0..1.
+        """
+        pixel = np.asarray(self.pixel_level0)
+        start = (xy_level0 - self.origin_level0) / pixel
+        stop = (xy_level0 - self.origin_level0 + side_level0) / pixel
+        area = (
+            self._area(stop[:, 0], stop[:, 1])
+            - self._area(start[:, 0], stop[:, 1])
+            - self._area(stop[:, 0], start[:, 1])
+            + self._area(start[:, 0], start[:, 1])
+        )
+        return np.clip(area * pixel.prod() / side_level0**2, 0.0, 1.0)
+
+    def _area(self, x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Tissue, in mask pixels, above and to the left of (x, y): the integral is bilinear within a pixel."""
+        height, width = self.tissue.shape
+        x, y = np.clip(x, 0, width), np.clip(y, 0, height)
+        left = np.minimum(x.astype(np.intp), width - 1)
+        top = np.minimum(y.astype(np.intp), height - 1)
+        dx, dy = x - left, y - top
+        table = self._integral
+        upper = table[top, left] * (1 - dx) + table[top, left + 1] * dx
+        lower = table[top + 1, left] * (1 - dx) + table[top + 1, left + 1] * dx
+        return upper * (1 - dy) + lower * dy
+
+    @property
+    def area_mm2(self) -> float:
+        """Area of the tissue in square millimetres."""
+        pixel_um2 = self.pixel_level0[0] * self.pixel_level0[1] * self.base_mpp**2
+        return float(self.tissue.sum() * pixel_um2 * 1e-6)
+
+    @property
+    def is_everywhere(self) -> bool:
+        """Whether next to all that was scanned is tissue, up to all four borders: as where glass counts as tissue."""
+        scanned = self._scanned
+        across, down = (max(1, round(BORDER_UM / (side * self.base_mpp))) for side in self.pixel_level0)
+        borders = scanned[:down], scanned[-down:], scanned[:, :across], scanned[:, -across:]
+        return bool(scanned.mean() > MOST_TISSUE) and all(border.any() for border in borders)
+
+    @property
+    def _scanned(self) -> NDArray[np.bool_]:
+        """The part of the mask within the bounds, of at least one pixel."""
+        if self.bounds_level0 is None:
+            return self.tissue
+        (height, width), bounds = self.tissue.shape, self.bounds_level0
+        corners = np.array([bounds[:2], (bounds.x + bounds.width, bounds.y + bounds.height)])
+        corners = np.rint((corners - self.origin_level0) / self.pixel_level0).astype(np.intp)
+        left, top = np.clip(corners[0], 0, (width - 1, height - 1))
+        right, bottom = np.maximum(corners[1], (left + 1, top + 1))
+        return self.tissue[top:bottom, left:right]
+
+    def doubt(self) -> tuple[str, str] | None:
+        """Why it may be wrong, and what to do, as one line each; ``None`` if nothing speaks against it."""
+        if not self.is_everywhere:
+            return None
+        what = (
+            f"{self._scanned.mean():.0%} of the slide is tissue, up to all four borders: coloured glass, a coloured "
+            "background and false colours count as tissue"
+        )
+        return what, "Look at it with `inspecting`; give a `mask`, leave the slide out, or go on if it is all tissue."
+
+    def ink(self) -> tuple[str, str] | None:
+        """How much ink was left out, and what to do, as one line each; ``None`` for none."""
+        if not self.ink_colours:
+            return None
+        what = f"{self.ink_mm2:.3g} mm2 of {' and '.join(self.ink_colours)} ink are left out of the tissue"
+        return what, "Look at it with `inspecting`; if it is tissue, or a stain with the colour of ink, give a `mask`."
+
+    def to_itk(self) -> Any:
+        """As an ITK image (uint8, 0 or 1) with spacing and origin in millimetres, as ITK's physical units are.
+
+        The frame is that of level 0, whatever QuPath shows of the slide: the slide's corner is at (0, 0), and the
+        origin is the centre of the mask's first pixel.
+        """
+        image = itk.image_from_array(self.tissue.astype(np.uint8))
+        spacing = [p * self.base_mpp * 1e-3 for p in self.pixel_level0]
+        image.SetSpacing(spacing)
+        corner = [x * self.base_mpp * 1e-3 for x in self.origin_level0]
+        image.SetOrigin([x + s / 2 for x, s in zip(corner, spacing, strict=True)])
+        return image
+
+    @interrupts_wait()
+    def write(self, path: str | Path) -> None:
+        """Write the mask in any format of ITK that keeps spacing, such as ``.mha`` or ``.nrrd``."""
+        itk.imwrite(self.to_itk(), str(path), compression=True)
+
+
+def find_tissue(slide: Slide, mpp: float = TISSUE_MPP) -> TissueMask:
+    """Find a slide's tissue by its colour, without ink (:mod:`scripts.bags.ink`).
+
+    Stain strength is max(R, G, B) - min(R, G, B): it is 0 for every grey, so that glass, shadows and the white
+    of a lumen do not count, and unlike HSV's saturation it does not blow up in the dark. Otsu's threshold,
+    closing, and removal of small objects and small holes follow, all with ITK. Ink counts as glass. Where there is no
+    glass a pen cannot be distinguished from a background of its colour: nothing is left out of tissue that is
+    everywhere.
+
+    Args:
+        slide: the slide.
+        mpp: resolution of the mask in micrometres per pixel; a slide coarser than this is used as it is.
+
+    Returns:
+        The mask; it may be empty.
+
+    Raises:
+        SlideError: if the slide or its bounds cannot be read.
+    """
+    mpp = max(mpp, slide.base_mpp)
+    overview, pixel_level0 = slide.read_overview(mpp), (mpp / slide.base_mpp,) * 2
+    stain = (overview.max(axis=-1) - overview.min(axis=-1)).astype(np.float32)
+    bounds = _without_margin(overview, pixel_level0[0], slide.bounds_level0)
+    found = TissueMask(_stained(stain, mpp), pixel_level0, slide.base_mpp, bounds_level0=bounds)
+    if found.is_everywhere or not (ink := find_ink(overview, mpp)).colours:
+        return found
+    stain[ink.mask] = 0
+    ink_mm2 = float(ink.mask.sum() * mpp**2 * 1e-6)
+    tissue = _stained(stain, mpp)
+    return TissueMask(tissue, pixel_level0, slide.base_mpp, ink_mm2, ink.colours, bounds_level0=bounds)
+
+
+def read_tissue_mask(path: str | Path, slide: Slide, mask_tissue: tuple[int, ...] | None = None) -> TissueMask:
+    """A user's own mask: an image of the whole slide, or of its bounds, at any size.
+
+    What is annotated in QuPath and exported from there has the size of the bounds:
+    :func:`scripts.slides.frames.place_image` decides by a mask's proportions which of the two it is.
+
+    Args:
+        path: an image with one channel, RGB or RGBA, by the values that are stored, see
+            :mod:`scripts.bags.mask_files`.
+        slide: the slide that the mask belongs to.
+        mask_tissue: the values that are tissue, see :func:`scripts.bags.mask_values.tissue_in`; by default its only one
+            beside 0.
+
+    Raises:
+        SlideError: if the mask cannot be read, has several values and ``mask_tissue`` is not given, or has other
+            proportions than the slide and its bounds.
+    """
+    if not Path(path).is_file():
+        raise SlideError(slide.path, f"its mask {path} does not exist", "Correct the key `mask` in the datalist.")
+    try:
+        pixels, is_lossy = read_mask_pixels(Path(path))
+    # Each library raises its own kinds of error for a file that it cannot read; none is lost.
+    except Exception as error:
+        reason = next(iter(reversed(str(error).strip().splitlines())), type(error).__name__)
+        raise SlideError(
+            slide.path,
+            f"its mask {path} cannot be read ({reason})",
+            "Save it in grey as PNG, TIFF or MHA, or remove the key `mask` from the datalist.",
+        ) from error
+    height, width = pixels.shape[:2]
+    place = place_image((width, height), slide.size_level0, slide.bounds_level0, slide.path, f"mask {path}", "mask")
+    pixel_level0 = (place.width / width, place.height / height)
+    tissue = tissue_in(pixels, mask_tissue, slide.path, path, is_lossy)
+    return TissueMask(tissue, pixel_level0, slide.base_mpp, origin_level0=(place.x, place.y))
+
+
+def _without_margin(overview: NDArray[np.uint8], pixel_level0: float, bounds: Rectangle) -> Rectangle:
+    """The bounds without a margin that is filled up, in level-0 pixels; as they are if nothing else is in them."""
+    left, top = (round(start / pixel_level0) for start in bounds[:2])
+    right, bottom = (round((start + side) / pixel_level0) for start, side in zip(bounds[:2], bounds[2:], strict=True))
+    part = overview[top:bottom, left:right]
+    scanned = np.asarray((part < FILL_WHITE).any(axis=-1) & (part > FILL_BLACK).any(axis=-1))
+    rows, columns = np.flatnonzero(scanned.any(axis=1)), np.flatnonzero(scanned.any(axis=0))
+    # What most of it is has the brightness of glass, or it is tissue on glass that is as white as a margin.
+    if not len(rows) or np.median(part[scanned], axis=0).min() < DARKEST_GLASS:
+        return bounds
+    size = (columns[-1] + 1 - columns[0], rows[-1] + 1 - rows[0])
+    return Rectangle(*(float(v * pixel_level0) for v in (left + columns[0], top + rows[0], *size)))
+
+
+@interrupts_wait()
+def _stained(stain: NDArray[np.float32], mpp: float) -> NDArray[np.bool_]:
+    smooth = itk.discrete_gaussian_image_filter(itk.image_from_array(stain), variance=1.0, use_image_spacing=False)
+    otsu = itk.OtsuThresholdImageFilter[type(smooth), itk.Image[itk.UC, 2]].New(smooth)
+    otsu.Update()
+    threshold = float(np.clip(otsu.GetThreshold(), *STAIN_LIMITS))
+    return _clean(itk.array_from_image(smooth) >= threshold, mpp)
+
+
+def _clean(tissue: NDArray[np.bool_], mpp: float) -> NDArray[np.bool_]:
+    radius = max(1, round(CLOSING_RADIUS_UM / mpp))
+    # Closing eats into tissue at the image's border unless the border is moved away first.
+    padded = itk.image_from_array(np.pad(tissue, radius).astype(np.uint8))
+    disc = itk.FlatStructuringElement[2].Ball([radius, radius])
+    closed = itk.binary_morphological_closing_image_filter(padded, kernel=disc, foreground_value=1)
+    objects = itk.array_from_image(closed)[radius:-radius, radius:-radius].astype(bool)
+    objects = _without_small(objects, SMALLEST_OBJECT_UM2 / mpp**2)
+    # A strip of glass along the border is no hole: it goes on outside.
+    glass = np.pad(~objects, 1, constant_values=True)
+    return ~_without_small(glass, LARGEST_HOLE_UM2 / mpp**2)[1:-1, 1:-1]
+
+
+def _without_small(objects: NDArray[np.bool_], smallest_px: float) -> NDArray[np.bool_]:
+    # Named, because the output type that ITK would choose holds no more than 255 components.
+    types = (itk.Image[itk.UC, 2], itk.Image[itk.UL, 2])
+    image = itk.image_from_array(objects.astype(np.uint8))
+    labels = itk.connected_component_image_filter(image, fully_connected=True, ttype=types)
+    components = itk.array_from_image(labels)
+    # numpy 1, which MONAI Label needs, counts no uint64.
+    large = np.bincount(components.ravel().astype(np.intp)) >= smallest_px
+    large[0] = False
+    return large[components]

@@ -1,0 +1,1 @@
+"""Every problem of a cohort before it costs; one slide looked at."""

@@ -1,0 +1,89 @@
+"""What `extracting` will cost in time and disk: measured on one slide, reckoned for all."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+
+from scripts.bags.bag import Bag
+from scripts.features.backbones import get_backbone
+from scripts.features.encoding import Encoder
+
+__all__ = ["Rate", "bank_bytes", "build_encoder", "measure_rate"]
+
+# In a bank: a feature is float32, a corner two float64, the patch of a row int64.
+FEATURE_BYTES, CORNER_BYTES, LINK_BYTES = 4, 16, 8
+
+
+@dataclass(frozen=True)
+class Rate:
+    """How fast a bag was read and encoded.
+
+    Args:
+        slide: the file's name.
+        patches: that were encoded.
+        seconds: that it took, without the start of the backbone.
+    """
+
+    slide: str
+    patches: int
+    seconds: float
+
+    @property
+    def per_second(self) -> float:
+        """Patches a second."""
+        return self.patches / self.seconds
+
+
+def build_encoder(
+    backbone: str, backbone_weights: str | None, amp: bool, device: str, batch_size: int, num_workers: int, runtime: str
+) -> Encoder:
+    """The encoder of ``extracting``, made when it is wanted: a run that lacks its weights still checks the slides.
+
+    Raises:
+        SettingsError: if a setting has no such value, or the weights cannot be had.
+    """
+    return Encoder(get_backbone(backbone, backbone_weights, amp), device, batch_size, num_workers, runtime)
+
+
+def measure_rate(encoder: Encoder, bag: Bag, seconds: float = 10.0) -> Rate:
+    """Encode a bag for a while, after a first batch that is not counted.
+
+    Args:
+        encoder: as ``extracting`` uses it.
+        bag: of at least one row.
+        seconds: after which the batch under way is the last.
+
+    Raises:
+        SlideError: if the slide cannot be read.
+        SettingsError: if the runtime cannot compute the backbone.
+    """
+    _encode(encoder, bag, lambda patches, _: True)
+    patches, taken = _encode(encoder, bag, lambda _, passed: passed >= seconds)
+    return Rate(bag.slide.path.name, patches, taken)
+
+
+def bank_bytes(num_patches: Sequence[int], num_rows: int, num_features: int) -> int:
+    """The size of a slide's feature bank in bytes, without what HDF5 adds: some ten kilobytes.
+
+    Args:
+        num_patches: unique patches of each scale.
+        num_rows: N.
+        num_features: F.
+    """
+    patches = sum(num_patches) * (num_features * FEATURE_BYTES + CORNER_BYTES)
+    return patches + num_rows * len(num_patches) * LINK_BYTES
+
+
+def _encode(encoder: Encoder, bag: Bag, is_enough: Callable[[int, float], bool]) -> tuple[int, float]:
+    """Patches that were encoded, and the seconds; asked after each whole batch."""
+    start, patches = time.perf_counter(), 0
+    with closing(encoder.encode(bag)) as encoded:  # type: ignore[type-var]
+        for _, numbers, _ in encoded:
+            patches += len(numbers)
+            passed = time.perf_counter() - start
+            if patches % encoder.batch_size == 0 and is_enough(patches, passed):
+                break
+    return patches, max(passed, 1e-9)

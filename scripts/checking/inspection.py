@@ -1,0 +1,141 @@
+"""What the bundle sees in one slide, as text and as a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from scripts.bags.bag import Bag, BagBuilder
+from scripts.bags.linked_patches import linked_patches
+from scripts.core.errors import SettingsError
+from scripts.core.files import replacing
+from scripts.core.magnification import magnification_of
+from scripts.datalists.slide_files import slide_names
+
+__all__ = ["describe", "draw", "inspect_slide"]
+
+# Wide enough to see each patch, small enough for a screen.
+OVERVIEW_PX = 1600
+TISSUE_COLOUR = (0, 140, 60)
+GRID_COLOURS = ((30, 60, 200), (220, 120, 0), (150, 0, 150), (0, 130, 130))
+
+
+def inspect_slide(entry: Mapping[str, Any], bag_builder: BagBuilder, output_dir: str | Path) -> Path:
+    """Print what a slide is to the bundle, and draw it.
+
+    Args:
+        entry: ``image`` and, optionally, ``mpp``, ``mask`` and ``mask_tissue``.
+        bag_builder: makes the slide's bag.
+        output_dir: where ``<slide>.png``, and the tissue mask ``<slide>_tissue.mha``, are written.
+
+    Returns:
+        The picture's path.
+
+    Raises:
+        SettingsError: if there is no ``image``, or no such file.
+        SlideError: if the slide cannot be read; or, after it was drawn, if it has no rows.
+    """
+    if entry.get("image") is None:
+        raise SettingsError("image", "got none", "Name the slide: --image PATH.")
+    for key in ("image", "mask"):
+        if entry.get(key) is not None and not Path(entry[key]).exists():
+            raise SettingsError(key, f"no such file {entry[key]}", f"Check the path: --{key} PATH.")
+    bag = bag_builder.look(entry)
+    path = bag.slide.path.absolute()
+    (name,) = slide_names([str(path)], str(path.parent))
+    print(describe(bag))
+    picture, mask = Path(output_dir) / f"{name}.png", Path(output_dir) / f"{name}_tissue.mha"
+    with replacing(picture) as part:
+        draw(bag).savefig(part)
+    with replacing(mask) as part:
+        bag.tissue.write(part)
+    print(f"picture      {picture}\ntissue mask  {mask}")
+    bag_builder.check(bag)
+    return picture
+
+
+def describe(bag: Bag) -> str:
+    """A slide's resolution and where it came from, its levels, tissue, and rows and patches at each scale."""
+    slide, grid = bag.slide, bag.grid
+    width, height = slide.size_level0
+    lines = [
+        f"slide        {slide.path}",
+        f"reader       {slide.backend}",
+        f"resolution   {slide.base_mpp:g} um/px ({magnification_of(slide.base_mpp):.4g}x), "
+        f"from {slide.resolution.source}",
+        f"size         {width} x {height} px, {width * slide.base_mpp / 1e3:.2f} x "
+        f"{height * slide.base_mpp / 1e3:.2f} mm",
+    ]
+    bounds = slide.bounds_level0
+    if bounds != (0, 0, width, height):
+        place = f"{bounds.width:g} x {bounds.height:g} px at ({bounds.x:g}, {bounds.y:g})"
+        lines.append(f"bounds       {place}: the part that QuPath shows")
+    for level, ((w, h), downsample) in enumerate(zip(slide.level_sizes, slide.downsamples, strict=True)):
+        mpp = slide.base_mpp * downsample
+        lines.append(f"level {level}      {w} x {h} px, {mpp:.4g} um/px ({magnification_of(mpp):.4g}x)")
+    lines.append(f"tissue       {bag.tissue.area_mm2:.3g} mm2")
+    for name, message in (("ink", bag.tissue.ink()), ("warning", bag.tissue.doubt())):
+        if message is not None:
+            lines.append(f"{name:<12} {'. '.join(message)}")
+    for scale, coords in zip(grid.scales, grid.coords, strict=True):
+        lines.append(
+            f"{scale.name:<12} {len(coords)} patches of {scale.patch_size_px} px = {scale.patch_um:g} um, "
+            f"read as {scale.patch_read_px} px from level {scale.level}"
+        )
+    lines.append(f"rows         {grid.num_rows} ({grid.orphans} patches left out without an ancestor)")
+    return "\n".join(lines)
+
+
+def draw(bag: Bag) -> Figure:
+    """The thumbnail with the tissue's outline and the linked grids, and a few rows of the bag beside it."""
+    slide, grid = bag.slide, bag.grid
+    overview_mpp = max(max(slide.size_level0) * slide.base_mpp / OVERVIEW_PX, slide.base_mpp)
+    picture = slide.read_overview(overview_mpp)
+    pixel_level0 = overview_mpp / slide.base_mpp
+    _outline_tissue(picture, bag, pixel_level0)
+    for s, scale in enumerate(grid.scales):
+        # The coarser a grid the thicker, so that it stays visible under the finer ones.
+        thickness = 2 + 3 * (len(grid.scales) - 1 - s)
+        _frame(picture, grid.coords[s] / pixel_level0, scale.patch_level0 / pixel_level0, _colour(s), thickness)
+
+    figure = Figure(figsize=(14, 8), dpi=120, layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(2, 1))
+    extent_mm = (0, picture.shape[1] * overview_mpp / 1e3, picture.shape[0] * overview_mpp / 1e3, 0)
+    left.imshow(picture, extent=extent_mm)
+    left.set(title=slide.path.name, xlabel="mm", ylabel="mm")
+    for s, scale in enumerate(grid.scales):
+        left.plot([], [], color=np.divide(_colour(s), 255), label=f"{scale.name}: {len(grid.coords[s])} patches")
+    left.plot([], [], color=np.divide(TISSUE_COLOUR, 255), label=f"tissue: {bag.tissue.area_mm2:.3g} mm2")
+    left.legend(loc="upper right", fontsize="small")
+    right.set(title="rows of the bag: " + ", ".join(scale.name for scale in grid.scales), xticks=[], yticks=[])
+    if grid.num_rows > 0:
+        right.imshow(linked_patches(bag, num_rows=4))
+    return figure
+
+
+def _outline_tissue(picture: NDArray[np.uint8], bag: Bag, pixel_level0: float) -> None:
+    scale = np.divide(bag.tissue.pixel_level0, pixel_level0)
+    origin = np.divide(bag.tissue.origin_level0, pixel_level0)
+    outlines, _ = cv2.findContours(bag.tissue.tissue.astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
+    for outline in outlines:
+        # A contour runs through the pixels' centres.
+        points = np.round(origin + (outline + 0.5) * scale).astype(np.int32)
+        cv2.polylines(picture, [points], isClosed=True, color=TISSUE_COLOUR, thickness=3)
+
+
+def _frame(
+    picture: NDArray[np.uint8], corners: NDArray[np.floating], side: float, colour: Sequence[int], thickness: int
+) -> None:
+    for start in corners:
+        (x0, y0), (x1, y1) = np.round(start).astype(int), np.round(start + side).astype(int) - 1
+        cv2.rectangle(picture, (int(x0), int(y0)), (int(x1), int(y1)), tuple(colour), thickness)
+
+
+def _colour(scale_index: int) -> tuple[int, int, int]:
+    return GRID_COLOURS[scale_index % len(GRID_COLOURS)]

@@ -1,0 +1,283 @@
+"""What is wrong with a slide's file, and what it will cost: looked at once, before anything is computed from it."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from scripts.bags.bag import Bag, BagBuilder
+from scripts.bags.blocks import plan_blocks
+from scripts.checking.problems import BLOCKS, WARNS, Problem, Problems
+from scripts.core.errors import SettingsError, SlideError
+from scripts.core.magnification import MPP_RTOL, squeezed_levels
+from scripts.datalists.slide_files import SLIDE_SUFFIXES, without_suffix
+from scripts.evaluation.localisation import read_regions
+from scripts.slides.checksums import content_sha256, given_sha256
+from scripts.slides.dicom_series import slide_parts
+from scripts.slides.first_look import CONVERT
+from scripts.slides.frames import doubt
+from scripts.slides.resolution import POWER_SOURCE, Resolution, find_resolution, resolution_sources
+from scripts.slides.slide import Slide, pixel_fault
+
+__all__ = ["SlideChecker", "SlideFacts", "find_duplicates", "find_unsummed"]
+
+# Sources of the resolution that differ by more contradict each other.
+RESOLUTION_RTOL = 0.05
+# A level that is this much more reduced along one side than along the other puts patches beside their place.
+PYRAMID_RTOL = 0.02
+# A slide that is longer has a pyramid, or low magnifications are read slowly.
+LONGEST_FLAT_PX = 20_000
+LEAVE_OUT = "Copy it again, or leave the slide out."
+
+
+@dataclass
+class SlideFacts:
+    """What is known of a slide; None where a problem was in the way.
+
+    Args:
+        problems: what is wrong with it.
+        num_bytes: size of its file, or of its files.
+        sha256: in hexadecimal, see :func:`scripts.slides.checksums.content_sha256`.
+        resolution: of level 0, and where it was found.
+        size_level0: (width, height) of level 0 in pixels.
+        num_levels: levels of its pyramid.
+        num_rows: N, the rows of its bag.
+        num_patches: unique patches of each scale, from low to high.
+        tissue_mm2: area of its tissue in square millimetres.
+    """
+
+    problems: Problems = field(default_factory=Problems)
+    num_bytes: int | None = None
+    sha256: str | None = None
+    resolution: Resolution | None = None
+    size_level0: tuple[int, int] | None = None
+    num_levels: int | None = None
+    num_rows: int | None = None
+    num_patches: tuple[int, ...] | None = None
+    tissue_mm2: float | None = None
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether a run could use the slide."""
+        return bool(self.num_rows) and not any(problem.blocks for problem in self.problems)
+
+
+class SlideChecker:
+    """Looks at slides, one at a time; several threads may call it.
+
+    Args:
+        bag_builder: makes a slide's bag, as the run will.
+        num_classes: the highest value that a slide's ``regions`` may hold.
+        min_rows: rows below which there is almost no tissue: a warning.
+        read_all: read every patch once, so that tiles that cannot be decoded are found; it takes as long as reading
+            takes in ``extracting``. Without, a corner of each level and the tissue's overview are read.
+
+    Raises:
+        SettingsError: if ``min_rows`` or ``read_all`` has no such value.
+    """
+
+    def __init__(self, bag_builder: BagBuilder, num_classes: int, min_rows: int = 10, read_all: bool = False) -> None:
+        if not isinstance(min_rows, int) or isinstance(min_rows, bool) or min_rows < 0:
+            raise SettingsError("min_rows", f"got {min_rows!r}", "Give a whole number from 0 up.")
+        if not isinstance(read_all, bool):
+            raise SettingsError("read_all", f"got {read_all!r}", "Give True or False.")
+        self.bag_builder, self.num_classes = bag_builder, num_classes
+        self.min_rows, self.read_all = min_rows, read_all
+
+    def __call__(self, entry: Mapping[str, Any], where: str = "") -> SlideFacts:
+        """What is known of a slide, after as many steps as its problems allow.
+
+        Args:
+            entry: ``image`` and ``slide``; optionally ``mpp``, ``mask``, ``mask_tissue``, ``regions`` and ``sha256``.
+            where: the line that lists it, to begin the error of a file that is not there.
+        """
+        facts = SlideFacts(Problems(entry["image"], entry["slide"]))
+        if os.path.exists(entry["image"]):
+            facts.problems.attempt("file", lambda: self._look(entry, facts))
+        else:
+            facts.problems.where = where or entry["image"]
+            facts.problems.add(BLOCKS, "file", *_missing(entry["image"]))
+        return facts
+
+    def _look(self, entry: Mapping[str, Any], facts: SlideFacts) -> None:
+        path, problems = Path(entry["image"]), facts.problems
+        if path.is_file():
+            facts.num_bytes = sum(map(os.path.getsize, slide_parts(path)))
+            facts.sha256 = content_sha256(path)
+            _check_sha256(entry, facts)
+            if (fault := pixel_fault(path)) is not None:
+                problems.add(BLOCKS, "colour", *fault)
+                return
+        unknown = Problems(problems.where, problems.slide)
+        facts.resolution = unknown.attempt("resolution", lambda: find_resolution(path, entry.get("mpp")))
+        # With any resolution a slide opens, and its other problems are found as well.
+        mpp = 1.0 if facts.resolution is None else entry.get("mpp")
+        try:
+            slide = self.bag_builder.open_slide({**entry, "mpp": mpp})
+        except SlideError:
+            facts.resolution = None
+            raise
+        problems += unknown
+        facts.size_level0, facts.num_levels = slide.size_level0, len(slide.level_sizes)
+        _check_pyramid(slide, problems)
+        regions = entry.get("regions")
+        if regions is not None:
+            read = problems.attempt(
+                "regions",
+                lambda: read_regions(regions, entry["slide"], slide.size_level0, self.num_classes, slide.bounds_level0),
+            )
+            if read is not None:
+                _check_place("regions", regions, read.labels.shape, slide, problems)
+        if facts.resolution is not None:
+            problems.attempt("resolution", lambda: _check_resolution(path, facts))
+            self._check_bag(entry, slide, facts)
+
+    def _check_bag(self, entry: Mapping[str, Any], slide: Slide, facts: SlideFacts) -> None:
+        builder, problems = self.bag_builder, facts.problems
+        scales = [
+            problems.attempt("magnification", lambda m=m: slide.scale(m, builder.patch_size))  # type: ignore[misc]
+            for m in builder.magnifications
+        ]
+        for scale in scales:
+            if scale is not None and scale.mpp < slide.base_mpp / (1 + MPP_RTOL):
+                what = f"{scale.name} is upsampled: the slide has {slide.base_mpp:g} um/px, asked for are {scale.mpp:g}"
+                problems.add(WARNS, "magnification", what, "`read_level` asks for it; else leave the slide out.")
+        mask = entry.get("mask")
+        if mask is not None:
+            tissue = problems.attempt("mask", lambda: builder.read_mask(entry, slide))
+            if tissue is None:
+                return
+            _check_place("mask", mask, tissue.tissue.shape, slide, problems)
+        if None in scales:
+            return
+        bag = problems.attempt("tissue", lambda: builder.look(entry))
+        if bag is None:
+            return
+        facts.tissue_mm2, facts.num_rows = bag.tissue.area_mm2, bag.grid.num_rows
+        facts.num_patches = tuple(len(coords) for coords in bag.grid.coords)
+        if problems.attempt("tissue", lambda: builder.check(bag)) is None:
+            return
+        for check, message in (("tissue", bag.tissue.doubt()), ("ink", bag.tissue.ink())):
+            if message is not None and mask is None:
+                problems.add(WARNS, check, *message)
+        if facts.num_rows < self.min_rows:
+            what = f"almost no tissue: {facts.num_rows} rows ({facts.tissue_mm2:.3g} mm2), fewer than {self.min_rows}"
+            problems.add(WARNS, "tissue", what, "Look at it with `inspecting`; give a `mask`, or leave the slide out.")
+        if self.read_all:
+            _read_all(bag, problems)
+
+
+def find_duplicates(facts: Sequence[SlideFacts], partitions: Sequence[str | None]) -> list[Problem]:
+    """Slides with the same content, under whatever names: across partitions they block, else they warn.
+
+    Args:
+        facts: of each slide.
+        partitions: of each slide.
+    """
+    first: dict[str, int] = {}
+    problems = []
+    for i, fact in enumerate(facts):
+        if fact.sha256 is None:
+            continue
+        j = first.setdefault(fact.sha256, i)
+        if j == i:
+            continue
+        across = partitions[i] != partitions[j]
+        places = f", {partitions[j] or 'no partition'} and {partitions[i] or 'no partition'}" if across else ""
+        what = f"has the same content as {facts[j].problems.where}{places}"
+        what_to_do = "Keep one of the two: a slide in two partitions makes results better than they should be."
+        if not across:
+            what_to_do = "Keep one of the two, or the slide counts twice."
+        severity = BLOCKS if across else WARNS
+        problems.append(Problem(severity, "duplicate", fact.problems.where, what, what_to_do, fact.problems.slide))
+    return problems
+
+
+def find_unsummed(entries: Sequence[Mapping[str, Any]], where: str) -> list[Problem]:
+    """A warning if slides have no ``sha256``: what damage does to pixels that still decode, nothing else tells.
+
+    Args:
+        entries: of all slides.
+        where: what lists them.
+    """
+    unsummed = sum(given_sha256(entry) is None for entry in entries)
+    if not unsummed:
+        return []
+    what = f"{unsummed} of {len(entries)} slides have no `sha256`, and damage that can still be decoded is not seen"
+    remedy = "If their files are as the scanner wrote them, use slides.csv, which has the sums, as the datalist."
+    return [Problem(WARNS, "sha256", where, what, remedy)]
+
+
+def _missing(image: str) -> tuple[str, str]:
+    hint = f" with a suffix like {', '.join(SLIDE_SUFFIXES)}" if image == without_suffix(image) else ""
+    what = f"no file {image}{hint}"
+    if os.path.islink(image):
+        what = f"{image} is a link to a file that is not there"
+    return what, "Check the name, and dataset_dir: the folder that paths start from."
+
+
+def _check_sha256(entry: Mapping[str, Any], facts: SlideFacts) -> None:
+    given, sha256 = entry.get("sha256"), given_sha256(entry)
+    if sha256 in (None, facts.sha256):
+        return
+    if not re.fullmatch("[0-9a-f]{64}", sha256):
+        what, remedy = f"the datalist's sha256 is {given!r}, not 64 hexadecimal digits", "Correct it, or leave it out."
+        facts.problems.add(BLOCKS, "sha256", what, remedy)
+        return
+    what = f"its SHA-256 is {facts.sha256}, the datalist says {given}"
+    facts.problems.add(BLOCKS, "sha256", what, "Copy it again, or correct `sha256`.")
+
+
+def _check_resolution(path: Path, facts: SlideFacts) -> None:
+    used = facts.resolution
+    assert used is not None
+    for source in resolution_sources(path):
+        if abs(source.mpp - used.mpp) <= RESOLUTION_RTOL * max(source.mpp, used.mpp):
+            continue
+        what = f"{used.mpp:g} um/px ({used.source}) is contradicted by {source.mpp:g} um/px ({source.source})"
+        # What the user has set was set for this; an objective's power is a name more than a measurement.
+        given = used.source.startswith("datalist")
+        if given or source.source.startswith(POWER_SOURCE):
+            remedy = "Look at it with `inspecting`" + ("." if given else "; if it is wrong, set `mpp` in the datalist.")
+            facts.problems.add(WARNS, "resolution", what, remedy)
+        else:
+            remedy = "Set the true one as `mpp` of this slide in the datalist."
+            facts.problems.add(BLOCKS, "resolution", what, remedy)
+
+
+def _check_pyramid(slide: Slide, problems: Problems) -> None:
+    width, height = slide.size_level0
+    if slide.doubt is not None:
+        problems.add(WARNS, "pyramid", *slide.doubt)
+    if slide.unseen_levels:
+        what = f"{slide.unseen_levels} of its levels are SubIFDs, which {slide.backend} does not see"
+        problems.add(WARNS, "pyramid", what, f"Leave `reader` at auto, or convert it: {CONVERT}.")
+    elif len(slide.level_sizes) == 1 and max(width, height) > LONGEST_FLAT_PX:
+        what = f"has one level of {width} x {height} px: every magnification is read from it, slowly"
+        problems.add(WARNS, "pyramid", what, f"Convert it to a pyramid: {CONVERT}.")
+    for level, across, down in squeezed_levels(slide.level_sizes, PYRAMID_RTOL):
+        what = f"its level {level} is {across:.4g} times narrower and {down:.4g} times lower than level 0"
+        remedy = "Its patches lie beside their place: convert the slide again, or set `read_level` to highest."
+        problems.add(WARNS, "pyramid", what, remedy)
+
+
+def _check_place(key: str, image: str, shape: tuple[int, ...], slide: Slide, problems: Problems) -> None:
+    doubtful = doubt((shape[1], shape[0]), slide.size_level0, slide.bounds_level0)
+    if doubtful is not None:
+        problems.add(WARNS, key, f"its {key} {image} {doubtful[0]}", doubtful[1])
+
+
+def _read_all(bag: Bag, problems: Problems) -> None:
+    blocks, failures = plan_blocks(bag.grid), []
+    for block in blocks:
+        try:
+            bag.read_block(block)
+        except SlideError as error:
+            failures.append(error)
+    if failures:
+        what = f"{len(failures)} of {len(blocks)} regions cannot be read; the first: {failures[0].cause}"
+        problems.add(BLOCKS, "tiles", what, LEAVE_OUT)

@@ -1,0 +1,334 @@
+"""Labels as they are written in datalists, as the vectors that the network learns."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from scripts.core.errors import DatalistError, SettingsError
+from scripts.datalists.keys import COLUMN_NAMES, KEYS, composed, spelling
+
+__all__ = [
+    "CLASS_NAMES",
+    "POSITIVE_CLASSES",
+    "check_class_names",
+    "check_task",
+    "label_remedy",
+    "label_vector",
+    "output_names",
+    "resolve_positive_classes",
+    "uses_indices",
+    "with_positive_classes",
+]
+
+CLASS_NAMES = ("cancer", "hgd", "lgd", "hyperplastic", "normal")
+"""The paper's classes in the order of its reference code: cancer, high-grade and low-grade dysplasia, ..."""
+
+POSITIVE_CLASSES = ("cancer", "hgd")
+"""The classes that the paper's binary task sets against the rest, as high risk."""
+
+TASKS = ("multilabel", "binary")
+# What the binary task's output is called: for the paper's positive classes, and where the classes are not known.
+HIGH_RISK, POSITIVE = "high_risk", "positive"
+WAYS = "Give names of these, 0 or 1 for each of these, or, for the binary task, one 0 or 1."
+# Columns of datalists and predictions.csv, and what localisation.json calls the mean over the classes. What names a
+# patient elsewhere is not among them: `case` is a class where the other one is `control`.
+TAKEN_NAMES = (*KEYS, *COLUMN_NAMES["partition"], *COLUMN_NAMES["slide"], "head", "all")
+
+
+def check_task(task: str) -> None:
+    """Refuse what is no task.
+
+    Raises:
+        SettingsError: if it is neither ``"multilabel"`` nor ``"binary"``.
+    """
+    if task not in TASKS:
+        raise SettingsError("task", f"got {task!r}", f"Choose one of: {', '.join(TASKS)}.")
+
+
+def check_class_names(class_names: Sequence[str]) -> None:
+    """Refuse class names that outputs could not hold.
+
+    Raises:
+        SettingsError: if there is none, one is no text, empty, a number, has a separator of labels (``;`` or ``|``)
+            or a ``#``, is a name that the outputs use otherwise, or equals another but for case, outer spaces and how
+            accents are encoded.
+    """
+    remedy = "Give a list of names, each once, for example ['cancer', 'normal']."
+    if isinstance(class_names, str) or not isinstance(class_names, Sequence) or not class_names:
+        raise SettingsError("class_names", f"got {class_names!r}", remedy)
+    for name in class_names:
+        if not isinstance(name, str) or not name.strip():
+            raise SettingsError("class_names", f"{name!r} is no name", remedy)
+        if _is_number(name):
+            cause = f"{name!r} is a number, and in labels a number is a value or a class index"
+            raise SettingsError("class_names", cause, f"Name it with letters, for example 'grade {name.strip()}'.")
+        if ";" in name or "|" in name:
+            raise SettingsError("class_names", f"{name!r} has a separator of labels", "Name it without ; and |.")
+        if "#" in name:
+            # In the configs of a packed bundle, which other programs read.
+            raise SettingsError("class_names", f"{name!r} has a #, which MONAI reads as ::", "Name it without #.")
+        if name.strip().casefold() in TAKEN_NAMES:
+            taken = ", ".join(TAKEN_NAMES)
+            raise SettingsError("class_names", f"{name!r} is taken", f"Choose other names than {taken}.")
+    first: dict[str, str] = {}
+    for name in class_names:
+        # Labels and columns name classes in any case.
+        if (word := spelling(name)) in first:
+            other = first[word]
+            cause = f"{name!r} is named twice" if other == name else f"{other!r} and {name!r} are one name in labels"
+            raise SettingsError("class_names", cause, remedy)
+        first[word] = name
+
+
+def resolve_positive_classes(
+    task: str, class_names: Sequence[str], positive_classes: Sequence[str] | None
+) -> list[str] | None:
+    """The classes that count as 1 in the binary task.
+
+    Args:
+        task: ``"multilabel"`` or ``"binary"``.
+        class_names: the classes in order.
+        positive_classes: some of them. ``None`` is the paper's where these are among the classes
+            (:data:`POSITIVE_CLASSES`), or the only class.
+
+    Returns:
+        They, in the order of ``class_names``; ``None`` for the multilabel task, and where they are not known: labels
+        of the binary task have to be 0 or 1 then.
+
+    Raises:
+        SettingsError: if ``task`` or ``class_names`` are wrong; if ``positive_classes`` is no list of classes, each
+            once; or if there are some in the multilabel task.
+    """
+    check_task(task)
+    check_class_names(class_names)
+    known = ", ".join(class_names)
+    # On the command line nobody can give null, which is what unsets a default of a packed bundle.
+    if positive_classes is None or (task == "multilabel" and positive_classes == []):
+        return _default_positive_classes(task, class_names)
+    if isinstance(positive_classes, str) or not isinstance(positive_classes, Sequence) or not positive_classes:
+        remedy = f"""Give a list of some of: {known}; on the command line --positive_classes "['{class_names[-1]}']"."""
+        raise SettingsError("positive_classes", f"got {positive_classes!r}", remedy)
+    names = {composed(name): name for name in class_names}
+    unknown = [name for name in positive_classes if not isinstance(name, str) or composed(name) not in names]
+    if unknown:
+        raise SettingsError("positive_classes", f"{unknown[0]!r} is no class", f"Choose some of: {known}.")
+    chosen = {names[composed(name)] for name in positive_classes}
+    if len(chosen) < len(positive_classes):
+        raise SettingsError("positive_classes", f"got {list(positive_classes)!r}", "Name each class once.")
+    if task == "multilabel":
+        cause = f"got {list(positive_classes)!r}, and the multilabel task sets no classes against others"
+        raise SettingsError("positive_classes", cause, "Set `task` to binary; or leave it out, or give [].")
+    return [name for name in class_names if name in chosen]
+
+
+def with_positive_classes(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Stored settings with ``positive_classes``, which up to version 0.3.0 were not stored and were the default.
+
+    Args:
+        settings: plain values by name.
+    """
+    if not {"task", "class_names"} <= settings.keys():
+        return dict(settings)
+    return {"positive_classes": _default_positive_classes(settings["task"], settings["class_names"]), **settings}
+
+
+def output_names(
+    task: str, class_names: Sequence[str] = CLASS_NAMES, positive_classes: Sequence[str] | None = None
+) -> list[str]:
+    """What each logit stands for.
+
+    Args:
+        task: ``"multilabel"`` or ``"binary"``.
+        class_names: the classes in order.
+        positive_classes: as for :func:`resolve_positive_classes`.
+
+    Returns:
+        The classes; in the binary task one name: ``high_risk`` for the paper's positive classes, otherwise their own
+        names, joined by ``_or_``, and ``positive`` where they are not known.
+
+    Raises:
+        SettingsError: as :func:`resolve_positive_classes`.
+    """
+    positive = resolve_positive_classes(task, class_names, positive_classes)
+    if task == "multilabel":
+        return list(class_names)
+    if positive is None:
+        return [POSITIVE]
+    return [HIGH_RISK if set(positive) == set(POSITIVE_CLASSES) else "_or_".join(positive)]
+
+
+def _default_positive_classes(task: str, class_names: Sequence[str]) -> list[str] | None:
+    if task == "multilabel":
+        return None
+    if set(POSITIVE_CLASSES) <= set(class_names):
+        return [name for name in class_names if name in POSITIVE_CLASSES]
+    return list(class_names) if len(class_names) == 1 else None
+
+
+def label_remedy(class_names: Sequence[str]) -> str:
+    """The ways to write a label, for an error."""
+    each = f"0 or 1 for each of: {', '.join(class_names)} (in a CSV file a column each)"
+    return f"Give {each}; or names of these as `label`; or, for the binary task, one 0 or 1 as `label`."
+
+
+def uses_indices(labels: Iterable[object]) -> bool:
+    """Whether bare numbers among a datalist's labels are class indices.
+
+    They are if one of them can be nothing else: ``3``, ``"4.0"`` (pandas writes it in a column with gaps) or
+    ``"0;2"``. A datalist with nothing but bare 0 and 1 was made for the binary task; to read its 0 as the first class
+    would turn every label round in silence.
+    """
+    for label in labels:
+        words = _words(label) if isinstance(label, str | int | float) else []
+        indices = [index for word in words if (index := _index(word)) is not None]
+        # With a number twice, as in 1;0;0;1;0, they are values.
+        if len(set(indices)) == len(words) and (len(indices) > 1 or indices > [1]):
+            return True
+    return False
+
+
+def label_vector(
+    label: object,
+    task: str,
+    class_names: Sequence[str] = CLASS_NAMES,
+    positive_classes: Sequence[str] | None = None,
+    indices: bool = False,
+    subject: str = "label",
+) -> np.ndarray:
+    """The label of a slide as a vector.
+
+    Args:
+        label: one 0 or 1 for each class (a list, a JSON list as text, or a mapping from class to value),
+            class names (a list, or text joined with ``;`` or ``|``), for the binary task one 0 or 1, or for
+            the multilabel task class indices (joined in the same way, each once). A number may be text, or a float.
+        task: ``"multilabel"`` or ``"binary"``.
+        class_names: the classes in order.
+        positive_classes: those that count as 1 in the binary task, see :func:`resolve_positive_classes`.
+        indices: whether a bare number is a class index; see :func:`uses_indices`.
+        subject: the slide, to begin an error with.
+
+    Returns:
+        float32, 0 or 1, shape ``[len(class_names)]`` or, for the binary task, ``[1]``.
+
+    Raises:
+        DatalistError: if the label cannot be understood.
+        SettingsError: as :func:`resolve_positive_classes`; or if the positive classes are needed and not known.
+    """
+    positive = resolve_positive_classes(task, class_names, positive_classes)
+    if isinstance(label, np.generic):
+        label = label.item()
+    values = _values(label, task, class_names, indices, subject)
+    vector = np.array([_zero_or_one(value, label, subject, class_names) for value in values], dtype=np.float32)
+    if task == "binary" and len(vector) == 1:
+        return vector
+    if len(vector) != len(class_names):
+        plural = "value" if len(vector) == 1 else "values"
+        raise DatalistError(
+            subject,
+            f"label {label!r} has {len(vector)} {plural}, but there are {len(class_names)} classes",
+            label_remedy(class_names),
+        )
+    if task == "multilabel":
+        return vector
+    if positive is None:
+        found = dict(label) if isinstance(label, Mapping) else label
+        cause = f"not given, and whether the label {found!r} ({subject}) counts as 1 in the binary task is not known"
+        raise SettingsError("positive_classes", cause, f"Give a list of some of: {', '.join(class_names)}.")
+    return vector[[class_names.index(name) for name in positive]].max(keepdims=True)
+
+
+def _values(label: object, task: str, class_names: Sequence[str], indices: bool, subject: str) -> Sequence[object]:
+    """One value for each class, or one value in all."""
+    if label is None or (isinstance(label, str) and not _words(label)):
+        raise DatalistError(subject, "no label", label_remedy(class_names))
+    if isinstance(label, Mapping):
+        values = {composed(str(name)): value for name, value in label.items()}
+        names = [composed(name) for name in class_names]
+        missing = [name for name in names if name not in values]
+        unknown = [str(name) for name in label if composed(str(name)) not in names]
+        if missing or unknown:
+            cause = f"label has {'no ' + missing[0] if missing else f'the unknown class {unknown[0]!r}'}"
+            raise DatalistError(subject, cause, label_remedy(class_names))
+        return [values[name] for name in names]
+    if isinstance(label, str) and label.startswith("["):
+        try:
+            label = json.loads(label)
+        except json.JSONDecodeError as error:
+            cause = f"label {label!r} is no JSON list ({error.msg})"
+            raise DatalistError(subject, cause, label_remedy(class_names)) from error
+        except (ValueError, RecursionError) as error:  # a number of more digits, or lists deeper, than Python reads
+            raise DatalistError(
+                subject, f"label {str(label)[:40]!r}... cannot be read ({error})", "Write [1, 0, ...]."
+            ) from error
+    if isinstance(label, str | int | float):
+        words = _words(label)
+        if not all(_is_number(word) for word in words):
+            return _at_names(words, class_names, subject)
+        if len({float(word) for word in words}) < len(words):
+            return words
+        if len(words) == len(class_names) == 2:
+            cause = f"label {label!r} could be two class indices or a value for each class"
+            raise DatalistError(subject, cause, f"Write the names of the classes: {';'.join(class_names)}.")
+        if task == "multilabel" and (indices or len(words) > 1):
+            return _at_indices(words, label, class_names, subject)
+        # In the binary task several numbers are refused further on: the user may mean indices.
+        return words
+    if isinstance(label, Sequence | np.ndarray):
+        if len(label) and all(isinstance(value, str) and not _is_number(value) for value in label):
+            return _at_names(label, class_names, subject)
+        return list(label)
+    raise DatalistError(subject, f"label {label!r} cannot be understood", label_remedy(class_names))
+
+
+def _words(label: str | int | float) -> list[str]:
+    text = str(int(label)) if isinstance(label, bool) else str(label)
+    return [word.strip() for word in text.replace("|", ";").split(";") if word.strip()]
+
+
+def _at_names(names: Iterable[object], class_names: Sequence[str], subject: str) -> list[int]:
+    found = {spelling(str(name)) for name in names}
+    known = [spelling(name) for name in class_names]
+    unknown = sorted(found.difference(known))
+    if unknown:
+        remedy = f"The classes are: {', '.join(class_names)} (`class_names`). {WAYS}"
+        raise DatalistError(subject, f"unknown class {unknown[0]!r}", remedy)
+    return [int(name in found) for name in known]
+
+
+def _at_indices(words: Sequence[str], label: object, class_names: Sequence[str], subject: str) -> list[int]:
+    indices = {_index(word): word for word in words}
+    wrong = [word for index, word in indices.items() if index is None or index >= len(class_names)]
+    if wrong:
+        known = ", ".join(f"{i} {name}" for i, name in enumerate(class_names))
+        cause = f"label {label!r} holds {wrong[0]}, which is no class index"
+        raise DatalistError(subject, cause, f"The classes are: {known}. {WAYS}")
+    return [int(i in indices) for i in range(len(class_names))]
+
+
+def _index(word: str) -> int | None:
+    """The whole number that a text is, written as one or as a float; ``None`` if it is none."""
+    # A number of hundreds of digits is infinite as a float: it is an index too, of no class.
+    number = min(float(word), float(sys.maxsize)) if _is_number(word) else -1.0
+    return int(number) if number.is_integer() and number >= 0 else None
+
+
+def _zero_or_one(value: object, label: object, subject: str, class_names: Sequence[str]) -> float:
+    if isinstance(value, str | int | float | np.generic) and _is_number(value) and float(value) in (0, 1):
+        return float(value)
+    found = dict(label) if isinstance(label, Mapping) else label
+    raise DatalistError(subject, f"label {found!r} holds {value!r}, not 0 or 1", label_remedy(class_names))
+
+
+def _is_number(value: object) -> bool:
+    if isinstance(value, str) and "_" in value:
+        return False  # Python reads 0_1 as 1.
+    try:
+        float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError, OverflowError):
+        return False
+    return True

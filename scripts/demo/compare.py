@@ -1,0 +1,122 @@
+"""``make compare-demo``: the paper's comparison on drawn slides, on few of them, and a control that nobody may win."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import h5py
+from tqdm import tqdm
+
+from scripts import BUNDLE_ROOT
+from scripts.core.files import output_folder, replacing
+from scripts.features.bank import seal_bank
+from scripts.synthetic.cohort import ensure_cohort
+
+__all__ = ["main", "write_control_banks", "write_few"]
+
+# Not those of `make demo`, on which the software was tried out while it was written.
+COHORT_SEED = 1
+NUM_SLIDES = 200
+# MILModel's transformer (50 million weights) would take most of the time on a machine without a GPU.
+METHODS = ["mustmil", "msmil", "ssmil", "mil_att"]
+# Those that differ in how they use the scales, and in nothing else.
+SCALE_METHODS = METHODS[:3]
+# With every slide the methods of several scales make next to no mistakes: one slide in so many tells them apart.
+FEW = 4
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the comparison and its control; every step is a command that a user could type."""
+    parser = argparse.ArgumentParser(prog="python -m scripts.demo.compare", description=__doc__)
+    parser.add_argument("--dataset_dir", type=Path, default=Path("data/compare"), help="where the slides are drawn")
+    parser.add_argument("--output_dir", type=Path, default=Path("output/compare-demo"))
+    parser.add_argument("--num_slides", type=int, default=NUM_SLIDES)
+    parser.add_argument("--methods", nargs="+", default=METHODS)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--epochs", type=int, default=5, help="of each phase; 5 as in the paper")
+    parser.add_argument("--num_processes", type=int, default=2, help="trainings at the same time")
+    args = parser.parse_args(argv)
+
+    start = time.perf_counter()
+    ensure_cohort(args.dataset_dir, args.num_slides, seed=COHORT_SEED)
+    features = args.output_dir / "features"
+    knobs = {
+        "dataset_dir": args.dataset_dir,
+        "seeds": args.seeds,
+        "epochs": args.epochs,
+        "num_processes": args.num_processes,
+    }
+    code = _comparing({**knobs, "methods": args.methods, "output_dir": args.output_dir, "feature_dir": features})
+    if code == 0:
+        few = args.output_dir / "few"
+        datalist = write_few(args.dataset_dir / "datalist.json", few / "datalist.json", FEW)
+        print(f"\nThe same with one training slide in {FEW}, each drawn {FEW} times as often.")
+        more = {"epochs": FEW * args.epochs, "methods": SCALE_METHODS, "datalist": datalist}
+        code = _comparing({**knobs, **more, "output_dir": few, "feature_dir": features})
+    if code == 0:
+        control = args.output_dir / "control"
+        same = control / "features"
+        write_control_banks(features, same)
+        print("\nThe control: the same slides, but each 10x patch has the features of the 5x patch around it.")
+        code = _comparing({**knobs, "methods": SCALE_METHODS, "output_dir": control, "feature_dir": same})
+    if code == 0:
+        print("Drawn slides: they show how the methods differ on them, and say nothing about tissue.")
+        print(f"Tables, pictures and curves are in {args.output_dir}; it took {time.perf_counter() - start:.0f} s.")
+    return code
+
+
+def write_few(datalist: Path, path: Path, step: int) -> Path:
+    """Write a datalist with every ``step``-th training slide and all others of a datalist; returns its path."""
+    entries = json.loads(datalist.read_text(encoding="utf-8"))
+    entries["training"] = entries["training"][::step]
+    with replacing(path) as part:
+        part.write_text(json.dumps(entries, indent=2) + "\n", encoding="utf-8")
+    return path
+
+
+def write_control_banks(feature_dir: Path, control_dir: Path) -> None:
+    """Write banks in which every scale carries the same information: that of the lowest.
+
+    Each patch of a higher scale gets the features of the lowest scale's patch around it; slides, rows and
+    geometry stay. A method that wins on these by more than chance wins by something else than a second scale.
+
+    Args:
+        feature_dir: the banks, which are not changed.
+        control_dir: gets a bank for each of them; those that are there already are left.
+    """
+    output_folder(control_dir)
+    for source in tqdm(sorted(feature_dir.glob("*.h5")), desc="control banks", unit="slide"):
+        path = control_dir / source.name
+        if path.exists():
+            continue
+        with replacing(path) as part:
+            shutil.copyfile(source, part)
+            with h5py.File(part, "r+") as bank:
+                rows = bank["rows"][:]
+                names = sorted((name for name in bank if name != "rows"), key=lambda name: float(name.rstrip("x")))
+                lowest = bank[names[0]]["features"][:]
+                for s, name in enumerate(names[1:], start=1):
+                    features = bank[name]["features"][:]
+                    features[rows[:, s]] = lowest[rows[:, 0]]
+                    bank[name]["features"][:] = features
+                seal_bank(bank, names)
+                bank.attrs["control"] = f"every scale has the features of {names[0]}"
+
+
+def _comparing(knobs: dict[str, object]) -> int:
+    options = [f"--{key}={value}" for key, value in knobs.items()]
+    command = ["-m", "monai.bundle", "run", "comparing", "--config_file=configs/compare.json", *options]
+    print(f"\n$ python {shlex.join(command)}", flush=True)
+    return subprocess.run([sys.executable, *command], cwd=BUNDLE_ROOT, check=False).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Scores, their intervals, reports, and how well maps find annotated regions."""

@@ -1,0 +1,281 @@
+"""The scores of the paper, on arrays and as metrics of MONAI's engines.
+
+A probability of 0.5 or more is a positive prediction. "micro" counts every slide and class as one decision.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from ignite.engine import Engine
+from ignite.exceptions import NotComputableError
+from ignite.metrics import EpochMetric, Metric
+from monai.handlers import from_engine
+from monai.utils import convert_to_tensor
+from numpy.typing import ArrayLike, NDArray
+from sklearn.metrics import (
+    accuracy_score,
+    average_precision_score,
+    f1_score,
+    precision_recall_fscore_support,
+    roc_auc_score,
+)
+from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from scripts.core.errors import SettingsError
+from scripts.core.ranks import dataset_size, gather_dealt
+
+__all__ = [
+    "CLASS_SCORE_NAMES",
+    "THRESHOLD",
+    "check_predictions",
+    "class_scores",
+    "frequency_baseline",
+    "head_metrics",
+    "head_scores",
+    "key_metric",
+    "lower_is_better",
+    "score_names",
+]
+
+Floats = NDArray[np.float64]
+
+THRESHOLD = 0.5
+SCORE_NAMES = {
+    "multilabel": ("micro_accuracy", "micro_f1", "macro_f1", "roc_auc"),
+    "binary": ("accuracy", "f1", "roc_auc"),
+}
+CLASS_SCORE_NAMES = ("accuracy", "precision", "recall", "f1", "roc_auc", "average_precision")
+
+
+def score_names(task: str) -> tuple[str, ...]:
+    """The names of the scores of a task, ``"multilabel"`` or ``"binary"``.
+
+    Raises:
+        SettingsError: if there is no such task.
+    """
+    if task not in SCORE_NAMES:
+        raise SettingsError("task", f"got {task!r}", f"Set it to one of: {', '.join(SCORE_NAMES)}.")
+    return SCORE_NAMES[task]
+
+
+def head_scores(probabilities: ArrayLike, labels: ArrayLike, task: str) -> dict[str, float]:
+    """The scores of one output.
+
+    An F1 without any positive label or prediction is 0, and the ROC-AUC of labels that are all the same is
+    NaN. The multilabel ROC-AUC is micro: it ranks all slides and classes together.
+
+    Args:
+        probabilities: ``[n, K]`` within 0 to 1; K is 1 for binary.
+        labels: ``[n, K]``, 0 or 1.
+        task: ``"multilabel"`` or ``"binary"``.
+
+    Returns:
+        A value for each of :func:`score_names`, in that order.
+
+    Raises:
+        SettingsError: if there is no such task.
+        ValueError: if the arrays do not fit, or hold other values.
+    """
+    names = score_names(task)
+    p, y = check_predictions(probabilities, labels, task)
+    predicted, truth, classes = (p >= THRESHOLD).ravel(), (y == 1).ravel(), range(y.shape[1])
+    scores = {
+        "accuracy": accuracy_score(truth, predicted),
+        "f1": f1_score(truth, predicted, zero_division=0.0),
+        "macro_f1": np.mean([f1_score(y[:, k], p[:, k] >= THRESHOLD, zero_division=0.0) for k in classes]),
+        "roc_auc": roc_auc_score(truth, p.ravel()) if truth.any() and not truth.all() else np.nan,
+    }
+    return {name: float(scores[name.removeprefix("micro_")]) for name in names}
+
+
+def class_scores(
+    probabilities: ArrayLike, labels: ArrayLike, class_names: Sequence[str]
+) -> dict[str, dict[str, float]]:
+    """The scores of each class alone.
+
+    What would be 0 / 0 is NaN: the precision of a class that is never predicted, the recall and the average
+    precision of one that no slide has, the F1 of one that is both (the macro-F1 counts it as 0), the ROC-AUC
+    of one that no slide or every slide has. Ranking scores are those of the probabilities; the paper's code
+    takes thresholded ones.
+
+    Args:
+        probabilities: ``[n, K]`` within 0 to 1.
+        labels: ``[n, K]``, 0 or 1.
+        class_names: the classes' names, K of them.
+
+    Returns:
+        For each class ``accuracy``, ``precision``, ``recall``, ``f1``, ``roc_auc``, ``average_precision``, and
+        ``slides``, how many have it.
+
+    Raises:
+        ValueError: if the arrays or names do not fit, or the arrays hold other values.
+    """
+    p, y = check_predictions(probabilities, labels, class_names=class_names)
+    return {name: _one_class(p[:, k], y[:, k]) for k, name in enumerate(class_names)}
+
+
+def frequency_baseline(train_labels: ArrayLike, test_labels: ArrayLike, task: str) -> dict[str, float]:
+    """What a classifier scores that knows only how frequent the classes are in training.
+
+    It gives one answer to every slide: the one that has the best micro-F1 (binary: F1) on the training
+    labels, the one with the fewest positives where several are best. Its ROC-AUC ranks by class frequency.
+
+    Args:
+        train_labels: ``[m, K]``, 0 or 1.
+        test_labels: ``[n, K]``, 0 or 1.
+        task: ``"multilabel"`` or ``"binary"``.
+
+    Returns:
+        As :func:`head_scores` on the test labels.
+
+    Raises:
+        SettingsError: if there is no such task.
+        ValueError: if the arrays do not fit, or hold other values.
+    """
+    score_names(task)
+    train, test = np.asarray(train_labels, np.float64), np.asarray(test_labels, np.float64)
+    if train.ndim != 2 or test.ndim != 2 or train.shape[1] != test.shape[1]:
+        raise ValueError(f"wanted labels [m, K] and [n, K], got {list(train.shape)} and {list(test.shape)}")
+    frequency = check_predictions(np.zeros_like(train), train, task)[1].mean(axis=0)  # [K]
+    # Whatever the number of positives, the most frequent classes give the best F1.
+    by_frequency = np.argsort(-frequency, kind="stable")
+    answers = []
+    for positives in range(len(frequency) + 1):
+        answer = np.zeros(len(frequency))
+        answer[by_frequency[:positives]] = 1.0
+        answers.append(answer)
+    f1 = score_names(task)[1]
+    best = max(answers, key=lambda answer: head_scores(np.tile(answer, (len(train), 1)), train, task)[f1])
+    scores = head_scores(np.tile(best, (len(test), 1)), test, task)
+    ranked = head_scores(np.tile(frequency, (len(test), 1)), test, task)
+    return scores | {"roc_auc": ranked["roc_auc"]}
+
+
+def head_metrics(heads: Sequence[str], task: str) -> dict[str, Metric]:
+    """The metrics of every output, for an evaluator's ``additional_metrics``.
+
+    Each is computed at the end of an epoch over the slides of all ranks. The engine's output must hold the
+    logits ``pred`` ``[1 + S, K]`` and the labels ``label`` ``[K]`` of every slide, as MONAI's evaluator
+    leaves them when no postprocessing changes them.
+
+    Args:
+        heads: the names of the outputs in order, for example ``["global", "5x", "10x"]``.
+        task: ``"multilabel"`` or ``"binary"``.
+
+    Returns:
+        For each output ``"<head>_<score>"`` with the scores of :func:`head_scores`, and ``"<head>_loss"``,
+        its binary cross-entropy.
+
+    Raises:
+        SettingsError: if there is no such task.
+    """
+    metrics: dict[str, Metric] = {}
+    for index, head in enumerate(heads):
+        for name in score_names(task):
+            metrics[f"{head}_{name}"] = _AllSlides(partial(_score, name=name, task=task), index)
+        metrics[f"{head}_loss"] = _AllSlides(_loss, index)
+    return metrics
+
+
+def key_metric(heads: Sequence[str], task: str) -> dict[str, Metric]:
+    """The loss of the first output alone, for an evaluator's ``key_val_metric``; see :func:`head_metrics`."""
+    name = f"{heads[0]}_loss"
+    return {name: head_metrics(heads, task)[name]}
+
+
+def lower_is_better(current: float, best: float) -> bool:
+    """Whether a loss is the best so far, for an evaluator's ``metric_cmp_fn``. NaN is worse than anything."""
+    return current < best or (math.isnan(best) and not math.isnan(current))
+
+
+def check_predictions(
+    probabilities: ArrayLike, labels: ArrayLike, task: str | None = None, class_names: Sequence[str] | None = None
+) -> tuple[Floats, Floats]:
+    """Probabilities and labels as arrays ``[n, K]``.
+
+    Args:
+        probabilities: what should be ``[n, K]`` within 0 to 1.
+        labels: what should be ``[n, K]``, 0 or 1.
+        task: where given as ``"binary"``, K must be 1.
+        class_names: where given, K must be their number.
+
+    Raises:
+        ValueError: if the arrays do not fit, or hold other values.
+    """
+    p, y = np.asarray(probabilities, np.float64), np.asarray(labels, np.float64)
+    if p.ndim != 2 or p.shape != y.shape or not p.size:
+        raise ValueError(f"wanted probabilities and labels [n, K], got {list(p.shape)} and {list(y.shape)}")
+    if task == "binary" and p.shape[1] != 1:
+        raise ValueError(f"the binary task has one class, got {p.shape[1]}")
+    if class_names is not None and p.shape[1] != len(class_names):
+        raise ValueError(f"wanted a name for each of {p.shape[1]} classes, got {len(class_names)}")
+    if not ((p >= 0) & (p <= 1)).all():
+        raise ValueError(f"probabilities must be within 0 to 1, got {p[~((p >= 0) & (p <= 1))][0]}")
+    if not np.isin(y, (0, 1)).all():
+        raise ValueError(f"labels must be 0 or 1, got {y[~np.isin(y, (0, 1))][0]}")
+    return p, y
+
+
+class _AllSlides(EpochMetric):
+    """A function of one output's logits and labels ``[n, K]`` over the slides of all ranks."""
+
+    num_slides: int | None = None
+
+    def __init__(self, compute_fn: Callable[[Tensor, Tensor], float], head: int) -> None:
+        super().__init__(compute_fn, output_transform=partial(_of_head, head=head), check_compute_fn=False)
+
+    def completed(self, engine: Engine, name: str) -> None:
+        self.num_slides = dataset_size(engine)
+        super().completed(engine, name)
+
+    def compute(self) -> float:
+        # Ignite's own compute gathers the slides in another order, and counts twice those that were dealt twice.
+        if self._result is None:
+            logits, labels = (_rows(batches) for batches in (self._predictions, self._targets))
+            slides = gather_dealt(list(zip(logits, labels, strict=True)), self.num_slides)
+            if not slides:
+                raise NotComputableError("a metric needs at least one slide, got none")
+            self._result = self.compute_fn(*(torch.stack(column) for column in zip(*slides, strict=True)))
+        return self._result
+
+
+def _of_head(output: Any, head: int) -> tuple[Tensor, Tensor]:
+    predictions, labels = from_engine(["pred", "label"])(output)
+    logits = torch.stack([convert_to_tensor(p)[head] for p in predictions])  # [b, K]
+    return logits.float(), torch.stack([convert_to_tensor(label) for label in labels]).float()
+
+
+def _rows(batches: list[Tensor]) -> list[Tensor]:
+    # Ignite's update turns [b, 1] into [b].
+    return [row.reshape(-1) for batch in batches for row in batch]  # n of [K]
+
+
+def _score(logits: Tensor, labels: Tensor, name: str, task: str) -> float:
+    if torch.isnan(logits).all():  # an output that this phase of the training does not compute
+        return math.nan
+    return head_scores(torch.sigmoid(logits).numpy(), labels.numpy(), task)[name]
+
+
+def _loss(logits: Tensor, labels: Tensor) -> float:
+    return binary_cross_entropy_with_logits(logits, labels).item()
+
+
+def _one_class(p: Floats, y: Floats) -> dict[str, float]:
+    predicted, some, all_same = p >= THRESHOLD, bool(y.any()), y.min() == y.max()
+    precision, recall, f1, _ = precision_recall_fscore_support(y, predicted, average="binary", zero_division=np.nan)
+    scores = {
+        "accuracy": accuracy_score(y, predicted),
+        "precision": precision,
+        "recall": recall,
+        "f1": f1,
+        "roc_auc": np.nan if all_same else roc_auc_score(y, p),
+        "average_precision": average_precision_score(y, p) if some else np.nan,
+    }
+    return {name: float(scores[name]) for name in CLASS_SCORE_NAMES} | {"slides": int(y.sum())}

@@ -1,0 +1,242 @@
+"""What evaluation and inference leave behind: metrics.json, predictions.csv, TensorBoard events."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ignite.engine import Engine, Events
+from monai.utils import CommonKeys
+from numpy.typing import NDArray
+from torch.utils.tensorboard import SummaryWriter
+
+from scripts.core.files import replacing
+from scripts.core.ranks import dataset_size, gather_dealt, is_first_rank
+from scripts.datalists.patients import patients_known, patients_of
+from scripts.evaluation.bootstrap import (
+    bootstrap_interval,
+    class_intervals,
+    patients_text,
+    warn_of_few,
+    warn_of_unknown,
+)
+from scripts.evaluation.metrics import CLASS_SCORE_NAMES, class_scores, head_scores, score_names
+
+__all__ = ["EvaluationReport", "PredictionReport", "label_of_text", "label_text", "without_nan"]
+
+
+def label_text(label: NDArray[Any], class_names: Sequence[str]) -> str:
+    """A label ``[K]`` as a datalist's CSV has it: the names of its classes joined by ``;``, or a 0 for each class.
+
+    Of one class, or of the binary task's one output, it is 0 or 1.
+    """
+    names = [name for name, value in zip(class_names, label, strict=True) if value > 0.5]
+    if len(class_names) == 1:
+        return str(len(names))
+    return ";".join(names or ["0"] * len(class_names))
+
+
+def label_of_text(text: str, class_names: Sequence[str]) -> list[float]:
+    """The label ``[K]`` that :func:`label_text` wrote; up to version 0.3.0 that was names alone, or nothing."""
+    words = text.split(";")
+    return [float(name in words or (len(class_names) == 1 and text == "1")) for name in class_names]
+
+
+def _shown(score: dict[str, Any]) -> str:
+    low, high = score["ci95"]
+    return f"{score['value']:.3f} [{low:.3f}, {high:.3f}]"
+
+
+def without_nan(value: Any) -> Any:
+    """The same dictionaries, lists and numbers, with null for what JSON has no number for: NaN and infinity."""
+    if isinstance(value, dict):
+        return {key: without_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+class PredictionReport:
+    """Writes ``predictions.csv``: slide, head, one probability a class, and the label where there is one.
+
+    Attach to an evaluator whose postprocessing makes probabilities ``[H, K]``. Of several ranks the first writes, what
+    all have predicted, in the order of the dataset.
+
+    Args:
+        output_dir: where the file is written.
+        heads: the outputs' names, H of them.
+        class_names: the classes' names, K of them.
+        key: of the probabilities in the evaluator's output.
+        write_seconds: how often what is known is written meanwhile, and also when the run fails, for one rank alone;
+            ``None`` writes when the run is complete.
+    """
+
+    def __init__(
+        self,
+        output_dir: str | Path,
+        heads: Sequence[str],
+        class_names: Sequence[str],
+        key: str = CommonKeys.PRED,
+        write_seconds: float | None = None,
+    ) -> None:
+        self.output_dir, self.key, self.write_seconds = Path(output_dir), key, write_seconds
+        self.heads, self.class_names = list(heads), list(class_names)
+        self._clear()
+
+    def attach(self, engine: Engine) -> None:
+        """Collect every iteration, write when the run is complete, or as ``write_seconds`` says."""
+        engine.add_event_handler(Events.STARTED, self._clear)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._collect)
+        engine.add_event_handler(Events.COMPLETED, self._end)
+        if self.write_seconds is not None:
+            engine.add_event_handler(Events.EXCEPTION_RAISED, self._fail)
+
+    def _clear(self) -> None:
+        self.slides: list[str] = []
+        self.probabilities: list[NDArray[np.float32]] = []
+        self.labels: list[NDArray[np.float32]] = []
+        self._written_at = time.monotonic()
+
+    def _collect(self, engine: Engine) -> None:
+        batch: Any = engine.state.batch
+        outputs: Any = engine.state.output
+        for item, output in zip(batch, outputs, strict=True):
+            self.slides.append(str(item["slide"]))
+            self.probabilities.append(_array(output[self.key]))
+            if output.get(CommonKeys.LABEL) is not None:
+                self.labels.append(_array(output[CommonKeys.LABEL]))
+        if self.write_seconds is not None and time.monotonic() - self._written_at >= self.write_seconds:
+            self._write_predictions()
+            self._written_at = time.monotonic()
+
+    def _fail(self, engine: Engine, error: BaseException) -> None:
+        self._write_predictions()
+        # Where somebody handles it, ignite leaves it to them to raise it.
+        raise error
+
+    def _end(self, engine: Engine) -> None:
+        total = dataset_size(engine)
+        self.slides = gather_dealt(self.slides, total)
+        self.probabilities = gather_dealt(self.probabilities, total)
+        self.labels = gather_dealt(self.labels, total)
+        if is_first_rank():
+            self._write(engine)
+
+    def _write(self, engine: Engine) -> None:
+        self._write_predictions()
+        engine.logger.info("wrote %s (%d slides)", self.output_dir / "predictions.csv", len(self.slides))
+
+    def _write_predictions(self) -> None:
+        has_labels = len(self.labels) == len(self.slides) > 0
+        header = ["slide", "head", *self.class_names, *(["label"] if has_labels else [])]
+        path = self.output_dir / "predictions.csv"
+        with replacing(path) as part, open(part, "w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(header)
+            for index, (slide, probabilities) in enumerate(zip(self.slides, self.probabilities, strict=True)):
+                label = [label_text(self.labels[index], self.class_names)] if has_labels else []
+                for head, row in zip(self.heads, probabilities, strict=True):
+                    writer.writerow([slide, head, *(f"{p:.9g}" for p in row), *label])
+
+
+class EvaluationReport(PredictionReport):
+    """Writes ``predictions.csv``, ``metrics.json`` and TensorBoard events of an evaluation.
+
+    ``metrics.json`` holds for each output each metric as ``{"value": v, "ci95": [low, high]}``, the interval by
+    a bootstrap over patients; a metric that is not defined (a ROC-AUC of one class only) is null. Beside them,
+    ``classes`` holds the same of each class alone, and as ``slides`` how many have it. Beside the outputs ``slides``
+    and ``patients`` say how many the numbers rest on (null where no slide has a patient), and ``made_by`` what made
+    them (:func:`scripts.core.provenance.made_by`).
+
+    Args:
+        output_dir: where the files are written.
+        heads: the outputs' names.
+        class_names: the classes' names, K of them.
+        task: ``"multilabel"`` or ``"binary"``.
+        summary_writer: the TensorBoard writer; ``None`` on other ranks than the first.
+        seed: seed of the bootstrap.
+        made_by: see above; without it, it is left out.
+        data: the datalist's entries, which say whose slides are evaluated; a slide that is not among them is a patient
+            of its own.
+    """
+
+    def __init__(
+        self,
+        output_dir: str | Path,
+        heads: Sequence[str],
+        class_names: Sequence[str],
+        task: str,
+        summary_writer: SummaryWriter | None,
+        seed: int = 0,
+        made_by: Mapping[str, Any] | None = None,
+        data: Sequence[Mapping[str, Any]] = (),
+    ) -> None:
+        super().__init__(output_dir, heads, class_names)
+        self.patients, self.patients_known = patients_of(data), patients_known(data)
+        self.task, self.seed, self.summary_writer = task, seed, summary_writer
+        self.made_by = {} if made_by is None else {"made_by": dict(made_by)}
+
+    def _write(self, engine: Engine) -> None:
+        assert self.summary_writer is not None
+        super()._write(engine)
+        # The draws of the bootstrap are of rows: the datalist's order has no part in them.
+        order = np.argsort(self.slides)
+        probabilities, labels = np.stack(self.probabilities)[order], np.stack(self.labels)[order]
+        patients = [self.patients.get(self.slides[i], self.slides[i]) for i in order]
+        report: dict[str, dict[str, Any]] = {}
+        for index, head in enumerate(self.heads):
+            report[head] = self._scores(probabilities[:, index], labels, patients)
+            self._show(self.summary_writer, head, report[head], probabilities[:, index], labels)
+        self.summary_writer.flush()
+        path, num_patients = self.output_dir / "metrics.json", len(set(patients))
+        rests_on = {"slides": len(patients), "patients": num_patients if self.patients_known else None}
+        with replacing(path) as part:
+            content = {**without_nan(report), **rests_on, **self.made_by}
+            part.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        engine.logger.info("wrote %s: %s", path, patients_text(len(patients), rests_on["patients"]))
+        for head, scores in report.items():
+            told = ", ".join(f"{name} {_shown(scores[name])}" for name in score_names(self.task))
+            engine.logger.info("%s: %s", head, told)
+        warn_of_few(num_patients, path)
+        if not self.patients_known:
+            warn_of_unknown(path)
+
+    def _scores(self, p: NDArray[Any], y: NDArray[Any], patients: Sequence[str]) -> dict[str, Any]:
+        """One output's part of ``metrics.json``, undefined values as NaN."""
+        intervals = bootstrap_interval(p, y, self.task, seed=self.seed, patients=patients)
+        class_bounds = class_intervals(p, y, self.class_names, seed=self.seed, patients=patients)
+        classes: dict[str, dict[str, Any]] = {}
+        for class_name, scores in class_scores(p, y, self.class_names).items():
+            slides = scores.pop("slides")
+            classes[class_name] = {**_with_bounds(scores, class_bounds[class_name]), "slides": int(slides)}
+        return {**_with_bounds(head_scores(p, y, self.task), intervals), "classes": classes}
+
+    def _show(self, writer: SummaryWriter, head: str, report: dict[str, Any], p: NDArray[Any], y: NDArray[Any]) -> None:
+        _show_scalars(writer, f"evaluation/{head}", report, score_names(self.task))
+        for class_name, scores in report["classes"].items():
+            _show_scalars(writer, f"{head}/{class_name}", scores, CLASS_SCORE_NAMES)
+        for k, class_name in enumerate(self.class_names):
+            tag = f"{head}/{class_name}"
+            writer.add_pr_curve(tag, y[:, k], p[:, k], 0)
+            writer.add_histogram(f"probability/{tag}", p[:, k], 0)
+
+
+def _show_scalars(writer: SummaryWriter, tag: str, scores: dict[str, Any], names: Sequence[str]) -> None:
+    for name in names:
+        if math.isfinite(value := scores[name]["value"]):
+            writer.add_scalar(f"{tag}_{name}", value, 0)
+
+
+def _array(tensor: torch.Tensor) -> NDArray[np.float32]:
+    return np.asarray(tensor.detach().float().cpu().numpy(), dtype=np.float32)
+
+
+def _with_bounds(scores: dict[str, float], bounds: dict[str, tuple[float, float]]) -> dict[str, Any]:
+    return {name: {"value": value, "ci95": list(bounds[name])} for name, value in scores.items()}

@@ -1,0 +1,1 @@
+"""Many trainings: comparing methods, searching settings."""

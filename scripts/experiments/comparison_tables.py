@@ -1,0 +1,191 @@
+"""The tables of a comparison: Markdown to read, CSV to go on with."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scripts.core.files import replacing
+from scripts.evaluation.bootstrap import FEWEST_PATIENTS, patients_text
+from scripts.evaluation.metrics import score_names
+from scripts.experiments.comparison_results import MapRow, Row, Run
+
+__all__ = ["markdown", "write_runs", "write_summary"]
+
+TITLES = {
+    "micro_accuracy": "micro-accuracy",
+    "micro_f1": "micro-F1",
+    "macro_f1": "macro-F1",
+    "accuracy": "accuracy",
+    "f1": "F1",
+    "roc_auc": "ROC-AUC",
+    "average_precision": "average precision",
+}
+
+
+SUMMARY_COLUMNS = (
+    "method", "output", "class", "score", "mean", "sd", "trainings", "behind", "behind_low", "behind_high", "p_value",
+)  # fmt: skip
+
+
+def markdown(
+    rows: Sequence[Row],
+    maps: Sequence[MapRow],
+    task: str,
+    num_slides: int,
+    num_patients: int,
+    seeds: Sequence[int],
+    chance: Mapping[str, float],
+    patients_known: bool = True,
+) -> str:
+    """The tables as Markdown, in columns that line up as plain text as well.
+
+    Args:
+        rows: the outputs of the methods.
+        maps: their maps of attention and contribution; empty without regions.
+        task: ``"multilabel"`` or ``"binary"``.
+        num_slides: the number of test slides.
+        num_patients: the number of patients whose slides they are.
+        seeds: the seeds of the trainings.
+        chance: the scores of class frequencies alone, see :func:`scripts.evaluation.metrics.frequency_baseline`.
+        patients_known: whether the datalist says whose slides they are; if not, each slide counts as a patient.
+    """
+    names = score_names(task)
+    lead = TITLES[names[1]]
+    head = [
+        "output", *(TITLES[name] for name in names), f"behind MuSTMIL global in {lead} [95%]", "p",
+        "phases", "weights trained", "training in s",
+    ]  # fmt: skip
+    body = [
+        [
+            row.title,
+            *(_mean_sd(row.scores[name]) for name in names),
+            *_lead(row),
+            str(row.phases),
+            f"{row.parameters:,}",
+            _mean_sd(row.seconds, digits=1),
+        ]
+        for row in rows
+    ]
+    intervals = "its interval and p come from a bootstrap over patients and trainings."
+    if num_patients < FEWEST_PATIENTS:
+        intervals = f"it has no interval and no p, because the patients are fewer than {FEWEST_PATIENTS}."
+    frequencies = ["class frequencies alone", *(_number(chance[name]) for name in names)]
+    body.append(frequencies + [""] * (len(head) - len(frequencies)))
+    tested = patients_text(num_slides, num_patients if patients_known else None, "test slides")
+    parts = [
+        f"{tested}, {len(seeds)} trainings of each method (seeds "
+        f"{', '.join(map(str, seeds))}): mean ± standard deviation over trainings. The difference to MuSTMIL's global "
+        f"output is on the same slides; {intervals}",
+        _table(head, body),
+    ]
+    for score in ("f1", "roc_auc"):
+        classes = list(rows[0].classes)
+        body = [[row.title, *(_mean_sd(row.classes[name][score]) for name in classes)] for row in rows]
+        parts += [f"{TITLES[score]} of each class:", _table(["output", *classes], body)]
+    for score in ("roc_auc", "average_precision") if maps else ():
+        classes = list(maps[0].classes)
+        body = [
+            [row.title, row.kind, row.scale, *(_mean_sd(row.classes[name][score]) for name in classes)] for row in maps
+        ]
+        for scale in dict.fromkeys(row.scale for row in maps):
+            row = next(row for row in maps if row.scale == scale)
+            chance_of = {name: 0.5 if score == "roc_auc" else row.positive_share[name] for name in classes}
+            cells = (_with_count(chance_of[name], row.slides[name]) for name in classes)
+            body.append(["chance (slides)", "", scale, *cells])
+        parts += [
+            f"Heatmaps against the regions of the classes, patch by patch, {TITLES[score]}, mean over the slides of "
+            "the class in which some patches, and not all, lie in its regions:",
+            _table(["map", "kind", "patches", *classes], body),
+        ]
+    return "\n\n".join(parts) + "\n"
+
+
+def write_summary(path: Path, rows: Sequence[Row], maps: Sequence[MapRow]) -> None:
+    """Write ``comparison.csv``: one line for each number of the tables, with its mean and standard deviation.
+
+    Columns: method, output (or kind and name of a map), class (empty for all), score, mean, sd, trainings, and for the
+    score that methods are compared in ``behind``, ``behind_low``, ``behind_high`` and ``p_value``.
+    """
+    lines: list[list[object]] = []
+    for row in rows:
+        for index, (name, values) in enumerate(row.scores.items()):
+            b = row.behind if index == 1 else None
+            compared = [] if b is None else [f"{v:.6g}" for v in (b.difference, b.low, b.high, b.p_value)]
+            lines.append([row.method, row.head, "", name, *_spread(values), *compared])
+        for class_name, scores in row.classes.items():
+            lines += [[row.method, row.head, class_name, name, *_spread(values)] for name, values in scores.items()]
+        lines.append([row.method, row.head, "", "training_seconds", *_spread(row.seconds)])
+        for name, value in (("phases", row.phases), ("parameters", row.parameters)):
+            lines.append([row.method, row.head, "", name, value])
+    for one in maps:
+        output = f"{one.kind} {one.map_name}"
+        for class_name, scores in one.classes.items():
+            for name, values in scores.items():
+                lines.append([one.method, output, class_name, f"localisation_{name}", *_spread(values)])
+    _write_csv(path, SUMMARY_COLUMNS, lines)
+
+
+def write_runs(path: Path, runs: Sequence[Run], task: str) -> None:
+    """Write ``runs.csv``: one line for each run and output, with its scores, time and best epoch."""
+    names = score_names(task)
+    lines = []
+    for run in runs:
+        for head, report in run.metrics.items():
+            scores = ["" if report[name]["value"] is None else f"{report[name]['value']:.6g}" for name in names]
+            seconds = sum(phase["seconds"] for phase in run.phases_of(head))
+            best = run.training["best"][head]
+            lines.append(
+                [run.method, run.seed, head, *scores, f"{best['validation_loss']:.6g}", best["epoch"], f"{seconds:.3f}"]
+            )
+    _write_csv(path, ["method", "seed", "output", *names, "validation_loss", "best_epoch", "training_seconds"], lines)
+
+
+def _write_csv(path: Path, columns: Sequence[str], lines: Sequence[Sequence[object]]) -> None:
+    with replacing(path) as part, open(part, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(columns)
+        writer.writerows([*line, *[""] * (len(columns) - len(line))] for line in lines)
+
+
+def _spread(values: NDArray[np.float64]) -> list[object]:
+    known = values[~np.isnan(values)]
+    mean = f"{known.mean():.6g}" if known.size else ""
+    return [mean, f"{known.std(ddof=1):.6g}" if known.size > 1 else "", known.size]
+
+
+def _mean_sd(values: NDArray[np.float64], digits: int = 3) -> str:
+    known = values[~np.isnan(values)]
+    if not known.size:
+        return "-"
+    spread = f" ± {known.std(ddof=1):.{digits}f}" if known.size > 1 else ""
+    return f"{known.mean():.{digits}f}{spread}"
+
+
+def _number(value: float) -> str:
+    return "-" if np.isnan(value) else f"{value:.3f}"
+
+
+def _with_count(value: float, slides: int) -> str:
+    return f"{_number(value)} ({slides})" if slides else "- (0)"
+
+
+def _lead(row: Row) -> list[str]:
+    if row.behind is None:
+        return ["", ""]
+    b = row.behind
+    if np.isnan(b.p_value):
+        return [f"{b.difference:+.3f}", "-"]
+    p = "< 0.001" if b.p_value < 0.001 else _number(b.p_value)
+    return [f"{b.difference:+.3f} [{b.low:+.3f}, {b.high:+.3f}]", p]
+
+
+def _table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    widths = [max(len(line[i]) for line in [head, *body]) for i in range(len(head))]
+    lines = [[cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in [head, *body]]
+    rule = ["-" * width for width in widths]
+    return "\n".join("| " + " | ".join(line) + " |" for line in [lines[0], rule, *lines[1:]])

@@ -1,0 +1,1 @@
+"""From patches to feature files: backbones, runtimes, augmentation, extraction, the feature bank."""

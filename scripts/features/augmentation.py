@@ -1,0 +1,153 @@
+"""Class-wise augmentation by views: the one room that knows Albumentations."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+from collections.abc import Callable
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scripts.core.errors import SettingsError
+from scripts.datalists.class_balance import balanced_weights
+
+__all__ = ["ViewTransform", "augmentation_settings", "count_views", "view_transform"]
+
+# Raised when the same settings would give other views: banks of older views are then made again.
+VIEW_FORMAT = 1
+PROBABILITY = 0.5
+# Limits of the shifts, either way, in the units of OpenCV's HSV: hue 0..179 (two degrees each), saturation and
+# value 0..255. In hue, haematoxylin's violet and eosin's pink are about 50 degrees apart; 16 degrees move both as
+# another laboratory's stain or scanner does, and turn neither into the other. A tenth of the range of saturation
+# is a paler or a stronger stain. Value is kept closer, since above it glass and lumens clip to white, and a darker
+# nucleus is itself a sign of dysplasia.
+HUE_SHIFT = 8
+SATURATION_SHIFT = 25
+VALUE_SHIFT = 15
+
+Patches = NDArray[np.uint8]
+
+
+class ViewTransform:
+    """One drawn transform, applied alike to every patch that it is given.
+
+    It keeps no state between calls, so that several threads may call it at once.
+
+    Args:
+        steps: what is done to an image ``[H, W, 3]``, in this order; nothing if there are none.
+    """
+
+    def __init__(self, steps: list[Callable[[NDArray[np.uint8]], NDArray[np.uint8]]]) -> None:
+        self._steps = steps
+
+    def __call__(self, patches: Patches) -> Patches:
+        """Transform patches.
+
+        Args:
+            patches: RGB ``[n, 3, H, H]``; squares, because they may be turned. They are not changed.
+
+        Returns:
+            A new array of the same shape.
+        """
+        transformed = np.empty_like(patches, order="C")
+        for index, patch in enumerate(patches):
+            image = np.ascontiguousarray(patch.transpose(1, 2, 0))
+            for step in self._steps:
+                # A turned image is a view into the old one, which OpenCV would copy at each of its calls.
+                image = np.ascontiguousarray(step(image))
+            transformed[index] = image.transpose(2, 0, 1)
+        return transformed
+
+
+def view_transform(slide: str, view: int) -> ViewTransform | None:
+    """The transform of a view of a slide, the same for all patches and scales of its bag.
+
+    It depends on the slide's name and the view's number alone: it is the same in every process, and draws from
+    no generator but its own.
+
+    Args:
+        slide: the slide's name in the datalist.
+        view: the view's number, from 0 up; 0 are the plain patches.
+
+    Returns:
+        The transform, or ``None`` for view 0.
+
+    Raises:
+        ValueError: if ``view`` is negative.
+    """
+    if view < 0:
+        raise ValueError(f"a view's number is 0 or more, got {view}")
+    if view == 0:
+        return None
+    # At import the library asks PyPI for a newer version, and warns where there is no network; not if told so.
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+    import albumentations
+
+    pipeline = albumentations.ReplayCompose(
+        [
+            albumentations.RandomRotate90(p=PROBABILITY),
+            albumentations.HorizontalFlip(p=PROBABILITY),
+            albumentations.VerticalFlip(p=PROBABILITY),
+            albumentations.HueSaturationValue(HUE_SHIFT, SATURATION_SHIFT, VALUE_SHIFT, p=PROBABILITY),
+        ]
+    )
+    seed = int.from_bytes(hashlib.sha256(f"{view}:{slide}".encode(errors="surrogatepass")).digest()[:8], "big")
+    # One generator for all: `set_random_seed` would give each transform one of its own from the same seed, and
+    # either all of them would be applied or none.
+    pipeline.set_random_state(np.random.default_rng(seed), random.Random(seed))
+    drawn = pipeline(image=np.zeros((1, 1, 3), dtype=np.uint8))["replay"]["transforms"]
+    # `ReplayCompose.replay` would build the pipeline again at each call, for each patch. The transforms' own
+    # `apply` is what it comes to: it draws nothing and keeps nothing.
+    return ViewTransform(
+        [
+            _step(transform.apply, record["params"])
+            for transform, record in zip(pipeline.transforms, drawn, strict=True)
+            if record["applied"]
+        ]
+    )
+
+
+def augmentation_settings() -> dict[str, Any]:
+    """What decides the views, as plain values: stored with the features of a view."""
+    return {
+        "view_format": VIEW_FORMAT,
+        "albumentations": version("albumentations"),
+        "probability": PROBABILITY,
+        "hue_shift": HUE_SHIFT,
+        "saturation_shift": SATURATION_SHIFT,
+        "value_shift": VALUE_SHIFT,
+    }
+
+
+def count_views(labels: NDArray[np.float32], views: int) -> list[int]:
+    """How many augmented views each slide has: the rarer its classes, the more.
+
+    Args:
+        labels: ``[n, K]`` of 0 and 1.
+        views: the number for the slides that :func:`scripts.datalists.class_balance.balanced_weights` weighs most;
+            others have as many in proportion to their weight, rounded, and at least one. 0 is none for all.
+
+    Returns:
+        n numbers.
+
+    Raises:
+        SettingsError: if ``views`` is no whole number from 0 up.
+    """
+    if not isinstance(views, int) or isinstance(views, bool) or views < 0:
+        raise SettingsError("views", f"got {views!r}", "Give a whole number from 0 up; 0 is no augmentation.")
+    if views == 0:
+        return [0] * len(labels)
+    weights = balanced_weights(labels)
+    # Whole shares of a weight may come out a hair off in floats.
+    shares = np.round(views * weights / weights.max(), 9)
+    return [max(1, int(np.floor(share + 0.5))) for share in shares]
+
+
+def _step(
+    apply: Callable[..., NDArray[np.uint8]], params: dict[str, Any]
+) -> Callable[[NDArray[np.uint8]], NDArray[np.uint8]]:
+    return lambda image: apply(image, **params)

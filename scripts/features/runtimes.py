@@ -1,0 +1,174 @@
+"""What computes a backbone's forward pass: PyTorch as it is, PyTorch compiled, or OpenVINO."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import os
+import shutil
+import sys
+import sysconfig
+import warnings
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from scripts.core.errors import SettingsError
+from scripts.features.backbones import Backbone
+
+__all__ = ["RUNTIMES", "Forward", "choose_runtime", "get_forward"]
+
+RUNTIMES = ("torch", "compile", "openvino")
+
+# From patches ``[batch_size, 3, H, W]`` uint8, channels last in memory, to features ``[batch_size, F]`` float32.
+Forward = Callable[[Tensor], Tensor]
+
+logger = logging.getLogger(__name__)
+
+
+def choose_runtime(runtime: str, device: torch.device) -> str:
+    """The runtime to use: the one asked for, or ``"torch"``, with a warning, where nothing can be compiled.
+
+    Args:
+        runtime: ``"torch"``; ``"compile"``, which is ``torch.compile``; or ``"openvino"``, for CPUs.
+        device: where the backbone runs.
+
+    Raises:
+        SettingsError: if there is no such runtime, it is not installed, or it does not run on this device.
+    """
+    if runtime not in RUNTIMES:
+        raise SettingsError("runtime", f"got {runtime!r}", f"Choose one of: {', '.join(RUNTIMES)}.")
+    if runtime == "openvino":
+        if device.type != "cpu":
+            raise SettingsError("runtime", f"openvino does not run on {device}", "Set it to torch or compile.")
+        if find_spec("openvino") is None:
+            raise SettingsError("runtime", "openvino is not installed", "Run: pip install openvino.")
+    if runtime == "compile" and (missing := _missing_to_compile(device)):
+        logger.warning("runtime: nothing can be compiled here (%s is missing): going on with torch", missing)
+        return "torch"
+    return runtime
+
+
+def get_forward(runtime: str, backbone: Backbone, batch_size: int) -> Forward:
+    """The forward pass of a backbone.
+
+    ``"compile"`` and ``"openvino"`` fold batch norms into convolutions, and prepare the network for patches of one
+    size; that takes seconds, at the first batch.
+
+    Args:
+        runtime: of :func:`choose_runtime`.
+        backbone: the backbone, on the device where it is to run.
+        batch_size: patches of a full batch, for which ``"compile"`` compiles; what comes with fewer is filled up.
+    """
+    if runtime == "torch":
+        return backbone
+    logger.info("preparing %s for runtime %s, which takes seconds, on busy cores a minute", backbone.name, runtime)
+    return _OpenVINO(backbone) if runtime == "openvino" else _FullBatches(_compiled(backbone), batch_size)
+
+
+class _FullBatches:
+    """Fills the last batch up, because another batch size would be compiled anew."""
+
+    def __init__(self, forward: Forward, batch_size: int) -> None:
+        self.forward, self.batch_size = forward, batch_size
+
+    def __call__(self, patches: Tensor) -> Tensor:
+        missing = self.batch_size - len(patches)
+        if missing == 0:
+            return self.forward(patches)
+        # A tensor made in inference mode is another kind to the compiler, which would compile anew for it.
+        with torch.inference_mode(False):
+            full = torch.cat([patches, patches.new_zeros(missing, *patches.shape[1:])])
+            full = full.contiguous(memory_format=torch.channels_last)
+        return self.forward(full)[: len(patches)]
+
+
+def _compiled(backbone: Backbone) -> Forward:
+    folded = copy.deepcopy(backbone)
+    _fold_batch_norms(folded.network)
+    folded.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    # Frozen, weights are constants, which oneDNN lays out once and for all.
+    module = torch.compile(folded, dynamic=False, options={"freezing": True})
+
+    def forward(patches: Tensor) -> Tensor:
+        try:
+            return module(patches)
+        except torch._inductor.exc.InductorError as error:
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            raise SettingsError("runtime", f"the backbone cannot be compiled ({reason})", "Set it to torch.") from error
+
+    return forward
+
+
+class _OpenVINO:
+    """A backbone in OpenVINO, on as many threads as PyTorch has."""
+
+    def __init__(self, backbone: Backbone) -> None:
+        self.backbone = backbone
+        self._compiled: Callable | None = None
+
+    def __call__(self, patches: Tensor) -> Tensor:
+        x = patches.permute(0, 2, 3, 1)  # [n, H, W, 3], which is how they lie in memory
+        if self._compiled is None:
+            self._compiled = self._compile(x)
+        # A copy, because the next call writes into the same memory.
+        return torch.from_numpy(self._compiled(x.numpy())[0].copy())
+
+    def _compile(self, example: Tensor) -> Callable:
+        # Imported, OpenVINO sends word of its use to its maker, unless the package that does so cannot be imported.
+        sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+        import openvino
+
+        backbone = copy.deepcopy(self.backbone)
+        backbone.amp = False  # OpenVINO is told its precision below, and cannot read an autocast
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", torch.jit.TracerWarning)
+            model = openvino.convert_model(
+                _FromChannelsLast(backbone).eval(), example_input=example, input=[(-1, *example.shape[1:])]
+            )
+        config = {
+            "PERFORMANCE_HINT": "LATENCY",  # all threads on one batch; the other hint computes several side by side
+            "INFERENCE_PRECISION_HINT": "bf16" if self.backbone.amp else "f32",
+            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        }
+        compiled: Callable = openvino.Core().compile_model(model, "CPU", config)
+        return compiled
+
+
+class _FromChannelsLast(nn.Module):
+    def __init__(self, backbone: Backbone) -> None:
+        super().__init__()
+        self.backbone = backbone
+
+    def forward(self, x: Tensor) -> Tensor:
+        features: Tensor = self.backbone(x.permute(0, 3, 1, 2))  # [n, F]
+        return features
+
+
+def _fold_batch_norms(network: nn.Module) -> None:
+    """Make each batch norm a part of the convolution that it follows, by the order in which they were made."""
+    for module in network.modules():
+        previous: tuple[str, nn.Module] | None = None
+        for name, child in list(module.named_children()):
+            if isinstance(child, nn.BatchNorm2d) and previous is not None and isinstance(previous[1], nn.Conv2d):
+                setattr(module, previous[0], fuse_conv_bn_eval(previous[1], child))
+                setattr(module, name, nn.Identity())
+            previous = name, child
+
+
+def _missing_to_compile(device: torch.device) -> str | None:
+    """What ``torch.compile`` needs and this machine lacks."""
+    if device.type == "cuda":
+        if not find_spec("triton"):
+            return "triton"
+        if not any(shutil.which(compiler) for compiler in (os.environ.get("CC", "gcc"), "clang")):
+            return "a C compiler"
+    elif not any(shutil.which(compiler) for compiler in (os.environ.get("CXX", "g++"), "clang++")):
+        return "a C++ compiler"
+    if not (Path(sysconfig.get_path("include")) / "Python.h").is_file():
+        return "Python.h"
+    return None

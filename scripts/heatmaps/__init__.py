@@ -1,0 +1,1 @@
+"""Maps over patches, and every form in which they leave: PNG, MHA, GeoJSON, figures."""

@@ -1,0 +1,1 @@
+"""From a slide's path to what is served."""

@@ -1,0 +1,143 @@
+"""The methods that can be trained and compared: what each one's network, outputs, attention maps and loss are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from scripts.core.errors import SettingsError
+from scripts.core.magnification import scale_names
+from scripts.networks.bag_network import BagNetwork
+from scripts.networks.baselines import MSMIL, SSMIL, HighestScaleMIL
+from scripts.networks.losses import MultiScaleLoss, PhaseLoss
+from scripts.networks.mustmil import MuSTMIL
+
+__all__ = [
+    "METHODS",
+    "MapSpec",
+    "attention_maps",
+    "check_method",
+    "get_loss",
+    "get_network",
+    "method_title",
+    "result_heads",
+    "trained_heads",
+]
+
+METHODS: dict[str, str] = {
+    "mustmil": "MuSTMIL",
+    "msmil": "MSMIL",
+    "ssmil": "SSMIL",
+    "mil_att": "MILModel att",
+    "mil_att_trans": "MILModel att_trans",
+}
+"""The methods' names, and what tables and figures call them."""
+
+
+@dataclass(frozen=True)
+class MapSpec:
+    """One attention map of a method.
+
+    Args:
+        name: of files and tables: ``"global"``, ``"5x"``, ...
+        head: the output that it explains.
+        scale_index: whose patches it lies on; 0 is the lowest magnification.
+    """
+
+    name: str
+    head: str
+    scale_index: int
+
+
+def check_method(method: str) -> str:
+    """The same method.
+
+    Raises:
+        SettingsError: if there is no such method.
+    """
+    if not isinstance(method, str) or method not in METHODS:
+        raise SettingsError("method", f"got {method!r}", f"Choose one of {', '.join(METHODS)}.")
+    return method
+
+
+def method_title(method: str) -> str:
+    """What tables and figures call a method, for example ``"MuSTMIL"``."""
+    return METHODS[check_method(method)]
+
+
+def get_network(method: str, **settings: Any) -> BagNetwork:
+    """The network of a method.
+
+    Args:
+        method: one of :data:`METHODS`.
+        settings: the arguments of :class:`scripts.networks.mustmil.MuSTMIL`, which every method takes.
+
+    Raises:
+        SettingsError: if there is no such method, or a setting has no such value.
+    """
+    check_method(method)
+    if method == "mustmil":
+        return MuSTMIL(**settings)
+    if method == "ssmil":
+        return SSMIL(**settings)
+    if method == "msmil":
+        return MSMIL(**settings)
+    return HighestScaleMIL(mil_mode=method.removeprefix("mil_"), **settings)
+
+
+def get_loss(method: str, network: BagNetwork, alpha: float = 1.0, beta: float = 1.0) -> nn.Module:
+    """The loss of a method: MuSTMIL's with its weights, for a baseline that of the output in training.
+
+    Args:
+        method: one of :data:`METHODS`.
+        network: the network that is trained.
+        alpha: weight of MuSTMIL's global output; the baselines have no use for it.
+        beta: weight of each of MuSTMIL's scales; the baselines have no use for it.
+
+    Raises:
+        SettingsError: if there is no such method, or the weights cannot be used.
+    """
+    return MultiScaleLoss(alpha, beta) if check_method(method) == "mustmil" else PhaseLoss(network)
+
+
+def result_heads(method: str, magnifications: Sequence[float]) -> list[str]:
+    """The names of a method's outputs, in order: ``["global", "5x", "10x"]`` for MuSTMIL.
+
+    MSMIL has the global one alone, SSMIL one for each scale, MONAI's MILModel that of the highest scale.
+
+    Raises:
+        SettingsError: if there is no such method, or the magnifications cannot be used.
+    """
+    scales = scale_names(magnifications)
+    heads = {"mustmil": ["global", *scales], "msmil": ["global"], "ssmil": scales}
+    return heads.get(check_method(method), scales[-1:])
+
+
+def trained_heads(method: str, magnifications: Sequence[float]) -> list[str]:
+    """The outputs that have weights of their own in training: MSMIL trains each scale alone before the global one.
+
+    Raises:
+        SettingsError: as :func:`result_heads`.
+    """
+    return ["global", *scale_names(magnifications)] if method == "msmil" else result_heads(method, magnifications)
+
+
+def attention_maps(method: str, magnifications: Sequence[float]) -> list[MapSpec]:
+    """The attention maps of a method, in the order in which its network gives them.
+
+    MuSTMIL's global attention lies on the patches of the highest scale, of which there is one in each row.
+    MSMIL pools the patches of all scales as one bag: one attention, and a map for each scale of it.
+
+    Raises:
+        SettingsError: as :func:`result_heads`.
+    """
+    scales = scale_names(magnifications)
+    own = [MapSpec(name, name, s) for s, name in enumerate(scales)]
+    if check_method(method) == "mustmil":
+        return [MapSpec("global", "global", len(scales) - 1), *own]
+    if method == "msmil":
+        return [MapSpec(f"global_{name}", "global", s) for s, name in enumerate(scales)]
+    return own if method == "ssmil" else own[-1:]

@@ -1,0 +1,172 @@
+"""The multi-scale task network: one attention branch a magnification and one over all of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from scripts.core.errors import SettingsError
+from scripts.networks.bag_network import BagNetwork
+
+__all__ = ["BranchNetwork", "MuSTMIL"]
+
+
+class BranchNetwork(BagNetwork):
+    r"""The parts of MuSTMIL: an instance layer for each scale, and a branch for each output.
+
+    In the paper's letters a branch over instances h_j with log weights g_j is, for class k,
+
+    .. math::
+        a_{j,k} &= softmax_j(w_k^T tanh(V h_j) + g_j) \\
+        z_k &= \sum_j a_{j,k} h_j \\
+        y &= Cl([z_1, ..., z_K])
+
+    There is no bias on w: softmax cancels it.
+
+    The log weight is our addition. The paper attends over the unique patches X_s of a scale, but linked rows
+    repeat a low patch c times; -log(c) on each of them makes softmax over rows equal softmax over patches.
+
+    The subclasses say which instances each branch pools (``_inputs``), and how the branches' logits and maps
+    become the network's (``_outputs``, ``_maps``).
+
+    What MONAI's :class:`MILModel` calls ``net`` is ConvL; ``embed`` holds IL of every scale from low to high,
+    ``attention`` V and w of every branch, and ``myfc`` Cl.
+
+    Args:
+        widths: the length of the instances that each branch pools.
+        num_classes: K, the number of logits of each output.
+        num_nodes: length of h, at least 2; V maps each branch's instances to half of that.
+        settings: further arguments of :class:`BagNetwork`.
+
+    Raises:
+        SettingsError: if ``num_nodes`` is too small, or as :class:`BagNetwork`.
+        ValueError: as :class:`BagNetwork`.
+    """
+
+    def __init__(self, widths: list[int], num_classes: int, num_nodes: int = 128, **settings: Any) -> None:
+        if num_nodes < 2:
+            raise SettingsError("num_nodes", f"got {num_nodes}", "Set it to 2 or more; the paper has 128.")
+        super().__init__(num_classes, **settings)
+        self.embed = nn.ModuleList(nn.Linear(self.num_features, num_nodes) for _ in range(self.num_scales))
+        self.attention: nn.ModuleList = nn.ModuleList(  # type: ignore[assignment]
+            nn.Sequential(
+                nn.Linear(width, num_nodes // 2),
+                nn.Tanh(),
+                nn.Linear(num_nodes // 2, num_classes, bias=False),
+            )
+            for width in widths
+        )
+        self.myfc: nn.ModuleList = nn.ModuleList(  # type: ignore[assignment]
+            nn.Linear(num_classes * width, num_classes) for width in widths
+        )
+        # Which instance layers and which branches are computed: all, but in a phase that trains others.
+        self.embeds = [True] * self.num_scales
+        self.computes = [True] * len(widths)
+
+    def _head_dtype(self) -> torch.dtype:
+        weight: Tensor = self.embed[0].weight  # type: ignore[assignment]
+        return weight.dtype
+
+    def _embed(self, x: Tensor) -> list[Tensor]:
+        """h of each scale, ``[B, N, num_nodes]``; without rows where nothing needs it."""
+        embedded: list[Tensor] = []
+        for s, il in enumerate(self.embed):
+            embedded.append(il(x[:, :, s] if self.embeds[s] else x[:, :0, s]))  # [B, N, num_nodes]
+        return embedded
+
+    def _branches(self, x: Tensor, log_weight: Tensor) -> tuple[Tensor, Tensor]:
+        inputs, log_weights = self._inputs(x, log_weight)
+        logits, attention = self._pool(inputs, log_weights)
+        return self._outputs(logits), self._maps(attention)  # [B, H, K], [B, N, M, K]
+
+    def _explain(self, x: Tensor, log_weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        inputs, log_weights = self._inputs(x, log_weight)
+        logits, attention = self._pool(inputs, log_weights)
+        contribution = self._contribute(inputs, attention)
+        # [B, H, K], [B, N, M, K], [B, N, M, K]
+        return self._outputs(logits), self._maps(attention), self._maps(contribution)
+
+    def _inputs(self, x: Tensor, log_weight: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """The instances ``[B, n, width]`` and the log weights ``[B, n]`` of each branch."""
+        raise NotImplementedError
+
+    def _outputs(self, logits: list[Tensor]) -> Tensor:
+        """The network's logits ``[B, H, K]`` from the branches', ``[B, K]`` each."""
+        return torch.stack(logits, dim=1)
+
+    def _maps(self, of_branches: list[Tensor]) -> Tensor:
+        """The network's maps ``[B, N, M, K]`` from those of the branches, ``[B, n, K]`` each."""
+        return torch.stack(of_branches, dim=2)
+
+    def _pool(self, inputs: list[Tensor], log_weights: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Logits ``[B, K]`` and attention ``[B, n, K]`` of each branch over ``[B, n, width]`` and ``[B, n]``."""
+        logits: list[Tensor] = []
+        attention: list[Tensor] = []
+        for branch, (score, classify) in enumerate(zip(self.attention, self.myfc)):  # noqa: B905 (TorchScript)
+            h = inputs[branch]  # [B, n, width]
+            if self.computes[branch]:
+                a = torch.softmax(score(h) + log_weights[branch].unsqueeze(-1), dim=1)  # [B, n, K]
+                z = a.transpose(1, 2).to(h.dtype) @ h  # [B, K, width]
+                logits.append(classify(z.flatten(1)))  # [B, K]
+                attention.append(a)
+            else:
+                shape = log_weights[branch].shape
+                logits.append(h.new_full([shape[0], self.num_classes], torch.nan))  # [B, K]
+                attention.append(h.new_full([shape[0], shape[1], self.num_classes], torch.nan))  # [B, n, K]
+        return logits, attention
+
+    def _contribute(self, inputs: list[Tensor], attention: list[Tensor]) -> list[Tensor]:
+        """What each instance adds to each logit of its branch, ``[B, n, K]``: see :meth:`BagNetwork.explain`."""
+        contribution: list[Tensor] = []
+        for branch, classify in enumerate(self.myfc):
+            a = attention[branch]  # [B, n, K]
+            if self.computes[branch]:
+                weight: Tensor = classify.weight  # type: ignore[assignment]
+                weight = weight.unflatten(1, [self.num_classes, -1])  # [K, K (of the attention), width]
+                votes = torch.einsum("kcw,bnw->bnkc", weight, inputs[branch])  # [B, n, K, K (of the attention)]
+                contribution.append((votes * a.unsqueeze(2)).sum(dim=3))  # [B, n, K]
+            else:
+                contribution.append(a)  # NaN, as the logits are
+        return contribution
+
+
+class MuSTMIL(BranchNetwork):
+    r"""Multi-scale task multiple-instance learning (Marini et al., PMLR 156:170-181, 2021).
+
+    https://proceedings.mlr.press/v156/marini21a.html. In the paper's letters, for scale s and row j:
+
+    .. math:: h_{s,j} = IL_s(x_{s,j})
+
+    The branch of scale s (:class:`BranchNetwork`) is over :math:`h_{s,j}`; the multi-scale one is over
+    :math:`h_j = [h_{1,j}, ..., h_{S,j}]` with the log weight of the highest scale, whose patches are the rows.
+
+    The outputs, as the attention maps and the entries of ``attention`` and ``myfc``, are in the order global,
+    then scales from low to high.
+
+    Args:
+        num_classes: K, the number of logits of each output.
+        num_scales: S, the number of magnifications.
+        num_features: F, the length of a patch's feature vector.
+        num_nodes: length of h, at least 2; V maps it to half of that.
+        settings: further arguments of :class:`BagNetwork`.
+
+    Raises:
+        SettingsError: if ``num_nodes`` is too small, or as :class:`BagNetwork`.
+        ValueError: as :class:`BagNetwork`.
+    """
+
+    def __init__(
+        self, num_classes: int, num_scales: int = 2, num_features: int = 512, num_nodes: int = 128, **settings: Any
+    ) -> None:
+        widths = [num_scales * num_nodes] + [num_nodes] * num_scales
+        super().__init__(widths, num_classes, num_nodes, num_scales=num_scales, num_features=num_features, **settings)
+        self.phases = [list(range(1 + num_scales))]
+        self.map_heads = list(range(1 + num_scales))
+
+    def _inputs(self, x: Tensor, log_weight: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        inputs = self._embed(x)  # S of [B, N, num_nodes]
+        inputs.insert(0, torch.cat(inputs, dim=2))  # [B, N, S * num_nodes]
+        log_weights = [log_weight[:, :, -1]] + [log_weight[:, :, s] for s in range(self.num_scales)]  # of [B, N]
+        return inputs, log_weights

@@ -1,0 +1,137 @@
+"""cuCIM, OpenSlide and tifffile: opening a slide, reading pixels of a level. Each call runs in a process of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import math
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scripts.core.magnification import mean_downsamples
+from scripts.slides.tiff_levels import TiffLevels
+from scripts.slides.tiff_tiles import TiffTiles, check_complete
+
+__all__ = ["BACKENDS", "Backend", "load_library", "openslide_properties"]
+
+WHITE = 255
+# Of OpenSlide's formats, those that are plain TIFFs.
+TIFF_VENDORS = ("aperio", "generic-tiff")
+
+
+class Backend(Protocol):
+    """An open slide.
+
+    ``level_sizes`` are the (width, height) in pixels of its levels, finest first.
+    """
+
+    level_sizes: list[tuple[int, int]]
+
+    def read(self, left: int, top: int, level: int, out: NDArray[np.uint8]) -> None:
+        """Read a region within the border into ``out``, RGB ``[height, width, 3]``; all is in pixels of the level.
+
+        Raises:
+            Exception: of the library, if it cannot be read; ``ValueError`` if it cannot be trusted.
+        """
+
+    def close(self) -> None:
+        """Close the file."""
+
+
+class CuCIM:
+    """A slide opened with cuCIM.
+
+    What it reads is checked by :class:`TiffTiles` before, so it takes only what that knows.
+    """
+
+    def __init__(self, path: str) -> None:
+        from cucim import CuImage  # type: ignore[attr-defined]
+
+        self._image = CuImage(path)
+        self.level_sizes = _sizes(self._image.resolutions["level_dimensions"])
+        self._tiles = TiffTiles(path, self.level_sizes)
+        self._downsamples = mean_downsamples(self.level_sizes)
+
+    def read(self, left: int, top: int, level: int, out: NDArray[np.uint8]) -> None:
+        height, width = out.shape[:2]
+        self._tiles.check(left, top, width, height, level)
+        # cuCIM divides positions by the downsample, and truncates.
+        downsample = self._downsamples[level]
+        x, y = (math.ceil(round(v * downsample, 3)) for v in (left, top))
+        pixels = np.asarray(self._image.read_region(location=(x, y), size=(width, height), level=level))
+        if pixels.ndim != 3 or pixels.shape[-1] != 3:
+            raise ValueError(f"wanted pixels with 3 channels, got {list(pixels.shape)}")
+        out[:] = pixels
+
+    def close(self) -> None:
+        self._tiles.close()
+        self._image.close()
+
+
+class OpenSlide:
+    """A slide opened with OpenSlide."""
+
+    def __init__(self, path: str) -> None:
+        import openslide
+
+        self._slide = openslide.OpenSlide(path)
+        self.level_sizes = _sizes(self._slide.level_dimensions)
+        if self._slide.properties["openslide.vendor"] in TIFF_VENDORS:
+            check_complete(path, self.level_sizes)
+        self._downsamples = mean_downsamples(self.level_sizes)
+
+    def read(self, left: int, top: int, level: int, out: NDArray[np.uint8]) -> None:
+        height, width = out.shape[:2]
+        # OpenSlide interpolates where a level does not divide level 0: the nearest position keeps that within
+        # 1 / (2 * downsample) of a pixel.
+        x, y = (round(round(v * self._downsamples[level], 3)) for v in (left, top))
+        pixels = np.asarray(self._slide.read_region((x, y), level, (width, height)))
+        out[:] = pixels[..., :3]
+        # Where a scanner has seen nothing OpenSlide is transparent, and black underneath.
+        out[pixels[..., 3] == 0] = WHITE
+
+    def close(self) -> None:
+        self._slide.close()
+
+
+BACKENDS: dict[str, Callable[[str], Backend]] = {"cucim": CuCIM, "openslide": OpenSlide, "tifffile": TiffLevels}
+
+
+def load_library(name: str) -> None:
+    """Import what a backend reads with.
+
+    Args:
+        name: of the library: ``"cucim"``, ``"openslide"``, ``"tifffile"``.
+
+    Raises:
+        Exception: whatever the library raises while it is imported.
+    """
+    # cuCIM imports CuPy where it is installed, which takes time and memory, and decodes slides without it.
+    sys.modules.setdefault("cupy", None)  # type: ignore[arg-type]
+    library = importlib.import_module(name)
+    if name == "cucim":
+        # It loads its plugins with the first file that it is asked for, even if there is no such file.
+        # Which error it raises for that depends on its version, and says nothing of a slide: raised here, it would
+        # keep cuCIM from all slides. A plugin that does not load fails again with the slide that is opened next.
+        with contextlib.suppress(Exception):
+            library.CuImage("")
+
+
+def openslide_properties(path: str | Path) -> dict[str, str]:
+    """What a file says of itself, by OpenSlide; nothing of a format that OpenSlide does not know."""
+    import openslide
+
+    try:
+        with openslide.OpenSlide(path) as slide:
+            return dict(slide.properties)
+    except openslide.OpenSlideError:
+        return {}  # it may still be a TIFF that cuCIM and tifffile do know
+
+
+def _sizes(dimensions: Any) -> list[tuple[int, int]]:
+    return [(int(width), int(height)) for width, height in dimensions]

@@ -1,0 +1,1 @@
+"""What a training step is fed, and the handlers that go with it."""

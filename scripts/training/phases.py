@@ -1,0 +1,194 @@
+"""The phases of a training: which outputs are trained when, how long each took, and what came of them."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ignite.engine import Engine, Events
+
+from scripts.core.errors import SettingsError
+from scripts.core.files import replacing
+from scripts.core.ranks import is_first_rank, wait_for_ranks
+from scripts.networks.bag_network import BagNetwork
+from scripts.training.handlers import BestWeights
+from scripts.weights.checkpoints import load_weights
+from scripts.weights.paths import weights_path
+
+__all__ = ["PhaseHandler", "PhaseScores", "TrainingPhases"]
+
+
+class TrainingPhases:
+    """Leads a network through the phases of its training, each as many epochs long.
+
+    When a phase ends, the best weights of its outputs are taken, so that what follows builds on them and the last
+    file that is kept holds the best of all. Attach to the trainer after the validation and before the checkpoint:
+    an epoch's time holds both training and validation.
+
+    When the training is complete it writes ``training.json``: for each phase its outputs, epochs, seconds and
+    number of trained weights, and for each output its lowest validation loss and the epoch of it, counted from the
+    start of its phase.
+
+    Args:
+        network: the network that is trained.
+        heads: the names of its outputs.
+        epochs: of each phase.
+        best_weights: keeps the best weights of each output.
+        path: of ``training.json``.
+        settings: what else is written into it, for example the method and the seed.
+        val_interval: epochs from one validation to the next.
+        made_by: what makes it, see :func:`scripts.core.provenance.made_by`; written into it, too.
+
+    Raises:
+        SettingsError: if a phase would end without a validation, which is what keeps weights.
+    """
+
+    def __init__(
+        self,
+        network: BagNetwork,
+        heads: Sequence[str],
+        epochs: int,
+        best_weights: BestWeights,
+        path: str | Path,
+        settings: Mapping[str, Any] | None = None,
+        val_interval: int = 1,
+        made_by: Mapping[str, Any] | None = None,
+    ) -> None:
+        if val_interval > epochs:
+            cause = (
+                f"is {val_interval}, and {epochs} epochs would end without a validation, so that no weights are kept"
+            )
+            raise SettingsError("val_interval", cause, f"Set it to {epochs} or less, or raise `epochs`.")
+        self.network, self.heads, self.epochs = network, list(heads), epochs
+        self.best_weights, self.path, self.settings = best_weights, Path(path), dict(settings or {})
+        self.made_by = {} if made_by is None else {"made_by": dict(made_by)}
+        self.seconds = [0.0] * len(network.phases)
+        self._started = 0.0
+
+    def attach(self, engine: Engine) -> None:
+        """Start a phase when its first epoch starts, or the training is resumed within it."""
+        engine.add_event_handler(Events.EPOCH_STARTED, self._start_epoch)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._end_epoch)
+        engine.add_event_handler(Events.COMPLETED, self._end)
+
+    def _start_epoch(self, engine: Engine) -> None:
+        self._started = time.perf_counter()
+        phase, epoch = self._phase_and_epoch(engine)
+        # A resumed training goes on within a phase, with the weights of its checkpoint.
+        if epoch == 0 and phase > 0:
+            # The first rank writes the weights that all take.
+            wait_for_ranks()
+            for head in self._names(phase - 1):
+                self._take_best(head)
+        if phase != self.network.phase:
+            self.network.start_phase(phase)
+            if len(self.seconds) > 1:
+                names = ", ".join(self._names(phase))
+                engine.logger.info("phase %d of %d: training the output %s", phase + 1, len(self.seconds), names)
+
+    def _end_epoch(self, engine: Engine) -> None:
+        self.seconds[self._phase_and_epoch(engine)[0]] += time.perf_counter() - self._started
+
+    def _end(self, engine: Engine) -> None:
+        phases = []
+        for phase, seconds in enumerate(self.seconds):
+            self.network.start_phase(phase)
+            trained = sum(p.numel() for p in self.network.parameters() if p.requires_grad)
+            phases.append(
+                {"heads": self._names(phase), "epochs": self.epochs, "seconds": seconds, "parameters": trained}
+            )
+        self.network.start_phase(None)
+        best = {
+            head: {
+                "validation_loss": loss,
+                "epoch": (self.best_weights.epochs[head] - 1) % self.epochs + 1,
+                "weights": weights_path(self.best_weights.ckpt_dir, head).name,
+            }
+            for head, loss in self.best_weights.losses.items()
+        }
+        if not is_first_rank():
+            return
+        told = {**self.settings, "phases": phases, "best": best, **self.made_by}
+        with replacing(self.path) as part:
+            part.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+        engine.logger.info("the best weights of each output are in %s", self.best_weights.ckpt_dir)
+
+    def _phase_and_epoch(self, engine: Engine) -> tuple[int, int]:
+        # Epochs that do not divide among the phases go to the last.
+        phase = min((engine.state.epoch - 1) // self.epochs, len(self.seconds) - 1)
+        return phase, engine.state.epoch - 1 - phase * self.epochs
+
+    def _names(self, phase: int) -> list[str]:
+        return [self.heads[head] for head in self.network.phases[phase]]
+
+    def _take_best(self, head: str) -> None:
+        if not math.isfinite(self.best_weights.losses[head]):
+            raise SettingsError(head, "its validation loss was never a number", "Lower `lr`, and start anew.")
+        load_weights(self.network, weights_path(self.best_weights.ckpt_dir, head))
+
+    def state_dict(self) -> dict[str, Any]:
+        """The time of each phase so far, for a training that is resumed."""
+        return {"seconds": list(self.seconds), "epochs": self.epochs}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Go on from the times of an earlier run.
+
+        Raises:
+            SettingsError: if its phases were others.
+        """
+        seconds, epochs = list(state_dict["seconds"]), state_dict["epochs"]
+        if len(seconds) != len(self.seconds) or (len(seconds) > 1 and epochs != self.epochs):
+            raise SettingsError(
+                "resume",
+                f"the checkpoint is of a training with {len(seconds)} phases of {epochs} epochs, this one has "
+                f"{len(self.seconds)} of {self.epochs}",
+                "Set `method` and `epochs` as they were, or start anew.",
+            )
+        self.seconds = seconds
+
+
+class PhaseHandler:
+    """Attaches the phases of a training to its trainer.
+
+    A list of handlers in which each is a component of its own, and none a reference, is what MONAI Label adds to.
+
+    Args:
+        phases: what to attach.
+    """
+
+    def __init__(self, phases: TrainingPhases) -> None:
+        self.phases = phases
+
+    def attach(self, engine: Engine) -> None:
+        """Attach the phases."""
+        self.phases.attach(engine)
+
+
+class PhaseScores:
+    """Takes the scores of outputs that the phase does not train out of a validation's metrics: they have none.
+
+    Attach to the validation's evaluator before everything that reads its metrics.
+
+    Args:
+        network: the network that is trained.
+        heads: the names of its outputs; a metric's name starts with that of its output.
+    """
+
+    def __init__(self, network: BagNetwork, heads: Sequence[str]) -> None:
+        self.network, self.heads = network, list(heads)
+
+    def attach(self, engine: Engine) -> None:
+        """Do it when a validation is complete."""
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Take the scores out."""
+        trained = self.network.phases[max(self.network.phase, 0)]
+        for index, head in enumerate(self.heads):
+            if index not in trained:
+                for name in [name for name in engine.state.metrics if name.startswith(f"{head}_")]:
+                    del engine.state.metrics[name]

@@ -1,0 +1,1 @@
+"""What travels with trained weights, and loading them."""

@@ -1,0 +1,162 @@
+import itk
+import numpy as np
+import openslide
+import pytest
+from PIL import Image
+
+from scripts.bags.linked_patches import linked_patches
+from scripts.checking.inspection import GRID_COLOURS, TISSUE_COLOUR, describe, draw, inspect_slide
+from scripts.core.errors import SettingsError, SlideError
+from tests.cohorts import builder, draw_slide
+from tests.dicoms import write_dicom
+from tests.pyramids import with_tissue, write_pyramid
+
+
+@pytest.fixture(scope="module")
+def slide(tmp_path_factory):
+    """1024 x 512 px at 0.5 um/px with a second level of 256 x 128 px; tissue from (368, 16) to (1008, 496)."""
+    return draw_slide(tmp_path_factory.mktemp("inspection") / "s.tif")
+
+
+@pytest.fixture(scope="module")
+def bag(slide):
+    return builder()({"image": slide})
+
+
+def test_the_description_names_resolution_levels_tissue_patches_and_rows(bag, slide):
+    tissue = bag.tissue.area_mm2
+    assert tissue == pytest.approx(0.64 * 0.48 / 4, rel=0.05)  # (640 x 480 px) of (0.5 um)^2
+    assert describe(bag).splitlines() == [
+        f"slide        {slide}",
+        "reader       cucim",
+        f"resolution   0.5 um/px (20x), from {bag.slide.resolution.source}",
+        "size         1024 x 512 px, 0.51 x 0.26 mm",
+        "level 0      1024 x 512 px, 0.5 um/px (20x)",
+        "level 1      256 x 128 px, 2 um/px (5x)",
+        f"tissue       {tissue:.3g} mm2",
+        "5x           6 patches of 64 px = 128 um, read as 64 px from level 1",
+        "10x          20 patches of 64 px = 64 um, read as 128 px from level 0",
+        "rows         20 (0 patches left out without an ancestor)",
+    ]
+
+
+def test_the_description_says_who_gave_the_resolution(tmp_path):
+    path = draw_slide(tmp_path / "bare.tif", mpp=None)
+    given = describe(builder(min_tissue=0.2, reader="openslide")({"image": path, "mpp": 0.25}))
+    assert "resolution   0.25 um/px (40x), from datalist: mpp" in given
+    assert "reader       openslide" in given
+
+
+def test_patches_without_an_ancestor_are_counted(slide):
+    text = describe(builder(min_tissue=[0.6, 0.7])({"image": slide}))
+    assert "rows         16 (4 patches left out without an ancestor)" in text
+    assert "5x           4 patches" in text
+
+
+def test_the_picture_has_the_tissues_outline_and_the_grids_frames(bag, slide):
+    shown = np.asarray(draw(bag).axes[0].images[0].get_array())
+    with openslide.OpenSlide(slide) as oracle:
+        original = np.asarray(oracle.read_region((0, 0), 0, oracle.dimensions).convert("RGB"))
+    assert shown.shape == original.shape  # smaller than the overview's limit: shown as it is
+    low, high = GRID_COLOURS[:2]
+
+    # The finer frames are drawn over the coarser, thinner: the first line of each patch is the finer one's.
+    for x, y in bag.grid.coords[1].astype(int):
+        for px in [(y, x + 64), (y + 64, x), (y + 127, x + 64), (y + 64, x + 127)]:
+            assert tuple(shown[px]) == high, (x, y)
+        assert np.array_equal(shown[y + 56 : y + 72, x + 56 : x + 72], original[y + 56 : y + 72, x + 56 : x + 72])
+    # The coarse grid's left column starts in the glass, where no fine patch is.
+    assert bag.grid.coords[0][:, 0].min() == 256
+    for y in (64, 180, 320, 450):
+        assert tuple(shown[y, 256]) == low
+        assert tuple(shown[y, 320]) == (255, 255, 255)
+        assert tuple(shown[y, 200]) == (255, 255, 255)
+    # Where both grids have a border, the coarse one's is seen on either side of the fine one's.
+    for y in (64, 180, 320, 450):
+        assert [tuple(shown[y, x]) for x in (509, 511, 512, 514)] == [low, high, high, low]
+
+    # The tissue's left border is at x = 368, its outline runs through the centres of the mask's pixels (16 px).
+    columns = np.flatnonzero((shown[60] == TISSUE_COLOUR).all(axis=-1))
+    assert columns.size > 0
+    assert np.abs(columns - 376).min() <= 2
+    assert (np.minimum(np.abs(columns - 376), np.abs(columns - 1000)) <= 20).all()
+
+
+def test_a_large_slide_is_drawn_small_and_its_grid_with_it(bag, monkeypatch):
+    monkeypatch.setattr("scripts.checking.inspection.OVERVIEW_PX", 256)
+    image = draw(bag).axes[0].images[0]
+    shown = np.asarray(image.get_array())
+    assert shown.shape == (128, 256, 3)
+    assert image.get_extent() == pytest.approx([0, 0.512, 0.256, 0])  # in mm, whatever the picture's size
+    for x, y in bag.grid.coords[1].astype(int) // 4:
+        assert tuple(shown[y + 16, x]) == tuple(shown[y, x + 16]) == GRID_COLOURS[1]
+
+
+def test_the_figure_counts_patches_and_shows_rows_of_the_bag(bag):
+    figure = draw(bag)
+    left, right = figure.axes
+    assert left.get_title() == "s.tif"
+    legend = [text.get_text() for text in left.get_legend().get_texts()]
+    assert legend == ["5x: 6 patches", "10x: 20 patches", f"tissue: {bag.tissue.area_mm2:.3g} mm2"]
+    assert np.array_equal(right.images[0].get_array(), linked_patches(bag, 4))
+
+
+def test_five_magnifications_have_a_colour_each_as_far_as_colours_go(slide):
+    figure = draw(builder([4, 5, 8, 10, 20])({"image": slide}))
+    colours = [tuple(line.get_color()) for line in figure.axes[0].lines]
+    assert len(colours) == 6
+    assert len(set(colours[:4])) == 4
+    assert colours[4] == colours[0]
+
+
+def test_inspecting_writes_a_picture_and_the_mask_and_says_where(slide, bag, tmp_path, capsys):
+    picture = inspect_slide({"image": str(slide)}, builder(), tmp_path / "out")
+    assert picture == tmp_path / "out" / "s.png"
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["s.png", "s_tissue.mha"]
+    with Image.open(picture) as opened:
+        assert opened.format == "PNG"
+        pixels = np.asarray(opened.convert("RGB")).reshape(-1, 3)
+        assert (pixels == GRID_COLOURS[1]).all(axis=1).sum() > 100
+    mask = itk.imread(str(tmp_path / "out" / "s_tissue.mha"))
+    assert np.array_equal(itk.array_from_image(mask).astype(bool), bag.tissue.tissue)
+    assert list(mask.GetSpacing()) == pytest.approx([0.008, 0.008])  # 8 um
+    said = capsys.readouterr().out
+    assert describe(bag) in said
+    assert f"picture      {picture}" in said
+    assert f"tissue mask  {tmp_path / 'out' / 's_tissue.mha'}" in said
+
+
+def test_a_slide_without_tissue_is_drawn_before_it_is_refused(tmp_path):
+    path = write_pyramid(tmp_path / "blank.tif", with_tissue(600, 600, []), mpp=1.0)
+    with pytest.raises(SlideError, match=r"blank\.tif: no tissue was found"):
+        inspect_slide({"image": path}, builder(), tmp_path / "out")
+    assert (tmp_path / "out" / "blank.png").stat().st_size > 1000
+    assert not itk.array_from_image(itk.imread(str(tmp_path / "out" / "blank_tissue.mha"))).any()
+
+
+def test_a_slide_coarser_than_the_magnifications_is_an_error_and_writes_nothing(slide, tmp_path):
+    with pytest.raises(
+        SlideError, match=r"s\.tif: has 0\.5 um/px \(20x\), coarser than the 0\.25 um/px asked for \(40x"
+    ):
+        inspect_slide({"image": slide}, builder([10, 40]), tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_slide_must_be_named(tmp_path):
+    with pytest.raises(SettingsError, match=r"image: got none\. Name the slide: --image PATH"):
+        inspect_slide({"image": None}, builder(), tmp_path)
+
+
+@pytest.mark.parametrize("key", ["image", "mask"])
+def test_a_path_that_is_wrong_is_named_by_its_option(slide, key, tmp_path):
+    entry = {"image": slide} | {key: "gone.tif"}
+    with pytest.raises(SettingsError, match=rf"{key}: no such file gone\.tif\. Check the path: --{key} PATH"):
+        inspect_slide(entry, builder(), tmp_path)
+
+
+def test_the_pictures_of_a_dicom_slide_are_named_after_its_folder(tmp_path):
+    image = with_tissue(512, 1024, [(368, 16, 1008, 496)])
+    write_dicom(tmp_path / "case.1", image, downsamples=(1, 2))
+    for named in ("", "level_1.dcm"):
+        picture = inspect_slide({"image": tmp_path / "case.1" / named}, builder(), tmp_path / "out")
+        assert picture.name == "case.1.png"

@@ -1,0 +1,102 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from scripts.core.errors import SettingsError
+from scripts.core.settings import JOINED_PATHS, LIMITS, OPTIMIZERS, PATHS, SWITCHES, check_settings, optimizer_class
+
+
+def test_the_papers_settings_pass():
+    check_settings(
+        epochs=5, batch_size=1, encode_batch=32, num_nodes=128, num_workers=0, patch_size=224, seed=0,
+        lr=1e-3, weight_decay=1e-4, alpha=1, beta=0.0, amp=False, resume=True, device="cpu",
+    )  # fmt: skip
+    check_settings(device=torch.device("cpu"))
+
+
+@pytest.mark.parametrize("key", LIMITS)
+@pytest.mark.parametrize("wrong", ["1", None, float("nan"), float("inf"), -1, True, [1]])
+def test_a_knob_that_is_no_such_number_is_refused_by_name(key, wrong):
+    with pytest.raises(SettingsError, match=rf"{key}: got .* Give a (whole )?number from"):
+        check_settings(**{key: wrong})
+
+
+@pytest.mark.parametrize("key", ["epochs", "batch_size", "seed", "num_nodes"])
+def test_counts_are_whole_numbers(key):
+    with pytest.raises(SettingsError, match=rf"{key}: got 2\.5\. Give a whole number"):
+        check_settings(**{key: 2.5})
+
+
+def test_a_batch_fits_in_memory():
+    check_settings(encode_batch=4096)
+    with pytest.raises(SettingsError, match=r"encode_batch: got 1000000000\. Give a whole number from 1 to 4096"):
+        check_settings(encode_batch=10**9)
+
+
+def test_a_seed_fits_in_32_bits():
+    check_settings(seed=2**32 - 1)
+    with pytest.raises(SettingsError, match=r"seed: got 4294967296\. Give a whole number from 0 to"):
+        check_settings(seed=2**32)
+
+
+@pytest.mark.parametrize("key", PATHS)
+@pytest.mark.parametrize("wrong", [5, True, 0.5, "", ["x"], {"a": 1}])
+def test_a_path_is_a_text(key, wrong):
+    with pytest.raises(SettingsError, match=rf"{key}: got .* Give a path as text"):
+        check_settings(**{key: wrong})
+
+
+def test_a_folder_whose_name_is_a_number_is_written_with_a_dot():
+    with pytest.raises(SettingsError, match=r"output_dir: got 2024\. Give a path as text, for example \./2024\."):
+        check_settings(output_dir=2024)
+
+
+def test_paths_may_be_those_of_pathlib_but_where_configs_add_to_them():
+    for key, optional in PATHS.items():
+        check_settings(**{key: "slides"})
+        if key in JOINED_PATHS:
+            with pytest.raises(SettingsError, match=key):
+                check_settings(**{key: Path("slides")})
+        else:
+            check_settings(**{key: Path("slides")})
+        if optional:
+            check_settings(**{key: None})
+        else:
+            with pytest.raises(SettingsError, match=rf"{key}: got None"):
+                check_settings(**{key: None})
+
+
+@pytest.mark.parametrize("wrong", [True, 0, -1, float("nan"), float("inf"), "0.25", [0.25]])
+def test_a_resolution_is_a_positive_number(wrong):
+    check_settings(mpp=0.25)
+    check_settings(mpp=None)
+    with pytest.raises(SettingsError, match=r"mpp: got .* Give micrometres per pixel"):
+        check_settings(mpp=wrong)
+
+
+@pytest.mark.parametrize("wrong", ["gpu", "cuda:99", "meta", 1.5])
+def test_a_device_must_be_there(wrong):
+    with pytest.raises(SettingsError, match=r"device: got .* Give cpu, cuda, or cuda:N with a GPU that is there"):
+        check_settings(device=wrong)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_an_optimiser_moves_weights_as_torchs_own_does(name):
+    weights = [torch.linspace(-1, 1, 12).reshape(3, 4).requires_grad_() for _ in range(2)]
+    made = optimizer_class(name)([weights[0]], lr=0.01, weight_decay=0.1)
+    plain = getattr(torch.optim, name)([weights[1]], lr=0.01, weight_decay=0.1, foreach=False)
+    for step in range(5):
+        for weight, optimizer in zip(weights, (made, plain), strict=True):
+            weight.grad = torch.cos(torch.arange(12.0) * (step + 1)).reshape(3, 4)
+            optimizer.step()
+    assert torch.allclose(*weights, rtol=0, atol=1e-6)
+    assert not torch.allclose(weights[0], torch.linspace(-1, 1, 12).reshape(3, 4), atol=1e-3)
+
+
+@pytest.mark.parametrize("key", SWITCHES)
+@pytest.mark.parametrize("wrong", ["yes", 1, None])
+def test_a_switch_is_true_or_false(key, wrong):
+    check_settings(**{key: True})
+    with pytest.raises(SettingsError, match=rf"{key}: got .* Give True or False\."):
+        check_settings(**{key: wrong})

@@ -1,0 +1,74 @@
+"""What a comparison refuses before anything runs."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import scripts.experiments.comparison
+from scripts.core.errors import DatalistError, SettingsError
+from scripts.experiments.comparison import Comparison
+
+SETTINGS = {"task": "multilabel", "class_names": ["cancer", "normal"], "magnifications": [5, 10]}
+TESTING = [{"slide": "a", "label": np.array([1.0, 0.0])}, {"slide": "b", "label": np.array([0.0, 1.0])}]
+
+
+def comparison(folder, **changes):
+    given = {
+        "methods": ["mustmil", "ssmil"], "seeds": [0, 1], "settings": SETTINGS, "training_data": TESTING,
+        "testing_data": TESTING, "output_dir": folder,
+    }  # fmt: skip
+    return Comparison(**{**given, **changes})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"methods": "mustmil"}, r"methods: got 'mustmil'. Give a list, for example \['mustmil'"),
+        ({"methods": []}, r"methods: got \[\]"),
+        ({"methods": ["mustmil", "clam"]}, "method: got 'clam'. Choose one of mustmil"),
+        ({"methods": ["mustmil", "mustmil"]}, "Name each once"),
+        ({"seeds": 5}, r"seeds: got 5. Give a list, for example \[0, 1, 2\]"),
+        ({"seeds": [0, 0]}, "Name each once"),
+        ({"seeds": [0, -1]}, "seed: got -1"),
+        ({"seeds": [[1]]}, r"seed: got \[1\]"),
+        ({"seeds": [True]}, "seed: got True"),
+        ({"seeds": [2**40]}, "seed: got 1099511627776"),
+        ({"figure_slides": ["c"]}, "figure_slides: c is not among the test slides. Name some of: a, b"),
+        ({"figure_slides": "a"}, "figure_slides: got 'a'. Give a list"),
+        ({"figure_slides": [1]}, r"figure_slides: got \[1\]"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused_at_once(tmp_path, changes, message):
+    with pytest.raises(SettingsError, match=message):
+        comparison(tmp_path, **changes)
+
+
+def test_a_run_that_failed_is_named_when_the_others_are_through(tmp_path, monkeypatch):
+    said = SettingsError("lr", "the loss is nan", "Lower it.")
+    monkeypatch.setattr(
+        scripts.experiments.comparison, "run_experiments", lambda *args, **kwargs: {"mustmil, seed 1": said}
+    )
+    with pytest.raises(SettingsError, match=r"mustmil, seed 1: lr: the loss is nan\. Lower it\."):
+        comparison(tmp_path).run()
+
+
+def test_under_torchrun_the_first_rank_alone_writes_the_table(tmp_path, monkeypatch):
+    monkeypatch.setattr(scripts.experiments.comparison, "run_experiments", lambda *args, **kwargs: {})
+    monkeypatch.setenv("RANK", "1")
+    assert comparison(tmp_path).run() == ""
+    assert not list(tmp_path.iterdir())
+
+
+def test_no_run_and_no_picture_has_a_slide_that_is_left_out(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        scripts.experiments.comparison, "run_experiments", lambda runs, *args, **kwargs: seen.extend(runs) or {}
+    )
+    monkeypatch.setenv("RANK", "1")
+    comparison(tmp_path).run(["b"])
+    assert [run.settings["leave_out"] for run in seen] == [["b"]] * 4
+    with pytest.raises(SettingsError, match="figure_slides: b is not among the test slides"):
+        comparison(tmp_path, figure_slides=["b"]).run(["b"])
+    with pytest.raises(DatalistError, match="no slide of a partition is left, of a, b"):
+        comparison(tmp_path).run(["a", "b"])

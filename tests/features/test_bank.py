@@ -1,0 +1,468 @@
+import json
+import math
+import os
+import shutil
+import zlib
+from pathlib import Path
+
+import h5py
+import itk
+import numpy as np
+import pytest
+import tifffile
+import torch
+
+from scripts.core.errors import SettingsError, SlideError
+from scripts.features.bank import (
+    ADDED_SETTINGS,
+    BankedBag,
+    bank_path,
+    entry_settings,
+    is_banked,
+    read_bank,
+    slide_fingerprint,
+    write_bank,
+)
+from tests.cohorts import builder, draw_slide, tiny_backbone, tiny_encoder
+from tests.limits import within
+
+
+@pytest.fixture(scope="module")
+def slide(tmp_path_factory):
+    return draw_slide(tmp_path_factory.mktemp("features") / "s.tif")
+
+
+@pytest.fixture(scope="module")
+def bag(slide):
+    return builder()({"image": slide})
+
+
+def settings_of(slide, the_builder=None, encoder=None):
+    the_builder, encoder = the_builder or builder(), encoder or tiny_encoder()
+    return {**the_builder.settings(), **encoder.settings(), **entry_settings({"image": slide})}
+
+
+@pytest.fixture
+def bank(tmp_path, bag, slide):
+    write_bank(tmp_path / "s.h5", bag, tiny_encoder(), settings_of(slide))
+    return tmp_path / "s.h5"
+
+
+def test_a_bank_holds_each_patch_once_and_the_rows_that_link_them(bank, bag):
+    with h5py.File(bank) as file:
+        assert set(file) == {"5x", "10x", "rows"}
+        assert np.array_equal(file["rows"][:], bag.grid.rows)
+        for s, name in enumerate(["5x", "10x"]):
+            patches = bag.read_all()[s]
+            expected = tiny_backbone()(torch.from_numpy(patches)).numpy()
+            assert np.allclose(file[name]["features"][:], expected, atol=1e-6)
+            assert np.array_equal(file[name]["coords"][:], bag.grid.coords[s])
+            assert len(np.unique(file[name]["coords"][:], axis=0)) == len(patches)
+        # 64 px at 5x and 10x of a slide with 0.5 um/px, whose level 1 has 2 um/px.
+        assert dict(file["5x"]["coords"].attrs) == {
+            "frame": "(x, y) of the top left corner, level-0 pixels",
+            "patch_level0": 256.0,
+            "patch_read_px": 64,
+            "read_level": 1,
+            "crc32": zlib.crc32(file["5x"]["coords"][:].tobytes()),
+        }
+        assert file["10x"]["coords"].attrs["patch_level0"] == 128.0
+        assert file["10x"]["coords"].attrs["patch_read_px"] == 128
+        assert file["10x"]["coords"].attrs["read_level"] == 0
+
+
+def test_a_bank_says_how_it_was_made(bank, slide):
+    with h5py.File(bank) as file:
+        attributes = dict(file.attrs)
+    assert json.loads(attributes["settings"]) == {
+        "bank_format": 1,
+        "magnifications": [5.0, 10.0],
+        "patch_size": 64,
+        "min_tissue": [0.0, 0.7],
+        "read_level": "nearest",
+        "backbone": "tiny",
+        "weights_sha256": "0" * 64,
+        "amp": False,
+        "runtime": "torch",
+        "slide_fingerprint": slide_fingerprint(slide),
+        "mask_fingerprint": None,
+        "mpp_given": None,
+        "ink": "left out",
+    }
+    assert attributes["slide"] == "s.tif"
+    assert attributes["reader"] == "cucim"
+    assert attributes["mpp"] == pytest.approx(0.5)
+    assert attributes["mpp_source"].startswith("file: ")
+    assert attributes["size_level0"].tolist() == [1024, 512]
+    assert attributes["orphans"] == 0
+    told = json.loads(attributes["made_by"])
+    assert told["bundle"].startswith("pathology-mustmil 0.")
+    assert told["versions"]["torch"] == torch.__version__
+    assert [name for name in told["versions"] if "slide" in name or "cucim" in name] == ["cucim-cu13"]
+
+
+def test_a_bank_tells_what_else_made_it_and_is_reused_whatever_that_was(tmp_path, bag, slide):
+    for name, seed in (("one", 0), ("again", 0), ("other", 1)):
+        made_by = {"seed": seed, "datalist_sha256": "ab"}
+        write_bank(tmp_path / f"{name}.h5", bag, tiny_encoder(), settings_of(slide), made_by=made_by)
+    one, again, other = (dict(h5py.File(tmp_path / f"{name}.h5").attrs) for name in ("one", "again", "other"))
+    assert json.loads(one["made_by"])["seed"] == 0
+    assert json.loads(one["made_by"])["datalist_sha256"] == "ab"
+    assert one.keys() == again.keys()
+    assert all(np.array_equal(one[key], again[key]) for key in one)
+    assert [key for key in one if not np.array_equal(one[key], other[key])] == ["made_by"]
+    assert is_banked(tmp_path / "other.h5", settings_of(slide))
+
+
+def test_a_bank_that_does_not_tell_what_made_it_is_used_all_the_same(bank, slide):
+    with h5py.File(bank, "r+") as file:
+        del file.attrs["made_by"]
+    assert is_banked(bank, settings_of(slide))
+    assert len(read_bank(bank, (5.0, 10.0)).rows) == 20
+
+
+@pytest.mark.parametrize("key", ADDED_SETTINGS)
+def test_a_bank_of_before_a_setting_was_stored_is_used_and_named(bank, slide, key):
+    settings = {**settings_of(slide), "slide_sha256": "ab" * 32, "ink": "left out", "device": "cpu"}
+    settings |= {"mask_tissue": None, "mask_sha256": "cd" * 32}
+    with h5py.File(bank, "r+") as file:
+        settings = json.loads(file.attrs["settings"]) | settings
+        file.attrs["settings"] = json.dumps(settings)
+    lacking: dict[str, list[Path]] = {}
+    assert is_banked(bank, settings, lacking)
+    assert lacking == {}
+    with h5py.File(bank, "r+") as file:
+        file.attrs["settings"] = json.dumps({name: value for name, value in settings.items() if name != key})
+    assert is_banked(bank, settings, lacking)
+    assert lacking == {key: [bank]}
+    # Another difference is all that is said of a bank that is refused.
+    with pytest.raises(SettingsError, match=r"was made otherwise \(patch_size 64, now 32\)"):
+        is_banked(bank, {**settings, "patch_size": 32}, lacking)
+    assert lacking == {key: [bank]}
+
+
+def test_a_mask_says_what_is_tissue_whatever_ink_there_is(slide):
+    assert "ink" in entry_settings({"image": slide})
+    assert "ink" not in entry_settings({"image": slide, "mask": slide})
+
+
+def test_what_is_written_is_read_back(bank, bag):
+    banked = read_bank(bank, (5.0, 10.0))
+    with h5py.File(bank) as file:
+        for s, name in enumerate(["5x", "10x"]):
+            assert np.array_equal(banked.features[s], file[name]["features"][:])
+            assert np.array_equal(banked.coords[s], bag.grid.coords[s])
+        assert np.array_equal(banked.rows, bag.grid.rows)
+        assert banked.patch_level0 == tuple(scale.patch_level0 for scale in bag.grid.scales)
+        assert banked.base_mpp == bag.slide.base_mpp
+    assert np.array_equal(banked.row_features(), tiny_encoder().encode_rows(bag))
+    assert np.array_equal(banked.log_weight(), bag.grid.log_weight())
+
+
+def test_rows_of_features_and_their_weights_by_hand():
+    low, high = np.array([[1.0], [2.0]], np.float32), np.array([[10.0], [20.0], [30.0], [40.0]], np.float32)
+    rows = np.array([[0, 0], [1, 1], [0, 2], [0, 3]])
+    coords = np.array([[0.0, 0.0], [8.0, 0.0]]), np.array([[0.0, 4.0], [8.0, 0.0], [4.0, 0.0], [4.0, 4.0]])
+    bag = BankedBag((low, high), coords, (8.0, 4.0), rows, 0.5)
+    assert bag.row_features()[..., 0].tolist() == [[1, 10], [2, 20], [1, 30], [1, 40]]
+    assert bag.row_corners().tolist() == [[[0, 0], [0, 4]], [[8, 0], [8, 0]], [[0, 0], [4, 0]], [[0, 0], [4, 4]]]
+    third = -math.log(3)
+    assert bag.log_weight().tolist() == pytest.approx(np.array([[third, 0], [0, 0], [third, 0], [third, 0]]))
+
+
+def test_progress_is_told_batch_by_batch(tmp_path, bag, slide):
+    batches = []
+    write_bank(tmp_path / "s.h5", bag, tiny_encoder(batch_size=5), settings_of(slide), on_batch=batches.append)
+    assert batches == [5, 1, 4, 5, 5, 5, 1]  # 6 patches of 5x, then 20 of 10x, in batches of 5
+
+
+def test_an_extraction_that_breaks_off_leaves_no_file(tmp_path, bag, slide):
+    encoder = tiny_encoder(batch_size=5)
+    encode = encoder.encode
+
+    def breaks(bag, transform):
+        batches = encode(bag, transform)
+        yield next(batches)
+        raise RuntimeError("out of memory")
+
+    encoder.encode = breaks
+    with pytest.raises(RuntimeError, match="out of memory"):
+        write_bank(tmp_path / "s.h5", bag, encoder, settings_of(slide))
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_bank_is_reused_for_the_same_settings_only(bank, slide):
+    assert is_banked(bank, settings_of(slide))
+    assert not is_banked(bank.with_name("other.h5"), settings_of(slide))
+    before = bank.read_bytes()
+    for settings, both in [
+        (settings_of(slide, builder([5, 20])), r"magnifications \[5\.0, 10\.0\], now \[5\.0, 20\.0\]"),
+        (settings_of(slide, builder(min_tissue=0.5)), r"min_tissue \[0\.0, 0\.7\], now \[0\.0, 0\.5\]"),
+        (settings_of(slide, builder(read_level="highest")), "read_level 'nearest', now 'highest'"),
+        ({**settings_of(slide), "amp": True}, "amp False, now True"),
+        ({**settings_of(slide), "backbone": "resnet34"}, "backbone 'tiny', now 'resnet34'"),
+        ({**settings_of(slide), "mpp_given": 0.25}, r"mpp_given None, now 0\.25"),
+        ({**settings_of(slide), "amp": True, "patch_size": 224}, "patch_size 64, now 224, amp False, now True"),
+        ({**settings_of(slide), "new_setting": 1}, "new_setting None, now 1"),
+    ]:
+        with pytest.raises(
+            SettingsError, match=rf"s\.h5: was made otherwise \({both}\)\. Choose another `feature_dir`, or delete"
+        ):
+            is_banked(bank, settings)
+    assert bank.read_bytes() == before
+
+
+def encoder_on(device, amp):
+    encoder = tiny_encoder()
+    encoder.backbone.amp = amp
+    encoder.device = torch.device(device)  # without a GPU nothing can be moved to it
+    return encoder
+
+
+@pytest.mark.parametrize(
+    ("amp", "made_on", "used_on", "differs"),
+    [
+        (True, "cpu", "cuda", "device 'cpu', now 'cuda'"),
+        (True, "cuda:1", "cpu", "device 'cuda', now 'cpu'"),
+        (True, "cuda:1", "cuda", None),
+        (True, "cpu", "cpu", None),
+        # In float32 they differ by rounding, as two processors do.
+        (False, "cpu", "cuda", None),
+        (False, "cuda", "cpu", None),
+    ],
+)
+def test_banks_of_a_cpu_and_a_gpu_do_not_mix_in_bfloat16(tmp_path, bag, slide, amp, made_on, used_on, differs):
+    path = tmp_path / "s.h5"
+    write_bank(path, bag, tiny_encoder(), settings_of(slide, encoder=encoder_on(made_on, amp)))
+    wanted = settings_of(slide, encoder=encoder_on(used_on, amp))
+    if differs is None:
+        assert is_banked(path, wanted)
+    else:
+        with pytest.raises(SettingsError, match=rf"s\.h5: was made otherwise \({differs}\)\. Choose another"):
+            is_banked(path, wanted)
+
+
+def test_a_bank_of_an_older_format_is_not_reused(bank, slide, monkeypatch):
+    monkeypatch.setattr("scripts.features.bank.BANK_FORMAT", 2)
+    with pytest.raises(SettingsError, match=r"was made otherwise \(bank_format 1, now 2\)"):
+        is_banked(bank, settings_of(slide))
+
+
+def test_a_bank_for_other_magnifications_is_not_read(bank):
+    with pytest.raises(
+        SettingsError,
+        match=r"s\.h5: was made for magnifications \[5\.0, 10\.0\], asked for are \[10\.0\]\. Set `magnifications`",
+    ):
+        read_bank(bank, (10.0,))
+
+
+def test_a_bank_that_is_missing_or_none_is_named(tmp_path, slide):
+    with pytest.raises(SettingsError, match=r"x\.h5: there is no feature bank of this slide\. Run `extracting`"):
+        read_bank(tmp_path / "x.h5", (5.0, 10.0))
+    (tmp_path / "text.h5").write_text("not HDF5")
+    with h5py.File(tmp_path / "foreign.h5", "w") as file:
+        file["features"] = np.zeros((3, 4))
+    for name in ("text", "foreign"):
+        for use in (lambda p: read_bank(p, (5.0, 10.0)), lambda p: is_banked(p, settings_of(slide))):
+            with pytest.raises(
+                SettingsError, match=rf"{name}\.h5: is not a feature bank \(.+\)\. Delete it and run `extracting`"
+            ):
+                use(tmp_path / f"{name}.h5")
+
+
+@pytest.mark.parametrize(("scale", "patch"), [(0, -1), (0, 6), (1, 20)])
+def test_rows_through_patches_that_are_not_there_are_named(bank, scale, patch):
+    with h5py.File(bank, "a") as file:
+        file["rows"][3, scale] = patch  # there are 6 patches of 5x, 20 of 10x
+    with pytest.raises(SettingsError, match=r"s\.h5: is not a feature bank \(its rows go through patches that it does"):
+        read_bank(bank, (5.0, 10.0))
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "cause"),
+    [
+        ("rows", lambda rows: rows[:, :1], r"its rows are int64 \[20, 1\]"),
+        ("rows", lambda rows: rows.astype(np.float64), r"its rows are float64 \[20, 2\]"),
+        ("5x/features", lambda features: features[:, :3], "its features are"),
+        ("5x/features", lambda features: features.astype(np.float16), "its features are"),
+        ("10x/coords", lambda coords: coords[:-1], "its patches and their places differ in number"),
+    ],
+)
+def test_a_bank_whose_parts_do_not_fit_is_named(tmp_path, bank, name, change, cause):
+    path = Path(shutil.copy(bank, tmp_path / "copied.h5"))
+    with h5py.File(path, "r+") as file:
+        changed = change(file[name][:])
+        attributes = dict(file[name].attrs)
+        del file[name]
+        file[name] = changed
+        file[name].attrs.update(attributes)
+    with pytest.raises(SettingsError, match=rf"copied\.h5: is not a feature bank \({cause}"):
+        read_bank(path, (5.0, 10.0))
+
+
+@pytest.mark.parametrize("name", ["rows", "5x/coords", "5x/features", "10x/coords", "10x/features"])
+def test_a_bank_in_which_a_byte_has_changed_is_named(tmp_path, bank, name):
+    path = Path(shutil.copy(bank, tmp_path / "copied.h5"))
+    with h5py.File(path, "r") as file:
+        place = file[name].id.get_offset() + (0 if name == "rows" else file[name].id.get_storage_size() - 3)
+    with open(path, "r+b") as file:
+        file.seek(place)
+        byte = file.read(1)[0]
+        file.seek(place)
+        file.write(bytes([byte ^ 1]))
+    with pytest.raises(SettingsError, match=rf"copied\.h5: is not a feature bank \(its {name} are not those that were"):
+        read_bank(path, (5.0, 10.0))
+
+
+@pytest.mark.parametrize(("name", "attribute"), [("/", "mpp"), ("5x/coords", "patch_level0")])
+def test_a_bank_whose_geometry_has_changed_is_named(tmp_path, bank, name, attribute):
+    path = Path(shutil.copy(bank, tmp_path / "copied.h5"))
+    with h5py.File(path, "r+") as file:
+        file[name].attrs[attribute] *= 2
+    cause = "its resolution or the size of its patches is not what was written"
+    with pytest.raises(SettingsError, match=rf"copied\.h5: is not a feature bank \({cause}"):
+        read_bank(path, (5.0, 10.0))
+
+
+def test_a_bank_that_claims_more_than_there_is_room_for_is_named(tmp_path, bank):
+    path = Path(shutil.copy(bank, tmp_path / "copied.h5"))
+    with h5py.File(path, "r+") as file:
+        del file["5x/features"]
+        file["5x"].create_dataset("features", (10**12, 12), dtype=np.float32)
+    with pytest.raises(SettingsError, match=r"copied\.h5: is not a feature bank \(it claims to hold more than it does"):
+        read_bank(path, (5.0, 10.0))
+
+
+def without_checksums(bank, path):
+    shutil.copy(bank, path)
+    with h5py.File(path, "r+") as file:
+        for name in ("/", "rows", "5x/coords", "5x/features", "10x/coords", "10x/features"):
+            del file[name].attrs["crc32"]
+    return path
+
+
+def test_of_a_bank_without_checksums_the_numbers_have_to_be_numbers(tmp_path, bank):
+    path = without_checksums(bank, tmp_path / "copied.h5")
+    with h5py.File(path, "r+") as file:
+        file["10x/features"][3, 2] = np.nan
+    with pytest.raises(SettingsError, match="its 10x/features are not all finite numbers"):
+        read_bank(path, (5.0, 10.0))
+
+
+def test_a_bank_without_checksums_is_read_as_it_is(tmp_path, bank):
+    path = without_checksums(bank, tmp_path / "copied.h5")
+    found, expected = (read_bank(file, (5.0, 10.0)) for file in (path, bank))
+    assert all(np.array_equal(a, b) for a, b in zip(found.features, expected.features, strict=True))
+
+
+@pytest.mark.parametrize("settings", ["[1]", "null", "3", "{", '{"magnifications": null}', 5, np.zeros(3)])
+def test_a_bank_whose_settings_are_none_is_named(tmp_path, bank, slide, settings):
+    path = Path(shutil.copy(bank, tmp_path / "copied.h5"))
+    with h5py.File(path, "r+") as file:
+        file.attrs["settings"] = settings
+    for use in (lambda: read_bank(path, (5.0, 10.0)), lambda: is_banked(path, settings_of(slide))):
+        with pytest.raises(SettingsError, match=r"copied\.h5: (is not a feature bank|was made otherwise)"):
+            use()
+
+
+@pytest.mark.parametrize("name", ["rows", "5x", "10x/features", "5x/coords"])
+def test_a_bank_with_something_else_in_the_place_of_a_part_is_named(tmp_path, bank, name):
+    path = Path(shutil.copy(bank, tmp_path / "copied.h5"))
+    with h5py.File(path, "r+") as file:
+        del file[name]
+        if name == "5x":
+            file[name] = np.zeros(3)
+        else:
+            file.create_group(name)
+    with pytest.raises(SettingsError, match=r"copied\.h5: is not a feature bank"):
+        read_bank(path, (5.0, 10.0))
+
+
+def test_the_bank_has_the_name_of_the_datalist_not_of_the_file():
+    assert bank_path("/features", "patient 7 block A.2").as_posix() == "/features/patient 7 block A.2.h5"
+    assert bank_path("/features", "patient 7 block A.2", 0) == bank_path("/features", "patient 7 block A.2")
+
+
+def test_views_lie_apart_from_the_plain_banks():
+    assert bank_path("/features", "a b.2", 7).as_posix() == "/features/views/a b.2/007.h5"
+    paths = {bank_path("/features", slide, view) for slide in ("s", "views", "s.1") for view in (0, 1, 10, 999, 1000)}
+    assert len(paths) == 15
+
+
+def test_the_bank_of_a_view_holds_the_features_of_its_patches(tmp_path, bag, slide):
+    def upside_down(patches):
+        return np.ascontiguousarray(patches[:, :, ::-1])
+
+    path = bank_path(tmp_path, "s", 2)
+    write_bank(path, bag, tiny_encoder(), {**settings_of(slide), "view": 2}, transform=upside_down)
+    banked = read_bank(path, (5.0, 10.0))
+    for s in range(2):
+        expected = tiny_backbone()(torch.from_numpy(upside_down(bag.read_all()[s]))).numpy()
+        assert np.allclose(banked.features[s], expected, atol=1e-6)
+        assert np.array_equal(banked.coords[s], bag.grid.coords[s])
+    assert np.array_equal(banked.rows, bag.grid.rows)
+    assert is_banked(path, {**settings_of(slide), "view": 2})
+    with pytest.raises(SettingsError, match=r"002\.h5: was made otherwise \(view 2, now 3\)"):
+        is_banked(path, {**settings_of(slide), "view": 3})
+
+
+def test_a_fingerprint_changes_with_the_slides_content(tmp_path, monkeypatch):
+    monkeypatch.setattr("scripts.features.bank.FINGERPRINT_BYTES", 10)
+    path = tmp_path / "s.svs"
+
+    def fingerprint(content):
+        path.write_bytes(content)
+        return slide_fingerprint(path)
+
+    base = bytearray(100)
+    original = fingerprint(base)
+    assert fingerprint(base) == original
+    for position in (0, 9, 90, 99):  # what a replaced slide changes: header, directories
+        changed = bytearray(base)
+        changed[position] = 1
+        assert fingerprint(changed) != original
+    assert fingerprint(base + b"\0") != original
+    assert fingerprint(b"") != fingerprint(b"\0")
+
+
+def test_another_slide_or_mask_under_the_same_name_is_noticed(tmp_path, slide, bank):
+    entry = {"image": tmp_path / "s.tif", "mask": tmp_path / "m.png"}
+    draw_slide(entry["image"], seed=1)
+    itk.imwrite(itk.image_from_array(np.ones((32, 64), np.uint8)), str(entry["mask"]))
+    with pytest.raises(SettingsError, match=r"was made otherwise \(slide_fingerprint '.*', now '.*'\)"):
+        is_banked(bank, settings_of(entry["image"]))
+    one = entry_settings(entry)
+    itk.imwrite(itk.image_from_array(np.eye(32, 64, dtype=np.uint8)), str(entry["mask"]))
+    two = entry_settings(entry)
+    assert one["mask_fingerprint"] != two["mask_fingerprint"]
+    assert one["slide_fingerprint"] == two["slide_fingerprint"]
+    assert entry_settings({"image": slide, "mpp": 0.25})["mpp_given"] == 0.25
+
+
+def test_a_mask_that_was_edited_in_its_middle_is_noticed(tmp_path, slide):
+    # Uncompressed, of the same size as before.
+    tifffile.imwrite(path := tmp_path / "m.tif", mask := np.full((2000, 2000), 255, np.uint8))
+    one = entry_settings({"image": slide, "mask": path})
+    mask[900:1100] = 0
+    tifffile.imwrite(path, mask)
+    assert entry_settings({"image": slide, "mask": path}) != one
+
+
+def test_a_pipe_has_no_fingerprint(tmp_path):
+    os.mkfifo(tmp_path / "b.svs")
+    with within(10), pytest.raises(SettingsError, match=r"b\.svs: is a pipe, a device or a socket, not a file"):
+        slide_fingerprint(tmp_path / "b.svs")
+
+
+@pytest.mark.parametrize("change", [Path.unlink, Path.touch, lambda path: path.write_bytes(b"half of a slide")])
+def test_a_slide_that_changed_since_it_was_opened_gets_no_bank(tmp_path, change):
+    slide = draw_slide(tmp_path / "s.tif")
+    bag, settings = builder()({"image": slide}), settings_of(slide)
+    changes = iter([change])
+    with pytest.raises(
+        SlideError, match=r"s\.tif: was changed while it was read( \(No such.*\))?\. Run again once it is complete\."
+    ):
+        write_bank(
+            tmp_path / "banks/s.h5", bag, tiny_encoder(), settings, lambda _: next(changes, lambda path: None)(slide)
+        )
+    assert list((tmp_path / "banks").iterdir()) == []

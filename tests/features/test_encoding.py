@@ -1,0 +1,234 @@
+import contextlib
+import threading
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from scripts.bags.blocks import BLOCK_PX
+from scripts.bags.grid import LinkedGrid
+from scripts.core.errors import SettingsError, SlideError
+from scripts.core.magnification import Scale
+from scripts.features.backbones import get_backbone
+from scripts.features.encoding import BLOCKS_AHEAD, Encoder
+from tests.cohorts import builder, draw_slide, tiny_backbone, tiny_encoder
+
+
+@pytest.fixture(scope="module")
+def bag(tmp_path_factory):
+    bag = builder()({"image": draw_slide(tmp_path_factory.mktemp("encoding") / "s.tif")})
+    assert [len(coords) for coords in bag.grid.coords] == [6, 20]
+    return bag
+
+
+class FlatBag:
+    """A bag whose patch i of scale s is all (100 * s + i), which counts what is read of it.
+
+    Its patches lie in a line, ``patches_a_block`` to a block, each scale in blocks of its own.
+    """
+
+    def __init__(self, num_patches, patches_a_block=4):
+        side = BLOCK_PX // patches_a_block
+        scales = tuple(Scale(10, side, base_mpp=1.0, level=level) for level in range(len(num_patches)))
+        coords = tuple(np.stack([np.arange(n) * side, np.zeros(n)], axis=1) for n in num_patches)
+        self.grid = LinkedGrid(scales, coords, np.zeros((1, len(scales)), np.int64), 0)
+        self.slide = SimpleNamespace(check_unchanged=lambda: None)
+        self.reads, self.lock = [], threading.Lock()
+
+    def read_block(self, block):
+        with self.lock:
+            self.reads.append([(part.scale_index, tuple(part.patches.tolist())) for part in block.parts])
+        return [(part.scale_index, part.patches, self._colours(part)) for part in block.parts]
+
+    def _colours(self, part):
+        colours = (100 * part.scale_index + part.patches).astype(np.uint8)
+        return np.broadcast_to(colours[:, None, None, None], (len(colours), 3, 4, 4)).copy()
+
+
+@pytest.mark.parametrize("num_workers", [0, 1, 3])
+@pytest.mark.parametrize("batch_size", [1, 4, 7, 100])
+def test_every_patch_is_read_and_encoded_once(batch_size, num_workers):
+    bag = FlatBag([7, 12])
+    encoded = list(tiny_encoder(batch_size, num_workers).encode(bag))
+    everyone = [(0, i) for i in range(7)] + [(1, i) for i in range(12)]
+    assert [(s, i) for s, patches, _ in encoded for i in patches] == everyone
+    assert sorted((s, i) for parts in bag.reads for s, patches in parts for i in patches) == everyone
+    for s, patches, features in encoded:
+        expected = np.repeat((100 * s + patches[:, None] - 128.0) / 64.0, 12, axis=1)
+        assert np.allclose(features, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 7, 100])
+def test_batches_are_full_whatever_the_blocks_and_scales(batch_size):
+    sizes = []
+    encoder = tiny_encoder(batch_size)
+    encoder.backbone.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+    list(encoder.encode(FlatBag([7, 12])))
+    assert sizes == [batch_size] * (19 // batch_size) + ([19 % batch_size] if 19 % batch_size else [])
+
+
+def test_features_are_the_backbone_of_the_patches(bag):
+    backbone = tiny_backbone()
+    for s, patches, features in tiny_encoder(batch_size=5, num_workers=2).encode(bag):
+        expected = backbone(torch.from_numpy(bag.read_patches(s, patches))).numpy()
+        assert np.allclose(features, expected, atol=1e-6)
+        assert features.dtype == np.float32
+
+
+def test_the_number_of_threads_does_not_change_a_digit(bag):
+    backbone = get_backbone("efficientnet_lite0")
+    once, in_turn, threads = (Encoder(backbone, batch_size=8, num_workers=n).encode_rows(bag) for n in (2, 0, 4))
+    assert once.shape == (20, 2, 1280)
+    assert np.array_equal(once, in_turn)
+    assert np.array_equal(once, threads)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1, 3])
+def test_a_transform_changes_the_patches_before_they_are_encoded(num_workers):
+    encoder = tiny_encoder(batch_size=5, num_workers=num_workers)
+    plain, changed = encoder.encode(FlatBag([7, 12])), encoder.encode(FlatBag([7, 12]), lambda patches: patches + 7)
+    for (s, patches, features), (t, others, seen) in zip(plain, changed, strict=True):
+        assert s == t
+        assert np.array_equal(patches, others)
+        assert np.allclose(seen, features + 7 / 64, atol=1e-6)
+
+
+def test_rows_are_the_features_of_the_patches_that_they_go_through(bag):
+    rows = tiny_encoder(batch_size=5).encode_rows(bag)
+    backbone = tiny_backbone()
+    assert rows.shape == (bag.grid.num_rows, 2, 12)
+    for row, patches in zip(rows, bag.grid.rows, strict=True):
+        for s, patch in enumerate(patches):
+            expected = backbone(torch.from_numpy(bag.read_patches(s, [patch])))[0].numpy()
+            assert np.allclose(row[s], expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1, 3])
+def test_no_more_than_a_few_blocks_are_read_ahead(num_workers):
+    bag = FlatBag([100], patches_a_block=2)
+    limit = BLOCKS_AHEAD + num_workers if num_workers else 0
+    ahead = []
+    for done, _ in enumerate(tiny_encoder(batch_size=2, num_workers=num_workers).encode(bag), start=1):
+        # As many readers as there may be get the time to run away.
+        if num_workers and done in (1, 25):
+            wait_until(lambda bound=done + limit: len(bag.reads) >= bound)
+        ahead.append(len(bag.reads) - done)
+    assert len(bag.reads) == 50
+    assert max(ahead) == limit
+
+
+def wait_until(condition, seconds=5.0):
+    pause = threading.Event()
+    for _ in range(int(seconds / 0.01)):
+        if condition():
+            pause.wait(0.05)
+            return
+        pause.wait(0.01)
+    raise AssertionError("nothing is read ahead")
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_slide_that_breaks_off_is_an_error_of_the_caller(num_workers):
+    class Broken(FlatBag):
+        def read_block(self, block):
+            if 6 in block.parts[0].patches:
+                raise SlideError("a.svs", "cannot be read at (1, 2)", "Copy it again.")
+            return super().read_block(block)
+
+    encoded, batches = [], tiny_encoder(batch_size=2, num_workers=num_workers).encode(Broken([20], 2))
+    with pytest.raises(SlideError, match=r"a\.svs: cannot be read at \(1, 2\)\. Copy it again"):
+        encoded.extend(patch for _, patches, _ in batches for patch in patches)
+    assert encoded == [0, 1, 2, 3, 4, 5]  # all that was read before it
+
+
+def test_a_caller_that_stops_early_leaves_no_thread_behind():
+    before = threading.active_count()
+    batches = tiny_encoder(batch_size=2, num_workers=3).encode(FlatBag([40]))
+    next(batches)
+    assert threading.active_count() > before
+    batches.close()
+    assert threading.active_count() == before
+
+
+@pytest.mark.parametrize("grad", [True, False])
+def test_the_callers_gradient_mode_stays_as_it_is(bag, grad):
+    with torch.set_grad_enabled(grad):
+        for _ in tiny_encoder(batch_size=5).encode(bag):
+            assert not torch.is_inference_mode_enabled()
+            assert torch.is_grad_enabled() is grad
+        # What comes out can be trained on.
+        features = torch.from_numpy(tiny_encoder().encode_rows(bag))
+        weight = torch.ones(12, requires_grad=True)
+        (features @ weight).sum().backward() if grad else None
+        assert weight.grad is None if not grad else bool((weight.grad != 0).any())
+
+
+def test_settings_name_the_encoder():
+    encoder = Encoder(tiny_backbone("tiny", "ab" * 32))
+    assert encoder.settings() == {"backbone": "tiny", "weights_sha256": "ab" * 32, "amp": False, "runtime": "torch"}
+    assert encoder.num_features == 12
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda", "cuda:1"])
+def test_with_amp_settings_name_the_kind_of_device(device):
+    encoder = Encoder(tiny_backbone())
+    encoder.device = torch.device(device)  # without a GPU nothing can be moved to it
+    assert "device" not in encoder.settings()
+    encoder.backbone.amp = True
+    assert encoder.settings()["device"] == device.partition(":")[0]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "least"), [("batch_size", 0, 1), ("batch_size", 2.5, 1), ("num_workers", -1, 0)]
+)
+def test_wrong_settings_are_named(key, value, least):
+    with pytest.raises(SettingsError, match=rf"{key}: got {value}\. Give a whole number from {least} up"):
+        Encoder(tiny_backbone(), **{key: value})
+
+
+def test_another_device_can_be_chosen_later_and_a_wrong_one_is_named():
+    encoder = tiny_encoder()
+    encoder.to("cpu")
+    assert encoder.device == torch.device("cpu")
+    with pytest.raises(SettingsError, match=r"device: tpu9 cannot be used \(.+\). Use `cpu`, or `cuda`"):
+        encoder.to("tpu9")
+
+
+@pytest.fixture
+def one_gpu(monkeypatch):
+    """The devices to which modules are moved, where torch sees one GPU."""
+    moved = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+
+    def to(module, device=None, **_):
+        if device is not None:
+            moved.append(str(device))
+        return module
+
+    monkeypatch.setattr(torch.nn.Module, "to", to)
+    return moved
+
+
+def test_a_gpu_is_left_alone_until_there_is_something_to_encode(one_gpu, bag):
+    encoder = Encoder(tiny_backbone(), "cuda:0")
+    encoder.to("cuda")
+    assert encoder.settings()["runtime"] == "torch"
+    assert encoder.num_features == 12
+    assert one_gpu == []
+    with contextlib.suppress(RuntimeError):  # there is none, after all
+        next(encoder.encode(bag))
+    assert one_gpu == ["cuda"]
+    with pytest.raises(SettingsError, match=r"device: cuda:1 cannot be used \(torch sees 1 GPUs\)\. Use `cpu`"):
+        encoder.to("cuda:1")
+
+
+@pytest.mark.parametrize("said", ["CUDA out of memory. Tried to allocate 2.00 GiB.", "DefaultCPUAllocator: not enough"])
+def test_a_batch_that_does_not_fit_into_memory_names_the_setting(bag, said):
+    encoder = tiny_encoder()
+    encoder.backbone.forward = lambda patches: (_ for _ in ()).throw(RuntimeError(said))
+    with pytest.raises(
+        SettingsError, match=r"^encode_batch: does not fit into .* memory \(.*\)\. Lower `encode_batch`"
+    ):
+        encoder.encode_rows(bag)

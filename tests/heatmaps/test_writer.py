@@ -1,0 +1,313 @@
+"""The handler, run by MONAI's evaluator on bags whose attention follows a colour."""
+
+import json
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from monai.data import DataLoader, Dataset
+from monai.engines import SupervisedEvaluator
+from monai.transforms import Activationsd
+
+from scripts.bags.bag import BagBuilder
+from scripts.core.errors import SettingsError, SlideError
+from scripts.datalists.failures import FailedSlides
+from scripts.heatmaps.attention_maps import gather_rows
+from scripts.heatmaps.writer import HeatmapWriter, class_file_names
+from scripts.inference.transforms import EncodeSlided
+from scripts.networks.methods import attention_maps
+from scripts.networks.mustmil import MuSTMIL
+from scripts.slides.frames import Rectangle
+from scripts.slides.slide import Slide
+from tests.cohorts import NUM_TINY_FEATURES, tiny_encoder
+from tests.heatmaps.test_geojson import hottest_um_of_geojson, read
+from tests.heatmaps.test_images import (
+    BASE_MPP,
+    COLD_BOX,
+    HOT_BOX,
+    PATCH_PX,
+    corner_image,
+    hottest_um_of_mha,
+    hottest_um_of_png,
+    is_in,
+    read_png,
+    write_corner_slide,
+)
+
+HEADS = ["global", "5x", "10x"]
+CLASSES = ["dark", "pink"]
+
+
+KNOWN_KINDS = ("attention", "contribution")
+
+
+def colour_network(probability_of=(0.9, 0.2), crossed=False):
+    """Attends to dark patches for the first class and to pink ones for the second; says the given probabilities.
+
+    Crossed, what it concludes is the opposite of where it looks: the attention for pink speaks for dark, and the
+    other way round.
+    """
+    network = MuSTMIL(num_classes=2, num_scales=2, num_features=NUM_TINY_FEATURES, num_nodes=4).eval()
+    red, green = slice(0, 4), slice(4, 8)  # of the four quarters of a patch
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.zero_()
+        for il in network.embed:
+            il.weight[0] = -1 / NUM_TINY_FEATURES
+            il.weight[1, red], il.weight[1, green] = 0.25, -0.25
+        for scoring in network.attention:
+            for h in (0, 1):
+                scoring[0].weight[h, h::4] = 0.3
+                scoring[2].weight[h, h] = 8.0
+        for classify in network.myfc:
+            classify.bias[:] = torch.logit(torch.tensor(probability_of))
+            if crossed:
+                weight = classify.weight.unflatten(1, (2, -1))  # [class, attention, node]
+                weight[0, 1, 1::4], weight[1, 0, 0::4] = 1, -1  # the first node is below 0, all the more on light
+    return network
+
+
+@pytest.fixture(scope="module")
+def entry(tmp_path_factory):
+    """A slide that does not say its resolution: whoever opens it must take the datalist's."""
+    path = write_corner_slide(tmp_path_factory.mktemp("slide") / "corner.tif", mpp=None)
+    return {"image": str(path), "slide": "corner", "mpp": BASE_MPP}
+
+
+def file_names(classes, kinds):
+    """The files of every map for these classes and kinds, sorted."""
+    endings = ["" if kind == "attention" else f"_{kind}" for kind in kinds]
+    return sorted(
+        f"{head}_{name}{ending}{suffix}"
+        for head in HEADS
+        for name in classes
+        for ending in endings
+        for suffix in (".png", ".geojson", ".mha")
+    )
+
+
+def predict(output, entry, network=None, **knobs):
+    builder = BagBuilder((5, 10), patch_size=PATCH_PX, min_tissue=0.4)
+    network = network or colour_network()
+    writer = HeatmapWriter(
+        output,
+        maps=attention_maps("mustmil", [5, 10]),
+        heads=HEADS,
+        class_names=CLASSES,
+        network=network,
+        bag_builder=builder,
+        data=[entry],
+        **knobs,
+    )
+    SupervisedEvaluator(
+        device="cpu",
+        val_data_loader=DataLoader(Dataset([entry], EncodeSlided("image", builder, tiny_encoder())), batch_size=1),
+        network=network,
+        postprocessing=Activationsd(keys="pred", sigmoid=True),
+        val_handlers=[writer],
+    ).run()
+    folder = output / "heatmaps" / "corner"
+    return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+
+
+@pytest.mark.parametrize("map_name", HEADS)
+def test_attention_that_follows_a_colour_is_hottest_where_that_colour_is(entry, tmp_path, map_name):
+    predict(tmp_path, entry, heatmap_classes=CLASSES)
+    folder = tmp_path / "heatmaps" / "corner"
+    patch_um = PATCH_PX * (2.0 if map_name == "5x" else 1.0)
+    height, width = read_png(folder / f"{map_name}_dark.png")[0].shape[:2]
+    plain = cv2.resize(corner_image(), (width, height), interpolation=cv2.INTER_AREA)
+    for name, box in (("dark", HOT_BOX), ("pink", COLD_BOX)):
+        for found in (
+            hottest_um_of_png(folder / f"{map_name}_{name}.png", plain, patch_um),
+            hottest_um_of_mha(folder / f"{map_name}_{name}.mha"),
+            hottest_um_of_geojson(folder / f"{map_name}_{name}.geojson", BASE_MPP),
+        ):
+            assert is_in(box, found, slack_um=patch_um / 2)
+
+
+@pytest.mark.parametrize("coordinates", ["qupath", "level0"])
+def test_geojson_starts_where_qupath_does_and_mha_at_level_0(entry, tmp_path, monkeypatch, coordinates):
+    monkeypatch.setattr(Slide, "bounds_level0", Rectangle(300, 200, 1000, 900))
+    predict(tmp_path, entry, heatmap_classes="dark", heatmap_kinds="attention", coordinates=coordinates)
+    folder, origin = tmp_path / "heatmaps" / "corner", (300, 200) if coordinates == "qupath" else (0, 0)
+    assert read(folder / "10x_dark.geojson")["frame"] == {"coordinates": coordinates, "origin_level0": list(origin)}
+    found = np.add(hottest_um_of_geojson(folder / "10x_dark.geojson", BASE_MPP), np.multiply(origin, BASE_MPP))
+    assert found == pytest.approx(hottest_um_of_mha(folder / "10x_dark.mha"), abs=0.01)
+    assert is_in(HOT_BOX, found, slack_um=PATCH_PX / 2)
+
+
+def test_a_frame_that_there_is_not_is_refused(entry, tmp_path):
+    with pytest.raises(SettingsError, match=r"coordinates: got 'image'\. Give qupath"):
+        predict(tmp_path, entry, coordinates="image")
+
+
+def test_a_contribution_is_hottest_where_the_class_is_concluded_from(entry, tmp_path):
+    predict(tmp_path, entry, colour_network(crossed=True), heatmap_classes=CLASSES)
+    folder = tmp_path / "heatmaps" / "corner"
+    boxes = {"dark": HOT_BOX, "dark_contribution": COLD_BOX, "pink": COLD_BOX, "pink_contribution": HOT_BOX}
+    for map_name in HEADS:
+        patch_um = PATCH_PX * (2.0 if map_name == "5x" else 1.0)
+        for name, box in boxes.items():
+            stem = f"{map_name}_{name}"
+            for found in (
+                hottest_um_of_mha(folder / f"{stem}.mha"),
+                hottest_um_of_geojson(folder / f"{stem}.geojson", BASE_MPP),
+            ):
+                assert is_in(box, found, slack_um=patch_um / 2), stem
+
+
+@pytest.mark.parametrize("kind", KNOWN_KINDS)
+def test_the_values_in_the_files_are_the_networks(entry, tmp_path, kind):
+    network = colour_network(crossed=True)
+    predict(tmp_path, entry, network, heatmap_classes="dark")
+    builder = BagBuilder((5, 10), patch_size=PATCH_PX, min_tissue=0.4)
+    item = EncodeSlided("image", builder, tiny_encoder())(entry)
+    x = item["image"].as_tensor()[None]
+    maps = dict(zip(KNOWN_KINDS, network.explain(x[..., :-1], x[..., -1])[1:], strict=True))
+    grid = builder(entry).grid
+    for m, (name, s) in enumerate((("global", 1), ("5x", 0), ("10x", 1))):
+        side = grid.scales[s].patch_level0
+        rows = maps[kind][0, :, m, 0].detach().numpy()
+        expected = gather_rows(rows, grid.coords[s][grid.rows[:, s]], side, BASE_MPP, kind)
+        ending = "" if kind == "attention" else "_contribution"
+        collection = json.loads((tmp_path / "heatmaps" / "corner" / f"{name}_dark{ending}.geojson").read_text())
+        names = (f"{kind} percentile ({name}, dark)", f"{kind} ({name}, dark)")
+        found = [[feature["properties"]["measurements"][n] for n in names] for feature in collection["features"]]
+        assert len(found) == len(grid.coords[s])
+        assert found == pytest.approx(np.stack([expected.percentile, expected.values], axis=1), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("probabilities", "knobs", "classes"),
+    [
+        ((0.9, 0.2), {}, ["dark"]),
+        ((0.5, 0.5), {}, ["dark", "pink"]),
+        ((0.1, 0.3), {}, ["pink"]),
+        ((0.9, 0.9), {"heatmap_classes": ["pink"]}, ["pink"]),
+        ((0.9, 0.9), {"heatmap_classes": "pink"}, ["pink"]),
+        ((0.1, 0.1), {"heatmap_classes": ("pink", "dark")}, ["dark", "pink"]),
+        ((0.9, 0.9), {"heatmaps": False}, []),
+    ],
+)
+def test_heatmaps_are_those_of_the_predicted_classes_or_of_those_asked_for(
+    entry, tmp_path, probabilities, knobs, classes
+):
+    assert predict(tmp_path, entry, colour_network(probabilities), **knobs) == file_names(classes, KNOWN_KINDS)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "kinds"),
+    [
+        (["attention"], ["attention"]),
+        ("contribution", ["contribution"]),
+        (("contribution", "attention", "contribution"), KNOWN_KINDS),
+    ],
+)
+def test_heatmaps_are_of_the_kinds_asked_for(entry, tmp_path, wanted, kinds):
+    predict(tmp_path, entry)  # what this leaves of another kind goes
+    assert predict(tmp_path, entry, heatmap_kinds=wanted) == file_names(["dark"], kinds)
+
+
+def test_what_an_earlier_run_left_goes_and_what_is_not_ours_stays(entry, tmp_path):
+    predict(tmp_path, entry, heatmap_classes=CLASSES)
+    (tmp_path / "heatmaps" / "corner" / "notes.txt").write_text("mine")
+    files = predict(tmp_path, entry, colour_network((0.9, 0.1)))
+    assert "notes.txt" in files
+    assert not any("pink" in name for name in files)
+
+
+def test_a_slide_is_read_and_explained_once_for_all_its_maps(entry, tmp_path, monkeypatch):
+    builder = BagBuilder((5, 10), patch_size=PATCH_PX, min_tissue=0.4)
+    item = EncodeSlided("image", builder, tiny_encoder())(entry)
+    reads = []
+    read = Slide.read_overview
+    monkeypatch.setattr(Slide, "read_overview", lambda self, mpp: reads.append(mpp) or read(self, mpp))
+    network, passes = colour_network(), []
+    explain = network.explain
+    monkeypatch.setattr(network, "explain", lambda *inputs: passes.append(inputs) or explain(*inputs))
+    writer = HeatmapWriter(
+        tmp_path, attention_maps("mustmil", [5, 10]), HEADS, CLASSES, network, builder, [entry],
+        heatmap_classes=CLASSES,
+    )  # fmt: skip
+    SupervisedEvaluator(
+        device="cpu",
+        val_data_loader=DataLoader(Dataset([item]), batch_size=1),
+        network=network,
+        postprocessing=Activationsd(keys="pred", sigmoid=True),
+        val_handlers=[writer],
+    ).run()
+    assert len(list((tmp_path / "heatmaps" / "corner").iterdir())) == 3 * 2 * 2 * 3
+    assert len(reads) == len(passes) == 1
+
+
+@pytest.mark.parametrize(
+    ("knobs", "message"),
+    [
+        ({"heatmap_classes": ["cancer"]}, "heatmap_classes: there is no class 'cancer'. Give a list of dark, pink"),
+        ({"heatmap_classes": []}, "heatmap_classes: got []"),
+        ({"heatmap_classes": {"dark": 1}}, "heatmap_classes: got {'dark': 1}"),
+        ({"heatmaps": "yes"}, "heatmaps: got 'yes'. Give True or False"),
+        ({"heatmap_kinds": ["gradient"]}, "heatmap_kinds: got ['gradient']. Give attention or contribution, or a list"),
+        ({"heatmap_kinds": "both"}, "heatmap_kinds: got 'both'. Give attention or contribution"),
+        ({"heatmap_kinds": []}, "heatmap_kinds: got []. Give attention or contribution"),
+        ({"heatmap_kinds": None}, "heatmap_kinds: got None. Give attention or contribution"),
+    ],
+)
+def test_a_wrong_knob_is_told_before_any_slide_is_read(entry, tmp_path, knobs, message):
+    with pytest.raises(SettingsError) as error:
+        predict(tmp_path, {**entry, "image": "/no/such/slide"}, **knobs)
+    assert str(error.value).startswith(message)
+
+
+def test_classes_become_file_names_that_stay_in_their_folder_and_differ():
+    awkward = ["../../etc/passwd", "a/b", "a b", "A:B", "", ".", "bösartig", "x" * 300, "x" * 300 + "y", "tab\there"]
+    names = class_file_names(awkward)
+    assert len({name.casefold() for name in names}) == len(awkward)
+    for name in names:
+        assert name
+        assert not set(name) & set('/\\:.*?"<>|\t \0')
+        assert len(name.encode()) < 200
+    assert names[6] == "bösartig"
+    assert class_file_names(["cancer", "hgd"]) == ["cancer", "hgd"]
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from(["a", "A", "b"]), st.integers(0, 2)), max_size=6))
+def test_no_class_takes_the_files_of_anothers_contribution(spelled):
+    class_names = [letter + "_contribution" * times for letter, times in spelled]
+    names = [name.casefold() for name in class_file_names(class_names)]
+    files = names + [f"{name}_contribution" for name in names]
+    assert len(set(files)) == 2 * len(class_names)
+
+
+def test_maps_that_are_not_the_networks_are_refused(entry, tmp_path):
+    builder = BagBuilder((5, 10), patch_size=PATCH_PX, min_tissue=0.4)
+    network = colour_network()
+    writer = HeatmapWriter(tmp_path, attention_maps("ssmil", [5, 10]), HEADS, CLASSES, network, builder, [entry])
+    evaluator = SupervisedEvaluator(
+        device="cpu",
+        val_data_loader=DataLoader(Dataset([entry], EncodeSlided("image", builder, tiny_encoder())), batch_size=1),
+        network=network,
+        postprocessing=Activationsd(keys="pred", sigmoid=True),
+        val_handlers=[writer],
+    )
+    with pytest.raises(ValueError, match="the network has 3 attention maps, and 2 were named"):
+        evaluator.run()
+    assert not (tmp_path / "heatmaps").exists()
+
+
+def test_a_slide_that_cannot_be_read_again_is_written_down_or_ends_the_run(entry, tmp_path, monkeypatch):
+    def unreadable(slide):
+        raise SlideError(slide.path, "cannot be read", "Copy it again.")
+
+    monkeypatch.setattr("scripts.heatmaps.writer.read_thumbnail", unreadable)
+    with pytest.raises(SlideError, match=r"corner\.tif: cannot be read"):
+        predict(tmp_path, entry)
+    failures = FailedSlides(tmp_path, "inferring")
+    failures.start()
+    assert predict(tmp_path, entry, failures=failures) == []
+    assert failures.names() == ["corner"]

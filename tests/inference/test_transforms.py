@@ -1,0 +1,163 @@
+import itk
+import numpy as np
+import pytest
+import torch
+from ignite.engine import Events
+from monai.data import DataLoader, Dataset, MetaTensor
+from monai.engines import SupervisedEvaluator
+from monai.transforms import Compose, MapTransform
+
+from scripts.core.errors import SettingsError, SlideError
+from scripts.datalists.datalist import list_slides
+from scripts.inference.transforms import EncodeSlided, ServingHeadd, join_log_weight
+from scripts.networks.mustmil import MuSTMIL
+from scripts.training.datasets import PatchBagDataset
+from tests.cohorts import builder, draw_cohort, tiny_encoder
+from tests.dicoms import write_dicom
+from tests.pyramids import with_tissue
+
+
+@pytest.fixture(scope="module")
+def entry(tmp_path_factory):
+    (entry,) = draw_cohort(tmp_path_factory.mktemp("transforms"), 1)
+    return entry
+
+
+def transform(**settings):
+    return EncodeSlided("image", builder(**settings), tiny_encoder())
+
+
+def test_a_path_becomes_the_bags_features_and_log_weight(entry):
+    encoded = transform()(entry)["image"]
+    bag = builder()(entry)
+    assert isinstance(encoded, MetaTensor)
+    assert encoded.shape == (bag.grid.num_rows, 2, 12 + 1)
+    assert encoded.dtype == torch.float32
+    assert np.array_equal(encoded[..., :-1].numpy(), tiny_encoder().encode_rows(bag))
+    assert np.array_equal(encoded[..., -1].numpy(), bag.grid.log_weight())
+    assert encoded.meta["filename_or_obj"] == entry["image"]
+    assert encoded.meta["mpp"] == pytest.approx(0.5)
+
+
+def test_beside_them_stands_where_the_patches_lie(entry):
+    encoded = transform()(entry)
+    (expected,) = PatchBagDataset([entry], builder())
+    for key in ("corners", "patch_level0"):
+        assert torch.equal(encoded[key], expected[key])
+        assert encoded[key].dtype == torch.float64
+    assert encoded["base_mpp"] == expected["base_mpp"]
+
+
+def test_monais_engine_hands_on_where_they_lie_for_each_slide(tmp_path):
+    cohort, seen = draw_cohort(tmp_path, 2), []
+    evaluator = SupervisedEvaluator(
+        device="cpu",
+        val_data_loader=DataLoader(Dataset(cohort, transform()), batch_size=1),
+        network=MuSTMIL(3, num_scales=2, num_features=12, num_nodes=8),
+    )
+    evaluator.add_event_handler(Events.ITERATION_COMPLETED, lambda engine: seen.extend(engine.state.batch))
+    evaluator.run()
+    for item, entry in zip(seen, cohort, strict=True):
+        expected = transform()(entry)
+        assert item["slide"] == expected["slide"]
+        assert torch.equal(item["corners"], expected["corners"])
+        assert torch.equal(item["patch_level0"], expected["patch_level0"])
+        assert item["corners"].dtype == item["patch_level0"].dtype == torch.float64
+        assert float(item["base_mpp"]) == expected["base_mpp"]
+
+
+def test_what_else_the_entry_holds_stays(entry):
+    before = dict(entry)
+    encoded = transform()({**entry, "note": "kept"})
+    made = ("image", "corners", "patch_level0", "base_mpp", "bounds_level0")
+    assert {key: value for key, value in encoded.items() if key not in made} == {
+        "slide": "s0", "patient": "p0", "label": entry["label"], "note": "kept",
+    }  # fmt: skip
+    assert entry == before  # the entry itself is not changed
+    assert transform()({"image": entry["image"]})["slide"] == "s0"  # after the file, where it has no name
+
+
+def test_without_a_name_a_slide_is_called_as_in_a_datalist(tmp_path):
+    image = with_tissue(512, 512, [(0, 0, 512, 512)])
+    write_dicom(tmp_path / "case 1", image, downsamples=(1, 2))
+    for level in (0, 1):
+        assert transform()({"image": str(tmp_path / "case 1" / f"level_{level}.dcm")})["slide"] == "case 1"
+    assert list_slides(tmp_path)[0]["slide"] == "case 1"
+
+
+def test_the_entrys_mpp_and_mask_are_used(entry, tmp_path):
+    finer = transform(min_tissue=0.2)({**entry, "mpp": 0.25})
+    assert finer["image"].meta["mpp"] == 0.25
+    bag = builder(min_tissue=0.2)({**entry, "mpp": 0.25})
+    assert np.array_equal(finer["image"][..., :-1].numpy(), tiny_encoder().encode_rows(bag))
+
+    mask = np.zeros((32, 64), dtype=np.uint8)
+    mask[:8, :16] = 1  # 256 x 128 px in the corner: two patches of 10x in one of 5x
+    itk.imwrite(itk.image_from_array(mask), str(tmp_path / "m.png"))
+    masked = transform()({**entry, "mask": str(tmp_path / "m.png")})["image"]
+    assert masked[..., -1].tolist() == pytest.approx(np.array([[-np.log(2), 0], [-np.log(2), 0]]))
+
+
+def test_another_key_can_hold_the_path(entry):
+    encode = EncodeSlided("wsi", builder(), tiny_encoder())
+    expected = transform()(entry)["image"]
+    assert torch.equal(encode({"wsi": entry["image"]})["wsi"].as_tensor(), expected.as_tensor())
+
+
+def test_a_served_slide_scores_as_the_network_does_on_both_tensors(entry):
+    torch.manual_seed(0)
+    network = MuSTMIL(3, num_scales=2, num_features=12, num_nodes=8).eval()
+    pipeline = Compose([transform()])
+    assert isinstance(transform(), MapTransform)
+    (batch,) = DataLoader(Dataset([{"image": entry["image"]}], pipeline), batch_size=1)
+    with torch.no_grad():
+        served = network(batch["image"])
+    bag = builder()(entry)
+    features = torch.from_numpy(tiny_encoder().encode_rows(bag))[None]
+    log_weight = torch.from_numpy(bag.grid.log_weight())[None]
+    with torch.no_grad():
+        assert torch.allclose(torch.as_tensor(served), network(features, log_weight), atol=1e-6)
+        # The weights matter: without them the same rows score otherwise.
+        assert not torch.allclose(torch.as_tensor(served), network(features), atol=1e-4)
+
+
+def test_a_server_chooses_the_device_of_each_request(entry):
+    encode = transform()
+    request = {"image": entry["image"], "image_path": entry["image"], "device": "cpu"}
+    with pytest.raises(SettingsError, match="device: tpu9 cannot be used"):
+        encode({**request, "device": "tpu9"})
+    encode(request)
+    # A column of that name in a datalist is the user's own.
+    encode({**entry, "device": "Aperio AT2"})
+
+
+@pytest.mark.parametrize(("heads", "served"), [(["global", "5x", "10x"], 0), (["5x", "10x"], 1), (["global"], 0)])
+def test_served_are_the_scores_of_one_output_and_the_others_stay_beside_them(heads, served):
+    scores = MetaTensor(torch.rand(len(heads), 5))
+    data = ServingHeadd("pred", heads)({"pred": scores, "slide": "s"})
+    assert torch.equal(data["pred"], scores[served])
+    assert data["pred"].shape == (5,)
+    assert isinstance(data["pred"], MetaTensor)
+    assert torch.equal(data["head_scores"], scores)
+    assert data["slide"] == "s"
+
+
+def test_log_weights_are_joined_to_one_bag_and_to_a_batch_in_the_dtype_of_the_features():
+    features, log_weight = torch.randn(2, 4, 2, 6), -torch.rand(2, 4, 2)
+    joined = join_log_weight(features[0].half(), log_weight[0])
+    assert joined.dtype == torch.float16
+    assert torch.equal(joined[..., :-1], features[0].half())
+    assert torch.equal(joined[..., -1], log_weight[0].half())
+    assert torch.equal(join_log_weight(features, log_weight)[1, ..., -1], log_weight[1])
+    with pytest.raises(ValueError, match=r"got \[2, 4, 2, 6\] and \[4, 2\]"):
+        join_log_weight(features, log_weight[0])
+
+
+def test_a_slide_that_cannot_be_used_is_named(tmp_path):
+    with pytest.raises(SlideError, match=r"missing\.svs: no such file"):
+        transform()({"image": tmp_path / "missing.svs"})
+
+
+def test_a_file_that_is_not_what_the_datalist_means_is_refused(entry):
+    with pytest.raises(SlideError, match=r"s0\.tif: its SHA-256 is .*the datalist says 0000"):
+        transform()({**entry, "sha256": "0" * 64})

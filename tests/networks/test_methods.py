@@ -1,0 +1,94 @@
+"""The methods by name: their networks, outputs, attention maps, losses and files."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from scripts.core.errors import SettingsError
+from scripts.networks.baselines import MSMIL, SSMIL, HighestScaleMIL
+from scripts.networks.losses import MultiScaleLoss, PhaseLoss, head_losses
+from scripts.networks.methods import (
+    METHODS,
+    attention_maps,
+    get_loss,
+    get_network,
+    method_title,
+    result_heads,
+    trained_heads,
+)
+from scripts.networks.mustmil import MuSTMIL
+from scripts.weights.paths import serving_weights
+
+SETTINGS = {"num_classes": 3, "num_scales": 2, "num_features": 8, "num_nodes": 4}
+
+
+@pytest.mark.parametrize("magnifications", [(10,), (5, 10), (10, 5), (2.5, 5, 10)])
+@pytest.mark.parametrize("method", METHODS)
+def test_names_are_as_many_as_the_networks_outputs_and_maps(method, magnifications):
+    scales = len(magnifications)
+    network = get_network(method, **{**SETTINGS, "num_scales": scales}).eval()
+    logits, attention = network.attend(torch.randn(2, 5, scales, 8))
+    heads, maps = result_heads(method, magnifications), attention_maps(method, magnifications)
+    assert logits.shape == (2, len(heads), 3)
+    assert attention.shape == (2, 5, len(maps), 3)
+    assert [heads.index(spec.head) for spec in maps] == network.map_heads
+    assert len({spec.name for spec in maps}) == len(maps)
+    named = trained_heads(method, magnifications)
+    assert sorted(h for phase in network.phases for h in phase) == list(range(len(named)))
+    assert set(heads) <= set(named)
+
+
+def test_the_methods_of_the_paper_and_of_monai():
+    kinds = {"mustmil": MuSTMIL, "ssmil": SSMIL, "msmil": MSMIL, "mil_att": HighestScaleMIL}
+    for method, kind in kinds.items():
+        assert type(get_network(method, **SETTINGS)) is kind
+    assert hasattr(get_network("mil_att_trans", **SETTINGS), "transformer")
+    assert method_title("mil_att") == "MILModel att"
+    assert result_heads("mustmil", [10, 5]) == ["global", "5x", "10x"]
+    assert result_heads("msmil", [5, 10]) == ["global"]
+    assert trained_heads("msmil", [5, 10]) == ["global", "5x", "10x"]
+    assert result_heads("ssmil", [5, 10]) == ["5x", "10x"]
+    assert result_heads("mil_att", [5, 10]) == ["10x"]
+    assert [(m.name, m.head, m.scale_index) for m in attention_maps("mustmil", [5, 10])] == [
+        ("global", "global", 1), ("5x", "5x", 0), ("10x", "10x", 1),
+    ]  # fmt: skip
+    assert [(m.name, m.head, m.scale_index) for m in attention_maps("msmil", [5, 10])] == [
+        ("global_5x", "global", 0), ("global_10x", "global", 1),
+    ]  # fmt: skip
+
+
+def test_mustmil_weighs_its_outputs_and_a_baseline_has_the_loss_of_its_phase():
+    assert isinstance(get_loss("mustmil", get_network("mustmil", **SETTINGS), 0.5, 2.0), MultiScaleLoss)
+    network = get_network("msmil", **SETTINGS)
+    loss = get_loss("msmil", network, alpha=0.0, beta=0.0)  # which are MuSTMIL's
+    assert isinstance(loss, PhaseLoss)
+    labels = torch.tensor([[1.0, 0.0, 1.0]])
+    for phase, (head,) in enumerate(network.phases):
+        network.start_phase(phase)
+        logits = network(torch.randn(1, 5, 2, 8))
+        assert loss(logits, labels) == head_losses(logits, labels)[head]
+        loss(logits, labels).backward()
+        assert all(p.grad is not None and p.grad.isfinite().all() for p in network.phase_parameters(phase))
+
+
+def test_one_file_serves_all_outputs_of_a_method(tmp_path):
+    names = [serving_weights(tmp_path, method, [5, 10]).name for method in METHODS]
+    assert dict(zip(METHODS, names, strict=True)) == {
+        "mustmil": "model.pt",
+        "msmil": "model.pt",
+        "ssmil": "model_10x.pt",
+        "mil_att": "model_10x.pt",
+        "mil_att_trans": "model_10x.pt",
+    }
+
+
+def test_an_unknown_method_is_refused_with_the_known_ones():
+    for call in (
+        lambda: get_network("clam", **SETTINGS),
+        lambda: result_heads("clam", [5, 10]),
+        lambda: attention_maps("clam", [5, 10]),
+        lambda: get_loss("clam", None),
+    ):
+        with pytest.raises(SettingsError, match=r"method: got 'clam'\. Choose one of mustmil, msmil, ssmil, mil_att"):
+            call()
