@@ -258,9 +258,9 @@ def test_a_reader_that_is_stuck_when_its_run_is_killed_ends(tmp_path):
     # A native call that never returns and keeps Python's lock.
     stuck = "def stuck(path): open(path, 'w').write(str(os.getpid())); ctypes.PyDLL(None).sleep(600)\n"
     program = f"import ctypes, os, sys; sys.path.insert(0, sys.argv[1])\n{stuck}"
-    program += "from scripts import reader_process as reader; reader.openslide_properties = stuck\n"
+    program += "from scripts.slides import reader_process as reader; reader.openslide_properties = stuck\n"
     program += "reader.serve(*map(int, sys.argv[2:]))"
-    code = "import sys; from scripts import isolation; isolation.PROGRAM = sys.argv[1]; "
+    code = "import sys; from scripts.slides import isolation; isolation.PROGRAM = sys.argv[1]; "
     code += "isolation.read_properties(sys.argv[2])"
     run = subprocess.Popen([sys.executable, "-c", code, program, begun])
     while not (begun.exists() and begun.read_text()):
