@@ -1,4 +1,4 @@
-"""cuCIM, OpenSlide and tifffile: opening a slide, reading pixels of a level. Each call runs in a process of its own."""
+"""cuCIM, OpenSlide and tifffile: opening a slide, reading pixels of a level. Loaded in the reader's process alone."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import tifffile
 from numpy.typing import NDArray
 
-from scripts.core.magnification import mean_downsamples
-from scripts.slides.tiff_levels import TiffLevels
+from scripts.core.magnification import MPP_RTOL, mean_downsamples, squeezed_levels
 from scripts.slides.tiff_tiles import TiffTiles, check_complete
 
-__all__ = ["BACKENDS", "Backend", "load_library", "openslide_properties"]
+__all__ = ["BACKENDS", "Backend", "load_library", "openslide_properties", "subifd_levels"]
 
 WHITE = 255
 # Of OpenSlide's formats, those that are plain TIFFs.
@@ -25,10 +25,7 @@ TIFF_VENDORS = ("aperio", "generic-tiff")
 
 
 class Backend(Protocol):
-    """An open slide.
-
-    ``level_sizes`` are the (width, height) in pixels of its levels, finest first.
-    """
+    """An open slide; ``level_sizes`` are the (width, height) in pixels of its levels, finest first."""
 
     level_sizes: list[tuple[int, int]]
 
@@ -44,10 +41,7 @@ class Backend(Protocol):
 
 
 class CuCIM:
-    """A slide opened with cuCIM.
-
-    What it reads is checked by :class:`TiffTiles` before, so it takes only what that knows.
-    """
+    """A slide opened with cuCIM, which shows something else in place of damaged tiles: each is checked before."""
 
     def __init__(self, path: str) -> None:
         from cucim import CuImage  # type: ignore[attr-defined]
@@ -99,14 +93,67 @@ class OpenSlide:
         self._slide.close()
 
 
-BACKENDS: dict[str, Callable[[str], Backend]] = {"cucim": CuCIM, "openslide": OpenSlide, "tifffile": TiffLevels}
+class SubIFDs:
+    """A pyramid whose levels are SubIFDs of the first page, as in OME-TIFF: cuCIM and OpenSlide see only level 0.
+
+    Read with tifffile, once :class:`TiffTiles` has checked a tile. Tiles that a scanner has left out are an error.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._tiff = tifffile.TiffFile(path)
+        self._pages = subifd_levels(self._tiff)
+        self.level_sizes = [(page.imagewidth, page.imagelength) for page in self._pages]
+        self._tiles = TiffTiles(path, self.level_sizes, any_predictor=True)
+
+    def read(self, left: int, top: int, level: int, out: NDArray[np.uint8]) -> None:
+        height, width = out.shape[:2]
+        self._tiles.check(left, top, width, height, level)
+        page = self._pages[level]
+        for y in range(top // page.tilelength, -(-(top + height) // page.tilelength)):
+            for x in range(left // page.tilewidth, -(-(left + width) // page.tilewidth)):
+                tile = self._decode(page, y * -(-page.imagewidth // page.tilewidth) + x)
+                tile_left, tile_top = x * page.tilewidth - left, y * page.tilelength - top
+                x0, y0 = max(tile_left, 0), max(tile_top, 0)
+                inside = tile[y0 - tile_top : height - tile_top, x0 - tile_left : width - tile_left]
+                out[y0 : y0 + inside.shape[0], x0 : x0 + inside.shape[1]] = inside
+
+    def close(self) -> None:
+        self._tiles.close()
+        self._tiff.close()
+
+    def _decode(self, page: tifffile.TiffPage, index: int) -> NDArray[np.uint8]:
+        file = self._tiff.filehandle
+        file.seek(page.dataoffsets[index])
+        data = file.read(page.databytecounts[index])
+        tile = page.decode(data, index, jpegtables=page.jpegtables, jpegheader=page.jpegheader, _fullsize=True)[0]
+        if tile is None or tile.shape != (1, page.tilelength, page.tilewidth, 3):
+            raise ValueError(f"a tile is decoded to {None if tile is None else list(tile.shape)}")
+        return tile[0]
+
+
+BACKENDS: dict[str, Callable[[str], Backend]] = {"cucim": CuCIM, "openslide": OpenSlide, "tifffile": SubIFDs}
+
+
+def subifd_levels(tiff: tifffile.TiffFile) -> list[tifffile.TiffPage]:
+    """The first page of a TIFF and the levels in its SubIFDs, finest first; none if it has no such levels.
+
+    SubIFDs of another proportion are photographs of the label or of the glass.
+    """
+    first = tiff.pages.first
+    alike = [
+        page
+        for page in first.pages or ()
+        if isinstance(page, tifffile.TiffPage)
+        and page.is_tiled
+        and page.samplesperpixel == first.samplesperpixel
+        and not squeezed_levels([(each.imagewidth, each.imagelength) for each in (first, page)], MPP_RTOL)
+    ]
+    levels = sorted(alike, key=lambda page: page.imagewidth, reverse=True)
+    return [first, *levels] if levels and first.is_tiled else []
 
 
 def load_library(name: str) -> None:
-    """Import what a backend reads with.
-
-    Args:
-        name: of the library: ``"cucim"``, ``"openslide"``, ``"tifffile"``.
+    """Import a library by its name.
 
     Raises:
         Exception: whatever the library raises while it is imported.
@@ -130,7 +177,7 @@ def openslide_properties(path: str | Path) -> dict[str, str]:
         with openslide.OpenSlide(path) as slide:
             return dict(slide.properties)
     except openslide.OpenSlideError:
-        return {}  # it may still be a TIFF that cuCIM and tifffile do know
+        return {}  # it may still be a TIFF that cuCIM or tifffile knows
 
 
 def _sizes(dimensions: Any) -> list[tuple[int, int]]:

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import sys
-import tempfile
-import threading
-from multiprocessing import Pipe
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,10 +11,8 @@ import pytest
 import tifffile
 
 from scripts.core.errors import SlideError
-from scripts.slides import reader_process
 from scripts.slides.backends import BACKENDS, load_library, openslide_properties
 from scripts.slides.slide import Slide
-from tests.limits import within
 from tests.pyramids import noise, write_pyramid
 
 
@@ -53,27 +47,6 @@ def test_whatever_cucim_says_of_no_file_it_is_loaded(monkeypatch, error):
     monkeypatch.setitem(sys.modules, "cucim", SimpleNamespace(CuImage=refuse))
     monkeypatch.setitem(sys.modules, "cupy", None)
     load_library("cucim")
-
-
-def test_a_library_is_loaded_once_and_not_at_each_request(monkeypatch):
-    asked = []
-    monkeypatch.setattr(reader_process, "load_library", asked.append)
-    monkeypatch.setattr(reader_process, "_ends_with_the_run", lambda: True)
-    monkeypatch.setattr(reader_process.signal, "signal", lambda *_: None)
-    here, there = Pipe()
-    with tempfile.TemporaryFile() as memory, tempfile.TemporaryFile() as said:
-        for library in ("openslide", "openslide", "cucim", "openslide"):
-            here.send((library, "forget", ()))
-        fds = (os.dup(there.fileno()), memory.fileno(), said.fileno())
-        thread = threading.Thread(target=reader_process.serve, args=fds, daemon=True)
-        thread.start()
-        with within(30):
-            answers = [here.recv() for _ in range(4)]
-        assert answers == [(True, None)] * 4
-        here.close()
-        there.close()
-        thread.join(30)
-    assert asked == ["openslide", "cucim"]
 
 
 def test_what_a_scanner_has_left_out_is_white(tmp_path, image):
