@@ -8,7 +8,7 @@ import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import tifffile
@@ -47,7 +47,7 @@ class CuCIM:
         from cucim import CuImage  # type: ignore[attr-defined]
 
         self._image = CuImage(path)
-        self.level_sizes = _sizes(self._image.resolutions["level_dimensions"])
+        self.level_sizes = [(int(width), int(height)) for width, height in self._image.resolutions["level_dimensions"]]
         self._tiles = TiffTiles(path, self.level_sizes)
         self._downsamples = mean_downsamples(self.level_sizes)
 
@@ -55,12 +55,8 @@ class CuCIM:
         height, width = out.shape[:2]
         self._tiles.check(left, top, width, height, level)
         # cuCIM divides positions by the downsample, and truncates.
-        downsample = self._downsamples[level]
-        x, y = (math.ceil(round(v * downsample, 3)) for v in (left, top))
-        pixels = np.asarray(self._image.read_region(location=(x, y), size=(width, height), level=level))
-        if pixels.ndim != 3 or pixels.shape[-1] != 3:
-            raise ValueError(f"wanted pixels with 3 channels, got {list(pixels.shape)}")
-        out[:] = pixels
+        x, y = (math.ceil(round(v * self._downsamples[level], 3)) for v in (left, top))
+        out[:] = self._image.read_region(location=(x, y), size=(width, height), level=level)
 
     def close(self) -> None:
         self._tiles.close()
@@ -74,7 +70,7 @@ class OpenSlide:
         import openslide
 
         self._slide = openslide.OpenSlide(path)
-        self.level_sizes = _sizes(self._slide.level_dimensions)
+        self.level_sizes = list(self._slide.level_dimensions)
         if self._slide.properties["openslide.vendor"] in TIFF_VENDORS:
             check_complete(path, self.level_sizes)
         self._downsamples = mean_downsamples(self.level_sizes)
@@ -178,7 +174,3 @@ def openslide_properties(path: str | Path) -> dict[str, str]:
             return dict(slide.properties)
     except openslide.OpenSlideError:
         return {}  # it may still be a TIFF that cuCIM or tifffile knows
-
-
-def _sizes(dimensions: Any) -> list[tuple[int, int]]:
-    return [(int(width), int(height)) for width, height in dimensions]

@@ -22,8 +22,8 @@ IMAGES = {
 }
 OTHERS = {b"%PDF": "a PDF", b"PK\3\4": "a ZIP archive", b"\x1f\x8b": "a gzip archive"}
 # How TIFFs are compressed that cuCIM or OpenSlide read.
-READ = ("NONE", "LZW", "JPEG", "ADOBE_DEFLATE", "DEFLATE", "PACKBITS", "ZSTD")
-READ += ("APERIO_JP2000_YCBC", "APERIO_JP2000_RGB")
+READ = {"NONE", "LZW", "JPEG", "ADOBE_DEFLATE", "DEFLATE", "PACKBITS", "ZSTD"}
+READ |= {"APERIO_JP2000_YCBC", "APERIO_JP2000_RGB"}
 
 
 def look_at(path: str | Path) -> Opened:

@@ -137,9 +137,9 @@ def place_image(
     Raises:
         SlideError: if its proportions are those of neither.
     """
-    whole = Rectangle(0, 0, *size_level0)
-    fitting = [place for place in (whole, bounds_level0) if _fits(size_px, place)]
-    if not fitting:
+    place, _ = _find_place(size_px, size_level0, bounds_level0)
+    if place is None:
+        whole = Rectangle(0, 0, *size_level0)
         cause = f"its {image} is {size_px[0]} x {size_px[1]} px, which is not the slide's proportion "
         cause += f"({whole.width} x {whole.height} px)"
         over = "the whole slide"
@@ -147,19 +147,15 @@ def place_image(
             cause += f" nor that of its bounds ({bounds_level0.width:g} x {bounds_level0.height:g} px)"
             over += " or its bounds"
         raise SlideError(subject, cause, f"Save it over {over}, or correct the key `{key}` in the datalist.")
-    doubtful = doubt(size_px, size_level0, bounds_level0)
-    if doubtful is not None:
+    if (doubtful := doubt(size_px, size_level0, bounds_level0)) is not None:
         _repeats.log(logger, logging.WARNING, f"{subject}: its {image} {doubtful[0]}. {doubtful[1]}", str(subject))
-    if len(fitting) == 2 and (doubtful is not None or _is_same(size_px, *fitting)):
-        return whole
-    return min(fitting, key=lambda place: _misfit_px(size_px, place))
+    return place
 
 
 def doubt(size_px: tuple[int, int], size_level0: tuple[int, int], bounds_level0: Rectangle) -> tuple[str, str] | None:
     """Why it is not certain where :func:`place_image` puts an image, and what to do; ``None`` if it is certain."""
-    whole = Rectangle(0, 0, *size_level0)
-    fits = _fits(size_px, whole) and _fits(size_px, bounds_level0) and not _is_same(size_px, whole, bounds_level0)
-    if not fits or abs(_misfit_px(size_px, whole) - _misfit_px(size_px, bounds_level0)) > ROUNDING_PX:
+    _, is_certain = _find_place(size_px, size_level0, bounds_level0)
+    if is_certain:
         return None
     x, y, width, height = bounds_level0
     cause = (
@@ -169,18 +165,25 @@ def doubt(size_px: tuple[int, int], size_level0: tuple[int, int], bounds_level0:
     return cause, "If it shows only the bounds, pad it to the whole slide."
 
 
+def _find_place(
+    size_px: tuple[int, int], size_level0: tuple[int, int], bounds_level0: Rectangle
+) -> tuple[Rectangle | None, bool]:
+    """The place whose proportions an image has, if any, and whether this is certain."""
+    fitting = [place for place in (Rectangle(0, 0, *size_level0), bounds_level0) if _fits(size_px, place)]
+    if len(fitting) < 2 or _is_same(size_px, *fitting):
+        return next(iter(fitting), None), True
+    # The least by which both sides of the image have to change to have a place's exact proportion, in its pixels.
+    whole, bounds = (abs(p.width * size_px[1] - p.height * size_px[0]) / (p.width + p.height) for p in fitting)
+    return fitting[bounds < whole - ROUNDING_PX], abs(whole - bounds) > ROUNDING_PX
+
+
 def _fits(size_px: tuple[int, int], place: Rectangle) -> bool:
     across, down = place.width / size_px[0], place.height / size_px[1]
     return abs(across / down - 1) <= ASPECT_RTOL + 1 / min(size_px)
 
 
-def _misfit_px(size_px: tuple[int, int], place: Rectangle) -> float:
-    """The least by which both sides of an image have to change to have a place's exact proportion, in its pixels."""
-    return abs(place.width * size_px[1] - place.height * size_px[0]) / (place.width + place.height)
-
-
 def _is_same(size_px: tuple[int, int], one: Rectangle, other: Rectangle) -> bool:
     """Whether the borders of two places are less than one of an image's pixels apart."""
     pixel = np.array((one.width / size_px[0], one.height / size_px[1]))
-    corners = [np.array([place[:2], np.add(place[:2], place[2:])]) for place in (one, other)]
-    return bool((np.abs(corners[0] - corners[1]) / pixel < 1).all())
+    corners = [np.cumsum([place[:2], place[2:]], axis=0) for place in (one, other)]
+    return bool((np.abs(corners[0] - corners[1]) < pixel).all())

@@ -112,11 +112,7 @@ class _Process:
                 pass_fds=fds,
                 stdin=subprocess.PIPE,
             )
-        self._connection = Connection(ours.detach())
-
-    @property
-    def is_closed(self) -> bool:
-        return self._connection.closed
+        self.connection = Connection(ours.detach())
 
     def memory_of(self, size: int) -> mmap:
         """At least so many bytes that both processes see."""
@@ -128,11 +124,11 @@ class _Process:
     def ask(self, method: str, *arguments: Any) -> Any:
         library, kind = "", "uses"
         try:
-            self._connection.send((method, arguments))
+            self.connection.send((method, arguments))
             while kind == "uses":
-                if not self._connection.poll(ANSWER_SECONDS):
+                if not self.connection.poll(ANSWER_SECONDS):
                     raise _LostError(f"gave no answer for {ANSWER_SECONDS:g} seconds", library)
-                kind, content = self._connection.recv()
+                kind, content = self.connection.recv()
                 library = content if kind == "uses" else library
         except (EOFError, OSError) as error:
             raise _DiedError(self._cause_of_death(), library) from error
@@ -144,7 +140,7 @@ class _Process:
         return content
 
     def _cause_of_death(self) -> str:
-        self._connection.close()
+        self.connection.close()
         code = self._process.wait()
         said = os.pread(self._said_fd, SAID_BYTES, 0).decode(errors="replace").splitlines()
         self.end()
@@ -156,7 +152,7 @@ class _Process:
 
     def end(self) -> None:
         """End the process; twice does no harm."""
-        self._connection.close()
+        self.connection.close()
         if self._memory_fd >= 0:
             os.close(self._memory_fd)
             os.close(self._said_fd)
@@ -195,7 +191,7 @@ def _ask_one(process: _Process, question: Callable[[_Process], T]) -> T:
     try:
         return question(process)
     finally:
-        if not process.is_closed:
+        if not process.connection.closed:
             with _lock:
                 _idle.append(process)
 

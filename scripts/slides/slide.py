@@ -240,23 +240,20 @@ class Slide:
         level_width, level_height = self.level_sizes[level]
         x0, x1 = max(left, 0), min(left + width, level_width)
         y0, y1 = max(top, 0), min(top + height, level_height)
-        if (x1 - x0, y1 - y0) == (width, height):
-            return self._read_inside(left, top, width, height, level)
         region = np.full((height, width, 3), WHITE, dtype=np.uint8)
-        if x0 < x1 and y0 < y1:
-            region[y0 - top : y1 - top, x0 - left : x1 - left] = self._read_inside(x0, y0, x1 - x0, y1 - y0, level)
-        return region
-
-    def _read_inside(self, left: int, top: int, width: int, height: int, level: int) -> NDArray[np.uint8]:
+        if x0 >= x1 or y0 >= y1:
+            return region
         try:
-            return read_pixels(self.path, self._stamp, self.backend, left, top, width, height, level)
+            inside = read_pixels(self.path, self._stamp, self.backend, x0, y0, x1 - x0, y1 - y0, level)
         except ReaderError as error:
             self.check_unchanged()
-            raise SlideError(
-                self.path,
-                f"{self.backend} cannot read {width} x {height} px at ({left}, {top}) of level {level} ({error})",
-                "Is the file complete? Copy it again, try another `reader`, or leave the slide out.",
-            ) from error
+            place = f"{x1 - x0} x {y1 - y0} px at ({x0}, {y0}) of level {level}"
+            remedy = "Is the file complete? Copy it again, try another `reader`, or leave the slide out."
+            raise SlideError(self.path, f"{self.backend} cannot read {place} ({error})", remedy) from error
+        if inside.shape == region.shape:
+            return inside
+        region[y0 - top : y1 - top, x0 - left : x1 - left] = inside
+        return region
 
 
 def resample(region: NDArray[np.uint8], size_px: tuple[int, int]) -> NDArray[np.uint8]:

@@ -78,5 +78,5 @@ def test_a_pyramid_that_has_lost_a_level_is_refused(tmp_path, image):
         file.seek(second.offset)
         file.write(b"\xff\xff")  # the number of tags that follow
     for _ in range(2):
-        with pytest.raises(SlideError, match="cucim: TIFF.*; openslide: "):
+        with pytest.raises(SlideError, match="cucim: suspicious number of tags 65535; openslide: "):
             Slide(path)
