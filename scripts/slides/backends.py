@@ -1,4 +1,4 @@
-"""cuCIM, OpenSlide and tifffile: opening a slide, reading pixels of a level. Loaded in the reader's process alone."""
+"""cuCIM, OpenSlide and tifffile: opening a slide, reading pixels of a level. Only the reader's process loads them."""
 
 from __future__ import annotations
 

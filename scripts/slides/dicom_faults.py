@@ -64,7 +64,7 @@ def series_gaps(path: str | Path) -> tuple[tuple[str, str] | None, tuple[str, st
     """What is missing of the DICOM slide that a file is a part of.
 
     A file that cannot be read is a fault where all else in the folder is of one slide, and a doubt where it may be of
-    another. A series of resampled levels alone may be what the user wants: its resolution is true.
+    another. A series that has only resampled levels may be what the user wants: its resolution is true.
 
     Returns:
         The fault for which it must not be read, and what to do; and what may be missing of one that can be read, and

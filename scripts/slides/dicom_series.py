@@ -134,7 +134,7 @@ def folder_files(path: str | Path) -> list[str]:
 
 
 def slide_parts(path: str | Path) -> list[str]:
-    """The files that a slide consists of, as far as this is known: those of a DICOM series, or else the file alone."""
+    """The files that a slide consists of, as far as this is known: those of a DICOM series, or else one file."""
     return (series_files(path) if may_be_dicom(path) else []) or [str(path)]
 
 

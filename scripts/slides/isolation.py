@@ -204,7 +204,7 @@ def _end_all() -> None:
 
 
 def _forget() -> None:
-    # The processes of a forked parent answer the parent alone.
+    # The processes of a forked parent answer only the parent.
     global _lock
     _idle.clear()
     _lock = threading.Lock()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from scripts.slides.resolution import PixelSize
@@ -32,9 +33,9 @@ class Opened(NamedTuple):
     doubt: tuple[str, str] | None = None
     subifd_levels: int = 0
     tiff_size_px: tuple[int, int] = (0, 0)
-    tiff_pixel_sizes: list[PixelSize] = []  # noqa: RUF012
+    tiff_pixel_sizes: Sequence[PixelSize] = ()
     refusal: tuple[str, str] | None = None
     backend: str = ""
-    passed: list[str] = []  # noqa: RUF012
-    level_sizes: list[tuple[int, int]] = []  # noqa: RUF012
-    properties: dict[str, str] = {}  # noqa: RUF012
+    passed: Sequence[str] = ()
+    level_sizes: Sequence[tuple[int, int]] = ()
+    properties: Mapping[str, str] = {}

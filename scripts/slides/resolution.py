@@ -17,7 +17,7 @@ from scripts.core.errors import SlideError
 from scripts.core.magnification import MPP_AT_1X
 
 if TYPE_CHECKING:
-    import tifffile  # loaded in the reader's process alone
+    import tifffile  # only the reader's process loads it
 
 __all__ = [
     "POWER_SOURCE",
@@ -31,7 +31,7 @@ __all__ = [
 
 # Outside of this range a TIFF resolution tag is a printer's default (72 dpi is 353 um/px), not a microscope's.
 PLAUSIBLE_MPP = (0.02, 20.0)
-# Pixels of a slide scanner are square to better than this; anything else has to be said by the user.
+# Pixels of a slide scanner are square to better than this; anything else the user has to set.
 SQUARE_RTOL = 0.02
 OPENSLIDE_SOURCE = "file: openslide.mpp-x, openslide.mpp-y"
 OME_SOURCE = "file: OME-XML PhysicalSizeX, PhysicalSizeY"

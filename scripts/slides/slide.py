@@ -68,8 +68,9 @@ class Slide:
 
     Attributes:
         backend: the library that reads it.
-        level_sizes: (width, height) in pixels of each level, finest first; ``downsamples``, level-0 pixels per pixel.
-        unseen_levels: how many levels ``backend`` does not see.
+        level_sizes: (width, height) in pixels of each level, finest first; ``downsamples``: level-0 pixels per pixel of
+            each.
+        unseen_levels: how many levels the file has beside these.
         resolution: of level 0; ``stated_resolutions`` are all that the file states.
         bounds_level0: what QuPath shows of the slide, see :func:`scripts.slides.frames.find_bounds`.
         doubt: what may be missing of it, and what to do; or ``None``.
@@ -87,12 +88,12 @@ class Slide:
     ) -> None:
         check_reader(reader, read_level)
         self.path, self.read_level = _file_of(Path(path)), read_level
-        self._stamp: Stamp = stamp_of(self.path)
+        self._stamp = stamp_of(self.path)
         opened = self._open(reader)
         _warn(self.path, opened)
         self.backend, self.doubt = opened.backend, opened.doubt
         self.unseen_levels = max(0, opened.subifd_levels - len(opened.level_sizes))
-        self.level_sizes = opened.level_sizes
+        self.level_sizes = list(opened.level_sizes)
         for level, across, down in squeezed_levels(self.level_sizes, MPP_RTOL):
             cause = f"its level {level} is {across:.3g} times narrower and {down:.3g} times lower than level 0"
             raise SlideError(self.path, cause, "Is it a pyramid? Convert it again, or leave the slide out.")
