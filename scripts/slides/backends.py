@@ -15,7 +15,7 @@ import tifffile
 from numpy.typing import NDArray
 
 from scripts.core.magnification import MPP_RTOL, mean_downsamples, squeezed_levels
-from scripts.slides.tiff_tiles import TiffTiles, check_complete
+from scripts.slides.tiff_tiles import TiffTiles, check_complete, tiles_under
 
 __all__ = ["BACKENDS", "Backend", "load_library", "openslide_properties", "subifd_levels"]
 
@@ -105,13 +105,11 @@ class SubIFDs:
         height, width = out.shape[:2]
         self._tiles.check(left, top, width, height, level)
         page = self._pages[level]
-        for y in range(top // page.tilelength, -(-(top + height) // page.tilelength)):
-            for x in range(left // page.tilewidth, -(-(left + width) // page.tilewidth)):
-                tile = self._decode(page, y * -(-page.imagewidth // page.tilewidth) + x)
-                tile_left, tile_top = x * page.tilewidth - left, y * page.tilelength - top
-                x0, y0 = max(tile_left, 0), max(tile_top, 0)
-                inside = tile[y0 - tile_top : height - tile_top, x0 - tile_left : width - tile_left]
-                out[y0 : y0 + inside.shape[0], x0 : x0 + inside.shape[1]] = inside
+        for index, tile_left, tile_top in tiles_under(page, left, top, width, height):
+            x0, y0 = max(tile_left, left), max(tile_top, top)
+            tile = self._decode(page, index)[y0 - tile_top :, x0 - tile_left :]
+            part = out[y0 - top :, x0 - left :][: tile.shape[0], : tile.shape[1]]
+            part[:] = tile[: part.shape[0], : part.shape[1]]
 
     def close(self) -> None:
         self._tiles.close()

@@ -35,7 +35,7 @@ def jpeg2000_colours(frame: bytes) -> str | None:
 
 
 def _segments(frame: bytes) -> Iterator[tuple[int, bytes]]:
-    """The markers before the pixels, each with its content."""
+    """The markers before the pixels, each with what follows it."""
     place = 2
     while place + 4 <= len(frame) and frame[place] == 0xFF and frame[place + 1] not in DATA:
         size = int.from_bytes(frame[place + 2 : place + 4], "big")

@@ -7,15 +7,16 @@ decoded here first, as coarsely as the codec can: it goes through all of the com
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import simplejpeg
 import tifffile
 from numpy.typing import NDArray
 
-__all__ = ["TiffTiles", "check_complete"]
+__all__ = ["TiffTiles", "check_complete", "tiles_under"]
 
 JPEG = tifffile.COMPRESSION.JPEG
 JPEG_BEGINS, JPEG_ENDS = b"\xff\xd8", b"\xff\xd9"
@@ -56,8 +57,9 @@ class TiffTiles:
 
     def __init__(self, path: str | Path, level_sizes: Sizes, any_predictor: bool = False) -> None:
         with tifffile.TiffFile(path) as tiff:
-            levels = [_Level(page, os.path.getsize(path), any_predictor) for page in _pages(tiff, level_sizes)]
-        self._levels, self._file = levels, os.open(path, os.O_RDONLY)
+            pages, size = _pages(tiff, level_sizes), os.path.getsize(path)
+            self._levels = [_level(page, size, any_predictor) for page in pages]
+        self._file = os.open(path, os.O_RDONLY)
 
     def close(self) -> None:
         """Close the file."""
@@ -69,53 +71,64 @@ class TiffTiles:
         Raises:
             ValueError: if one cannot be decoded, or only with doubts.
         """
-        self._levels[level].check(self._file, left, top, width, height)
+        of_level = self._levels[level]
+        for tile, x, y in tiles_under(of_level.page, left, top, width, height):
+            if of_level.checked[tile]:
+                continue
+            data = os.pread(self._file, int(of_level.counts[tile]), int(of_level.offsets[tile]))
+            try:
+                _decode(of_level, data)
+            except Exception as error:  # each codec raises its own kind
+                reason = next(iter(str(error).splitlines()), type(error).__name__)
+                raise ValueError(f"the tile at ({x}, {y}) is damaged: {reason}") from error
+            of_level.checked[tile] = True
 
 
-class _Level:
-    def __init__(self, page: tifffile.TiffPage, file_size: int, any_predictor: bool) -> None:
-        problem = _unlike_others(page, any_predictor)
-        if problem is not None:
-            raise ValueError(problem)
-        self.page, self.across = page, -(-page.imagewidth // page.tilewidth)
-        self.offsets, self.counts = _places(page, file_size)
-        missing = int((self.counts == 0).sum())
-        if missing:
-            raise ValueError(f"{missing} of the {len(self.counts)} tiles of a level are not stored")
-        self.tables = _tables(page)
-        self.checked = np.zeros(len(self.counts), dtype=bool)
+def tiles_under(
+    page: tifffile.TiffPage, left: int, top: int, width: int, height: int
+) -> Iterator[tuple[int, int, int]]:
+    """Index and corner (x, y) of each tile under a region; places and sizes are in pixels of the page."""
+    across = -(-page.imagewidth // page.tilewidth)
+    for row in range(top // page.tilelength, -(-(top + height) // page.tilelength)):
+        for column in range(left // page.tilewidth, -(-(left + width) // page.tilewidth)):
+            yield row * across + column, column * page.tilewidth, row * page.tilelength
 
-    def check(self, file: int, left: int, top: int, width: int, height: int) -> None:
-        tile_width, tile_height = self.page.tilewidth, self.page.tilelength
-        for row in range(top // tile_height, -(-(top + height) // tile_height)):
-            for column in range(left // tile_width, -(-(left + width) // tile_width)):
-                tile = row * self.across + column
-                if self.checked[tile]:
-                    continue
-                try:
-                    self._decode(os.pread(file, int(self.counts[tile]), int(self.offsets[tile])))
-                except Exception as error:  # each codec raises its own kind
-                    reason = next(iter(str(error).splitlines()), type(error).__name__)
-                    place = f"({column * tile_width}, {row * tile_height})"
-                    raise ValueError(f"the tile at {place} is damaged: {reason}") from error
-                self.checked[tile] = True
 
-    def _decode(self, raw: bytes) -> None:
-        width, height = self.page.tilewidth, self.page.tilelength
-        if self.page.compression == JPEG:
-            if self.tables and raw[:2] != JPEG_BEGINS:
-                raise ValueError("it does not begin as a JPEG")
-            jpeg = self.tables + raw[2:] if self.tables else raw
-            size = simplejpeg.decode_jpeg_header(jpeg)[:2]
-            if size != (height, width):
-                raise ValueError(f"it is {size[1]} x {size[0]} px")
-            simplejpeg.decode_jpeg(jpeg, colorspace="GRAY", min_height=1, min_width=1, strict=True)
-            return
-        decoded = tifffile.TIFF.DECOMPRESSORS[self.page.compression](raw)
-        values = decoded.size if isinstance(decoded, np.ndarray) else len(decoded)
-        wanted = height * width * self.page.samplesperpixel
-        if values < wanted:
-            raise ValueError(f"it has {values} of {wanted} values")
+class _Level(NamedTuple):
+    page: tifffile.TiffPage
+    offsets: NDArray[np.int64]
+    counts: NDArray[np.int64]
+    tables: bytes
+    checked: NDArray[np.bool_]
+
+
+def _level(page: tifffile.TiffPage, file_size: int, any_predictor: bool) -> _Level:
+    problem = _unlike_others(page, any_predictor)
+    if problem is not None:
+        raise ValueError(problem)
+    offsets, counts = _places(page, file_size)
+    missing = int((counts == 0).sum())
+    if missing:
+        raise ValueError(f"{missing} of the {len(counts)} tiles of a level are not stored")
+    return _Level(page, offsets, counts, _tables(page), np.zeros(len(counts), dtype=bool))
+
+
+def _decode(level: _Level, data: bytes) -> None:
+    page, tables = level.page, level.tables
+    if page.compression == JPEG:
+        if tables and data[:2] != JPEG_BEGINS:
+            raise ValueError("it does not begin as a JPEG")
+        jpeg = tables + data[2:] if tables else data
+        height, width = simplejpeg.decode_jpeg_header(jpeg)[:2]
+        if (height, width) != (page.tilelength, page.tilewidth):
+            raise ValueError(f"it is {width} x {height} px")
+        simplejpeg.decode_jpeg(jpeg, colorspace="GRAY", min_height=1, min_width=1, strict=True)
+        return
+    decoded = tifffile.TIFF.DECOMPRESSORS[page.compression](data)
+    values = decoded.size if isinstance(decoded, np.ndarray) else len(decoded)
+    wanted = page.tilelength * page.tilewidth * page.samplesperpixel
+    if values < wanted:
+        raise ValueError(f"it has {values} of {wanted} values")
 
 
 def _tables(page: tifffile.TiffPage) -> bytes:
