@@ -67,8 +67,7 @@ def series_gaps(path: str | Path) -> tuple[tuple[str, str] | None, tuple[str, st
     another. A series that has only resampled levels may be what the user wants: its resolution is true.
 
     Returns:
-        The fault for which it must not be read, and what to do; and what may be missing of one that can be read, and
-        what to do. ``None`` where there is none.
+        A fault for which it must not be read, and a doubt; each a cause and what to do, or ``None``.
 
     Raises:
         OSError: if the folder cannot be read.

@@ -82,7 +82,7 @@ def open_slide(path: str | Path, stamp: Stamp, backends: Sequence[str], passed: 
 def read_pixels(
     path: str | Path, stamp: Stamp, backend: str, left: int, top: int, width: int, height: int, level: int
 ) -> NDArray[np.uint8]:
-    """A region of a level within its border, RGB ``[height, width, 3]``; the place and size are in its pixels.
+    """A region of a level within its border, RGB ``[height, width, 3]``; place and size are in the level's pixels.
 
     Raises:
         ReaderError: if the backend cannot read it, does not answer, or dies of it.

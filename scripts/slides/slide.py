@@ -121,10 +121,7 @@ class Slide:
         return opened
 
     def check_unchanged(self, since: Stamp | None = None) -> None:
-        """Refuse what was read from the slide, if its file is no longer the one that was opened.
-
-        Args:
-            since: its stamp before it was opened; ``None`` looks no further back.
+        """Refuse what was read, if the file is no longer the one that was opened, or that had the stamp ``since``.
 
         Raises:
             SlideError: if it was replaced, written to or removed.
@@ -173,16 +170,10 @@ class Slide:
         return Scale(magnification, patch_size_px, self.base_mpp, level, self.downsamples[level])
 
     def read_overview(self, mpp: float) -> NDArray[np.uint8]:
-        """The whole slide at a low resolution, block by block, so that memory does not grow with the slide.
+        """The whole slide at a low resolution in micrometres per pixel, RGB ``[H, W, 3]``.
 
-        Pixel (i, j) of the result covers level-0 pixels from ``(j, i) * mpp / base_mpp``; the last row and
-        column may reach beyond the border, where it is white.
-
-        Args:
-            mpp: micrometres per pixel of the result.
-
-        Returns:
-            RGB of shape ``[ceil(height * base_mpp / mpp), ceil(width * base_mpp / mpp), 3]``.
+        It is read block by block, so that memory does not grow with the slide. Pixel (i, j) covers level-0 pixels from
+        ``(j, i) * mpp / base_mpp``; the last row and column may reach beyond the border, where it is white.
         """
         pixel_level0 = mpp / self.base_mpp
         width, height = (math.ceil(round(side / pixel_level0, 6)) for side in self.size_level0)
@@ -201,15 +192,12 @@ class Slide:
         return self._read(xy_level0, (side, side), (read_px, read_px), scale.level)
 
     def read_region(self, xy_level0: tuple[float, float], size_px: tuple[int, int], mpp: float) -> NDArray[np.uint8]:
-        """A region at any resolution.
+        """A region at any resolution, RGB ``[height, width, 3]``.
 
         Args:
             xy_level0: (x, y) of the top left corner in level-0 pixels.
             size_px: (width, height) of the result, in pixels of ``mpp``.
             mpp: micrometres per pixel of the result.
-
-        Returns:
-            RGB of shape ``[height, width, 3]``.
 
         Raises:
             SlideError: if the slide has no level that fine, or cannot be read there.

@@ -28,14 +28,10 @@ Sizes = Sequence[tuple[int, int]]
 
 
 def check_complete(path: str | Path, level_sizes: Sizes) -> None:
-    """Refuse a file that ends before its tiles do, lists more or fewer than its levels have, or stores them turned.
-
-    Args:
-        path: the slide's file.
-        level_sizes: (width, height) in pixels of the levels whose tiles are wanted.
+    """Check that all tiles of a TIFF's levels, given by their (width, height) in pixels, are in the file.
 
     Raises:
-        ValueError: if it does, or is no TIFF with these levels.
+        ValueError: if the file ends before them, lists more or fewer, stores them turned, or has not these levels.
     """
     with tifffile.TiffFile(path) as tiff:
         for page in _pages(tiff, level_sizes):
