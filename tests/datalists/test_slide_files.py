@@ -109,7 +109,7 @@ def test_a_datalist_is_found_however_its_name_is_encoded(
     monkeypatch.chdir(tmp_path)
     for form, start in itertools.product(("NFC", "NFD"), (tmp_path, Path())):
         name = unicodedata.normalize(form, "Größe.csv")  # type: ignore[arg-type]
-        assert [row.image for row in read_rows(start / name, ("a", "b"))] == ["a.svs"]
+        assert [row.image for row in read_rows(start / name, ("a", "b"), [])] == ["a.svs"]
 
 
 def test_one_file_and_many_files_that_are_no_slides(tmp_path: Path) -> None:
