@@ -2,6 +2,6 @@
 
 ``datalist`` reads datalists, ``cohort`` chooses one, ``slide_files`` finds and names slides, ``labels`` turns a label
 into a vector, ``label_files`` takes what MONAI Label hands over, ``failures`` records slides that fail, ``patients``
-and ``classes`` answer for a cohort who its patients are and how its classes are spread. ``problems`` describes what is
+and ``classes`` say whose the slides of a cohort are and how its classes are spread. ``problems`` describes what is
 wrong: a run raises the first problem, ``checking`` lists all.
 """

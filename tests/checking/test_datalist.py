@@ -76,7 +76,7 @@ def test_every_fault_of_a_csv_is_told_with_its_line(tmp_path):
         ("warns", "patient", "", f"datalist {path}"),
     ]
     texts = [problem.what for problem in checked.problems]
-    assert "holds '2', not 0 or 1" in texts[7]
+    assert "has '2', not 0 or 1" in texts[7]
     assert texts[10] == "patient P1 is in training (s0) and in testing (s1)"
     assert texts[-2:] == [
         "no slide has b; every slide has a",

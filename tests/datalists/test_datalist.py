@@ -315,7 +315,7 @@ def test_names_cannot_lead_out(tmp_path: Path) -> None:
             "image,label,partition\na,polyp,train\n",
             r"slide a: unknown class 'polyp'\. The classes are: cancer",
         ),
-        ("a,1,0,0,0,2\n", r"line 1, slide a: label \['1', '0', '0', '0', '2'\] holds '2', not 0 or 1"),
+        ("a,1,0,0,0,2\n", r"line 1, slide a: label \['1', '0', '0', '0', '2'\] has '2', not 0 or 1"),
         ("image,label,mpp,partition\na,lgd,0,train\n", r"slide a: mpp is '0', not a positive number\. Give"),
         ("image,label,mpp,partition\na,lgd,x,train\n", r"slide a: mpp is 'x', not a positive number"),
         ("image,label,mpp,partition\na,lgd,0_5,train\n", r"slide a: mpp is '0_5', not a positive number"),
