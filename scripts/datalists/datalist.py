@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -102,7 +101,7 @@ def load_datalist(
         DatalistError: if the datalist or an entry cannot be used.
         SettingsError: if ``task``, ``class_names``, ``positive_classes`` or ``leave_out`` are wrong.
     """
-    listing = _read(datalist, dataset_dir, task, class_names, positive_classes, seed, leave_out)
+    listing = _read(datalist, dataset_dir, task, class_names, seed, positive_classes, leave_out)
     entries = _entries(listing, listing.kept)
     partitions: dict[str, list[dict[str, Any]]] = {name: [] for name in PARTITIONS}
     for slide, entry in zip(listing.kept, entries, strict=True):
@@ -116,14 +115,13 @@ def load_partition(
     partition: str,
     task: str,
     class_names: Sequence[str] = CLASS_NAMES,
-    seed: int = 0,
-    positive_classes: Sequence[str] | None = None,
-    leave_out: Sequence[str] = (),
+    **options: Any,
 ) -> list[dict[str, Any]]:
     """Load one partition as :func:`load_datalist` does. Slides of the others need no file here, and no label.
 
     Args:
         partition: ``"training"``, ``"validation"`` or ``"testing"``.
+        options: ``seed``, ``positive_classes`` and ``leave_out``.
 
     Raises:
         DatalistError: also if it has no slides.
@@ -131,7 +129,7 @@ def load_partition(
     wanted = partition_or_none(partition)
     if wanted is None:
         raise DatalistError("partition", f"unknown partition {partition!r}", f"Use one of: {', '.join(PARTITIONS)}.")
-    listing = _read(datalist, dataset_dir, task, class_names, positive_classes, seed, leave_out, wanted)
+    listing = _read(datalist, dataset_dir, task, class_names, **options, partition=wanted)
     slides = [slide for slide in listing.kept if slide.partition == wanted]
     if not slides:
         found = ", ".join(name for name in PARTITIONS if any(slide.partition == name for slide in listing.kept))
@@ -146,15 +144,13 @@ def list_labels(
     partition: str,
     task: str,
     class_names: Sequence[str] = CLASS_NAMES,
-    seed: int = 0,
-    leave_out: Sequence[str] = (),
-    positive_classes: Sequence[str] | None = None,
+    **options: Any,
 ) -> list[dict[str, Any]]:
     """``slide`` and ``label`` ``[K]`` of each slide of a partition, none of whose files need be here.
 
-    Takes and raises what :func:`load_partition` does; gives none if the datalist has no such partition.
+    Takes and raises what :func:`load_partition` does; returns an empty list if the datalist has no such partition.
     """
-    listing = _read(datalist, dataset_dir, task, class_names, positive_classes, seed, leave_out, partition)
+    listing = _read(datalist, dataset_dir, task, class_names, **options, partition=partition)
     return [{"slide": slide.name, "label": slide.label} for slide in listing.kept if slide.partition == partition]
 
 
@@ -209,9 +205,9 @@ def _read(
     dataset_dir: str | Path | None,
     task: str,
     class_names: Sequence[str],
-    positive_classes: Sequence[str] | None,
-    seed: int,
-    leave_out: Sequence[str],
+    seed: int = 0,
+    positive_classes: Sequence[str] | None = None,
+    leave_out: Sequence[str] = (),
     partition: str | None = None,
 ) -> Listing:
     positive = resolve_positive_classes(task, class_names, positive_classes)
@@ -246,7 +242,6 @@ def understand(
 
     Args:
         listing: the datalist, whose slides get ``label`` and ``partition``, and whose problems are added.
-        task: as for :func:`load_datalist`, and so the others.
         positive_classes: resolved.
         partition: the one whose labels are needed, by default all. A split needs those of all slides.
 
@@ -291,12 +286,9 @@ def labels_of(
     class_names: Sequence[str],
     positive_classes: Sequence[str] | None,
 ) -> tuple[list[np.ndarray | None], list[Problem]]:
-    """The labels of some slides of a datalist, None for those that cannot be understood; and what is wrong with these.
+    """The labels of the slides that are needed, None for those that cannot be understood; and what is wrong with these.
 
-    Args:
-        slides: all slides of the datalist, which decide together whether numbers are class indices.
-        needed: the slides whose labels are understood.
-        task: as for :func:`load_datalist`, and so the others.
+    All slides of the datalist decide together whether numbers are class indices.
     """
     indices = uses_indices(slide.row.label for slide in slides)
     labels: list[np.ndarray | None] = []
@@ -325,18 +317,18 @@ def _crossing(slides: Sequence[ListedSlide], source: str) -> Problem:
 def _entries(listing: Listing, slides: Sequence[ListedSlide]) -> list[dict[str, Any]]:
     raise_first(missing_files(slides, ("mask", "regions")))
     entries = [{**slide.entry(listing.folder), "label": slide.label} for slide in slides]
-    if not any("patient" in slide.row.fields for slide in listing.slides):
-        for entry in entries:
-            del entry["patient"]
-    return entries
+    if any("patient" in slide.row.fields for slide in listing.slides):
+        return entries
+    return [{key: value for key, value in entry.items() if key != "patient"} for entry in entries]
 
 
 def _log_split(path: Path, slides: Sequence[ListedSlide], seed: int) -> None:
-    count = Counter(slide.partition for slide in slides)
-    patients = {name: len({s.patient.casefold() for s in slides if s.partition == name}) for name in PARTITIONS}
     known = any("patient" in slide.row.fields for slide in slides)
-    of_patients = {name: f" of {patients[name]} patients" if known else "" for name in PARTITIONS}
-    parts = [f"{name} {count[name]} slides{of_patients[name]}" for name in PARTITIONS if count[name]]
+    parts = []
+    for name in PARTITIONS:
+        patients = [slide.patient.casefold() for slide in slides if slide.partition == name]
+        of_patients = f" of {len(set(patients))} patients" if known else ""
+        parts.append(f"{name} {len(patients)} slides{of_patients}")
     unit = "patient" if known else "slide"
     _log_once(f"{path} names no partitions; split by {unit} with seed {seed}: {', '.join(parts)}")
 

@@ -90,8 +90,8 @@ class FailedSlides:
             remedy: what the user can do next.
 
         Raises:
-            FailedSlidesError: if a slide failed, on the first rank.
-            StoppedError: if a slide failed, on the other ranks.
+            FailedSlidesError: on the first rank.
+            StoppedError: on the other ranks.
         """
         assert self._count is not None, "start comes first"
         count = self._count.add()

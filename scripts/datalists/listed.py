@@ -35,18 +35,12 @@ T = TypeVar("T")
 
 @dataclass
 class ListedSlide:
-    """A slide of a datalist, before anybody has opened its file.
+    """A slide of a datalist, whose file need not exist; see :func:`scripts.datalists.datalist.load_datalist`.
 
     Args:
         row: as the datalist describes it.
-        image: absolute path, of a file that need not exist.
-        name: unique, and safe in file names.
         patient: as given, or the slide's name.
-        mpp: micrometres per pixel at full resolution, where given.
-        mask: absolute path, where given.
-        mask_tissue: the values of the mask that are tissue, where given.
-        regions: absolute path, where given.
-        partition: one of :data:`scripts.datalists.partitions.PARTITIONS`; None before the datalist is split.
+        partition: None before the datalist is split.
         label: 0 or 1, ``[K]``; None before it is understood.
     """
 
@@ -62,11 +56,7 @@ class ListedSlide:
     label: np.ndarray | None = None
 
     def entry(self, folder: SlideFolder) -> dict[str, Any]:
-        """Its entry without the label, see :func:`scripts.datalists.datalist.load_datalist`.
-
-        Args:
-            folder: where the paths of the user's own keys start.
-        """
+        """Its entry without the label; paths of the user's own keys start from ``folder``."""
         known = {"mpp": self.mpp, "mask": self.mask, "mask_tissue": self.mask_tissue, "regions": self.regions}
         entry = {"image": self.image, "slide": self.name, "patient": self.patient}
         for key, value in self.row.fields.items():
@@ -120,11 +110,7 @@ class Listing:
 def list_file(
     path: Path, dataset_dir: str | Path | None, class_names: Sequence[str] = (), labelled: bool = True
 ) -> Listing:
-    """The slides of a datalist; see :func:`scripts.datalists.datalist.load_datalist`.
-
-    Raises:
-        DatalistError: if ``dataset_dir`` is no folder.
-    """
+    """The slides of a datalist. Raises a DatalistError if ``dataset_dir`` is no folder."""
     faults: Faults = []
     rows: list[Row] = []
     start = path.parent if dataset_dir is None else dataset_dir
@@ -143,11 +129,7 @@ def list_file(
 
 
 def list_folder(path: str | Path) -> Listing:
-    """The slides of a folder and its subfolders.
-
-    Raises:
-        DatalistError: if it is no folder.
-    """
+    """The slides of a folder and its subfolders. Raises a DatalistError if it is no folder."""
     faults: Faults = []
     folder, source = SlideFolder(path), f"folder {path}"
     rows = [row_of(slide, source, faults) for slide in each_file_once(folder.slides)]
@@ -169,14 +151,7 @@ def list_slide(path: str | Path) -> Listing:
 
 
 def list_rows(source: str, rows: Sequence[Row | None], folder: SlideFolder, faults: Faults) -> Listing:
-    """Find the files of rows, and name the slides.
-
-    Args:
-        source: where the rows come from, in words.
-        rows: as :func:`scripts.datalists.formats.read_rows` gives them.
-        folder: the folder that paths start from.
-        faults: what is wrong so far.
-    """
+    """Find the files of rows, whose paths start from ``folder``, and name the slides."""
     row_of_image = _find([row for row in rows if row is not None], folder, faults)
     wanted = [str(row.fields["slide"]) if "slide" in row.fields else None for row in row_of_image.values()]
     names = slide_names(list(row_of_image), folder.folder, wanted)

@@ -55,18 +55,15 @@ def row_of(
     partition: str | None = None,
     of_csv: bool = False,
 ) -> Row | None:
-    """A row from a path, or from a mapping with the keys of a datalist entry.
+    """A row from a path or a mapping; ``None`` if it names no slide.
 
     Args:
-        item: the path or mapping. Its known keys and classes may be in any case, and their words separated in any way.
+        item: its known keys and classes may be in any case, and their words separated in any way.
         where: the place that it comes from, to begin an error with.
         faults: gets an error for each thing that is wrong with it.
         class_names: names of the columns that contain one 0 or 1 for each class.
         partition: the partition, where the place gives it.
-        of_csv: whether the place is a line of a CSV, where a line break in a path is a quote that is never closed.
-
-    Returns:
-        ``None`` if it names no slide.
+        of_csv: whether a line break in a path is a quote that is never closed.
     """
     known = len(faults)
     if isinstance(item, str | Path):
@@ -74,9 +71,12 @@ def row_of(
     if not isinstance(item, Mapping):
         faults.append(DatalistError(where, f"got {item!r}", 'Give a path, or {"image": PATH, "label": ...}.'))
         return None
-    fields, patients, repeated = _fields(item, class_names)
+    stripped = {str(key).strip(): value.strip() if isinstance(value, str) else value for key, value in item.items()}
+    values = {key: value for key, value in stripped.items() if not isinstance(value, str | None) or value}
+    meant = {key: key_meant(key, class_names) for key in values}
+    fields = {meant[key]: value for key, value in values.items() if meant[key] != "patient"}
     image = next((fields.pop(key) for key in IMAGE_KEYS if key in fields), None)
-    if not isinstance(image, str | Path) or not str(image) or (of_csv and len(str(image).splitlines()) > 1):
+    if not isinstance(image, str | Path) or (of_csv and len(str(image).splitlines()) > 1):
         cause = "no slide" if image is None else f"the slide is {image!r}"
         remedy = f"Give one path or id as {', '.join(IMAGE_KEYS)}; only a JSON datalist may have line breaks in it."
         faults.append(DatalistError(where, cause, remedy))
@@ -86,10 +86,19 @@ def row_of(
     def fault(cause: str, remedy: str) -> None:
         faults.append(DatalistError(subject, cause, remedy))
 
-    for one, other in repeated:
-        fault(f"the keys {one!r} and {other!r} mean the same", "Keep one of the two.")
-    if not isinstance(fields.get("patient", ""), str):
-        fault(f"{fields.pop('patient')!r} names no patient", "Give one text or one whole number.")
+    first: dict[str, str] = {}
+    patients: dict[str, str] = {}
+    for key, value in values.items():
+        # Several keys may name the patient, if they agree.
+        if meant[key] != "patient":
+            if first.setdefault(meant[key], key) != key:
+                fault(f"the keys {first[meant[key]]!r} and {key!r} mean the same", "Keep one of the two.")
+        elif isinstance(value, bool) or not isinstance(value, str | Real):
+            fault(f"{value!r} names no patient", "Give one text or one whole number.")
+        elif not is_unknown(value):
+            # The 12.0 that pandas makes of 12 in a column with gaps is the same.
+            name = re.sub(r"^(\d+)\.0+$", r"\1", " ".join(str(value).split()))
+            patients[key] = fields["patient"] = name
     for name in fields:
         if (nearest := nearest_key(name, class_names)) is not None:
             fault(f"the key {name!r} is unknown", f"Did you mean {nearest}? If not, rename it, or take it out.")
@@ -102,31 +111,6 @@ def row_of(
         partition = own
     label = _label(fields, class_names, fault)
     return Row(subject, str(image), partition, label, fields, len(faults) > known, patients)
-
-
-def _fields(
-    item: Mapping[object, object], class_names: Sequence[str]
-) -> tuple[dict[str, object], dict[str, str], list[tuple[str, str]]]:
-    """The values by the keys that are meant; those that name the patient; pairs of keys that mean the same."""
-    fields: dict[str, object] = {}
-    patients: dict[str, str] = {}
-    written: dict[str, str] = {}
-    repeated = []
-    for key, value in item.items():
-        value = value.strip() if isinstance(value, str) else value
-        meant = key_meant(key, class_names)
-        if value is None or (isinstance(value, str) and not value) or (meant == "patient" and is_unknown(value)):
-            continue
-        if meant == "patient":
-            # Several keys may name the patient, if they agree.
-            if isinstance(value, str | Real) and not isinstance(value, bool):
-                # The 12.0 that pandas makes of 12 in a column with gaps is the same.
-                value = patients[str(key).strip()] = re.sub(r"^(\d+)\.0+$", r"\1", " ".join(str(value).split()))
-        elif meant in written:
-            repeated.append((written[meant], str(key)))
-        written.setdefault(meant, str(key))
-        fields[meant] = value
-    return fields, patients, repeated
 
 
 def _label(fields: dict[str, object], class_names: Sequence[str], fault: Callable[[str, str], None]) -> object:

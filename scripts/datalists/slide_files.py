@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -45,10 +45,7 @@ LEADING_SIGNS = "=+-@$%"
 
 
 class SlideFolder:
-    """The folder that a datalist's paths start from.
-
-    Args:
-        folder: the folder; absolute paths may lead out of it.
+    """The folder that a datalist's paths start from; absolute paths may lead out of it.
 
     Raises:
         DatalistError: if it is no folder.
@@ -61,7 +58,7 @@ class SlideFolder:
         self._unread: dict[str, str] = {}
 
     def path(self, name: str | Path) -> str:
-        """The absolute path of a name as the disk spells it; of a file that does not exist, as it was given."""
+        """The absolute path of a name as the disk spells it; as it was given, if there is no such file."""
         return as_on_disk(os.path.abspath(os.path.join(self.folder, os.path.expanduser(name))))
 
     def find(self, name: str | Path) -> str:
@@ -96,19 +93,20 @@ class SlideFolder:
         if len(found) > 1:
             remedy = "Write its path from dataset_dir with the suffix."
             raise DatalistError(f"slide {name}", f"could be {found[0]} or {found[1]}", remedy)
-        # A link to nothing stands back behind every slide of its name, and is returned so that an error can name it.
+        # A link to nothing comes after every slide of its name, and is returned so that an error can name it.
         links = [link for link in self._unread if os.path.islink(link) and any(s.endswith(end) for s in _stems(link))]
         return [*found, *links, path][0]
 
     @cached_property
     def slides(self) -> list[str]:
-        """Absolute paths of all slides in the folder and its subfolders, sorted, hidden ones left out.
+        """Absolute paths of all slides in the folder and its subfolders that are not hidden, sorted.
 
-        Of a DICOM slide there is the first of its levels by name.
+        That of a DICOM slide is the first of its levels by name.
         """
         of_series = dicom_slides(self._files)
-        others = [file for file in self._files if file not in of_series and _has_slide_name(file)]
-        return sorted({*of_series.values(), *others})
+        left = [file for file in self._files if file not in of_series and file != without_suffix(file)]
+        # A DICOM file that can be read, and is of no series, is of something else.
+        return sorted({*of_series.values(), *(f for f in left if not may_be_dicom(f) or instance_of(f) is None)})
 
     def not_looked_at(self) -> str | None:
         """What is in the folder and not among its slides, in words with the reason; ``None`` if nothing is."""
@@ -142,14 +140,11 @@ class SlideFolder:
 
     @cached_property
     def _files(self) -> list[str]:
-        return sorted(self._walk())
-
-    def _walk(self) -> Iterator[str]:
-        seen: set[str] = set()
-
         def note(error: OSError) -> None:
             self._unread[str(error.filename)] = str(error.strerror)
 
+        found: list[str] = []
+        seen: set[str] = set()
         for root, folders, files in os.walk(self.folder, onerror=note, followlinks=True):
             # A link to a folder above would be followed for ever.
             if (real := os.path.realpath(root)) in seen:
@@ -168,7 +163,8 @@ class SlideFolder:
                 if os.path.islink(path) and not os.path.exists(path):
                     self._unread[path] = f"it links to {os.readlink(path)}, which is not there"
                 else:
-                    yield path
+                    found.append(path)
+        return sorted(found)
 
 
 def slide_names(paths: Sequence[str], folder: str, wanted: Sequence[str | None] | None = None) -> list[str]:
@@ -188,17 +184,15 @@ def slide_names(paths: Sequence[str], folder: str, wanted: Sequence[str | None] 
     Raises:
         DatalistError: if two slides cannot be told apart by any of these.
     """
-    named = [_named(path) for path in paths]
-    relative = [os.path.relpath(path, folder) for path in paths]
-    choices = [
-        [
-            _safe((wanted[i] if wanted else None) or os.path.basename(without_suffix(path))),
-            _safe(without_suffix(os.path.relpath(path, folder))),
-            _safe(relative[i]),
-            f"{_safe(relative[i])}-{_short_hash(relative[i])}",
+    choices = []
+    for path, own in zip(paths, wanted or [None] * len(paths), strict=True):
+        named, relative = _named(path), os.path.relpath(path, folder)
+        names = [
+            own or os.path.basename(without_suffix(named)),
+            without_suffix(os.path.relpath(named, folder)),
+            relative,
         ]
-        for i, path in enumerate(named)
-    ]
+        choices.append([*map(_safe, names), f"{_safe(relative)}-{_short_hash(relative)}"])
     level = [0] * len(paths)
     while True:
         names = [choice[i] for choice, i in zip(choices, level, strict=True)]
@@ -216,7 +210,7 @@ def slide_names(paths: Sequence[str], folder: str, wanted: Sequence[str | None] 
 
 
 def slide_name(path: str) -> str:
-    """The name of a slide that stands alone, see :func:`slide_names`."""
+    """The name of a single slide, see :func:`slide_names`."""
     path = os.path.abspath(path)
     return slide_names([path], os.path.dirname(path))[0]
 
@@ -243,11 +237,6 @@ def without_suffix(path: str) -> str:
         if path.lower().endswith(suffix) and len(os.path.basename(path)) > len(suffix):
             return path[: -len(suffix)]
     return path
-
-
-def _has_slide_name(file: str) -> bool:
-    """Whether a file has a slide's suffix; no DICOM file that is known to be of something else."""
-    return file != without_suffix(file) and not (may_be_dicom(file) and instance_of(file) is not None)
 
 
 def _named(path: str) -> str:
