@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
+from scipy.cluster.hierarchy import DisjointSet
+
 from scripts.core.errors import DatalistError
 from scripts.datalists.keys import KEYS, MAYBE_PARTITION, word_of
 from scripts.datalists.partitions import PARTITIONS, is_switch_of, looks_like, partition_or_none
@@ -104,18 +106,20 @@ def _settle_patients(rows: Sequence[Row], faults: Faults) -> list[Row]:
         return list(rows)
     # `patient` before all others; and the same one whatever the order of the slides.
     keys = sorted({key for row in rows for key in row.patients}, key=lambda key: (key.lower() != "patient", key))
-    groups: dict[Node, dict[Node, str]] = {}
+    # Names in one row are one patient's; one look has several spellings, of which the first by sorting stays.
+    groups: DisjointSet = DisjointSet()
+    spelled: dict[Node, str] = {}
     for row in rows:
-        # One look has several spellings, of which the first by sorting stays, whatever the order of the slides.
-        group = {(key, look_of(value)): value for key, value in row.patients.items()}
-        for node in list(group):
-            for other, value in groups.get(node, {}).items():
-                group[other] = min(value, group.get(other, value))
-        groups.update(dict.fromkeys(group, group))
+        nodes = _nodes(row)
+        for node, value in zip(nodes, row.patients.values(), strict=True):
+            groups.add(node)
+            groups.merge(nodes[0], node)
+            spelled[node] = min(value, spelled.get(node, value))
+        group = groups.subset(nodes[0]) if nodes else set()
         count = Counter(key for key, _ in group)
         if (twice := next((key for key in keys if count[key] > 1), None)) is not None:
             others = " and ".join(repr(key) for key in keys if key != twice)
-            one, another = sorted(value for (key, _), value in group.items() if key == twice)[:2]
+            one, another = sorted(spelled[node] for node in group if node[0] == twice)[:2]
             differ = f"{one!r} and {another!r} of {twice!r} have the same {others}"
             cause = f"{twice!r} and {others} name the patient, and do not agree: {differ}"
             remedy = "Keep the one that names the patient, and give the others another name."
@@ -123,8 +127,11 @@ def _settle_patients(rows: Sequence[Row], faults: Faults) -> list[Row]:
             return list(rows)
 
     def named(row: Row) -> Row:
-        key, value = next(iter(row.patients.items()))
-        name = min(groups[key, look_of(value)].items(), key=lambda item: keys.index(item[0][0]))[1]
-        return replace(row, fields={**row.fields, "patient": name})
+        node = min(groups.subset(_nodes(row)[0]), key=lambda node: keys.index(node[0]))
+        return replace(row, fields={**row.fields, "patient": spelled[node]})
 
     return [named(row) if row.patients else row for row in rows]
+
+
+def _nodes(row: Row) -> list[Node]:
+    return [(key, look_of(value)) for key, value in row.patients.items()]

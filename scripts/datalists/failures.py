@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import fcntl
-import io
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -114,13 +113,10 @@ class FailedSlides:
 
     def _append(self, row: Sequence[str]) -> None:
         output_folder(self.path.parent)
-        with open(self.path, "ab") as file:
+        with open(self.path, "a", newline="", encoding="utf-8", errors="surrogateescape") as file:
             # Another rank may be writing, and whoever is first writes the header.
             fcntl.flock(file, fcntl.LOCK_EX)
-            rows = [row] if os.fstat(file.fileno()).st_size else [COLUMNS, row]
-            text = io.StringIO(newline="")
-            csv.writer(text).writerows(rows)
-            file.write(text.getvalue().encode("utf-8", "surrogateescape"))
+            csv.writer(file).writerows([row] if os.fstat(file.fileno()).st_size else [COLUMNS, row])
 
 
 class PassingSlides(IterableDataset):
@@ -131,19 +127,16 @@ class PassingSlides(IterableDataset):
     Args:
         data: the slides' entries.
         transform: applied to each; raises a :class:`SlideError`, perhaps as a cause, where a slide fails.
-        failures: records those, once it is started.
-        desc: the name of the progress bar.
+        failures: records those, once it is started; its step is the name of the progress bar.
     """
 
-    def __init__(
-        self, data: Sequence[Mapping[str, Any]], transform: Callable, failures: FailedSlides, desc: str = "inferring"
-    ) -> None:
+    def __init__(self, data: Sequence[Mapping[str, Any]], transform: Callable, failures: FailedSlides) -> None:
         super().__init__(data, transform)
-        self.failures, self.desc = failures, desc
+        self.failures = failures
 
     def __iter__(self) -> Iterator[Any]:
         # No generator, which would keep a slide's features in memory while the next slide is encoded.
-        made = map(self._pass, tqdm(self.data, desc=self.desc, unit="slide", dynamic_ncols=True))
+        made = map(self._pass, tqdm(self.data, desc=self.failures.step, unit="slide", dynamic_ncols=True))
         return filter(lambda item: item is not None, made)
 
     def _pass(self, entry: Mapping[str, Any]) -> Any:

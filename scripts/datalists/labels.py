@@ -81,12 +81,10 @@ def resolve_positive_classes(
             (:data:`POSITIVE_CLASSES`), or the only class.
 
     Returns:
-        ``None`` for the multilabel task, and where they are not known: labels of the binary task have to be 0 or 1
-        then.
+        ``None`` for the multilabel task, and where they are not known: labels have to be 0 or 1 then.
 
     Raises:
-        SettingsError: if ``task`` or ``class_names`` are wrong; if ``positive_classes`` is no list of classes, each
-            once; or if there are some in the multilabel task.
+        SettingsError: if one of the three is wrong, or there are positive classes in the multilabel task.
     """
     if task not in TASKS:
         raise SettingsError("task", f"got {task!r}", f"Choose one of: {', '.join(TASKS)}.")

@@ -38,9 +38,9 @@ class Problem:
     names: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, error: BundleError, check: str, severity: str = BLOCKS, slide: str = "") -> Problem:
+    def of(cls, error: BundleError, check: str, slide: str = "") -> Problem:
         """The problem that an error describes."""
-        return cls(severity, check, str(error.subject), str(error.cause), error.remedy, slide)
+        return cls(BLOCKS, check, str(error.subject), str(error.cause), error.remedy, slide)
 
     @property
     def cause(self) -> tuple[str, ...]:
