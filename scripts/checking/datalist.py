@@ -117,7 +117,7 @@ def _check_classes(slides: Sequence[ListedSlide], source: str, names: Sequence[s
 
 
 def _check_spaces(slides: Sequence[ListedSlide], source: str) -> list[Problem]:
-    """Patients whose names differ in spaces alone, and may be one."""
+    """Patients whose names differ only in spaces, and may be one."""
     spelled: dict[str, dict[str, None]] = {}
     for patient in one_spelling([slide.patient for slide in slides if "patient" in slide.row.fields]):
         spelled.setdefault(look_of("".join(patient.split())), {})[patient] = None

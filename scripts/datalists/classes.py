@@ -39,12 +39,7 @@ def balanced_weights(labels: NDArray[np.float32]) -> NDArray[np.float64]:
 
 
 def one_sided(labels: Sequence[NDArray[Any]], names: Sequence[str]) -> str:
-    """The classes that every slide has, or none, in words; empty if there are none.
-
-    Args:
-        labels: of each slide, 0 or 1, ``[K]``.
-        names: what the K outputs stand for.
-    """
+    """The classes that every slide has, or none, in words; empty if there are none. Labels are 0 or 1, ``[K]``."""
     if not labels:
         return ""
     fraction = np.mean(labels, axis=0)  # [K]
@@ -56,12 +51,7 @@ def one_sided(labels: Sequence[NDArray[Any]], names: Sequence[str]) -> str:
 
 
 def warn_of_one_sided(names: Sequence[str], **partitions: Sequence[Mapping[str, Any]]) -> None:
-    """Warn of such classes, in one line for all partitions, on the first rank.
-
-    Args:
-        names: what the K outputs stand for.
-        partitions: by name, the entries of a datalist with ``label`` ``[K]``.
-    """
+    """Warn of such classes, in one line for all partitions, on the first rank."""
     found = {name: one_sided([entry["label"] for entry in data], names) for name, data in partitions.items()}
     parts = [f"{name}: {text}" for name, text in found.items() if text]
     if parts and is_first_rank():

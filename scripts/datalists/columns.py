@@ -24,14 +24,11 @@ def settle_columns(rows: Sequence[Row], faults: Faults) -> list[Row]:
     """Decide which column names the partition, and by what name each patient goes.
 
     A column whose values are all partitions is one, whatever it is called. Several columns that name the patient are
-    used if they agree on whose the slides are.
-
-    Args:
-        rows: all rows of a datalist.
-        faults: gets the errors of columns that contradict each other, of which the first is then kept.
+    used if they agree on whose the slides are. Of columns that contradict each other the first is kept, and ``faults``
+    gets an error.
 
     Returns:
-        The rows, with ``partition``, ``partition_key`` and the field ``patient`` as decided.
+        All rows of the datalist, with ``partition``, ``partition_key`` and the field ``patient`` as decided.
     """
     return _settle_patients(_settle_partitions(rows, faults), faults)
 

@@ -40,9 +40,6 @@ def read_rows(path: str | Path, class_names: Sequence[str], faults: Faults, labe
         labelled: whether labels are expected. Without, a CSV needs no header if it has one column, the slides, or
             also one 0 or 1 for each of several classes, which are not used.
 
-    Returns:
-        The rows in the order of the file; from JSON, partition by partition.
-
     Raises:
         DatalistError: if the file does not exist or cannot be understood at all.
     """

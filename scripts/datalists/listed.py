@@ -68,13 +68,11 @@ class ListedSlide:
 
 @dataclass
 class Listing:
-    """Slides as they are listed.
+    """Slides as they are listed, each file once, and what is wrong with the list.
 
     Args:
         source: the file or folder, in words.
         folder: the folder that paths start from.
-        slides: those that were found, each file once.
-        problems: what is wrong with the list.
         left_out: names of slides that no run uses.
     """
 
@@ -101,7 +99,7 @@ class Listing:
         self.left_out = {composed(str(name)) for name in names}
         unknown = self.left_out.difference(slide.name for slide in self.slides)
         # A slide may be missing because of another problem.
-        if unknown and not self.problems:
+        if unknown and not any(problem.blocks for problem in self.problems):
             cause = f"names {min(unknown)!r}, and {self.source} has no such slide"
             remedy = "Name slides as predictions.csv, slides.csv and the feature bank do."
             raise SettingsError("leave_out", cause, remedy)

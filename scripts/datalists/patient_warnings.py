@@ -31,7 +31,6 @@ def patient_warnings(rows: Sequence[Row], is_split: bool = True) -> list[tuple[s
     """What is wrong where slides have no patient, or other patients than names of known collections contain.
 
     Args:
-        rows: all rows of a datalist.
         is_split: whether slides without a patient matter, as to a split; else what crosses the given partitions does.
 
     Returns:
