@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scripts.core.errors import SettingsError
-from scripts.datalists.class_balance import balanced_weights
+from scripts.datalists.classes import balanced_weights
 
 __all__ = ["ViewTransform", "augmentation_settings", "count_views", "view_transform"]
 
@@ -128,7 +128,7 @@ def count_views(labels: NDArray[np.float32], views: int) -> list[int]:
 
     Args:
         labels: ``[n, K]`` of 0 and 1.
-        views: the number for the slides that :func:`scripts.datalists.class_balance.balanced_weights` weighs most;
+        views: the number for the slides that :func:`scripts.datalists.classes.balanced_weights` weighs most;
             others have as many in proportion to their weight, rounded, and at least one. 0 is none for all.
 
     Returns:

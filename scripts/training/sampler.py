@@ -11,7 +11,7 @@ import torch
 from monai.data import DistributedWeightedRandomSampler
 
 from scripts.core.ranks import deal
-from scripts.datalists.class_balance import balanced_weights
+from scripts.datalists.classes import balanced_weights
 
 __all__ = ["BalancedSampler", "DrawnView"]
 
@@ -32,7 +32,7 @@ class DrawnView:
 
 
 class BalancedSampler(DistributedWeightedRandomSampler):
-    """Draws as many slides as there are, with replacement, by :func:`scripts.datalists.class_balance.balanced_weights`,
+    """Draws as many slides as there are, with replacement, by :func:`scripts.datalists.classes.balanced_weights`,
     and a view of each.
 
     What an epoch draws depends on the seed and the epoch's number alone, so that a resumed training draws what

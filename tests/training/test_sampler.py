@@ -4,7 +4,7 @@ import torch
 from monai.data import DataLoader, Dataset
 from monai.engines import SupervisedTrainer
 
-from scripts.datalists.class_balance import balanced_weights
+from scripts.datalists.classes import balanced_weights
 from scripts.training.sampler import BalancedSampler, DrawnView
 
 LABELS = [[1, 0, 0], [1, 0, 0], [1, 0, 0], [0, 1, 0], [1, 1, 0], [0, 0, 0], [0, 0, 0]]
