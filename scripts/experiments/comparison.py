@@ -18,7 +18,7 @@ from scripts.datalists.failures import without
 from scripts.datalists.patients import patients_known, patients_of
 from scripts.evaluation.bootstrap import warn_of_few, warn_of_unknown
 from scripts.evaluation.metrics import frequency_baseline
-from scripts.experiments.comparison_board import write_board
+from scripts.experiments.board import write_comparison
 from scripts.experiments.comparison_figure import choose_figure_slides, draw_panels, draw_scores
 from scripts.experiments.comparison_results import compare, read_run
 from scripts.experiments.comparison_tables import markdown, write_runs, write_summary
@@ -147,7 +147,7 @@ class Comparison:
         for name, figure in figures.items():
             with replacing(self.output_dir / f"{name}.png") as part:
                 figure.savefig(part)
-        write_board(self.output_dir / "tensorboard", runs, text, figures, settings)
+        write_comparison(self.output_dir / "tensorboard", runs, text, figures, settings)
         print(text)
         warn_of_few(num_patients, self.output_dir / "comparison.md")
         if not known:

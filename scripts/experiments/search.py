@@ -18,7 +18,7 @@ from scripts.core.errors import SettingsError
 from scripts.core.files import replacing
 from scripts.core.ranks import is_first_rank
 from scripts.core.settings import check_settings, optimizer_class
-from scripts.experiments.hparams import write_hparams
+from scripts.experiments.board import remove_events, write_hparams
 from scripts.experiments.trainings import Experiment, leaving_out, run_experiments
 from scripts.networks.methods import result_heads
 
@@ -151,8 +151,7 @@ class GridSearch:
         with replacing(self.output_dir / "best.json") as part:
             part.write_text(json.dumps(dict(trials[0].knobs), indent=2) + "\n", encoding="utf-8")
         board = self.output_dir / "tensorboard"
-        for old in board.rglob("events.out.tfevents.*"):
-            old.unlink()
+        remove_events(board)
         for trial in (trial for trial in trials if math.isfinite(trial.validation_loss)):
             results = {f"{head}/validation_loss": trial.validation_loss, "training_seconds": trial.seconds}
             write_hparams(board / trial.name, trial.knobs, results)

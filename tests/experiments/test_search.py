@@ -10,7 +10,7 @@ import pytest
 import scripts.experiments.search
 from scripts.core.errors import SettingsError
 from scripts.experiments.search import GridSearch
-from tests.experiments.test_hparams import events_of, knobs_of
+from tests.experiments.test_board import events_of, settings_of
 
 SETTINGS = {"method": "mustmil", "magnifications": [5, 10], "seed": 0}
 
@@ -57,7 +57,7 @@ def test_the_lowest_validation_loss_of_the_whole_grid_wins(trials, tmp_path, cap
     assert "--lr 0.01 --num_nodes 64" in capsys.readouterr().out
     for line in lines:
         events = events_of(tmp_path / "tensorboard" / line["trial"])
-        assert knobs_of(events)["lr"].number_value == float(line["lr"])
+        assert settings_of(events)["lr"].number_value == float(line["lr"])
         assert events.Scalars("global/validation_loss")[0].value == pytest.approx(float(line["global_validation_loss"]))
 
 
