@@ -21,11 +21,11 @@ from scripts.training.datasets import (
     ENDLESS_VIEWS,
     BankBagDataset,
     PatchBagDataset,
-    PatchGridDataset,
     bag_dataset,
     pad_bags,
     training_views,
 )
+from scripts.training.patch_grid import PatchGridDataset
 from scripts.training.sampler import BalancedSampler, DrawnView
 from tests.cohorts import builder, draw_cohort, tiny_backbone, tiny_encoder
 
@@ -255,6 +255,30 @@ def test_the_same_view_is_the_same_bag_from_both_sources(sources):
             features = tiny_backbone()(two["image"].flatten(0, 1)).reshape(one["image"].shape)
             assert same(one, {**two, "image": features})  # to the last digit
             assert same({**two, "image": 0}, {**read[index], "image": 0})  # all but the pixels is the slide's
+
+
+@pytest.mark.parametrize("num_workers", [0, 3])
+def test_encoded_from_the_slides_it_is_the_banks_bag_and_each_patch_is_encoded_once(cohort, view_banks, num_workers):
+    encoder, sizes = tiny_encoder(batch_size=5), []
+    encoder.backbone.register_forward_pre_hook(lambda _, args: sizes.append(len(args[0])))
+    read = bag_dataset("patches", cohort, builder(), view_banks, num_workers=num_workers, encoder=encoder)
+    banked = BankBagDataset(cohort, view_banks, (5, 10))
+    for index, views in enumerate(VIEWS):
+        for view in range(views + 1):
+            sizes.clear()
+            assert same(read[DrawnView(index, view)], banked[DrawnView(index, view)])  # to the last digit
+            patches = sum(len(coords) for coords in builder()(cohort[index]).grid.coords)
+            assert sizes == [5] * (patches // 5) + [patches % 5] * (patches % 5 > 0)
+
+
+def test_patches_that_do_not_fit_into_memory_name_the_setting(cohort):
+    def full(*_):
+        raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    encoder = tiny_encoder()
+    encoder.backbone.register_forward_pre_hook(full)
+    with pytest.raises(SettingsError, match=r"^encode_batch: does not fit into the GPU's memory \(Tried to allocate 2"):
+        PatchBagDataset(cohort[:1], builder(), encoder=encoder)[0]
 
 
 def test_in_patches_a_view_is_its_transform_of_every_patch(cohort, sources):
