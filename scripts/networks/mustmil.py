@@ -70,8 +70,9 @@ class BranchNetwork(BagNetwork):
         """h of each scale, ``[B, N, num_nodes]``; without rows where nothing needs it."""
         embedded: list[Tensor] = []
         for s, il in enumerate(self.embed):
+            weight: Tensor = il.weight  # type: ignore[assignment]
             rows = x[:, :, s] if self.embeds[s] else x[:, :0, s]  # [B, N, F]
-            embedded.append(il(rows.to(il.weight.dtype)))  # [B, N, num_nodes]
+            embedded.append(il(rows.to(weight.dtype)))  # [B, N, num_nodes]
         return embedded
 
     def _branches(self, x: Tensor, log_weight: Tensor) -> tuple[Tensor, Tensor]:

@@ -16,7 +16,7 @@ from scripts.slides.slide import Slide
 
 __all__ = ["MagnificationReader"]
 
-# What is read: a level of the pyramid (int), or a resolution in micrometres per pixel (float), which no level need have.
+# What is read: a level of the pyramid (int), or a resolution in micrometres per pixel (float) that no level need have.
 Level = int | float
 
 
@@ -26,7 +26,7 @@ class MagnificationReader(BaseWSIReader):
     ``get_data(slide, location, size, power=10)`` returns the region at 10x (1.0 um/px), read from the nearest
     finer level; ``mpp=`` likewise. ``level=`` reads a level as MONAI does. As in MONAI, ``location`` is (top, left)
     in level-0 pixels and ``size`` is (height, width) of the result. The metadata contain the ``level`` that was read
-    and the result's ``mpp``.
+    and the result's ``mpp``. Two of ``level``, ``mpp`` and ``power``, or a level that is not there, is a ValueError.
 
     Args:
         reader: see :class:`Slide`.
@@ -49,11 +49,6 @@ class MagnificationReader(BaseWSIReader):
     def get_valid_level(  # type: ignore[override]
         self, wsi: Slide, level: Level | None, mpp: float | tuple[float, float] | None, power: float | None
     ) -> Level:
-        """What to read.
-
-        Raises:
-            ValueError: if more than one of ``level``, ``mpp`` and ``power`` is given, or there is no such level.
-        """
         if isinstance(level, float):  # a further slide of a list: MONAI hands on what the first one gave
             return level
         if level is None and mpp is None and power is None:

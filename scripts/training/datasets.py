@@ -28,7 +28,7 @@ from scripts.features.encoding import Encoder, of_rows
 from scripts.features.runtimes import Forward, get_forward
 from scripts.slides.checksums import check_sha256
 from scripts.training.patch_grid import Entry, PatchGridDataset
-from scripts.training.sampler import DrawnView
+from scripts.training.sampler import SampledView
 
 __all__ = ["BankBagDataset", "PatchBagDataset", "bag_dataset", "pad_bags", "training_views"]
 
@@ -37,18 +37,16 @@ SOURCES = ("bank", "patches")
 # Patches are augmented when they are read, so there may be any number of views: with this many, each use of a slide
 # is a new view.
 ENDLESS_VIEWS = 2**31 - 1
-# Patches that are augmented together; without an encoder there is no `encode_batch`.
-PATCHES_AT_ONCE = 64
 
 logger = logging.getLogger(__name__)
 
 
 class _BagDataset(Dataset):
-    """Items by the index of a slide, for its plain patches, or by a :class:`DrawnView`."""
+    """Items by the index of a slide, for its plain patches, or by a :class:`SampledView`."""
 
-    def _transform(self, index: int | DrawnView) -> Any:
-        drawn = index if isinstance(index, DrawnView) else DrawnView(index, 0)
-        entry, read = self.data[drawn.index], self._read(drawn.index, drawn.view)
+    def _transform(self, index: int | SampledView) -> Any:
+        sampled = index if isinstance(index, SampledView) else SampledView(index, 0)
+        entry, read = self.data[sampled.index], self._read(sampled.index, sampled.view)
         item = {key: torch.from_numpy(value) if isinstance(value, np.ndarray) else value for key, value in read.items()}
         item["slide"] = entry["slide"]
         if CommonKeys.LABEL in entry:
@@ -61,7 +59,7 @@ class _BagDataset(Dataset):
 
 
 class PatchBagDataset(_BagDataset):
-    """Bags of linked patches, read from the slides each time; a :class:`DrawnView` gives augmented patches.
+    """Bags of linked patches, read from the slides each time; a :class:`SampledView` gives augmented patches.
 
     An item contains ``image``, of which row j is a patch of each scale, from low to high: with an encoder features
     ``[N, S, F]`` float32, each unique patch encoded once; without one patches ``[N, S, 3, H, W]`` uint8. Besides
@@ -103,7 +101,7 @@ class PatchBagDataset(_BagDataset):
         entry, bag = self.data[index], self._bags[index]
         augment = view_transform(entry["slide"], view)
         reading = self._patches(PatchGridDataset([entry], lambda _: bag, include_label=False))
-        size = PATCHES_AT_ONCE if self.encoder is None else self.encoder.batch_size
+        size = None if self.encoder is None else self.encoder.batch_size  # None: all at once
         values = []
         while patches := list(islice(reading, size)):
             batch = np.stack(patches)  # [n, 3, H, W]
@@ -141,7 +139,7 @@ class PatchBagDataset(_BagDataset):
 
 
 class BankBagDataset(_BagDataset):
-    """Bags of linked patches as features, from the feature bank; a :class:`DrawnView` reads the bank of that view.
+    """Bags of linked patches as features, from the feature bank; a :class:`SampledView` reads the bank of that view.
 
     An item is that of :class:`PatchBagDataset` with an encoder; ``image`` is in memory scale by scale.
 
@@ -226,19 +224,10 @@ def bag_dataset(
     """The bag dataset of a source: ``"bank"`` (:class:`BankBagDataset`) or ``"patches"`` (:class:`PatchBagDataset`).
 
     Args:
-        source: which.
-        data: the datalist's entries, or what :func:`scripts.datalists.label_files.as_entries` makes such of.
-        bag_builder: makes a slide's bag.
-        feature_dir: where the banks are.
-        transform: applied to each item.
-        num_workers: of patches.
-        views: of the bank.
-        cache_gb: of the bank.
-        task: what labels are read for.
-        class_names: the classes in order.
+        source: which; ``views`` and ``cache_gb`` are for the bank, ``num_workers`` and ``encoder`` for patches.
+        data: the datalist's entries, or what :func:`scripts.datalists.label_files.as_entries` makes such of, for this
+            ``task`` with these ``class_names`` and ``positive_classes``.
         left_out: the names of slides without which the workflow goes on; ``views`` has no numbers for them.
-        positive_classes: as in :func:`scripts.datalists.datalist.load_partition`.
-        encoder: of patches.
 
     Raises:
         SettingsError: if there is no such source.
