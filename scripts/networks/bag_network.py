@@ -19,16 +19,11 @@ class BagNetwork(MILModel):
     """A MONAI :class:`MILModel` over bags of linked rows, as features or as patches.
 
     A bag has N rows; a row is one patch of the highest magnification and the patches of the S - 1 lower ones
-    that contain it, from low to high. The subclasses pool the features in ``_branches``, and say how much of each logit
-    comes from each row in ``_explain``.
-
-    An autocast around the network does not reach these: they compute in the precision of their weights, float32 as a
-    rule, so that contributions sum to the logit and no probability is rounded to 0.5. The backbone alone may compute
-    in less.
+    that contain it, from low to high. A subclass pools the features in ``_branches`` and ``_explain``. These compute in
+    the precision of their weights, whatever autocast is around the network, so that contributions sum to the logit and
+    no probability is rounded to 0.5; and a network switches TF32 off in its process. The backbone may compute in less.
 
     A training has one or more phases. Phase p trains the heads ``phases[p]`` and no others (:meth:`start_phase`).
-
-    Creating a network switches TF32 off in its process (:func:`scripts.core.devices.use_full_float32`).
 
     Args:
         num_classes: K, the number of logits of each head.
@@ -36,10 +31,9 @@ class BagNetwork(MILModel):
         num_features: F, the length of a patch's feature vector.
         backbone: ``None`` for a network that takes features; a module that maps ``[n, 3, H, W]`` patches to
             ``[n, num_features]``; or the name of a torchvision model.
-        freeze_backbone: never train the backbone, and keep it in eval mode (the module given is changed in
-            place). Its weights are those of a published file, so they are left out of ``state_dict()`` and
-            are not accepted by ``load_state_dict()``: a network on features and one on patches share
-            checkpoints.
+        freeze_backbone: never train the backbone, and keep it in eval mode (the module given is changed in place). Its
+            weights are those of a published file: ``state_dict()`` leaves them out and ``load_state_dict()`` refuses
+            them, so a network on features and one on patches share checkpoints.
         pretrained: load torchvision's weights, if ``backbone`` is a name.
         encode_batch: how many patches pass at once through a backbone that is in eval mode.
         mil_mode: the components of MONAI's model that the subclass keeps; ``"mean"`` adds none besides ``myfc``.
@@ -47,9 +41,7 @@ class BagNetwork(MILModel):
     Attributes:
         phases: for each phase of the training, the heads (their indices) that it trains.
         map_heads: for each attention map, the index of the head that it explains.
-        record: what the weights were trained with and on; every state dict contains it, see
-            :mod:`scripts.weights.record`.
-        weights_problem: why the weights must not be used for prediction; ``None`` after they were loaded whole.
+        record, origin, weights_problem: see :func:`scripts.networks.state_record.keep_record`.
 
     Raises:
         SettingsError: if the backbone is a name that gives other features.
@@ -100,9 +92,7 @@ class BagNetwork(MILModel):
 
         Heads of other phases are not computed: their logits are NaN.
 
-        Args:
-            phase: its index in ``phases``, or ``None`` after the training: every result is computed, every
-                weight but a frozen backbone's may be trained.
+        After the training (``None``) every result is computed, and every weight but a frozen backbone's may be trained.
         """
         self.phase = -1 if phase is None else phase
         trained = set(self.parameters()) if phase is None else set(self.phase_parameters(phase))
@@ -232,6 +222,8 @@ def _cannot_read_values() -> bool:
 
 
 def _check_patches(x: Tensor, network: BagNetwork) -> None:
+    if _cannot_read_values():
+        return
     scales, features = network.num_scales, network.num_features
     if x.dim() != 6 or x.shape[2] != scales:
         wanted = f"features [B, N, {scales}, {features}] or patches [B, N, {scales}, 3, H, W]"

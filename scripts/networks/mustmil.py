@@ -36,15 +36,8 @@ class BranchNetwork(BagNetwork):
 
     Args:
         widths: the length of the instances that each branch pools.
-        num_classes: K, the number of logits of each head.
-        num_scales: S, the number of magnifications.
-        num_features: F, the length of a patch's feature vector.
-        num_nodes: length of h, at least 2; V maps each branch's instances to half of that.
-        settings: further arguments of :class:`BagNetwork`.
-
-    Raises:
-        SettingsError: if ``num_nodes`` is too small, or as :class:`BagNetwork`.
-        ValueError: as :class:`BagNetwork`.
+        num_nodes: length of h, at least 2 (else a SettingsError); V maps each branch's instances to half of that.
+        settings: the other arguments are those of :class:`BagNetwork`.
     """
 
     def __init__(

@@ -18,13 +18,9 @@ __all__ = ["BalancedSampler", "SampledView"]
 
 @dataclass(frozen=True)
 class SampledView:
-    """A slide and which view of it: what a dataset is asked for in place of an index.
+    """A slide, by its place in the dataset, and a view of it (0: its plain patches), in place of an index.
 
     It is no tuple, because with a tuple MONAI's datasets are asked for a subset.
-
-    Args:
-        index: the slide's place in the dataset, from 0 up.
-        view: 0 for its plain patches, from 1 up for an augmented view.
     """
 
     index: int
@@ -46,15 +42,9 @@ class BalancedSampler(DistributedWeightedRandomSampler):
     with batches of R * b.
 
     Args:
-        dataset: the dataset to sample from.
-        data: its entries, with ``label`` ``[K]``.
-        seed: seed of the samples.
+        data: the dataset's entries, with ``label`` ``[K]``.
         num_replicas: ranks that share the samples.
-        rank: this process's rank.
-        views: the number of augmented views of each slide, from 0 up; ``None`` is 0 for all.
-
-    Raises:
-        ValueError: if there is not one number of views for each slide.
+        views: the number of augmented views of each slide, for each entry (else a ValueError); ``None`` is 0 for all.
     """
 
     def __init__(
