@@ -16,7 +16,7 @@ from monai.utils import CommonKeys
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from scripts.bags.bag import Bag, BagBuilder
+from scripts.bags.bag import BagBuilder
 from scripts.core.errors import SettingsError, fitting
 from scripts.core.magnification import check_magnifications
 from scripts.datalists.failures import without
@@ -82,7 +82,7 @@ class PatchBagDataset(_BagDataset):
     def __init__(
         self,
         data: Sequence[Entry],
-        bag_builder: Callable[[Entry], Bag],
+        bag_builder: BagBuilder,
         transform: Callable | None = None,
         num_workers: int = 0,
         encoder: Encoder | None = None,
