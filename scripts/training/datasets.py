@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from scripts.bags.bag import BagBuilder
+from scripts.bags.grid import of_rows
 from scripts.core.errors import SettingsError
 from scripts.core.magnification import check_magnifications
 from scripts.datalists.failures import without
@@ -22,8 +23,7 @@ from scripts.datalists.label_files import as_entries
 from scripts.datalists.labels import CLASS_NAMES
 from scripts.features.augmentation import count_views, view_transform
 from scripts.features.bank import BankedBag, bank_path, read_bank
-from scripts.features.encoding import PatchTransform, of_rows
-from scripts.slides.checksums import check_sha256
+from scripts.features.encoding import PatchTransform
 from scripts.slides.monai_reader import MagnificationReader
 from scripts.slides.slide import Slide
 from scripts.training.sampler import DrawnView
@@ -145,9 +145,7 @@ class PatchBagDataset(_BagDataset):
         # Tissue and grid are found once.
         self._bags = []
         for entry in tqdm(data, desc="finding tissue", unit="slide", leave=False):
-            stamp = check_sha256(entry)
-            bag = bag_builder(entry)
-            bag.slide.check_unchanged(since=stamp)
+            bag, _ = bag_builder.verified(entry)
             self._bags.append(bag)
         self.num_workers = num_workers
 

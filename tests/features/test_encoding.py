@@ -12,7 +12,7 @@ from scripts.core.errors import SettingsError, SlideError
 from scripts.core.magnification import Scale
 from scripts.features.backbones import get_backbone
 from scripts.features.encoding import BLOCKS_AHEAD, Encoder
-from tests.cohorts import builder, draw_slide, tiny_backbone, tiny_encoder
+from tests.cohorts import builder, draw_slide, read_patches, tiny_backbone, tiny_encoder
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +71,7 @@ def test_batches_are_full_whatever_the_blocks_and_scales(batch_size):
 def test_features_are_the_backbone_of_the_patches(bag):
     backbone = tiny_backbone()
     for s, patches, features in tiny_encoder(batch_size=5, num_workers=2).encode(bag):
-        expected = backbone(torch.from_numpy(bag.read_patches(s, patches))).numpy()
+        expected = backbone(torch.from_numpy(read_patches(bag, s, patches))).numpy()
         assert np.allclose(features, expected, atol=1e-6)
         assert features.dtype == np.float32
 
@@ -100,7 +100,7 @@ def test_rows_are_the_features_of_the_patches_that_they_go_through(bag):
     assert rows.shape == (bag.grid.num_rows, 2, 12)
     for row, patches in zip(rows, bag.grid.rows, strict=True):
         for s, patch in enumerate(patches):
-            expected = backbone(torch.from_numpy(bag.read_patches(s, [patch])))[0].numpy()
+            expected = backbone(torch.from_numpy(read_patches(bag, s, [patch])))[0].numpy()
             assert np.allclose(row[s], expected, atol=1e-6)
 
 
