@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 from scripts.bags.blocks import Block, plan_blocks
 from scripts.bags.grid import LinkedGrid, link_grids, tissue_thresholds
 from scripts.bags.tissue import TissueMask, find_tissue, read_tissue_mask
-from scripts.core.errors import SettingsError, SlideError
+from scripts.core.errors import SlideError
 from scripts.core.magnification import check_magnifications
 from scripts.core.repeats import Repeats
+from scripts.core.settings import check_settings
 from scripts.datalists.mask_tissue import check_mask_tissue
 from scripts.slides.checksums import given_sha256, slide_sha256
 from scripts.slides.slide import Slide, check_reader, resample
@@ -105,8 +106,7 @@ class BagBuilder:
         read_level: str = "nearest",
         mask_tissue: int | Sequence[int] | str | None = None,
     ) -> None:
-        if not isinstance(patch_size, int) or patch_size < 1:
-            raise SettingsError("patch_size", f"got {patch_size!r}", "Give a whole number of pixels, such as 224.")
+        check_settings(patch_size=patch_size)
         check_reader(reader, read_level)
         self.magnifications = check_magnifications(magnifications)
         self.patch_size = patch_size

@@ -76,13 +76,7 @@ class Backbone(nn.Module):
         return super().train(False)
 
     def forward(self, patches: torch.Tensor) -> torch.Tensor:
-        """Features ``[n, num_features]`` float32 of patches ``[n, 3, H, W]``, RGB, in 0..255; ``n`` may be 0.
-
-        Raises:
-            ValueError: if ``patches`` has another shape.
-        """
-        if patches.ndim != 4 or patches.shape[1] != 3:
-            raise ValueError(f"patches must have shape [n, 3, H, W], but got {list(patches.shape)}")
+        """Features ``[n, num_features]`` float32 of patches ``[n, 3, H, W]``, RGB, in 0..255; ``n`` may be 0."""
         if len(patches) == 0:
             return self.mean.new_zeros(0, self.num_features)  # [0, F]
         x = patches.to(torch.float32, memory_format=torch.channels_last)  # [n, 3, H, W]

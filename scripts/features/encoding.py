@@ -15,7 +15,8 @@ from torch import Tensor
 
 from scripts.bags.bag import Bag
 from scripts.bags.blocks import Block, plan_blocks
-from scripts.core.errors import SettingsError, fitting
+from scripts.core.errors import fitting
+from scripts.core.settings import check_settings
 from scripts.features.backbones import Backbone
 from scripts.features.runtimes import Forward, choose_runtime, get_forward
 
@@ -74,9 +75,7 @@ class Encoder:
         num_workers: int = 2,
         runtime: str = "torch",
     ) -> None:
-        for key, value, least in (("batch_size", batch_size, 1), ("num_workers", num_workers, 0)):
-            if not isinstance(value, int) or value < least:
-                raise SettingsError(key, f"got {value!r}", f"Give a whole number from {least} up.")
+        check_settings(encode_batch=batch_size, num_workers=num_workers)
         self.backbone, self.batch_size, self.num_workers = backbone, batch_size, num_workers
         self._wanted_runtime = runtime
         self._forward: Forward | None = None
@@ -92,24 +91,14 @@ class Encoder:
         Raises:
             SettingsError: if there is no such device, or the runtime does not run there.
         """
-        try:
-            self.device = torch.device(device)
-        except RuntimeError as error:
-            raise _not_usable(device, error) from error
+        check_settings(device=device)
+        self.device = torch.device(device)
         if self.device.type != "cuda":
-            self._move()
-        elif (self.device.index or 0) >= torch.cuda.device_count():
-            raise _not_usable(device, RuntimeError(f"torch sees {torch.cuda.device_count()} GPUs"))
+            self.backbone.to(self.device)
         runtime = choose_runtime(self._wanted_runtime, self.device)
         if (self.device, runtime) != self._prepared_for:
             self._prepared_for, self._forward = (self.device, runtime), None
         self.runtime = runtime
-
-    def _move(self) -> None:
-        try:
-            self.backbone.to(self.device)
-        except (RuntimeError, AssertionError) as error:
-            raise _not_usable(self.device, error) from error
 
     @property
     def num_features(self) -> int:
@@ -142,10 +131,9 @@ class Encoder:
 
         Raises:
             SlideError: if the slide cannot be read, or, at the end, if it was changed since it was opened.
-            SettingsError: if the device cannot be used, the runtime cannot compute the backbone, or a batch does not
-                fit into memory.
+            SettingsError: if the runtime cannot compute the backbone, or a batch does not fit into memory.
         """
-        self._move()
+        self.backbone.to(self.device)
         if self._forward is None:
             self._forward = get_forward(self.runtime, self.backbone, self.batch_size)
         # A GPU is given a batch before the features of the last one are fetched.
@@ -249,11 +237,6 @@ class Encoder:
                     yield from waiting.popleft().result()
             while waiting:
                 yield from waiting.popleft().result()
-
-
-def _not_usable(device: str | torch.device, error: BaseException) -> SettingsError:
-    reason = next(iter(str(error).splitlines()), type(error).__name__)
-    return SettingsError("device", f"{device} cannot be used ({reason})", "Use `cpu`, or `cuda`.")
 
 
 def _fetched(numbers: list[_Numbers], fetch: _Fetch) -> Iterator[Encoded]:

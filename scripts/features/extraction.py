@@ -78,9 +78,6 @@ class Extractor:
         failures: where slides that fail are recorded; ``None`` ends the run with the first.
         allow_missing: whether what follows goes on without the slides that failed; ``None`` where nothing follows.
         made_by: stored in each bank, see :func:`scripts.features.bank.write_bank`.
-
-    Raises:
-        ValueError: if there is not one number of views for each entry.
     """
 
     def __init__(
@@ -94,8 +91,6 @@ class Extractor:
         allow_missing: bool | None = None,
         made_by: Mapping[str, Any] | None = None,
     ) -> None:
-        if views is not None and len(views) != len(entries):
-            raise ValueError(f"views has {len(views)} numbers for {len(entries)} entries")
         self.entries = entries
         self.bag_builder, self.encoder = bag_builder, encoder
         self.feature_dir = Path(feature_dir)

@@ -1,3 +1,4 @@
+import hashlib
 from pathlib import Path
 
 import itk
@@ -94,6 +95,17 @@ def test_patches_of_a_slide_that_changed_since_it_was_opened_are_refused(entry):
     Path(entry["image"]).touch()
     with pytest.raises(SlideError, match=r"s\.tif: was changed while it was read\. Run again once it is complete\."):
         bag.read_all()
+
+
+def test_the_checksum_of_a_slide_is_compared_before_its_bag_is_made(entry):
+    sha256 = hashlib.sha256(Path(entry["image"]).read_bytes()).hexdigest()
+    assert BagBuilder().verified(entry)[1] is None
+    assert BagBuilder().verified(entry, always=True)[1] == sha256
+    bag, found = BagBuilder().verified({**entry, "sha256": sha256.upper()})
+    assert found == sha256
+    assert np.array_equal(bag.grid.rows, BagBuilder()(entry).grid.rows)
+    with pytest.raises(SlideError, match=f"its SHA-256 is {sha256}, the datalist says 00"):
+        BagBuilder().verified({**entry, "sha256": "00" * 32})
 
 
 def test_upsampled_patches_are_those_that_are_read_alone(entry):

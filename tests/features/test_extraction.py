@@ -233,11 +233,6 @@ def test_only_missing_views_are_made_and_each_slide_is_opened_once(cohort, tmp_p
     assert again.slides == ["s0"]
 
 
-def test_each_entry_needs_its_number_of_views(cohort, tmp_path):
-    with pytest.raises(ValueError, match="views has 1 numbers for 3 entries"):
-        Extractor(cohort, builder(), tiny_encoder(), tmp_path, views=[1])
-
-
 @pytest.mark.parametrize(
     ("key", "first", "own"),
     [("amp", True, False), ("patch_size", 32, 64), ("feature_dir", "elsewhere", None), ("datalist", "9 slides", None)],
