@@ -3,7 +3,7 @@
 VENV := .venv
 PYTHON := $(VENV)/bin/python
 STAMP := $(VENV)/.stamp
-# MONAI Label's environment: it needs numpy 1.26 and torchvision, which the other cannot have (docs/monai-label.md).
+# MONAI Label's environment: it needs numpy 1.26 and torchvision, which the other cannot have (docs/serving.md).
 LABEL_VENV := .venv-label
 LABEL_PYTHON := $(LABEL_VENV)/bin/python
 LABEL_STAMP := $(LABEL_VENV)/.stamp
