@@ -155,9 +155,14 @@ class Cohort:
         """The datalist that data comes from; ``None`` for data that was passed in."""
         return self.datalist if all("slide" in entry for entry in data) else None
 
-    def warn_of_one_sided(self, **partitions: Any) -> None:
-        """See :func:`scripts.datalists.classes.warn_of_one_sided`."""
-        warn_of_one_sided(self.output_names, **partitions)
+    def warn_of_one_sided(self, *names: str, **partitions: Sequence[Mapping[str, Any]]) -> None:
+        """Warn of classes that no slide, or every slide, of a partition has.
+
+        Args:
+            names: partitions of the datalist.
+            partitions: others, by name.
+        """
+        warn_of_one_sided(self.output_names, **{name: self.partition(name) for name in names}, **partitions)
 
     @property
     def _options(self) -> dict[str, Any]:
