@@ -95,7 +95,7 @@ class Experiment:
             "output_dir": str(self.folder),
             "ckpt_dir": str(self.folder / "models"),
         }
-        known = known.keys() | known[ADVANCED].keys()
+        known = known.keys() | known.get(ADVANCED, {}).keys()
         return {key: as_literal(value) for key, value in {**self.settings, **places}.items() if key in known}
 
     def open(self, step: str, bundle_root: str | Path) -> ConfigParser:
