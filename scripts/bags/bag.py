@@ -17,7 +17,7 @@ from scripts.bags.tissue import TissueMask, find_tissue, read_tissue_mask
 from scripts.core.errors import SettingsError, SlideError
 from scripts.core.magnification import check_magnifications
 from scripts.core.repeats import Repeats
-from scripts.datalists.mask_tissue import check_mask_tissue
+from scripts.datalists.values import check_mask_tissue
 from scripts.slides.slide import Slide, check_reader, resample
 
 __all__ = ["Bag", "BagBuilder"]

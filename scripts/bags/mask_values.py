@@ -32,7 +32,7 @@ def tissue_in(
 
     Args:
         pixels: ``[h, w]``, or RGB or RGBA ``[h, w, 3]`` or ``[h, w, 4]``.
-        mask_tissue: the values that are tissue, see :func:`scripts.datalists.mask_tissue.check_mask_tissue`. A mask
+        mask_tissue: the values that are tissue, see :func:`scripts.datalists.values.check_mask_tissue`. A mask
             need not have all of them.
         subject: the slide, to begin an error with.
         path: of the mask.

@@ -19,7 +19,7 @@ from scripts.checking.slides import SlideChecker
 from scripts.core.errors import DatalistError, SettingsError, SlideError
 from scripts.datalists.datalist import list_slides, load_partition
 from scripts.datalists.label_files import as_entries
-from scripts.datalists.mask_tissue import check_mask_tissue
+from scripts.datalists.values import check_mask_tissue
 from scripts.features.bank import bank_path, is_banked
 from scripts.features.extraction import Extractor
 from tests.cohorts import builder, draw_slide, tiny_encoder
