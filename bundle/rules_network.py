@@ -96,7 +96,9 @@ def inference_files(bundle: Bundle) -> dict[str, Any]:
     """The arguments with which MONAI's commands find the network of a bundle."""
     configs = bundle.root / "configs"
     # The metadata of a repository is of the settings in its configs, whatever weights lie in its models/.
-    own = {"trained": {}} if bundle.kind == "repository" and TRAINED in bundle.config("inference") else {}
+    own: dict[str, Any] = (
+        {"trained": {}} if bundle.kind == "repository" and TRAINED in bundle.config("inference") else {}
+    )
     return {
         "meta_file": str(configs / "metadata.json"),
         "config_file": str(configs / "inference.json"),

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from scripts.bags.bag import BagBuilder
+from scripts.bags.grid import of_rows
 from scripts.core.errors import SettingsError, fitting
 from scripts.core.magnification import check_magnifications
 from scripts.datalists.failures import without
@@ -24,9 +25,8 @@ from scripts.datalists.label_files import as_entries
 from scripts.datalists.labels import CLASS_NAMES
 from scripts.features.augmentation import count_views, view_transform
 from scripts.features.bank import BankedBag, bank_path, read_bank
-from scripts.features.encoding import Encoder, of_rows
+from scripts.features.encoding import Encoder
 from scripts.features.runtimes import Forward, get_forward
-from scripts.slides.checksums import check_sha256
 from scripts.training.patch_grid import Entry, PatchGridDataset
 from scripts.training.sampler import SampledView
 
@@ -90,9 +90,7 @@ class PatchBagDataset(_BagDataset):
         super().__init__(data, transform)
         self._bags = []  # tissue and grid are found once
         for entry in tqdm(data, desc="finding tissue", unit="slide", leave=False):
-            stamp = check_sha256(entry)
-            bag = bag_builder(entry)
-            bag.slide.check_unchanged(since=stamp)
+            bag, _ = bag_builder.verified(entry)
             self._bags.append(bag)
         self.num_workers, self.encoder = num_workers, encoder
         self._forward: Forward | None = None
