@@ -30,7 +30,7 @@ __all__ = [
 ]
 
 _MODULES = {
-    "scripts.core.files": ("claim", "release"),
+    "scripts.core.files": ("lock", "unlock"),
     "scripts.core.ranks": (
         "is_first_rank", "join", "leave", "num_ranks", "own_device", "rank", "refuse_several",
     ),
