@@ -11,7 +11,7 @@ from typing import Any
 import monai.bundle
 import pytest
 
-from scripts.synthetic.cohort import draw_cohort
+from scripts.synthetic.cohort import make_cohort
 from tests.conftest import ROOT
 
 NUM_SLIDES = 6
@@ -21,7 +21,7 @@ NUM_SLIDES = 6
 def cohort(tmp_path_factory) -> Path:
     """The folder of a drawn cohort with its datalist."""
     folder = tmp_path_factory.mktemp("cohort")
-    draw_cohort(folder, NUM_SLIDES, seed=0)
+    make_cohort(folder, NUM_SLIDES, seed=0)
     return folder
 
 
