@@ -176,7 +176,6 @@ def test_weights_in_a_packed_bundle_that_are_not_those_that_were_packed_are_not_
     workflow: Workflow, plain: list[Path], models: Path, tmp_path: Path
 ) -> None:
     folder = Path(shutil.copytree(models, tmp_path / "bundle" / "models"))
-    (folder / "last.ckpt").unlink()
     packed = file_sha256(folder / "model.pt")
     (tmp_path / "bundle" / "SHA256SUMS").write_text(f"{packed}  models/model.pt\n")
     knobs = {**KNOBS, "ckpt_dir": str(folder), "output_dir": str(tmp_path / "output"), "heatmaps": False}
@@ -192,7 +191,6 @@ def test_training_in_a_packed_bundle_goes_on_with_the_weights_that_it_wrote(
     workflow: Workflow, plain: list[Path], models: Path, tmp_path: Path
 ) -> None:
     folder = Path(shutil.copytree(models, tmp_path / "bundle" / "models"))
-    (folder / "last.ckpt").unlink()
     sums = {path.name: file_sha256(path) for path in sorted(folder.iterdir())}
     listed = tmp_path / "bundle" / "SHA256SUMS"
     packed = "".join(f"{sha256}  models/{name}\n" for name, sha256 in sums.items())
