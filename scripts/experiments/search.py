@@ -17,14 +17,14 @@ from sklearn.model_selection import ParameterGrid
 from scripts.core.errors import SettingsError
 from scripts.core.files import replacing
 from scripts.core.ranks import is_first_rank
-from scripts.core.settings import check_settings, optimizer_class
+from scripts.core.settings import check_settings, with_role
 from scripts.experiments.hparams import write_hparams
 from scripts.experiments.trainings import Experiment, leaving_out, run_experiments
 from scripts.networks.methods import result_heads
 
 __all__ = ["GRID_KNOBS", "GridSearch", "Trial"]
 
-GRID_KNOBS = ("epochs", "optimizer_name", "lr", "weight_decay", "num_nodes", "alpha", "beta")
+GRID_KNOBS = with_role("grid")
 """The knobs that the paper searches over."""
 
 logger = logging.getLogger(__name__)
@@ -85,10 +85,7 @@ class GridSearch:
             if len({json.dumps(value) for value in values}) < len(values):
                 raise SettingsError(f"grid {key}", f"got {values!r}", "Name each value once.")
             for value in values:
-                if key == "optimizer_name":
-                    optimizer_class(value)
-                else:
-                    check_settings(**{key: value})
+                check_settings(**{key: value})
         self.grid = {key: list(values) for key, values in grid.items()}
         self.settings = dict(settings)
         self.output_dir, self.bundle_root, self.num_processes = Path(output_dir), Path(bundle_root), num_processes

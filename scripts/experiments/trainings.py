@@ -25,7 +25,10 @@ from tqdm import tqdm
 
 from scripts.core.errors import BundleError, SettingsError, mistake_in
 from scripts.core.files import claimed, replacing
+from scripts.core.overrides import place_advanced
 from scripts.core.ranks import forget_ranks, num_ranks, rank, wait_for_ranks
+from scripts.core.running import ADVANCED
+from scripts.core.settings import with_role
 from scripts.core.start import as_literal
 from scripts.datalists.labels import with_positive_classes
 
@@ -33,11 +36,6 @@ __all__ = ["Experiment", "leaving_out", "run_experiments"]
 
 # What each step is: the config and the kind of workflow that MONAI takes it for.
 STEPS = {"training": ("train.json", "train"), "evaluating": ("evaluate.json", "infer")}
-# Where and how a run computes, which does not decide what comes out: a run may go on with others. What the
-# datalist holds is told by its hash.
-FREE = (
-    "cache_gb", "dataset_dir", "datalist", "device", "encode_batch", "feature_dir", "num_workers", "reader",
-)  # fmt: skip
 WATCH_SECONDS = 0.2
 
 
@@ -83,7 +81,7 @@ class Experiment:
         wanted = json.loads(json.dumps(dict(self.settings)))
         if "runtime" in wanted:
             found.setdefault("runtime", "torch")  # what runs had that do not say it
-        keys = sorted((wanted.keys() | found.keys()) - set(FREE))
+        keys = sorted((wanted.keys() | found.keys()) - set(with_role("free")))
         differs = [key for key in keys if found.get(key) != wanted.get(key)]
         if differs:
             both = ", ".join(f"{key} {found.get(key)!r}, now {wanted.get(key)!r}" for key in differs[:3])
@@ -101,6 +99,7 @@ class Experiment:
             "output_dir": str(self.folder),
             "ckpt_dir": str(self.folder / "models"),
         }
+        known = known.keys() | known[ADVANCED].keys()
         return {key: as_literal(value) for key, value in {**self.settings, **places}.items() if key in known}
 
     def open(self, step: str, bundle_root: str | Path) -> ConfigParser:
@@ -108,6 +107,7 @@ class Experiment:
         parser = ConfigParser()
         parser.read_config(Path(bundle_root) / "configs" / STEPS[step][0])
         parser.update(self.knobs(step, bundle_root))
+        place_advanced(parser)
         return parser
 
     def run(self, bundle_root: str | Path) -> None:

@@ -111,7 +111,7 @@ def signed_record(
         fault = "it is not JSON"
     if fault is not None:
         return {}, {}, f"their record of the training is damaged: {fault}"
-    is_whole = metadata.get("sha256") == _checksum(metadata, state)
+    is_whole = _is_signed(metadata, state)
     return record, origin, None if is_whole else "they are not those that training wrote: their checksum differs"
 
 
@@ -173,6 +173,12 @@ def _judge(network: nn.Module, incompatible: Any) -> None:
         network.weights_problem = problem  # type: ignore[assignment]
     elif network.weights_problem is None and not is_finite(network.parameters()):
         network.weights_problem = NOT_FINITE
+
+
+def _is_signed(metadata: Mapping[str, Any], state: Mapping[str, Tensor]) -> bool:
+    sha256 = metadata.get("sha256")
+    # The first weights of version 0.3.0 have no origin, and a checksum of their tensors alone.
+    return sha256 == _checksum(metadata, state) or ("origin" not in metadata and sha256 == weights_sha256(state))
 
 
 def _checksum(metadata: Mapping[str, Any], state: Mapping[str, Tensor]) -> str:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from scripts.core.errors import SettingsError
 from scripts.core.files import refuse_special
+from scripts.core.settings import SETTINGS
 from scripts.datalists.labels import with_positive_classes
 from scripts.networks.state_record import DECISIVE, NOT_FINITE, is_finite, signed_record
 from scripts.weights.origin import training_of
@@ -31,6 +32,7 @@ __all__ = [
     "read_training",
     "read_weights",
     "record_problem",
+    "trained_settings",
     "unreadable_reason",
 ]
 
@@ -145,6 +147,27 @@ def read_record(path: str | Path) -> dict[str, Any]:
             record was written for.
     """
     return _read_signed(path)[0]
+
+
+def trained_settings(ckpt_dir: str | Path) -> dict[str, Any]:
+    """The settings of the training whose weights are in a folder, of those that decide what scores mean, by name.
+
+    Nothing where there are no weights, or none that can be read: loading them says why. Nothing, and a warning, where
+    they have no record.
+    """
+    paths = sorted(Path(ckpt_dir).glob("model*.pt"), key=lambda path: (len(path.name), path.name))
+    if not paths:
+        return {}
+    try:
+        record, _, problem = signed_record(read_weights(paths[0]))
+    except SettingsError:
+        return {}
+    if problem:
+        return {}
+    if not record:
+        logger.warning("%s has no record of its training: the config's own settings are used", paths[0])
+        return {}
+    return {name: value for name, value in with_positive_classes(record["settings"]).items() if name in SETTINGS}
 
 
 def read_origin(path: str | Path) -> dict[str, Any]:

@@ -28,7 +28,7 @@ OWN: dict[str, Any] = {"task": "binary", "class_names": ["benign", "malignant"]}
         ({**OWN, "positive_classes": ["malignant"]}, [], ("malignant",)),
         (OWN, [], ("positive",)),
         # Bundles up to version 0.3.0 have no such setting.
-        ({"task": "binary"}, ["positive_classes", "positives", "settings"], ("high_risk",)),
+        ({"task": "binary"}, ["positive_classes", "settings"], ("high_risk",)),
     ],
 )
 def test_scores_have_the_names_of_the_bundles_outputs(
