@@ -6,7 +6,9 @@ Each name is imported when a config uses it, so that a workflow loads what it ne
 from __future__ import annotations
 
 import importlib
+import inspect
 from collections.abc import Mapping
+from pydoc import locate
 from typing import Any
 
 from scripts import BUNDLE_ROOT
@@ -19,6 +21,7 @@ from scripts.datalists.labels import resolve_positive_classes
 
 __all__ = [
     "BUNDLE_ROOT",
+    "from_settings",
     "scoring_settings",
     "settings",
     "settings_of_trainings",
@@ -71,6 +74,19 @@ def settings() -> dict[str, Any]:
     if "device" in found:
         found["device"] = str(found["device"])
     return found
+
+
+def from_settings(target: str, settings: Mapping[str, Any], **others: Any) -> Any:
+    """Make an object of a class whose arguments are called like settings: a new setting needs no wiring.
+
+    Args:
+        target: the class, with its module.
+        settings: by name.
+        others: further arguments.
+    """
+    made: Any = locate(target)
+    taken = {name: settings[name] for name in inspect.signature(made).parameters if name in settings}
+    return made(**taken, **others)
 
 
 def scoring_settings(settings: Mapping[str, Any], encoder: Any) -> dict[str, Any]:

@@ -64,7 +64,10 @@ def refuse_unknown(workflow: ConfigWorkflow) -> None:
 
 
 def _keys_of_files(workflow: ConfigWorkflow) -> set[str]:
-    """The keys of the config files that have the workflow: an option may take away what referred to a key of theirs."""
+    """The keys of the running config's files: an option may take away what referred to a key of theirs.
+
+    A workflow forgets its files once it has read them. They are those all of whose keys it has.
+    """
     folders = {Path(folder).resolve() for folder in (workflow.config_root_path, BUNDLE_ROOT / "configs")}
     keys: set[str] = set()
     for file in (path for folder in folders for path in folder.glob("*.json")):
@@ -72,7 +75,7 @@ def _keys_of_files(workflow: ConfigWorkflow) -> set[str]:
             content = json.loads(file.read_bytes())
         except (OSError, ValueError):
             continue  # what cannot be read was not read by MONAI either
-        if isinstance(content, dict) and workflow.run_id in content:
+        if isinstance(content, dict) and {key for key in content if "#" not in key} <= workflow.parser.get().keys():
             keys |= {*content, *(f"{ADVANCED}#{name}" for name in content.get(ADVANCED, {}))}
     return keys
 

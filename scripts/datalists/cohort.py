@@ -38,45 +38,40 @@ def choose_cohort(
     Args:
         dataset_dir: the user's folder of slides; by default the datalist's folder.
         datalist: the user's datalist; by default ``datalist.json`` or ``datalist.csv`` in ``dataset_dir``.
-        bundle_root: the bundle's folder; without both of the above its demonstration cohort is used, in
-            ``data/demo``, and drawn first if it is not there.
+        bundle_root: the bundle's folder. Without both of the above its demonstration is used, in ``data/demo``; its
+            synthetic slides are made first if they are not there.
 
     Raises:
-        DatalistError: if ``dataset_dir`` is no folder, or holds no datalist and none is given.
+        DatalistError: if ``dataset_dir`` is no folder, or contains no datalist and none is given.
     """
     if dataset_dir is None and datalist is None:
         folder = Path(bundle_root) / "data" / "demo"
-        logger.warning("no `dataset_dir` and no `datalist`: using drawn demonstration slides in %s", folder)
+        logger.warning("no `dataset_dir` and no `datalist`: using the demonstration's synthetic slides in %s", folder)
         return folder, Path(from_first_rank(lambda: str(ensure_cohort(folder))))
-    if dataset_dir is not None:
-        dataset_dir = as_on_disk(os.path.expanduser(dataset_dir))
-    if dataset_dir is not None and not os.path.isdir(dataset_dir):
+    if dataset_dir is None:
+        assert datalist is not None
+        return Path(datalist).parent, Path(datalist)
+    folder = Path(as_on_disk(os.path.expanduser(dataset_dir)))
+    if not os.path.isdir(folder):
         raise DatalistError(f"dataset_dir {dataset_dir}", "no such folder", "Give the folder of the slides.")
     if datalist is not None:
-        return Path(dataset_dir) if dataset_dir is not None else Path(datalist).parent, Path(datalist)
-    assert dataset_dir is not None
+        return folder, Path(datalist)
     for name in DATALISTS:
-        if (Path(dataset_dir) / name).is_file():
-            return Path(dataset_dir), Path(dataset_dir) / name
-    raise DatalistError(
-        f"dataset_dir {dataset_dir}",
-        f"holds neither {' nor '.join(DATALISTS)}",
-        "Give the file with the slides' labels as `datalist`.",
-    )
+        if (folder / name).is_file():
+            return folder, folder / name
+    remedy = "Give the file with the slides' labels as `datalist`."
+    raise DatalistError(f"dataset_dir {dataset_dir}", f"contains neither {' nor '.join(DATALISTS)}", remedy)
 
 
 def choose_slides(
     dataset_dir: str | Path | None, datalist: str | Path | None, bundle_root: str | Path
 ) -> tuple[str | Path, str | Path | None]:
-    """What to predict: a list of slides and the folder that its paths start from, or a folder of slides.
+    """What to predict, as the arguments of :func:`scripts.datalists.datalist.list_slides`.
 
     Args:
         dataset_dir: a folder of slides, or one slide.
         datalist: a list of slides.
         bundle_root: as in :func:`choose_cohort`.
-
-    Returns:
-        the arguments of :func:`scripts.datalists.datalist.list_slides`.
 
     Raises:
         DatalistError: if there is no ``dataset_dir``.
@@ -160,9 +155,14 @@ class Cohort:
         """The datalist that data comes from; ``None`` for data that was handed over."""
         return self.datalist if all("slide" in entry for entry in data) else None
 
-    def warn_of_one_sided(self, **partitions: Any) -> None:
-        """See :func:`scripts.datalists.classes.warn_of_one_sided`."""
-        warn_of_one_sided(self.output_names, **partitions)
+    def warn_of_one_sided(self, *names: str, **partitions: Sequence[Mapping[str, Any]]) -> None:
+        """Warn of classes that no slide, or every slide, of a partition has.
+
+        Args:
+            names: partitions of the datalist.
+            partitions: others, by name.
+        """
+        warn_of_one_sided(self.output_names, **{name: self.partition(name) for name in names}, **partitions)
 
     @property
     def _options(self) -> dict[str, Any]:

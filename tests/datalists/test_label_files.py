@@ -73,7 +73,7 @@ def test_no_slides_say_what_to_do(data: list | None) -> None:
         (b'{"prediction": [{"label": "cancer", "score": 0.9}]}', r"slide s1: label has no cancer"),
         (b"[" * 100_000, r"cannot be read as JSON"),
         (b'{"label": [1' + b"0" * 400 + b", 0, 0, 0, 0]}", r"slide s1: label .* not 0 or 1"),
-        (b'{"label": [0.3, 0, 0, 0, 0]}', r"slide s1: label .* holds 0.3, not 0 or 1"),
+        (b'{"label": [0.3, 0, 0, 0, 0]}', r"slide s1: label .* has 0.3, not 0 or 1"),
     ],
 )
 def test_a_label_file_that_says_no_label_is_named(tmp_path: Path, content: bytes, message: str) -> None:

@@ -258,7 +258,7 @@ def test_a_workflow_that_no_config_has_ends_in_one_line(command, tmp_path):
 def test_a_part_of_a_workflow_may_be_run(workflow, tmp_path):
     with pytest.raises(RuntimeError) as refused:
         workflow("train#trainer", "train", dataset_dir=str(tmp_path), output_dir=str(tmp_path / "out"))
-    assert "holds neither datalist.json nor datalist.csv" in str(mistake_in(refused.value))
+    assert "contains neither datalist.json nor datalist.csv" in str(mistake_in(refused.value))
 
 
 @pytest.mark.parametrize("config", CONFIGS)

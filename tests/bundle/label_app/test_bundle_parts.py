@@ -57,7 +57,7 @@ def test_a_slides_stamp_is_another_when_one_of_its_files_is_replaced(
     config = ConfigParser()
     config.read_config(str(ROOT / "configs" / "inference.json"))
     find_spec = importlib.util.find_spec
-    gone = "scripts.slides.stamp" if old else ""
+    gone = "scripts.slides.checksums" if old else ""
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == gone else find_spec(name))
     with mock.patch.dict(sys.modules):
         parts = read_parts(str(ROOT), config)
