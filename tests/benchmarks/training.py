@@ -45,7 +45,7 @@ NUM_FEATURES, NUM_NODES, NUM_CLASSES = 512, 128, 5
 MAGNIFICATIONS = (5.0, 10.0)
 PATCH_SIZE_PX, BASE_MPP, SIDE_LEVEL0 = 224, 0.25, 100_000
 # They read the slides, of which there are none, and a second cohort.
-LEFT_OUT = ("scripts.training.handlers.LinkedPatchImages", "monai.handlers.ValidationHandler")
+LEFT_OUT = ("scripts.training.linked_patch_images.LinkedPatchImages", "monai.handlers.ValidationHandler")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
