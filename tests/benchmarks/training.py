@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import json
 import logging
 import math
 import os
@@ -146,9 +147,12 @@ def training(entries: list[dict[str, Any]], feature_dir: Path, batch_size: int, 
         handlers = [h for h in parser.get("train#handlers") if h["_target_"] not in LEFT_OUT]
         # Their hash is in the record of what is trained; nothing is encoded.
         torch.save(build_resnet34().state_dict(), f"{folder}/resnet34.pth")
+        # Its checksum is in the record, too.
+        datalist = Path(folder, "datalist.json")
+        datalist.write_text(json.dumps({"training": entries}), encoding="utf-8")
         parser.update({
-            "train#dataset#data": entries, "validate#dataset#data": entries[:1], "train#left_out": [],
-            "train#handlers": handlers,
+            "dataset_dir": folder, "datalist": str(datalist), "train#dataset#data": entries,
+            "validate#dataset#data": entries[:1], "train#left_out": [], "train#handlers": handlers,
             "feature_dir": str(feature_dir), "output_dir": folder, "ckpt_dir": f"{folder}/models", "epochs": 1,
             "magnifications": list(MAGNIFICATIONS), "backbone": "resnet34",
             "backbone_weights": f"{folder}/resnet34.pth", "num_nodes": NUM_NODES,
