@@ -75,7 +75,7 @@ test-label: $(LABEL_STAMP) ## run the tests against a real MONAI Label server; A
 	$(LABEL_PYTHON) -m pytest -c tests/label/pytest.ini tests/label $(ARGS)
 
 clean: ## remove build output and caches; data/, models/, output/, .venv and .venv-label stay
-	rm -rf build dist *.egg-info htmlcov .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf build dist *.egg-info htmlcov .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -path ./$(VENV) -prune -o -path ./$(LABEL_VENV) -prune -o -path ./data -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # cuCIM comes last and apart: alone where there is no NVIDIA GPU, with CUDA where there is one.

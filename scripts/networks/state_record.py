@@ -15,20 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from scripts.core.settings import with_role
+
 __all__ = ["DECISIVE", "NOT_FINITE", "is_finite", "keep_record", "sign", "signed_record", "weights_sha256"]
 
-# With other values of these the network still runs, and its scores mean nothing.
-DECISIVE = (
-    "method",
-    "task",
-    "class_names",
-    "positive_classes",
-    "magnifications",
-    "patch_size",
-    "backbone",
-    "backbone_sha256",
-    "num_nodes",
-)
+DECISIVE = (*with_role("decides"), "backbone_sha256")
+"""With other values of these the network still runs, and its scores mean nothing."""
 
 # What each of them is in a record.
 KINDS: dict[str, Callable[[Any], bool]] = {

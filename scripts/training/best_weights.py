@@ -13,9 +13,8 @@ from scripts.core.errors import SettingsError
 from scripts.core.ranks import is_first_rank
 from scripts.networks.state_record import sign
 from scripts.weights.checkpoints import save_checkpoint
-from scripts.weights.origin import training_of
 from scripts.weights.paths import weights_path
-from scripts.weights.record import read_training
+from scripts.weights.record import read_training, training_of
 
 __all__ = ["BestWeights"]
 

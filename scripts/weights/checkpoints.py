@@ -16,8 +16,14 @@ from scripts.core.files import replacing
 from scripts.core.sums import check_sum
 from scripts.networks.bag_network import BagNetwork
 from scripts.networks.state_record import signed_record, weights_sha256
-from scripts.weights.origin import training_of
-from scripts.weights.record import DEMONSTRATION, check_weights, is_demonstration, read_weights, record_problem
+from scripts.weights.record import (
+    DEMONSTRATION,
+    check_weights,
+    is_demonstration,
+    read_weights,
+    record_problem,
+    training_of,
+)
 
 __all__ = ["HeadwiseNetwork", "load_weights", "save_checkpoint"]
 

@@ -18,10 +18,9 @@ from torch import Tensor, nn
 
 from scripts.core.errors import SettingsError
 from scripts.core.files import refuse_special
-from scripts.core.settings import SETTINGS
+from scripts.core.settings import SETTINGS, with_role
 from scripts.datalists.labels import with_positive_classes
 from scripts.networks.state_record import DECISIVE, NOT_FINITE, is_finite, signed_record
-from scripts.weights.origin import training_of
 
 __all__ = [
     "DEMONSTRATION",
@@ -33,6 +32,7 @@ __all__ = [
     "read_weights",
     "record_problem",
     "trained_settings",
+    "training_of",
     "unreadable_reason",
 ]
 
@@ -181,7 +181,7 @@ def read_origin(path: str | Path) -> dict[str, Any]:
 
 
 def read_training(path: str | Path) -> dict[str, Any]:
-    """:func:`scripts.weights.origin.training_of` of a file of weights; errors as :func:`read_record`."""
+    """:func:`training_of` of a file of weights; errors as :func:`read_record`."""
     return training_of(*_read_signed(path))
 
 
@@ -192,6 +192,19 @@ def is_demonstration(record: Mapping[str, Any] | None) -> bool:
             return True
         record = record.get("pretrained")
     return False
+
+
+def training_of(record: Mapping[str, Any], origin: Mapping[str, Any]) -> dict[str, Any]:
+    """What all files of a training have in common, resumed or not.
+
+    Args:
+        record: as :func:`read_record` gives it.
+        origin: as :func:`read_origin` gives it; what it lacks is ``None``.
+    """
+    made_by = origin.get("made_by", {})
+    may_change = {*with_role("provenance")} - {*with_role("fixed")}
+    settings = {key: value for key, value in made_by.get("configuration", {}).items() if key not in may_change}
+    return {"record": record, "seed": made_by.get("seed"), "data": made_by.get("data"), "settings": settings}
 
 
 def _read_signed(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -22,7 +22,7 @@ from scripts.networks.baselines import MSMIL
 from scripts.networks.mustmil import MuSTMIL
 from scripts.networks.state_record import sign, signed_record, weights_sha256
 from scripts.weights.checkpoints import load_weights
-from scripts.weights.record import check_weights, is_demonstration, read_origin, read_record
+from scripts.weights.record import check_weights, is_demonstration, read_origin, read_record, training_of
 
 SETTINGS = {
     "method": "mustmil",
@@ -328,3 +328,16 @@ def test_an_origin_cannot_be_changed_unnoticed(tmp_path: Path, change: str | Non
     for read in (read_record, lambda path: load_weights(network(), path)):
         with pytest.raises(SettingsError, match=told):
             read(tmp_path / "model_5x.pt")
+
+
+def test_a_training_is_told_by_what_stays_from_its_first_file_to_its_last() -> None:
+    record = {"settings": {"method": "mustmil"}, "data": {"training_slides": 3}}
+    made_by = {"seed": 0, "data": {"training": {"slides": 3}}, "git": None, "configuration": {"epochs": 5}}
+    one = training_of(record, {"best_for": "global", "made_by": made_by})
+    # Resumed for more epochs, with newer code.
+    later = {**made_by, "git": {"revision": "a"}, "configuration": {"epochs": 9}}
+    assert training_of(record, {"best_for": "5x", "made_by": later}) == one
+    for change in ({"seed": 1}, {"data": {"training": {"slides": 4}}}, {"configuration": {"epochs": 5, "lr": 0.1}}):
+        assert training_of(record, {"made_by": {**made_by, **change}}) != one
+    assert training_of({**record, "data": {"training_slides": 4}}, {"made_by": made_by}) != one
+    assert training_of(record, {}) == training_of(record, {"best_for": "5x"}) != one
