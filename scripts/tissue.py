@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import itk
 import numpy as np
@@ -17,6 +16,7 @@ from scripts.ink import find_ink
 from scripts.interrupts import interrupts_wait
 from scripts.mask_files import read_mask_pixels
 from scripts.mask_values import tissue_in
+from scripts.mha import write_mha
 from scripts.slides import Slide
 
 __all__ = ["TissueMask", "find_tissue", "read_tissue_mask"]
@@ -145,23 +145,15 @@ class TissueMask:
         what = f"{self.ink_mm2:.3g} mm2 of {' and '.join(self.ink_colours)} ink are left out of the tissue"
         return what, "Look at it with `inspecting`; if it is tissue, or a stain with the colour of ink, give a `mask`."
 
-    def to_itk(self) -> Any:
-        """As an ITK image (uint8, 0 or 1) with spacing and origin in millimetres, as ITK's physical units are.
+    def write(self, path: str | Path) -> None:
+        """Write the mask as MetaImage (``.mha``): uint8, 0 or 1, with spacing and origin in millimetres.
 
         The frame is that of level 0, whatever QuPath shows of the slide: the slide's corner is at (0, 0), and the
         origin is the centre of the mask's first pixel.
         """
-        image = itk.image_from_array(self.tissue.astype(np.uint8))
-        spacing = [p * self.base_mpp * 1e-3 for p in self.pixel_level0]
-        image.SetSpacing(spacing)
-        corner = [x * self.base_mpp * 1e-3 for x in self.origin_level0]
-        image.SetOrigin([x + s / 2 for x, s in zip(corner, spacing, strict=True)])
-        return image
-
-    @interrupts_wait()
-    def write(self, path: str | Path) -> None:
-        """Write the mask in any format of ITK that keeps spacing, such as ``.mha`` or ``.nrrd``."""
-        itk.imwrite(self.to_itk(), str(path), compression=True)
+        x, y = (side * self.base_mpp * 1e-3 for side in self.pixel_level0)
+        left, top = (start * self.base_mpp * 1e-3 for start in self.origin_level0)
+        write_mha(path, self.tissue.astype(np.uint8), spacing_mm=(x, y), origin_mm=(left + x / 2, top + y / 2))
 
 
 def find_tissue(slide: Slide, mpp: float = TISSUE_MPP) -> TissueMask:
