@@ -1,6 +1,6 @@
-"""Commands in processes of their own that need not load torch and ITK again: forked from one that has done so.
+"""Commands in processes of their own that need not load torch and MONAI again: forked from one that has done so.
 
-Each is what ``python -m MODULE ...`` is, but for the thirteen seconds: no state of another command is in it, and it
+Each is what ``python -m MODULE ...`` is, but for the four seconds: no state of another command is in it, and it
 ends as an interpreter ends.
 """
 
@@ -21,8 +21,6 @@ from tests.conftest import ROOT
 __all__ = ["Preloaded"]
 
 MODULES = ("fire", "ignite.handlers", "monai.bundle", "monai.engines", "monai.handlers", "torch.utils.tensorboard")
-# Of ITK, which loads them when they are first named, what tissue masks need.
-ITK_FILTERS = ("DiscreteGaussianImageFilter", "FlatStructuringElement", "BinaryMorphologicalClosingImageFilter")
 GIVEN_UP_AFTER_S = 600
 
 
@@ -70,12 +68,8 @@ def _next_command() -> tuple[str, list[str]] | None:
 
 
 if __name__ == "__main__":
-    import itk
-
     for name in MODULES:
         importlib.import_module(name)
-    for name in ITK_FILTERS:
-        getattr(itk, name)
     command = _next_command()
     if command is not None:
         sys.argv[1:] = command[1]

@@ -5,9 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import itk
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.colors import LinearSegmentedColormap, to_rgb
@@ -15,7 +13,7 @@ from matplotlib.image import imsave
 from numpy.typing import NDArray
 
 from scripts.core.files import replacing
-from scripts.core.interrupts import interrupts_wait
+from scripts.core.mha import write_mha
 from scripts.heatmaps.attention_maps import PatchMap
 from scripts.slides.slide import Slide
 
@@ -134,15 +132,10 @@ def write_png(path: str | Path, pixels: NDArray[np.uint8], mpp: float) -> None:
         imsave(part, pixels, format="png", dpi=25_400 / mpp, pil_kwargs={"compress_level": 1})
 
 
-@interrupts_wait()
-def patch_image(heat: PatchMap, size_um: tuple[float, float]) -> Any:
-    """The values as an ITK image, float32: one pixel a patch of the grid, 0 where there is no patch.
+def patch_image(heat: PatchMap, size_um: tuple[float, float]) -> NDArray[np.float32]:
+    """The values as an image ``[rows, columns]``: one pixel a patch of the grid, 0 where there is no patch.
 
     A contribution keeps its sign.
-
-    Spacing and origin are in millimetres, as ITK's physical units are. The origin is the centre of the first
-    pixel, so that the corner of the slide's level 0 is at (0, 0), as with
-    :meth:`scripts.bags.tissue.TissueMask.to_itk`.
 
     Args:
         heat: the map, whose patches lie on a regular grid from the slide's corner.
@@ -158,24 +151,21 @@ def patch_image(heat: PatchMap, size_um: tuple[float, float]) -> Any:
         raise ValueError("the patches do not lie on a regular grid from the slide's corner")
     if min(column.min(), row.min()) < 0 or column.max() >= columns or row.max() >= rows:
         raise ValueError(f"a patch lies outside of the slide, whose grid has {columns} x {rows} cells")
-    # itk.image_from_array transposes an array of one column, which is in Fortran's order as well as in C's.
-    image = itk.Image[itk.F, 2].New(Regions=[columns, rows])
-    image.Allocate(True)
-    itk.array_view_from_image(image)[row, column] = heat.values
-    spacing_mm = heat.patch_um * 1e-3
-    image.SetSpacing([spacing_mm, spacing_mm])
-    image.SetOrigin([spacing_mm / 2, spacing_mm / 2])
+    image = np.zeros((rows, columns), dtype=np.float32)
+    image[row, column] = heat.values
     return image
 
 
-@interrupts_wait()
 def write_patch_image(path: str | Path, heat: PatchMap, size_um: tuple[float, float]) -> None:
-    """Write :func:`patch_image` in a format of ITK that keeps spacing, such as ``.mha``; replaces in one step.
+    """Write :func:`patch_image` as MetaImage (``.mha``) with spacing and origin in millimetres; replaces in one step.
+
+    The origin is the centre of the first pixel, so that the corner of the slide's level 0 is at (0, 0), as with
+    :meth:`scripts.bags.tissue.TissueMask.write`.
 
     Raises:
         SettingsError: if the folder cannot be written to.
         ValueError: as :func:`patch_image`.
     """
-    image = patch_image(heat, size_um)
+    image, spacing_mm = patch_image(heat, size_um), heat.patch_um * 1e-3
     with replacing(path) as part:
-        itk.imwrite(image, str(part), compression=True)
+        write_mha(part, image, spacing_mm=(spacing_mm,) * 2, origin_mm=(spacing_mm / 2,) * 2)
