@@ -19,7 +19,7 @@ from scripts.checking.slides import SlideChecker
 from scripts.core.errors import SettingsError, SlideError
 from scripts.core.repeats import Repeats
 from scripts.heatmaps.attention_maps import PatchMap
-from scripts.heatmaps.geojson import write_geojson
+from scripts.heatmaps.geojson import feature_collection, write_geojson
 from scripts.inference.transforms import EncodeSlided
 from scripts.slides.frames import COORDINATES, LEVEL0, Frame, Rectangle, doubt, find_bounds, frame_of, place_image
 from scripts.slides.slide import Slide
@@ -75,7 +75,10 @@ def test_the_bounds_are_those_that_openslide_tells(slide):
 def test_a_square_is_shifted_by_just_the_bounds_in_qupaths_frame_and_not_in_level_0s(slide, tmp_path, corner):
     for coordinates in COORDINATES:
         frame = frame_of(coordinates, slide.bounds_level0)
-        write_geojson(tmp_path / f"{coordinates}.geojson", square(corner), "s", "10x", "cancer", (1, 2, 3), frame)
+        write_geojson(
+            tmp_path / f"{coordinates}.geojson",
+            feature_collection(square(corner), "s", "10x", "cancer", (1, 2, 3), frame),
+        )
     level0, qupath = (ring(tmp_path / f"{name}.geojson") for name in ("level0", "qupath"))
     assert level0.min(axis=0).tolist() == list(corner)
     assert np.array_equal(qupath - level0, np.tile((-4000, -5000), (5, 1)))
