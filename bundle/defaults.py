@@ -26,7 +26,8 @@ def set_defaults(text: str, values: Mapping[str, Any]) -> str:
     if not isinstance(present, dict):
         raise ValueError("it holds no JSON object")
     for key, value in values.items():
-        if key not in present or present[key] == value:
+        # A config that takes a setting from the weights needs no other value.
+        if key not in present or present[key] == value or str(present[key]).startswith("$"):
             continue
         label = f'\n    "{key}": '
         # Its place is found by its indentation.

@@ -216,6 +216,7 @@ def _targets(config: Any) -> Iterator[tuple[str, str]]:
         elif text.startswith("$"):
             # Of an expression what stands under scripts; the rest may be methods of things that are not made here.
             yield from ((place, target) for target in re.findall(r"\bscripts(?:\.\w+)+", text))
+            yield from ((place, f"scripts.{target}") for target in re.findall(r"\bworkflow\.\w+", text))
 
 
 def _not_found(target: str) -> str | None:
@@ -223,6 +224,8 @@ def _not_found(target: str) -> str | None:
         return None if pydoc.locate(target) is not None else "which is not there"
     except pydoc.ErrorDuringImport as error:
         return f"which cannot be imported ({error.value})"
+    except ImportError as error:  # of a name that is imported when it is asked for
+        return f"which cannot be imported ({error})"
 
 
 def _short(value: Any) -> str:

@@ -18,18 +18,25 @@ from torch import Tensor, nn
 from bundle.checked import Bundle, own_scripts
 from scripts.core.errors import SettingsError
 
-__all__ = ["RULES", "bag", "in_bundle", "inference_files", "make_network"]
+__all__ = ["RULES", "bag", "in_bundle", "inference_files", "inference_settings", "make_network"]
 
 METADATA = "configs/metadata.json"
 NETWORK = "network_def"
+# The key of an inference config with the settings of the weights, from which it takes those that decide scores.
+TRAINED = "trained"
+SCORING = (
+    "method", "task", "class_names", "positive_classes", "magnifications", "patch_size", "min_tissue", "backbone",
+    "num_nodes",
+)  # fmt: skip
 
 SHAPES = f"{METADATA}#network_data_format"
 
 
 def data_format(bundle: Bundle) -> None:
     """The shapes and classes in the metadata are those of the inference config."""
-    settings, tensors = bundle.config("inference"), bundle.metadata.get("network_data_format", {})
+    tensors = bundle.metadata.get("network_data_format", {})
     with in_bundle(bundle):
+        settings = inference_settings(bundle)
         scales = len(settings["magnifications"])
         num_features = _call("scripts.features.backbones", "num_features", settings["backbone"])
         heads = _call("scripts.networks.methods", "result_heads", settings["method"], settings["magnifications"])
@@ -88,20 +95,27 @@ def in_bundle(bundle: Bundle) -> Iterator[None]:
 def inference_files(bundle: Bundle) -> dict[str, Any]:
     """The arguments with which MONAI's commands find the network of a bundle."""
     configs = bundle.root / "configs"
+    # The metadata of a repository is of the settings in its configs, whatever weights lie in its models/.
+    own: dict[str, Any] = (
+        {"trained": {}} if bundle.kind == "repository" and TRAINED in bundle.config("inference") else {}
+    )
     return {
         "meta_file": str(configs / "metadata.json"),
         "config_file": str(configs / "inference.json"),
         "bundle_root": str(bundle.root),
+        **own,
     }
+
+
+def inference_settings(bundle: Bundle) -> dict[str, Any]:
+    """What decides scores, of the inference config and its weights; to be called inside :func:`in_bundle`."""
+    parser = _parser(bundle)
+    return {key: parser.get_parsed_content(key) for key in SCORING if key in parser}
 
 
 def make_network(bundle: Bundle) -> nn.Module:
     """The network of the inference config, with random weights; to be called inside :func:`in_bundle`."""
-    parser = ConfigParser()
-    files = inference_files(bundle)
-    parser.read_config(files["config_file"])
-    parser.read_meta(files["meta_file"])
-    network: nn.Module = parser.get_parsed_content(NETWORK)
+    network: nn.Module = _parser(bundle).get_parsed_content(NETWORK)
     return network.eval()
 
 
@@ -113,6 +127,15 @@ def bag(bundle: Bundle, rows: int, padding: int = 0) -> Tensor:
     x[..., -1] = -torch.rand(x.shape[:-1], generator=generator)
     x[:, rows:, :, -1] = -torch.inf
     return x
+
+
+def _parser(bundle: Bundle) -> ConfigParser:
+    files = inference_files(bundle)
+    parser = ConfigParser()
+    parser.read_config(files.pop("config_file"))
+    parser.read_meta(files.pop("meta_file"))
+    parser.update(files)
+    return parser
 
 
 def _call(module: str, name: str, *args: Any) -> Any:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from bundle.checked import Bundle, NotChecked
 from bundle.metadata import CARD_TOP
-from bundle.rules_network import bag, in_bundle, inference_files, make_network
+from bundle.rules_network import bag, in_bundle, inference_files, inference_settings, make_network
 from scripts.core.errors import SettingsError
 
 __all__ = ["RULES"]
@@ -35,8 +35,8 @@ RTOL, ATOL = 1e-3, 1e-4
 def weights_load(bundle: Bundle) -> None:
     """All weights load strictly and are of one training, and their settings are those of the inference config."""
     bundle.weights()
-    config = bundle.config("inference")
     with in_bundle(bundle):
+        config = inference_settings(bundle)
         methods = importlib.import_module("scripts.networks.methods")
         load = importlib.import_module("scripts.weights.checkpoints").load_weights
         path_of = importlib.import_module("scripts.weights.paths").weights_path

@@ -1,6 +1,102 @@
-"""What the configs' expressions call."""
+"""What the expressions of the configs call: the one module that configs import.
+
+Each name is imported when a config uses it, so that a workflow loads what it needs and no more.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Mapping
+from pydoc import locate
+from typing import Any
 
 from scripts import BUNDLE_ROOT
+from scripts.core.files import file_sha256
+from scripts.core.running import running_parser, settings_in
+from scripts.core.settings import values_with_role, with_role
 from scripts.core.start import start, started
+from scripts.datalists.cohort import Cohort
+from scripts.datalists.labels import resolve_positive_classes
 
-__all__ = ["BUNDLE_ROOT", "start", "started"]
+__all__ = [
+    "BUNDLE_ROOT",
+    "from_settings",
+    "scoring_settings",
+    "settings",
+    "settings_of_trainings",
+    "start",
+    "started",
+]
+
+_MODULES = {
+    "scripts.core.files": ("claim", "release"),
+    "scripts.core.ranks": (
+        "is_first_rank", "join", "leave", "num_ranks", "own_device", "rank", "refuse_several",
+    ),
+    "scripts.core.settings": ("optimizer_class",),
+    "scripts.checking.cohort": ("choose_source",),
+    "scripts.checking.inspection": ("inspect_slide",),
+    "scripts.core.provenance": ("cohort_fingerprint", "data_source"),
+    "scripts.datalists.cohort": ("choose_slides",),
+    "scripts.datalists.datalist": ("list_slides", "num_classes", "output_names"),
+    "scripts.datalists.failures": ("without",),
+    "scripts.evaluation.metrics": ("head_metrics", "key_metric", "lower_is_better"),
+    "scripts.evaluation.same_split": ("warn_of_other_split",),
+    "scripts.features.backbones": ("get_backbone", "has_fast_bfloat16", "num_features"),
+    "scripts.features.extraction": ("left_out",),
+    "scripts.networks.methods": ("attention_maps", "check_method", "result_heads", "trained_heads"),
+    "scripts.training.datasets": ("pad_bags",),
+    "scripts.training.handlers": ("check_resumable", "training_scalars"),
+    "scripts.weights.checkpoints": ("load_weights",),
+    "scripts.weights.paths": ("serving_weights", "weights_path"),
+    "scripts.weights.record": ("trained_settings",),
+}  # fmt: skip
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_MODULE_OF[name]), name)
+
+
+def settings() -> dict[str, Any]:
+    """The settings of the running config, by name, as plain values that may be stored."""
+    parser = running_parser()
+    assert parser is not None, "settings() is for expressions of a config"
+    found = settings_in(parser)
+    if {"task", "class_names", "positive_classes"} <= found.keys():
+        found["positive_classes"] = resolve_positive_classes(
+            found["task"], found["class_names"], found["positive_classes"]
+        )
+    if "device" in found:
+        found["device"] = str(found["device"])
+    return found
+
+
+def from_settings(target: str, settings: Mapping[str, Any], **others: Any) -> Any:
+    """Make an object of a class whose arguments are called like settings: a new setting needs no wiring.
+
+    Args:
+        target: the class, with its module.
+        settings: by name.
+        others: further arguments.
+    """
+    made: Any = locate(target)
+    taken = {name: settings[name] for name in inspect.signature(made).parameters if name in settings}
+    return made(**taken, **others)
+
+
+def scoring_settings(settings: Mapping[str, Any], encoder: Any) -> dict[str, Any]:
+    """What decides the meaning of scores, to be compared with the record of the weights."""
+    own = {**values_with_role(settings, "decides"), **values_with_role(settings, "recorded")}
+    return {**own, "backbone_sha256": encoder.backbone.weights_sha256}
+
+
+def settings_of_trainings(settings: Mapping[str, Any], cohort: Cohort) -> dict[str, Any]:
+    """What ``comparing`` and ``searching`` hand to each of their trainings."""
+    folder, datalist = cohort.place
+    own = {name: value for name, value in settings.items() if name not in with_role("own")}
+    places = {"dataset_dir": str(folder), "datalist": str(datalist), "datalist_sha256": file_sha256(datalist)}
+    return {**own, **places}

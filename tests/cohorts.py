@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from scripts.bags.bag import BagBuilder
+from scripts.bags.bag import Bag, BagBuilder
 from scripts.features.backbones import Backbone
 from scripts.features.encoding import Encoder
 from tests.pyramids import noise, with_tissue, write_pyramid
@@ -53,6 +53,11 @@ def draw_cohort(folder: Path, num_slides: int = len(SIZES)) -> list[dict[str, An
 def builder(magnifications: Sequence[float] = (5, 10), **settings: Any) -> BagBuilder:
     """Bags of small patches."""
     return BagBuilder(magnifications, patch_size=PATCH_PX, **settings)
+
+
+def read_patches(bag: Bag, scale_index: int, patches: Iterable[int]) -> np.ndarray:
+    """Patches of one scale, each read alone, RGB ``[n, 3, H, W]``."""
+    return np.stack([bag.read_patch(scale_index, int(patch)).transpose(2, 0, 1) for patch in patches])
 
 
 def tiny_backbone(name: str = "tiny", weights_sha256: str = "0" * 64) -> Backbone:

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import hypothesis
 import pytest
 
+if TYPE_CHECKING:
+    from tests.preloaded import Preloaded
+
 # Set before anything imports matplotlib or torch, and inherited by the processes that tests start: pictures
-# need no display, and small arrays on many threads are slower than on two.
+# need no display, small arrays on many threads are slower than on two, and threads that wait leave the cores to others.
 os.environ["MPLBACKEND"] = "Agg"
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 
 # The same examples in every run: a failure by chance says nothing about the change that it falls on.
@@ -32,6 +38,15 @@ def real_slide() -> Path:
     if not REAL_SLIDE.is_file():
         pytest.skip(f"no file {REAL_SLIDE}: put OpenSlide's test slide {REAL_SLIDE.name} there")
     return REAL_SLIDE
+
+
+@pytest.fixture(scope="session")
+def preloaded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Preloaded]:
+    """A process that has torch and MONAI loaded, from which tests fork their commands."""
+    from tests.preloaded import Preloaded
+
+    with Preloaded(tmp_path_factory.mktemp("preloaded")) as process:
+        yield process
 
 
 @pytest.fixture(scope="session")

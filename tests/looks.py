@@ -110,10 +110,11 @@ def device(world: World, config: str, **knobs: Any) -> Any:
 
 def data(world: World, config: str, **knobs: Any) -> Any:
     """The slides that a workflow uses, with their labels."""
-    ids = {"evaluate": ["data"], "inference": ["data"], "extract": ["training_data", "other_data"]}
-    with_test = ["training_data", "validation_data", "testing_data"]
-    wanted = ids.get(config, with_test if config == "compare" else with_test[:2])
-    found = [world.parse(config, id_, **knobs) for id_ in wanted]
+    if config in ("evaluate", "inference"):
+        found = [world.parse(config, "data", **knobs)]
+    else:
+        made = world.parse(config, "train#slides" if config == "train" else "slides", **knobs)
+        found = [made.training, made.others]
     return [[(entry["image"], np.asarray(entry.get("label", []))) for entry in part] for part in found]
 
 

@@ -1,35 +1,80 @@
 """Commands in processes of their own that need not load torch and MONAI again: forked from one that has done so.
 
-Each is what ``python -m MODULE ...`` is, but for the four seconds: no state of another command is in it, and it
-ends as an interpreter ends.
+Each is what ``python -m MODULE ...`` is, but for the seconds in which it loads: no state of another command is in it,
+and it ends as an interpreter ends. Where a command is started by others (a shell, ``torchrun``, ``multiprocessing``),
+:attr:`Preloaded.python` stands for Python: a small program that has the command forked, hands on signals, and ends as
+the command does.
 """
 
 from __future__ import annotations
 
-import importlib
-import json
+import contextlib
 import os
-import runpy
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import IO, Any
 
 from tests.conftest import ROOT
+from tests.preloaded_python import ask, request
 
-__all__ = ["Preloaded"]
+__all__ = ["Forked", "Preloaded"]
 
-MODULES = ("fire", "ignite.handlers", "monai.bundle", "monai.engines", "monai.handlers", "torch.utils.tensorboard")
+SERVER, CLIENT = (str(ROOT / "tests" / f"preloaded_{name}.py") for name in ("server", "python"))
 GIVEN_UP_AFTER_S = 600
 
 
-class Preloaded:
-    """A process from which commands are forked, one at a time; ``with`` ends it."""
+class Forked:
+    """A process that was forked: what :class:`subprocess.Popen` gives of one, as far as tests need it."""
 
-    def __init__(self) -> None:
-        program = [sys.executable, "-m", "tests.preloaded"]
-        self._process = subprocess.Popen(program, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    def __init__(self, socket: socket.socket, arguments: Sequence[str]) -> None:
+        self.args, self._socket = list(arguments), socket
+        self.returncode: int | None = None
+        self.pid = self._next(None)
+
+    def _next(self, timeout: float | None) -> int:
+        self._socket.settimeout(timeout)
+        return int(self._socket.recv(64))
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Its exit code, as :mod:`subprocess` gives it."""
+        if self.returncode is None:
+            try:
+                self.returncode = self._next(timeout)
+            except (TimeoutError, BlockingIOError):
+                raise subprocess.TimeoutExpired(self.args, timeout or 0) from None
+            self._socket.close()
+        return self.returncode
+
+    def poll(self) -> int | None:
+        """Its exit code, or ``None`` while it runs."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return self.wait(0)
+        return None
+
+
+class Preloaded:
+    """A process from which commands are forked; ``with`` ends it, and what still runs.
+
+    Args:
+        folder: an empty folder of its own.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.python = str(folder / "python")
+        """Stands for ``sys.executable``."""
+        self.address = str(folder / "socket")
+        program = f"#!{sys.executable} -IS\n{Path(CLIENT).read_text(encoding='utf-8')}\n"
+        program += f"if __name__ == '__main__':\n    main({self.address!r}, {sys.executable!r})\n"
+        Path(self.python).write_text(program, encoding="utf-8")
+        os.chmod(self.python, 0o755)
+        call = [sys.executable, SERVER, self.address, self.python, str(folder / "bytecode")]
+        self._process = subprocess.Popen(call, cwd=folder, stdin=subprocess.PIPE)
 
     def __enter__(self) -> Preloaded:
         return self
@@ -37,40 +82,45 @@ class Preloaded:
     def __exit__(self, *_: object) -> None:
         self._process.communicate()
 
+    def popen(
+        self,
+        call: Sequence[str | Path],
+        stdout: IO[Any],
+        stderr: IO[Any],
+        cwd: Path = ROOT,
+        env: Mapping[str, str] | None = None,
+        start_new_session: bool = False,
+    ) -> Forked:
+        """Start what would be ``python ARGUMENTS``, as :class:`subprocess.Popen` does.
+
+        Args:
+            call: Python's name, which does not count, and what follows it.
+            stdout: a file.
+            stderr: a file.
+            cwd: the folder to run it in.
+            env: its environment.
+            start_new_session: whether it is the first of a session and process group of its own.
+        """
+        arguments = list(map(str, call[1:]))
+        told = request(arguments, dict(env or os.environ), str(cwd), start_new_session)
+        if told is None:
+            raise ValueError(f"{arguments}: cannot be forked")
+        with open(os.devnull, "rb") as nothing:
+            fds = {0: nothing.fileno(), 1: stdout.fileno(), 2: stderr.fileno()}
+            while not os.path.exists(self.address):
+                assert self._process.poll() is None
+                time.sleep(0.02)
+            return Forked(ask(self.address, told, fds), [self.python, *arguments])
+
     def run(self, module: str, *arguments: str, folder: Path = ROOT) -> subprocess.CompletedProcess[str]:
         """What ``python -m MODULE ARGUMENTS`` from a folder comes to; killed if it takes ten minutes."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        with tempfile.TemporaryDirectory() as temporary:
-            outputs = [Path(temporary, name) for name in ("stdout", "stderr")]
-            files = list(map(str, outputs))
-            request = {"module": module, "arguments": arguments, "outputs": files, "folder": str(folder)}
-            print(json.dumps(request), file=self._process.stdin, flush=True)
-            code = int(self._process.stdout.readline())
-            told = [path.read_text(encoding="utf-8") for path in outputs]
-        return subprocess.CompletedProcess([sys.executable, "-m", module, *arguments], code, *told)
-
-
-def _next_command() -> tuple[str, list[str]] | None:
-    """Fork at each request. Returns in the process that is to run it, and ``None`` in this one, after the last."""
-    for line in sys.stdin:
-        request = json.loads(line)
-        child = os.fork()
-        if child == 0:
-            signal.alarm(GIVEN_UP_AFTER_S)
-            for target, path in enumerate([os.devnull, *request["outputs"]]):
-                os.dup2(os.open(path, os.O_RDWR | os.O_CREAT), target)
-            os.chdir(request["folder"])
-            sys.path[0] = request["folder"]
-            return request["module"], request["arguments"]
-        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
-    return None
-
-
-if __name__ == "__main__":
-    for name in MODULES:
-        importlib.import_module(name)
-    command = _next_command()
-    if command is not None:
-        sys.argv[1:] = command[1]
-        runpy.run_module(command[0], run_name="__main__", alter_sys=True)
+        with tempfile.TemporaryFile("w+") as stdout, tempfile.TemporaryFile("w+") as stderr:
+            process = self.popen([self.python, "-m", module, *arguments], stdout, stderr, folder)
+            try:
+                process.wait(GIVEN_UP_AFTER_S)
+            except subprocess.TimeoutExpired:
+                os.kill(process.pid, signal.SIGKILL)
+            code = process.wait()
+            stdout.seek(0)
+            stderr.seek(0)
+            return subprocess.CompletedProcess(process.args, code, stdout.read(), stderr.read())

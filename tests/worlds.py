@@ -14,6 +14,9 @@ import numpy as np
 import torch
 from monai.bundle import ConfigParser, ConfigWorkflow
 
+from scripts.core.overrides import place_advanced
+from scripts.core.running import ADVANCED
+from scripts.core.settings import SETTINGS
 from scripts.features.backbones import build_resnet34, get_backbone
 from scripts.features.encoding import Encoder
 from tests.cohorts import SIZES, draw_slide
@@ -26,8 +29,6 @@ CONFIGS = {
 CLASSES = ["cancer", "hgd", "lgd"]
 LABELS = ["cancer", "hgd", "cancer;lgd", "lgd", "cancer;hgd", "lgd", "hgd", "cancer"]
 PARTITIONS = ["training"] * 4 + ["validation"] * 2 + ["testing"] * 2
-# Expressions that stand for a default; all others at the top of a config are wiring.
-DEFAULTS = {"output_dir", "ckpt_dir", "feature_dir", "amp", "device", "split_seed"}
 
 Knobs = dict[str, Any]
 
@@ -123,6 +124,7 @@ class World:
         parser = ConfigParser()
         parser.read_config(str(ROOT / "configs" / f"{config}.json"))
         parser.update(self.knobs(config, **knobs))
+        place_advanced(parser)
         parts = [parser.get_parsed_content(id_) for id_ in ids]
         return parts[0] if len(parts) == 1 else parts
 
@@ -147,15 +149,15 @@ def load(config: str) -> dict[str, Any]:
     return content
 
 
-def plain_knobs(config: str) -> set[str]:
-    """The knobs at the top of a config."""
-    return {key for key, value in load(config).items() if key in DEFAULTS or _is_plain(key, value)}
+def settings_of(config: str) -> set[str]:
+    """The settings that a config has: its plain values, and expressions that stand for a default."""
+    content = load(config)
+    plain = {key for key, value in content.items() if key in SETTINGS or _is_plain(key, value)}
+    return plain | content[ADVANCED].keys()
 
 
 def _is_plain(key: str, value: Any) -> bool:
-    if key in ("imports", "initialize", "finalize", "run"):
+    if key in ("imports", "initialize", "finalize", "run") or isinstance(value, dict):
         return False
-    if isinstance(value, dict):
-        return key == "grid"
     values = value if isinstance(value, list) else [value]
     return not any(isinstance(item, dict) or str(item).startswith(("$", "@")) for item in values)

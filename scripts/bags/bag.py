@@ -14,10 +14,12 @@ from numpy.typing import NDArray
 from scripts.bags.blocks import Block, plan_blocks
 from scripts.bags.grid import LinkedGrid, link_grids, tissue_thresholds
 from scripts.bags.tissue import TissueMask, find_tissue, read_tissue_mask
-from scripts.core.errors import SettingsError, SlideError
+from scripts.core.errors import SlideError
 from scripts.core.magnification import check_magnifications
 from scripts.core.repeats import Repeats
-from scripts.datalists.mask_tissue import check_mask_tissue
+from scripts.core.settings import check_settings
+from scripts.datalists.values import check_mask_tissue
+from scripts.slides.checksums import given_sha256, slide_sha256
 from scripts.slides.slide import Slide, check_reader, resample
 
 __all__ = ["Bag", "BagBuilder"]
@@ -37,14 +39,6 @@ class Bag:
         """Patch ``patch`` of scale ``scale_index`` (from low to high), RGB ``[H, W, 3]``."""
         x, y = self.grid.coords[scale_index][patch]
         return self.slide.read_patch(self.grid.scales[scale_index], (float(x), float(y)))
-
-    def read_patches(self, scale_index: int, patches: Sequence[int] | NDArray[np.int64]) -> NDArray[np.uint8]:
-        """Patches of one scale, RGB ``[n, 3, H, W]``."""
-        side = self.grid.scales[scale_index].patch_size_px
-        batch = np.empty((len(patches), 3, side, side), dtype=np.uint8)
-        for index, patch in enumerate(patches):
-            batch[index] = self.read_patch(scale_index, int(patch)).transpose(2, 0, 1)
-        return batch
 
     def read_block(self, block: Block) -> list[tuple[int, NDArray[np.int64], NDArray[np.uint8]]]:
         """The patches of a block, of which each pixel is decoded once.
@@ -70,24 +64,19 @@ class Bag:
         Raises:
             SlideError: if the slide cannot be read, or was changed since it was opened.
         """
-        sides = [scale.patch_size_px for scale in self.grid.scales]
-        patches = [
-            np.empty((len(coords), 3, side, side), dtype=np.uint8)
-            for coords, side in zip(self.grid.coords, sides, strict=True)
+        shapes = [
+            (len(coords), 3, scale.patch_size_px, scale.patch_size_px)
+            for coords, scale in zip(self.grid.coords, self.grid.scales, strict=True)
         ]
+        patches = [np.empty(shape, dtype=np.uint8) for shape in shapes]
 
         def read(block: Block) -> None:
             for scale_index, numbers, pixels in self.read_block(block):
                 patches[scale_index][numbers] = pixels
 
-        blocks = plan_blocks(self.grid)
-        if num_workers < 2:
-            for block in blocks:
-                read(block)
-        else:
-            with ThreadPoolExecutor(num_workers) as threads:
-                for _ in threads.map(read, blocks):
-                    pass
+        with ThreadPoolExecutor(max(1, num_workers)) as threads:
+            for _ in threads.map(read, plan_blocks(self.grid)):
+                pass
         self.slide.check_unchanged()
         return patches
 
@@ -98,12 +87,11 @@ class BagBuilder:
     Args:
         magnifications: the scales, in any order.
         patch_size: side of the patches at every scale, in pixels.
-        min_tissue: share of tissue that a patch needs, in 0..1, at the highest magnification; or one share for
-            each magnification, from low to high.
+        min_tissue: see :func:`scripts.bags.grid.tissue_thresholds`.
         reader: see :class:`Slide`.
         read_level: see :class:`Slide`.
         mask_tissue: the values of the entries' masks that are tissue, see :func:`scripts.bags.mask_values.tissue_in`;
-            an entry's own ``mask_tissue`` goes before it.
+            an entry's own ``mask_tissue`` takes precedence.
 
     Raises:
         SettingsError: if a setting has no such value.
@@ -118,8 +106,7 @@ class BagBuilder:
         read_level: str = "nearest",
         mask_tissue: int | Sequence[int] | str | None = None,
     ) -> None:
-        if not isinstance(patch_size, int) or patch_size < 1:
-            raise SettingsError("patch_size", f"got {patch_size!r}", "Give a whole number of pixels, such as 224.")
+        check_settings(patch_size=patch_size)
         check_reader(reader, read_level)
         self.magnifications = check_magnifications(magnifications)
         self.patch_size = patch_size
@@ -133,7 +120,7 @@ class BagBuilder:
         return Slide(entry["image"], reader=self.reader, mpp=entry.get("mpp"), read_level=self.read_level)
 
     def look(self, entry: Mapping[str, Any]) -> Bag:
-        """The bag of an entry, which may be empty: for looking at why.
+        """The bag of an entry, which may be empty: to find out why.
 
         Raises:
             SlideError: if the slide or its mask cannot be read, or the slide is too coarse.
@@ -146,10 +133,6 @@ class BagBuilder:
     def read_mask(self, entry: Mapping[str, Any], slide: Slide) -> TissueMask:
         """The tissue of an entry with a ``mask``.
 
-        Args:
-            entry: of the datalist.
-            slide: its slide.
-
         Raises:
             SlideError: if it cannot be read, or it is not known which of its values are tissue.
         """
@@ -158,8 +141,8 @@ class BagBuilder:
     def __call__(self, entry: Mapping[str, Any]) -> Bag:
         """The bag of an entry with ``image`` and, optionally, ``mpp``, ``mask`` and ``mask_tissue``.
 
-        Logs, of the first few slides, each once, ink that was left out, and warns of more ink than tissue and of tissue
-        that is everywhere, unless it is the user's mask.
+        For the first few slides, once each, it logs ink that was left out, and warns of more ink than tissue and of
+        tissue that is everywhere; not where the user gives a mask.
 
         Raises:
             SlideError: as :meth:`look`, and if there is no tissue, or no patch has enough.
@@ -174,6 +157,21 @@ class BagBuilder:
                     self._repeats.log(logger, level, f"{path}: {message[0]}. {message[1]}", path)
         return self.check(bag)
 
+    def verified(self, entry: Mapping[str, Any], always: bool = False) -> tuple[Bag, str | None]:
+        """The bag of an entry whose file has the entry's checksum, and that checksum, the file's SHA-256.
+
+        Args:
+            entry: as above, and with ``sha256`` where it is known.
+            always: compute the checksum also of an entry without one, for which it is ``None`` otherwise.
+
+        Raises:
+            SlideError: as above, and if the checksum differs, or the file is changed meanwhile.
+        """
+        sha256, stamp = slide_sha256(entry) if always or given_sha256(entry) is not None else (None, None)
+        bag = self(entry)
+        bag.slide.check_unchanged(since=stamp)
+        return bag, sha256
+
     def check(self, bag: Bag) -> Bag:
         """The same bag, if it has rows.
 
@@ -182,19 +180,19 @@ class BagBuilder:
         """
         if bag.grid.num_rows > 0:
             return bag
-        cause = "no tissue was found"
-        remedy = "Look at it with `inspecting` (without a stain it has none), give a `mask`, or leave the slide out."
+        cause, first = "no tissue was found", " (without a stain it has none)"
         if bag.tissue.tissue.any():
             cause = (
-                f"no patch of {bag.grid.scales[-1].patch_um:g} um holds enough tissue (min_tissue "
+                f"no patch of {bag.grid.scales[-1].patch_um:g} um contains enough tissue (min_tissue "
                 f"{list(self.min_tissue)}; {bag.tissue.area_mm2:.3g} mm2 of tissue; {bag.grid.orphans} patches "
                 "without an ancestor)"
             )
-            remedy = "Look at it with `inspecting`, lower `min_tissue`, give a `mask`, or leave the slide out."
+            first = ", lower `min_tissue`"
+        remedy = f"Look at it with `inspecting`{first}, give a `mask`, or leave the slide out."
         raise SlideError(bag.slide.path, cause, remedy)
 
     def settings(self) -> dict[str, Any]:
-        """What decides the content of a bag, as plain values: stored with its features."""
+        """What decides the content of a bag, as plain values that are stored with its features."""
         return {
             "magnifications": list(self.magnifications),
             "patch_size": self.patch_size,
@@ -203,7 +201,7 @@ class BagBuilder:
         }
 
     def mask_settings(self, entry: Mapping[str, Any]) -> dict[str, Any]:
-        """What decides the content of an entry's bag if it has a ``mask``, as plain values; nothing if it has none."""
+        """What else decides the content of the bag of an entry with a ``mask``; nothing if it has none."""
         if entry.get("mask") is None:
             return {}
         codes = self._mask_tissue_of(entry)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scripts.core.errors import SettingsError
 from scripts.core.magnification import Scale
 
-__all__ = ["LinkedGrid", "link_grids", "log_share", "tissue_thresholds"]
+__all__ = ["LinkedGrid", "link_grids", "of_rows", "row_log_weight", "tissue_thresholds"]
 
 TissueFraction = Callable[[NDArray[np.float64], float], NDArray[np.float64]]
 
@@ -23,15 +23,15 @@ TissueFraction = Callable[[NDArray[np.float64], float], NDArray[np.float64]]
 class LinkedGrid:
     """The patches of one slide at every scale, and the rows that link them.
 
-    A row is one patch of the highest magnification and its ancestor at each lower one. Every patch is in at
-    least one row, and each scale holds a patch once, however many rows share it.
+    A row is one patch of the highest magnification and its ancestor at each lower one. Every patch is in at least one
+    row, and each scale contains a patch once, however many rows share it.
 
     Args:
         scales: from low to high magnification, S of them.
         coords: per scale ``[n_s, 2]`` float64, (x, y) of the patches' top left corners in level-0 pixels,
             ordered from top to bottom and left to right.
         rows: ``[N, S]`` int64; ``rows[j, s]`` is the patch of scale s that row j goes through.
-        orphans: patches of the highest magnification with enough tissue, left out because an ancestor has not.
+        orphans: patches of the highest magnification with enough tissue, left out because an ancestor has too little.
     """
 
     scales: tuple[Scale, ...]
@@ -44,12 +44,17 @@ class LinkedGrid:
         """N, the number of rows."""
         return len(self.rows)
 
+    @property
+    def num_patches(self) -> int:
+        """The number of unique patches of all scales."""
+        return sum(len(coords) for coords in self.coords)
+
     def log_weight(self) -> NDArray[np.float32]:
-        """``[N, S]``: -log(c) where c rows share the patch, so that rows weigh as unique patches do."""
-        return log_share(self.rows)
+        """``[N, S]``: see :func:`row_log_weight`."""
+        return row_log_weight(self.rows)
 
 
-def log_share(rows: NDArray[np.int64]) -> NDArray[np.float32]:
+def row_log_weight(rows: NDArray[np.int64]) -> NDArray[np.float32]:
     """``-log(c)`` for each entry of ``rows`` ``[N, S]``, where c rows go through that patch of that scale.
 
     Added to attention logits it makes the softmax over linked rows equal to the softmax over unique patches.
@@ -58,29 +63,34 @@ def log_share(rows: NDArray[np.int64]) -> NDArray[np.float32]:
     return -np.log(np.stack(counts, axis=1)).astype(np.float32)
 
 
-def tissue_thresholds(min_tissue: float | Sequence[float], num_scales: int) -> tuple[float, ...]:
-    """The share of tissue that a patch needs at each scale, from low to high magnification.
+def of_rows(values: Sequence[NDArray[Any]], rows: NDArray[np.int64]) -> NDArray[Any]:
+    """``[N, S, ...]``: the values of the patches of each row of ``rows`` ``[N, S]``.
 
-    One number is for the highest magnification alone: a lower one needs none of its own, because a patch that
-    holds a kept one holds tissue.
+    Args:
+        values: per scale ``[n_s, ...]``: features, corners or pixels of its unique patches.
+    """
+    return np.stack([scale[rows[:, s]] for s, scale in enumerate(values)], axis=1)
+
+
+def tissue_thresholds(min_tissue: float | Sequence[float], num_scales: int) -> tuple[float, ...]:
+    """The fraction of tissue that a patch needs at each scale, from low to high magnification.
+
+    One number is for the highest magnification alone: a lower patch that contains a kept one contains tissue.
 
     Raises:
-        SettingsError: if a share is outside 0..1 or their number is not that of the scales.
+        SettingsError: if a fraction is outside 0..1 or their number is not that of the scales.
     """
-    shares: list[Any] = [0.0] * (num_scales - 1) + [min_tissue]
+    fractions: list[Any] = [0.0] * (num_scales - 1) + [min_tissue]
     if isinstance(min_tissue, Sequence) and not isinstance(min_tissue, str):
-        shares = list(min_tissue)
-    if len(shares) != num_scales or not all(_is_share(share) for share in shares):
+        fractions = list(min_tissue)
+    are_numbers = all(isinstance(value, Real) and not isinstance(value, bool) for value in fractions)
+    if len(fractions) != num_scales or not are_numbers or not all(0 <= float(value) <= 1 for value in fractions):
         raise SettingsError(
             "min_tissue",
             f"got {min_tissue!r} for {num_scales} magnifications",
-            "Give one share of tissue in 0..1, or one for each magnification from low to high.",
+            "Give one fraction of tissue in 0..1, or one for each magnification from low to high.",
         )
-    return tuple(float(share) for share in shares)
-
-
-def _is_share(value: Any) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and 0 <= float(value) <= 1
+    return tuple(float(value) for value in fractions)
 
 
 def link_grids(
@@ -91,14 +101,14 @@ def link_grids(
 ) -> LinkedGrid:
     """Lay a regular grid at each scale and link its patches.
 
-    All grids start at the slide's corner. A patch's ancestor is the patch of the lower grid that its centre
-    lies in: for whole ratios (5x, 10x) it then lies inside it as a whole, for others (5x, 12.5x) it may reach
-    into a neighbour. The link is a division, so it costs nothing and cannot fail.
+    All grids start at the slide's corner. A patch's ancestor is the patch of the lower grid that contains its centre:
+    for integer ratios (5x, 10x) it contains the whole patch, for others (5x, 12.5x) the patch may reach into a
+    neighbour.
 
     Args:
         scales: one for each magnification, from low to high.
         size_level0: (width, height) of the slide in level-0 pixels.
-        tissue_fraction: gives the share of tissue of squares, see :meth:`TissueMask.fraction`.
+        tissue_fraction: gives the fraction of tissue of squares, see :meth:`scripts.bags.tissue.TissueMask.fraction`.
         min_tissue: see :func:`tissue_thresholds`.
 
     Returns:
@@ -106,8 +116,13 @@ def link_grids(
     """
     thresholds = tissue_thresholds(min_tissue, len(scales))
     sides = [scale.patch_level0 for scale in scales]
-    cells = _kept(_all_cells(size_level0, sides[-1]), sides[-1], thresholds[-1], tissue_fraction)
-    ancestors = [_ancestors(cells, sides[-1], side) for side in sides[:-1]]
+    cells = _all_cells(size_level0, sides[-1])
+    fraction = tissue_fraction(_corners(cells, sides[-1]), sides[-1])
+    # A threshold of 0 asks for some tissue. The slack is for a square that is all tissue, and whose area, summed in
+    # floats, may be slightly below 1.
+    cells = cells[(fraction > 0) & (fraction >= thresholds[-1] - 1e-9)]
+    centres = (cells + 0.5) * sides[-1]
+    ancestors = [np.floor(centres / side).astype(np.int64) for side in sides[:-1]]
 
     linked = np.ones(len(cells), dtype=bool)
     for lower_cells, side, threshold in zip(ancestors, sides[:-1], thresholds[:-1], strict=True):
@@ -129,24 +144,10 @@ def link_grids(
 
 
 def _all_cells(size_level0: tuple[int, int], side_level0: float) -> NDArray[np.int64]:
-    """``[n, 2]`` (column, row) of every cell that holds a part of the slide, row by row."""
+    """``[n, 2]`` (column, row) of every cell that overlaps the slide, row by row."""
     columns, rows = (math.ceil(round(length / side_level0, 9)) for length in size_level0)
     return np.stack(np.meshgrid(np.arange(columns), np.arange(rows)), axis=-1).reshape(-1, 2)
 
 
 def _corners(cells: NDArray[np.int64], side_level0: float) -> NDArray[np.float64]:
     return np.multiply(cells, side_level0, dtype=np.float64)
-
-
-def _kept(
-    cells: NDArray[np.int64], side_level0: float, threshold: float, tissue_fraction: TissueFraction
-) -> NDArray[np.int64]:
-    fraction = tissue_fraction(_corners(cells, side_level0), side_level0)
-    # A threshold of 0 asks for some tissue, not for none. The slack is for a square that is all tissue and
-    # whose area, summed in floats, comes out a hair below 1.
-    return cells[(fraction > 0) & (fraction >= threshold - 1e-9)]
-
-
-def _ancestors(cells: NDArray[np.int64], side_level0: float, lower_side_level0: float) -> NDArray[np.int64]:
-    centres = (cells + 0.5) * side_level0
-    return np.floor(centres / lower_side_level0).astype(np.int64)

@@ -1,4 +1,4 @@
-"""Ink of pens on a slide, told from stained tissue by its colour.
+"""Ink of pens on a slide, distinguished from stained tissue by its colour.
 
 Haematoxylin and eosin both absorb green most (optical densities of R, G, B: 0.65, 0.70, 0.29 and 0.07, 0.99, 0.11;
 Ruifrok and Johnston, Analytical and Quantitative Cytology and Histology 23(4):291-299, 2001), and by the law of Beer
@@ -27,21 +27,21 @@ COLOURS = ("blue", "green", "red", "black")
 RED_ABOVE_GREEN_OD = 0.03
 # Saturation, (max - min) / max, of a core. Pale blue is also the haematoxylin of a counterstain (0.15 to 0.35).
 BLUE_CORE, GREEN_CORE, RED_CORE = 0.4, 0.3, 0.6
-# What is no paler than this, max - min in grey levels, belongs to a stroke of blue or green that it touches.
+# Pixels at least as colourful as this, max - min in grey levels, belong to a stroke of blue or green that they touch.
 PALE_CHROMA = 20
-# Of red ink, in shares of G's optical density: B's (eosin 0.1 to 0.7; brown stains above 1.15), and R's at most, in a
-# core and in what belongs to it, and the latter's least saturation.
-RED_BLUE_SHARE = (0.68, 1.15)
-RED_RED_SHARE, RED_PALE_SHARE, RED_PALE = 0.25, 0.35, 0.35
-# Of black ink R's and B's least share of G's optical density, B's highest, and B's least optical density in a core,
-# which nuclei do not reach, and in what belongs to it.
-BLACK_SHARE, BLACK_BLUE_SHARE, BLACK_CORE_OD, BLACK_PALE_OD = 0.8, 1.3, 0.7, 0.3
+# Red ink, as fractions of G's optical density: B's (eosin 0.1 to 0.7; brown stains above 1.15), and R's at most, in a
+# core and in paler parts; and the least saturation of paler parts.
+RED_BLUE = (0.68, 1.15)
+RED_RED_CORE, RED_RED_PALE, RED_PALE = 0.25, 0.35, 0.35
+# Black ink: R's and B's least fraction of G's optical density, B's highest, and B's least optical density in a core,
+# which nuclei do not reach, and in paler parts.
+BLACK_LEAST, BLACK_BLUE_MOST, BLACK_CORE_OD, BLACK_PALE_OD = 0.8, 1.3, 0.7, 0.3
 
 # A smaller core could be pigment, and no patch of 224 um would be mostly ink.
 SMALLEST_CORE_UM2 = 150.0**2
 # The edge of ink that lies above the focal plane.
 MARGIN_UM = 32.0
-# Rows of the picture that are looked at together: it bounds the memory.
+# Rows of the picture that are processed together, which bounds the memory.
 BAND_ROWS = 512
 
 _OD = (-np.log10((np.arange(256) + 1) / 256)).astype(np.float32)
@@ -99,13 +99,13 @@ def _colours(picture: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.
         chroma = highest - band.min(axis=-1)
         saturation = chroma / np.maximum(highest, 1).astype(np.float32)
         cold = (r - g >= RED_ABOVE_GREEN_OD) & (chroma >= PALE_CHROMA)
-        red = (b >= RED_BLUE_SHARE[0] * g) & (b <= RED_BLUE_SHARE[1] * g)
-        black = (r >= BLACK_SHARE * g) & (b >= BLACK_SHARE * g) & (b <= BLACK_BLUE_SHARE * g)
+        red = (b >= RED_BLUE[0] * g) & (b <= RED_BLUE[1] * g)
+        black = (r >= BLACK_LEAST * g) & (b >= BLACK_LEAST * g) & (b <= BLACK_BLUE_MOST * g)
         found = (
             (cold & (b <= g), saturation >= BLUE_CORE),
             (cold & (b > g), saturation >= GREEN_CORE),
-            (red & (r <= RED_PALE_SHARE * g) & (saturation >= RED_PALE),
-             (r <= RED_RED_SHARE * g) & (saturation >= RED_CORE)),
+            (red & (r <= RED_RED_PALE * g) & (saturation >= RED_PALE),
+             (r <= RED_RED_CORE * g) & (saturation >= RED_CORE)),
             (black & (b >= BLACK_PALE_OD), b >= BLACK_CORE_OD),
         )  # fmt: skip
         for number, (stroke, is_core) in enumerate(found, 1):

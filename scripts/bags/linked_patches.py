@@ -1,4 +1,4 @@
-"""A picture of linked patches: what a row of a bag is."""
+"""A picture of linked patches, which shows what a row of a bag is."""
 
 from __future__ import annotations
 
@@ -12,14 +12,9 @@ __all__ = ["linked_patches"]
 
 
 def linked_patches(bag: Bag, num_rows: int) -> NDArray[np.uint8]:
-    """Rows of a bag as one image, RGB ``[rows * H, S * W, 3]``.
+    """Up to ``num_rows`` rows of a bag, spread evenly, as one image, RGB ``[rows * H, S * W, 3]``.
 
-    Each row of the image is a row of the bag, from low to high magnification; on each patch a frame shows what the next
-    one covers.
-
-    Args:
-        bag: of at least one row.
-        num_rows: how many rows, spread evenly over the bag; all of them if it has fewer.
+    Patches run from low to high magnification; a frame on each shows the area of the next.
     """
     grid = bag.grid
     chosen = np.unique(np.linspace(0, grid.num_rows - 1, num_rows).round().astype(int))

@@ -17,7 +17,7 @@ __all__ = ["MaskPixels", "read_mask_pixels"]
 
 TIFF_SUFFIXES = (".tif", ".tiff")
 LOSSY_FORMATS = ("JPEGImageIO", "JPEG2000ImageIO")
-# tifffile's names of those that keep every value; the others may change some.
+# tifffile's names of those that keep every value; others may change some.
 LOSSLESS_COMPRESSIONS = (
     *("NONE", "LZW", "ADOBE_DEFLATE", "DEFLATE", "PACKBITS", "LZMA", "ZSTD", "PIXTIFF"),
     *("CCITTRLE", "CCITTRLEW", "CCITT_T4", "CCITT_T6"),
@@ -36,10 +36,10 @@ class MaskPixels(NamedTuple):
 
 @interrupts_wait()
 def read_mask_pixels(path: Path) -> MaskPixels:
-    """Read a mask, of which an image with a palette is its stored indices, and a pyramid its first page.
+    """Read a mask: of an image with a palette its stored indices, of a pyramid its first page.
 
     Raises:
-        ValueError: if it has several pages or channels, is no image of numbers, or is shown otherwise than stored.
+        ValueError: if it has several pages or channels, is no image of numbers, or is displayed other than stored.
         RuntimeError: if it cannot be read.
     """
     read = _read_tiff if path.suffix.lower() in TIFF_SUFFIXES else _read_itk
@@ -73,7 +73,7 @@ def _read_itk(path: Path) -> MaskPixels:
 
 
 def _read_tiff(path: Path) -> MaskPixels:
-    # Not by ITK, which turns what is stored into what is shown: it inverts boolean masks, whose zeros are white.
+    # Not by ITK, which converts stored values to displayed ones: it inverts boolean masks, whose zeros are white.
     with tifffile.TiffFile(path) as tiff:
         page = tiff.pages.first
         _check_pages(tiff)
@@ -82,7 +82,7 @@ def _read_tiff(path: Path) -> MaskPixels:
             raise ValueError("its colours are stored as CMYK")
         if photometric not in ("RGB", "YCBCR") and page.samplesperpixel > 1:
             raise ValueError(f"it has {page.samplesperpixel} channels that are not RGB")
-        # tifffile alone, which writes arrays as they are, is known to mean 0 by a zero that is shown white.
+        # Only tifffile, which writes arrays as they are, is known to mean 0 by a zero that is displayed white.
         if photometric == "MINISWHITE" and not page.software.startswith("tifffile"):
             raise ValueError("its zeros are shown white, so that it is uncertain whether 0 or white is tissue")
         pixels = page.asarray()
@@ -92,12 +92,12 @@ def _read_tiff(path: Path) -> MaskPixels:
 
 
 def _check_pages(tiff: tifffile.TiffFile) -> None:
-    """Refuse what a first page is not all of: other pages are levels of a pyramid, smaller and of its proportion."""
+    """Refuse several images: other pages must be levels of a pyramid, smaller and of the same proportion."""
     first = tiff.pages.first
     width, height = first.imagewidth, first.imagelength
     images = tiff.series[0].size // max(1, first.size)
     for page in (*tiff.pages[1:], *(first.pages or ())):
-        # Of a page that differs in its data alone tifffile keeps no size of its own.
+        # tifffile stores the size of pages that differ only in their data once, in their key frame.
         keyframe = page.keyframe
         scale = keyframe.imagewidth / width
         if scale >= 1 or abs(keyframe.imagelength - height * scale) > ROUNDING_PX + height / width:
@@ -107,7 +107,7 @@ def _check_pages(tiff: tifffile.TiffFile) -> None:
 
 
 def _palette(path: Path) -> NDArray[np.uint8]:
-    """RGB ``[n, 3]`` of a PNG or BMP with a palette, which ITK's wrappers do not give."""
+    """RGB ``[n, 3]`` of the palette of a PNG or BMP, which ITK's Python wrappers do not expose."""
     data = path.read_bytes()
     if data.startswith(PNG_SIGNATURE):
         start = len(PNG_SIGNATURE)
@@ -126,17 +126,17 @@ def _palette(path: Path) -> NDArray[np.uint8]:
 def _check_palette(pixels: NDArray[Any], palette: NDArray[Any]) -> None:
     """Refuse indices that may not be the values: programs that save space number colours in any order.
 
-    Those of a tool that means them count up with their greys; in colours, it is 0 that is black, if any is.
+    In the file of a tool that means the indices, greys increase with them; of colours only index 0 may be black.
     """
     indices = distinct_values(pixels)
     if len(indices) == 1:
-        return  # of a slide without annotations, on whatever background
+        return  # a slide without annotations
     if indices[-1] >= len(palette):
-        raise ValueError("it has values that its palette has no colour for")
+        raise ValueError("it has values for which its palette has no colour")
     colours = palette[indices].astype(np.int64)
     greys = colours[:, 0]
     if len(np.unique(colours, axis=0)) < len(colours):
-        return  # two values look the same: the colours cannot be meant
+        return  # two values look the same, so the colours cannot be meant
     if (colours == greys[:, None]).all():
         is_certain = np.array_equal(greys, indices * max(1, greys[-1] // max(1, indices[-1])))
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ __all__ = ["distinct_values", "tissue_in"]
 # Codes of tissue and artefacts are few. Lossy compression and smoothed edges leave more.
 MOST_CODES = 16
 PIXELS_AT_ONCE = 1 << 24
+ONE_CHANNEL = "Save it with one channel: 0, and a value for each kind of tissue."
 
 
 def tissue_in(
@@ -27,61 +29,61 @@ def tissue_in(
 ) -> NDArray[np.bool_]:
     """Where a mask has tissue, ``[h, w]``.
 
-    A mask with one value beside 0 has tissue where it is. One with several is not guessed at: its values may be codes
-    of tissue, artefacts and background, as GrandQC's are.
+    A mask with one value beside 0 has tissue where it is. The values of one with several may be codes of tissue,
+    artefacts and background, as GrandQC's are: it is refused unless ``mask_tissue`` is given.
 
     Args:
         pixels: ``[h, w]``, or RGB or RGBA ``[h, w, 3]`` or ``[h, w, 4]``.
-        mask_tissue: the values that are tissue, see :func:`scripts.datalists.mask_tissue.check_mask_tissue`. A mask
+        mask_tissue: the values that are tissue, see :func:`scripts.datalists.values.check_mask_tissue`. A mask
             need not have all of them.
-        subject: the slide, to begin an error with.
+        subject: the slide, which an error names first.
         path: of the mask.
-        is_lossy: whether its format changes values, as JPEG does: one value beside 0 is then all that can be
-            trusted, listed or not.
+        is_lossy: whether its format changes values, as JPEG does: then only a single value beside 0 can be trusted.
 
     Raises:
         SlideError: if the mask has several values and ``mask_tissue`` is not given, or has none of its values; if
-            compression changed them; if what is transparent is not what is 0.
+            compression changed them; if its transparency contradicts its colours.
     """
-    image = f"mask {path}"
+
+    def refusal(cause: str, remedy: str) -> SlideError:
+        return SlideError(subject, f"its mask {path} {cause}", remedy)
+
     if pixels.ndim == 3:
-        _check_transparency(pixels, subject, image)
+        if _is_transparent_elsewhere(pixels):
+            raise refusal("is transparent in other places than those where its colours are 0", ONE_CHANNEL)
         red, green, blue = np.moveaxis(pixels[..., :3], -1, 0)
         if not (np.array_equal(red, green) and np.array_equal(green, blue)):
-            return _painted(pixels[..., :3], mask_tissue, subject, image)
+            return _painted(pixels[..., :3], mask_tissue, refusal)
         pixels = red
     values = distinct_values(pixels)
     codes = values[values != 0]
     is_changed = len(codes) > 1 and is_lossy
     if mask_tissue is not None and not is_changed:
         if not np.isin(values, mask_tissue).any():
-            cause = (
-                f"its {image} has none of the values {list(mask_tissue)} of `mask_tissue` (it has {_listed(values)})"
-            )
-            raise SlideError(subject, cause, "Correct `mask_tissue`, or the mask.")
+            cause = f"has none of the values {list(mask_tissue)} of `mask_tissue` (it has {_listed(values)})"
+            raise refusal(cause, "Correct `mask_tissue`, or the mask.")
         return np.isin(pixels, mask_tissue)
     if is_changed or len(codes) > MOST_CODES:
-        cause = f"its {image} has {len(codes)} values beside 0, as lossy compression and smoothed edges leave them"
-        raise SlideError(subject, cause, "Save it as PNG or TIFF, with 0 and one other value.")
+        cause = f"has {len(codes)} values beside 0, as lossy compression and smoothed edges leave them"
+        raise refusal(cause, "Save it as PNG or TIFF, with 0 and one other value.")
     if len(codes) > 1:
-        cause = f"its {image} has the values {_listed(codes)} beside 0, and not all of them need be tissue"
-        remedy = "List those that are as `mask_tissue`, a setting or a key of the datalist (of GrandQC's masks: 1)."
-        raise SlideError(subject, cause, remedy)
+        raise refusal(
+            f"has the values {_listed(codes)} beside 0, and not all of them need be tissue",
+            "List those that are as `mask_tissue`, a setting or a key of the datalist (of GrandQC's masks: 1).",
+        )
     return pixels != 0
 
 
-def _check_transparency(pixels: NDArray[Any], subject: object, image: str) -> None:
-    """Refuse RGBA whose transparency says otherwise than its colours, of which either may be the mask."""
+def _is_transparent_elsewhere(pixels: NDArray[Any]) -> bool:
+    """Whether the transparency of RGBA contradicts its colours, of which either may be the mask."""
     alpha = pixels[..., 3:]
     if not alpha.size or alpha.min() == alpha.max() != 0:
-        return
-    if not np.array_equal(alpha[..., 0] != 0, (pixels[..., :3] != 0).any(axis=-1)):
-        cause = f"its {image} is transparent in other places than those where its colours are 0"
-        raise SlideError(subject, cause, "Save it with one channel: 0, and a value for each kind of tissue.")
+        return False
+    return not np.array_equal(alpha[..., 0] != 0, (pixels[..., :3] != 0).any(axis=-1))
 
 
 def _painted(
-    pixels: NDArray[Any], mask_tissue: tuple[int, ...] | None, subject: object, image: str
+    pixels: NDArray[Any], mask_tissue: tuple[int, ...] | None, refusal: Callable[[str, str], SlideError]
 ) -> NDArray[np.bool_]:
     """The tissue of a mask in colours, RGB ``[h, w, 3]``."""
     painted = (pixels != 0).any(axis=-1)
@@ -89,11 +91,11 @@ def _painted(
     others = painted & (pixels != first).any(axis=-1)
     if mask_tissue is None and not others.any():
         return painted
-    found = [first, pixels[np.unravel_index(np.argmax(others), others.shape)]] if others.any() else [first]
-    colours = " and ".join(str(tuple(colour.tolist())) for colour in found)
-    several = "several colours, such as" if others.any() else "the colour"
-    cause = f"its {image} has {several} {colours}, and colours are no values of `mask_tissue`"
-    raise SlideError(subject, cause, "Save it with one channel: 0, and a value for each kind of tissue.")
+    colours = f"the colour {tuple(first.tolist())}"
+    if others.any():
+        second = pixels[np.unravel_index(np.argmax(others), others.shape)]
+        colours = f"several colours, such as {tuple(first.tolist())} and {tuple(second.tolist())}"
+    raise refusal(f"has {colours}, and colours are no values of `mask_tissue`", ONE_CHANNEL)
 
 
 def distinct_values(pixels: NDArray[Any]) -> NDArray[Any]:

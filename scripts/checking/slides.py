@@ -18,10 +18,10 @@ from scripts.datalists.slide_files import SLIDE_SUFFIXES, without_suffix
 from scripts.evaluation.localisation import read_regions
 from scripts.slides.checksums import content_sha256, given_sha256
 from scripts.slides.dicom_series import slide_parts
-from scripts.slides.first_look import CONVERT
 from scripts.slides.frames import doubt
-from scripts.slides.resolution import POWER_SOURCE, Resolution, find_resolution, resolution_sources
-from scripts.slides.slide import Slide, pixel_fault
+from scripts.slides.opened import CONVERT
+from scripts.slides.resolution import POWER_SOURCE, Resolution, ResolutionError
+from scripts.slides.slide import PixelError, Slide
 
 __all__ = ["SlideChecker", "SlideFacts", "find_duplicates", "find_unsummed"]
 
@@ -109,19 +109,16 @@ class SlideChecker:
             facts.num_bytes = sum(map(os.path.getsize, slide_parts(path)))
             facts.sha256 = content_sha256(path)
             _check_sha256(entry, facts)
-            if (fault := pixel_fault(path)) is not None:
-                problems.add(BLOCKS, "colour", *fault)
-                return
-        unknown = Problems(problems.where, problems.slide)
-        facts.resolution = unknown.attempt("resolution", lambda: find_resolution(path, entry.get("mpp")))
-        # A slide opens with any resolution, and its other problems are found as well.
-        mpp = 1.0 if facts.resolution is None else entry.get("mpp")
         try:
-            slide = self.bag_builder.open_slide({**entry, "mpp": mpp})
-        except SlideError:
-            facts.resolution = None
-            raise
-        problems += unknown
+            slide = self.bag_builder.open_slide(entry)
+            facts.resolution = slide.resolution
+        except PixelError as error:
+            problems.add(BLOCKS, "colour", error.cause, error.remedy)
+            return
+        except ResolutionError as error:
+            problems.append(Problem.of(error, "resolution", slide=problems.slide))
+            # A slide opens with any resolution, and its other problems are found as well.
+            slide = self.bag_builder.open_slide({**entry, "mpp": 1.0})
         facts.size_level0, facts.num_levels = slide.size_level0, len(slide.level_sizes)
         _check_pyramid(slide, problems)
         regions = entry.get("regions")
@@ -133,7 +130,7 @@ class SlideChecker:
             if read is not None:
                 _check_place("regions", regions, read.labels.shape, slide, problems)
         if facts.resolution is not None:
-            problems.attempt("resolution", lambda: _check_resolution(path, facts))
+            problems.attempt("resolution", lambda: _check_resolution(slide, facts))
             self._check_bag(entry, slide, facts)
 
     def _check_bag(self, entry: Mapping[str, Any], slide: Slide, facts: SlideFacts) -> None:
@@ -184,7 +181,7 @@ def find_duplicates(facts: Sequence[SlideFacts], partitions: Sequence[str | None
         if partitions[i] != partitions[j]:
             what += f", {partitions[j] or 'no partition'} and {partitions[i] or 'no partition'}"
             severity = BLOCKS
-            what_to_do = "Keep one of the two: a slide in two partitions makes results better than they should be."
+            what_to_do = "Keep one of the two: a slide in two partitions makes the results optimistically biased."
         problems.append(Problem(severity, "duplicate", fact.problems.where, what, what_to_do, fact.problems.slide))
     return problems
 
@@ -216,10 +213,10 @@ def _check_sha256(entry: Mapping[str, Any], facts: SlideFacts) -> None:
     facts.problems.add(BLOCKS, "sha256", what, remedy)
 
 
-def _check_resolution(path: Path, facts: SlideFacts) -> None:
+def _check_resolution(slide: Slide, facts: SlideFacts) -> None:
     used = facts.resolution
     assert used is not None
-    for source in resolution_sources(path):
+    for source in slide.stated_resolutions:
         if abs(source.mpp - used.mpp) <= RESOLUTION_RTOL * max(source.mpp, used.mpp):
             continue
         what = f"{used.mpp:g} um/px ({used.source}) is contradicted by {source.mpp:g} um/px ({source.source})"

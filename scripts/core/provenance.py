@@ -20,6 +20,7 @@ from typing import Any
 
 from scripts import BUNDLE_ROOT, __version__
 from scripts.core.files import file_sha256
+from scripts.core.settings import values_with_role
 
 __all__ = ["cohort_fingerprint", "data_source", "git_state", "made_by", "software"]
 
@@ -50,7 +51,7 @@ logger = logging.getLogger(__name__)
 
 
 def made_by(
-    configuration: Mapping[str, Any],
+    settings: Mapping[str, Any],
     seed: int,
     datalist: str | Path | None = None,
     **hashes: Any,
@@ -58,7 +59,7 @@ def made_by(
     """What a run writes into its files.
 
     Args:
-        configuration: the knobs that decide what comes out, as plain values; no paths.
+        settings: all of the run, by name; those that decide what comes out are stored, and no paths.
         seed: of the run.
         datalist: the file, ``None`` where the slides come from none.
         hashes: SHA-256 sums of what else went in, by name: ``backbone_sha256``, ``weights_sha256``, ...
@@ -69,7 +70,10 @@ def made_by(
     Raises:
         SettingsError: if the datalist cannot be read.
     """
-    made = {**software(), "configuration": dict(configuration), **data_source(seed, datalist), **hashes}
+    configuration = values_with_role(settings, "provenance")
+    if "device" in configuration:
+        configuration["device"] = str(configuration["device"]).partition(":")[0]
+    made = {**software(), "configuration": configuration, **data_source(seed, datalist), **hashes}
     # As it will be read back.
     return dict(json.loads(json.dumps(made)))
 

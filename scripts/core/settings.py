@@ -1,75 +1,337 @@
-"""The knobs that are numbers, switches or paths, and the device: checked before anything is read or built."""
+"""The registry of settings: what each one is, which values it takes, and what depends on it.
+
+A setting has one entry here and one line in each config that has it. Checks, resuming, the records of weights, the
+provenance of files, the grid of ``searching`` and docs/settings.md follow from these.
+"""
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 
 from scripts.core.errors import SettingsError
+from scripts.core.magnification import check_magnifications
 from scripts.core.ranks import check_device
 
-__all__ = ["OPTIMIZERS", "check_settings", "optimizer_class"]
+__all__ = ["OPTIMIZERS", "SETTINGS", "Setting", "check_settings", "optimizer_class", "values_with_role", "with_role"]
 
 OPTIMIZERS = ("Adam", "AdamW", "SGD", "RMSprop")
-SWITCHES = ("allow_missing", "amp", "heatmaps", "resume", "strict")
+Check = Callable[[str, Any], None]
 
-# Knobs that are paths, and whether they may be left out. Configs add the rest of a path to those that are folders of
-# theirs, so that these are texts alone.
-JOINED_PATHS = ("bundle_root", "output_dir", "ckpt_dir")
-PATHS: dict[str, bool] = {
-    **dict.fromkeys((*JOINED_PATHS, "feature_dir"), False),
-    **dict.fromkeys(("dataset_dir", "datalist", "backbone_weights", "image", "mask"), True),
-}
 
-# Smallest value, and largest; whole numbers where both are written as such.
-LIMITS: dict[str, tuple[float, float]] = {
-    "epochs": (1, 10**9),
-    "views": (0, 999),
-    "num_processes": (1, 10**4),
-    "val_interval": (1, 10**9),
-    "cache_gb": (0.0, math.inf),
-    "batch_size": (1, 10**9),
-    "encode_batch": (1, 4096),
-    "num_nodes": (2, 10**9),
-    "num_workers": (0, 10**9),
-    "patch_size": (1, 10**9),
-    "seed": (0, 2**32 - 1),
-    "split_seed": (0, 2**32 - 1),
-    "lr": (0.0, math.inf),
-    "weight_decay": (0.0, math.inf),
-    "alpha": (0.0, math.inf),
-    "beta": (0.0, math.inf),
-}
+@dataclass(frozen=True)
+class Setting:
+    """One setting.
+
+    Args:
+        name: its key in the configs.
+        help: its line in docs/settings.md.
+        check: raises a :class:`SettingsError` at a wrong value; ``None`` where the component that takes it checks it.
+        roles: what depends on it:
+
+            - ``decides``: with another value, scores of the same weights are meaningless. Stored in the record of the
+              weights; whatever uses the weights takes it from there, and refuses another value.
+            - ``recorded``: stored in the record of the weights; another value is warned of.
+            - ``fixed``: a training is resumed with the same value alone.
+            - ``provenance``: stored in every file that comes out.
+            - ``grid``: ``searching`` tries several values.
+            - ``free``: says where and how a run computes. ``comparing`` and ``searching`` use results with other
+              values.
+            - ``own``: of a workflow itself; ``comparing`` and ``searching`` do not hand it to their trainings.
+    """
+
+    name: str
+    help: str
+    check: Check | None = None
+    roles: frozenset[str] = frozenset()
+
+
+def number(least: float, most: float = math.inf) -> Check:
+    """Numbers from ``least`` to ``most``; whole ones where ``least`` is written as such."""
+    kind = "a whole number" if isinstance(least, int) else "a number"
+    upper = " up" if most == math.inf else f" to {most:g}"
+
+    def check(key: str, value: Any) -> None:
+        fits = isinstance(value, int if isinstance(least, int) else int | float) and not isinstance(value, bool)
+        if not fits or not (math.isfinite(value) and least <= value <= most):
+            raise SettingsError(key, f"got {value!r}", f"Give {kind} from {least:g}{upper}.")
+
+    return check
+
+
+def path(is_optional: bool = False, is_joined: bool = False) -> Check:
+    """Paths; texts alone where a config adds the rest of a path (``is_joined``)."""
+
+    def check(key: str, value: Any) -> None:
+        if value is None and is_optional:
+            return
+        if not isinstance(value, str if is_joined else str | os.PathLike) or not os.fspath(value):
+            # `--output_dir 2024` is a number.
+            example = f", for example ./{value}" if isinstance(value, int) else ""
+            raise SettingsError(key, f"got {value!r}", f"Give a path as text{example}.")
+
+    return check
+
+
+def choice(*choices: str) -> Check:
+    """One of several names."""
+
+    def check(key: str, value: Any) -> None:
+        if value not in choices:
+            raise SettingsError(key, f"got {value!r}", f"Choose one of {', '.join(choices)}.")
+
+    return check
+
+
+def switch(key: str, value: Any) -> None:
+    """True or False."""
+    if not isinstance(value, bool):
+        raise SettingsError(key, f"got {value!r}", "Give True or False.")
+
+
+def resolution(key: str, value: Any) -> None:
+    """Micrometres per pixel, or ``None``."""
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise SettingsError(key, f"got {value!r}", "Give micrometres per pixel at full resolution, such as 0.25.")
+
+
+def device(key: str, value: Any) -> None:
+    """A CPU, or a GPU that is there and that this rank may use."""
+    remedy = "Give cpu, cuda, or cuda:N with a GPU that is there."
+    try:
+        found = torch.device(value)
+    except (RuntimeError, TypeError):
+        raise SettingsError(key, f"got {value!r}", remedy) from None
+    if found.type not in ("cpu", "cuda"):
+        raise SettingsError(key, f"got {value!r}", remedy)
+    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+        raise SettingsError(key, f"got {value!r}, and torch sees {torch.cuda.device_count()} GPUs", remedy)
+    check_device(found)
+
+
+def _magnifications(_key: str, value: Any) -> None:
+    check_magnifications(value)
+
+
+def _entry(name: str, help_line: str, check: Check | None = None, roles: str = "") -> tuple[str, Setting]:
+    return name, Setting(name, help_line, check, frozenset(roles.split()))
+
+
+_FOLDER, _FILE = path(is_joined=True), path(is_optional=True)
+_SEED = number(0, 2**32 - 1)
+
+SETTINGS: dict[str, Setting] = dict(
+    [
+        _entry("bundle_root", "the bundle's folder", _FOLDER, "own"),
+        _entry("dataset_dir", "folder that the paths in the datalist start from", _FILE, "free"),
+        _entry("datalist", "the slides and their labels", _FILE, "free"),
+        _entry("partition", "what `evaluating` evaluates", None, "provenance"),
+        _entry("image", "the slide that `inspecting` looks at", _FILE),
+        _entry("mpp", "micrometres per pixel of that slide, where its file does not say", resolution),
+        _entry("mask", "a tissue mask of that slide", _FILE),
+        _entry("output_dir", "where results are written", _FOLDER, "own"),
+        _entry("ckpt_dir", "where weights are written and read", _FOLDER, "own"),
+        _entry("feature_dir", "where the feature bank is", path(), "free"),
+        _entry("method", "what is trained: see [Methods](methods.md)", None, "decides fixed provenance"),
+        _entry("methods", "what `comparing` trains", None, "own"),
+        _entry(
+            "task",
+            "`multilabel`, or `binary`: the classes of `positive_classes` against the rest",
+            choice("multilabel", "binary"),
+            "decides fixed provenance",
+        ),
+        _entry(
+            "class_names",
+            r"the classes, in the labels' order, without `;`, `\|` and `#`; no numbers; not head, all, or a key of "
+            "datalists (image, slide, id, label, partition, patient, mpp, mask, ...)",
+            None,
+            "decides fixed provenance",
+        ),
+        _entry(
+            "positive_classes",
+            "the classes that count as 1 in the binary task (high risk in the paper): "
+            "`--positive_classes \"['malignant']\"`. By default cancer and hgd, where both are among the classes, or a "
+            "class that is the only one; with other classes give it, unless labels are one 0 or 1 a slide",
+            None,
+            "decides fixed provenance",
+        ),
+        _entry(
+            "magnifications",
+            "one or more, in any order; 10x means 1 um/px",
+            _magnifications,
+            "decides fixed provenance",
+        ),
+        _entry(
+            "patch_size",
+            "side of the patches in pixels, at every magnification",
+            number(1),
+            "decides fixed provenance",
+        ),
+        _entry(
+            "min_tissue",
+            "fraction of tissue that a patch needs at the highest magnification; a list gives one for each",
+            None,
+            "recorded fixed provenance",
+        ),
+        _entry(
+            "mask_tissue",
+            "which values of masks are tissue, where a mask has several: `[1]` for GrandQC's; see "
+            "[Datalists](datalists.md)",
+            None,
+            "fixed provenance",
+        ),
+        _entry("min_rows", "rows of a slide below which `checking` warns of almost no tissue"),
+        _entry("read_all", "whether `checking` reads every patch once: see [Checking a cohort](datalists.md)"),
+        _entry(
+            "reader",
+            "`cucim`, `openslide`, or `auto`: cuCIM where it can, OpenSlide where not, and tifffile for levels in "
+            "SubIFDs",
+            None,
+            "provenance free",
+        ),
+        _entry(
+            "read_level",
+            "`nearest` finer level of the pyramid, or the `highest` as the paper does; `upsample` is `nearest`, and "
+            "interpolates slides that are coarser than a magnification, which fail otherwise (with a `feature_dir` of "
+            "its own)",
+            None,
+            "recorded fixed provenance",
+        ),
+        _entry(
+            "source",
+            "train on the feature `bank`, or on `patches` read from the slides in every epoch",
+            None,
+            "fixed provenance",
+        ),
+        _entry(
+            "views",
+            "class-wise augmentation: see [Augmentation](methods.md)",
+            number(0, 999),
+            "fixed provenance",
+        ),
+        _entry(
+            "cache_gb",
+            "banks are kept in memory once read, up to so many gigabytes for training and as many for validation",
+            number(0.0),
+            "free",
+        ),
+        _entry("backbone", "`efficientnet_lite0`, or `resnet34`, the paper's", None, "decides fixed provenance"),
+        _entry("backbone_weights", "a weights file, instead of the official one", _FILE),
+        _entry(
+            "epochs",
+            "of each phase of the training; an epoch samples as many slides as there are training slides, balanced "
+            "over classes; raise it for small cohorts (the paper's have 1,826, the demo takes 40 epochs of 23)",
+            number(1),
+            "provenance grid",
+        ),
+        _entry("optimizer_name", "`Adam`, `AdamW`, `SGD` or `RMSprop`", choice(*OPTIMIZERS), "fixed provenance grid"),
+        _entry("lr", "learning rate of the optimiser", number(0.0), "fixed provenance grid"),
+        _entry("weight_decay", "weight decay of the optimiser", number(0.0), "fixed provenance grid"),
+        _entry(
+            "num_nodes",
+            "size of an instance's embedding; MONAI's `MILModel` has sizes of its own",
+            number(2),
+            "decides fixed provenance grid",
+        ),
+        _entry(
+            "alpha",
+            "weight of MuSTMIL's global loss; other methods have one loss at a time",
+            number(0.0),
+            "fixed provenance grid",
+        ),
+        _entry("beta", "weight of the loss of each of MuSTMIL's scales", number(0.0), "fixed provenance grid"),
+        _entry(
+            "val_interval",
+            "epochs from one validation to the next; weights are kept at validations alone",
+            number(1),
+            "fixed provenance",
+        ),
+        _entry("batch_size", "bags a step", number(1), "fixed provenance"),
+        _entry("encode_batch", "patches that the backbone encodes at once", number(1, 4096), "provenance free"),
+        _entry("num_workers", "threads that read patches", number(0), "free"),
+        _entry(
+            "amp",
+            "bfloat16 in the backbone, by default where `device` is fast at it, else float32 without TF32; the heads "
+            "compute in float32 always",
+            switch,
+            "provenance",
+        ),
+        _entry("runtime", "what computes the backbone: see [Speed](benchmarks.md)", None, "provenance"),
+        _entry("seed", "of the initial weights, the sampling and the bootstrap", _SEED, "fixed"),
+        _entry("seeds", "the seeds with which `comparing` trains each method", None, "own"),
+        _entry(
+            "split_seed",
+            "of the split of a datalist without partitions: keep it where `seed` changes",
+            _SEED,
+            "fixed provenance",
+        ),
+        _entry("grid", "what `searching` tries: lists of values by setting", None, "own"),
+        _entry(
+            "num_processes",
+            "how many trainings of `comparing` and `searching` run at the same time",
+            number(1, 10**4),
+            "own",
+        ),
+        _entry(
+            "figure_slides",
+            "slides of the figure of `comparing`, by name; by default the first of each class",
+            None,
+            "own",
+        ),
+        _entry(
+            "device",
+            "`cpu`, `cuda`, `cuda:1`; by default a GPU if torch sees one, else the CPU, with a warning where the "
+            "machine has a GPU that torch cannot use",
+            device,
+            "provenance free",
+        ),
+        _entry("resume", "go on from `ckpt_dir/last.ckpt`", switch, "own"),
+        _entry("strict", "stop at the first slide that fails: see [Failures](troubleshooting.md)", switch, "own"),
+        _entry("allow_missing", "go on without slides that have no features", switch, "own"),
+        _entry(
+            "leave_out",
+            "names of slides of the datalist that are not used (`--leave_out \"['a','b']\"`); the split stays as it is",
+        ),
+        _entry("heatmaps", "whether `inferring` draws heatmaps", switch),
+        _entry("heatmap_kinds", "`attention`, `contribution`, or both: see [Heatmaps](heatmaps.md)"),
+        _entry("heatmap_classes", "the classes whose heatmaps are drawn; by default the predicted ones"),
+        _entry(
+            "coordinates",
+            "the frame of the GeoJSON: `qupath`, or `level0`: see [Frames](heatmaps.md)",
+        ),
+    ]
+)
+
+
+def with_role(role: str) -> tuple[str, ...]:
+    """The names of the settings with a role of :class:`Setting`, in the registry's order."""
+    return tuple(name for name, setting in SETTINGS.items() if role in setting.roles)
+
+
+def values_with_role(settings: Mapping[str, Any], role: str) -> dict[str, Any]:
+    """Those of some settings that have a role, by name."""
+    return {name: settings[name] for name in with_role(role) if name in settings}
 
 
 def check_settings(**settings: Any) -> None:
-    """Check a config's numbers, switches, paths and device.
-
-    Args:
-        settings: knobs by name: those of :data:`LIMITS`, of :data:`PATHS`, ``device``, ``mpp``, and switches
-            (:data:`SWITCHES`).
+    """Check values of settings, given by name.
 
     Raises:
-        SettingsError: if a knob has no such value.
-        KeyError: if this function knows no such knob.
+        SettingsError: if a setting has no such value.
+        KeyError: if there is no such setting.
     """
-    for key, value in settings.items():
-        if key == "device":
-            _check_device(value)
-        elif key in SWITCHES:
-            if not isinstance(value, bool):
-                raise SettingsError(key, f"got {value!r}", "Give True or False.")
-        elif key in PATHS:
-            _check_path(key, value)
-        elif key == "mpp":
-            _check_mpp(value)
-        else:
-            _check_number(key, value, *LIMITS[key])
+    for name, value in settings.items():
+        check = SETTINGS[name].check
+        if check is not None:
+            check(name, value)
 
 
 def optimizer_class(name: str) -> Callable[..., torch.optim.Optimizer]:
@@ -80,45 +342,6 @@ def optimizer_class(name: str) -> Callable[..., torch.optim.Optimizer]:
     Raises:
         SettingsError: if there is none of that name.
     """
-    if name not in OPTIMIZERS:
-        raise SettingsError("optimizer_name", f"got {name!r}", f"Choose one of {', '.join(OPTIMIZERS)}.")
+    check_settings(optimizer_name=name)
     optimizer: Callable[..., torch.optim.Optimizer] = getattr(torch.optim, name)
     return optimizer if name == "RMSprop" else partial(optimizer, fused=True)
-
-
-def _check_number(key: str, value: Any, least: float, most: float) -> None:
-    whole = isinstance(least, int)
-    fits = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
-    if not fits or not (math.isfinite(value) and least <= value <= most):
-        kind = "a whole number" if whole else "a number"
-        upper = f" to {most:g}" if key in ("seed", "split_seed", "encode_batch") else " up"
-        raise SettingsError(key, f"got {value!r}", f"Give {kind} from {least:g}{upper}.")
-
-
-def _check_path(key: str, value: Any) -> None:
-    if value is None and PATHS[key]:
-        return
-    if not isinstance(value, str if key in JOINED_PATHS else str | os.PathLike) or not os.fspath(value):
-        # `--output_dir 2024` is a number.
-        example = f", for example ./{value}" if isinstance(value, int) else ""
-        raise SettingsError(key, f"got {value!r}", f"Give a path as text{example}.")
-
-
-def _check_mpp(value: Any) -> None:
-    if value is None:
-        return
-    if isinstance(value, bool) or not isinstance(value, int | float) or not (0 < value < math.inf):
-        raise SettingsError("mpp", f"got {value!r}", "Give micrometres per pixel at full resolution, such as 0.25.")
-
-
-def _check_device(value: Any) -> None:
-    remedy = "Give cpu, cuda, or cuda:N with a GPU that is there."
-    try:
-        device = torch.device(value)
-    except (RuntimeError, TypeError):
-        raise SettingsError("device", f"got {value!r}", remedy) from None
-    if device.type not in ("cpu", "cuda"):
-        raise SettingsError("device", f"got {value!r}", remedy)
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise SettingsError("device", f"got {value!r}, and torch sees {torch.cuda.device_count()} GPUs", remedy)
-    check_device(device)

@@ -12,7 +12,8 @@ from monai.bundle import ConfigParser
 from monai.bundle.utils import EXPR_KEY, ID_REF_KEY, ID_SEP_KEY, MACRO_KEY
 
 from scripts.core.errors import SettingsError, show_one_line
-from scripts.core.overrides import refuse_unknown, running_workflow
+from scripts.core.overrides import place_advanced, refuse_unknown
+from scripts.core.running import running_workflow, settings_in
 
 __all__ = ["as_literal", "import_again", "refuse_changed", "refuse_lost", "start", "started"]
 
@@ -25,28 +26,32 @@ _started: weakref.WeakSet[ConfigParser] = weakref.WeakSet()
 
 
 def start() -> None:
-    """Check how the running workflow was called. The second expression of every config's ``initialize``.
+    """Check how the running workflow was called, and its settings. Stands in every config's ``initialize``.
 
     From here on a user's mistake ends in one line. Where no workflow is running, as where a program reads the config
     with :class:`~monai.bundle.ConfigParser` alone, nothing else happens.
 
     Raises:
         SettingsError: if something was lost or changed on its way to the config, if ``final_id`` is no id of the
-            config, or if there is an override that cannot act (:func:`scripts.core.overrides.refuse_unknown`).
+            config, if an option cannot act (:func:`scripts.core.overrides.refuse_unknown`), or if a setting has no
+            such value.
     """
     show_one_line()
     workflow = running_workflow()
     if workflow is None:
         return
+    parser = workflow.parser
     if _is_command():
         refuse_lost(sys.argv[1:])
-    if workflow.final_id != FINAL_ID and workflow.final_id not in workflow.parser:
+    if workflow.final_id != FINAL_ID and workflow.final_id not in parser:
         raise _stray("final_id", workflow.final_id, "which the config does not have")
-    refuse_unknown()
-    for key, value in workflow.parser.get().items():
+    place_advanced(parser)
+    refuse_unknown(workflow)
+    for key, value in parser.get().items():
         if key != ConfigParser.meta_key:
             refuse_changed(value, key)
-    _started.add(workflow.parser)
+    settings_in(parser)
+    _started.add(parser)
 
 
 def started() -> None:
@@ -73,8 +78,8 @@ def refuse_lost(arguments: Sequence[str]) -> None:
         arguments: what follows the module's name on the command line.
 
     Raises:
-        SettingsError: if there is a lone ``-`` or ``--``, a second ``--config_file``, or a value with ``#`` other than
-            in an id of the config.
+        SettingsError: if there is a lone ``-`` or ``--``, a second ``--config_file``, a value that is ``None``, or
+            one with ``#`` other than in an id of the config.
     """
     for dashes in ("-", "--"):
         if dashes in arguments:
@@ -88,6 +93,9 @@ def refuse_lost(arguments: Sequence[str]) -> None:
         value = argument
         if OPTION.match(argument):
             option, _, value = argument.lstrip("-").partition("=")
+        if value == "None":
+            remedy = "Leave the option out, or put null into a second config file."
+            raise SettingsError(option, "got None, which MONAI's runner ignores", remedy)
         if "#" in REFERENCE.sub("", value) and not value.startswith(MACRO_KEY) and option not in FILE_OPTIONS:
             raise _changed(option or "#", value)
 

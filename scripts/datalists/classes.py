@@ -1,4 +1,4 @@
-"""Classes that all slides of a partition have, or none of them: nothing can be learned or measured of these."""
+"""How classes are spread over slides: which are in all of them or none, and what weight balances them."""
 
 from __future__ import annotations
 
@@ -11,37 +11,47 @@ from numpy.typing import NDArray
 
 from scripts.core.ranks import is_first_rank
 
-__all__ = ["ONE_SIDED_REMEDY", "one_sided", "warn_of_one_sided"]
+__all__ = ["ONE_SIDED_REMEDY", "balanced_weights", "one_sided", "warn_of_one_sided"]
 
 ONE_SIDED_REMEDY = "Such a class cannot be learned or measured there: add slides, or choose other partitions."
 
 logger = logging.getLogger(__name__)
 
 
-def one_sided(labels: Sequence[NDArray[Any]], names: Sequence[str]) -> str:
-    """The classes that every slide has, or none, in words; empty if there are none.
+def balanced_weights(labels: NDArray[np.float32]) -> NDArray[np.float64]:
+    """The weight of each slide: the inverse of its class's frequency.
+
+    A slide of several classes gets the sum over its classes, a slide of none counts as a class of its own. A
+    binary label has two classes, 0 and 1.
 
     Args:
-        labels: of each slide, 0 or 1, ``[K]``.
-        names: what the K outputs stand for.
+        labels: ``[n, K]`` of 0 and 1.
+
+    Returns:
+        ``[n]``, each greater than 0, summing to 1.
     """
+    labels = np.asarray(labels, dtype=np.float64)
+    none = (labels.sum(axis=1, keepdims=True) == 0).astype(np.float64)
+    classes = np.concatenate([labels, none], axis=1)
+    counts = classes.sum(axis=0)
+    weights = classes @ np.divide(1.0, counts, out=np.zeros_like(counts), where=counts > 0)
+    return weights / weights.sum()
+
+
+def one_sided(labels: Sequence[NDArray[Any]], names: Sequence[str]) -> str:
+    """The classes that every slide has, or none, in words; empty if there are none. Labels are 0 or 1, ``[K]``."""
     if not labels:
         return ""
-    share = np.mean(labels, axis=0)  # [K]
-    none = [name for name, of_class in zip(names, share, strict=True) if of_class == 0]
-    every = [name for name, of_class in zip(names, share, strict=True) if of_class == 1]
-    parts = [f"no slide has {', '.join(none)}"] if none else []
-    parts += [f"every slide has {', '.join(every)}"] if every else []
-    return "; ".join(parts)
+    fraction = np.mean(labels, axis=0)  # [K]
+    found = [
+        (text, [name for name, of_class in zip(names, fraction, strict=True) if of_class == value])
+        for value, text in ((0, "no slide has"), (1, "every slide has"))
+    ]
+    return "; ".join(f"{text} {', '.join(classes)}" for text, classes in found if classes)
 
 
 def warn_of_one_sided(names: Sequence[str], **partitions: Sequence[Mapping[str, Any]]) -> None:
-    """Warn of such classes, in one line for all partitions, on the first rank.
-
-    Args:
-        names: what the K outputs stand for.
-        partitions: by name, the entries of a datalist with ``label`` ``[K]``.
-    """
+    """Warn of such classes, in one line for all partitions, on the first rank."""
     found = {name: one_sided([entry["label"] for entry in data], names) for name, data in partitions.items()}
     parts = [f"{name}: {text}" for name, text in found.items() if text]
     if parts and is_first_rank():

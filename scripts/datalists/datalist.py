@@ -1,24 +1,19 @@
-"""Datalists: which slides there are, their labels and their partitions."""
+"""Datalists as workflows load them: which slides there are, their labels and their partitions."""
 
 from __future__ import annotations
 
 import logging
-import math
 import os
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from scripts.core.errors import DatalistError, SettingsError
+from scripts.core.errors import DatalistError
 from scripts.core.ranks import is_first_rank
-from scripts.core.repeats import Repeats, first_names
-from scripts.datalists.columns import by_columns, settle_columns
-from scripts.datalists.formats import Fault, Row, raised, read_rows, row_of
-from scripts.datalists.keys import composed
+from scripts.core.repeats import Repeats
+from scripts.datalists.columns import by_columns
 from scripts.datalists.labels import (
     CLASS_NAMES,
     POSITIVE_CLASSES,
@@ -27,129 +22,47 @@ from scripts.datalists.labels import (
     resolve_positive_classes,
     uses_indices,
 )
-from scripts.datalists.mask_tissue import check_mask_tissue
-from scripts.datalists.partitions import PARTITIONS, partition_named
+from scripts.datalists.listed import (
+    ListedSlide,
+    Listing,
+    list_file,
+    list_folder,
+    list_rows,
+    list_slide,
+    missing_files,
+)
+from scripts.datalists.partitions import PARTITIONS, partition_or_none
 from scripts.datalists.patient_warnings import patient_warnings
 from scripts.datalists.patients import one_spelling
-from scripts.datalists.slide_files import (
-    NAME_IT,
-    SLIDE_SUFFIXES,
-    SlideFolder,
-    as_on_disk,
-    each_file_once,
-    real_path,
-    slide_names,
-    without_suffix,
-)
-from scripts.datalists.split import FRACTIONS, split_patients
-from scripts.slides.dicom_series import may_be_dicom, series_of
+from scripts.datalists.problems import BLOCKS, Problem, raise_first
+from scripts.datalists.rows import Faults, row_of
+from scripts.datalists.slide_files import SlideFolder, as_on_disk, without_suffix
+from scripts.datalists.split import split_patients
 
 __all__ = [
     "CLASS_NAMES",
     "PARTITIONS",
     "POSITIVE_CLASSES",
-    "ListedSlide",
-    "entry_of",
+    "labels_of",
     "list_labels",
     "list_slides",
     "load_datalist",
     "load_partition",
-    "locate",
-    "not_listed",
     "num_classes",
     "output_names",
     "resolve_positive_classes",
+    "understand",
 ]
 
 logger = logging.getLogger(__name__)
 _repeats = Repeats()
 
 LIST_SUFFIXES = (".json", ".csv", ".txt", ".tsv")
-SHOWN_PATIENTS = 3
 
 
 def num_classes(task: str, class_names: Sequence[str] = CLASS_NAMES) -> int:
-    """The number of logits of each output, K: one for each class, or one in the binary task."""
+    """The number of logits of each head, K: one for each class, or one in the binary task."""
     return len(output_names(task, class_names))
-
-
-def load_partition(
-    datalist: str | Path,
-    dataset_dir: str | Path | None,
-    partition: str,
-    task: str,
-    class_names: Sequence[str] = CLASS_NAMES,
-    seed: int = 0,
-    positive_classes: Sequence[str] | None = None,
-    fractions: Sequence[float] = FRACTIONS,
-    leave_out: Sequence[str] = (),
-) -> list[dict[str, Any]]:
-    """Load one partition of a datalist. Slides of the others need no file here, and no label.
-
-    Args:
-        datalist: a JSON file ``{"training": [{"image": ..., "label": [...]}, ...], "validation": ...}``, a
-            CSV file with a header (``image``, a column for each class or ``label``, and optionally
-            ``partition``, ``patient``, ``mpp``, ``mask``, ``mask_tissue``, ``regions``, ``sha256``), or one without
-            (``id, cancer, hgd, lgd, hyperplastic, normal``). An image is a path, or the name without its suffix of a
-            slide anywhere in ``dataset_dir``. A datalist without partitions is split here, by patient.
-        dataset_dir: the folder that paths start from, by default the datalist's.
-        partition: ``"training"``, ``"validation"`` or ``"testing"``.
-        task: ``"multilabel"`` or ``"binary"``.
-        class_names: the classes in order.
-        seed: draws the split of a datalist without partitions.
-        positive_classes: those that count as 1 in the binary task, see
-            :func:`scripts.datalists.labels.resolve_positive_classes`.
-        fractions: parts of training, validation and testing in that split.
-        leave_out: names of slides of the datalist that are not used; the split is that of all.
-
-    Returns:
-        A dictionary for each slide: ``image``, absolute path; ``label``, float32 of shape ``[K]``, 0 or 1;
-        ``slide``, a unique name that is safe in file names; where any slide has one ``patient``, of the others the
-        slide's name; where given ``mpp``, micrometres per pixel at full resolution, ``mask`` and ``regions``, absolute
-        paths, ``mask_tissue``, a list of whole numbers, and ``sha256``; and the user's own keys, with paths of
-        existing files made absolute.
-
-    Raises:
-        DatalistError: if the datalist, or an entry of this partition, cannot be used.
-        SettingsError: if ``task``, ``class_names``, ``positive_classes`` or ``fractions`` are wrong.
-    """
-    sheet = _read(datalist, dataset_dir, task, class_names, positive_classes, seed, fractions, leave_out)
-    wanted = partition_named(partition, "partition")
-    slides = [slide for slide in sheet.slides if slide.partition == wanted]
-    if not slides:
-        found = ", ".join(name for name in PARTITIONS if any(s.partition == name for s in sheet.slides))
-        raise DatalistError(
-            f"datalist {datalist}",
-            f"no slides for {wanted} (it has: {found})",
-            f"Add slides to {wanted}, or leave all partitions out to have the slides split.",
-        )
-    return _entries(sheet, slides)
-
-
-def list_labels(
-    datalist: str | Path,
-    dataset_dir: str | Path | None,
-    partition: str,
-    task: str,
-    class_names: Sequence[str] = CLASS_NAMES,
-    seed: int = 0,
-    leave_out: Sequence[str] = (),
-    positive_classes: Sequence[str] | None = None,
-) -> list[dict[str, Any]]:
-    """The names and labels of a partition, none of whose files need be here.
-
-    Args:
-        datalist: as for :func:`load_partition`, and so the others.
-
-    Returns:
-        ``slide`` and ``label`` ``[K]`` of each slide; none if the datalist has no such partition.
-
-    Raises:
-        DatalistError: if the datalist, or a label of this partition, cannot be understood.
-    """
-    sheet = _read(datalist, dataset_dir, task, class_names, positive_classes, seed, FRACTIONS, leave_out)
-    slides = [slide for slide in sheet.slides if slide.partition == partition]
-    return [{"slide": slide.name, "label": sheet.label(slide)} for slide in slides]
 
 
 def load_datalist(
@@ -159,18 +72,86 @@ def load_datalist(
     class_names: Sequence[str] = CLASS_NAMES,
     seed: int = 0,
     positive_classes: Sequence[str] | None = None,
-    fractions: Sequence[float] = FRACTIONS,
     leave_out: Sequence[str] = (),
 ) -> dict[str, list[dict[str, Any]]]:
-    """Load a datalist: its partitions by name, as :func:`load_partition` gives them, empty ones left out."""
-    sheet = _read(datalist, dataset_dir, task, class_names, positive_classes, seed, fractions, leave_out)
-    entries = _entries(sheet, sheet.slides)
-    partitions: dict[str, list[dict[str, Any]]] = {}
-    for name in PARTITIONS:
-        chosen = [entry for entry, s in zip(entries, sheet.slides, strict=True) if s.partition == name]
-        if chosen:
-            partitions[name] = chosen
-    return partitions
+    """Load a datalist.
+
+    Args:
+        datalist: a JSON file ``{"training": [{"image": ..., "label": [...]}, ...], "validation": ...}``, a
+            CSV file with a header (``image``, a column for each class or ``label``, and optionally
+            ``partition``, ``patient``, ``mpp``, ``mask``, ``mask_tissue``, ``regions``, ``sha256``), or one without
+            (``id, cancer, hgd, lgd, hyperplastic, normal``). An image is a path, or the name without its suffix of a
+            slide anywhere in ``dataset_dir``. A datalist without partitions is split here, by patient.
+        dataset_dir: the folder that paths start from, by default the datalist's.
+        task: ``"multilabel"`` or ``"binary"``.
+        class_names: the classes in order.
+        seed: of the split of a datalist without partitions.
+        positive_classes: those that count as 1 in the binary task, see
+            :func:`scripts.datalists.labels.resolve_positive_classes`.
+        leave_out: names of slides of the datalist that are not used; the split is that of all.
+
+    Returns:
+        The partitions by name, empty ones left out, with a dictionary for each slide: ``image``, absolute path;
+        ``label``, float32 of shape ``[K]``, 0 or 1; ``slide``, a unique name that is safe in file names; where any
+        slide has one ``patient``, of the others the slide's name; where given ``mpp``, micrometres per pixel at full
+        resolution, ``mask`` and ``regions``, absolute paths, ``mask_tissue``, a list of whole numbers, and ``sha256``;
+        and the user's own keys, with paths of existing files made absolute.
+
+    Raises:
+        DatalistError: if the datalist or an entry cannot be used.
+        SettingsError: if ``task``, ``class_names``, ``positive_classes`` or ``leave_out`` are wrong.
+    """
+    listing = _read(datalist, dataset_dir, task, class_names, seed, positive_classes, leave_out)
+    entries = _entries(listing, listing.kept)
+    partitions: dict[str, list[dict[str, Any]]] = {name: [] for name in PARTITIONS}
+    for slide, entry in zip(listing.kept, entries, strict=True):
+        partitions[str(slide.partition)].append(entry)
+    return {name: part for name, part in partitions.items() if part}
+
+
+def load_partition(
+    datalist: str | Path,
+    dataset_dir: str | Path | None,
+    partition: str,
+    task: str,
+    class_names: Sequence[str] = CLASS_NAMES,
+    **options: Any,
+) -> list[dict[str, Any]]:
+    """Load one partition as :func:`load_datalist` does. Slides of the others need no file here, and no label.
+
+    Args:
+        partition: ``"training"``, ``"validation"`` or ``"testing"``.
+        options: ``seed``, ``positive_classes`` and ``leave_out``.
+
+    Raises:
+        DatalistError: also if it has no slides.
+    """
+    wanted = partition_or_none(partition)
+    if wanted is None:
+        raise DatalistError("partition", f"unknown partition {partition!r}", f"Use one of: {', '.join(PARTITIONS)}.")
+    listing = _read(datalist, dataset_dir, task, class_names, **options, partition=wanted)
+    slides = [slide for slide in listing.kept if slide.partition == wanted]
+    if not slides:
+        found = ", ".join(name for name in PARTITIONS if any(slide.partition == name for slide in listing.kept))
+        remedy = f"Add slides to {wanted}, or leave all partitions out to have the slides split."
+        raise DatalistError(listing.source, f"no slides for {wanted} (it has: {found})", remedy)
+    return _entries(listing, slides)
+
+
+def list_labels(
+    datalist: str | Path,
+    dataset_dir: str | Path | None,
+    partition: str,
+    task: str,
+    class_names: Sequence[str] = CLASS_NAMES,
+    **options: Any,
+) -> list[dict[str, Any]]:
+    """``slide`` and ``label`` ``[K]`` of each slide of a partition, none of whose files need be here.
+
+    Takes and raises what :func:`load_partition` does; returns an empty list if the datalist has no such partition.
+    """
+    listing = _read(datalist, dataset_dir, task, class_names, **options, partition=partition)
+    return [{"slide": slide.name, "label": slide.label} for slide in listing.kept if slide.partition == partition]
 
 
 def list_slides(
@@ -186,232 +167,29 @@ def list_slides(
 
     Returns:
         A dictionary for each slide: ``image``, ``slide`` and, where given, ``mpp``, ``mask``, ``mask_tissue`` and
-        ``sha256``, as in :func:`load_partition`.
+        ``sha256``, as in :func:`load_datalist`.
 
     Raises:
         DatalistError: if there is no slide, or one cannot be used.
     """
-    path = as_on_disk(os.path.expanduser(source)) if isinstance(source, str | Path) else ""
     if not isinstance(source, str | Path):
-        rows = [row_of(item, f"slides[{i}]", ()) for i, item in enumerate(source)]
-        folder, subject = SlideFolder(dataset_dir or "."), "the list of slides"
-    elif os.path.isdir(path):
-        folder, subject = SlideFolder(path), f"folder {source}"
-        rows = [row_of(slide, subject, ()) for slide in each_file_once(folder.slides)]
-        if rows and (left := folder.not_looked_at()) is not None:
-            logger.warning("%s: not all of it was looked at: %s. %s", subject, left, NAME_IT)
-    elif _is_slide(path):
-        rows, subject = [row_of(os.path.abspath(path), "slides", ())], f"slide {source}"
-        folder = SlideFolder(os.path.dirname(os.path.abspath(path)))
+        faults: Faults = []
+        rows = [row_of(item, f"slides[{i}]", faults) for i, item in enumerate(source)]
+        if not rows:
+            raise DatalistError("the list of slides", "no slides in it", "Name at least one slide.")
+        listing = list_rows("the list of slides", rows, SlideFolder(dataset_dir or "."), faults)
     else:
-        rows, subject = read_rows(Path(path), (), labelled=False), f"datalist {source}"
-        folder = SlideFolder(dataset_dir or Path(path).parent)
-    if not rows:
-        remedy = f"Known are: {' '.join(SLIDE_SUFFIXES)}."
-        left = folder.not_looked_at() if os.path.isdir(path) else None
-        raise DatalistError(subject, *((f"no slides: {left}", NAME_IT) if left else ("no slides", remedy)))
-    slides = locate(rows, folder)
-    _check_files(slides, ("mask",))
-    keys = ("image", "slide", "mpp", "mask", "mask_tissue", "sha256")
-    return [{key: entry[key] for key in keys if key in entry} for entry in (entry_of(s, folder) for s in slides)]
-
-
-@dataclass
-class ListedSlide:
-    """A slide of a datalist, before anybody has looked at its file or understood its label.
-
-    Args:
-        row: as the datalist describes it.
-        image: absolute path, of a file that need not exist.
-        name: unique, and safe in file names.
-        patient: as given, or the slide's name.
-        mpp: micrometres per pixel at full resolution, where given.
-        mask: absolute path, where given.
-        mask_tissue: the values of the mask that are tissue, where given.
-        regions: absolute path, where given.
-        partition: one of :data:`PARTITIONS`, or None.
-        label: 0 or 1, ``[K]``, once it is understood.
-    """
-
-    row: Row
-    image: str
-    name: str
-    patient: str
-    mpp: float | None
-    mask: str | None
-    regions: str | None
-    partition: str | None
-    label: np.ndarray | None = None
-    mask_tissue: tuple[int, ...] | None = None
-
-
-@dataclass(frozen=True)
-class _Sheet:
-    slides: list[ListedSlide]
-    folder: SlideFolder
-    task: str
-    class_names: Sequence[str]
-    positive_classes: Sequence[str] | None
-    indices: bool
-
-    def label(self, slide: ListedSlide) -> np.ndarray:
-        return label_vector(
-            slide.row.label, self.task, self.class_names, self.positive_classes, self.indices, slide.row.subject
-        )
-
-
-def _read(
-    datalist: str | Path,
-    dataset_dir: str | Path | None,
-    task: str,
-    class_names: Sequence[str],
-    positive_classes: Sequence[str] | None,
-    seed: int,
-    fractions: Sequence[float],
-    leave_out: Sequence[str],
-) -> _Sheet:
-    positive = resolve_positive_classes(task, class_names, positive_classes)
-    path = Path(datalist).expanduser()
-    rows = settle_columns(read_rows(path, class_names))
-    if not rows:
-        raise DatalistError(f"datalist {path}", "no slides in it", "Add a line or an entry for each slide.")
-    folder = SlideFolder(dataset_dir or path.parent)
-    slides = locate(rows, folder)
-    sheet = _Sheet(slides, folder, task, class_names, positive, uses_indices(row.label for row in rows))
-    without = [slide for slide in slides if slide.partition is None]
-    if without and len(without) < len(slides):
-        remedy = f"Give every slide one of: {', '.join(PARTITIONS)}; or none, to have them split."
-        key = next(slide.row.partition_key for slide in slides)
-        cause = f"no partition{f' in {key!r}' if key else ''}, though others have one"
-        raise DatalistError(without[0].row.subject, cause, remedy)
-    if without:
-        labels = np.stack([sheet.label(slide) for slide in slides])
-        subject = f"datalist {path}{by_columns(slide.row for slide in slides)}"
-        split = split_patients(one_spelling([slide.patient for slide in slides]), labels, seed, fractions, subject)
-        for slide, partition in zip(slides, split, strict=True):
-            slide.partition = partition
-        _log_split(path, slides, seed)
-    elif key := slides[0].row.partition_key:
-        _log_once(f"{path}: the partitions are those of {key!r}")
-    if by := by_columns(rows):
-        _log_once(f"{path}: each slide's patient is known{by}")
-    # What leaves patients open matters to a split; one patient under two names, to given partitions, too.
-    for what, remedy in patient_warnings(rows, is_split=bool(without)):
-        _log_once(f"{path}: {what}. {remedy}", logging.WARNING)
-    _check_patients(path, slides)
-    _check_left_out(path, slides, leave_out)
-    left_out = {composed(name) for name in leave_out}
-    return replace(sheet, slides=[slide for slide in slides if slide.name not in left_out])
-
-
-def locate(rows: Sequence[Row], folder: SlideFolder, fault: Fault = raised) -> list[ListedSlide]:
-    """Find the files of a datalist's rows, and name the slides.
-
-    Args:
-        rows: as :func:`scripts.datalists.formats.read_rows` gives them.
-        folder: the folder that paths start from.
-        fault: called with the error of each row whose slide is ambiguous, listed before or a DICOM series in two
-            folders, which is then left out, and of each whose ``mpp`` or ``mask_tissue`` is none, which is then kept
-            without.
-    """
-    row_of_image: dict[str, Row] = {}
-    image_of_file: dict[str, str] = {}
-    image_of_series: dict[str, str] = {}
-    for row in rows:
-        try:
-            path = folder.find(row.image)
-            if path in row_of_image:
-                other = row_of_image[path]
-                is_same = other.image == row.image or not may_be_dicom(path)
-                cause = f"{'' if is_same else 'of the same DICOM series, '}also listed at {other.subject}"
-                raise DatalistError(row.subject, cause, "List each slide once.")
-            series = series_of(path) or path
-            if (other_image := image_of_series.setdefault(series, path)) != path:
-                cause = f"the DICOM series of {path} has files in {os.path.dirname(other_image)}, too"
-                raise DatalistError(row.subject, cause, "Put all files of the series in one folder; list it once.")
-            if (other_image := image_of_file.setdefault(real_path(path), path)) != path:
-                cause = f"is the same file as {other_image}, by a link"
-                raise DatalistError(row.subject, cause, "List each slide once.")
-        except DatalistError as error:
-            fault(error)
+        path = as_on_disk(os.path.expanduser(source))
+        if os.path.isdir(path):
+            listing = list_folder(path)
         else:
-            row_of_image[path] = row
-    wanted = [str(row.fields["slide"]) if "slide" in row.fields else None for row in row_of_image.values()]
-    names = slide_names(list(row_of_image), folder.folder, wanted)
-    slides = []
-    for (image, row), name in zip(row_of_image.items(), names, strict=True):
-        # A slide without a patient counts as a patient of its own.
-        patient = " ".join(str(row.fields.get("patient", name)).split())
-        mask, regions = (folder.path(str(row.fields[k])) if k in row.fields else None for k in ("mask", "regions"))
-        try:
-            mpp = _mpp(row)
-        except DatalistError as error:
-            fault(error)
-            mpp = None
-        try:
-            mask_tissue = check_mask_tissue(row.fields.get("mask_tissue"), row.subject, DatalistError)
-        except DatalistError as error:
-            fault(error)
-            mask_tissue = None
-        slides.append(
-            ListedSlide(row, image, name, patient, mpp, mask, regions, row.partition, mask_tissue=mask_tissue)
-        )
-    return slides
-
-
-def _mpp(row: Row) -> float | None:
-    value = row.fields.get("mpp")
-    if value is None:
-        return None
-    try:
-        # Python reads 0_5 as 5.
-        mpp = float(value) if isinstance(value, str | int | float) and "_" not in str(value) else math.nan
-    except (ValueError, OverflowError):
-        mpp = math.nan
-    if isinstance(value, bool) or not math.isfinite(mpp) or mpp <= 0:
-        remedy = "Give micrometres per pixel at full resolution, for example 0.25, or leave it out."
-        raise DatalistError(row.subject, f"mpp is {value!r}, not a positive number", remedy)
-    return mpp
-
-
-def _check_patients(path: Path, slides: Sequence[ListedSlide]) -> None:
-    of_patient: dict[str, list[ListedSlide]] = {}
-    for patient, slide in zip(one_spelling([slide.patient for slide in slides]), slides, strict=True):
-        if "patient" in slide.row.fields:
-            of_patient.setdefault(patient, []).append(slide)
-    crossing = [own for own in of_patient.values() if len({slide.partition for slide in own}) > 1]
-    if crossing:
-        shown = [
-            f"{' = '.join(dict.fromkeys(slide.patient for slide in own))} "
-            f"({', '.join(name for name in PARTITIONS if any(slide.partition == name for slide in own))})"
-            for own in crossing
-        ]
-        raise DatalistError(
-            f"datalist {path}",
-            f"{len(crossing)} of {len(of_patient)} patients in more than one partition"
-            f"{by_columns(s.row for own in crossing for s in own)}: "
-            f"{first_names(shown, shown=SHOWN_PATIENTS)}",
-            "Keep all slides of a patient in one partition, or results are better than they should be.",
-        )
-
-
-def _check_left_out(path: Path, slides: Sequence[ListedSlide], leave_out: Sequence[str]) -> None:
-    if unknown := not_listed(leave_out, slides):
-        cause = f"has no slide {unknown[0]!r}, which `leave_out` names"
-        raise DatalistError(f"datalist {path}", cause, "Name slides as predictions.csv and the feature bank do.")
-
-
-def not_listed(leave_out: Sequence[str], slides: Sequence[ListedSlide]) -> list[str]:
-    """The names in ``leave_out`` that are of no slide.
-
-    Raises:
-        SettingsError: if it is no list.
-    """
-    if isinstance(leave_out, str) or not isinstance(leave_out, Sequence):
-        remedy = """Give a list of slides' names, on the command line --leave_out "['a','b']"."""
-        raise SettingsError("leave_out", f"got {leave_out!r}", remedy)
-    listed = {slide.name for slide in slides}
-    return [name for name in leave_out if not isinstance(name, str) or composed(name) not in listed]
+            listing = list_slide(path) if _is_slide(path) else list_file(Path(path), dataset_dir, labelled=False)
+    raise_first([*listing.problems, *missing_files(listing.slides, ("mask",))])
+    for problem in listing.problems:
+        logger.warning("%s: %s. %s", problem.where, problem.what, problem.what_to_do)
+    keys = ("image", "slide", "mpp", "mask", "mask_tissue", "sha256")
+    entries = [slide.entry(listing.folder) for slide in listing.slides]
+    return [{key: entry[key] for key in keys if key in entry} for entry in entries]
 
 
 def _is_slide(path: str) -> bool:
@@ -422,60 +200,135 @@ def _is_slide(path: str) -> bool:
         return b"\0" in file.read(1024)
 
 
-def _check_files(slides: Sequence[ListedSlide], keys: Sequence[str]) -> None:
-    remedy = "Check the name, and dataset_dir: the folder that paths start from."
-    missing = [slide for slide in slides if not os.path.isfile(slide.image)]
-    if missing:
-        path = missing[0].image
-        suffixes = f" with a suffix like {', '.join(SLIDE_SUFFIXES)}" if path == without_suffix(path) else ""
-        more = f", and {len(missing) - 1} more slides are missing" if len(missing) > 1 else ""
-        target = f", which {path} links to" if os.path.islink(path) else ""
-        raise DatalistError(
-            missing[0].row.subject,
-            f"no file {os.readlink(path) if target else path}{target}{suffixes}{more}",
-            remedy,
-        )
-    for slide in slides:
-        for key in keys:
-            file = getattr(slide, key)
-            if file is not None and not os.path.isfile(file):
-                raise DatalistError(slide.row.subject, f"no {key} {file!r}", remedy)
+def _read(
+    datalist: str | Path,
+    dataset_dir: str | Path | None,
+    task: str,
+    class_names: Sequence[str],
+    seed: int = 0,
+    positive_classes: Sequence[str] | None = None,
+    leave_out: Sequence[str] = (),
+    partition: str | None = None,
+) -> Listing:
+    positive = resolve_positive_classes(task, class_names, positive_classes)
+    path = Path(datalist).expanduser()
+    listing = list_file(path, dataset_dir, class_names)
+    listing.leave_out(leave_out)
+    understand(listing, task, class_names, positive, seed, partition)
+    raise_first(listing.problems)
+    rows = [slide.row for slide in listing.slides]
+    is_split = all(row.partition is None for row in rows)
+    if is_split:
+        _log_split(path, listing.slides, seed)
+    elif key := rows[0].partition_key:
+        _log_once(f"{path}: the partitions are those of {key!r}")
+    if by := by_columns(rows):
+        _log_once(f"{path}: each slide's patient is known{by}")
+    # What leaves patients open matters to a split; one patient under two names, to given partitions, too.
+    for what, remedy in patient_warnings(rows, is_split):
+        _log_once(f"{path}: {what}. {remedy}", logging.WARNING)
+    return listing
 
 
-def _entries(sheet: _Sheet, slides: Sequence[ListedSlide]) -> list[dict[str, Any]]:
-    labels = [sheet.label(slide) for slide in slides]
-    _check_files(slides, ("mask", "regions"))
-    entries = [{**entry_of(slide, sheet.folder), "label": label} for slide, label in zip(slides, labels, strict=True)]
-    if not any("patient" in slide.row.fields for slide in sheet.slides):
-        for entry in entries:
-            del entry["patient"]
-    return entries
+def understand(
+    listing: Listing,
+    task: str,
+    class_names: Sequence[str],
+    positive_classes: Sequence[str] | None,
+    seed: int = 0,
+    partition: str | None = None,
+) -> None:
+    """Understand the labels and partitions of a datalist; split it, if it names none and nothing is wrong with it.
+
+    Args:
+        listing: the datalist, whose slides get ``label`` and ``partition``, and whose problems are added.
+        positive_classes: resolved.
+        partition: the one whose labels are needed, by default all. A split needs those of all slides.
+
+    Raises:
+        SettingsError: if the positive classes are needed and not known, or the seed is none.
+    """
+    slides, problems = listing.slides, listing.problems
+    is_split = all(slide.row.partition is None for slide in slides)
+    needed = slides if is_split else [s for s in listing.kept if partition in (None, s.partition)]
+    labels, label_problems = labels_of(slides, needed, task, class_names, positive_classes)
+    problems += label_problems
+    for slide, label in zip(needed, labels, strict=True):
+        slide.label = label
+    patients = one_spelling([slide.patient for slide in slides])
+    if not is_split:
+        key = next(slide.row.partition_key for slide in slides)
+        what = f"no partition{f' in {key!r}' if key else ''}, though others have one"
+        remedy = f"Give every slide one of: {', '.join(PARTITIONS)}; or none, to have them split."
+        unknown = [slide for slide in slides if slide.partition is None and not slide.row.faulty]
+        problems += [Problem(BLOCKS, "partition", s.row.subject, what, remedy, s.name) for s in unknown]
+    elif slides and not any(problem.blocks for problem in problems):
+        subject = f"{listing.source}{by_columns(slide.row for slide in slides)}"
+        try:
+            split = split_patients(patients, np.stack([s.label for s in slides if s.label is not None]), seed, subject)
+        except DatalistError as error:
+            problems.append(Problem.of(error, "partition"))
+        else:
+            for slide, own in zip(slides, split, strict=True):
+                slide.partition = own
+    of_patient: dict[str, list[ListedSlide]] = {}
+    for patient, slide in zip(patients, slides, strict=True):
+        if "patient" in slide.row.fields:
+            of_patient.setdefault(patient, []).append(slide)
+    crossing = [own for own in of_patient.values() if len({slide.partition for slide in own} - {None}) > 1]
+    problems += [_crossing(own, listing.source) for own in crossing]
 
 
-def entry_of(slide: ListedSlide, folder: SlideFolder) -> dict[str, Any]:
-    """What a slide is to the rest of the bundle, without its label: see :func:`load_partition`."""
-    entry: dict[str, Any] = {"image": slide.image, "slide": slide.name, "patient": slide.patient}
-    if slide.mpp is not None:
-        entry["mpp"] = slide.mpp
-    if slide.mask is not None:
-        entry["mask"] = slide.mask
-    if slide.mask_tissue is not None:
-        entry["mask_tissue"] = list(slide.mask_tissue)
-    if slide.regions is not None:
-        entry["regions"] = slide.regions
-    for key, value in slide.row.fields.items():
-        if key not in ("slide", "patient", "mpp", "mask", "mask_tissue", "regions"):
-            is_file = isinstance(value, str) and os.path.isfile(folder.path(value))
-            entry[key] = folder.path(value) if is_file and isinstance(value, str) else value
-    return entry
+def labels_of(
+    slides: Sequence[ListedSlide],
+    needed: Sequence[ListedSlide],
+    task: str,
+    class_names: Sequence[str],
+    positive_classes: Sequence[str] | None,
+) -> tuple[list[np.ndarray | None], list[Problem]]:
+    """The labels of the slides that are needed, None for those that cannot be understood; and what is wrong with these.
+
+    All slides of the datalist decide together whether numbers are class indices.
+    """
+    indices = uses_indices(slide.row.label for slide in slides)
+    labels: list[np.ndarray | None] = []
+    problems = []
+    for slide in needed:
+        row, label = slide.row, None
+        if not row.faulty:
+            try:
+                label = label_vector(row.label, task, class_names, positive_classes, indices, row.subject)
+            except DatalistError as error:
+                problems.append(Problem.of(error, "label", slide=slide.name))
+        labels.append(label)
+    return labels, problems
+
+
+def _crossing(slides: Sequence[ListedSlide], source: str) -> Problem:
+    """The problem of a patient whose slides are in several partitions."""
+    example = {name: s.name for name in PARTITIONS for s in reversed(slides) if s.partition == name}
+    patient = " = ".join(dict.fromkeys(slide.patient for slide in slides))
+    places = " and in ".join(f"{partition} ({name})" for partition, name in example.items())
+    what = f"patient {patient}{by_columns(slide.row for slide in slides)} is in {places}"
+    remedy = "Keep all slides of a patient in one partition, or the results are optimistically biased."
+    return Problem(BLOCKS, "patient", source, what, remedy, names=(patient, *example.values()))
+
+
+def _entries(listing: Listing, slides: Sequence[ListedSlide]) -> list[dict[str, Any]]:
+    raise_first(missing_files(slides, ("mask", "regions")))
+    entries = [{**slide.entry(listing.folder), "label": slide.label} for slide in slides]
+    if any("patient" in slide.row.fields for slide in listing.slides):
+        return entries
+    return [{key: value for key, value in entry.items() if key != "patient"} for entry in entries]
 
 
 def _log_split(path: Path, slides: Sequence[ListedSlide], seed: int) -> None:
-    count = Counter(slide.partition for slide in slides)
-    patients = {name: len({s.patient.casefold() for s in slides if s.partition == name}) for name in PARTITIONS}
     known = any("patient" in slide.row.fields for slide in slides)
-    of_patients = {name: f" of {patients[name]} patients" if known else "" for name in PARTITIONS}
-    parts = [f"{name} {count[name]} slides{of_patients[name]}" for name in PARTITIONS if count[name]]
+    parts = []
+    for name in PARTITIONS:
+        patients = [slide.patient.casefold() for slide in slides if slide.partition == name]
+        of_patients = f" of {len(set(patients))} patients" if known else ""
+        parts.append(f"{name} {len(patients)} slides{of_patients}")
     unit = "patient" if known else "slide"
     _log_once(f"{path} names no partitions; split by {unit} with seed {seed}: {', '.join(parts)}")
 

@@ -1,14 +1,12 @@
-"""The keys of a datalist's entries and columns: which ones are known, under what names, and which are misspelled."""
+"""The keys of a datalist's entries and columns: which are known, under what names, and which are misspelled."""
 
 from __future__ import annotations
 
 import difflib
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from functools import cache
-
-from scripts.core.errors import DatalistError
 
 __all__ = [
     "COLUMN_NAMES",
@@ -17,20 +15,19 @@ __all__ = [
     "MAYBE_PARTITION",
     "composed",
     "key_meant",
-    "misspelled_keys",
+    "nearest_key",
     "spelling",
     "word_of",
 ]
 
 IMAGE_KEYS = ("image", "slide", "id")
-
-# Beside the slide and its label.
+# Besides the slide and its label.
 OPTIONAL_KEYS = ("partition", "patient", "mpp", "mask", "mask_tissue", "regions", "sha256")
 KEYS = (*IMAGE_KEYS, "label", *OPTIONAL_KEYS)
 # Words for a patient, each known alone and followed by each of the words for an id.
 PERSONS = ("patient", "case", "subject", "participant", "donor", "individual")
 IDS = ("id", "identifier", "no", "nr", "number", "code", "barcode", "uuid")
-# What GDC, ICGC, dbGaP, hospitals and screening studies call a patient beside that. `sample` is none: a patient has
+# What else GDC, ICGC, dbGaP, hospitals and screening studies call a patient. `sample` is not one: a patient has
 # several. A patient's column that is not recognised lets patients cross partitions.
 OTHER_PATIENTS = (
     "submitter_id", "case_submitter_id", "cases_submitter_id", "cases_0_submitter_id", "cases_case_id",
@@ -51,12 +48,12 @@ NEAR = 0.83
 
 
 def composed(name: str) -> str:
-    """A name with each accent in one sign with its letter, as most programs but macOS's write it."""
+    """A name with each accent in one character with its letter, as most programs but macOS's write it."""
     return unicodedata.normalize("NFC", name)
 
 
 def spelling(name: str) -> str:
-    """What a name is compared by: alike in any case, with outer spaces, and however its accents are encoded."""
+    """What a name is compared by: equal in any case, with outer spaces, and however its accents are encoded."""
     return composed(unicodedata.normalize("NFD", name).strip().casefold())
 
 
@@ -72,30 +69,17 @@ def key_meant(key: object, class_names: Sequence[str] = ()) -> str:
     """The class or the known key that a key means, in whatever case; itself, if it is one of the user's own."""
     name = str(key).strip()
     known = {spelling(known): known for known in (*KEYS, *class_names)}
-    if spelling(name) in known:
-        return known[spelling(name)]
-    return ALIASES.get(word_of(name), name)
+    return known.get(spelling(name)) or ALIASES.get(word_of(name), name)
 
 
-def misspelled_keys(
-    names: Iterable[str], class_names: Sequence[str], subject: str, kind: str = "key"
-) -> Iterator[tuple[str, DatalistError]]:
-    """The names that are nearly an optional key, and would be taken for the user's own.
+def nearest_key(name: str, class_names: Sequence[str] = ()) -> str | None:
+    """The optional key that a name is probably meant to be, which would be taken for the user's own; or ``None``.
 
     Args:
-        names: as :func:`key_meant` gives them.
+        name: as :func:`key_meant` gives it.
         class_names: the classes, whose columns may be called what they like.
-        subject: the place, to begin an error with.
-        kind: what a name is there: ``"key"`` or ``"column"``.
-
-    Yields:
-        Each such name, and the error that tells of it.
     """
-    for name in names:
-        key = None if name in KEYS or name in class_names else _nearest(name.casefold())
-        if key is not None:
-            remedy = f"Did you mean {key}? If not, give it another name, or take it out."
-            yield name, DatalistError(subject, f"the {kind} {name!r} is unknown", remedy)
+    return None if name in KEYS or name in class_names else _nearest(name.casefold())
 
 
 @cache

@@ -1,4 +1,4 @@
-"""Training data as MONAI Label hands it over: a slide's path, and the path of a file with its label."""
+"""Training data as MONAI Label passes it: a slide's path, and the path of a file with its label."""
 
 from __future__ import annotations
 
@@ -23,16 +23,13 @@ def as_entries(
     positive_classes: Sequence[str] | None = None,
     apart_from: Sequence[Mapping[str, Any]] = (),
 ) -> list[dict[str, Any]]:
-    """The entries of a datalist: as they are, or made from what MONAI Label has.
+    """Entries of a datalist: as they are, or made from MONAI Label's.
 
     Args:
-        data: entries of :func:`scripts.datalists.datalist.load_partition`, which stay as they are; or mappings with
-            ``image``, a path, and ``label``, the path of a file (:func:`read_label_file`) or what
-            :func:`scripts.datalists.labels.label_vector` takes.
-        task: ``"multilabel"`` or ``"binary"``.
-        class_names: the classes in order.
-        positive_classes: as in :func:`scripts.datalists.datalist.load_partition`.
-        apart_from: entries of another list, in which no slide of MONAI Label may be, too.
+        data: entries of :func:`scripts.datalists.datalist.load_partition`; or mappings with ``image``, a path, and
+            ``label``, the path of a file (:func:`read_label_file`) or what
+            :func:`scripts.datalists.labels.label_vector` takes, as well as the next three.
+        apart_from: entries of another list, with which MONAI Label's may have no slide in common.
 
     Returns:
         For each slide ``image``, ``label`` ``[K]``, ``slide``, ``patient`` and, where given, ``mpp``, ``mask`` and
@@ -42,11 +39,8 @@ def as_entries(
         DatalistError: if there is no slide, one is there twice, or a label cannot be used.
     """
     if not data:
-        raise DatalistError(
-            "data",
-            "there is no slide to train or validate on",
-            "Label more slides; in MONAI Label, training and validation share those with a final label (`val_split`).",
-        )
+        remedy = "Label more slides; MONAI Label splits those with a final label into the two (`val_split`)."
+        raise DatalistError("data", "there is no slide to train or validate on", remedy)
     if all("slide" in item for item in data):
         return [dict(item) for item in data]
     for item in data:
@@ -58,10 +52,8 @@ def as_entries(
     seen = {slide_of(path): path for path in (os.path.abspath(str(entry["image"])) for entry in apart_from)}
     for slide, path in zip(paths, given_paths, strict=True):
         if (other := seen.get(slide)) is not None:
-            cause = (
-                "is there twice" if other == path else f"is of the same DICOM series as {other}, which has a label, too"
-            )
-            raise DatalistError(path, cause, "Give each slide once.")
+            of_series = f"is of the same DICOM series as {other}, which has a label, too"
+            raise DatalistError(path, "is there twice" if other == path else of_series, "Give each slide once.")
         seen[slide] = path
     names = slide_names(paths, os.path.commonpath([os.path.dirname(path) for path in paths]))
     entries = []
@@ -77,14 +69,11 @@ def as_entries(
 
 
 def read_label_file(path: str | Path) -> tuple[object, dict[str, float]]:
-    """Read the label of a slide.
-
-    Args:
-        path: a JSON file: ``{"label": {"cancer": 1, ...}}``, ``{"label": [1, 0, ...]}`` or ``{"label": ["cancer"]}``,
-            and beside it ``"mpp"`` of a slide without a resolution; or the label alone.
+    """Read a JSON file: ``{"label": {"cancer": 1, ...}, "mpp": 0.25}``, where the resolution is optional, or the label
+    alone, in any form that :func:`scripts.datalists.labels.label_vector` takes.
 
     Returns:
-        The label as it stands there, and what else there is to know of the slide.
+        The label as it is written, and the resolution as ``mpp`` where it is given.
 
     Raises:
         DatalistError: if it is no such file.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -11,12 +10,12 @@ import numpy as np
 
 from scripts.core.errors import DatalistError, SettingsError
 from scripts.datalists.keys import COLUMN_NAMES, KEYS, composed, spelling
+from scripts.datalists.values import number_in
 
 __all__ = [
     "CLASS_NAMES",
     "POSITIVE_CLASSES",
     "check_class_names",
-    "check_task",
     "label_remedy",
     "label_vector",
     "output_names",
@@ -32,7 +31,7 @@ POSITIVE_CLASSES = ("cancer", "hgd")
 """The classes that the paper's binary task sets against the rest, as high risk."""
 
 TASKS = ("multilabel", "binary")
-# What the binary task's output is called: for the paper's positive classes, and where the classes are not known.
+# What the binary task's head is called: for the paper's positive classes, and where the classes are not known.
 HIGH_RISK, POSITIVE = "high_risk", "positive"
 WAYS = "Give names of these, 0 or 1 for each of these, or, for the binary task, one 0 or 1."
 # Columns of datalists and predictions.csv, and what localisation.json calls the mean over the classes. What names a
@@ -40,31 +39,20 @@ WAYS = "Give names of these, 0 or 1 for each of these, or, for the binary task, 
 TAKEN_NAMES = (*KEYS, *COLUMN_NAMES["partition"], *COLUMN_NAMES["slide"], "head", "all")
 
 
-def check_task(task: str) -> None:
-    """Refuse what is no task.
-
-    Raises:
-        SettingsError: if it is neither ``"multilabel"`` nor ``"binary"``.
-    """
-    if task not in TASKS:
-        raise SettingsError("task", f"got {task!r}", f"Choose one of: {', '.join(TASKS)}.")
-
-
 def check_class_names(class_names: Sequence[str]) -> None:
-    """Refuse class names that outputs could not hold.
+    """Refuse class names that outputs could not have, or labels could not tell apart.
 
     Raises:
-        SettingsError: if there is none, one is no text, empty, a number, has a separator of labels (``;`` or ``|``)
-            or a ``#``, is a name that the outputs use otherwise, or equals another but for case, outer spaces and how
-            accents are encoded.
+        SettingsError: if there is one.
     """
     remedy = "Give a list of names, each once, for example ['cancer', 'normal']."
     if isinstance(class_names, str) or not isinstance(class_names, Sequence) or not class_names:
         raise SettingsError("class_names", f"got {class_names!r}", remedy)
+    first: dict[str, str] = {}
     for name in class_names:
         if not isinstance(name, str) or not name.strip():
             raise SettingsError("class_names", f"{name!r} is no name", remedy)
-        if _is_number(name):
+        if number_in(name) is not None:
             cause = f"{name!r} is a number, and in labels a number is a value or a class index"
             raise SettingsError("class_names", cause, f"Name it with letters, for example 'grade {name.strip()}'.")
         if ";" in name or "|" in name:
@@ -75,20 +63,16 @@ def check_class_names(class_names: Sequence[str]) -> None:
         if name.strip().casefold() in TAKEN_NAMES:
             taken = ", ".join(TAKEN_NAMES)
             raise SettingsError("class_names", f"{name!r} is taken", f"Choose other names than {taken}.")
-    first: dict[str, str] = {}
-    for name in class_names:
         # Labels and columns name classes in any case.
-        if (word := spelling(name)) in first:
-            other = first[word]
+        if (other := first.setdefault(spelling(name), name)) != name or class_names.count(name) > 1:
             cause = f"{name!r} is named twice" if other == name else f"{other!r} and {name!r} are one name in labels"
             raise SettingsError("class_names", cause, remedy)
-        first[word] = name
 
 
 def resolve_positive_classes(
     task: str, class_names: Sequence[str], positive_classes: Sequence[str] | None
 ) -> list[str] | None:
-    """The classes that count as 1 in the binary task.
+    """The classes that count as 1 in the binary task, in the order of ``class_names``.
 
     Args:
         task: ``"multilabel"`` or ``"binary"``.
@@ -97,14 +81,13 @@ def resolve_positive_classes(
             (:data:`POSITIVE_CLASSES`), or the only class.
 
     Returns:
-        They, in the order of ``class_names``; ``None`` for the multilabel task, and where they are not known: labels
-        of the binary task have to be 0 or 1 then.
+        ``None`` for the multilabel task, and where they are not known: labels have to be 0 or 1 then.
 
     Raises:
-        SettingsError: if ``task`` or ``class_names`` are wrong; if ``positive_classes`` is no list of classes, each
-            once; or if there are some in the multilabel task.
+        SettingsError: if one of the three is wrong, or there are positive classes in the multilabel task.
     """
-    check_task(task)
+    if task not in TASKS:
+        raise SettingsError("task", f"got {task!r}", f"Choose one of: {', '.join(TASKS)}.")
     check_class_names(class_names)
     known = ", ".join(class_names)
     # On the command line nobody can give null, which is what unsets a default of a packed bundle.
@@ -127,11 +110,7 @@ def resolve_positive_classes(
 
 
 def with_positive_classes(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Stored settings with ``positive_classes``, which up to version 0.3.0 were not stored and were the default.
-
-    Args:
-        settings: plain values by name.
-    """
+    """Stored settings with ``positive_classes``, which up to version 0.3.0 were not stored and were the default."""
     if not {"task", "class_names"} <= settings.keys():
         return dict(settings)
     return {"positive_classes": _default_positive_classes(settings["task"], settings["class_names"]), **settings}
@@ -142,17 +121,11 @@ def output_names(
 ) -> list[str]:
     """What each logit stands for.
 
-    Args:
-        task: ``"multilabel"`` or ``"binary"``.
-        class_names: the classes in order.
-        positive_classes: as for :func:`resolve_positive_classes`.
+    Takes and raises what :func:`resolve_positive_classes` does.
 
     Returns:
         The classes; in the binary task one name: ``high_risk`` for the paper's positive classes, otherwise their own
         names, joined by ``_or_``, and ``positive`` where they are not known.
-
-    Raises:
-        SettingsError: as :func:`resolve_positive_classes`.
     """
     positive = resolve_positive_classes(task, class_names, positive_classes)
     if task == "multilabel":
@@ -181,7 +154,7 @@ def uses_indices(labels: Iterable[object]) -> bool:
 
     They are if one of them can be nothing else: ``3``, ``"4.0"`` (pandas writes it in a column with gaps) or
     ``"0;2"``. A datalist with nothing but bare 0 and 1 was made for the binary task; to read its 0 as the first class
-    would turn every label round in silence.
+    would invert every label without a sign.
     """
     for label in labels:
         words = _words(label) if isinstance(label, str | int | float) else []
@@ -206,9 +179,7 @@ def label_vector(
         label: one 0 or 1 for each class (a list, a JSON list as text, or a mapping from class to value),
             class names (a list, or text joined with ``;`` or ``|``), for the binary task one 0 or 1, or for
             the multilabel task class indices (joined in the same way, each once). A number may be text, or a float.
-        task: ``"multilabel"`` or ``"binary"``.
-        class_names: the classes in order.
-        positive_classes: those that count as 1 in the binary task, see :func:`resolve_positive_classes`.
+        task: as for :func:`resolve_positive_classes`, and so ``class_names`` and ``positive_classes``.
         indices: whether a bare number is a class index; see :func:`uses_indices`.
         subject: the slide, to begin an error with.
 
@@ -222,30 +193,32 @@ def label_vector(
     positive = resolve_positive_classes(task, class_names, positive_classes)
     if isinstance(label, np.generic):
         label = label.item()
+    shown = repr(dict(label) if isinstance(label, Mapping) else label)
     values = _values(label, task, class_names, indices, subject)
-    vector = np.array([_zero_or_one(value, label, subject, class_names) for value in values], dtype=np.float32)
+    numbers = [number_in(value) for value in values]
+    for value, number in zip(values, numbers, strict=True):
+        if number not in (0, 1):
+            raise DatalistError(subject, f"label {shown} has {value!r}, not 0 or 1", label_remedy(class_names))
+    vector = np.array(numbers, dtype=np.float32)
     if task == "binary" and len(vector) == 1:
         return vector
     if len(vector) != len(class_names):
-        plural = "value" if len(vector) == 1 else "values"
-        raise DatalistError(
-            subject,
-            f"label {label!r} has {len(vector)} {plural}, but there are {len(class_names)} classes",
-            label_remedy(class_names),
-        )
+        count = f"{len(vector)} value{'' if len(vector) == 1 else 's'}"
+        cause = f"label {shown} has {count}, but there are {len(class_names)} classes"
+        raise DatalistError(subject, cause, label_remedy(class_names))
     if task == "multilabel":
         return vector
     if positive is None:
-        found = dict(label) if isinstance(label, Mapping) else label
-        cause = f"not given, and whether the label {found!r} ({subject}) counts as 1 in the binary task is not known"
+        cause = f"not given, and whether the label {shown} ({subject}) counts as 1 in the binary task is not known"
         raise SettingsError("positive_classes", cause, f"Give a list of some of: {', '.join(class_names)}.")
     return vector[[class_names.index(name) for name in positive]].max(keepdims=True)
 
 
 def _values(label: object, task: str, class_names: Sequence[str], indices: bool, subject: str) -> Sequence[object]:
     """One value for each class, or one value in all."""
+    remedy = label_remedy(class_names)
     if label is None or (isinstance(label, str) and not _words(label)):
-        raise DatalistError(subject, "no label", label_remedy(class_names))
+        raise DatalistError(subject, "no label", remedy)
     if isinstance(label, Mapping):
         values = {composed(str(name)): value for name, value in label.items()}
         names = [composed(name) for name in class_names]
@@ -253,23 +226,19 @@ def _values(label: object, task: str, class_names: Sequence[str], indices: bool,
         unknown = [str(name) for name in label if composed(str(name)) not in names]
         if missing or unknown:
             cause = f"label has {'no ' + missing[0] if missing else f'the unknown class {unknown[0]!r}'}"
-            raise DatalistError(subject, cause, label_remedy(class_names))
+            raise DatalistError(subject, cause, remedy)
         return [values[name] for name in names]
     if isinstance(label, str) and label.startswith("["):
         try:
             label = json.loads(label)
-        except json.JSONDecodeError as error:
-            cause = f"label {label!r} is no JSON list ({error.msg})"
-            raise DatalistError(subject, cause, label_remedy(class_names)) from error
-        except (ValueError, RecursionError) as error:  # a number of more digits, or lists deeper, than Python reads
-            raise DatalistError(
-                subject, f"label {str(label)[:40]!r}... cannot be read ({error})", "Write [1, 0, ...]."
-            ) from error
+        except (ValueError, RecursionError) as error:
+            raise DatalistError(subject, f"label {str(label)[:40]!r} is no JSON list ({error})", remedy) from error
     if isinstance(label, str | int | float):
         words = _words(label)
-        if not all(_is_number(word) for word in words):
+        numbers = [number_in(word) for word in words]
+        if None in numbers:
             return _at_names(words, class_names, subject)
-        if len({float(word) for word in words}) < len(words):
+        if len(set(numbers)) < len(words):
             return words
         if len(words) == len(class_names) == 2:
             cause = f"label {label!r} could be two class indices or a value for each class"
@@ -279,10 +248,10 @@ def _values(label: object, task: str, class_names: Sequence[str], indices: bool,
         # In the binary task several numbers are refused further on: the user may mean indices.
         return words
     if isinstance(label, Sequence | np.ndarray):
-        if len(label) and all(isinstance(value, str) and not _is_number(value) for value in label):
+        if len(label) and all(isinstance(value, str) and number_in(value) is None for value in label):
             return _at_names(label, class_names, subject)
         return list(label)
-    raise DatalistError(subject, f"label {label!r} cannot be understood", label_remedy(class_names))
+    raise DatalistError(subject, f"label {label!r} cannot be understood", remedy)
 
 
 def _words(label: str | int | float) -> list[str]:
@@ -293,42 +262,23 @@ def _words(label: str | int | float) -> list[str]:
 def _at_names(names: Iterable[object], class_names: Sequence[str], subject: str) -> list[int]:
     found = {spelling(str(name)) for name in names}
     known = [spelling(name) for name in class_names]
-    unknown = sorted(found.difference(known))
-    if unknown:
+    if unknown := sorted(found.difference(known)):
         remedy = f"The classes are: {', '.join(class_names)} (`class_names`). {WAYS}"
         raise DatalistError(subject, f"unknown class {unknown[0]!r}", remedy)
     return [int(name in found) for name in known]
 
 
 def _at_indices(words: Sequence[str], label: object, class_names: Sequence[str], subject: str) -> list[int]:
-    indices = {_index(word): word for word in words}
-    wrong = [word for index, word in indices.items() if index is None or index >= len(class_names)]
-    if wrong:
-        known = ", ".join(f"{i} {name}" for i, name in enumerate(class_names))
-        cause = f"label {label!r} holds {wrong[0]}, which is no class index"
-        raise DatalistError(subject, cause, f"The classes are: {known}. {WAYS}")
+    indices = [_index(word) for word in words]
+    for index, word in zip(indices, words, strict=True):
+        if index is None or index >= len(class_names):
+            known = ", ".join(f"{i} {name}" for i, name in enumerate(class_names))
+            cause = f"label {label!r} has {word}, which is no class index"
+            raise DatalistError(subject, cause, f"The classes are: {known}. {WAYS}")
     return [int(i in indices) for i in range(len(class_names))]
 
 
 def _index(word: str) -> int | None:
     """The whole number that a text is, written as one or as a float; ``None`` if it is none."""
-    # A number of hundreds of digits is infinite as a float: it is an index too, of no class.
-    number = min(float(word), float(sys.maxsize)) if _is_number(word) else -1.0
-    return int(number) if number.is_integer() and number >= 0 else None
-
-
-def _zero_or_one(value: object, label: object, subject: str, class_names: Sequence[str]) -> float:
-    if isinstance(value, str | int | float | np.generic) and _is_number(value) and float(value) in (0, 1):
-        return float(value)
-    found = dict(label) if isinstance(label, Mapping) else label
-    raise DatalistError(subject, f"label {found!r} holds {value!r}, not 0 or 1", label_remedy(class_names))
-
-
-def _is_number(value: object) -> bool:
-    if isinstance(value, str) and "_" in value:
-        return False  # Python reads 0_1 as 1.
-    try:
-        float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError, OverflowError):
-        return False
-    return True
+    number = number_in(word)
+    return int(number) if number is not None and number.is_integer() and number >= 0 else None

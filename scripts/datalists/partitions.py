@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import re
 
-from scripts.core.errors import DatalistError
-
-__all__ = ["PARTITIONS", "PARTITION_WORDS", "is_switch_of", "looks_like", "partition_named", "partition_or_none"]
+__all__ = ["PARTITIONS", "PARTITION_WORDS", "is_switch_of", "looks_like", "partition_or_none"]
 
 PARTITIONS = ("training", "validation", "testing")
-
+# Each word that means a partition, in any case.
 PARTITION_WORDS = {
-    "training": ("training", "train"),
-    "validation": ("validation", "valid", "val"),
-    "testing": ("testing", "test"),
+    **dict.fromkeys(("training", "train"), "training"),
+    **dict.fromkeys(("validation", "valid", "val"), "validation"),
+    **dict.fromkeys(("testing", "test"), "testing"),
 }
 
 # Begins as a partition is called somewhere, as in `train_1`, `testset`, `set: val` and `hold-out`, but not `testis`.
@@ -29,21 +27,9 @@ _LOOKS = {
 _SWITCHES = {"0", "1", "0.0", "1.0", "true", "false", "t", "f", "yes", "no", "y", "n", "x"}
 
 
-def partition_named(word: object, subject: str) -> str:
-    """The partition that a word means: ``"val"`` is ``"validation"``.
-
-    Raises:
-        DatalistError: if it means none.
-    """
-    partition = partition_or_none(word)
-    if partition is not None:
-        return partition
-    raise DatalistError(subject, f"unknown partition {word!r}", f"Use one of: {', '.join(PARTITIONS)}.")
-
-
 def partition_or_none(word: object) -> str | None:
-    """The partition that a word means; None if it means none."""
-    return next((name for name, words in PARTITION_WORDS.items() if str(word).strip().casefold() in words), None)
+    """The partition that a word means: ``"val"`` is ``"validation"``; ``None`` if it means none."""
+    return PARTITION_WORDS.get(str(word).strip().casefold())
 
 
 def looks_like(word: object) -> str | None:
@@ -55,10 +41,10 @@ def looks_like(word: object) -> str | None:
 
 def is_switch_of(name: str, values: list[object]) -> str | None:
     """The partition that a column of 0 and 1, of True and False, or of crosses switches on: ``is_test``; or None."""
-    if not all(str(value).strip().casefold() in _SWITCHES for value in values):
-        return None
-    # `test_result` is of a laboratory.
-    end = re.search(r"[\W_]([a-z]+)$", name.strip().casefold())
+    word = name.strip().casefold()
+    end = re.search(r"[\W_]([a-z]+)$", word)
+    # `test_result` is a laboratory's, and a slide may be used where `valid` is 1.
     is_of_more = end is not None and looks_like(end[1]) is None and end[1] not in ("set", "split", "out")
-    # `valid` is a slide that may be used.
-    return None if is_of_more or name.strip().casefold().endswith("valid") else looks_like(name)
+    if is_of_more or word.endswith("valid") or not all(str(v).strip().casefold() in _SWITCHES for v in values):
+        return None
+    return looks_like(name)

@@ -1,16 +1,12 @@
-"""Patients by name: which of a datalist's names are one patient's, and which are nobody's."""
+"""Patients by name: which names in a datalist are one patient's, and which are nobody's."""
 
 from __future__ import annotations
 
-import re
 import unicodedata
 from collections.abc import Mapping, Sequence
-from numbers import Real
 from typing import Any
 
-from scripts.core.errors import DatalistError
-
-__all__ = ["is_unknown", "look_of", "one_spelling", "patient_name", "patients_known", "patients_of"]
+__all__ = ["is_unknown", "look_of", "one_spelling", "patients_known", "patients_of"]
 
 # What pandas, spreadsheets, GDC and cBioPortal write where a value is missing.
 UNKNOWN = {
@@ -25,30 +21,17 @@ def is_unknown(value: object) -> bool:
     return str(value).strip().strip("[]<>()").casefold() in UNKNOWN
 
 
-def patient_name(value: object, subject: str) -> str:
-    """A patient as text: ``12`` and the ``12.0`` that pandas makes of it in a column with gaps are one.
-
-    Raises:
-        DatalistError: if it is neither text nor a number.
-    """
-    if isinstance(value, bool) or not isinstance(value, str | Real):
-        raise DatalistError(subject, f"{value!r} names no patient", "Give one text or one whole number.")
-    return re.sub(r"^(\d+)\.0+$", r"\1", " ".join(str(value).split()))
-
-
 def one_spelling(patients: Sequence[str]) -> list[str]:
     """The patients, those whose names look alike under the first of their spellings, by sorting.
 
     Names look alike that differ in case, in how an accent or a full-width letter is encoded, or in signs without width.
     """
-    spelled: dict[str, str] = {}
-    for patient in sorted(patients, reverse=True):
-        spelled[look_of(patient)] = patient
+    spelled = {look_of(patient): patient for patient in sorted(patients, reverse=True)}
     return [spelled[look_of(patient)] for patient in patients]
 
 
 def look_of(name: str) -> str:
-    """A name as it looks, whatever its case and however its letters are encoded; no name to show."""
+    """A name as it looks, whatever its case and however its letters are encoded; to compare, not to show."""
     shown = "".join(sign for sign in name if unicodedata.category(sign) != "Cf")
     # Folding can take a name out of its normal form.
     return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", shown).casefold())
@@ -60,11 +43,6 @@ def patients_known(entries: Sequence[Mapping[str, Any]]) -> bool:
 
 
 def patients_of(entries: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """The patient of each slide, by its name, in one spelling; a slide without one is a patient of its own.
-
-    Args:
-        entries: of a datalist, with ``slide`` and, optionally, ``patient``.
-    """
-    slides = [str(entry["slide"]) for entry in entries]
-    names = [str(entry.get("patient", slide)) for entry, slide in zip(entries, slides, strict=True)]
-    return dict(zip(slides, one_spelling(names), strict=True))
+    """The patient of each slide, by its name, in one spelling; a slide without one is a patient of its own."""
+    names = [str(entry.get("patient", entry["slide"])) for entry in entries]
+    return dict(zip((str(entry["slide"]) for entry in entries), one_spelling(names), strict=True))

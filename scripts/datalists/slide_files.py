@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -40,19 +39,13 @@ SHOWN_FILES = 3
 # File systems allow 255 bytes; outputs add the name of a head, a class and a suffix.
 LONGEST_NAME_BYTES = 150
 
-# By the first four a spreadsheet that opens predictions.csv knows a formula, by the last three MONAI a text of a config
-# that it runs or looks up: `comparing` puts the names of slides that failed into configs.
+# By the first four a spreadsheet that opens predictions.csv knows a formula, by the last three MONAI an expression in a
+# config: `comparing` puts the names of slides that failed into configs.
 LEADING_SIGNS = "=+-@$%"
-
-# Devices on Windows, whatever suffix follows.
-DEVICE = re.compile(r"(con|prn|aux|nul|(com|lpt)[1-9¹²³]) *(\..*)?", re.IGNORECASE)
 
 
 class SlideFolder:
-    """The folder that a datalist's paths start from.
-
-    Args:
-        folder: the folder; absolute paths may lead out of it.
+    """The folder that a datalist's paths start from; absolute paths may lead out of it.
 
     Raises:
         DatalistError: if it is no folder.
@@ -65,7 +58,7 @@ class SlideFolder:
         self._unread: dict[str, str] = {}
 
     def path(self, name: str | Path) -> str:
-        """The absolute path of a name as the disk spells it; of a file that does not exist, as it was given."""
+        """The absolute path of a name as the disk spells it; as it was given, if there is no such file."""
         return as_on_disk(os.path.abspath(os.path.join(self.folder, os.path.expanduser(name))))
 
     def find(self, name: str | Path) -> str:
@@ -73,10 +66,11 @@ class SlideFolder:
 
         Args:
             name: a path, or the name of a slide anywhere in the folder without its suffix. A DICOM slide is found by
-                any of its files, and by the folder that holds it alone.
+                any of its files, and by the folder that contains nothing else; its path is that of its first level by
+                name.
 
         Returns:
-            The path; of a file that does not exist, if there is none. That of a DICOM slide is its first level by name.
+            The path, of a file that does not exist if no slide fits.
 
         Raises:
             DatalistError: if several files fit.
@@ -88,9 +82,8 @@ class SlideFolder:
         if len(in_folder) == 1:
             return in_folder[0]
         if in_folder:
-            cause = f"is a folder of {len(in_folder)} DICOM slides"
-            first = os.path.basename(in_folder[0])
-            raise DatalistError(f"slide {name}", cause, f"Name a file of the one that is meant, such as {first}.")
+            remedy = f"Name a file of the one that is meant, such as {os.path.basename(in_folder[0])}."
+            raise DatalistError(f"slide {name}", f"is a folder of {len(in_folder)} DICOM slides", remedy)
         if path != without_suffix(path):
             return path
         end = composed(os.path.join(os.sep, os.path.normpath(name)))
@@ -98,44 +91,44 @@ class SlideFolder:
         # An absolute name is the end of one path alone: its own.
         found = [file for file in found if any(stem.endswith(end) for stem in _stems(file))]
         if len(found) > 1:
-            raise DatalistError(
-                f"slide {name}",
-                f"could be {found[0]} or {found[1]}",
-                "Write its path from dataset_dir with the suffix.",
-            )
-        # A link to nothing stands back behind every slide of its name, and is returned so that an error can name it.
+            remedy = "Write its path from dataset_dir with the suffix."
+            raise DatalistError(f"slide {name}", f"could be {found[0]} or {found[1]}", remedy)
+        # A link to nothing comes after every slide of its name, and is returned so that an error can name it.
         links = [link for link in self._unread if os.path.islink(link) and any(s.endswith(end) for s in _stems(link))]
         return [*found, *links, path][0]
 
     @cached_property
     def slides(self) -> list[str]:
-        """Absolute paths of all slides in the folder and its subfolders, sorted, hidden ones left out.
+        """Absolute paths of all slides in the folder and its subfolders that are not hidden, sorted.
 
-        Of a DICOM slide there is the first of its levels by name.
+        That of a DICOM slide is the first of its levels by name.
         """
         of_series = dicom_slides(self._files)
-        others = [file for file in self._files if file not in of_series and _has_slide_name(file)]
-        return sorted({*of_series.values(), *others})
+        left = [file for file in self._files if file not in of_series and file != without_suffix(file)]
+        # A DICOM file that can be read, and is of no series, is of something else.
+        return sorted({*of_series.values(), *(f for f in left if not may_be_dicom(f) or instance_of(f) is None)})
 
     def not_looked_at(self) -> str | None:
-        """What lies in the folder and is not among its slides, in words with the reason; ``None`` if nothing does."""
+        """What is in the folder and not among its slides, in words with the reason; ``None`` if nothing is."""
         of_series, slides = dicom_slides(self._files), set(self.slides)
         left = [file for file in self._files if file not in of_series and file not in slides]
         others = [file for file in left if file == without_suffix(file)]
+        no_levels = [file for file in left if file != without_suffix(file)]
+
+        def shown(files: Sequence[str]) -> str:
+            return first_names([os.path.relpath(file, self.folder) for file in files], shown=SHOWN_FILES)
+
         unread = [f"{path} cannot be read ({reason})" for path, reason in sorted(self._unread.items())]
         causes = unread[:SHOWN_FILES]
         if more := len(unread) - len(causes):
             causes.append(f"{more} more cannot be read")
         if others:
             files = "1 file does" if len(others) == 1 else f"{len(others)} files do"
-            causes.append(f"{files} not end in {', '.join(SLIDE_SUFFIXES)} ({self._shown(others)})")
-        if no_levels := [file for file in left if file != without_suffix(file)]:
+            causes.append(f"{files} not end in {', '.join(SLIDE_SUFFIXES)} ({shown(others)})")
+        if no_levels:
             files = "1 DICOM file belongs" if len(no_levels) == 1 else f"{len(no_levels)} DICOM files belong"
-            causes.append(f"{files} to no whole slide image ({self._shown(no_levels)})")
+            causes.append(f"{files} to no whole slide image ({shown(no_levels)})")
         return "; ".join(causes) or None
-
-    def _shown(self, files: Sequence[str]) -> str:
-        return first_names([os.path.relpath(file, self.folder) for file in files], shown=SHOWN_FILES)
 
     @cached_property
     def _by_stem(self) -> dict[str, list[str]]:
@@ -147,14 +140,11 @@ class SlideFolder:
 
     @cached_property
     def _files(self) -> list[str]:
-        return sorted(self._walk())
-
-    def _walk(self) -> Iterator[str]:
-        seen: set[str] = set()
-
         def note(error: OSError) -> None:
             self._unread[str(error.filename)] = str(error.strerror)
 
+        found: list[str] = []
+        seen: set[str] = set()
         for root, folders, files in os.walk(self.folder, onerror=note, followlinks=True):
             # A link to a folder above would be followed for ever.
             if (real := os.path.realpath(root)) in seen:
@@ -173,18 +163,18 @@ class SlideFolder:
                 if os.path.islink(path) and not os.path.exists(path):
                     self._unread[path] = f"it links to {os.readlink(path)}, which is not there"
                 else:
-                    yield path
+                    found.append(path)
+        return sorted(found)
 
 
 def slide_names(paths: Sequence[str], folder: str, wanted: Sequence[str | None] | None = None) -> list[str]:
-    """Unique names of slides, each fit to be a part of a file name and unable to lead out of a folder.
+    """Unique names of slides, each safe in the name of a file and unable to lead out of a folder.
 
-    A slide is named after its file, without the suffix; a DICOM slide of several files after the folder that holds it
-    alone. What leads out of a folder or cannot be seen is replaced, and
-    so is a sign at the start by which a spreadsheet knows a formula or MONAI an expression; the name of a device on
-    Windows (``CON``) becomes ``_CON``. Where that name fits several, they are named after their paths from ``folder``
-    (``a/s1.svs`` becomes ``a__s1``), if need be with suffix, and at last with a hash. Names that differ in case alone
-    count as equal, since some file systems take them so.
+    A slide is named after its file, without the suffix; a DICOM slide of several files after the folder that contains
+    nothing else. What leads out of a folder or cannot be seen is replaced, and so is a sign at the start by which a
+    spreadsheet knows a formula or MONAI an expression. Where that name fits several, they are named after their paths
+    from ``folder`` (``a/s1.svs`` becomes ``a__s1``), if need be with suffix, and at last with a hash. Names that differ
+    only in case count as equal, since some file systems take them so.
 
     Args:
         paths: absolute paths, each once.
@@ -194,17 +184,15 @@ def slide_names(paths: Sequence[str], folder: str, wanted: Sequence[str | None] 
     Raises:
         DatalistError: if two slides cannot be told apart by any of these.
     """
-    named = [_named(path) for path in paths]
-    relative = [os.path.relpath(path, folder) for path in paths]
-    choices = [
-        [
-            _safe((wanted[i] if wanted else None) or os.path.basename(without_suffix(path))),
-            _safe(without_suffix(os.path.relpath(path, folder))),
-            _safe(relative[i]),
-            f"{_safe(relative[i])}-{_short_hash(relative[i])}",
+    choices = []
+    for path, own in zip(paths, wanted or [None] * len(paths), strict=True):
+        named, relative = _named(path), os.path.relpath(path, folder)
+        names = [
+            own or os.path.basename(without_suffix(named)),
+            without_suffix(os.path.relpath(named, folder)),
+            relative,
         ]
-        for i, path in enumerate(named)
-    ]
+        choices.append([*map(_safe, names), f"{_safe(relative)}-{_short_hash(relative)}"])
     level = [0] * len(paths)
     while True:
         names = [choice[i] for choice, i in zip(choices, level, strict=True)]
@@ -214,16 +202,15 @@ def slide_names(paths: Sequence[str], folder: str, wanted: Sequence[str | None] 
             break
         for i in clashing:
             level[i] += 1
-    taken: dict[str, str] = {}
     for path, name in zip(paths, names, strict=True):
         # Hashes of eight digits can be made to be equal.
-        if (other := taken.setdefault(name.casefold(), path)) != path:
-            raise DatalistError(path, f"would be called {name}, as {other} is", "Rename one of the two files.")
+        if count[name.casefold()] > 1:
+            raise DatalistError(path, f"would be called {name}, as another slide is", "Rename its file.")
     return names
 
 
 def slide_name(path: str) -> str:
-    """The name of a slide that stands alone, see :func:`slide_names`."""
+    """The name of a single slide, see :func:`slide_names`."""
     path = os.path.abspath(path)
     return slide_names([path], os.path.dirname(path))[0]
 
@@ -252,18 +239,13 @@ def without_suffix(path: str) -> str:
     return path
 
 
-def _has_slide_name(file: str) -> bool:
-    """Whether a file has a slide's suffix; no DICOM file that is known to be of something else."""
-    return file != without_suffix(file) and not (may_be_dicom(file) and instance_of(file) is not None)
-
-
 def _named(path: str) -> str:
     """What a slide is named after: its file, or the folder that a DICOM slide of several files has for itself."""
-    parts = series_files(path) if may_be_dicom(path) else []
-    if len(parts) < 2:
+    files = series_files(path) if may_be_dicom(path) else []
+    if len(files) < 2:
         return path
-    with os.scandir(folder := os.path.dirname(parts[0])) as entries:
-        others = any(entry.path not in parts and _is_of_a_slide(entry.path) for entry in entries)
+    with os.scandir(folder := os.path.dirname(files[0])) as entries:
+        others = any(entry.path not in files and _is_of_a_slide(entry.path) for entry in entries)
     return path if others else folder
 
 
@@ -302,8 +284,6 @@ def _safe(name: str) -> str:
     name = name.strip(" .") or "slide"
     if name[0] in LEADING_SIGNS:
         name = f"_{name[1:]}"
-    if DEVICE.fullmatch(name):
-        name = f"_{name}"
     data = name.encode()
     if len(data) <= LONGEST_NAME_BYTES:
         return name

@@ -9,19 +9,13 @@ import numpy as np
 from scripts.core.errors import DatalistError, SettingsError
 from scripts.datalists.partitions import PARTITIONS
 
-__all__ = ["FRACTIONS", "split_patients"]
+__all__ = ["split_patients"]
 
-FRACTIONS = (0.7, 0.1, 0.2)
-"""Parts of the slides for training, validation and testing."""
+# The fractions of the slides for training, validation and testing.
+FRACTIONS = np.array([0.7, 0.1, 0.2]) / np.sum([0.7, 0.1, 0.2])
 
 
-def split_patients(
-    patients: Sequence[str],
-    labels: np.ndarray,
-    seed: int = 0,
-    fractions: Sequence[float] = FRACTIONS,
-    subject: str = "datalist",
-) -> list[str]:
+def split_patients(patients: Sequence[str], labels: np.ndarray, seed: int = 0, subject: str = "datalist") -> list[str]:
     """Split slides, all slides of a patient together, with each class spread like the whole.
 
     Patients are placed one by one, those of the rarest class first, each where that class lacks most
@@ -32,32 +26,22 @@ def split_patients(
         patients: the patient of each of ``n`` slides.
         labels: ``[n, K]``, 0 or 1.
         seed: the order in which equal patients are placed. The order of the slides plays no part.
-        fractions: the parts for training, validation and testing; their sum is scaled to 1.
         subject: the datalist, to begin an error with.
 
     Returns:
-        The partition of each slide. No partition with a part above 0 is empty.
+        The partition of each slide. No partition is empty.
 
     Raises:
         DatalistError: if there are fewer patients than partitions.
-        SettingsError: if the parts are not three numbers of 0 or more, training has none, or the seed is no
-            whole number of 0 or more.
+        SettingsError: if the seed is no whole number of 0 or more.
     """
     if not isinstance(seed, int | np.integer) or seed < 0:
         # Without one, each partition would be loaded from a split of its own, and patients would cross.
         raise SettingsError("seed", f"got {seed!r}", "Give a whole number of 0 or more.")
-    parts = np.asarray(fractions, dtype=float)
-    if parts.shape != (3,) or not np.isfinite(parts).all() or (parts < 0).any() or parts[0] == 0:
-        remedy = "Give three parts, for example [0.7, 0.1, 0.2]."
-        raise SettingsError("fractions", f"got {list(fractions)!r}", remedy)
-    parts = parts / parts.sum()
     names, group = np.unique(np.asarray(patients, dtype=str), return_inverse=True)
-    if len(names) < np.count_nonzero(parts):
-        raise DatalistError(
-            subject,
-            f"{len(names)} patients are too few for {np.count_nonzero(parts)} partitions",
-            "Add slides of more patients, or a column partition.",
-        )
+    if len(names) < len(PARTITIONS):
+        cause = f"{len(names)} patients are too few for {len(PARTITIONS)} partitions"
+        raise DatalistError(subject, cause, "Add slides of more patients, or a column partition.")
     # A slide without any class belongs to a class of its own, so that such slides are spread as well.
     classes = np.column_stack([labels, labels.max(axis=1) == 0]).astype(float)  # [n, K + 1]
     counts = np.zeros((len(names), classes.shape[1]))  # [patients, K + 1]
@@ -66,33 +50,33 @@ def split_patients(
     order = np.random.default_rng(seed).permutation(len(names))
     # Large patients first: the small ones then fill what is lacking.
     order = order[np.argsort(-sizes[order], kind="stable")]
-    placed = _place(counts[order], sizes[order], parts)
-    _fill_empty(placed, counts[order], parts)
+    placed = _place(counts[order], sizes[order])
+    _fill_empty(placed, counts[order])
     partition = np.empty(len(names), dtype=int)
     partition[order] = placed
     return [PARTITIONS[i] for i in partition[group]]
 
 
-def _place(counts: np.ndarray, sizes: np.ndarray, parts: np.ndarray) -> np.ndarray:
-    lacking = parts[:, None] * counts.sum(axis=0)  # [3, K + 1]
-    lacking_slides = parts * sizes.sum()  # [3]
+def _place(counts: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    lacking = FRACTIONS[:, None] * counts.sum(axis=0)  # [3, K + 1]
+    lacking_slides = FRACTIONS * sizes.sum()  # [3]
     placed = np.full(len(sizes), -1)
     while (waiting := placed < 0).any():
         patients_of_class = (counts[waiting] > 0).sum(axis=0)  # [K + 1]
         rarest = int(np.where(patients_of_class > 0, patients_of_class, np.inf).argmin())
         patient = int(np.flatnonzero(waiting & (counts[:, rarest] > 0))[0])
         # Rounding keeps a difference of 1e-17 from deciding between equals.
-        keys = [(round(lacking[p, rarest], 9), round(lacking_slides[p], 9), parts[p]) for p in range(3)]
-        chosen = max(np.flatnonzero(parts), key=lambda p: keys[p])
+        keys = [(round(lacking[p, rarest], 9), round(lacking_slides[p], 9), FRACTIONS[p]) for p in range(3)]
+        chosen = max(range(3), key=lambda p: keys[p])
         placed[patient] = chosen
         lacking[chosen] -= counts[patient]
         lacking_slides[chosen] -= sizes[patient]
     return placed
 
 
-def _fill_empty(placed: np.ndarray, counts: np.ndarray, parts: np.ndarray) -> None:
+def _fill_empty(placed: np.ndarray, counts: np.ndarray) -> None:
     """Give each empty partition one patient, if possible none that alone has a class."""
-    for empty in np.flatnonzero((parts > 0) & (np.bincount(placed, minlength=3) == 0)):
+    for empty in np.flatnonzero(np.bincount(placed, minlength=3) == 0):
         giver = np.bincount(placed, minlength=3).argmax()
         patients = np.flatnonzero(placed == giver)
         left = counts[patients].sum(axis=0) - counts[patients]  # [patients, K + 1]

@@ -1,1 +1,1 @@
-"""The commands of the demonstration."""
+"""``make demo`` and ``make compare-demo``: shipped commands, run in turn on synthetic slides. No room imports it."""

@@ -1,12 +1,10 @@
-"""``make compare-demo``: the paper's comparison on drawn slides, on few of them, and a control that nobody may win."""
+"""``make compare-demo``: the paper's comparison on synthetic slides, on a quarter of them, and on a control."""
 
 from __future__ import annotations
 
 import argparse
 import json
-import shlex
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -15,28 +13,28 @@ from pathlib import Path
 import h5py
 from tqdm import tqdm
 
-from scripts import BUNDLE_ROOT
 from scripts.core.files import output_folder, replacing
+from scripts.demo.run import run_config
 from scripts.features.bank import seal_bank
 from scripts.synthetic.cohort import ensure_cohort
 
 __all__ = ["main", "write_control_banks", "write_few"]
 
-# Not those of `make demo`, on which the software was tried out while it was written.
+# Not those of `make demo`, which were in use while the software was written.
 COHORT_SEED = 1
 NUM_SLIDES = 200
 # MILModel's transformer (50 million weights) would take most of the time on a machine without a GPU.
 METHODS = ["mustmil", "msmil", "ssmil", "mil_att"]
-# Those that differ in how they use the scales, and in nothing else.
+# Those that differ only in how they use the scales.
 SCALE_METHODS = METHODS[:3]
-# With every slide the methods of several scales make next to no mistakes: one slide in so many tells them apart.
+# With every training slide, the methods of several scales make hardly any mistake; with one in FEW, they differ.
 FEW = 4
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the comparison and its control; every step is a command that a user could type."""
     parser = argparse.ArgumentParser(prog="python -m scripts.demo.compare", description=__doc__)
-    parser.add_argument("--dataset_dir", type=Path, default=Path("data/compare"), help="where the slides are drawn")
+    parser.add_argument("--dataset_dir", type=Path, default=Path("data/compare"), help="gets the slides")
     parser.add_argument("--output_dir", type=Path, default=Path("output/compare-demo"))
     parser.add_argument("--num_slides", type=int, default=NUM_SLIDES)
     parser.add_argument("--methods", nargs="+", default=METHODS)
@@ -48,33 +46,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     start = time.perf_counter()
     ensure_cohort(args.dataset_dir, args.num_slides, seed=COHORT_SEED)
     features = args.output_dir / "features"
-    knobs = {
-        "dataset_dir": args.dataset_dir,
-        "seeds": args.seeds,
-        "epochs": args.epochs,
-        "num_processes": args.num_processes,
-    }
-    code = _comparing({**knobs, "methods": args.methods, "output_dir": args.output_dir, "feature_dir": features})
+    settings = {key: value for key, value in vars(args).items() if key != "num_slides"}
+    settings["feature_dir"] = features
+    code = run_config("comparing", "compare", settings)
     if code == 0:
         few = args.output_dir / "few"
         datalist = write_few(args.dataset_dir / "datalist.json", few / "datalist.json", FEW)
-        print(f"\nThe same with one training slide in {FEW}, each drawn {FEW} times as often.")
+        print(f"\nThe same with one training slide in {FEW}, each sampled {FEW} times as often.")
         more = {"epochs": FEW * args.epochs, "methods": SCALE_METHODS, "datalist": datalist}
-        code = _comparing({**knobs, **more, "output_dir": few, "feature_dir": features})
+        code = run_config("comparing", "compare", {**settings, **more, "output_dir": few})
     if code == 0:
         control = args.output_dir / "control"
         same = control / "features"
         write_control_banks(features, same)
         print("\nThe control: the same slides, but each 10x patch has the features of the 5x patch around it.")
-        code = _comparing({**knobs, "methods": SCALE_METHODS, "output_dir": control, "feature_dir": same})
+        controlled = {"methods": SCALE_METHODS, "output_dir": control, "feature_dir": same}
+        code = run_config("comparing", "compare", {**settings, **controlled})
     if code == 0:
-        print("Drawn slides: they show how the methods differ on them, and say nothing about tissue.")
+        print("Synthetic slides: they show how the methods differ on them, and say nothing about tissue.")
         print(f"Tables, pictures and curves are in {args.output_dir}; it took {time.perf_counter() - start:.0f} s.")
     return code
 
 
 def write_few(datalist: Path, path: Path, step: int) -> Path:
-    """Write a datalist with every ``step``-th training slide and all others of a datalist; returns its path."""
+    """Write a datalist with every ``step``-th training slide of another one, and all its other slides."""
     entries = json.loads(datalist.read_text(encoding="utf-8"))
     entries["training"] = entries["training"][::step]
     with replacing(path) as part:
@@ -83,14 +78,10 @@ def write_few(datalist: Path, path: Path, step: int) -> Path:
 
 
 def write_control_banks(feature_dir: Path, control_dir: Path) -> None:
-    """Write banks in which every scale carries the same information: that of the lowest.
+    """Write copies of banks in which every scale carries the information of the lowest; existing ones are kept.
 
-    Each patch of a higher scale gets the features of the lowest scale's patch around it; slides, rows and
-    geometry stay. A method that wins on these by more than chance wins by something else than a second scale.
-
-    Args:
-        feature_dir: the banks, which are not changed.
-        control_dir: gets a bank for each of them; those that are there already are left.
+    Each patch of a higher scale gets the features of the lowest scale's patch around it; slides, rows and geometry
+    stay. A method that wins on these by more than chance does not win because of a second scale.
     """
     output_folder(control_dir)
     for source in tqdm(sorted(feature_dir.glob("*.h5")), desc="control banks", unit="slide"):
@@ -109,13 +100,6 @@ def write_control_banks(feature_dir: Path, control_dir: Path) -> None:
                     bank[name]["features"][:] = features
                 seal_bank(bank, names)
                 bank.attrs["control"] = f"every scale has the features of {names[0]}"
-
-
-def _comparing(knobs: dict[str, object]) -> int:
-    options = [f"--{key}={value}" for key, value in knobs.items()]
-    command = ["-m", "monai.bundle", "run", "comparing", "--config_file=configs/compare.json", *options]
-    print(f"\n$ python {shlex.join(command)}", flush=True)
-    return subprocess.run([sys.executable, *command], cwd=BUNDLE_ROOT, check=False).returncode
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""``make demo``: draw slides, extract, train, evaluate, and print what came out."""
+"""``make demo``: make slides, extract, train, evaluate, and print the metrics."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,16 +18,16 @@ from scripts.datalists.datalist import load_datalist
 from scripts.evaluation.metrics import frequency_baseline
 from scripts.synthetic.cohort import ensure_cohort
 
-__all__ = ["main", "metrics_table"]
+__all__ = ["main", "metrics_table", "run_config"]
 
 # The paper's five epochs are 1,826 slides each; the demonstration's are about twenty-five.
 EPOCHS = 40
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the demonstration; every step is the command that a user would type."""
+    """Run the demonstration; every step is a command that a user could type."""
     parser = argparse.ArgumentParser(prog="python -m scripts.demo.run", description=__doc__)
-    parser.add_argument("--dataset_dir", type=Path, default=Path("data/demo"), help="where the slides are drawn")
+    parser.add_argument("--dataset_dir", type=Path, default=Path("data/demo"), help="gets the slides")
     parser.add_argument("--output_dir", type=Path, default=Path("output/demo"))
     parser.add_argument("--num_slides", type=int, default=40)
     parser.add_argument("--epochs", type=int, default=EPOCHS)
@@ -35,17 +35,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     start = time.perf_counter()
     datalist = ensure_cohort(args.dataset_dir, args.num_slides)
-    knobs = {"dataset_dir": args.dataset_dir, "output_dir": args.output_dir}
+    settings = {"dataset_dir": args.dataset_dir, "output_dir": args.output_dir}
     weights = {"ckpt_dir": args.output_dir / "models"}
     for run_id, config, more in (
         ("extracting", "extract", {}),
         ("training", "train", {**weights, "epochs": args.epochs}),
         ("evaluating", "evaluate", weights),
     ):
-        options = [f"--{key}={value}" for key, value in {**knobs, **more}.items()]
-        command = ["-m", "monai.bundle", "run", run_id, f"--config_file=configs/{config}.json", *options]
-        print(f"\n$ python {shlex.join(command)}", flush=True)
-        code = subprocess.run([sys.executable, *command], cwd=BUNDLE_ROOT, check=False).returncode
+        code = run_config(run_id, config, {**settings, **more})
         if code != 0:
             return code
 
@@ -55,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     slides, patients = (metrics.pop(beside) for beside in ("slides", "patients"))
     metrics.pop("made_by")
     counts = ", ".join(f"{len(part)} {name}" for name, part in entries.items())
-    print(f"\nDrawn slides: {counts}. They show that the software works; they say nothing about tissue.\n")
+    print(f"\nSynthetic slides: {counts}. They show that the software works; they say nothing about tissue.\n")
     print(metrics_table(metrics, frequency_baseline(train, test, "multilabel")))
     print(f"\n95% intervals by a bootstrap over the {patients} patients of the {slides} test slides.")
     print(f"\nCurves and images:  tensorboard --logdir {args.output_dir / 'tensorboard'}")
@@ -63,13 +60,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def metrics_table(metrics: dict, baseline: dict[str, float]) -> str:
-    """The metrics of each output on the test slides, with their 95% intervals, as a text table.
+def run_config(run_id: str, config: str, settings: Mapping[str, object]) -> int:
+    """Print a command of the bundle and run it; returns its exit code."""
+    options = [f"--{key}={value}" for key, value in settings.items()]
+    command = ["-m", "monai.bundle", "run", run_id, f"--config_file=configs/{config}.json", *options]
+    print(f"\n$ python {shlex.join(command)}", flush=True)
+    return subprocess.run([sys.executable, *command], cwd=BUNDLE_ROOT, check=False).returncode
 
-    Args:
-        metrics: the content of ``metrics.json``, of each output.
-        baseline: the scores of the classifier that knows the class frequencies alone.
-    """
+
+def metrics_table(metrics: dict, baseline: dict[str, float]) -> str:
+    """The scores of each head in ``metrics.json``, with their 95% intervals, above those of class frequencies."""
     names = list(baseline)
     rows = [["output", *names]]
     for head, scores in metrics.items():

@@ -18,9 +18,9 @@ from scripts.datalists.failures import without
 from scripts.datalists.patients import patients_known, patients_of
 from scripts.evaluation.bootstrap import warn_of_few, warn_of_unknown
 from scripts.evaluation.metrics import frequency_baseline
-from scripts.experiments.comparison_board import write_board
+from scripts.experiments.board import write_comparison
 from scripts.experiments.comparison_figure import choose_figure_slides, draw_panels, draw_scores
-from scripts.experiments.comparison_results import compare, read_run
+from scripts.experiments.comparison_results import Run, compare, read_run
 from scripts.experiments.comparison_tables import markdown, write_runs, write_summary
 from scripts.experiments.trainings import Experiment, leaving_out, run_experiments
 from scripts.networks.methods import check_method
@@ -31,25 +31,25 @@ logger = logging.getLogger(__name__)
 
 
 class Comparison:
-    """Trains and evaluates every method with every seed, by the shipped configs, and compares the results.
+    """Trains and evaluates every method with every seed, with the shipped configs, and compares the results.
 
     Writes ``comparison.md``, ``comparison.csv``, ``runs.csv``, ``comparison.png``, ``attention.png``,
     ``contribution.png`` and TensorBoard events into ``output_dir``, and each run into
-    ``runs/<method>/seed_<seed>``. Runs that are done are not run again, one that was cut off goes on.
+    ``runs/<method>/seed_<seed>``. Finished runs are not repeated; interrupted ones resume.
 
     Args:
-        methods: names of methods, see :data:`scripts.networks.methods.METHODS`.
-        seeds: of the trainings; the split and the slides' views do not depend on them.
-        settings: the other knobs of training and evaluation, as plain values.
+        methods: see :data:`scripts.networks.methods.METHODS`.
+        seeds: of the trainings; the split and the augmented views do not depend on them.
+        settings: the other settings of training and evaluation, as plain values.
         training_data: the entries of the training partition, for the scores of class frequencies alone.
-        testing_data: the entries that are tested.
+        testing_data: the entries of the testing partition.
         output_dir: gets all output.
         bundle_root: the bundle's folder.
         num_processes: how many runs at the same time.
-        figure_slides: names of the slides of the last two pictures; by default the first with each class.
+        figure_slides: see :func:`scripts.experiments.comparison_figure.choose_figure_slides`.
 
     Raises:
-        SettingsError: if a method, a seed or a slide of the pictures cannot be used, or one is named twice.
+        SettingsError: if a method, a seed or a slide of the pictures cannot be used, or is given twice.
     """
 
     def __init__(
@@ -74,9 +74,9 @@ class Comparison:
         for key, values in (("methods", methods), ("seeds", seeds)):
             if len(set(values)) < len(values):
                 raise SettingsError(key, f"got {list(values)!r}", "Name each once.")
+        self.class_names = output_names(settings["task"], settings["class_names"], settings.get("positive_classes"))
         if figure_slides is not None:
-            class_names = output_names(settings["task"], settings["class_names"], settings.get("positive_classes"))
-            choose_figure_slides(testing_data, class_names, figure_slides)
+            choose_figure_slides(testing_data, self.class_names, figure_slides)
         self.methods, self.seeds = list(methods), list(seeds)
         self.settings = dict(settings)
         self.training_data, self.testing_data = training_data, testing_data
@@ -87,23 +87,21 @@ class Comparison:
         """Run what is missing, then compare.
 
         Args:
-            left_out: names of slides that no run uses, beside those of the setting ``leave_out``: they have no
-                features. It counts as a setting, so runs that had these slides are refused.
+            left_out: names of slides without features, which no run uses; see
+                :func:`scripts.experiments.trainings.leaving_out`.
 
         Returns:
-            The tables as Markdown, which are printed as well; nothing on other ranks than the first.
+            The tables as Markdown, which are printed as well; empty on ranks other than the first.
 
         Raises:
-            BundleError: what the first run that failed said; the others ran to their end.
+            BundleError: the error of the first run that failed, once the others are done.
             SettingsError: as :func:`scripts.experiments.trainings.run_experiments`.
             DatalistError: if no slide is left to train on, or to test.
         """
         settings = leaving_out(self.settings, left_out)
         training_data, testing_data = (without(data, left_out) for data in (self.training_data, self.testing_data))
-        task, magnifications = settings["task"], settings["magnifications"]
-        class_names = output_names(task, settings["class_names"], settings.get("positive_classes"))
         if self.figure_slides is not None:
-            choose_figure_slides(testing_data, class_names, self.figure_slides)
+            choose_figure_slides(testing_data, self.class_names, self.figure_slides)
         experiments = {
             (method, seed): Experiment(
                 f"{method}, seed {seed}",
@@ -118,39 +116,43 @@ class Comparison:
             raise type(error)(f"{name}: {error.subject}", error.cause, error.remedy)
         if not is_first_rank():
             return ""
-
         runs = [
-            read_run(experiments[method, seed].folder, method, seed, class_names)
+            read_run(experiments[method, seed].folder, method, seed, self.class_names)
             for method in self.methods
             for seed in self.seeds
         ]
-        patients = patients_of(testing_data)
-        rows, maps = compare(runs, magnifications, task, class_names, patients=patients)
-        train, test = (np.stack([e["label"] for e in data]) for data in (training_data, testing_data))
+        firsts = [experiments[method, self.seeds[0]] for method in self.methods]
+        return self._write(runs, firsts, training_data, testing_data)
+
+    def _write(
+        self,
+        runs: Sequence[Run],
+        shown: Sequence[Experiment],
+        training_data: Sequence[Mapping[str, Any]],
+        testing_data: Sequence[Mapping[str, Any]],
+    ) -> str:
+        """Write all files, with the maps of the shown runs; returns the tables."""
+        task, path = self.settings["task"], self.output_dir / "comparison.md"
+        patients, known = patients_of(testing_data), patients_known(testing_data)
         num_patients = len({patients.get(slide, slide) for slide in runs[0].slides})
-        known = patients_known(testing_data)
+        rows, maps = compare(runs, self.settings["magnifications"], task, self.class_names, patients=patients)
+        train, test = (np.stack([e["label"] for e in data]) for data in (training_data, testing_data))
         chance = frequency_baseline(train, test, task)
         text = markdown(rows, maps, task, len(runs[0].slides), num_patients, self.seeds, chance, known)
-        with replacing(self.output_dir / "comparison.md") as part:
+        with replacing(path) as part:
             part.write_text(text, encoding="utf-8")
         write_summary(self.output_dir / "comparison.csv", rows, maps)
         write_runs(self.output_dir / "runs.csv", runs, task)
-        panels = draw_panels(
-            [experiments[method, self.seeds[0]] for method in self.methods],
-            self.bundle_root,
-            testing_data,
-            class_names,
-            self.settings["class_names"],
-            self.figure_slides,
-        )
+        regions = self.settings["class_names"]
+        panels = draw_panels(shown, self.bundle_root, testing_data, self.class_names, regions, self.figure_slides)
         figures = {"comparison": draw_scores(rows, task), **panels}
         for name, figure in figures.items():
             with replacing(self.output_dir / f"{name}.png") as part:
                 figure.savefig(part)
-        write_board(self.output_dir / "tensorboard", runs, text, figures, settings)
+        write_comparison(self.output_dir / "tensorboard", runs, text, figures, self.settings)
         print(text)
-        warn_of_few(num_patients, self.output_dir / "comparison.md")
+        warn_of_few(num_patients, path)
         if not known:
-            warn_of_unknown(self.output_dir / "comparison.md")
+            warn_of_unknown(path)
         logger.info("wrote the comparison into %s", self.output_dir)
         return text

@@ -1,4 +1,4 @@
-"""The pictures of a comparison: the scores with their spread, and the attention of every method side by side."""
+"""The pictures of a comparison: the scores with their spread, and the maps of every method side by side."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from matplotlib.figure import Figure
 
 from scripts.core.errors import SettingsError
@@ -17,20 +16,21 @@ from scripts.evaluation.metrics import score_names
 from scripts.experiments.comparison_results import Row
 from scripts.experiments.comparison_tables import TITLES
 from scripts.experiments.trainings import Experiment
-from scripts.heatmaps.attention_maps import KINDS, PatchMap, gather_rows
+from scripts.heatmaps.attention_maps import KINDS, PatchMap
+from scripts.heatmaps.bag_maps import BagMaps
 from scripts.heatmaps.figures import PanelRow, panel
 from scripts.heatmaps.images import read_thumbnail
 from scripts.networks.methods import attention_maps, method_title
 
 __all__ = ["choose_figure_slides", "draw_panels", "draw_scores"]
 
-# More rows would be too small to see in one figure.
+# More rows would be too small to see.
 MOST_SLIDES = 5
 THUMBNAIL_PX = 800
 
 
 def draw_scores(rows: Sequence[Row], task: str) -> Figure:
-    """A column for each score: every training as a point, the mean as a line, one row for each output."""
+    """A column for each score: every training as a point, the mean as a line; a row for each head."""
     names = score_names(task)
     figure = Figure(figsize=(3.2 * len(names) + 1.5, 0.42 * len(rows) + 1.2), dpi=120, layout="constrained")
     columns = figure.subplots(1, len(names), sharey=True, squeeze=False)[0]
@@ -57,79 +57,48 @@ def draw_panels(
     region_names: Sequence[str],
     figure_slides: Sequence[str] | None = None,
 ) -> dict[str, Figure]:
-    """The slides, their true regions, and every map of every method beside each other.
+    """Slides beside their annotated regions and every map of every method, for each kind of map.
 
     Args:
-        experiments: one run of each method, that are done.
+        experiments: one run of each method, all of them done.
         bundle_root: the bundle's folder.
-        testing_data: the entries that were tested.
-        class_names: the outputs' classes.
-        region_names: the classes of the drawn regions, in the order of their values.
+        testing_data: the entries of the test slides.
+        class_names: the classes that the heads predict.
+        region_names: the classes of the annotated regions, in the order of their values.
         figure_slides: see :func:`choose_figure_slides`.
-
-    Returns:
-        A figure for each kind of map: ``"attention"`` and ``"contribution"``.
-
-    Raises:
-        SettingsError: if a slide is not tested.
     """
     chosen = choose_figure_slides(testing_data, class_names, figure_slides)
     builder = experiments[0].open("evaluating", bundle_root).get_parsed_content("bag_builder")
-    slides = [builder.open_slide(testing_data[index]) for index, _ in chosen]
-    thumbnails = [read_thumbnail(slide, THUMBNAIL_PX) for slide in slides]
-    regions = [
-        read_regions(
-            entry["regions"], entry["slide"], slide.size_level0, len(region_names), slide.bounds_level0
-        ).over_slide(slide.size_level0)
-        if entry.get("regions") is not None
-        else None
-        for slide, entry in zip(slides, (testing_data[index] for index, _ in chosen), strict=True)
-    ]
     maps = [_maps(experiment, bundle_root, chosen) for experiment in experiments]
-    figures = {}
-    for kind in KINDS:
-        rows = [
-            PanelRow(
-                testing_data[index]["slide"],
-                class_names[k],
-                thumbnails[row],
-                regions[row],
-                [titled for method in maps for titled in method[kind][row]],
-            )
-            for row, (index, k) in enumerate(chosen)
-        ]
-        figures[kind] = panel(rows, region_names)
-    return figures
+    rows: dict[str, list[PanelRow]] = {kind: [] for kind in KINDS}
+    for row, (index, k) in enumerate(chosen):
+        entry = testing_data[index]
+        slide = builder.open_slide(entry)
+        thumbnail, regions = read_thumbnail(slide, THUMBNAIL_PX), None
+        if entry.get("regions") is not None:
+            size, bounds = slide.size_level0, slide.bounds_level0
+            labels = read_regions(entry["regions"], entry["slide"], size, len(region_names), bounds)
+            regions = labels.over_slide(size)
+        for kind in KINDS:
+            of_slide = [titled for method in maps for titled in method[kind][row]]
+            rows[kind].append(PanelRow(entry["slide"], class_names[k], thumbnail, regions, of_slide))
+    return {kind: panel(rows[kind], region_names) for kind in KINDS}
 
 
 def _maps(
     experiment: Experiment, bundle_root: str | Path, chosen: Sequence[tuple[int, int]]
 ) -> dict[str, list[list[tuple[str, PatchMap]]]]:
-    """For each kind and slide, the method's maps with their titles."""
+    """For each kind and slide, a method's maps with their titles."""
     config = experiment.open("evaluating", bundle_root)
     network, dataset = config.get_parsed_content("network").eval(), config.get_parsed_content("dataset")
-    method, device = experiment.settings["method"], next(network.parameters()).device
+    method = experiment.settings["method"]
     specs = attention_maps(method, experiment.settings["magnifications"])
     found: dict[str, list[list[tuple[str, PatchMap]]]] = {kind: [] for kind in KINDS}
     for index, k in chosen:
-        bag = dataset[index]
-        with torch.inference_mode():
-            # Logits, attention and contribution [1, N, M, K]
-            _, *explained = network.explain(bag["image"][None].to(device), bag["log_weight"][None].to(device))
-        for kind, rows in zip(KINDS, explained, strict=True):
-            found[kind].append([
-                (
-                    f"{method_title(method)} {spec.name.replace('_', ' ')}",
-                    gather_rows(
-                        rows[0, :, m, k].cpu().numpy(),
-                        bag["corners"][:, spec.scale_index].numpy(),
-                        float(bag["patch_level0"][spec.scale_index]),
-                        float(bag["base_mpp"]),
-                        kind,
-                    ),
-                )
-                for m, spec in enumerate(specs)
-            ])  # fmt: skip
+        maps = BagMaps(network, specs, dataset[index])
+        for kind, of_kind in found.items():
+            titles = (f"{method_title(method)} {spec.name.replace('_', ' ')}" for spec in specs)
+            of_kind.append([(title, maps(m, k, kind)) for m, title in enumerate(titles)])
     return found
 
 
@@ -139,13 +108,13 @@ def choose_figure_slides(
     """Which slides are shown, and for which class: (index of the entry, index of the class).
 
     Args:
-        testing_data: the entries that were tested.
-        class_names: the outputs' classes.
-        figure_slides: names of slides, each shown for its first class; ``None`` takes for each class the first
-            slide that has it and is not taken, one with drawn regions before one without.
+        testing_data: the entries of the test slides.
+        class_names: the classes that the heads predict.
+        figure_slides: names of slides, each shown for its first class. ``None`` takes, for each class, the first slide
+            of that class that is not taken yet; slides with annotated regions come first.
 
     Raises:
-        SettingsError: if a slide is not tested.
+        SettingsError: if a name is not that of a test slide.
     """
     names = [entry["slide"] for entry in testing_data]
     if figure_slides is not None:
@@ -161,10 +130,9 @@ def choose_figure_slides(
             )
         indices = [names.index(composed(name)) for name in figure_slides]
         return [(index, int(np.argmax(np.asarray(testing_data[index]["label"])))) for index in indices]
-    chosen: list[tuple[int, int]] = []
+    chosen: dict[int, int] = {}
     order = sorted(range(len(names)), key=lambda i: "regions" not in testing_data[i])
     for k in range(len(class_names)):
-        taken = {index for index, _ in chosen}
-        free = [i for i in order if i not in taken and testing_data[i]["label"][k] > 0]
-        chosen += [(i, k) for i in free[:1]]
-    return chosen[:MOST_SLIDES] or [(0, 0)]
+        free = [i for i in order if i not in chosen and testing_data[i]["label"][k] > 0]
+        chosen.update((i, k) for i in free[:1])
+    return list(chosen.items())[:MOST_SLIDES] or [(0, 0)]

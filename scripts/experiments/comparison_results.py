@@ -1,11 +1,11 @@
-"""What the runs of a comparison gave, read from their folders and put side by side."""
+"""The results of a comparison's runs, read from their folders and put side by side."""
 
 from __future__ import annotations
 
 import csv
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,127 +23,115 @@ from scripts.networks.methods import attention_maps, method_title, result_heads
 
 __all__ = ["MapRow", "Row", "Run", "compare", "read_run"]
 
+Floats = NDArray[np.float64]
 REFERENCE = ("mustmil", "global")
-CLASS_SCORES = ("f1", "roc_auc")
 MAP_SCORES = ("roc_auc", "average_precision")
 
 
 @dataclass(frozen=True)
 class Run:
-    """One training of one method, and its evaluation.
-
-    Args:
-        method: the method's name.
-        seed: the training's seed.
-        slides: the test slides' names, n of them.
-        labels: ``[n, K]``, 0 or 1.
-        probabilities: for each output ``[n, K]``.
-        metrics: the content of ``metrics.json``, of each output; not what is beside the outputs.
-        training: the content of ``training.json``.
-        localisation: the content of ``localisation.json``; empty where no slide has regions.
-    """
+    """One training of one method, and its evaluation; a score that is not defined is NaN."""
 
     method: str
     seed: int
-    slides: tuple[str, ...]
-    labels: NDArray[np.float64]
-    probabilities: Mapping[str, NDArray[np.float64]]
-    metrics: Mapping[str, Any]
-    training: Mapping[str, Any]
-    localisation: Mapping[str, Any]
+    slides: tuple[str, ...]  # the n test slides, by name
+    labels: Floats  # [n, K], 0 or 1
+    probabilities: Mapping[str, Floats]  # by head: [n, K]
+    scores: Mapping[str, Mapping[str, float]]  # by head and score
+    classes: Mapping[str, Mapping[str, Mapping[str, float]]]  # by head, class and score
+    training: Mapping[str, Any]  # the content of training.json
+    # By map (`localisation_key`), class and score, `slides` or `positive_share`; empty if no slide has regions.
+    localisation: Mapping[str, Mapping[str, Mapping[str, float]]]
 
     def phases_of(self, head: str) -> list[Mapping[str, Any]]:
-        """The phases of the training that an output needs: all up to its own, but for scales trained apart."""
+        """The phases of training that a head needs: all of them, but SSMIL trains each scale apart."""
         phases: list[Mapping[str, Any]] = self.training["phases"]
         return [phase for phase in phases if head in phase["heads"]] if self.method == "ssmil" else phases
+
+    def seconds(self, head: str) -> float:
+        """The time of a head's training with its validations."""
+        return float(sum(phase["seconds"] for phase in self.phases_of(head)))
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table: one output of one method, over all seeds.
-
-    Args:
-        method: the method's name.
-        head: the output's name.
-        title: what the table calls it.
-        scores: for each score ``[seeds]``, NaN where it is not defined.
-        classes: for each class and score ``[seeds]``.
-        seconds: ``[seeds]``, the time of training with its validations.
-        phases: the number of training phases.
-        parameters: the number of weights that were trained, in all phases together.
-        behind: how much MuSTMIL's global output is better than this; ``None`` for itself or without it. Of fewer
-            patients than :data:`scripts.evaluation.bootstrap.FEWEST_PATIENTS` its interval and p are NaN.
-    """
+    """One line of the table: one head of one method, over all seeds."""
 
     method: str
     head: str
     title: str
-    scores: Mapping[str, NDArray[np.float64]]
-    classes: Mapping[str, Mapping[str, NDArray[np.float64]]]
-    seconds: NDArray[np.float64]
+    scores: Mapping[str, Floats]  # by score: [seeds]
+    classes: Mapping[str, Mapping[str, Floats]]  # by class and score: [seeds]
+    seconds: Floats  # [seeds]
     phases: int
-    parameters: int
+    parameters: int  # trained weights, in all phases together
+    # How much better MuSTMIL's global head is; None for that head itself, and in comparisons without MuSTMIL. With
+    # fewer than FEWEST_PATIENTS patients, its interval and p are NaN.
     behind: PairedDifference | None = None
 
 
 @dataclass(frozen=True)
 class MapRow:
-    """How well one kind of map of one method finds the regions of the classes, over all seeds.
-
-    Args:
-        method: the method's name.
-        map_name: the attention map's name.
-        kind: ``"attention"`` or ``"contribution"``.
-        title: what the table calls it.
-        scale: the magnification whose patches it lies on.
-        classes: for each class, and ``"all"``, and each of ``roc_auc`` and ``average_precision``: ``[seeds]``.
-        slides: for each class the number of slides that count.
-        positive_share: for each class the mean share of patches in its regions: the average precision of chance.
-    """
+    """How well one map of one method finds the regions of the classes, over all seeds."""
 
     method: str
     map_name: str
-    kind: str
+    kind: str  # "attention" or "contribution"
     title: str
-    scale: str
-    classes: Mapping[str, Mapping[str, NDArray[np.float64]]] = field(repr=False)
-    slides: Mapping[str, int] = field(repr=False)
-    positive_share: Mapping[str, float] = field(repr=False)
+    scale: str  # the magnification of the patches
+    classes: Mapping[str, Mapping[str, Floats]]  # by class (or "all") and score: [seeds]
+    slides: Mapping[str, int]  # by class: the slides that count
+    positive_share: Mapping[str, float]  # by class: the fraction of patches in its regions, which chance scores
 
 
 def read_run(folder: Path, method: str, seed: int, class_names: Sequence[str]) -> Run:
-    """Read what ``training`` and ``evaluating`` left in a folder.
+    """Read the files that ``training`` and ``evaluating`` wrote into a folder.
 
     Raises:
         SettingsError: if a file is missing or damaged.
     """
     try:
-        metrics, training = (
-            json.loads((folder / name).read_text("utf-8")) for name in ("metrics.json", "training.json")
-        )
-        for beside in ("slides", "patients", "made_by"):
-            metrics.pop(beside, None)
+        training = json.loads((folder / "training.json").read_text("utf-8"))
+        if (training["method"], training["seed"]) != (method, seed):
+            raise ValueError(f"training.json is of {training['method']} with seed {training['seed']}")
+        metrics = json.loads((folder / "metrics.json").read_text("utf-8"))
+        reports = {key: report for key, report in metrics.items() if key not in ("slides", "patients", "made_by")}
         path = folder / "localisation.json"
         localisation = json.loads(path.read_text("utf-8")) if path.is_file() else {}
         with open(folder / "predictions.csv", newline="", encoding="utf-8") as file:
-            # The draws of the bootstrap are of rows: the datalist's order has no part in them.
+            # The bootstrap resamples rows, so the order of the datalist must not matter.
             lines = sorted(csv.DictReader(file), key=lambda line: line["slide"])
         slides = tuple(dict.fromkeys(line["slide"] for line in lines))
-        if not slides or len(lines) != len(slides) * len(metrics):
-            raise ValueError(f"predictions.csv has {len(lines)} lines for {len(slides)} slides")
+        first = [line["label"] for line in lines if line["head"] == next(iter(reports))]
+        labels = np.array([label_of_text(label, class_names) for label in first])
         probabilities = {
             head: np.array([[float(line[name]) for name in class_names] for line in lines if line["head"] == head])
-            for head in metrics
+            for head in reports
         }
-        first = [line["label"] for line in lines if line["head"] == next(iter(metrics))]
-        labels = np.array([label_of_text(label, class_names) for label in first])
-        run = Run(method, seed, slides, labels, probabilities, metrics, training, localisation)
-        _check(run, class_names)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        if len(lines) != len(slides) * len(reports):
+            raise ValueError(f"predictions.csv has {len(lines)} lines for {len(slides)} slides")
+        for of_head in probabilities.values():
+            check_predictions(of_head, labels, class_names=class_names)
+        for phase in training["phases"]:
+            _number(phase["seconds"] + phase["parameters"])
+        return Run(
+            method,
+            seed,
+            slides,
+            labels,
+            probabilities,
+            scores={head: _scores(report) for head, report in reports.items()},
+            classes={head: {c: _scores(report["classes"][c]) for c in class_names} for head, report in reports.items()},
+            training=training,
+            localisation={
+                key: {name: _found(of_class) for name, of_class in of_map.items()}
+                for key, of_map in localisation.items()
+            },
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, StopIteration) as error:
         raise SettingsError(
             folder, f"does not hold the results of a run ({error})", "Delete the folder, and run the command again."
         ) from error
-    return run
 
 
 def compare(
@@ -152,7 +140,6 @@ def compare(
     task: str,
     class_names: Sequence[str],
     num_resamples: int = 2000,
-    seed: int = 0,
     patients: Mapping[str, str] | None = None,
 ) -> tuple[list[Row], list[MapRow]]:
     """Put the runs of several methods, each with several seeds, side by side.
@@ -161,16 +148,15 @@ def compare(
         runs: of one cohort.
         magnifications: the scales.
         task: ``"multilabel"`` or ``"binary"``.
-        class_names: the outputs' classes.
+        class_names: the classes that the heads predict.
         num_resamples: of the paired bootstrap.
-        seed: of the paired bootstrap.
         patients: the patient of each slide, by its name; a slide without one is a patient of its own.
 
     Returns:
-        The table's lines in the order of the methods, and those of the attention maps, none without regions.
+        A row for each head in the order of the methods, and one for each map; no maps if no slide has regions.
 
     Raises:
-        SettingsError: if the runs were tested on slides or labels that differ.
+        SettingsError: if the runs were tested on different slides or labels.
     """
     for run in runs[1:]:
         if run.slides != runs[0].slides or not np.array_equal(run.labels, runs[0].labels):
@@ -182,12 +168,12 @@ def compare(
     by_method: dict[str, list[Run]] = {}
     for run in runs:
         by_method.setdefault(run.method, []).append(run)
-    scales = scale_names(magnifications)
     rows = [
         _row(repeats, head, task, class_names)
         for method, repeats in by_method.items()
         for head in result_heads(method, magnifications)
     ]
+    scales = scale_names(magnifications)
     maps = [
         _map_row(repeats, spec.name, kind, scales[spec.scale_index])
         for kind in KINDS
@@ -198,94 +184,62 @@ def compare(
     if REFERENCE[0] in by_method:
         reference = _repeats(by_method[REFERENCE[0]], REFERENCE[1])
         own = [(patients or {}).get(slide, slide) for slide in runs[0].slides]
-        rows = [_with_difference(row, reference, by_method, task, num_resamples, seed, own) for row in rows]
+        lead = score_names(task)[1]
+        for place, row in enumerate(rows):
+            if (row.method, row.head) == REFERENCE:
+                continue
+            other = _repeats(by_method[row.method], row.head)
+            behind = paired_difference(reference, other, runs[0].labels, task, lead, num_resamples, patients=own)
+            if len(set(own)) < FEWEST_PATIENTS:
+                behind = replace(behind, low=np.nan, high=np.nan, p_value=np.nan)
+            rows[place] = replace(row, behind=behind)
     return rows, maps
 
 
-def _check(run: Run, class_names: Sequence[str]) -> None:
-    """Touch everything that the tables take from a run's files; what is missing or of another kind raises."""
-    if (run.training["method"], run.training["seed"]) != (run.method, run.seed):
-        raise ValueError(f"training.json is of {run.training['method']} with seed {run.training['seed']}")
-    for head, report in run.metrics.items():
-        check_predictions(run.probabilities[head], run.labels, class_names=class_names)
-        for scores in (report, *(report["classes"][name] for name in class_names)):
-            for name in scores.keys() - {"classes", "slides"}:
-                _number(scores[name]["value"])
-        for phase in run.phases_of(head):
-            _number(phase["seconds"] + phase["parameters"])
-    for of_map in run.localisation.values():
-        for scores in of_map.values():
-            for name in MAP_SCORES:
-                _number(scores[name]["value"])
-            _number(scores["slides"] + _number(scores["positive_share"]))
-
-
 def _row(runs: Sequence[Run], head: str, task: str, class_names: Sequence[str]) -> Row:
-    reports = [run.metrics[head] for run in runs]
     phases = runs[0].phases_of(head)
     return Row(
         method=runs[0].method,
         head=head,
         title=f"{method_title(runs[0].method)} {head}",
-        scores={name: _values(reports, name) for name in score_names(task)},
+        scores={name: np.array([run.scores[head][name] for run in runs]) for name in score_names(task)},
         classes={
-            name: {
-                score: _values([report["classes"][name] for report in reports], score) for score in ("f1", "roc_auc")
-            }
+            name: {score: np.array([run.classes[head][name][score] for run in runs]) for score in ("f1", "roc_auc")}
             for name in class_names
         },
-        seconds=np.array([sum(phase["seconds"] for phase in run.phases_of(head)) for run in runs]),
+        seconds=np.array([run.seconds(head) for run in runs]),
         phases=len(phases),
         parameters=sum(phase["parameters"] for phase in phases),
     )
 
 
 def _map_row(runs: Sequence[Run], map_name: str, kind: str, scale: str) -> MapRow:
-    reports = [run.localisation[localisation_key(map_name, kind)] for run in runs]
-    names = list(reports[0])
+    found = [run.localisation[localisation_key(map_name, kind)] for run in runs]
     return MapRow(
         method=runs[0].method,
         map_name=map_name,
         kind=kind,
         title=f"{method_title(runs[0].method)} {map_name.replace('_', ' ')}",
         scale=scale,
-        classes={name: {score: _values([r[name] for r in reports], score) for score in MAP_SCORES} for name in names},
-        slides={name: int(reports[0][name]["slides"]) for name in names},
-        positive_share={name: _number(reports[0][name]["positive_share"]) for name in names},
+        classes={
+            name: {score: np.array([one[name][score] for one in found]) for score in MAP_SCORES} for name in found[0]
+        },
+        slides={name: int(of_class["slides"]) for name, of_class in found[0].items()},
+        positive_share={name: of_class["positive_share"] for name, of_class in found[0].items()},
     )
 
 
-def _with_difference(
-    row: Row,
-    reference: NDArray[np.float64],
-    by_method: Mapping[str, Sequence[Run]],
-    task: str,
-    num_resamples: int,
-    seed: int,
-    patients: Sequence[str],
-) -> Row:
-    if (row.method, row.head) == REFERENCE:
-        return row
-    runs = by_method[row.method]
-    behind = paired_difference(
-        reference, _repeats(runs, row.head), runs[0].labels, task, score_names(task)[1], num_resamples, seed, patients
-    )
-    if len(set(patients)) < FEWEST_PATIENTS:
-        behind = replace(behind, low=np.nan, high=np.nan, p_value=np.nan)
-    return replace(row, behind=behind)
-
-
-def _repeats(runs: Sequence[Run], head: str) -> NDArray[np.float64]:
+def _repeats(runs: Sequence[Run], head: str) -> Floats:
     return np.stack([run.probabilities[head] for run in runs])  # [seeds, n, K]
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return content
+def _scores(report: Mapping[str, Any]) -> dict[str, float]:
+    return {name: _number(score["value"]) for name, score in report.items() if name not in ("classes", "slides")}
 
 
-def _values(reports: Sequence[Mapping[str, Any]], name: str) -> NDArray[np.float64]:
-    return np.array([_number(report[name]["value"]) for report in reports])
+def _found(of_class: Mapping[str, Any]) -> dict[str, float]:
+    scores = {name: _number(of_class[name]["value"]) for name in MAP_SCORES}
+    return {**scores, **{name: _number(of_class[name]) for name in ("slides", "positive_share")}}
 
 
 def _number(value: float | None) -> float:

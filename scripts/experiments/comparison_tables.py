@@ -1,4 +1,4 @@
-"""The tables of a comparison: Markdown to read, CSV to go on with."""
+"""The tables of a comparison: Markdown to read, CSV for further use."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scripts.core.files import replacing
 from scripts.evaluation.bootstrap import FEWEST_PATIENTS, patients_text
 from scripts.evaluation.metrics import score_names
-from scripts.experiments.comparison_results import MapRow, Row, Run
+from scripts.experiments.comparison_results import MAP_SCORES, MapRow, Row, Run
 
 __all__ = ["markdown", "write_runs", "write_summary"]
 
@@ -25,8 +25,6 @@ TITLES = {
     "roc_auc": "ROC-AUC",
     "average_precision": "average precision",
 }
-
-
 SUMMARY_COLUMNS = (
     "method", "output", "class", "score", "mean", "sd", "trainings", "behind", "behind_low", "behind_high", "p_value",
 )  # fmt: skip
@@ -45,39 +43,30 @@ def markdown(
     """The tables as Markdown, in columns that line up as plain text as well.
 
     Args:
-        rows: the outputs of the methods.
-        maps: their maps of attention and contribution; empty without regions.
+        rows: the heads of the methods.
+        maps: their maps of attention and contribution.
         task: ``"multilabel"`` or ``"binary"``.
         num_slides: the number of test slides.
-        num_patients: the number of patients whose slides they are.
+        num_patients: the number of their patients.
         seeds: the seeds of the trainings.
         chance: the scores of class frequencies alone, see :func:`scripts.evaluation.metrics.frequency_baseline`.
-        patients_known: whether the datalist says whose slides they are; if not, each slide counts as a patient.
+        patients_known: whether the datalist names the patients; if not, each slide counts as one.
     """
     names = score_names(task)
-    lead = TITLES[names[1]]
     head = [
-        "output", *(TITLES[name] for name in names), f"behind MuSTMIL global in {lead} [95%]", "p",
+        "output", *(TITLES[name] for name in names), f"behind MuSTMIL global in {TITLES[names[1]]} [95%]", "p",
         "phases", "weights trained", "training in s",
     ]  # fmt: skip
-    body = [
-        [
-            row.title,
-            *(_mean_sd(row.scores[name]) for name in names),
-            *_lead(row),
-            str(row.phases),
-            f"{row.parameters:,}",
-            _mean_sd(row.seconds, digits=1),
-        ]
-        for row in rows
-    ]
+    body = []
+    for row in rows:
+        cost = [str(row.phases), f"{row.parameters:,}", _mean_sd(row.seconds, digits=1)]
+        body.append([row.title, *(_mean_sd(row.scores[name]) for name in names), *_behind(row), *cost])
+    body.append(["class frequencies alone", *(_number(chance[name]) for name in names), *[""] * 5])
     intervals = "its interval and p come from a bootstrap over patients and trainings."
     if num_patients < FEWEST_PATIENTS:
         intervals = f"it has no interval and no p, because the patients are fewer than {FEWEST_PATIENTS}."
-    frequencies = ["class frequencies alone", *(_number(chance[name]) for name in names)]
-    body.append(frequencies + [""] * (len(head) - len(frequencies)))
     tested = patients_text(num_slides, num_patients if patients_known else None, "test slides")
-    parts = [
+    blocks = [
         f"{tested}, {len(seeds)} trainings of each method (seeds "
         f"{', '.join(map(str, seeds))}): mean ± standard deviation over trainings. The difference to MuSTMIL's global "
         f"output is on the same slides; {intervals}",
@@ -86,30 +75,28 @@ def markdown(
     for score in ("f1", "roc_auc"):
         classes = list(rows[0].classes)
         body = [[row.title, *(_mean_sd(row.classes[name][score]) for name in classes)] for row in rows]
-        parts += [f"{TITLES[score]} of each class:", _table(["output", *classes], body)]
-    for score in ("roc_auc", "average_precision") if maps else ():
+        blocks += [f"{TITLES[score]} of each class:", _table(["output", *classes], body)]
+    for score in MAP_SCORES if maps else ():
         classes = list(maps[0].classes)
-        body = [
-            [row.title, row.kind, row.scale, *(_mean_sd(row.classes[name][score]) for name in classes)] for row in maps
-        ]
-        for scale in dict.fromkeys(row.scale for row in maps):
-            row = next(row for row in maps if row.scale == scale)
-            chance_of = {name: 0.5 if score == "roc_auc" else row.positive_share[name] for name in classes}
-            cells = (_with_count(chance_of[name], row.slides[name]) for name in classes)
+        body = [[m.title, m.kind, m.scale, *(_mean_sd(m.classes[name][score]) for name in classes)] for m in maps]
+        for scale in dict.fromkeys(m.scale for m in maps):
+            m = next(m for m in maps if m.scale == scale)
+            chances = [(m.slides[name], 0.5 if score == "roc_auc" else m.positive_share[name]) for name in classes]
+            cells = [f"{_number(value)} ({slides})" if slides else "- (0)" for slides, value in chances]
             body.append(["chance (slides)", "", scale, *cells])
-        parts += [
+        blocks += [
             f"Heatmaps against the regions of the classes, patch by patch, {TITLES[score]}, mean over the slides of "
             "the class in which some patches, and not all, lie in its regions:",
             _table(["map", "kind", "patches", *classes], body),
         ]
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(blocks) + "\n"
 
 
 def write_summary(path: Path, rows: Sequence[Row], maps: Sequence[MapRow]) -> None:
     """Write ``comparison.csv``: one line for each number of the tables, with its mean and standard deviation.
 
-    Columns: method, output (or kind and name of a map), class (empty for all), score, mean, sd, trainings, and for the
-    score that methods are compared in ``behind``, ``behind_low``, ``behind_high`` and ``p_value``.
+    ``output`` is a head, or the kind and name of a map; an empty ``class`` means all. The columns from ``behind`` on
+    are filled for the score in which methods are compared.
     """
     lines: list[list[object]] = []
     for row in rows:
@@ -122,26 +109,23 @@ def write_summary(path: Path, rows: Sequence[Row], maps: Sequence[MapRow]) -> No
         lines.append([row.method, row.head, "", "training_seconds", *_spread(row.seconds)])
         for name, value in (("phases", row.phases), ("parameters", row.parameters)):
             lines.append([row.method, row.head, "", name, value])
-    for one in maps:
-        output = f"{one.kind} {one.map_name}"
-        for class_name, scores in one.classes.items():
-            for name, values in scores.items():
-                lines.append([one.method, output, class_name, f"localisation_{name}", *_spread(values)])
+    for m in maps:
+        for class_name, scores in m.classes.items():
+            output = [m.method, f"{m.kind} {m.map_name}", class_name]
+            lines += [[*output, f"localisation_{name}", *_spread(values)] for name, values in scores.items()]
     _write_csv(path, SUMMARY_COLUMNS, lines)
 
 
 def write_runs(path: Path, runs: Sequence[Run], task: str) -> None:
-    """Write ``runs.csv``: one line for each run and output, with its scores, time and best epoch."""
+    """Write ``runs.csv``: one line for each run and head, with its scores, time and best epoch."""
     names = score_names(task)
     lines = []
     for run in runs:
-        for head, report in run.metrics.items():
-            scores = ["" if report[name]["value"] is None else f"{report[name]['value']:.6g}" for name in names]
-            seconds = sum(phase["seconds"] for phase in run.phases_of(head))
+        for head, found in run.scores.items():
+            scores = ["" if np.isnan(found[name]) else f"{found[name]:.6g}" for name in names]
             best = run.training["best"][head]
-            lines.append(
-                [run.method, run.seed, head, *scores, f"{best['validation_loss']:.6g}", best["epoch"], f"{seconds:.3f}"]
-            )
+            costs = [f"{best['validation_loss']:.6g}", best["epoch"], f"{run.seconds(head):.3f}"]
+            lines.append([run.method, run.seed, head, *scores, *costs])
     _write_csv(path, ["method", "seed", "output", *names, "validation_loss", "best_epoch", "training_seconds"], lines)
 
 
@@ -170,18 +154,15 @@ def _number(value: float) -> str:
     return "-" if np.isnan(value) else f"{value:.3f}"
 
 
-def _with_count(value: float, slides: int) -> str:
-    return f"{_number(value)} ({slides})" if slides else "- (0)"
-
-
-def _lead(row: Row) -> list[str]:
-    if row.behind is None:
-        return ["", ""]
+def _behind(row: Row) -> tuple[str, str]:
+    """The difference with its interval, and p."""
     b = row.behind
+    if b is None:
+        return "", ""
     if np.isnan(b.p_value):
-        return [f"{b.difference:+.3f}", "-"]
+        return f"{b.difference:+.3f}", "-"
     p = "< 0.001" if b.p_value < 0.001 else _number(b.p_value)
-    return [f"{b.difference:+.3f} [{b.low:+.3f}, {b.high:+.3f}]", p]
+    return f"{b.difference:+.3f} [{b.low:+.3f}, {b.high:+.3f}]", p
 
 
 def _table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:

@@ -1,4 +1,4 @@
-"""Many trainings: each a run of the shipped configs in a folder of its own, skipped when done, resumed when killed."""
+"""Many trainings: each runs the shipped configs in a folder of its own; finished ones are skipped, others resume."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing.connection import wait
@@ -25,31 +25,29 @@ from tqdm import tqdm
 
 from scripts.core.errors import BundleError, SettingsError, mistake_in
 from scripts.core.files import claimed, replacing
+from scripts.core.overrides import place_advanced
 from scripts.core.ranks import forget_ranks, num_ranks, rank, wait_for_ranks
+from scripts.core.running import ADVANCED
+from scripts.core.settings import with_role
 from scripts.core.start import as_literal
 from scripts.datalists.labels import with_positive_classes
 
 __all__ = ["Experiment", "leaving_out", "run_experiments"]
 
-# What each step is: the config and the kind of workflow that MONAI takes it for.
+# Each step's config, and the type of workflow that MONAI runs it as.
 STEPS = {"training": ("train.json", "train"), "evaluating": ("evaluate.json", "infer")}
-# Where and how a run computes, which does not decide what comes out: a run may go on with others. What the
-# datalist holds is told by its hash.
-FREE = (
-    "cache_gb", "dataset_dir", "datalist", "device", "encode_batch", "feature_dir", "num_workers", "reader",
-)  # fmt: skip
 WATCH_SECONDS = 0.2
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """One training, and perhaps its evaluation, by the shipped configs.
+    """One training, and perhaps its evaluation, with the shipped configs.
 
     Args:
         name: for the progress bar and for errors.
-        folder: gets all output: ``training.json``, ``models``, ``metrics.json``, ..., ``log.txt``, and last
-            ``done.json``.
-        settings: knobs of the configs, as plain values, and whatever else tells this run from others.
+        folder: gets all output: ``settings.json``, ``training.json``, ``models``, ``metrics.json``, ..., ``log.txt``,
+            and last ``done.json``.
+        settings: of the configs, as plain values, and whatever else distinguishes this run from others.
         steps: ``"training"``, ``"evaluating"``, in this order.
     """
 
@@ -60,30 +58,25 @@ class Experiment:
 
     @property
     def is_done(self) -> bool:
-        """Whether it was run to its end with these settings.
+        """Whether this run has finished.
 
         Raises:
-            SettingsError: if it was run, or begun, with others: its results are neither used nor replaced in
-                silence.
+            SettingsError: if the folder contains a run with other settings, which is neither used nor replaced.
         """
-        self._check_settings()
-        return (self.folder / "done.json").is_file()
-
-    def _check_settings(self) -> None:
-        path = self.folder / "settings.json"
+        path, done = self.folder / "settings.json", (self.folder / "done.json").is_file()
         remedy = f"Delete the folder {self.folder} to run it anew."
         if not path.is_file():
-            if (self.folder / "done.json").exists():
+            if done:
                 raise SettingsError(path, "is missing beside done.json", remedy)
-            return
+            return False
         try:
             found = with_positive_classes(dict(json.loads(path.read_text(encoding="utf-8"))))
         except (ValueError, TypeError) as error:
             raise SettingsError(path, f"is damaged ({error})", remedy) from error
         wanted = json.loads(json.dumps(dict(self.settings)))
         if "runtime" in wanted:
-            found.setdefault("runtime", "torch")  # what runs had that do not say it
-        keys = sorted((wanted.keys() | found.keys()) - set(FREE))
+            found.setdefault("runtime", "torch")  # runs of version 0.3 do not record it
+        keys = sorted((wanted.keys() | found.keys()) - set(with_role("free")))
         differs = [key for key in keys if found.get(key) != wanted.get(key)]
         if differs:
             both = ", ".join(f"{key} {found.get(key)!r}, now {wanted.get(key)!r}" for key in differs[:3])
@@ -92,6 +85,7 @@ class Experiment:
                 f"holds a run with other settings ({both})",
                 "Choose another `output_dir`, or delete the folder to run it anew.",
             )
+        return done
 
     def knobs(self, step: str, bundle_root: str | Path) -> dict[str, Any]:
         """What a step's config is given: those of the settings that it knows, and where the output is."""
@@ -101,48 +95,46 @@ class Experiment:
             "output_dir": str(self.folder),
             "ckpt_dir": str(self.folder / "models"),
         }
+        known = known.keys() | known[ADVANCED].keys()
         return {key: as_literal(value) for key, value in {**self.settings, **places}.items() if key in known}
 
     def open(self, step: str, bundle_root: str | Path) -> ConfigParser:
-        """A step's config with the knobs of this run, for its parts: ``open(...).get_parsed_content("network")``."""
+        """A step's config with the settings of this run."""
         parser = ConfigParser()
         parser.read_config(Path(bundle_root) / "configs" / STEPS[step][0])
         parser.update(self.knobs(step, bundle_root))
+        place_advanced(parser)
         return parser
 
     def run(self, bundle_root: str | Path) -> None:
-        """Run what is not done yet; a training that was cut off goes on from its last epoch.
+        """Run what is not done yet; an interrupted training resumes after its last whole epoch.
 
         Raises:
-            SettingsError: if the folder holds a run with other settings, or another process is writing into it.
+            SettingsError: if the folder contains a run with other settings, or another process has locked it.
         """
         with claimed(self.folder):
-            if not self.is_done:
-                self._run(bundle_root)
-
-    def _run(self, bundle_root: str | Path) -> None:
-        with replacing(self.folder / "settings.json") as part:
-            part.write_text(json.dumps(dict(self.settings), indent=2) + "\n", encoding="utf-8")
-        for step in self.steps:
-            config, kind = STEPS[step]
-            knobs = self.knobs(step, bundle_root)
-            if step == "training":
-                knobs["resume"] = (self.folder / "models" / "last.ckpt").is_file()
-            file = Path(bundle_root) / "configs" / config
-            workflow = ConfigWorkflow(str(file), workflow_type=kind, run_id=step, **knobs)
-            workflow.initialize()
-            workflow.run()
-            workflow.finalize()
-        with replacing(self.folder / "done.json") as part:
-            part.write_text(json.dumps({"steps": list(self.steps)}) + "\n", encoding="utf-8")
+            if self.is_done:
+                return
+            with replacing(self.folder / "settings.json") as part:
+                part.write_text(json.dumps(dict(self.settings), indent=2) + "\n", encoding="utf-8")
+            for step in self.steps:
+                config, kind = STEPS[step]
+                knobs = self.knobs(step, bundle_root)
+                if step == "training":
+                    knobs["resume"] = (self.folder / "models" / "last.ckpt").is_file()
+                file = Path(bundle_root) / "configs" / config
+                workflow = ConfigWorkflow(str(file), workflow_type=kind, run_id=step, **knobs)
+                workflow.initialize()
+                workflow.run()
+                workflow.finalize()
+            with replacing(self.folder / "done.json") as part:
+                part.write_text(json.dumps({"steps": list(self.steps)}) + "\n", encoding="utf-8")
 
 
 def leaving_out(settings: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
-    """Settings with more slides in ``leave_out``; where there are none at all, without it, as runs ever were.
+    """Settings with more slides in ``leave_out``; the key is absent if there are none.
 
-    Args:
-        settings: of an experiment, perhaps with ``leave_out``.
-        names: of the slides to leave out as well.
+    It is a setting like any other: finished runs that used these slides are refused.
     """
     left_out = sorted({*settings.get("leave_out", ()), *names})
     others = {key: value for key, value in settings.items() if key != "leave_out"}
@@ -152,30 +144,30 @@ def leaving_out(settings: Mapping[str, Any], names: Sequence[str]) -> dict[str, 
 def run_experiments(
     experiments: Sequence[Experiment], bundle_root: str | Path, num_processes: int = 1, desc: str = "runs"
 ) -> dict[str, BundleError]:
-    """Run all experiments that are not done, with a progress bar over them.
+    """Run all experiments that are not done, in processes of their own.
 
-    They run in processes of their own, whose output goes to ``log.txt`` in the experiment's folder. Under
-    ``torchrun`` each rank takes its share, and returns when all ranks are through.
+    Their output goes to ``log.txt`` in the experiment's folder. Under ``torchrun`` each rank runs its shard, and all
+    return together.
 
     Args:
         experiments: what to run, in folders that differ.
         bundle_root: the bundle's folder.
         num_processes: how many run at the same time; they share the processor's cores.
-        desc: what the progress bar calls them.
+        desc: the title of the progress bar.
 
     Returns:
-        What each experiment said that failed for a mistake of the user's, by its name. The others ran to their end.
+        By name, the error of each experiment that failed because of a user's mistake. The others ran to their end.
 
     Raises:
-        SettingsError: if ``num_processes`` is below 1, a folder holds a run with other settings, or a process
+        SettingsError: if ``num_processes`` is below 1, a folder contains a run with other settings, or a process
             died.
     """
     if isinstance(num_processes, bool) or not isinstance(num_processes, int) or num_processes < 1:
         raise SettingsError("num_processes", f"got {num_processes!r}", "Give a whole number from 1 up.")
     done = [experiment.is_done for experiment in experiments]
-    # Of all, not of what is left: a rank that starts later sees less left, and shares must not depend on it.
-    shares = list(zip(experiments, done, strict=True))[rank() :: num_ranks()]
-    mine = [experiment for experiment, is_done in shares if not is_done]
+    # Shards of all, not of what is left: a rank that starts later finds less left, and would choose another shard.
+    shard = list(zip(experiments, done, strict=True))[rank() :: num_ranks()]
+    mine = [experiment for experiment, is_done in shard if not is_done]
     failed: dict[str, BundleError] = {}
     with tqdm(
         total=len(experiments), initial=sum(done), desc=desc, unit="run", dynamic_ncols=True, disable=rank() > 0
@@ -196,73 +188,64 @@ def _run_here(
     context = multiprocessing.get_context("spawn")
     stop = context.Event()
     with ProcessPoolExecutor(processes, mp_context=context, initializer=_start, initargs=(threads, stop)) as pool:
-        running: dict[Future[None], Experiment] = {
-            pool.submit(_run_logged, experiment, bundle_root): experiment for experiment in experiments
-        }
-        for future in _as_completed(running, stop):
-            experiment = running[future]
-            try:
-                future.result()
-            except BundleError as error:
-                failed[experiment.name] = error
-                tqdm.write(f"{experiment.name} failed: {error}", file=sys.stderr)
-            except BrokenProcessPool as error:
-                raise SettingsError(
-                    experiment.name,
-                    "its process was killed, perhaps for want of memory",
-                    f"See {experiment.folder / 'log.txt'}; the same command goes on from here.",
-                ) from error
-            except Exception:
-                pool.shutdown(cancel_futures=True)
-                tqdm.write(f"{experiment.name} failed: see {experiment.folder / 'log.txt'}", file=sys.stderr)
-                raise
-            bar.set_postfix_str(experiment.name, refresh=False)
-            bar.update()
+        running = {pool.submit(_run_logged, experiment, bundle_root): experiment for experiment in experiments}
+        try:
+            for future in as_completed(running):
+                experiment = running[future]
+                try:
+                    future.result()
+                except BundleError as error:
+                    failed[experiment.name] = error
+                    tqdm.write(f"{experiment.name} failed: {error}", file=sys.stderr)
+                except BrokenProcessPool as error:
+                    raise SettingsError(
+                        experiment.name,
+                        "its process was killed, perhaps for want of memory",
+                        f"See {experiment.folder / 'log.txt'}; the same command goes on from here.",
+                    ) from error
+                except Exception:
+                    pool.shutdown(cancel_futures=True)
+                    tqdm.write(f"{experiment.name} failed: see {experiment.folder / 'log.txt'}", file=sys.stderr)
+                    raise
+                bar.set_postfix_str(experiment.name, refresh=False)
+                bar.update()
+        except KeyboardInterrupt:
+            stop.set()  # otherwise the pool waits for the runs under way
+            tqdm.write("stopped; the same command goes on from here", file=sys.stderr)
+            raise
     return failed
-
-
-def _as_completed(running: Iterable[Future[None]], stop: Event) -> Iterator[Future[None]]:
-    try:
-        yield from as_completed(running)
-    except KeyboardInterrupt:
-        # Else the pool would wait for the runs that are on their way.
-        stop.set()
-        tqdm.write("stopped; the same command goes on from here", file=sys.stderr)
-        raise
 
 
 def _run_logged(experiment: Experiment, bundle_root: str | Path) -> None:
     experiment.folder.mkdir(parents=True, exist_ok=True)
     sys.stdout.flush()
     sys.stderr.flush()
-    # By descriptor, since native libraries write past Python's streams. The process writes nowhere else.
+    # By descriptor, since native libraries write past Python's streams.
     with open(experiment.folder / "log.txt", "ab") as log:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
     try:
         experiment.run(bundle_root)
     except Exception as error:
-        # The log itself may be what there is no room for.
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):  # the disk may have no room for the log
             traceback.print_exc()
         mistake = mistake_in(error)
         if mistake is None:
             raise
-        # MONAI wraps it, and what it wraps does not travel to another process.
+        # MONAI wraps it in an error that cannot be pickled.
         raise mistake from None
 
 
 def _start(num_threads: int, stop: Event) -> None:
-    # What runs here is one rank's alone.
-    forget_ranks()
+    forget_ranks()  # a run belongs to one rank alone
     torch.set_num_threads(num_threads)
-    # The parent answers for an interrupt, which a terminal sends to every process.
+    # A terminal sends an interrupt to every process; the parent answers it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, args=(stop,), daemon=True).start()
 
 
 def _end_with_parent(stop: Event) -> None:
-    # Else a run would go on after its parent was killed, and write into the folder in which the next one resumes.
+    # A run that outlives its killed parent would write into the folder in which the next one resumes.
     parent = multiprocessing.parent_process()
     assert parent is not None
     while not stop.is_set() and not wait([parent.sentinel], timeout=WATCH_SECONDS):

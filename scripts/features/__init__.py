@@ -1,1 +1,5 @@
-"""From patches to feature files: backbones, runtimes, augmentation, extraction, the feature bank."""
+"""From patches to feature files.
+
+Other rooms use ``backbones`` (frozen encoders), ``encoding.Encoder`` (features of a bag), ``extraction.Extractor``
+(banks of a datalist), ``bank`` (read, write and locate them) and ``augmentation`` (the views of a slide).
+"""

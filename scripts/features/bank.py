@@ -1,9 +1,8 @@
-"""The feature bank: one HDF5 file a slide, with the features of each patch once, and the rows that link them."""
+"""The feature bank: one HDF5 file for each slide, with the features of each patch once, and the rows that link them."""
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import zlib
@@ -17,33 +16,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scripts.bags.bag import Bag
-from scripts.bags.grid import log_share
+from scripts.bags.grid import of_rows, row_log_weight
 from scripts.core.errors import SettingsError
-from scripts.core.files import file_sha256, refuse_special, replacing
+from scripts.core.files import refuse_special, replacing
 from scripts.core.magnification import scale_name
 from scripts.core.provenance import software
-from scripts.features.encoding import Encoder, PatchTransform, of_rows
+from scripts.features.encoding import Encoder, PatchTransform
 from scripts.features.hdf5 import writing_hdf5
-from scripts.slides.checksums import given_sha256
-from scripts.slides.dicom_series import slide_parts
 
-__all__ = [
-    "ADDED_SETTINGS",
-    "BankedBag",
-    "bank_path",
-    "is_banked",
-    "read_bank",
-    "seal_bank",
-    "slide_fingerprint",
-    "write_bank",
-]
+__all__ = ["BANK_FORMAT", "BankedBag", "bank_path", "read_bank", "seal_bank", "stored_settings", "write_bank"]
 
 # Raised when the same settings would give other contents: banks of an older format are then made again.
 BANK_FORMAT = 1
-FINGERPRINT_BYTES = 1 << 20
 ROWS_AT_ONCE = 4096
-# Settings that banks did not store from the start; scripts.features.extraction says what it means that one lacks them.
-ADDED_SETTINGS = ("slide_sha256", "ink", "device", "mask_tissue", "mask_sha256")
 
 
 @dataclass(frozen=True)
@@ -65,13 +50,13 @@ class BankedBag:
     base_mpp: float
 
     def row_features(self) -> NDArray[np.float32]:
-        """``[N, S, F]``: the features of each row's patches, from low to high magnification.
+        """``[N, S, F]``: the features of each row's patches.
 
         It is a view of ``[S, N, F]``: a network looks at one scale at a time, whose rows are then one block.
         """
         scales = np.empty((len(self.features), len(self.rows), self.features[0].shape[1]), dtype=np.float32)
         for out, features, patches in zip(scales, self.features, self.rows.T, strict=True):
-            # With another mode numpy fills a buffer and copies it. read_bank has seen that the rows are in range.
+            # With another mode numpy fills a buffer and copies it. read_bank has checked that the rows are in range.
             np.take(features, patches, axis=0, out=out, mode="clip")
         return scales.transpose(1, 0, 2)
 
@@ -85,88 +70,13 @@ class BankedBag:
         return sum(a.nbytes for a in self.features) + sum(a.nbytes for a in self.coords) + self.rows.nbytes
 
     def log_weight(self) -> NDArray[np.float32]:
-        """``[N, S]``: see :meth:`LinkedGrid.log_weight`."""
-        return log_share(self.rows)
+        """``[N, S]``: see :func:`scripts.bags.grid.row_log_weight`."""
+        return row_log_weight(self.rows)
 
 
 def bank_path(feature_dir: str | Path, slide: str, view: int = 0) -> Path:
     """The bank file of a view of a slide, by the slide's name in the datalist; view 0 are the plain patches."""
     return Path(feature_dir) / (f"views/{slide}/{view:03d}.h5" if view else f"{slide}.h5")
-
-
-def slide_fingerprint(path: str | Path) -> str:
-    """Hash of a file's size, start and end: tells replaced slides apart without reading gigabytes.
-
-    That of a DICOM slide of several files is a hash of theirs.
-
-    Raises:
-        SettingsError: if it is a pipe, a device or a socket.
-    """
-    refuse_special(path)
-    parts = slide_parts(path)
-    if len(parts) > 1:
-        return hashlib.sha256("".join(sorted(map(_file_fingerprint, parts))).encode()).hexdigest()
-    return _file_fingerprint(path)
-
-
-def _file_fingerprint(path: str | Path) -> str:
-    with open(path, "rb") as file:
-        size = file.seek(0, os.SEEK_END)
-        file.seek(0)
-        digest = hashlib.sha256(f"{size}:".encode() + file.read(FINGERPRINT_BYTES))
-        file.seek(max(0, size - FINGERPRINT_BYTES))
-        digest.update(file.read(FINGERPRINT_BYTES))
-    return digest.hexdigest()
-
-
-def entry_settings(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """What an entry of the datalist adds to the settings that decide a bank's content.
-
-    ``ink`` says that ink is left out of the tissue, where tissue is found and not given. Every bank holds the sum of
-    its slide's whole file; ``slide_sha256`` is among these where the datalist wants one.
-    """
-    mask, sha256 = entry.get("mask"), given_sha256(entry)
-    return {
-        "slide_fingerprint": slide_fingerprint(entry["image"]),
-        "mask_fingerprint": None if mask is None else slide_fingerprint(mask),
-        "mpp_given": entry.get("mpp"),
-        # Its start and end are background, whatever was edited in it.
-        **({"ink": "left out"} if mask is None else {"mask_sha256": file_sha256(mask)}),
-        **({} if sha256 is None else {"slide_sha256": sha256}),
-    }
-
-
-def is_banked(path: Path, settings: Mapping[str, Any], lacking: dict[str, list[Path]] | None = None) -> bool:
-    """Whether a bank is there, made with just these settings.
-
-    Args:
-        path: the bank's file.
-        settings: what it has to be made with.
-        lacking: takes, by each of :data:`ADDED_SETTINGS`, the path of a bank of an older version that does not store
-            it: it is used. One that lacks ``mask_tissue`` is so only where that is ``None``.
-
-    Raises:
-        SettingsError: if there is one that was made otherwise; it is neither used nor replaced in silence.
-    """
-    if not path.exists():
-        return False
-    made_with = {"runtime": "torch", **_read_settings(path)}  # what those were made with that do not say it
-    wanted = {"bank_format": BANK_FORMAT, **settings}
-    lacked = [key for key in ADDED_SETTINGS if key in wanted and key not in made_with]
-    if wanted.get("mask_tissue") is not None:  # Of a mask, all values beside 0 were tissue: no list of some.
-        lacked = [key for key in lacked if key != "mask_tissue"]
-    for key in lacked:
-        del wanted[key]
-    differs = [key for key in wanted if made_with.get(key) != wanted[key]]
-    if differs:
-        both = ", ".join(f"{key} {made_with.get(key)!r}, now {wanted[key]!r}" for key in differs)
-        raise SettingsError(
-            path, f"was made otherwise ({both})", "Choose another `feature_dir`, or delete the file to make it again."
-        )
-    if lacking is not None:
-        for key in lacked:
-            lacking.setdefault(key, []).append(path)
-    return True
 
 
 def write_bank(
@@ -184,11 +94,10 @@ def write_bank(
         path: the bank file.
         bag: the slide's bag.
         encoder: encodes the patches.
-        settings: what :func:`is_banked` compares later.
-        on_batch: called with the number of patches of each batch, for progress.
+        settings: of :func:`scripts.features.bank_settings.bank_settings`, which decide whether the bank is used again.
+        on_batch: called with the number of patches of each batch.
         transform: that of the view, applied to the patches before they are encoded.
-        made_by: what else to tell, beside the software, of what makes the bank: the seed, the datalist's hash. It does
-            not decide the content, and is not compared.
+        made_by: stored beside the versions of the software, such as the seed; never compared.
 
     Raises:
         SlideError: if the slide cannot be read, or was changed since it was opened; there is no bank then.
@@ -197,7 +106,7 @@ def write_bank(
     with replacing(path) as part, writing_hdf5(part) as (bank, check):
         bank.attrs["settings"] = json.dumps({"bank_format": BANK_FORMAT, **settings})
         bank.attrs["made_by"] = json.dumps({**software(bag.slide.backend), **(made_by or {})})
-        # HDF5 holds UTF-8, and the name of a file may be anything.
+        # HDF5 stores UTF-8, and the name of a file may be anything.
         bank.attrs["slide"] = os.fsencode(bag.slide.path.name).decode(errors="backslashreplace")
         bank.attrs["reader"] = bag.slide.backend
         bank.attrs["mpp"] = bag.slide.base_mpp
@@ -222,15 +131,13 @@ def write_bank(
 
 
 def seal_bank(bank: h5py.File, scales: Sequence[str]) -> None:
-    """Give each array of a bank, and its geometry, their checksums, with which :func:`read_bank` compares them.
-
-    Args:
-        bank: an open bank.
-        scales: the names of its scales.
-    """
+    """Store the checksum of each array of an open bank, and of its geometry, for :func:`read_bank` to compare."""
     datasets = _datasets(bank, scales)
     for dataset in datasets:
-        dataset.attrs["crc32"] = _crc32(dataset)
+        crc = 0
+        for first in range(0, len(dataset), ROWS_AT_ONCE):
+            crc = zlib.crc32(dataset[first : first + ROWS_AT_ONCE], crc)
+        dataset.attrs["crc32"] = crc
     bank.attrs["crc32"] = _geometry_crc32(float(bank.attrs["mpp"]), _sides(datasets))
 
 
@@ -242,7 +149,7 @@ def read_bank(path: Path, magnifications: tuple[float, ...]) -> BankedBag:
         magnifications: the scales to read, from low to high; all that the bank was made for.
 
     Raises:
-        SettingsError: if there is no bank, it is no bank, or it was made for other magnifications.
+        SettingsError: if there is no bank, it is damaged or something else, or was made for other magnifications.
     """
     if not path.exists():
         raise SettingsError(path, "there is no feature bank of this slide", "Run `extracting` first.")
@@ -254,46 +161,41 @@ def read_bank(path: Path, magnifications: tuple[float, ...]) -> BankedBag:
                 f"was made for magnifications {list(made_for)}, asked for are {list(magnifications)}",
                 "Set `magnifications` to the same, or choose another `feature_dir`.",
             )
-        scales = [scale_name(m) for m in magnifications]
         # Each look into the file costs, and a training reads thousands of banks an epoch.
-        datasets = _datasets(bank, scales)
+        datasets = _datasets(bank, [scale_name(m) for m in magnifications])
         # A damaged file may claim terabytes. Nothing in it is compressed.
         if sum(dataset.nbytes for dataset in datasets) > os.path.getsize(path):
-            raise ValueError("it claims to hold more than it does")
-        parts = [dataset[:] for dataset in datasets]
-        banked = BankedBag(
-            features=tuple(parts[2::2]),
-            coords=tuple(parts[1::2]),
-            patch_level0=_sides(datasets),
-            rows=parts[0],
-            base_mpp=float(bank.attrs["mpp"]),
-        )
-        _check_arrays(banked)
-        if (banked.rows < 0).any() or (banked.rows >= [len(features) for features in banked.features]).any():
-            raise ValueError("its rows go through patches that it does not hold")
-        for dataset, part in zip(datasets, parts, strict=True):
-            # Banks of before version 0.3 have none.
-            if (written := dataset.attrs.get("crc32")) is None:
-                if not np.isfinite(part).all():
+            raise ValueError("it claims to contain more than it does")
+        arrays = [dataset[:] for dataset in datasets]
+        rows, coords, features = arrays[0], tuple(arrays[1::2]), tuple(arrays[2::2])
+        banked = BankedBag(features, coords, _sides(datasets), rows, float(bank.attrs["mpp"]))
+        _check_shapes(banked)
+        for dataset, array in zip(datasets, arrays, strict=True):
+            written = dataset.attrs.get("crc32")
+            if written is None:  # as in banks of before version 0.3
+                if not np.isfinite(array).all():
                     raise ValueError(f"its {dataset.name[1:]} are not all finite numbers")
-            elif written != zlib.crc32(np.ascontiguousarray(part).data):
+            elif written != zlib.crc32(np.ascontiguousarray(array).data):
                 raise ValueError(f"its {dataset.name[1:]} are not those that were written")
         if bank.attrs.get("crc32", (crc := _geometry_crc32(banked.base_mpp, banked.patch_level0))) != crc:
             raise ValueError("its resolution or the size of its patches is not what was written")
         return banked
 
 
+def stored_settings(path: Path) -> dict[str, Any]:
+    """The settings that a bank was made with.
+
+    Raises:
+        SettingsError: if it is damaged, or no bank.
+    """
+    with _opened(path) as (_, settings):
+        return settings
+
+
 def _datasets(bank: h5py.File, scales: Sequence[str]) -> list[h5py.Dataset]:
     """The rows, then the coordinates and the features of each scale."""
     groups = [bank[scale] for scale in scales]
     return [bank["rows"], *(group[name] for group in groups for name in ("coords", "features"))]
-
-
-def _crc32(dataset: h5py.Dataset) -> int:
-    crc = 0
-    for first in range(0, len(dataset), ROWS_AT_ONCE):
-        crc = zlib.crc32(dataset[first : first + ROWS_AT_ONCE], crc)
-    return crc
 
 
 def _sides(datasets: Sequence[h5py.Dataset]) -> tuple[float, ...]:
@@ -304,29 +206,26 @@ def _geometry_crc32(base_mpp: float, patch_level0: Sequence[float]) -> int:
     return zlib.crc32(np.array([base_mpp, *patch_level0], dtype=np.float64).tobytes())
 
 
-def _check_arrays(banked: BankedBag) -> None:
+def _check_shapes(banked: BankedBag) -> None:
     rows, features, coords = banked.rows, banked.features, banked.coords
     if rows.ndim != 2 or not len(rows) or rows.shape[1] != len(features) or not np.issubdtype(rows.dtype, np.integer):
         raise ValueError(f"its rows are {rows.dtype} {list(rows.shape)}")
     if any(f.ndim != 2 or f.dtype != np.float32 or f.shape[1] != features[0].shape[1] for f in features):
         raise ValueError(f"its features are {[f'{f.dtype} {list(f.shape)}' for f in features]}")
     if any(c.shape != (len(f), 2) for c, f in zip(coords, features, strict=True)):
-        raise ValueError("its patches and their places differ in number")
-
-
-def _read_settings(path: Path) -> dict[str, Any]:
-    with _opened(path) as (_, settings):
-        return settings
+        raise ValueError("the numbers of its patches and their positions differ")
+    if (rows < 0).any() or (rows >= [len(f) for f in features]).any():
+        raise ValueError("its rows go through patches that it does not contain")
 
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[tuple[h5py.File, dict[str, Any]]]:
-    """A bank and its settings; whatever is wrong with it on the way is one error."""
+    """A bank and its settings; whatever is wrong with it is one error."""
     refuse_special(path)
     try:
         with h5py.File(path, "r") as bank:
             yield bank, dict(json.loads(bank.attrs["settings"]))
-    # Of a damaged file any part may be of another kind than was written.
+    # Anything in a damaged file may be of another kind than was written.
     except (OSError, KeyError, ValueError, TypeError, AttributeError, IndexError, RuntimeError, MemoryError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise SettingsError(

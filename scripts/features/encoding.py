@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import chain, cycle
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,29 +15,24 @@ from torch import Tensor
 
 from scripts.bags.bag import Bag
 from scripts.bags.blocks import Block, plan_blocks
-from scripts.core.errors import SettingsError, fitting
+from scripts.core.errors import fitting
+from scripts.core.settings import check_settings
 from scripts.features.backbones import Backbone
 from scripts.features.runtimes import Forward, choose_runtime, get_forward
 
-__all__ = ["Encoded", "Encoder", "PatchTransform", "of_rows"]
+__all__ = ["Encoded", "Encoder", "PatchTransform"]
 
-# Blocks that wait, read, while a batch is encoded: with it the memory is bounded whatever the slide's size.
+# Blocks that are read while a batch is encoded. The limit bounds the memory whatever the slide's size.
 BLOCKS_AHEAD = 1
 
 # From patches [n, 3, H, W] to as many of the same shape.
 PatchTransform = Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
 
-
-# Of a scale, some patches [n]; and with their pixels [n, 3, H, W].
-_Share = tuple[int, NDArray[np.int64]]
+# The index of a scale and some of its patches [n]; and with their pixels [n, 3, H, W].
+_Numbers = tuple[int, NDArray[np.int64]]
 _Patches = tuple[int, NDArray[np.int64], NDArray[np.uint8]]
-
-
-class _Features(NamedTuple):
-    """On the CPU ``[n, F]``, complete once the event, if there is one, has occurred."""
-
-    values: Tensor
-    arrived: torch.cuda.Event | None
+# Waits for features [n, F], float32.
+_Fetch = Callable[[], NDArray[np.float32]]
 
 
 class Encoded(NamedTuple):
@@ -56,15 +52,15 @@ class Encoded(NamedTuple):
 class Encoder:
     """Encodes the patches of a bag, each unique patch once per scale.
 
-    Slides are read in blocks (:func:`scripts.bags.blocks.plan_blocks`), and a batch holds patches of all scales, which
-    share the backbone. The batches depend on the bag alone, so a bag gives the same features to the last digit
-    wherever it is encoded on the same machine: into a bank or for a prediction.
+    Slides are read in blocks (:func:`scripts.bags.blocks.plan_blocks`), and a batch has patches of any scale, because
+    all share the backbone. Batches depend on the bag alone, so on one machine a bag gives the same features to the last
+    digit, into a bank or for a prediction.
 
     Args:
         backbone: the frozen backbone.
         device: where it runs.
         batch_size: patches that are encoded together.
-        num_workers: threads that read patches meanwhile; 0 reads them in turn with encoding.
+        num_workers: threads that read patches meanwhile; 0 reads and encodes in turn.
         runtime: what computes the backbone, see :func:`scripts.features.runtimes.choose_runtime`.
 
     Raises:
@@ -79,9 +75,7 @@ class Encoder:
         num_workers: int = 2,
         runtime: str = "torch",
     ) -> None:
-        for key, value, least in (("batch_size", batch_size, 1), ("num_workers", num_workers, 0)):
-            if not isinstance(value, int) or value < least:
-                raise SettingsError(key, f"got {value!r}", f"Give a whole number from {least} up.")
+        check_settings(encode_batch=batch_size, num_workers=num_workers)
         self.backbone, self.batch_size, self.num_workers = backbone, batch_size, num_workers
         self._wanted_runtime = runtime
         self._forward: Forward | None = None
@@ -91,30 +85,20 @@ class Encoder:
     def to(self, device: str | torch.device) -> None:
         """Encode on this device from now on.
 
-        A GPU is left alone until there are patches to encode: some take one process at a time, and a process that has
-        touched one holds it to its end.
+        A GPU is not touched until there are patches to encode: in exclusive mode it takes one process at a time, which
+        keeps it until it ends.
 
         Raises:
             SettingsError: if there is no such device, or the runtime does not run there.
         """
-        try:
-            self.device = torch.device(device)
-        except RuntimeError as error:
-            raise _not_usable(device, error) from error
+        check_settings(device=device)
+        self.device = torch.device(device)
         if self.device.type != "cuda":
-            self._move()
-        elif (self.device.index or 0) >= torch.cuda.device_count():
-            raise _not_usable(device, RuntimeError(f"torch sees {torch.cuda.device_count()} GPUs"))
+            self.backbone.to(self.device)
         runtime = choose_runtime(self._wanted_runtime, self.device)
         if (self.device, runtime) != self._prepared_for:
             self._prepared_for, self._forward = (self.device, runtime), None
         self.runtime = runtime
-
-    def _move(self) -> None:
-        try:
-            self.backbone.to(self.device)
-        except (RuntimeError, AssertionError) as error:
-            raise _not_usable(self.device, error) from error
 
     @property
     def num_features(self) -> int:
@@ -122,10 +106,10 @@ class Encoder:
         return self.backbone.num_features
 
     def settings(self) -> dict[str, Any]:
-        """What decides the features of a patch, as plain values: stored with them.
+        """What decides the features of a patch, as plain values that are stored with them.
 
-        ``device``, ``"cpu"`` or ``"cuda"``, is among them with ``amp`` alone: in bfloat16 each rounds in its own way,
-        layer after layer. In float32 they differ in the last digits, as two processors do.
+        ``device``, ``"cpu"`` or ``"cuda"``, is one of them only with ``amp``: in bfloat16 a GPU rounds differently in
+        every layer. In float32 the features differ in the last digits, as those of two processors do.
         """
         return {
             "backbone": self.backbone.name,
@@ -143,42 +127,46 @@ class Encoder:
             transform: applied to patches before they are encoded; several threads call it at once.
 
         Yields:
-            each patch once, some at a time.
+            features of some patches; each patch once.
 
         Raises:
             SlideError: if the slide cannot be read, or, at the end, if it was changed since it was opened.
-            SettingsError: if the device cannot be used, the runtime cannot compute the backbone, or a batch does not
-                fit into memory.
+            SettingsError: if the runtime cannot compute the backbone, or a batch does not fit into memory.
         """
-        self._move()
+        self.backbone.to(self.device)
         if self._forward is None:
             self._forward = get_forward(self.runtime, self.backbone, self.batch_size)
         # A GPU is given a batch before the features of the last one are fetched.
         in_flight = 1 if self.device.type == "cuda" else 0
-        computing: deque[tuple[list[_Share], _Features]] = deque()
-        for shares, batch in self._batches(bag, transform, buffers=1 + in_flight):
-            computing.append((shares, self._compute(self._forward, batch)))
+        computing: deque[tuple[list[_Numbers], _Fetch]] = deque()
+        for numbers, batch in self._batches(bag, transform, buffers=1 + in_flight):
+            computing.append((numbers, self._compute(self._forward, batch)))
             if len(computing) > in_flight:
                 yield from _fetched(*computing.popleft())
         while computing:
             yield from _fetched(*computing.popleft())
         bag.slide.check_unchanged()
 
-    def _compute(self, forward: Forward, batch: Tensor) -> _Features:
+    def _compute(self, forward: Forward, batch: Tensor) -> _Fetch:
         with fitting("encode_batch"):
             # Not in inference mode, whose tensors are another kind to the compiler, which would compile anew for them.
             on_device = batch.to(self.device, non_blocking=True)
-            # Whoever calls may track gradients (MONAI Label does): a frozen backbone needs none.
+            # The caller may track gradients (MONAI Label does); a frozen backbone needs none.
             with torch.inference_mode():
                 features = forward(on_device)
         if self.device.type != "cuda":
-            return _Features(features, None)
-        # The copy is asked for now: asked for later, it would wait for what the GPU was given since.
+            return features.numpy
+        # The copy is queued now: queued later, it would wait for the batches that the GPU was given since.
         on_cpu = torch.empty(features.shape, dtype=features.dtype, pin_memory=True)
         on_cpu.copy_(features, non_blocking=True)
         arrived = torch.cuda.Event()
         arrived.record(torch.cuda.current_stream(self.device))
-        return _Features(on_cpu, arrived)
+
+        def fetch() -> NDArray[np.float32]:
+            arrived.synchronize()
+            return on_cpu.numpy()
+
+        return fetch
 
     def encode_rows(self, bag: Bag, out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
         """The features of a bag's rows, ``[N, S, F]``, in memory once.
@@ -190,40 +178,35 @@ class Encoder:
         grid = bag.grid
         if out is None:
             out = np.empty((grid.num_rows, len(grid.scales), self.num_features), dtype=np.float32)
-        # Per scale the rows in the order of their patches, and where those of each patch begin.
         order = [np.argsort(patches, kind="stable") for patches in grid.rows.T]
-        begin = [
-            np.searchsorted(patches[by_patch], np.arange(len(coords) + 1))
-            for patches, by_patch, coords in zip(grid.rows.T, order, grid.coords, strict=True)
-        ]
+        by_patch = [patches[rows] for patches, rows in zip(grid.rows.T, order, strict=True)]
         for s, patches, features in self.encode(bag):
-            first, last = begin[s][patches], begin[s][patches + 1]
+            first, last = (np.searchsorted(by_patch[s], patches, side) for side in ("left", "right"))
             rows = np.concatenate([order[s][i:j] for i, j in zip(first, last, strict=True)])
             out[rows, s] = np.repeat(features, last - first, axis=0)
         return out
 
     def _batches(
         self, bag: Bag, transform: PatchTransform | None, buffers: int
-    ) -> Iterator[tuple[list[_Share], Tensor]]:
-        """Batches ``[n, 3, H, W]`` of patches of any scale; there are so many ``buffers``, filled in turn."""
-        ring: list[Tensor] = []
-        number, filled = 0, 0
-        shares: list[_Share] = []
+    ) -> Iterator[tuple[list[_Numbers], Tensor]]:
+        """Batches ``[n, 3, H, W]`` of patches of any scale, in a number of ``buffers`` that are filled in turn."""
+        ring: Iterator[Tensor] | None = None
+        numbers: list[_Numbers] = []
+        filled = 0
         for scale_index, patches, pixels in self._read(bag, transform):
-            if not ring:
-                ring = [self._buffer(pixels.shape[1:]) for _ in range(buffers)]
-            taken = 0
-            while taken < len(patches):
-                count = min(self.batch_size - filled, len(patches) - taken)
-                some = slice(taken, taken + count)
-                ring[number % buffers][filled : filled + count] = torch.from_numpy(pixels[some])
-                shares.append((scale_index, patches[some]))
-                taken, filled = taken + count, filled + count
+            if ring is None:
+                ring = cycle([self._buffer(pixels.shape[1:]) for _ in range(buffers)])
+                batch = next(ring)
+            while len(patches):
+                count = min(self.batch_size - filled, len(patches))
+                batch[filled : filled + count] = torch.from_numpy(pixels[:count])
+                numbers.append((scale_index, patches[:count]))
+                patches, pixels, filled = patches[count:], pixels[count:], filled + count
                 if filled == self.batch_size:
-                    yield shares, ring[number % buffers]
-                    number, filled, shares = number + 1, 0, []
+                    yield numbers, batch
+                    batch, filled, numbers = next(ring), 0, []
         if filled:
-            yield shares, ring[number % buffers][:filled]
+            yield numbers, batch[:filled]
 
     def _buffer(self, shape: tuple[int, ...]) -> Tensor:
         # Only from pinned memory does a GPU copy while the processor goes on.
@@ -244,8 +227,7 @@ class Encoder:
 
         blocks = plan_blocks(bag.grid)
         if self.num_workers == 0:
-            for block in blocks:
-                yield from read(block)
+            yield from chain.from_iterable(map(read, blocks))
             return
         waiting: deque[Future[list[_Patches]]] = deque()
         with ThreadPoolExecutor(self.num_workers) as threads:
@@ -257,28 +239,8 @@ class Encoder:
                 yield from waiting.popleft().result()
 
 
-def _not_usable(device: str | torch.device, error: BaseException) -> SettingsError:
-    reason = next(iter(str(error).splitlines()), type(error).__name__)
-    return SettingsError("device", f"{device} cannot be used ({reason})", "Use `cpu`, or `cuda`.")
-
-
-def _fetched(shares: list[_Share], features: _Features) -> Iterator[Encoded]:
-    if features.arrived is not None:
-        features.arrived.synchronize()
-    done, values = 0, features.values.numpy()
-    for scale_index, patches in shares:
-        yield Encoded(scale_index, patches, values[done : done + len(patches)])
-        done += len(patches)
-
-
-def of_rows(values: Sequence[NDArray[Any]], rows: NDArray[np.int64]) -> NDArray[Any]:
-    """What the patches of each row have, from what each unique patch has.
-
-    Args:
-        values: per scale ``[n_s, ...]``: features, corners or pixels of its unique patches.
-        rows: ``[N, S]``, the patch of each scale that each row goes through.
-
-    Returns:
-        ``[N, S, ...]``.
-    """
-    return np.stack([scale[rows[:, s]] for s, scale in enumerate(values)], axis=1)
+def _fetched(numbers: list[_Numbers], fetch: _Fetch) -> Iterator[Encoded]:
+    features = fetch()
+    for scale_index, patches in numbers:
+        yield Encoded(scale_index, patches, features[: len(patches)])
+        features = features[len(patches) :]

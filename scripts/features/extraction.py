@@ -9,10 +9,12 @@ import os
 import signal
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from scripts.bags.bag import Bag, BagBuilder
 from scripts.core.errors import SettingsError, SlideError
 from scripts.core.files import output_folder
 from scripts.core.ranks import (
+    SharedCounter,
     StoppedError,
     from_first_rank,
     is_first_rank,
@@ -32,11 +35,12 @@ from scripts.core.ranks import (
 )
 from scripts.core.repeats import first_names
 from scripts.datalists.failures import FailedSlides
-from scripts.features.augmentation import augmentation_settings, view_transform
-from scripts.features.bank import bank_path, entry_settings, is_banked, write_bank
+from scripts.features.augmentation import view_transform
+from scripts.features.bank import bank_path, write_bank
+from scripts.features.bank_settings import bank_settings, is_banked, of_view, warn_of_older
 from scripts.features.encoding import Encoder
 from scripts.features.progress import ExtractionProgress, SlideToExtract
-from scripts.slides.checksums import given_sha256, slide_sha256
+from scripts.slides.checksums import given_sha256
 
 __all__ = ["Extractor", "left_out"]
 
@@ -45,27 +49,21 @@ logger = logging.getLogger(__name__)
 GO_ON = "the same command goes on from here."
 REMEDY = f"Mend or replace them, or name them in `leave_out`; {GO_ON}"
 OR_ALLOW = f"Mend or replace them, name them in `leave_out`, or go on without them with `allow_missing`; {GO_ON}"
-# What it means that banks of an older version lack a setting of scripts.features.bank.ADDED_SETTINGS, and what to do.
-LACKING = {
-    "slide_sha256": "do not store the `sha256` of their slides: delete them if in doubt",
-    "ink": "were made before ink was left out of the tissue, and those of slides with ink contain it: `checking` names "
-    "these slides; delete their banks to have them made again",
-    "device": "do not store whether a CPU or a GPU made them, whose features differ slightly with `amp`: delete them "
-    "if both did",
-    "mask_sha256": "do not store the checksum of their masks: delete them if a mask was edited since",
-    "mask_tissue": "were made before masks with several values were refused, and before masks of a slide's bounds were "
-    "placed there: run `checking`, which looks at the masks; delete their banks in doubt",
-}
+# What is counted while banks are written: the log line at the end has the sums over all ranks.
+COUNTED = ("slides", "views", "patches", "orphans")
+
+# Gives a slide's bag and the SHA-256 of its file.
+GetBag = Callable[[], tuple[Bag, str | None]]
 
 
 class Extractor:
-    """Writes the feature bank of each slide that has none yet, and of each augmented view that is wanted of it.
+    """Writes the feature bank of each slide, and of each of its augmented views, that has none yet.
 
-    The ranks of ``torchrun`` share the slides out: each takes the next when it is through with its last, the largest
-    files first, so that none is left with a large one when the others are through. One rank alone keeps the datalist's
-    order, in which a user can follow it. All ranks end together, because what follows reads the banks of all.
+    The ranks of ``torchrun`` share the slides: each takes the next when it has finished its last, the largest files
+    first, so that none is left with a large one at the end. One rank alone keeps the datalist's order. All ranks end
+    together, because what follows reads the banks of all.
 
-    A slide that fails is written down, and the run goes on; it ends with an error all the same, when all else is done.
+    A slide that fails is recorded, and the run goes on; it ends with an error when all else is done.
 
     On SIGTERM, which ``torchrun`` sends to all ranks when one died, and Slurm before it takes the machine away, the
     slide under way is finished. The next run makes what is missing.
@@ -77,12 +75,9 @@ class Extractor:
         encoder: encodes its patches.
         feature_dir: where the banks are written, one file a slide and view.
         views: the number of augmented views of each entry, from 0 up; ``None`` is 0 for all.
-        failures: where slides that fail are written down; ``None`` ends the run with the first.
+        failures: where slides that fail are recorded; ``None`` ends the run with the first.
         allow_missing: whether what follows goes on without the slides that failed; ``None`` where nothing follows.
-        made_by: told by each bank, see :func:`scripts.features.bank.write_bank`; it decides nothing.
-
-    Raises:
-        ValueError: if there is not one number for each entry.
+        made_by: stored in each bank, see :func:`scripts.features.bank.write_bank`.
     """
 
     def __init__(
@@ -96,8 +91,6 @@ class Extractor:
         allow_missing: bool | None = None,
         made_by: Mapping[str, Any] | None = None,
     ) -> None:
-        if views is not None and len(views) != len(entries):
-            raise ValueError(f"views has {len(views)} numbers for {len(entries)} entries")
         self.entries = entries
         self.bag_builder, self.encoder = bag_builder, encoder
         self.feature_dir = Path(feature_dir)
@@ -107,74 +100,112 @@ class Extractor:
         self._left_out: list[str] | None = None
 
     def run(self) -> None:
-        """Extract what is missing, with a progress bar in patches a second and the time left; a second time, nothing.
+        """Extract what is missing, with a progress bar; a second time, nothing.
 
         Raises:
-            SlideError: if a slide cannot be used, and failures are not written down, or strict.
+            SlideError: if a slide cannot be used, and failures are not recorded, or strict.
             FailedSlidesError: at the end, if slides failed, and nothing goes on without them.
-            SettingsError: if a bank is there that was made with other settings, the ranks have other settings, or
+            SettingsError: if there is a bank that was made with other settings, the ranks have different settings, or
                 nothing can be written into ``feature_dir``.
-            StoppedError: if it was told to stop, or another rank failed.
+            StoppedError: on SIGTERM, or if another rank failed.
         """
-        if self._left_out is not None:
-            return
-        self._check_ranks()
-        if self.failures is not None:
-            self.failures.start()
-        todo = [SlideToExtract(*slide) for slide in from_first_rank(self._todo)]
-        self._announce(todo)
-        if todo:
-            self._run(todo)
-        self._left_out = self._end()
+        self.left_out()
 
     def left_out(self) -> list[str]:
-        """The names of the slides without which ``allow_missing`` goes on; extracts, if that was not done.
+        """The names of the slides without which ``allow_missing`` goes on; extracts first, if that was not done.
 
         Raises:
             as :meth:`run`.
         """
         if self._left_out is None:
-            self.run()
-        assert self._left_out is not None
+            self._check_ranks()
+            if self.failures is not None:
+                self.failures.start()
+            todo = [SlideToExtract(*slide) for slide in from_first_rank(self._todo)]
+            self._announce(todo)
+            if todo:
+                self._run(todo)
+            self._left_out = self._end()
         return self._left_out
 
     def _run(self, todo: Sequence[SlideToExtract]) -> None:
         output_folder(self.feature_dir)
         if self.failures is not None:
             output_folder(self.failures.path.parent)
-        start = time.perf_counter()
-        with (
-            _finishing_slides() as check_signal,
-            tqdm(total=0, unit="patch", desc="extracting", dynamic_ncols=True, disable=not is_first_rank()) as bar,
-        ):
+        start, counts = time.perf_counter(), Counter[str]()
+        bar = tqdm(
+            desc="extracting", total=0, unit="B", unit_scale=True, dynamic_ncols=True, disable=not is_first_rank()
+        )
+        with _finishing_slides() as check_signal, bar:
             progress = ExtractionProgress(todo, bar)
             try:
                 for slide, get_bag in self._bags(take_turns(todo)):
                     check_signal()
                     try:
-                        self._extract(slide, get_bag, progress)
+                        self._extract(slide, get_bag, progress, counts)
                     except SlideError as error:
                         self._record(slide.number, error)
+                    progress.end(slide)
                 check_signal()
+                sums = {name: SharedCounter() for name in COUNTED}
+                for name, counter in sums.items():
+                    counter.add(counts[name])
                 for _ in waiting():
                     progress.show()
                     check_signal()
             except StoppedError:
-                # torchrun tells all ranks when one has failed, and this one may hear of it from there first.
+                # torchrun signals all ranks when one has failed; this one may hear of it from the others first.
                 check_signal()
                 raise
             progress.show()
-            bar.total = patches = progress.patches.add()
-        seconds = time.perf_counter() - start
+        seconds, patches = time.perf_counter() - start, sums["patches"].add()
         logger.info(
             "extracted %d slides%s, %d patches in %.1f s (%.1f patches/s); %d patches left out without an ancestor",
-            progress.plain_banks.add(),
-            f" and {progress.view_banks.add()} augmented views" if any(any(slide.views) for slide in todo) else "",
+            sums["slides"].add(),
+            f" and {sums['views'].add()} augmented views" if any(any(slide.views) for slide in todo) else "",
             patches,
             seconds,
             patches / seconds,
-            progress.orphans.add(),
+            sums["orphans"].add(),
         )
+
+    def _bags(self, slides: Iterator[SlideToExtract]) -> Iterator[tuple[SlideToExtract, GetBag]]:
+        """Each slide with what gives its bag, for all views; one rank alone makes a bag ahead of its turn."""
+
+        def verified(slide: SlideToExtract) -> tuple[Bag, str | None]:
+            return self.bag_builder.verified(self.entries[slide.number], always=True)
+
+        if num_ranks() > 1:  # Another rank may be waiting for a slide that would be taken ahead.
+            yield from ((slide, partial(verified, slide)) for slide in slides)
+            return
+        with ThreadPoolExecutor(1) as thread:
+            ahead = ((slide, thread.submit(verified, slide).result) for slide in slides)
+            yield from (current for current, _ in pairwise(chain(ahead, [None])) if current is not None)
+
+    def _extract(
+        self, slide: SlideToExtract, get_bag: GetBag, progress: ExtractionProgress, counts: Counter[str]
+    ) -> None:
+        entry = self.entries[slide.number]
+        name = entry["slide"]
+        progress.begin(name)
+        bag, sha256 = get_bag()
+        settings = {**bank_settings(entry, self.bag_builder, self.encoder), "slide_sha256": sha256}
+        patches = bag.grid.num_patches
+        for view in slide.views:
+            if view:
+                progress.name(f"{name} view {view}")
+            write_bank(
+                bank_path(self.feature_dir, name, view),
+                bag,
+                self.encoder,
+                of_view(settings, view),
+                lambda encoded: progress.add(slide.size * encoded / patches),
+                view_transform(name, view),
+                self.made_by,
+            )
+            counts.update(patches=patches, **{"views" if view else "slides": 1})
+            if view == slide.views[0]:
+                counts.update(orphans=bag.grid.orphans)
 
     def _check_ranks(self) -> None:
         # Machines differ in what they are fast at, by which `amp` is chosen, and in what they can compile.
@@ -201,66 +232,34 @@ class Extractor:
         self._unread = []
         for number, (entry, views) in enumerate(zip(self.entries, self.views, strict=True)):
             try:
-                settings = self._settings(entry)
+                settings = bank_settings(entry, self.bag_builder, self.encoder)
             except SlideError as error:
                 self._unread.append(number)
                 self._record(number, error)
                 continue
-            paths = [self._path(entry, view) for view in range(views + 1)]
-            missing = [v for v, path in enumerate(paths) if not is_banked(path, _of_view(settings, v), lacking)]
+            paths = [bank_path(self.feature_dir, entry["slide"], view) for view in range(views + 1)]
+            missing = [view for view, path in enumerate(paths) if not is_banked(path, of_view(settings, view), lacking)]
             if missing:
                 todo.append(SlideToExtract(number, missing, os.path.getsize(entry["image"])))
-        for key, older in lacking.items():
-            names = first_names([path.relative_to(self.feature_dir) for path in older])
-            logger.warning("%d feature banks of an older version (%s) %s", len(older), names, LACKING[key])
+        warn_of_older(lacking, self.feature_dir)
         return sorted(todo, key=lambda slide: -slide.size) if num_ranks() > 1 else todo
 
-    def _bags(self, slides: Iterator[SlideToExtract]) -> Iterator[tuple[SlideToExtract, Callable[[], tuple[Bag, str]]]]:
-        """Each slide with what gives its bag, for all views, and its SHA-256; one rank makes it ahead of its turn."""
-        if num_ranks() > 1:  # A slide that is taken ahead is one that another rank may be waiting for.
-            yield from ((slide, partial(self._bag, slide)) for slide in slides)
-            return
-        last: tuple[SlideToExtract, Future[tuple[Bag, str]]] | None = None
-        with ThreadPoolExecutor(1) as thread:
-            for slide in slides:
-                following = slide, thread.submit(self._bag, slide)
-                if last is not None:
-                    yield last[0], last[1].result
-                last = following
-            if last is not None:
-                yield last[0], last[1].result
-
-    def _bag(self, slide: SlideToExtract) -> tuple[Bag, str]:
-        entry = self.entries[slide.number]
-        sha256, stamp = slide_sha256(entry)
-        bag = self.bag_builder(entry)
-        bag.slide.check_unchanged(since=stamp)
-        return bag, sha256
-
-    def _extract(
-        self, slide: SlideToExtract, get_bag: Callable[[], tuple[Bag, str]], progress: ExtractionProgress
-    ) -> None:
-        try:
-            bag, sha256 = get_bag()
-        except SlideError:
-            progress.lose(slide)
-            raise
-        progress.open(slide, bag)
-        for done, view in enumerate(slide.views):
-            try:
-                self._write(self.entries[slide.number], view, bag, sha256, progress)
-            except SlideError:
-                progress.give_up(slide, bag, len(slide.views) - done)
-                raise
-            progress.end_view(view)
-        progress.show()
-
-    def _write(self, entry: Mapping[str, Any], view: int, bag: Bag, sha256: str, progress: ExtractionProgress) -> None:
-        progress.start_view()
-        progress.show(now=f"{entry['slide']} view {view}" if view else entry["slide"])
-        transform = view_transform(entry["slide"], view)
-        settings = _of_view({**self._settings(entry), "slide_sha256": sha256}, view)
-        write_bank(self._path(entry, view), bag, self.encoder, settings, progress.add, transform, self.made_by)
+    def _announce(self, todo: Sequence[SlideToExtract]) -> None:
+        slides = sum(0 in slide.views for slide in todo)
+        views = sum(len(slide.views) for slide in todo) - slides
+        all_slides, all_views = len(self.entries), sum(self.views)
+        wanted, there = f"{slides} of {all_slides} slides", f"{all_slides - slides - len(self._unread)}"
+        if all_views:
+            wanted += f" and {views} of {all_views} augmented views"
+            there += f" and {all_views - views - sum(self.views[number] for number in self._unread)}"
+        logger.info("extracting %s into %s (%s are there)", wanted, self.feature_dir, there)
+        without = sum(given_sha256(self.entries[slide.number]) is None for slide in todo)
+        if without and is_first_rank():
+            logger.warning(
+                "%d of these slides have no `sha256` in the datalist: damage that can still be decoded changes "
+                "features without a sign. `checking` writes slides.csv, the datalist with the checksums.",
+                without,
+            )
 
     def _record(self, number: int, error: SlideError) -> None:
         if self.failures is None:
@@ -275,51 +274,19 @@ class Extractor:
             self.failures.end(len(self.entries), REMEDY if self.allow_missing is None else OR_ALLOW)
             return []
         # The first rank decides for all: another may not see yet what has just been written.
-        names = from_first_rank(self._missing)
+        names = from_first_rank(partial(self._missing, self.failures))
         if names and is_first_rank():
             listed = f"{len(names)} of {len(self.entries)} slides ({first_names(names)})"
             logger.warning("going on without %s, as `allow_missing` says: see %s", listed, self.failures.path)
         return names
 
-    def _missing(self) -> list[str]:
-        assert self.failures is not None
-        failed = set(self.failures.names())
+    def _missing(self, failures: FailedSlides) -> list[str]:
+        failed = set(failures.names())
         return [
-            entry["slide"]
-            for entry, views in zip(self.entries, self.views, strict=True)
-            if entry["slide"] in failed or not all(self._path(entry, view).exists() for view in range(views + 1))
+            name
+            for name, views in zip((entry["slide"] for entry in self.entries), self.views, strict=True)
+            if name in failed or not all(bank_path(self.feature_dir, name, v).exists() for v in range(views + 1))
         ]
-
-    def _settings(self, entry: Mapping[str, Any]) -> dict[str, Any]:
-        try:
-            of_entry = entry_settings(entry)
-        except OSError as error:
-            cause, remedy = f"cannot be read ({error.strerror})", "Check its rights, or copy it again."
-            raise SlideError(error.filename or entry["image"], cause, remedy) from error
-        except SettingsError as error:
-            raise SlideError(error.subject, error.cause, error.remedy) from error
-        of_mask = self.bag_builder.mask_settings(entry)
-        return {**self.bag_builder.settings(), **self.encoder.settings(), **of_entry, **of_mask}
-
-    def _path(self, entry: Mapping[str, Any], view: int) -> Path:
-        return bank_path(self.feature_dir, entry["slide"], view)
-
-    def _announce(self, todo: Sequence[SlideToExtract]) -> None:
-        slides = sum(0 in slide.views for slide in todo)
-        views = sum(len(slide.views) for slide in todo) - slides
-        all_slides, all_views = len(self.entries), sum(self.views)
-        wanted, there = f"{slides} of {all_slides} slides", f"{all_slides - slides - len(self._unread)}"
-        if all_views:
-            wanted += f" and {views} of {all_views} augmented views"
-            there += f" and {all_views - views - sum(self.views[number] for number in self._unread)}"
-        logger.info("extracting %s into %s (%s are there)", wanted, self.feature_dir, there)
-        unsummed = sum(given_sha256(self.entries[slide.number]) is None for slide in todo)
-        if unsummed and is_first_rank():
-            logger.warning(
-                "%d of these slides have no `sha256` in the datalist: damage that can still be decoded gives other "
-                "features, and nothing tells of it. `checking` writes slides.csv, the datalist with the sums.",
-                unsummed,
-            )
 
 
 def left_out(extractor: Extractor, source: str, allow_missing: bool) -> list[str]:
@@ -341,13 +308,9 @@ def left_out(extractor: Extractor, source: str, allow_missing: bool) -> list[str
     return extractor.left_out()
 
 
-def _of_view(settings: Mapping[str, Any], view: int) -> dict[str, Any]:
-    return {**settings, "view": view, **augmentation_settings()} if view else dict(settings)
-
-
 @contextmanager
 def _finishing_slides() -> Iterator[Callable[[], None]]:
-    """Put SIGTERM off, and give what raises a :class:`StoppedError` when it came."""
+    """Put SIGTERM off, and yield what raises a :class:`StoppedError` if it came."""
     told = threading.Event()
 
     def check() -> None:

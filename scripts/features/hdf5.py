@@ -15,20 +15,16 @@ __all__ = ["writing_hdf5"]
 
 @contextmanager
 def writing_hdf5(path: Path) -> Iterator[tuple[h5py.File, Callable[[], None]]]:
-    """Make an HDF5 file.
+    """Open an HDF5 file for writing, replacing any file that is there.
 
-    After a write that failed, HDF5 takes the process down when it ends, at the latest. So it is never told: the rest
-    goes nowhere, and the error is raised here.
-
-    Args:
-        path: the file, replaced if it is there.
+    After a failed write HDF5 crashes the process, at the latest when it closes the file. So it never learns of a
+    failure: what it writes from then on is discarded, and the error is raised here.
 
     Yields:
-        the file, and what raises the error of a write that failed, to be called now and then; the end of the block
-        calls it, too.
+        the file, and a function that raises the error of a failed write; the end of the block calls it, too.
 
     Raises:
-        OSError: what the file system said to a write.
+        OSError: of the first write that failed.
     """
     with _DeferringFile(path, "w+") as plain:
         try:
@@ -39,7 +35,7 @@ def writing_hdf5(path: Path) -> Iterator[tuple[h5py.File, Callable[[], None]]]:
 
 
 class _DeferringFile(io.FileIO):
-    """A file whose writes never fail, but for :meth:`check` afterwards."""
+    """A file whose writes raise nothing until :meth:`check`."""
 
     error: OSError | None = None
 
@@ -47,7 +43,7 @@ class _DeferringFile(io.FileIO):
         view = memoryview(data).cast("B")
         done = 0
         try:
-            # A write that reaches the end of the disk takes a part.
+            # A write that reaches the end of the disk writes some of it.
             while done < len(view) and self.error is None:
                 done += super().write(view[done:]) or 0
         except OSError as error:

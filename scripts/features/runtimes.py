@@ -56,42 +56,41 @@ def choose_runtime(runtime: str, device: torch.device) -> str:
 def get_forward(runtime: str, backbone: Backbone, batch_size: int) -> Forward:
     """The forward pass of a backbone.
 
-    ``"compile"`` and ``"openvino"`` fold batch norms into convolutions, and prepare the network for patches of one
-    size; that takes seconds, at the first batch.
+    ``"compile"`` and ``"openvino"`` prepare the network for patches of one size at the first batch, which takes
+    seconds, and fold batch norms into convolutions.
 
     Args:
         runtime: of :func:`choose_runtime`.
-        backbone: the backbone, on the device where it is to run.
-        batch_size: patches of a full batch, for which ``"compile"`` compiles; what comes with fewer is filled up.
+        backbone: on the device where it is to run.
+        batch_size: patches of a full batch, for which ``"compile"`` compiles; smaller batches are filled up.
     """
     if runtime == "torch":
         return backbone
     logger.info("preparing %s for runtime %s, which takes seconds, on busy cores a minute", backbone.name, runtime)
-    return _OpenVINO(backbone) if runtime == "openvino" else _FullBatches(_compiled(backbone), batch_size)
+    return _openvino(backbone) if runtime == "openvino" else _full_batches(_compiled(backbone), batch_size)
 
 
-class _FullBatches:
-    """Fills the last batch up, because another batch size would be compiled anew."""
+def _full_batches(forward: Forward, batch_size: int) -> Forward:
+    """Fill the last batch up, because another batch size would be compiled anew."""
 
-    def __init__(self, forward: Forward, batch_size: int) -> None:
-        self.forward, self.batch_size = forward, batch_size
-
-    def __call__(self, patches: Tensor) -> Tensor:
-        missing = self.batch_size - len(patches)
+    def fill(patches: Tensor) -> Tensor:
+        missing = batch_size - len(patches)
         if missing == 0:
-            return self.forward(patches)
-        # A tensor made in inference mode is another kind to the compiler, which would compile anew for it.
+            return forward(patches)
+        # The compiler treats a tensor made in inference mode as another kind, and would compile anew for it.
         with torch.inference_mode(False):
             full = torch.cat([patches, patches.new_zeros(missing, *patches.shape[1:])])
             full = full.contiguous(memory_format=torch.channels_last)
-        return self.forward(full)[: len(patches)]
+        return forward(full)[: len(patches)]
+
+    return fill
 
 
 def _compiled(backbone: Backbone) -> Forward:
     folded = copy.deepcopy(backbone)
     _fold_batch_norms(folded.network)
     folded.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    # Frozen, weights are constants, which oneDNN lays out once and for all.
+    # With frozen weights as constants, oneDNN chooses their layout once.
     module = torch.compile(folded, dynamic=False, options={"freezing": True})
 
     def forward(patches: Tensor) -> Tensor:
@@ -104,39 +103,40 @@ def _compiled(backbone: Backbone) -> Forward:
     return forward
 
 
-class _OpenVINO:
+def _openvino(backbone: Backbone) -> Forward:
     """A backbone in OpenVINO, on as many threads as PyTorch has."""
+    compiled: Callable | None = None
 
-    def __init__(self, backbone: Backbone) -> None:
-        self.backbone = backbone
-        self._compiled: Callable | None = None
-
-    def __call__(self, patches: Tensor) -> Tensor:
+    def forward(patches: Tensor) -> Tensor:
+        nonlocal compiled
         x = patches.permute(0, 2, 3, 1)  # [n, H, W, 3], which is how they lie in memory
-        if self._compiled is None:
-            self._compiled = self._compile(x)
+        if compiled is None:
+            compiled = _compile_openvino(backbone, x)
         # A copy, because the next call writes into the same memory.
-        return torch.from_numpy(self._compiled(x.numpy())[0].copy())
+        return torch.from_numpy(compiled(x.numpy())[0].copy())
 
-    def _compile(self, example: Tensor) -> Callable:
-        # Imported, OpenVINO sends word of its use to its maker, unless the package that does so cannot be imported.
-        sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
-        import openvino
+    return forward
 
-        backbone = copy.deepcopy(self.backbone)
-        backbone.amp = False  # OpenVINO is told its precision below, and cannot read an autocast
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", torch.jit.TracerWarning)
-            model = openvino.convert_model(
-                _FromChannelsLast(backbone).eval(), example_input=example, input=[(-1, *example.shape[1:])]
-            )
-        config = {
-            "PERFORMANCE_HINT": "LATENCY",  # all threads on one batch; the other hint computes several side by side
-            "INFERENCE_PRECISION_HINT": "bf16" if self.backbone.amp else "f32",
-            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-        }
-        compiled: Callable = openvino.Core().compile_model(model, "CPU", config)
-        return compiled
+
+def _compile_openvino(backbone: Backbone, example: Tensor) -> Callable:
+    # When it is imported, OpenVINO reports its use to its maker, unless the package that does so cannot be imported.
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+    import openvino
+
+    traced = copy.deepcopy(backbone)
+    traced.amp = False  # OpenVINO gets its precision below, and cannot read an autocast
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)
+        model = openvino.convert_model(
+            _FromChannelsLast(traced).eval(), example_input=example, input=[(-1, *example.shape[1:])]
+        )
+    config = {
+        "PERFORMANCE_HINT": "LATENCY",  # all threads on one batch; the other hint computes several side by side
+        "INFERENCE_PRECISION_HINT": "bf16" if backbone.amp else "f32",
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+    }
+    compiled: Callable = openvino.Core().compile_model(model, "CPU", config)
+    return compiled
 
 
 class _FromChannelsLast(nn.Module):
@@ -150,7 +150,7 @@ class _FromChannelsLast(nn.Module):
 
 
 def _fold_batch_norms(network: nn.Module) -> None:
-    """Make each batch norm a part of the convolution that it follows, by the order in which they were made."""
+    """Fold each batch norm into the convolution before it, in the order in which they were registered."""
     for module in network.modules():
         previous: tuple[str, nn.Module] | None = None
         for name, child in list(module.named_children()):
@@ -162,13 +162,12 @@ def _fold_batch_norms(network: nn.Module) -> None:
 
 def _missing_to_compile(device: torch.device) -> str | None:
     """What ``torch.compile`` needs and this machine lacks."""
-    if device.type == "cuda":
-        if not find_spec("triton"):
-            return "triton"
-        if not any(shutil.which(compiler) for compiler in (os.environ.get("CC", "gcc"), "clang")):
-            return "a C compiler"
-    elif not any(shutil.which(compiler) for compiler in (os.environ.get("CXX", "g++"), "clang++")):
-        return "a C++ compiler"
+    is_gpu = device.type == "cuda"
+    if is_gpu and not find_spec("triton"):
+        return "triton"
+    compilers = (os.environ.get("CC", "gcc"), "clang") if is_gpu else (os.environ.get("CXX", "g++"), "clang++")
+    if not any(map(shutil.which, compilers)):
+        return f"a {'C' if is_gpu else 'C++'} compiler"
     if not (Path(sysconfig.get_path("include")) / "Python.h").is_file():
         return "Python.h"
     return None

@@ -12,9 +12,9 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform
 
 from scripts.bags.bag import BagBuilder
+from scripts.bags.grid import of_rows
 from scripts.datalists.slide_files import slide_name
-from scripts.features.encoding import Encoder, of_rows
-from scripts.slides.checksums import check_sha256
+from scripts.features.encoding import Encoder
 
 __all__ = ["EncodeSlided", "ServingHeadd"]
 
@@ -50,9 +50,7 @@ class EncodeSlided(MapTransform):
         for key in self.key_iterator(encoded):
             path = str(encoded[key])
             entry = {**{str(k): v for k, v in encoded.items()}, "image": path}
-            stamp = check_sha256(entry)
-            bag = self.bag_builder(entry)
-            bag.slide.check_unchanged(since=stamp)
+            bag, _ = self.bag_builder.verified(entry)
             # Written in place: of a large slide they are most of what is in memory.
             shape = (bag.grid.num_rows, len(bag.grid.scales), self.encoder.num_features + 1)
             joined = np.empty(shape, dtype=np.float32)

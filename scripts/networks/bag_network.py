@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from monai.networks.nets import MILModel
-from monai.utils import OptionalImportError
 from torch import Tensor, nn
 
 from scripts.core.devices import use_full_float32
-from scripts.core.errors import SettingsError, fitting
+from scripts.core.errors import SettingsError
 from scripts.networks.state_record import keep_record
 
 __all__ = ["BagNetwork"]
@@ -21,42 +19,33 @@ class BagNetwork(MILModel):
     """A MONAI :class:`MILModel` over bags of linked rows, as features or as patches.
 
     A bag has N rows; a row is one patch of the highest magnification and the patches of the S - 1 lower ones
-    that contain it, from low to high. The subclasses say what becomes of the features, in ``_branches``, and how
-    much of it comes from each row, in ``_explain``.
+    that contain it, from low to high. A subclass pools the features in ``_branches`` and ``_explain``. These compute in
+    the precision of their weights, whatever autocast is around the network, so that contributions sum to the logit and
+    no probability is rounded to 0.5; and a network switches TF32 off in its process. The backbone may compute in less.
 
-    An autocast around the network does not reach these: they compute in the precision of their weights, float32 as a
-    rule, so that contributions sum to the logit and no probability is rounded to 0.5. The backbone alone may compute
-    in less.
-
-    A training has one or more phases. Phase p trains the outputs ``phases[p]`` and no others: see
-    :meth:`start_phase`.
+    A training has one or more phases. Phase p trains the heads ``phases[p]`` and no others (:meth:`start_phase`).
 
     Args:
-        num_classes: K, the number of logits of each output.
+        num_classes: K, the number of logits of each head.
         num_scales: S, the number of magnifications.
         num_features: F, the length of a patch's feature vector.
         backbone: ``None`` for a network that takes features; a module that maps ``[n, 3, H, W]`` patches to
             ``[n, num_features]``; or the name of a torchvision model.
-        freeze_backbone: never train the backbone, and keep it in eval mode (the module given is changed in
-            place). Its weights are those of a published file, so they are left out of ``state_dict()`` and
-            are not accepted by ``load_state_dict()``: a network on features and one on patches share
-            checkpoints.
+        freeze_backbone: never train the backbone, and keep it in eval mode (the module given is changed in place). Its
+            weights are those of a published file: ``state_dict()`` leaves them out and ``load_state_dict()`` refuses
+            them, so a network on features and one on patches share checkpoints.
         pretrained: load torchvision's weights, if ``backbone`` is a name.
         encode_batch: how many patches pass at once through a backbone that is in eval mode.
-        mil_mode: MONAI's parts that the subclass keeps; ``"mean"`` adds none besides ``myfc``.
+        mil_mode: the components of MONAI's model that the subclass keeps; ``"mean"`` adds none besides ``myfc``.
 
     Attributes:
-        phases: for each phase of the training, the outputs (their indices) that it trains.
-        map_heads: for each attention map, the index of the output that it explains.
-        record: what the weights were trained with and on; every state dict carries it, see
-            :mod:`scripts.weights.record`.
-        weights_problem: why the weights must not be used for prediction; ``None`` after they were loaded whole.
+        phases: for each phase of the training, the heads (their indices) that it trains.
+        map_heads: for each attention map, the index of the head that it explains.
+        record, origin, weights_problem: see :func:`scripts.networks.state_record.keep_record`.
 
     Raises:
-        SettingsError: if the backbone is a name that cannot be used, or gives other features.
+        SettingsError: if the backbone is a name that gives other features.
         ValueError: if ``num_classes``, ``num_scales`` or ``encode_batch`` is not positive.
-
-    Creating a network switches TF32 off in its process (:func:`scripts.core.devices.use_full_float32`).
     """
 
     def __init__(
@@ -73,26 +62,11 @@ class BagNetwork(MILModel):
         if num_scales < 1 or encode_batch < 1:
             raise ValueError(f"num_scales and encode_batch must be positive, got {num_scales} and {encode_batch}")
         use_full_float32()
-        try:
-            super().__init__(
-                num_classes,
-                mil_mode=mil_mode,
-                pretrained=pretrained,
-                backbone=nn.Identity() if backbone is None else backbone,
-                backbone_num_features=num_features,
-            )
-        except OptionalImportError as error:
-            raise SettingsError(
-                "backbone",
-                f"{backbone!r} is the name of a torchvision model, and torchvision is not installed",
-                "Install torchvision, or give the backbone as a module.",
-            ) from error
+        net = nn.Identity() if backbone is None else backbone
+        super().__init__(num_classes, mil_mode, pretrained, net, num_features)
         if self.myfc.in_features != num_features:
-            raise SettingsError(
-                "num_features",
-                f"is {num_features}, but {backbone!r} gives {self.myfc.in_features} features",
-                f"Set it to {self.myfc.in_features}.",
-            )
+            cause = f"is {num_features}, but {backbone!r} gives {self.myfc.in_features} features"
+            raise SettingsError("num_features", cause, f"Set it to {self.myfc.in_features}.")
         self.num_classes, self.num_scales, self.num_features = num_classes, num_scales, num_features
         self.has_backbone = backbone is not None
         self.freeze_backbone, self.encode_batch = freeze_backbone, encode_batch
@@ -114,13 +88,11 @@ class BagNetwork(MILModel):
         return self
 
     def start_phase(self, phase: int | None) -> None:
-        """Train the outputs of one phase and nothing else: all other weights stand still to the last bit.
+        """Train the heads of one phase and nothing else: all other weights stand still to the last bit.
 
-        Outputs of other phases are not computed: their logits are NaN.
+        Heads of other phases are not computed: their logits are NaN.
 
-        Args:
-            phase: its index in ``phases``, or ``None`` after the training: every result is computed, every
-                weight but a frozen backbone's may be trained.
+        After the training (``None``) every result is computed, and every weight but a frozen backbone's may be trained.
         """
         self.phase = -1 if phase is None else phase
         trained = set(self.parameters()) if phase is None else set(self.phase_parameters(phase))
@@ -138,18 +110,18 @@ class BagNetwork(MILModel):
     def forward(  # type: ignore[override]
         self, x: Tensor, log_weight: Tensor | None = None, no_head: bool = False
     ) -> Tensor:
-        """The logits of every output.
+        """The logits of every head.
 
         Args:
             x: features ``[B, N, S, F]``; features and, as the last channel, log weight ``[B, N, S, F + 1]``, where
-                only one tensor can travel; or patches ``[B, N, S, 3, H, W]`` as the backbone takes them. Scales
-                are from low to high.
+                only one tensor can travel; or patches ``[B, N, S, 3, H, W]`` as the backbone takes them, of which each
+                passes the backbone, also where rows share one. Scales are from low to high.
             log_weight: ``[B, N, S]``, added to the attention logits: 0 for a plain row, -inf for padding,
                 -log(c) where c rows of the bag share the patch. ``None`` is that of x, or 0 everywhere.
             no_head: return the features instead.
 
         Returns:
-            Logits ``[B, H, K]``, of the network's H outputs in order. With ``no_head`` the features
+            Logits ``[B, H, K]``, of the network's H heads in order. With ``no_head`` the features
             ``[B, N, S, F]``.
 
         Raises:
@@ -162,34 +134,23 @@ class BagNetwork(MILModel):
 
     def calc_head(self, x: Tensor, log_weight: Tensor | None = None) -> Tensor:
         """The logits ``[B, H, K]`` of features ``[B, N, S, F]``; see :meth:`forward`."""
-        x, weight = self._checked(x, log_weight)
-        with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
-            return self._branches(x, weight)[0]  # [B, H, K]
+        return self._attend(x, log_weight)[0]  # [B, H, K]
 
     @torch.jit.export
     def attend(self, x: Tensor, log_weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """The logits, and the attention that led to them.
-
-        Args:
-            x: features or patches, as for :meth:`forward`.
-            log_weight: as for :meth:`forward`.
+        """The logits, and the attention that led to them; arguments and errors as :meth:`forward`.
 
         Returns:
             Logits ``[B, H, K]`` and attention ``[B, N, M, K]`` of the network's M attention maps. The attention
-            of an output is after the softmax: over the rows (and, where it pools several scales as one bag,
+            of a head is after the softmax: over the rows (and, where it pools several scales as one bag,
             over these) it sums to 1, is 0 on padding, and c rows that share a patch (log weight -log(c)) share
             its attention equally.
-
-        Raises:
-            ValueError: as :meth:`forward`.
         """
-        x, weight = self._checked(self._encode(x), log_weight)
-        with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
-            return self._branches(x, weight)
+        return self._attend(self._encode(x), log_weight)
 
     @torch.jit.export
     def explain(self, x: Tensor, log_weight: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        r"""The logits, the attention, and what each row adds to each logit.
+        r"""The logits, the attention, and what each row adds to each logit; arguments and errors as :meth:`forward`.
 
         The attention for class k need not lie where class k is: a classifier sees the pooled vectors of all
         classes, so each attention may speak for any class, or against it. But pooling and classifier are linear
@@ -201,29 +162,23 @@ class BagNetwork(MILModel):
         to the logit of class k: above 0 where it speaks for the class, below where it speaks against it. It is
         exact, with a held as it is: it does not say what the logit would be without the row.
 
-        Args:
-            x: features or patches, as for :meth:`forward`.
-            log_weight: as for :meth:`forward`.
-
         Returns:
             Logits ``[B, H, K]`` and attention ``[B, N, M, K]`` as :meth:`attend` gives them, and the contribution
-            ``[B, N, M, K]``, in logits. Over the rows, and over all maps of the output (``map_heads``), it sums
+            ``[B, N, M, K]``, in logits. Over the rows, and over all maps of the head (``map_heads``), it sums
             to the logit less the classifier's bias. It is 0 on padding, and c rows that share a patch (log weight
             -log(c)) share its contribution equally.
-
-        Raises:
-            ValueError: as :meth:`forward`.
         """
         x, weight = self._checked(self._encode(x), log_weight)
         with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
             return self._explain(x, weight)
 
-    def _head_dtype(self) -> torch.dtype:
-        """The precision of the heads' weights."""
-        raise NotImplementedError
+    def _attend(self, x: Tensor, log_weight: Tensor | None) -> tuple[Tensor, Tensor]:
+        x, weight = self._checked(x, log_weight)
+        with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+            return self._branches(x, weight)
 
     def _branches(self, x: Tensor, log_weight: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits ``[B, H, K]`` and attention ``[B, N, M, K]`` of ``[B, N, S, F]`` and ``[B, N, S]``."""
+        """Logits ``[B, H, K]`` and attention ``[B, N, M, K]`` of ``[B, N, S, F]``, of any dtype, and ``[B, N, S]``."""
         raise NotImplementedError
 
     def _explain(self, x: Tensor, log_weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -231,48 +186,33 @@ class BagNetwork(MILModel):
         raise NotImplementedError
 
     def _encode(self, x: Tensor) -> Tensor:
-        # TorchScript fails on a return before a no_grad block, hence the nested methods.
-        return x if x.dim() == 4 else self._encode_patches(x)  # [B, N, S, F]
-
-    def _encode_patches(self, x: Tensor) -> Tensor:
+        if x.dim() == 4:
+            return x  # [B, N, S, F]
         if not torch.jit.is_scripting():
             _check_patches(x, self)
         patches = x.flatten(0, 2)  # [B * N * S, 3, H, W]
-        if self.freeze_backbone:
-            with torch.no_grad():
-                if torch.jit.is_scripting():
-                    features = self._run_backbone(patches)  # [B * N * S, F]
-                else:
-                    with fitting("encode_batch"):
-                        features = _of_distinct(patches, self._run_backbone, self.encode_batch)  # [B * N * S, F]
-        else:
-            features = self._run_backbone(patches)  # [B * N * S, F]
-        return features.reshape(x.shape[0], x.shape[1], x.shape[2], -1)  # [B, N, S, F]
-
-    def _run_backbone(self, patches: Tensor) -> Tensor:
         # Batch norm in training mode must see the whole bag; otherwise chunks bound the memory.
         size = patches.shape[0] if self.net.training else self.encode_batch
-        return torch.cat([self.net(chunk) for chunk in patches.split(size)])  # [B * N * S, F]
+        features = torch.cat([self.net(chunk) for chunk in patches.split(size)])  # [B * N * S, F]
+        return features.reshape(x.shape[0], x.shape[1], x.shape[2], -1)  # [B, N, S, F]
 
     def _checked(self, x: Tensor, log_weight: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Features ``[B, N, S, F]``, without what padding holds, and log weights ``[B, N, S]``."""
+        """Features ``[B, N, S, F]``, without what padding contains, and log weights ``[B, N, S]``."""
         if log_weight is None and x.dim() == 4 and x.shape[-1] == self.num_features + 1:
             x, log_weight = x[..., :-1], x[..., -1]  # [B, N, S, F], [B, N, S]
         if not torch.jit.is_scripting():
             _check_bags(x, log_weight, self)
         if log_weight is None:
-            log_weight = torch.zeros(x.shape[:3], dtype=x.dtype, device=x.device)  # [B, N, S]
-        else:
-            padding = torch.isneginf(log_weight)  # [B, N, S]
-            if torch.jit.is_scripting() or _needs_silence(x, padding):
-                # An attention of 0 does not silence padding that overflows half precision: 0 * inf is NaN.
-                x = x.masked_fill(padding.unsqueeze(-1), 0.0)  # [B, N, S, F]
-        # Features of a backbone under an autocast.
-        return x.to(self._head_dtype()), log_weight
+            return x, torch.zeros(x.shape[:3], dtype=x.dtype, device=x.device)
+        padding = torch.isneginf(log_weight)  # [B, N, S]
+        if torch.jit.is_scripting() or _needs_silence(x, padding):
+            # An attention of 0 does not silence padding that overflows half precision: 0 * inf is NaN.
+            x = x.masked_fill(padding.unsqueeze(-1), 0.0)  # [B, N, S, F]
+        return x, log_weight
 
 
 def _needs_silence(x: Tensor, padding: Tensor) -> bool:
-    """Whether padding holds anything but zeros. To fill it would copy all features, most often for nothing."""
+    """Whether padding contains anything but zeros. To fill it would copy all features, most often for nothing."""
     return _cannot_read_values() or (bool(padding.any()) and bool(x[padding].any()))
 
 
@@ -281,47 +221,22 @@ def _cannot_read_values() -> bool:
     return torch.jit.is_tracing() or torch.compiler.is_compiling()
 
 
-def _of_distinct(patches: Tensor, encode: Callable[[Tensor], Tensor], at_once: int) -> Tensor:
-    """Features ``[n, F]`` of patches ``[n, ...]``, of which those that are the same are encoded once.
-
-    The rows of a bag repeat each patch of a lower scale, and all padding is alike.
-    """
-    if _cannot_read_values():
-        return encode(patches)
-    pixels = patches.flatten(1).contiguous().view(torch.uint8)  # [n, bytes]
-    generator = torch.Generator().manual_seed(0)
-    factors = torch.randint(-(2**62), 2**62, pixels.shape[1:], generator=generator).to(pixels.device)  # [bytes]
-    # Integers, because a sum of floats may depend on the place in a batch.
-    sums = torch.cat([(some * factors).sum(dim=1) for some in pixels.split(at_once)])  # [n]
-    distinct, place = sums.unique(return_inverse=True)  # [u], [n]
-    first = place.new_full(distinct.shape, len(sums))
-    first.scatter_reduce_(0, place, torch.arange(len(sums), device=place.device), "amin")  # [u]
-    twins = first[place]  # [n]
-    same = (torch.equal(some, pixels[of]) for some, of in zip(pixels.split(at_once), twins.split(at_once), strict=True))
-    if len(first) == len(sums) or not all(same):
-        return encode(patches)
-    return encode(patches[first])[place]
-
-
 def _check_patches(x: Tensor, network: BagNetwork) -> None:
     if _cannot_read_values():
         return
     scales, features = network.num_scales, network.num_features
     if x.dim() != 6 or x.shape[2] != scales:
-        raise ValueError(
-            f"x must be features [B, N, {scales}, {features}] or patches [B, N, {scales}, 3, H, W], got {list(x.shape)}"
-        )
+        wanted = f"features [B, N, {scales}, {features}] or patches [B, N, {scales}, 3, H, W]"
+        raise ValueError(f"x must be {wanted}, got {list(x.shape)}")
     if not network.has_backbone:
         raise ValueError(f"x must be features, as this network has no backbone, got patches {list(x.shape)}")
 
 
 def _check_bags(x: Tensor, log_weight: Tensor | None, network: BagNetwork) -> None:
-    # The last check reads values, which a recorded or compiled graph cannot do.
     if _cannot_read_values():
         return
-    scales, features = network.num_scales, network.num_features
-    if x.dim() != 4 or x.shape[2:] != (scales, features):
-        raise ValueError(f"features must be [B, N, {scales}, {features}], got {list(x.shape)}")
+    if x.dim() != 4 or x.shape[2:] != (network.num_scales, network.num_features):
+        raise ValueError(f"features must be [B, N, {network.num_scales}, {network.num_features}], got {list(x.shape)}")
     if x.shape[1] == 0:
         raise ValueError(f"a bag needs at least one row, got features {list(x.shape)}")
     if log_weight is None:
@@ -340,19 +255,18 @@ def _leave_out_backbone(network: nn.Module, state: dict[str, Any], prefix: str, 
 
 
 def _keep_own_backbone(
-    network: nn.Module,
+    network: Any,
     state: dict[str, Any],
     prefix: str,
     _metadata: Any,
-    _strict: bool,
-    _missing: list[str],
-    unexpected: list[str],
-    _errors: list[str],
+    _strict: Any,
+    _missing: Any,
+    unexpected: list,
+    _errors: Any,
 ) -> None:
     # A backbone that was trained is not this one, and must be noticed as any other misfit is.
     foreign = [key for key in state if key.startswith(f"{prefix}net.")]
     unexpected.extend(foreign)
     for key in foreign:
         del state[key]
-    net: nn.Module = network.net  # type: ignore[assignment]
-    state.update({f"{prefix}net.{key}": value for key, value in net.state_dict().items()})
+    state.update({f"{prefix}net.{key}": value for key, value in network.net.state_dict().items()})

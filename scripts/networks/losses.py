@@ -1,4 +1,4 @@
-"""The multi-scale task loss: one binary cross-entropy for each output, weighted and summed."""
+"""The losses of all methods: one binary cross-entropy for each head, weighted and summed."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ __all__ = ["MultiScaleLoss", "PhaseLoss", "head_losses"]
 
 
 class MultiScaleLoss(_Loss):
-    r"""The loss of MuSTMIL (Marini et al., PMLR 156:170-181, 2021).
+    r"""The multi-scale task loss of MuSTMIL (Marini et al., PMLR 156:170-181, 2021).
 
     .. math:: L = \alpha \, BCE(y_{global}, y) + \beta \sum_s BCE(y_s, y)
 
     each BCE a mean over bags and classes.
 
     Args:
-        alpha: weight of the global output.
-        beta: weight of each scale's output.
+        alpha: weight of the global head.
+        beta: weight of each scale's head.
 
     Raises:
         SettingsError: if a weight is negative or not finite, or both are 0.
@@ -39,47 +39,34 @@ class MultiScaleLoss(_Loss):
         self.alpha, self.beta = alpha, beta
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        """The loss of one batch.
-
-        Args:
-            input: logits ``[B, 1 + S, K]``: global, then the scales.
-            target: labels ``[B, K]`` within 0 to 1, of any dtype.
-
-        Returns:
-            A scalar.
-
-        Raises:
-            ValueError: if the shapes do not fit.
-        """
+        """The loss of one batch, a scalar, from logits ``[B, 1 + S, K]``; otherwise as :func:`head_losses`."""
         losses = head_losses(input, target)  # [1 + S]
         return self.alpha * losses[0] + self.beta * losses[1:].sum()  # []
 
 
 class PhaseLoss(_Loss):
-    """The loss of a network that trains some of its outputs at a time: the sum of their cross-entropies.
+    """The sum of the cross-entropies of the heads that a network trains in its phase.
 
     Args:
-        network: it tells which outputs the phase trains; see :meth:`BagNetwork.start_phase`.
+        network: see :meth:`BagNetwork.start_phase`.
     """
 
     def __init__(self, network: BagNetwork) -> None:
         super().__init__()
+        # Not an attribute, which would make the network a submodule of its loss.
         self.trained = lambda: network.phases[max(network.phase, 0)]
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        """The loss of one batch, a scalar; arguments and errors as :func:`head_losses`."""
+        """The loss of one batch, a scalar; see :func:`head_losses`."""
         return head_losses(input[:, self.trained()], target).sum()  # []
 
 
 def head_losses(input: Tensor, target: Tensor) -> Tensor:
-    """The binary cross-entropy of each output alone, before alpha and beta.
+    """The binary cross-entropy of each head alone, ``[H]``, a mean over bags and classes.
 
     Args:
-        input: logits ``[B, H, K]`` of the H outputs.
+        input: logits ``[B, H, K]``.
         target: labels ``[B, K]`` within 0 to 1, of any dtype.
-
-    Returns:
-        ``[H]``, each a mean over bags and classes.
 
     Raises:
         ValueError: if the shapes do not fit.

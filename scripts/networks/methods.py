@@ -1,4 +1,7 @@
-"""The methods that can be trained and compared: what each one's network, outputs, attention maps and loss are."""
+"""The methods that can be trained and compared: the network, heads, attention maps and loss of each.
+
+Every function here raises a SettingsError if there is no such method, and if the magnifications cannot be used.
+"""
 
 from __future__ import annotations
 
@@ -42,8 +45,8 @@ class MapSpec:
     """One attention map of a method.
 
     Args:
-        name: of files and tables: ``"global"``, ``"5x"``, ...
-        head: the output that it explains.
+        name: in files and tables: ``"global"``, ``"5x"``, ...
+        head: the head that it explains.
         scale_index: whose patches it lies on; 0 is the lowest magnification.
     """
 
@@ -53,11 +56,7 @@ class MapSpec:
 
 
 def check_method(method: str) -> str:
-    """The same method.
-
-    Raises:
-        SettingsError: if there is no such method.
-    """
+    """The same method."""
     if not isinstance(method, str) or method not in METHODS:
         raise SettingsError("method", f"got {method!r}", f"Choose one of {', '.join(METHODS)}.")
     return method
@@ -69,47 +68,29 @@ def method_title(method: str) -> str:
 
 
 def get_network(method: str, **settings: Any) -> BagNetwork:
-    """The network of a method.
-
-    Args:
-        method: one of :data:`METHODS`.
-        settings: the arguments of :class:`scripts.networks.mustmil.MuSTMIL`, which every method takes.
-
-    Raises:
-        SettingsError: if there is no such method, or a setting has no such value.
-    """
-    check_method(method)
-    if method == "mustmil":
-        return MuSTMIL(**settings)
-    if method == "ssmil":
-        return SSMIL(**settings)
-    if method == "msmil":
-        return MSMIL(**settings)
-    return HighestScaleMIL(mil_mode=method.removeprefix("mil_"), **settings)
+    """The network of a method; ``settings`` are arguments of :class:`MuSTMIL`, which every method takes."""
+    networks: dict[str, type[BagNetwork]] = {"mustmil": MuSTMIL, "msmil": MSMIL, "ssmil": SSMIL}
+    if check_method(method) in networks:
+        return networks[method](**settings)
+    return HighestScaleMIL(method.removeprefix("mil_"), **settings)
 
 
 def get_loss(method: str, network: BagNetwork, alpha: float = 1.0, beta: float = 1.0) -> nn.Module:
-    """The loss of a method: MuSTMIL's with its weights, for a baseline that of the output in training.
+    """The loss of a method: :class:`MultiScaleLoss` for MuSTMIL, for a baseline that of the head in training.
 
     Args:
         method: one of :data:`METHODS`.
         network: the network that is trained.
-        alpha: weight of MuSTMIL's global output; the baselines have no use for it.
-        beta: weight of each of MuSTMIL's scales; the baselines have no use for it.
-
-    Raises:
-        SettingsError: if there is no such method, or the weights cannot be used.
+        alpha: weight of MuSTMIL's global head; the baselines do not use it.
+        beta: weight of the head of each of MuSTMIL's scales; the baselines do not use it.
     """
     return MultiScaleLoss(alpha, beta) if check_method(method) == "mustmil" else PhaseLoss(network)
 
 
 def result_heads(method: str, magnifications: Sequence[float]) -> list[str]:
-    """The names of a method's outputs, in order: ``["global", "5x", "10x"]`` for MuSTMIL.
+    """The names of a method's heads, in order: ``["global", "5x", "10x"]`` for MuSTMIL.
 
     MSMIL has the global one alone, SSMIL one for each scale, MONAI's MILModel that of the highest scale.
-
-    Raises:
-        SettingsError: if there is no such method, or the magnifications cannot be used.
     """
     scales = scale_names(magnifications)
     heads = {"mustmil": ["global", *scales], "msmil": ["global"], "ssmil": scales}
@@ -117,11 +98,7 @@ def result_heads(method: str, magnifications: Sequence[float]) -> list[str]:
 
 
 def trained_heads(method: str, magnifications: Sequence[float]) -> list[str]:
-    """The outputs that have weights of their own in training: MSMIL trains each scale alone before the global one.
-
-    Raises:
-        SettingsError: as :func:`result_heads`.
-    """
+    """The heads that have weights of their own in training: MSMIL trains each scale alone before the global one."""
     return ["global", *scale_names(magnifications)] if method == "msmil" else result_heads(method, magnifications)
 
 
@@ -130,9 +107,6 @@ def attention_maps(method: str, magnifications: Sequence[float]) -> list[MapSpec
 
     MuSTMIL's global attention lies on the patches of the highest scale, of which there is one in each row.
     MSMIL pools the patches of all scales as one bag: one attention, and a map for each scale of it.
-
-    Raises:
-        SettingsError: as :func:`result_heads`.
     """
     scales = scale_names(magnifications)
     own = [MapSpec(name, name, s) for s, name in enumerate(scales)]

@@ -14,7 +14,7 @@ __all__ = ["BranchNetwork", "MuSTMIL"]
 
 
 class BranchNetwork(BagNetwork):
-    r"""The parts of MuSTMIL: an instance layer for each scale, and a branch for each output.
+    r"""The components of MuSTMIL: an instance layer for each scale, and a branch for each head.
 
     In the paper's letters a branch over instances h_j with log weights g_j is, for class k,
 
@@ -29,72 +29,62 @@ class BranchNetwork(BagNetwork):
     repeat a low patch c times; -log(c) on each of them makes softmax over rows equal softmax over patches.
 
     The subclasses say which instances each branch pools (``_inputs``), and how the branches' logits and maps
-    become the network's (``_outputs``, ``_maps``).
+    become the network's (``_logits``, ``_maps``).
 
-    What MONAI's :class:`MILModel` calls ``net`` is ConvL; ``embed`` holds IL of every scale from low to high,
+    What MONAI's :class:`MILModel` calls ``net`` is ConvL; ``embed`` contains IL of every scale from low to high,
     ``attention`` V and w of every branch, and ``myfc`` Cl.
 
     Args:
         widths: the length of the instances that each branch pools.
-        num_classes: K, the number of logits of each output.
-        num_nodes: length of h, at least 2; V maps each branch's instances to half of that.
-        settings: further arguments of :class:`BagNetwork`.
-
-    Raises:
-        SettingsError: if ``num_nodes`` is too small, or as :class:`BagNetwork`.
-        ValueError: as :class:`BagNetwork`.
+        num_nodes: length of h, at least 2 (else a SettingsError); V maps each branch's instances to half of that.
+        settings: the other arguments are those of :class:`BagNetwork`.
     """
 
-    def __init__(self, widths: list[int], num_classes: int, num_nodes: int = 128, **settings: Any) -> None:
+    def __init__(
+        self, widths: list[int], num_classes: int, num_scales: int, num_features: int, num_nodes: int, **settings: Any
+    ) -> None:
         if num_nodes < 2:
             raise SettingsError("num_nodes", f"got {num_nodes}", "Set it to 2 or more; the paper has 128.")
-        super().__init__(num_classes, **settings)
-        self.embed = nn.ModuleList(nn.Linear(self.num_features, num_nodes) for _ in range(self.num_scales))
+        super().__init__(num_classes, num_scales, num_features, **settings)
+        self.embed = nn.ModuleList(nn.Linear(num_features, num_nodes) for _ in range(num_scales))
+        half = num_nodes // 2
         self.attention: nn.ModuleList = nn.ModuleList(  # type: ignore[assignment]
-            nn.Sequential(
-                nn.Linear(width, num_nodes // 2),
-                nn.Tanh(),
-                nn.Linear(num_nodes // 2, num_classes, bias=False),
-            )
+            nn.Sequential(nn.Linear(width, half), nn.Tanh(), nn.Linear(half, num_classes, bias=False))
             for width in widths
         )
         self.myfc: nn.ModuleList = nn.ModuleList(  # type: ignore[assignment]
             nn.Linear(num_classes * width, num_classes) for width in widths
         )
         # Which instance layers and which branches are computed: all, but in a phase that trains others.
-        self.embeds = [True] * self.num_scales
+        self.embeds = [True] * num_scales
         self.computes = [True] * len(widths)
-
-    def _head_dtype(self) -> torch.dtype:
-        weight: Tensor = self.embed[0].weight  # type: ignore[assignment]
-        return weight.dtype
 
     def _embed(self, x: Tensor) -> list[Tensor]:
         """h of each scale, ``[B, N, num_nodes]``; without rows where nothing needs it."""
         embedded: list[Tensor] = []
         for s, il in enumerate(self.embed):
-            embedded.append(il(x[:, :, s] if self.embeds[s] else x[:, :0, s]))  # [B, N, num_nodes]
+            weight: Tensor = il.weight  # type: ignore[assignment]
+            rows = x[:, :, s] if self.embeds[s] else x[:, :0, s]  # [B, N, F]
+            embedded.append(il(rows.to(weight.dtype)))  # [B, N, num_nodes]
         return embedded
 
     def _branches(self, x: Tensor, log_weight: Tensor) -> tuple[Tensor, Tensor]:
-        inputs, log_weights = self._inputs(x, log_weight)
-        logits, attention = self._pool(inputs, log_weights)
-        return self._outputs(logits), self._maps(attention)  # [B, H, K], [B, N, M, K]
+        logits, attention = self._pool(*self._inputs(x, log_weight))
+        return self._logits(logits), self._maps(attention)  # [B, H, K], [B, N, M, K]
 
     def _explain(self, x: Tensor, log_weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         inputs, log_weights = self._inputs(x, log_weight)
         logits, attention = self._pool(inputs, log_weights)
-        contribution = self._contribute(inputs, attention)
-        # [B, H, K], [B, N, M, K], [B, N, M, K]
-        return self._outputs(logits), self._maps(attention), self._maps(contribution)
+        contribution = self._maps(self._contribute(inputs, attention))
+        return self._logits(logits), self._maps(attention), contribution  # [B, H, K], twice [B, N, M, K]
 
     def _inputs(self, x: Tensor, log_weight: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """The instances ``[B, n, width]`` and the log weights ``[B, n]`` of each branch."""
         raise NotImplementedError
 
-    def _outputs(self, logits: list[Tensor]) -> Tensor:
-        """The network's logits ``[B, H, K]`` from the branches', ``[B, K]`` each."""
-        return torch.stack(logits, dim=1)
+    def _logits(self, of_branches: list[Tensor]) -> Tensor:
+        """The network's logits ``[B, H, K]`` from those of the branches, ``[B, K]`` each."""
+        return torch.stack(of_branches, dim=1)
 
     def _maps(self, of_branches: list[Tensor]) -> Tensor:
         """The network's maps ``[B, N, M, K]`` from those of the branches, ``[B, n, K]`` each."""
@@ -139,29 +129,18 @@ class MuSTMIL(BranchNetwork):
 
     .. math:: h_{s,j} = IL_s(x_{s,j})
 
-    The branch of scale s (:class:`BranchNetwork`) is over :math:`h_{s,j}`; the multi-scale one is over
+    The branch of scale s is over :math:`h_{s,j}`; the multi-scale one is over
     :math:`h_j = [h_{1,j}, ..., h_{S,j}]` with the log weight of the highest scale, whose patches are the rows.
 
-    The outputs, as the attention maps and the entries of ``attention`` and ``myfc``, are in the order global,
-    then scales from low to high.
-
-    Args:
-        num_classes: K, the number of logits of each output.
-        num_scales: S, the number of magnifications.
-        num_features: F, the length of a patch's feature vector.
-        num_nodes: length of h, at least 2; V maps it to half of that.
-        settings: further arguments of :class:`BagNetwork`.
-
-    Raises:
-        SettingsError: if ``num_nodes`` is too small, or as :class:`BagNetwork`.
-        ValueError: as :class:`BagNetwork`.
+    The heads, as the attention maps and the entries of ``attention`` and ``myfc``, are in the order global,
+    then scales from low to high. Arguments and errors are those of :class:`BranchNetwork`.
     """
 
     def __init__(
         self, num_classes: int, num_scales: int = 2, num_features: int = 512, num_nodes: int = 128, **settings: Any
     ) -> None:
         widths = [num_scales * num_nodes] + [num_nodes] * num_scales
-        super().__init__(widths, num_classes, num_nodes, num_scales=num_scales, num_features=num_features, **settings)
+        super().__init__(widths, num_classes, num_scales, num_features, num_nodes, **settings)
         self.phases = [list(range(1 + num_scales))]
         self.map_heads = list(range(1 + num_scales))
 

@@ -128,7 +128,7 @@ def signed_record(metadata: Mapping[str, Any], state: Mapping[str, Tensor]) -> t
         return {}, f"their record of the training is damaged: {fault}"
     if origin_in(metadata) is None:
         return record, "what they tell of their making is damaged"
-    if metadata.get("sha256") != _checksum(metadata, state):
+    if not _is_signed(metadata, state):
         return record, "they are not those that training wrote: their checksum differs"
     return record, None
 
@@ -221,6 +221,12 @@ def _judge(network: nn.Module, incompatible: Any) -> None:
         network.weights_problem = problem  # type: ignore[assignment]
     elif network.weights_problem is None and not is_finite(network.parameters()):
         network.weights_problem = NOT_FINITE
+
+
+def _is_signed(metadata: Mapping[str, Any], state: Mapping[str, Tensor]) -> bool:
+    sha256 = metadata.get("sha256")
+    # The first weights of version 0.3.0 have no origin, and a checksum of their tensors alone.
+    return sha256 == _checksum(metadata, state) or ("origin" not in metadata and sha256 == weights_sha256(state))
 
 
 def _checksum(metadata: Mapping[str, Any], state: Mapping[str, Tensor]) -> str:

@@ -1,8 +1,9 @@
-"""A slide's content against the checksum that the datalist gives of it."""
+"""Whether a slide's files are the ones that are meant: checksums against the datalist, stamps against a replacement."""
 
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,22 @@ from typing import Any
 from scripts.core.errors import SettingsError, SlideError
 from scripts.core.files import file_sha256
 from scripts.slides.dicom_series import slide_parts
-from scripts.slides.stamp import Stamp, stamp_of
 
-__all__ = ["check_sha256", "content_sha256", "given_sha256", "slide_sha256"]
+__all__ = ["Stamp", "check_sha256", "content_sha256", "given_sha256", "slide_sha256", "stamp_of"]
+
+# Device, inode, size and time of the last change of each of a slide's files.
+Stamp = tuple[int, ...]
+
+
+def stamp_of(path: str | Path) -> Stamp:
+    """The stamp of a slide's file as it is now; of a DICOM slide that of all its files.
+
+    Raises:
+        OSError: if there is none, or it may not be looked at.
+    """
+    os.stat(path)  # a file that does not exist has no parts
+    parts = [os.stat(part) for part in slide_parts(path)]
+    return tuple(n for part in parts for n in (part.st_dev, part.st_ino, part.st_size, part.st_mtime_ns))
 
 
 def given_sha256(entry: Mapping[str, Any]) -> str | None:
@@ -25,47 +39,40 @@ def content_sha256(path: str | Path) -> str:
     """The SHA-256 of a slide's file in hexadecimal; of a DICOM slide of several files, that of the list of theirs.
 
     The list has their checksums, one a line, sorted: so it is the same whichever file is named, and whatever the files
-    are called. For a folder with one slide the shell gives it, too: ``sha256sum * | cut -c 1-64 | sort | sha256sum``
-    (with ``LC_ALL=C``).
+    are called. In a folder with one slide the shell gives the same:
+    ``sha256sum * | cut -c 1-64 | LC_ALL=C sort | sha256sum``.
 
     Raises:
         SettingsError: if one cannot be read, or is no file.
         OSError: if the folder cannot be read.
     """
-    sums = [file_sha256(part) for part in slide_parts(path)]
-    if len(sums) == 1:
-        return sums[0]
-    return hashlib.sha256("".join(f"{sha256}\n" for sha256 in sorted(sums)).encode()).hexdigest()
+    checksums = [file_sha256(part) for part in slide_parts(path)]
+    if len(checksums) == 1:
+        return checksums[0]
+    return hashlib.sha256("".join(f"{checksum}\n" for checksum in sorted(checksums)).encode()).hexdigest()
 
 
 def check_sha256(entry: Mapping[str, Any]) -> Stamp | None:
-    """Compare a slide's file with its entry's ``sha256``; an entry without one is not looked at.
-
-    Args:
-        entry: with ``image``, a path, and perhaps ``sha256``, 64 hexadecimal digits.
+    """:func:`slide_sha256` of an entry that has a ``sha256``; the file of another entry is not read.
 
     Returns:
         The stamp of the file that was compared, for :meth:`scripts.slides.slide.Slide.check_unchanged`.
-
-    Raises:
-        SlideError: if the file is another one, or cannot be read.
     """
     return None if given_sha256(entry) is None else slide_sha256(entry)[1]
 
 
 def slide_sha256(entry: Mapping[str, Any]) -> tuple[str, Stamp]:
-    """The SHA-256 of a slide's file in hexadecimal, after it was compared with its entry's ``sha256``, if that has one.
+    """The SHA-256 of a slide's file in hexadecimal, and the stamp that the file had before.
 
-    Returns:
-        It, and the stamp that the file had before.
+    Args:
+        entry: with ``image``, a path, and perhaps ``sha256``, 64 hexadecimal digits.
 
     Raises:
-        SlideError: as :func:`check_sha256`.
+        SlideError: if the file has another checksum than the entry gives, or cannot be read.
     """
     remedy = "Copy it again, or leave it out of the datalist."
     try:
-        stamp = stamp_of(entry["image"])
-        found = content_sha256(entry["image"])
+        stamp, found = stamp_of(entry["image"]), content_sha256(entry["image"])
     except OSError as error:
         raise SlideError(entry["image"], f"cannot be read ({error.strerror})", remedy) from error
     except SettingsError as error:

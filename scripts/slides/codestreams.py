@@ -1,4 +1,4 @@
-"""What JPEG and JPEG 2000 data says of its own colours, before it is decoded."""
+"""What the headers of JPEG and JPEG 2000 data say of its colours."""
 
 from __future__ import annotations
 
@@ -7,27 +7,27 @@ from collections.abc import Iterator
 __all__ = ["AS_RGB", "AS_YCBCR", "UNTRANSFORMED", "jpeg2000_colours", "jpeg_colours"]
 
 AS_RGB, AS_YCBCR, UNTRANSFORMED = "as RGB", "as YCbCr", "without that transform"
-# Markers of JPEG: applications' data in which JFIF and Adobe tell how colours are coded, and the frame's components.
+# Markers of JPEG: application data in which JFIF and Adobe say how colours are coded, and the frame's components.
 JFIF, ADOBE, FRAMES = 0xE0, 0xEE, (0xC0, 0xC1, 0xC2)
 # Of JPEG 2000: how tiles are coded. Of both: where the data begins.
 CODING, DATA = 0x52, (0xDA, 0x90)
 
 
 def jpeg_colours(frame: bytes) -> str | None:
-    """How a JPEG stores colours, if it says so: by Adobe's marker, else by JFIF's or the components' names."""
-    shown: dict[int, str] = {}
+    """How a JPEG stores colours, if it says so: in Adobe's marker, else in JFIF's or in the components' names."""
+    found: dict[int, str] = {}
     for marker, content in _segments(frame):
         if marker == ADOBE and content.startswith(b"Adobe") and len(content) > 11:
-            shown[0] = AS_YCBCR if content[11] else AS_RGB
+            found[0] = AS_YCBCR if content[11] else AS_RGB
         elif marker == JFIF and content.startswith(b"JFIF\0"):
-            shown[1] = AS_YCBCR
+            found[1] = AS_YCBCR
         elif marker in FRAMES and content[6::3] == b"RGB":
-            shown[2] = AS_RGB
-    return shown[min(shown)] if shown else None
+            found[2] = AS_RGB
+    return found[min(found)] if found else None
 
 
 def jpeg2000_colours(frame: bytes) -> str | None:
-    """What JPEG 2000 stores where decoders are told of no transform to RGB, and show it as it is."""
+    """:data:`UNTRANSFORMED` for JPEG 2000 that names no transform to RGB: decoders show it as it is stored."""
     for marker, content in _segments(frame):
         if marker == CODING and len(content) > 4:
             return None if content[4] else UNTRANSFORMED
@@ -35,7 +35,7 @@ def jpeg2000_colours(frame: bytes) -> str | None:
 
 
 def _segments(frame: bytes) -> Iterator[tuple[int, bytes]]:
-    """The markers that come before the data of a JPEG or a JPEG 2000, and what they hold."""
+    """The markers before the pixels, each with what follows it."""
     place = 2
     while place + 4 <= len(frame) and frame[place] == 0xFF and frame[place + 1] not in DATA:
         size = int.from_bytes(frame[place + 2 : place + 4], "big")

@@ -1,4 +1,7 @@
-"""DICOM whole slides: a slide is a series, whose levels and photographs lie in one folder, a file or more for each."""
+"""DICOM whole slides: a slide is a series, whose levels and photographs lie in one folder, one or more files for each.
+
+As a path it is the first of its levels by name, whichever file was named; hidden files come last.
+"""
 
 from __future__ import annotations
 
@@ -29,14 +32,14 @@ WHOLE_SLIDE = "1.2.840.10008.5.1.4.1.1.77.1.6"
 DICOMDIR = "1.2.840.10008.1.3.10"
 PREAMBLE_BYTES, DICOM = 128, b"DICM"
 SERIES_INSTANCE_UID = (0x0020, 0x000E)
-# Archives name instances by number or by UID, whose last part looks like a suffix.
+# Archives name instances by number or by UID, whose last number looks like a suffix.
 NAMES = re.compile(r"[^.]+|.*\.(dcm|dicom|[0-9]+)", re.IGNORECASE | re.DOTALL)
 # A file may be DICOM and TIFF at once: OpenSlide reads one that ends so as a TIFF.
 TIFF_SUFFIXES, TIFF = (".tif", ".tiff"), (b"II*\0", b"II+\0", b"MM\0*", b"MM\0+")
 
 
 class Instance(NamedTuple):
-    """What is known of a DICOM file.
+    """A DICOM file.
 
     Args:
         series: UID of its series, ``""`` if it is no part of a whole slide (a segmentation, a report, a CT).
@@ -69,9 +72,9 @@ def is_dicom(path: str | Path) -> bool:
 
 
 def instance_of(path: str | Path) -> Instance | None:
-    """What a file is to a DICOM whole slide; ``None`` for one that is no DICOM file or cannot be read as one.
+    """A file as an instance; ``None`` for one that is no DICOM file or cannot be read as one.
 
-    One that cannot be read now (a full table of files, a network share that is away) is asked again the next time.
+    One that cannot be read now (a full table of files, a network share that is away) is read again the next time.
     """
     try:
         status = os.stat(path)
@@ -85,13 +88,13 @@ def instance_of(path: str | Path) -> Instance | None:
 def _instance(path: str, *_: int) -> Instance | None:
     if not is_dicom(path):
         return None
-    import pydicom  # of a run without DICOM files it is not wanted
+    import pydicom  # a run without DICOM files does not need it
 
     try:
         with open(path, "rb") as file:
             # What comes after may be long: a group of elements for each tile.
             head = pydicom.filereader.read_partial(file, stop_when=lambda tag, *_: tag > SERIES_INSTANCE_UID)
-        # A DICOMDIR says what it is in its head alone.
+        # A DICOMDIR says only in its head what it is.
         if head.file_meta.get("MediaStorageSOPClassUID") == DICOMDIR or head.SOPClassUID != WHOLE_SLIDE:
             return Instance("", False)
         flavours = list(head.get("ImageType") or ())
@@ -113,12 +116,12 @@ def series_files(path: str | Path) -> list[str]:
 
     Hidden ones are among them, and files that are not named as DICOM files are: OpenSlide reads them, too.
     """
-    path = os.path.abspath(path)
     own = instance_of(path)
     if own is None or not own.series:
         return []
-    files = folder_files(path)
-    return [file for file in files if (other := instance_of(file)) is not None and other.series == own.series]
+    return [
+        file for file in folder_files(path) if (other := instance_of(file)) is not None and other.series == own.series
+    ]
 
 
 def folder_files(path: str | Path) -> list[str]:
@@ -131,25 +134,16 @@ def folder_files(path: str | Path) -> list[str]:
 
 
 def slide_parts(path: str | Path) -> list[str]:
-    """The files that a slide consists of, as far as this is known: those of a DICOM series, or else the file alone."""
+    """The files that a slide consists of, as far as this is known: those of a DICOM series, or else one file."""
     return (series_files(path) if may_be_dicom(path) else []) or [str(path)]
 
 
 def dicom_slides(files: Iterable[str]) -> dict[str, str]:
-    """Which slide each of some files is a part of.
-
-    Args:
-        files: absolute paths.
-
-    Returns:
-        For each file of a DICOM whole slide that of the slide: the first of its levels by name, whichever is asked for;
-        a hidden one only if all are hidden. Files of a series without a level are left out.
-    """
+    """The slide of each of some files, given as absolute paths; files of no DICOM slide with a level are left out."""
     of_series: dict[tuple[str, str], list[str]] = {}
     for file in sorted(files, key=lambda file: (os.path.basename(file).startswith("."), file)):
-        instance = instance_of(file) if may_be_dicom(file) else None
-        if instance is not None and instance.series:
-            of_series.setdefault((os.path.dirname(file), instance.series), []).append(file)
+        if series := series_of(file):
+            of_series.setdefault((os.path.dirname(file), series), []).append(file)
     slides = {}
     for own in of_series.values():
         levels = [file for file in own if (instance := instance_of(file)) is not None and instance.is_level]
@@ -158,19 +152,12 @@ def dicom_slides(files: Iterable[str]) -> dict[str, str]:
 
 
 def slide_of(path: str) -> str:
-    """The file that stands for the slide that a file is a part of.
-
-    Args:
-        path: absolute.
-
-    Returns:
-        Of a DICOM slide the first of its levels by name; of all else the path itself.
-    """
+    """The file that stands for the DICOM slide that a file is a part of; of all else the path itself, absolute."""
     return dicom_slides(series_files(path)).get(path, path) if may_be_dicom(path) else path
 
 
 def folder_slides(folder: str | Path) -> list[str]:
-    """Absolute paths of the DICOM slides in a folder, not in its subfolders: of each the first of its levels by name.
+    """Absolute paths of the DICOM slides in a folder, not in its subfolders.
 
     Raises:
         OSError: if it cannot be read.

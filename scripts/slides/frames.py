@@ -1,4 +1,4 @@
-"""The frames in which positions on a slide leave the bundle, and where images of a slide that come in lie.
+"""The frames in which positions on a slide leave the bundle, and where on a slide images such as masks lie.
 
 Inside, a position is (x, y) in pixels of the file's level 0, from its corner on. QuPath shows less of some slides
 (MIRAX, Leica SCN, sparse TIFF): it crops them to OpenSlide's ``bounds`` and counts from there, unless they are opened
@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,7 +17,6 @@ from numpy.typing import ArrayLike, NDArray
 
 from scripts.core.errors import SettingsError, SlideError
 from scripts.core.repeats import Repeats
-from scripts.slides.isolation import ReaderError, read_properties
 
 __all__ = [
     "COORDINATES",
@@ -69,7 +67,7 @@ class Frame:
         return np.asarray(xy_level0, dtype=np.float64) - self.origin_level0
 
     def stated(self) -> dict[str, Any]:
-        """What a file says of its frame, as plain values."""
+        """The frame as plain values, as files state it."""
         return {"coordinates": self.coordinates, "origin_level0": list(self.origin_level0)}
 
 
@@ -89,42 +87,19 @@ def check_coordinates(coordinates: object) -> str:
 
 
 def frame_of(coordinates: str, bounds_level0: Sequence[float]) -> Frame:
-    """The frame of that name on a slide.
-
-    Args:
-        coordinates: one of :data:`COORDINATES`.
-        bounds_level0: (x, y, width, height) as :func:`find_bounds` gives them.
-
-    Raises:
-        SettingsError: if there is no such frame.
-    """
+    """The frame of that name on a slide with bounds (x, y, width, height); raises as :func:`check_coordinates`."""
     if check_coordinates(coordinates) == "level0":
         return LEVEL0
     return Frame("qupath", (float(bounds_level0[0]), float(bounds_level0[1])))
 
 
-def find_bounds(path: str | Path, size_level0: tuple[int, int]) -> Rectangle:
+def find_bounds(properties: Mapping[str, str], size_level0: tuple[int, int]) -> Rectangle:
     """The part of a slide that QuPath shows: OpenSlide's ``bounds``, or the whole slide where it has none.
 
-    OpenSlide is asked whatever reads the slide's pixels, since QuPath asks it.
-
     Args:
-        path: the slide's file.
+        properties: of the slide's file by OpenSlide, whatever reads the pixels, since QuPath uses OpenSlide.
         size_level0: (width, height) of the slide's level 0, as it is read.
-
-    Raises:
-        SlideError: if OpenSlide does not answer.
     """
-    try:
-        properties = read_properties(path)
-    except ReaderError as error:
-        remedy = "Is the file complete? Copy it again, or leave the slide out."
-        raise SlideError(path, f"its bounds cannot be read ({error})", remedy) from error
-    return _bounds_in(properties, size_level0)
-
-
-def _bounds_in(properties: Mapping[str, str], size_level0: tuple[int, int]) -> Rectangle:
-    whole = Rectangle(0, 0, *size_level0)
     keys = [f"openslide.bounds-{name}" for name in ("x", "y", "width", "height")]
     sides = [f"openslide.level[0].{name}" for name in ("width", "height")]
     # As in QuPath: all four of them, in whole numbers. They are of OpenSlide's level 0, which may be another reader's
@@ -133,8 +108,9 @@ def _bounds_in(properties: Mapping[str, str], size_level0: tuple[int, int]) -> R
         bounds = Rectangle(*(int(properties[key]) for key in keys))
         size = tuple(int(properties[key]) for key in sides)
     except (KeyError, ValueError):
-        return whole
-    return bounds if size == tuple(size_level0) and bounds.width > 0 and bounds.height > 0 else whole
+        return Rectangle(0, 0, *size_level0)
+    is_usable = size == tuple(size_level0) and bounds.width > 0 and bounds.height > 0
+    return bounds if is_usable else Rectangle(0, 0, *size_level0)
 
 
 def place_image(
@@ -161,42 +137,44 @@ def place_image(
     Raises:
         SlideError: if its proportions are those of neither.
     """
-    place = _find_place(size_px, size_level0, bounds_level0)
+    place, _ = _find_place(size_px, size_level0, bounds_level0)
     if place is None:
-        width, height = size_level0
-        cause = f"its {image} is {size_px[0]} x {size_px[1]} px, which is not the slide's proportion ({width} x "
-        cause += f"{height} px)"
-        remedy = f"Save it over the whole slide, or correct the key `{key}` in the datalist."
-        if bounds_level0 != (0, 0, width, height):
+        whole = Rectangle(0, 0, *size_level0)
+        cause = f"its {image} is {size_px[0]} x {size_px[1]} px, which is not the slide's proportion "
+        cause += f"({whole.width} x {whole.height} px)"
+        over = "the whole slide"
+        if bounds_level0 != whole:
             cause += f" nor that of its bounds ({bounds_level0.width:g} x {bounds_level0.height:g} px)"
-            remedy = f"Save it over the whole slide or its bounds, or correct the key `{key}` in the datalist."
-        raise SlideError(subject, cause, remedy)
-    doubtful = doubt(size_px, size_level0, bounds_level0)
-    if doubtful is not None:
+            over += " or its bounds"
+        raise SlideError(subject, cause, f"Save it over {over}, or correct the key `{key}` in the datalist.")
+    if (doubtful := doubt(size_px, size_level0, bounds_level0)) is not None:
         _repeats.log(logger, logging.WARNING, f"{subject}: its {image} {doubtful[0]}. {doubtful[1]}", str(subject))
     return place
 
 
 def doubt(size_px: tuple[int, int], size_level0: tuple[int, int], bounds_level0: Rectangle) -> tuple[str, str] | None:
     """Why it is not certain where :func:`place_image` puts an image, and what to do; ``None`` if it is certain."""
-    whole = Rectangle(0, 0, *size_level0)
-    fits = _fits(size_px, whole) and _fits(size_px, bounds_level0) and not _is_same(size_px, whole, bounds_level0)
-    if not fits or abs(_misfit_px(size_px, whole) - _misfit_px(size_px, bounds_level0)) > ROUNDING_PX:
+    _, is_certain = _find_place(size_px, size_level0, bounds_level0)
+    if is_certain:
         return None
     x, y, width, height = bounds_level0
     cause = (
         f"of {size_px[0]} x {size_px[1]} px has the proportion of the whole slide ({size_level0[0]} x {size_level0[1]} "
         f"px) and of its bounds ({width:g} x {height:g} px at ({x:g}, {y:g})), and is placed over the whole slide"
     )
-    return cause, "If it shows the bounds alone, pad it to the whole slide."
+    return cause, "If it shows only the bounds, pad it to the whole slide."
 
 
-def _find_place(size_px: tuple[int, int], size_level0: tuple[int, int], bounds_level0: Rectangle) -> Rectangle | None:
-    whole = Rectangle(0, 0, *size_level0)
-    fitting = [place for place in (whole, bounds_level0) if _fits(size_px, place)]
-    if len(fitting) == 2 and (_is_same(size_px, *fitting) or doubt(size_px, size_level0, bounds_level0) is not None):
-        return whole
-    return min(fitting, key=lambda place: _misfit_px(size_px, place), default=None)
+def _find_place(
+    size_px: tuple[int, int], size_level0: tuple[int, int], bounds_level0: Rectangle
+) -> tuple[Rectangle | None, bool]:
+    """The place whose proportions an image has, if any, and whether this is certain."""
+    fitting = [place for place in (Rectangle(0, 0, *size_level0), bounds_level0) if _fits(size_px, place)]
+    if len(fitting) < 2 or _is_same(size_px, *fitting):
+        return next(iter(fitting), None), True
+    # The least by which both sides of the image have to change to have a place's exact proportion, in its pixels.
+    whole, bounds = (abs(p.width * size_px[1] - p.height * size_px[0]) / (p.width + p.height) for p in fitting)
+    return fitting[bounds < whole - ROUNDING_PX], abs(whole - bounds) > ROUNDING_PX
 
 
 def _fits(size_px: tuple[int, int], place: Rectangle) -> bool:
@@ -204,17 +182,8 @@ def _fits(size_px: tuple[int, int], place: Rectangle) -> bool:
     return abs(across / down - 1) <= ASPECT_RTOL + 1 / min(size_px)
 
 
-def _misfit_px(size_px: tuple[int, int], place: Rectangle) -> float:
-    """The least by which both sides of an image have to change to have a place's exact proportion, in its pixels."""
-    return abs(place.width * size_px[1] - place.height * size_px[0]) / (place.width + place.height)
-
-
 def _is_same(size_px: tuple[int, int], one: Rectangle, other: Rectangle) -> bool:
     """Whether the borders of two places are less than one of an image's pixels apart."""
-    pixels = (one.width / size_px[0], one.height / size_px[1])
-    starts = (abs(one.x - other.x) / pixels[0], abs(one.y - other.y) / pixels[1])
-    stops = (
-        abs(one.x + one.width - other.x - other.width) / pixels[0],
-        abs(one.y + one.height - other.y - other.height) / pixels[1],
-    )
-    return max(*starts, *stops) < 1
+    pixel = np.array((one.width / size_px[0], one.height / size_px[1]))
+    corners = [np.cumsum([place[:2], place[2:]], axis=0) for place in (one, other)]
+    return bool((np.abs(corners[0] - corners[1]) < pixel).all())

@@ -1,10 +1,12 @@
-"""Native readers at arm's length: each call goes to a process of its own, of which there is one for each thread."""
+"""Native libraries at arm's length: each question about a slide goes to a process of its own, one for each thread.
+
+A file on which a library crashes or hangs costs that slide, not the run.
+"""
 
 from __future__ import annotations
 
 import atexit
 import contextlib
-import importlib.util
 import os
 import signal
 import socket
@@ -12,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from mmap import mmap
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -22,10 +24,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scripts import BUNDLE_ROOT
-from scripts.slides.first_look import Look
-from scripts.slides.stamp import Stamp
+from scripts.slides.checksums import Stamp
+from scripts.slides.opened import Opened
 
-__all__ = ["ReaderError", "has_cucim", "open_levels", "read_kind", "read_look", "read_pixels", "read_properties"]
+__all__ = ["ReaderError", "open_slide", "read_pixels"]
 
 # The largest region takes a second; a network's file system may take its time.
 ANSWER_SECONDS = 300.0
@@ -40,63 +42,47 @@ T = TypeVar("T")
 
 
 class ReaderError(Exception):
-    """What a native reader said, or how its process ended."""
+    """What a native library said, or how its process ended."""
 
 
-class _DeadReaderError(ReaderError):
+class _LostError(ReaderError):
+    """A process that gave no answer, or died, while it used a library."""
+
+    def __init__(self, cause: str, library: str) -> None:
+        super().__init__(cause)
+        self.library = library
+
+
+class _DiedError(_LostError):
     pass
 
 
-def has_cucim() -> bool:
-    """Whether cuCIM is installed."""
-    return importlib.util.find_spec("cucim") is not None
-
-
-def open_levels(path: str | Path, backend: str, stamp: Stamp) -> list[tuple[int, int]]:
-    """(width, height) in pixels of each level of a slide, of which a corner can be read.
+def open_slide(path: str | Path, stamp: Stamp, backends: Sequence[str], passed: Sequence[str] = ()) -> Opened:
+    """All that can be known of a slide without its pixels, found out by one question.
 
     Args:
         path: the slide's file.
-        backend: ``"cucim"``, ``"openslide"`` or, for levels in SubIFDs, ``"tifffile"``.
         stamp: of the file.
+        backends: the readers to try in turn: ``"cucim"``, ``"openslide"`` and, for levels in SubIFDs, ``"tifffile"``;
+            one takes a slide if it can read a corner of each level. One that crashes or hangs is not tried again.
+        passed: why readers before these do not take it.
 
     Raises:
-        ReaderError: if the backend cannot read it, does not answer, or dies of it.
+        ReaderError: if what no reader can do without fails: the process itself, or OpenSlide's properties of the file.
     """
-    return _asked(lambda process: process.ask(backend, "open", str(path), backend, stamp))
-
-
-def read_properties(path: str | Path) -> dict[str, str]:
-    """What a file says of itself, by OpenSlide; nothing of a format that OpenSlide does not know.
-
-    Raises:
-        ReaderError: if OpenSlide does not answer, or dies of it.
-    """
-    return _asked(lambda process: process.ask("openslide", "properties", str(path)))
-
-
-def read_look(path: str | Path) -> Look:
-    """What a first look at a slide's file shows: see :func:`scripts.slides.first_look.look_at`.
-
-    Raises:
-        ReaderError: if the file cannot be read, or the process does not answer, or dies of it.
-    """
-    return Look(*_asked(lambda process: process.ask("tifffile", "look", str(path))))
-
-
-def read_kind(path: str | Path) -> tuple[str, str] | None:
-    """What a file is that no reader opens, and what to do: see :func:`scripts.slides.first_look.kind_of`.
-
-    Raises:
-        ReaderError: as :func:`read_look`.
-    """
-    return _asked(lambda process: process.ask("tifffile", "kind", str(path)))
+    try:
+        return Opened(*_ask(lambda process: process.ask("open", str(path), stamp, backends, passed)))
+    except _LostError as error:
+        if error.library not in backends:
+            raise ReaderError(f"{error.library or 'its reader'}: {error}") from error
+        others = [backend for backend in backends if backend != error.library]
+        return open_slide(path, stamp, others, (*passed, f"{error.library}: {error}"))
 
 
 def read_pixels(
-    path: str | Path, backend: str, stamp: Stamp, left: int, top: int, width: int, height: int, level: int
+    path: str | Path, stamp: Stamp, backend: str, left: int, top: int, width: int, height: int, level: int
 ) -> NDArray[np.uint8]:
-    """A region of a level within its border, RGB ``[height, width, 3]``; the place and size are in its pixels.
+    """A region of a level within its border, RGB ``[height, width, 3]``; place and size are in the level's pixels.
 
     Raises:
         ReaderError: if the backend cannot read it, does not answer, or dies of it.
@@ -105,10 +91,10 @@ def read_pixels(
 
     def read(process: _Process) -> NDArray[np.uint8]:
         memory = process.memory_of(size)
-        process.ask(backend, "read", str(path), backend, stamp, (left, top, width, height, level))
+        process.ask("read", str(path), stamp, backend, (left, top, width, height, level))
         return np.frombuffer(memory, dtype=np.uint8, count=size).reshape(height, width, 3).copy()
 
-    return _asked(read)
+    return _ask(read)
 
 
 class _Process:
@@ -126,11 +112,7 @@ class _Process:
                 pass_fds=fds,
                 stdin=subprocess.PIPE,
             )
-        self._connection = Connection(ours.detach())
-
-    @property
-    def is_closed(self) -> bool:
-        return self._connection.closed
+        self.connection = Connection(ours.detach())
 
     def memory_of(self, size: int) -> mmap:
         """At least so many bytes that both processes see."""
@@ -139,24 +121,26 @@ class _Process:
             self._memory, self._size = mmap(self._memory_fd, size), size
         return self._memory
 
-    def ask(self, backend: str, method: str, *arguments: Any) -> Any:
+    def ask(self, method: str, *arguments: Any) -> Any:
+        library, kind = "", "uses"
         try:
-            self._connection.send((backend, method, arguments))
-            if not self._connection.poll(ANSWER_SECONDS):
-                self.end()
-                raise ReaderError(f"{backend} gave no answer for {ANSWER_SECONDS:g} seconds")
-            succeeded, result = self._connection.recv()
+            self.connection.send((method, arguments))
+            while kind == "uses":
+                if not self.connection.poll(ANSWER_SECONDS):
+                    raise _LostError(f"gave no answer for {ANSWER_SECONDS:g} seconds", library)
+                kind, content = self.connection.recv()
+                library = content if kind == "uses" else library
         except (EOFError, OSError) as error:
-            raise _DeadReaderError(f"{backend} {self._cause_of_death()}") from error
+            raise _DiedError(self._cause_of_death(), library) from error
         except BaseException:  # an interrupt, after which the answer would be taken for that of the next question
             self.end()
             raise
-        if not succeeded:
-            raise ReaderError(result)
-        return result
+        if kind == "failure":
+            raise ReaderError(content)
+        return content
 
     def _cause_of_death(self) -> str:
-        self._connection.close()
+        self.connection.close()
         code = self._process.wait()
         said = os.pread(self._said_fd, SAID_BYTES, 0).decode(errors="replace").splitlines()
         self.end()
@@ -168,7 +152,7 @@ class _Process:
 
     def end(self) -> None:
         """End the process; twice does no harm."""
-        self._connection.close()
+        self.connection.close()
         if self._memory_fd >= 0:
             os.close(self._memory_fd)
             os.close(self._said_fd)
@@ -192,28 +176,22 @@ _idle: list[_Process] = []
 _lock = threading.Lock()
 
 
-def _asked(question: Callable[[_Process], T]) -> T:
+def _ask(question: Callable[[_Process], T]) -> T:
     """The answer to a question, which is to blame only for the death of a process that had no other before."""
-    waiting = _take_idle()
-    if waiting is not None:
-        with contextlib.suppress(_DeadReaderError), _returned(waiting):
-            return question(waiting)
-    with _returned(_Process()) as process:
-        return question(process)
-
-
-def _take_idle() -> _Process | None:
     with _lock:
-        return _idle.pop() if _idle else None
+        waiting = _idle.pop() if _idle else None
+    if waiting is not None:
+        with contextlib.suppress(_DiedError):
+            return _ask_one(waiting, question)
+    return _ask_one(_Process(), question)
 
 
-@contextlib.contextmanager
-def _returned(process: _Process) -> Iterator[_Process]:
-    """A process that nobody else asks meanwhile; it stays for the next who wants one."""
+def _ask_one(process: _Process, question: Callable[[_Process], T]) -> T:
+    """The answer of a process that nobody else asks meanwhile; it then waits for the next question."""
     try:
-        yield process
+        return question(process)
     finally:
-        if not process.is_closed:
+        if not process.connection.closed:
             with _lock:
                 _idle.append(process)
 
@@ -226,7 +204,7 @@ def _end_all() -> None:
 
 
 def _forget() -> None:
-    # The processes of a forked parent answer the parent alone.
+    # The processes of a forked parent answer only the parent.
     global _lock
     _idle.clear()
     _lock = threading.Lock()

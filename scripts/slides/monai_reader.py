@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from os import PathLike
 from typing import Any
 
@@ -17,22 +16,17 @@ from scripts.slides.slide import Slide
 
 __all__ = ["MagnificationReader"]
 
-
-@dataclass(frozen=True)
-class _AtMpp:
-    """Takes the place of a level where a resolution was asked for, which need not be that of a level."""
-
-    mpp: float
+# What is read: a level of the pyramid (int), or a resolution in micrometres per pixel (float) that no level need have.
+Level = int | float
 
 
 class MagnificationReader(BaseWSIReader):
-    """MONAI's readers refuse an ``mpp`` or a ``power`` that is no level of the file; this one resamples.
+    """MONAI's readers refuse an ``mpp`` or a ``power`` that no level of the file has; this one resamples.
 
     ``get_data(slide, location, size, power=10)`` returns the region at 10x (1.0 um/px), read from the nearest
-    finer level, whatever levels the file has; ``mpp=`` likewise. ``level=`` reads a level as in MONAI. As in
-    MONAI, ``location`` is (top, left) in level-0 pixels and ``size`` is (height, width) of the result.
-
-    MONAI's own ``PatchWSIDataset`` always asks for a level; ``PatchGridDataset`` asks for magnifications.
+    finer level; ``mpp=`` likewise. ``level=`` reads a level as MONAI does. As in MONAI, ``location`` is (top, left)
+    in level-0 pixels and ``size`` is (height, width) of the result. The metadata contain the ``level`` that was read
+    and the result's ``mpp``. Two of ``level``, ``mpp`` and ``power``, or a level that is not there, is a ValueError.
 
     Args:
         reader: see :class:`Slide`.
@@ -53,51 +47,36 @@ class MagnificationReader(BaseWSIReader):
         return slides if len(slides) > 1 else slides[0]
 
     def get_valid_level(  # type: ignore[override]
-        self,
-        wsi: Slide,
-        level: int | _AtMpp | None,
-        mpp: float | tuple[float, float] | None,
-        power: float | None,
-    ) -> int | _AtMpp:
-        """What to read: the level asked for, or the resolution.
-
-        Raises:
-            ValueError: if more than one of ``level``, ``mpp`` and ``power`` is given, or there is no such level.
-        """
-        if isinstance(level, _AtMpp):  # a further slide of a list: MONAI hands on what the first one gave
+        self, wsi: Slide, level: Level | None, mpp: float | tuple[float, float] | None, power: float | None
+    ) -> Level:
+        if isinstance(level, float):  # a further slide of a list: MONAI hands on what the first one gave
             return level
         if level is None and mpp is None and power is None:
             level, mpp, power = self.level, self.mpp, self.power
         if level is None and (mpp is None) != (power is None):
-            return _AtMpp(mpp_of(power) if power is not None else ensure_tuple_rep(mpp, 2)[0])
+            return mpp_of(power) if power is not None else float(ensure_tuple_rep(mpp, 2)[0])
         return super().get_valid_level(wsi, level, mpp, power)  # type: ignore[arg-type]
 
-    def get_size(self, wsi: Slide, level: int | _AtMpp) -> tuple[int, int]:
-        """(height, width) of a level."""
-        if isinstance(level, _AtMpp):
-            width, height = (max(1, round(side * wsi.base_mpp / level.mpp)) for side in wsi.size_level0)
+    def get_size(self, wsi: Slide, level: Level) -> tuple[int, int]:
+        if isinstance(level, float):
+            width, height = (max(1, round(side * wsi.base_mpp / level)) for side in wsi.size_level0)
         else:
             width, height = wsi.level_sizes[level]
         return height, width
 
     def get_level_count(self, wsi: Slide) -> int:
-        """The number of levels."""
         return len(wsi.level_sizes)
 
     def get_downsample_ratio(self, wsi: Slide, level: int) -> float:
-        """Level-0 pixels per pixel of a level."""
         return wsi.downsamples[level]
 
     def get_file_path(self, wsi: Slide) -> str:
-        """The slide's absolute path."""
         return str(wsi.path.absolute())
 
     def get_mpp(self, wsi: Slide, level: int) -> tuple[float, float]:
-        """Micrometres per pixel of a level."""
         return (wsi.base_mpp * wsi.downsamples[level],) * 2
 
     def get_power(self, wsi: Slide, level: int) -> float:
-        """Magnification of a level, as resolution: 10x is 1.0 um/px."""
         return magnification_of(self.get_mpp(wsi, level)[0])
 
     def _get_patch(  # type: ignore[override]
@@ -105,28 +84,17 @@ class MagnificationReader(BaseWSIReader):
         wsi: Slide,
         location: tuple[float, float],
         size: tuple[int, int],
-        level: int | _AtMpp,
+        level: Level,
         dtype: DTypeLike,
         mode: str,
     ) -> NDArray[Any]:
-        corner, size_px = (location[1], location[0]), (size[1], size[0])
-        if isinstance(level, _AtMpp):
-            region = wsi.read_region(corner, size_px, level.mpp)
-        else:
-            region = wsi.read_level_region(corner, size_px, level)
+        read = wsi.read_region if isinstance(level, float) else wsi.read_level_region
+        region = read((location[1], location[0]), (size[1], size[0]), level)  # type: ignore[arg-type]
         return np.moveaxis(region, -1, self.channel_dim).astype(dtype, copy=False)
 
     def _get_metadata(
-        self,
-        wsi: Slide,
-        patch: Any,
-        location: tuple[float, float],
-        size: tuple[int, int],
-        level: int | _AtMpp,
+        self, wsi: Slide, patch: Any, location: tuple[float, float], size: tuple[int, int], level: Level
     ) -> dict:
-        """MONAI's, with the level that was read, and the result's resolution as ``mpp``."""
-        if isinstance(level, _AtMpp):
-            mpp, level = level.mpp, wsi.level_for(level.mpp)
-        else:
-            mpp = self.get_mpp(wsi, level)[0]
-        return {**super()._get_metadata(wsi, patch, location, size, level), "mpp": mpp}  # type: ignore[arg-type]
+        mpp = level if isinstance(level, float) else self.get_mpp(wsi, level)[0]
+        read = wsi.level_for(level) if isinstance(level, float) else level
+        return {**super()._get_metadata(wsi, patch, location, size, read), "mpp": mpp}  # type: ignore[arg-type]

@@ -1,41 +1,39 @@
 """The tiles of a TIFF slide: whether they are all there, and whether they can be decoded without a doubt.
 
 cuCIM fills a tile that it cannot decode with the one that it decoded before, and says nothing. So what it reads is
-decoded here first, as coarsely as the codec can: all of the compressed data has to be gone through, few pixels made.
+decoded here first, as coarsely as the codec can: it goes through all of the compressed data and makes few pixels.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import simplejpeg
 import tifffile
 from numpy.typing import NDArray
 
-__all__ = ["TiffTiles", "check_complete"]
+__all__ = ["TiffTiles", "check_complete", "tiles_under"]
 
 JPEG = tifffile.COMPRESSION.JPEG
 JPEG_BEGINS, JPEG_ENDS = b"\xff\xd8", b"\xff\xd9"
-# What may stand between them: tables of quantisation and of Huffman codes, restarts, applications' data, comments.
+# What may stand between them: tables of quantisation and of Huffman codes, restarts, application data, comments.
 JPEG_TABLES = {bytes((0xFF, kind)) for kind in (0xDB, 0xC4, 0xDD, *range(0xE0, 0xF0), 0xFE)}
 RGB, YCBCR = tifffile.PHOTOMETRIC.RGB, tifffile.PHOTOMETRIC.YCBCR
 
+Sizes = Sequence[tuple[int, int]]
 
-def check_complete(path: str | Path, level_sizes: list[tuple[int, int]]) -> None:
-    """Refuse a file that ends before its tiles do, lists more or fewer than its levels have, or stores them turned.
 
-    Args:
-        path: the slide's file.
-        level_sizes: (width, height) in pixels of the levels whose tiles are wanted.
+def check_complete(path: str | Path, level_sizes: Sizes) -> None:
+    """Check that all tiles of a TIFF's levels, given by their (width, height) in pixels, are in the file.
 
     Raises:
-        ValueError: if it does, or is no TIFF with these levels.
+        ValueError: if the file ends before them, lists more or fewer, stores them turned, or has not these levels.
     """
-    with _opened(path) as tiff:
+    with tifffile.TiffFile(path) as tiff:
         for page in _pages(tiff, level_sizes):
             _places(page, os.path.getsize(path))
 
@@ -46,90 +44,87 @@ class TiffTiles:
     Args:
         path: the slide's file.
         level_sizes: (width, height) in pixels of the levels whose tiles are wanted.
-        any_predictor: whether the reader knows predictors, which cuCIM passes over.
+        any_predictor: whether the reader knows predictors, which cuCIM ignores.
 
     Raises:
-        ValueError: if the file is no TIFF, has a level whose tiles are not known or are not all in the file, or
-            stores pixels in a way in which the readers differ.
+        ValueError: as :func:`check_complete`, or if a tile is not stored, or pixels are stored in a way in which the
+            readers differ.
     """
 
-    def __init__(self, path: str | Path, level_sizes: list[tuple[int, int]], any_predictor: bool = False) -> None:
-        self.file = os.open(path, os.O_RDONLY)
-        try:
-            with _opened(path) as tiff:
-                self.levels = [_Level(page, self.file, any_predictor) for page in _pages(tiff, level_sizes)]
-        except BaseException:
-            os.close(self.file)
-            raise
+    def __init__(self, path: str | Path, level_sizes: Sizes, any_predictor: bool = False) -> None:
+        with tifffile.TiffFile(path) as tiff:
+            pages, size = _pages(tiff, level_sizes), os.path.getsize(path)
+            self._levels = [_level(page, size, any_predictor) for page in pages]
+        self._file = os.open(path, os.O_RDONLY)
 
     def close(self) -> None:
         """Close the file."""
-        os.close(self.file)
+        os.close(self._file)
 
     def check(self, left: int, top: int, width: int, height: int, level: int) -> None:
-        """Decode the tiles under a region, each once.
-
-        Args:
-            left: of its first column, in pixels of the level.
-            top: of its first row, in pixels of the level.
-            width: in pixels of the level.
-            height: in pixels of the level.
-            level: the index of the level.
+        """Decode the tiles under a region, given in pixels of the level, each once.
 
         Raises:
             ValueError: if one cannot be decoded, or only with doubts.
         """
-        self.levels[level].check(left, top, width, height)
+        of_level = self._levels[level]
+        for tile, x, y in tiles_under(of_level.page, left, top, width, height):
+            if of_level.checked[tile]:
+                continue
+            data = os.pread(self._file, int(of_level.counts[tile]), int(of_level.offsets[tile]))
+            try:
+                _decode(of_level, data)
+            except Exception as error:  # each codec raises its own kind
+                reason = next(iter(str(error).splitlines()), type(error).__name__)
+                raise ValueError(f"the tile at ({x}, {y}) is damaged: {reason}") from error
+            of_level.checked[tile] = True
 
 
-class _Level:
-    def __init__(self, page: tifffile.TiffPage, file: int, any_predictor: bool) -> None:
-        problem = _unlike_others(page, any_predictor)
-        if problem:
-            raise ValueError(problem)
-        self.file, self.page = file, page
-        self.tile_width, self.tile_height = _tile_size(page)
-        self.across, self.down = -(-page.imagewidth // self.tile_width), -(-page.imagelength // self.tile_height)
-        self.offsets, self.counts = _places(page, os.fstat(file).st_size)
-        missing = int((self.counts == 0).sum())
-        if missing:
-            raise ValueError(f"{missing} of the {len(self.counts)} tiles of a level are not stored")
-        self.tables = _tables(page)
-        self.checked = np.zeros(len(self.counts), dtype=bool)
+def tiles_under(
+    page: tifffile.TiffPage, left: int, top: int, width: int, height: int
+) -> Iterator[tuple[int, int, int]]:
+    """Index and corner (x, y) of each tile under a region; places and sizes are in pixels of the page."""
+    across = -(-page.imagewidth // page.tilewidth)
+    for row in range(top // page.tilelength, -(-(top + height) // page.tilelength)):
+        for column in range(left // page.tilewidth, -(-(left + width) // page.tilewidth)):
+            yield row * across + column, column * page.tilewidth, row * page.tilelength
 
-    def check(self, left: int, top: int, width: int, height: int) -> None:
-        rows = range(top // self.tile_height, min(-(-(top + height) // self.tile_height), self.down))
-        columns = range(left // self.tile_width, min(-(-(left + width) // self.tile_width), self.across))
-        for row in rows:
-            for column in columns:
-                tile = row * self.across + column
-                if not self.checked[tile]:
-                    try:
-                        self._decode(tile, row)
-                    except Exception as error:  # each codec raises its own kind
-                        reason = next(iter(str(error).splitlines()), type(error).__name__)
-                        x, y = column * self.tile_width, row * self.tile_height
-                        raise ValueError(f"the tile at ({x}, {y}) is damaged: {reason}") from error
-                    self.checked[tile] = True
 
-    def _decode(self, tile: int, row: int) -> None:
-        raw = os.pread(self.file, int(self.counts[tile]), int(self.offsets[tile]))
-        # The last strip is as high as what is left; tiles are always whole.
-        whole = self.page.is_tiled or row + 1 < self.down
-        height = self.tile_height if whole else self.page.imagelength - row * self.tile_height
-        if self.page.compression == JPEG:
-            if self.tables and raw[:2] != JPEG_BEGINS:
-                raise ValueError("it does not begin as a JPEG")
-            jpeg = self.tables + raw[2:] if self.tables else raw
-            size = simplejpeg.decode_jpeg_header(jpeg)[:2]
-            if size != (height, self.tile_width):
-                raise ValueError(f"it is {size[1]} x {size[0]} px")
-            simplejpeg.decode_jpeg(jpeg, colorspace="GRAY", min_height=1, min_width=1, strict=True)
-            return
-        wanted = height * self.tile_width * self.page.samplesperpixel
-        decoded = np.asarray(_decompressed(self.page, raw, wanted))
-        if decoded.size < wanted:
-            raise ValueError(f"it holds {decoded.size} of {wanted} values")
+class _Level(NamedTuple):
+    page: tifffile.TiffPage
+    offsets: NDArray[np.int64]
+    counts: NDArray[np.int64]
+    tables: bytes
+    checked: NDArray[np.bool_]
+
+
+def _level(page: tifffile.TiffPage, file_size: int, any_predictor: bool) -> _Level:
+    problem = _unlike_others(page, any_predictor)
+    if problem is not None:
+        raise ValueError(problem)
+    offsets, counts = _places(page, file_size)
+    missing = int((counts == 0).sum())
+    if missing:
+        raise ValueError(f"{missing} of the {len(counts)} tiles of a level are not stored")
+    return _Level(page, offsets, counts, _tables(page), np.zeros(len(counts), dtype=bool))
+
+
+def _decode(level: _Level, data: bytes) -> None:
+    page, tables = level.page, level.tables
+    if page.compression == JPEG:
+        if tables and data[:2] != JPEG_BEGINS:
+            raise ValueError("it does not begin as a JPEG")
+        jpeg = tables + data[2:] if tables else data
+        height, width = simplejpeg.decode_jpeg_header(jpeg)[:2]
+        if (height, width) != (page.tilelength, page.tilewidth):
+            raise ValueError(f"it is {width} x {height} px")
+        simplejpeg.decode_jpeg(jpeg, colorspace="GRAY", min_height=1, min_width=1, strict=True)
+        return
+    decoded = tifffile.TIFF.DECOMPRESSORS[page.compression](data)
+    values = decoded.size if isinstance(decoded, np.ndarray) else len(decoded)
+    wanted = page.tilelength * page.tilewidth * page.samplesperpixel
+    if values < wanted:
+        raise ValueError(f"it has {values} of {wanted} values")
 
 
 def _tables(page: tifffile.TiffPage) -> bytes:
@@ -145,35 +140,13 @@ def _tables(page: tifffile.TiffPage) -> bytes:
     return tables[:place]
 
 
-def _decompressed(page: tifffile.TiffPage, raw: bytes, wanted: int) -> NDArray[np.uint8]:
-    if page.compression == tifffile.COMPRESSION.NONE:
-        return np.frombuffer(raw, dtype=np.uint8)
-    decompress = tifffile.TIFF.DECOMPRESSORS[page.compression]
-    decoded = decompress(raw)
-    return decoded if isinstance(decoded, np.ndarray) else np.frombuffer(decoded, dtype=np.uint8)
-
-
-@contextmanager
-def _opened(path: str | Path) -> Iterator[tifffile.TiffFile]:
-    try:
-        with tifffile.TiffFile(path) as tiff:
-            yield tiff
-    except tifffile.TiffFileError as error:
-        raise ValueError(f"it is no TIFF that can be read ({error})") from error
-
-
-def _tile_size(page: tifffile.TiffPage) -> tuple[int, int]:
-    """(width, height) in pixels of a page's tiles; a strip counts as one."""
-    return page.tilewidth or page.imagewidth, page.tilelength or page.rowsperstrip
-
-
 def _places(page: tifffile.TiffPage, file_size: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Where each tile of a page begins, and how many bytes it has."""
+    """Where each tile of a page begins, and how many bytes it has; a strip counts as one."""
     offsets = np.asarray(page.dataoffsets, dtype=np.int64)
     counts = np.asarray(page.databytecounts, dtype=np.int64)
     if len(offsets) != len(counts):
         raise ValueError(f"{len(offsets)} tiles have a place, {len(counts)} a length")
-    width, height = _tile_size(page)
+    width, height = page.tilewidth or page.imagewidth, page.tilelength or page.rowsperstrip
     tiles = -(-page.imagewidth // width) * -(-page.imagelength // height)
     if page.planarconfig != tifffile.PLANARCONFIG.CONTIG:
         tiles *= page.samplesperpixel
@@ -185,10 +158,12 @@ def _places(page: tifffile.TiffPage, file_size: int) -> tuple[NDArray[np.int64],
     return offsets, counts
 
 
-def _pages(tiff: tifffile.TiffFile, level_sizes: list[tuple[int, int]]) -> list[tifffile.TiffPage]:
+def _pages(tiff: tifffile.TiffFile, level_sizes: Sizes) -> list[tifffile.TiffPage]:
     """The page of each level: the tiled one of its size, or else the first."""
     pages: dict[tuple[int, int], tifffile.TiffPage] = {}
-    for page in _all_pages(tiff):
+    for page in (sub for top in tiff.pages for sub in (top, *(top.pages or ()))):
+        if not isinstance(page, tifffile.TiffPage):
+            continue
         size = (page.imagewidth, page.imagelength)
         if size not in pages or (page.is_tiled and not pages[size].is_tiled):
             pages[size] = page
@@ -203,16 +178,6 @@ def _pages(tiff: tifffile.TiffFile, level_sizes: list[tuple[int, int]]) -> list[
     return wanted
 
 
-def _all_pages(tiff: tifffile.TiffFile) -> Iterator[tifffile.TiffPage]:
-    for number in range(len(tiff.pages)):
-        page = tiff.pages[number]
-        if isinstance(page, tifffile.TiffPage):
-            yield page
-            for sub in page.pages or ():
-                if isinstance(sub, tifffile.TiffPage):
-                    yield sub
-
-
 def _unlike_others(page: tifffile.TiffPage, any_predictor: bool) -> str | None:
     """How a page is stored, if the readers disagree on what it then shows."""
     if page.samplesperpixel != 3 or page.bitspersample != 8:
@@ -223,4 +188,4 @@ def _unlike_others(page: tifffile.TiffPage, any_predictor: bool) -> str | None:
         return "its channels are stored apart"
     if page.predictor != 1 and not any_predictor:
         return "its tiles are stored with a predictor"
-    return None
+    return None if page.is_tiled else "it is stored in strips"

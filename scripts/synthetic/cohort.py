@@ -1,8 +1,7 @@
-"""Drawn slides to try the bundle on: ``python -m scripts.synthetic.cohort draw --dataset_dir data/demo``.
+"""Synthetic slides to try the bundle on: ``python -m scripts.synthetic.cohort draw --dataset_dir data/demo``.
 
-The slides imitate stained tissue closely enough for every part of the software to do its work on them. They are for
-demonstrating and testing the software, and never evidence about tissue, about a method's accuracy on patients, or
-about anything else a pathologist decides.
+They imitate stained tissue closely enough for every part of the software to work on them. They demonstrate and test
+the software. They are no evidence about tissue, or about a method's accuracy on patients.
 """
 
 from __future__ import annotations
@@ -24,11 +23,11 @@ from tqdm import tqdm
 
 from scripts.core.errors import SettingsError
 from scripts.core.files import file_sha256, replacing
-from scripts.synthetic.marker import DRAWN_SOFTWARE
+from scripts.synthetic.marker import SOFTWARE
 from scripts.synthetic.shapes import BASE_MPP
-from scripts.synthetic.tissue import CLASSES, MASK_STEP_PX, background, draw_stain, draw_tissue
+from scripts.synthetic.tissue import CLASSES, MASK_STEP_PX, background, draw_tissue, sample_stain
 
-__all__ = ["CLASSES", "PARTITIONS", "SlidePlan", "draw_cohort", "ensure_cohort", "plan_cohort"]
+__all__ = ["CLASSES", "PARTITIONS", "SlidePlan", "ensure_cohort", "make_cohort", "plan_cohort"]
 
 PARTITIONS = ("training", "validation", "testing")
 LEVEL_STEP = 4
@@ -36,14 +35,15 @@ LEVELS = 3
 TILE_PX = 256
 JPEG_QUALITY = 85
 
-# The part of the slides that shows each class, and how often a slide has 1, 2 or 3 classes.
-CLASS_SHARES = (0.44, 0.31, 0.37, 0.36, 0.46)
+# The fraction of slides with each class, and how often a slide has 1, 2 or 3 classes.
+CLASS_FRACTIONS = (0.44, 0.31, 0.37, 0.36, 0.46)
 CLASS_COUNT_WEIGHTS = (0.32, 0.44, 0.24)
-PARTITION_SHARES = (0.6, 0.16, 0.24)
+PARTITION_FRACTIONS = (0.6, 0.16, 0.24)
 # One patient in ten has a second slide.
-SECOND_SLIDE_SHARE = 0.1
-PLAN_DRAWS = 2000
-# Mask value of the last class that does not need a distance to be seen.
+SECOND_SLIDE_FRACTION = 0.1
+# Labels are sampled this often; the most even ones are taken.
+LABEL_SAMPLES = 2000
+# Mask value of the last class that is visible without its surroundings.
 LAST_DETAILED = CLASSES.index("lgd") + 1
 
 # (top, left, bottom, right) in pixels of the masks.
@@ -54,22 +54,15 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class SlidePlan:
-    """What one slide will show, before it is drawn.
+    """What one slide will show."""
 
-    Args:
-        name: stem of its files.
-        partition: ``"training"``, ``"validation"`` or ``"testing"``.
-        patient: whose slide it is.
-        label: 0 or 1 for each of :data:`CLASSES`.
-    """
-
-    name: str
+    name: str  # stem of its files
     partition: str
     patient: str
-    label: tuple[int, ...]
+    label: tuple[int, ...]  # 0 or 1 for each of CLASSES
 
     def entry(self, dataset_dir: Path) -> dict[str, object]:
-        """The slide's entry in the datalist, once it is drawn."""
+        """The slide's entry in the datalist; its file must exist."""
         image = f"slides/{self.name}.tiff"
         return {
             "image": image,
@@ -81,16 +74,9 @@ class SlidePlan:
 
 
 def plan_cohort(num_slides: int = 40, seed: int = 0) -> list[SlidePlan]:
-    """Labels, patients and partitions of a cohort; nothing is drawn.
+    """Labels, patients and partitions of a cohort, in the order of the slides' names.
 
-    Every class has slides with and without it in every partition, where the number of slides allows it.
-
-    Args:
-        num_slides: at least 1.
-        seed: of the plan and, later, of the slides.
-
-    Returns:
-        One plan a slide, in the order of their names.
+    Every partition has slides with and without every class, where the number of slides allows it.
 
     Raises:
         SettingsError: if ``num_slides`` is below 1, or ``seed`` below 0.
@@ -99,30 +85,27 @@ def plan_cohort(num_slides: int = 40, seed: int = 0) -> list[SlidePlan]:
         if value < least:
             raise SettingsError(key, f"got {value}", f"Give {least} or more.")
     rng = np.random.default_rng(np.random.SeedSequence([seed, num_slides]))
-    patients = _draw_patients(num_slides, rng)
-    partitions = _draw_partitions(patients, rng)
-    labels = min((_draw_labels(num_slides, rng) for _ in range(PLAN_DRAWS)), key=lambda y: _gaps(y, partitions))
+    patients = _sample_patients(num_slides, rng)
+    partitions = _sample_partitions(patients, rng)
+    labels = min((_sample_labels(num_slides, rng) for _ in range(LABEL_SAMPLES)), key=lambda y: _gaps(y, partitions))
     return [
         SlidePlan(f"demo_{i:03d}", PARTITIONS[partitions[i]], f"P{patients[i]:03d}", tuple(labels[i].tolist()))
         for i in range(num_slides)
     ]
 
 
-def draw_cohort(dataset_dir: str | Path, num_slides: int = 40, seed: int = 0, num_workers: int = 2) -> Path:
-    """Draw slides, their ground-truth regions and their datalist.
+def make_cohort(dataset_dir: str | Path, num_slides: int = 40, seed: int = 0, num_workers: int = 2) -> Path:
+    """Make slides, their ground-truth regions and their datalist, whose path is returned.
 
-    The datalist is written last: a folder that has one holds a complete cohort. The files are the same, byte by
-    byte, for the same ``num_slides`` and ``seed``.
+    The datalist is written last, so a folder that has one contains a complete cohort. The same ``num_slides`` and
+    ``seed`` give the same files, byte by byte.
 
     Args:
         dataset_dir: gets ``slides/*.tiff``, ``masks/*.png`` (8 um/px; 0 for none, class index + 1) and
             ``datalist.json``.
         num_slides: at least 1.
-        seed: of everything that is drawn.
-        num_workers: processes that draw.
-
-    Returns:
-        Path of the datalist.
+        seed: of everything that is random.
+        num_workers: processes that make slides.
 
     Raises:
         SettingsError: if ``num_slides`` or ``num_workers`` is below 1, ``seed`` below 0, or the folder cannot be
@@ -138,7 +121,7 @@ def draw_cohort(dataset_dir: str | Path, num_slides: int = 40, seed: int = 0, nu
     # A fresh process each, because a forked one may inherit locked threads of OpenCV or torch.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(num_workers, mp_context=context, initializer=cv2.setNumThreads, initargs=(1,)) as pool:
-        for _ in tqdm(pool.map(_draw_slide, jobs), total=num_slides, desc="drawing slides", unit="slide"):
+        for _ in tqdm(pool.map(_make_slide, jobs), total=num_slides, desc="making slides", unit="slide"):
             pass
     entries = {name: [plan.entry(root) for plan in plans if plan.partition == name] for name in PARTITIONS}
     with replacing(datalist) as part:
@@ -147,84 +130,68 @@ def draw_cohort(dataset_dir: str | Path, num_slides: int = 40, seed: int = 0, nu
 
 
 def ensure_cohort(dataset_dir: str | Path, num_slides: int = 40, seed: int = 0, num_workers: int = 2) -> Path:
-    """The datalist of a folder; if there is none yet, slides are drawn and it says so.
-
-    Args:
-        dataset_dir: where the slides are, or will be.
-        num_slides: as in :func:`draw_cohort`.
-        seed: as in :func:`draw_cohort`.
-        num_workers: as in :func:`draw_cohort`.
-
-    Returns:
-        Path of the datalist.
-
-    Raises:
-        SettingsError: as in :func:`draw_cohort`.
-    """
+    """The datalist of a folder; a folder without one gets a cohort (:func:`make_cohort`), with a warning."""
     datalist = Path(dataset_dir) / "datalist.json"
     if not datalist.exists():
-        logger.warning("No datalist in %s: drawing %d demonstration slides there.", dataset_dir, num_slides)
-        draw_cohort(dataset_dir, num_slides, seed, num_workers)
+        logger.warning("No datalist in %s: making %d synthetic demonstration slides there.", dataset_dir, num_slides)
+        make_cohort(dataset_dir, num_slides, seed, num_workers)
     return datalist
 
 
-def _draw_patients(num_slides: int, rng: np.random.Generator) -> NDArray[np.int64]:
+def _sample_patients(num_slides: int, rng: np.random.Generator) -> NDArray[np.int64]:
     """Patient number of each slide."""
-    seconds = round(num_slides * SECOND_SLIDE_SHARE)
+    seconds = round(num_slides * SECOND_SLIDE_FRACTION)
     patients = num_slides - seconds
     owners = rng.choice(patients, seconds, replace=False)
     return np.sort(np.concatenate([np.arange(patients), owners]))
 
 
-def _draw_partitions(patients: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
+def _sample_partitions(patients: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
     """Partition number of each slide; a patient's slides share theirs."""
-    num_slides = len(patients)
-    room = np.array(PARTITION_SHARES) * num_slides
-    partitions = np.zeros(num_slides, np.int64)
-    order = rng.permutation(np.unique(patients))
-    for patient in order:
+    room = np.array(PARTITION_FRACTIONS) * len(patients)
+    partitions = np.zeros(len(patients), np.int64)
+    for patient in rng.permutation(np.unique(patients)):
         mine = patients == patient
-        # The emptiest one for its size, so that three patients are enough for all three.
-        partition = int(np.argmax(room / PARTITION_SHARES))
+        # The emptiest for its size, so that three patients are enough for all partitions.
+        partition = int(np.argmax(room / PARTITION_FRACTIONS))
         partitions[mine] = partition
         room[partition] -= mine.sum()
     return partitions
 
 
-def _draw_labels(num_slides: int, rng: np.random.Generator) -> NDArray[np.int64]:
+def _sample_labels(num_slides: int, rng: np.random.Generator) -> NDArray[np.int64]:
     """``[num_slides, 5]`` of 0 and 1, one to three classes a slide."""
     counts = rng.choice(3, (num_slides, 1), p=CLASS_COUNT_WEIGHTS) + 1
-    # The largest of such keys are a draw without replacement, each class in proportion to its share.
-    keys = np.log(CLASS_SHARES) + rng.gumbel(size=(num_slides, len(CLASSES)))
+    # Gumbel's trick: the largest keys are a sample without replacement, in proportion to the fractions.
+    keys = np.log(CLASS_FRACTIONS) + rng.gumbel(size=(num_slides, len(CLASSES)))
     ranks = np.argsort(np.argsort(-keys, axis=1), axis=1)
     return (ranks < counts).astype(np.int64)
 
 
 def _gaps(labels: NDArray[np.int64], partitions: NDArray[np.int64]) -> tuple[int, float]:
-    """How far labels are from a cohort that can be learned and tested: (missing slides, unevenness)."""
+    """How far a cohort is from one that can be learned and tested: (missing slides, unevenness)."""
     missing, uneven = 0, 0.0
     for partition in range(len(PARTITIONS)):
         mine = labels[partitions == partition]
         for present in (mine.sum(axis=0), (1 - mine).sum(axis=0)):
             missing += int((present == 0).sum())
         if len(mine):
-            uneven += float(np.abs(mine.mean(axis=0) - CLASS_SHARES).sum())
+            uneven += float(np.abs(mine.mean(axis=0) - CLASS_FRACTIONS).sum())
     return missing, uneven
 
 
-def _draw_slide(job: tuple[Path, SlidePlan, int, int]) -> None:
+def _make_slide(job: tuple[Path, SlidePlan, int, int]) -> None:
     root, plan, seed, index = job
     rng = np.random.default_rng(np.random.SeedSequence([seed, index]))
     tissue, labels, boxes = _lay_out(plan.label, rng)
-    stain = draw_stain(rng)
+    stain = sample_stain(rng)
     rows, columns = labels.shape
     image = background(columns * MASK_STEP_PX, rows * MASK_STEP_PX, stain, rng)
     for top, left, bottom, right in boxes:
         glass = image[top * MASK_STEP_PX : bottom * MASK_STEP_PX, left * MASK_STEP_PX : right * MASK_STEP_PX]
         draw_tissue(glass, tissue[top:bottom, left:right], labels[top:bottom, left:right], stain, rng)
     with replacing(root / "masks" / f"{plan.name}.png") as part:
-        # OpenCV says a failure by what it returns alone.
-        if not cv2.imwrite(str(part), labels):
+        if not cv2.imwrite(str(part), labels):  # OpenCV raises nothing
             raise OSError(f"{part.name} was not written")
     _write_pyramid(root / "slides" / f"{plan.name}.tiff", image)
 
@@ -232,15 +199,10 @@ def _draw_slide(job: tuple[Path, SlidePlan, int, int]) -> None:
 def _lay_out(
     label: tuple[int, ...], rng: np.random.Generator
 ) -> tuple[NDArray[np.float32], NDArray[np.uint8], list[Box]]:
-    """Pieces of tissue and the regions of the classes in them.
-
-    Returns:
-        Tissue (above 0.5) and labels (0, or class index + 1), both ``[rows, columns]`` at 8 um/px, and the box of
-        each piece.
-    """
+    """Tissue (above 0.5), labels (0, or class index + 1), both ``[rows, columns]`` at 8 um/px, each piece's box."""
     rows, columns = (int(side_um / (MASK_STEP_PX * BASE_MPP)) for side_um in rng.uniform(2600, 3100, 2))
     present = rng.permutation(np.flatnonzero(label)) + 1
-    # What shows over a distance gets the long piece first.
+    # Classes that are visible only in their surroundings get the long piece.
     present = present[np.argsort(present <= LAST_DETAILED, kind="stable")]
     boxes = _boxes(rows, columns, len(present), rng)
     tissue = np.zeros((rows, columns), np.float32)
@@ -256,7 +218,7 @@ def _lay_out(
 
 
 def _boxes(rows: int, columns: int, classes: int, rng: np.random.Generator) -> list[Box]:
-    """A box for each class, the first one a long strip; with one class, a box more for plain stroma."""
+    """A box for each class, the first one a long strip; one more for plain stroma if there is one class."""
     cut_row, cut_column = (int(side * rng.uniform(0.47, 0.53)) for side in (rows, columns))
     if rng.integers(2):
         first, second = (0, 0, cut_row, columns), (cut_row, 0, rows, columns)
@@ -268,7 +230,7 @@ def _boxes(rows: int, columns: int, classes: int, rng: np.random.Generator) -> l
 
 
 def _blob(rows: int, columns: int, reach: float, rng: np.random.Generator) -> NDArray[np.float32]:
-    """A field that is above 0.5 in one smooth, irregular piece, reaching to this part of the box around its centre."""
+    """A field above 0.5 in one smooth, irregular piece, which reaches this fraction of the box around its centre."""
     y, x = np.mgrid[0:rows, 0:columns]
     v, u = (y - rows / 2) / rows, (x - columns / 2) / columns
     phi = np.arctan2(v, u)
@@ -277,7 +239,7 @@ def _blob(rows: int, columns: int, reach: float, rng: np.random.Generator) -> ND
         edge += rng.normal(0, 0.07 / (wave - 1)) * np.cos(wave * phi + rng.uniform(0, 2 * np.pi))
     edge += 0.10 * np.cos(4 * phi + np.pi)
     edge *= reach / edge.max()
-    # 0.5 at the edge, and a slope of one in 16 px of the mask.
+    # 0.5 at the edge, with a slope of one in 16 px of the mask.
     return (0.5 + (edge - np.hypot(u, v)) * min(rows, columns) / 16).clip(0, 1).astype(np.float32)
 
 
@@ -289,7 +251,7 @@ def _write_pyramid(path: Path, image: NDArray[np.uint8]) -> None:
             tiff.write(
                 image,
                 tile=(TILE_PX, TILE_PX),
-                # Tifffile stores YCbCr by itself; told to, it would take the RGB values for YCbCr.
+                # Tifffile converts to YCbCr by itself; with "ycbcr" it would store the RGB values unconverted.
                 photometric="rgb",
                 compression="jpeg",
                 compressionargs={"level": JPEG_QUALITY},
@@ -297,7 +259,7 @@ def _write_pyramid(path: Path, image: NDArray[np.uint8]) -> None:
                 resolutionunit="CENTIMETER",
                 subfiletype=1 if level else 0,
                 metadata=None,
-                software=DRAWN_SOFTWARE,
+                software=SOFTWARE,
                 maxworkers=1,
             )
             height_px, width_px = image.shape[:2]
@@ -307,16 +269,16 @@ def _write_pyramid(path: Path, image: NDArray[np.uint8]) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Command line of the demonstration slides."""
-    parser = argparse.ArgumentParser(description="Slides that are drawn, for trying the software.")
+    """The command line."""
+    parser = argparse.ArgumentParser(description="Synthetic slides, for trying the software.")
     commands = parser.add_subparsers(dest="command", required=True)
-    draw = commands.add_parser("draw", help="draw slides, their regions and their datalist")
+    draw = commands.add_parser("draw", help="make slides, their regions and their datalist")
     draw.add_argument("--dataset_dir", default="data/demo", help="folder that gets them")
     draw.add_argument("--num_slides", type=int, default=40)
     draw.add_argument("--seed", type=int, default=0)
-    draw.add_argument("--num_workers", type=int, default=2, help="processes that draw")
+    draw.add_argument("--num_workers", type=int, default=2, help="processes that make slides")
     arguments = parser.parse_args(argv)
-    print(draw_cohort(arguments.dataset_dir, arguments.num_slides, arguments.seed, arguments.num_workers))
+    print(make_cohort(arguments.dataset_dir, arguments.num_slides, arguments.seed, arguments.num_workers))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Shapes and textures of which the tissue of the demonstration slides is made."""
+"""Shapes and textures of synthetic tissue."""
 
 from __future__ import annotations
 
@@ -8,25 +8,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 __all__ = [
-    "BASE_MPP",
-    "SHIFT",
-    "Points",
-    "Polygon",
-    "ellipses",
-    "in_px",
-    "noise",
-    "outlines",
-    "tiled",
-    "without_coarse_part",
-]
+    "BASE_MPP", "SHIFT", "Points", "Polygon", "ellipses", "in_px", "noise", "outlines", "tiled", "without_coarse_part",
+]  # fmt: skip
 
 BASE_MPP = 0.5
-# Fractional bits of the polygons, in OpenCV's fixed point.
+# Fractional bits of polygons in OpenCV's fixed point.
 SHIFT = 3
 
-# (x, y) a row.
-Points = NDArray[np.float64]
-Polygon = NDArray[np.int32]
+Points = NDArray[np.float64]  # rows of (x, y)
+Polygon = NDArray[np.int32]  # rows of (x, y) in fixed point
 _Kind = TypeVar("_Kind", bound=np.generic)
 
 
@@ -36,15 +26,12 @@ def in_px(length_um: NDArray[np.float64] | float) -> NDArray[np.float64]:
 
 
 def ellipses(centres: Points, axes_px: Points, angles: NDArray[np.float64]) -> Polygon:
-    """Small ellipses as polygons.
+    """Small ellipses as polygons ``[n, 10, 2]``.
 
     Args:
-        centres: ``[n, 2]``, (x, y) in base pixels.
+        centres: ``[n, 2]`` in base pixels.
         axes_px: ``[n, 2]``, both half axes.
         angles: ``[n]``, of the first axis, in radians.
-
-    Returns:
-        ``[n, 10, 2]`` in fixed point.
     """
     phi = np.linspace(0, 2 * np.pi, 10, endpoint=False)
     u, v = axes_px[:, :1] * np.cos(phi), axes_px[:, 1:] * np.sin(phi)
@@ -59,18 +46,15 @@ def outlines(
     stretch: tuple[float, float] | NDArray[np.float64],
     angles: NDArray[np.float64] | None = None,
 ) -> list[Polygon]:
-    """Closed wavy outlines.
+    """n closed wavy outlines ``[48, 2]``.
 
     Args:
-        rng: draws the waves, and what is not given.
-        centres: ``[n, 2]``, (x, y) in base pixels.
-        radii_px: ``[n]``, of the circle that each is made from.
-        raggedness: spread of the lowest wave, as a part of the radius.
-        stretch: ``[n]``, length over width; or the range that it is drawn from.
-        angles: ``[n]``, of the long axis in radians; drawn if not given.
-
-    Returns:
-        n polygons ``[48, 2]`` in fixed point.
+        rng: of the waves, and of what is not given.
+        centres: ``[n, 2]`` in base pixels.
+        radii_px: ``[n]``, of the circle that each starts from.
+        raggedness: spread of the lowest wave, as a fraction of the radius.
+        stretch: ``[n]``, length over width, or the range to sample it from.
+        angles: ``[n]``, of the long axis in radians; sampled if not given.
     """
     count = len(centres)
     phi = np.linspace(0, 2 * np.pi, 48, endpoint=False)
@@ -86,16 +70,9 @@ def outlines(
 def noise(
     rng: np.random.Generator, side_px: int, period_px: tuple[float, float], stretch: float = 1.0
 ) -> NDArray[np.float32]:
-    """A square of noise that can be tiled.
+    """Noise ``[side_px, side_px]`` that can be tiled, with a mean of 0 and a standard deviation of 1.
 
-    Args:
-        rng: draws it.
-        side_px: of the square.
-        period_px: shortest and longest period in it.
-        stretch: how much longer the periods are from top to bottom.
-
-    Returns:
-        ``[side_px, side_px]`` with a mean of 0 and a standard deviation of 1.
+    ``period_px`` is its shortest and longest period; vertical ones are longer by the factor ``stretch``.
     """
     frequency_y = np.fft.fftfreq(side_px)[:, None] * stretch
     frequency = np.hypot(frequency_y, np.fft.rfftfreq(side_px)[None])
@@ -105,7 +82,7 @@ def noise(
 
 
 def without_coarse_part(texture: NDArray[np.float32], block_px: int = 4) -> NDArray[np.float32]:
-    """Take from each block of a texture its mean: blocks of 4 leave nothing at 2 um/px."""
+    """Subtract from each block of a texture its mean: blocks of 4 leave nothing at 2 um/px."""
     blocks = texture.reshape(len(texture) // block_px, block_px, -1, block_px)
     return (blocks - blocks.mean(axis=(1, 3), keepdims=True)).reshape(texture.shape)
 

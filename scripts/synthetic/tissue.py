@@ -1,14 +1,14 @@
-"""Drawn tissue of the demonstration slides: stroma, crypts, dysplastic glands and tumour nests.
+"""Synthetic tissue: stroma, crypts, dysplastic glands and tumour nests.
 
-Two stains are painted on planes of their own, haematoxylin and eosin, and turned into colour by their absorption.
-How the classes can be told apart:
+Two stains, haematoxylin and eosin, are painted on planes of their own, and turned into colour by their absorption.
+How the classes differ:
 
-- cancer: ragged solid nests; seen at 5x and at 10x.
+- cancer: ragged solid nests, visible at 5x and at 10x.
 - hgd and lgd: the same crowded glands. The nuclei of hgd are coarsely mottled, with a period of 2 to 3 um and a mean
-  of zero over every pixel of 2 um: 10x shows it, 5x cannot.
+  of zero over every pixel of 2 um: visible at 10x, invisible at 5x.
 - hyperplastic and normal: the same small crypts, and as many large ones among them, so far apart that a 10x patch
-  never shows two of them whole. In hyperplastic they crowd in broad bands, in normal they are spread evenly: 5x
-  shows it, 10x cannot.
+  never shows two of them whole. In hyperplastic they crowd in broad bands, in normal they are spread evenly: visible
+  at 5x, invisible at 10x.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from scripts.synthetic.shapes import (
     outlines,
     tiled,
     without_coarse_part,
-)
+)  # fmt: skip
 
-__all__ = ["BASE_MPP", "CLASSES", "MASK_STEP_PX", "Stain", "background", "draw_stain", "draw_tissue"]
+__all__ = ["CLASSES", "MASK_STEP_PX", "Stain", "background", "draw_tissue", "sample_stain"]
 
 CLASSES = ("cancer", "hgd", "lgd", "hyperplastic", "normal")
 # Base pixels per pixel of the masks: 8 um.
@@ -44,12 +44,12 @@ EOSIN = np.array([0.09, 0.72, 0.36])
 # A plane's 255 stands for this multiple of the stain's density.
 FULL_DENSITY = 2.2
 
-# The lattice of the large crypts, half of whose places are taken, and how far it may turn. A 10x patch of 224 um is
-# smaller than the pitch: it never shows two of them whole. A 5x patch of 448 um shows up to four places.
+# The lattice of the large crypts, half of whose places are taken, and how far it may turn. A 10x patch (224 um) is
+# smaller than the pitch, so it never shows two crypts whole. A 5x patch (448 um) shows up to four places.
 LARGE_PITCH_UM = 240.0
 LARGE_RADIUS_UM = 50.0
 LARGE_TURN_DEG = 3.0
-# Spread of the mottling, as a part of the light that passes.
+# Spread of the mottling, as a fraction of the light that passes.
 MOTTLE = 0.36
 
 _TEXTURE_PX = 1024
@@ -59,29 +59,23 @@ Plane = NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Stain:
-    """How strongly one slide took the stains.
+    """How strongly one slide took the stains."""
 
-    Args:
-        haematoxylin: factor of its density, about 1.
-        eosin: factor of its density, about 1.
-        white: red, green and blue of the empty glass, 0 to 255.
-    """
-
-    haematoxylin: float
-    eosin: float
-    white: tuple[float, float, float]
+    haematoxylin: float  # factor of its density, about 1
+    eosin: float  # factor of its density, about 1
+    white: tuple[float, float, float]  # red, green and blue of the empty glass, 0 to 255
 
 
-def draw_stain(rng: np.random.Generator) -> Stain:
+def sample_stain(rng: np.random.Generator) -> Stain:
     """A mild variation of the stains, as between days in one laboratory."""
-    haematoxylin, eosin = rng.uniform(0.93, 1.07, 2)
+    haematoxylin, eosin = rng.uniform(0.93, 1.07, 2).tolist()
     brightness = rng.uniform(238, 247)
-    white = brightness + rng.uniform(-2, 2, 3)
-    return Stain(float(haematoxylin), float(eosin), (float(white[0]), float(white[1]), float(white[2])))
+    red, green, blue = (brightness + rng.uniform(-2, 2, 3)).tolist()
+    return Stain(haematoxylin, eosin, (red, green, blue))
 
 
 def background(width_px: int, height_px: int, stain: Stain, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """Empty glass, slightly uneven, as RGB of shape ``[height_px, width_px, 3]``."""
+    """Empty glass, slightly uneven, as RGB ``[height_px, width_px, 3]``."""
     side = 512
     grain = cv2.GaussianBlur(rng.normal(0, 2.0, (side, side, 1)).astype(np.float32), (0, 0), 1.0)
     glass = np.clip(np.array(stain.white) + grain[..., None] * 1.5, 0, 255).astype(np.uint8)
@@ -99,8 +93,8 @@ def draw_tissue(
     """Paint one piece of tissue over the glass, in place.
 
     Args:
-        glass: RGB of shape ``[16 * rows, 16 * columns, 3]`` at 0.5 um/px. Its top left corner lies on a multiple
-            of 16 pixels of the slide.
+        glass: RGB ``[16 * rows, 16 * columns, 3]`` at 0.5 um/px. Its top left corner lies on a multiple of 16 pixels
+            of the slide.
         tissue: ``[rows, columns]`` at 8 um/px; above 0.5 is tissue.
         labels: ``[rows, columns]``, 0 for none and class index + 1 in the region of a class.
         stain: the slide's stains.
@@ -108,28 +102,27 @@ def draw_tissue(
     """
     height_px, width_px = glass.shape[:2]
     field = cv2.resize(tissue, (width_px, height_px), interpolation=cv2.INTER_LINEAR)
-    inside = np.clip((field - 0.5) * 60 + 0.5, 0, 1)
-    painter = _Painter(inside, labels, rng)
+    painter = _Painter(np.clip((field - 0.5) * 60 + 0.5, 0, 1), labels, rng)
     painter.stroma()
-    for value in np.unique(labels[labels > 0]):
+    for value in np.unique(labels[labels > 0]).tolist():
         name = CLASSES[value - 1]
         if name == "cancer":
-            painter.nests(int(value))
+            painter.nests(value)
         elif name in ("hgd", "lgd"):
-            painter.crowded_glands(int(value), mottled=name == "hgd")
+            painter.crowded_glands(value, mottled=name == "hgd")
         else:
-            painter.crypts(int(value), banded=name == "hyperplastic")
+            painter.crypts(value, banded=name == "hyperplastic")
     painter.develop(glass, stain)
 
 
 class _Painter:
-    """The two stain planes of one piece of tissue, and what is drawn on them."""
+    """The two stain planes of one piece of tissue, and what is painted on them."""
 
     def __init__(self, inside: NDArray[np.float32], labels: NDArray[np.uint8], rng: np.random.Generator) -> None:
         self.inside, self.labels, self.rng = inside, labels, rng
         self.h: Plane = np.zeros(inside.shape, np.uint8)
         self.e: Plane = np.zeros(inside.shape, np.uint8)
-        # Light that passes, on top of what the stains absorb. A gain has no mean, where a stain's would have one.
+        # Factor of the light that passes. Mottling it leaves the mean as it is; mottling a stain would not.
         self.gain: NDArray[np.float32] = np.ones(inside.shape, np.float32)
 
     def stroma(self) -> None:
@@ -144,7 +137,8 @@ class _Painter:
         self.e[:] = tiled(pink, height_px, width_px)
         self.h[:] = tiled(blue, height_px, width_px)
         area_mm2 = height_px * width_px * (BASE_MPP / 1000) ** 2
-        self._nuclei(self._scatter(int(area_mm2 * 900)), (3.6, 1.3), (120, 190))
+        everywhere = rng.uniform((0, 0), (width_px, height_px), (int(area_mm2 * 900), 2))
+        self._nuclei(everywhere, (3.6, 1.3), (120, 190))
 
     def nests(self, value: int) -> None:
         """Ragged solid sheets of large, uneven cells."""
@@ -190,7 +184,7 @@ class _Painter:
         self._large_crypts(large)
 
     def develop(self, glass: NDArray[np.uint8], stain: Stain) -> None:
-        """Turn the planes into colour, over the glass where there is tissue."""
+        """Turn the planes into colour over the glass."""
         blue = (cv2.GaussianBlur(self.h, (3, 3), 0) * self.inside).astype(np.uint8)
         pink = (cv2.GaussianBlur(self.e, (3, 3), 0) * self.inside).astype(np.uint8)
         steps = np.arange(256) / 255 * FULL_DENSITY
@@ -222,7 +216,7 @@ class _Painter:
         self._fill(outlines(rng, centres, radii_px * 0.72, 0.03, stretch=(1.0, 1.1)), h=3, e=4)
 
     def _large_lattice(self, value: int, banded: bool) -> Points:
-        """(x, y) of the large crypts in pixels: three rows of every six of a lattice, or every other place."""
+        """Places of the large crypts in pixels: three rows of every six of a lattice, or every other place."""
         rng = self.rng
         pitch_px = in_px(LARGE_PITCH_UM)
         rows, columns = np.nonzero(self.labels == value)
@@ -231,7 +225,7 @@ class _Painter:
         places = np.arange(-reach, reach + 1)
         i, j = (index.ravel() for index in np.meshgrid(places, places))
         phase = rng.integers(6)
-        # Bands lie across the region's length, so that none is short of them.
+        # Bands lie across the region's length, so that every region has several.
         along = i if np.ptp(columns) > np.ptp(rows) else j
         taken = (along + phase) % 6 < 3 if banded else (i + j + phase) % 2 == 0
         x, y = (np.stack([i, j])[:, taken] + rng.uniform(-0.5, 0.5, (2, 1))) * pitch_px
@@ -241,7 +235,7 @@ class _Painter:
         return centres[self._is_in(value, centres, margin_um=LARGE_RADIUS_UM + 4)]
 
     def _lattice(self, value: int, pitch_um: float, jitter: float, margin_um: float) -> Points:
-        """Jittered hexagonal lattice of (x, y) in pixels within the region of a class."""
+        """Jittered hexagonal lattice, in pixels, within the region of a class."""
         rng = self.rng
         pitch_px = float(in_px(pitch_um))
         height_px, width_px = self.inside.shape
@@ -252,7 +246,7 @@ class _Painter:
         return centres[self._is_in(value, centres, margin_um)]
 
     def _is_in(self, value: int, centres: Points, margin_um: float) -> NDArray[np.bool_]:
-        """Which (x, y) lie in the region of a class, this far from its border."""
+        """Which points lie in the region of a class, this far from its border."""
         depth = cv2.distanceTransform(np.pad(self.labels == value, 1).astype(np.uint8), cv2.DIST_L2, 5)[1:-1, 1:-1]
         columns, rows = np.floor(centres / MASK_STEP_PX).astype(int).T
         known = (columns >= 0) & (rows >= 0) & (columns < depth.shape[1]) & (rows < depth.shape[0])
@@ -260,12 +254,8 @@ class _Painter:
         depth_um[known] = depth[rows[known], columns[known]] * MASK_STEP_PX * BASE_MPP
         return depth_um > margin_um
 
-    def _scatter(self, count: int) -> Points:
-        height_px, width_px = self.inside.shape
-        return self.rng.uniform((0, 0), (width_px, height_px), (count, 2))
-
     def _scatter_in(self, shapes: list[Polygon], pitch_um: float) -> Points:
-        """Jittered lattice of (x, y) in pixels within shapes."""
+        """Jittered lattice, in pixels, within shapes."""
         mask = np.zeros(self.labels.shape, np.uint8)
         for shape in shapes:
             cv2.fillPoly(mask, [np.rint(shape / (MASK_STEP_PX << SHIFT)).astype(np.int32)], 1)

@@ -1,124 +1,68 @@
-"""Patch-grid datasets, and the bag datasets on top of them: from patches on the fly, or from the feature bank."""
+"""Bags of linked patches as MONAI datasets: read from the slides, or from the feature bank."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from monai.data import Dataset, PatchWSIDataset
-from monai.utils import CommonKeys, WSIPatchKeys
+from monai.data import Dataset
+from monai.utils import CommonKeys
 from numpy.typing import NDArray
 from tqdm import tqdm
 
 from scripts.bags.bag import BagBuilder
-from scripts.core.errors import SettingsError
+from scripts.bags.grid import of_rows
+from scripts.core.errors import SettingsError, fitting
 from scripts.core.magnification import check_magnifications
 from scripts.datalists.failures import without
 from scripts.datalists.label_files import as_entries
 from scripts.datalists.labels import CLASS_NAMES
 from scripts.features.augmentation import count_views, view_transform
 from scripts.features.bank import BankedBag, bank_path, read_bank
-from scripts.features.encoding import PatchTransform, of_rows
-from scripts.slides.checksums import check_sha256
-from scripts.slides.monai_reader import MagnificationReader
-from scripts.slides.slide import Slide
-from scripts.training.sampler import DrawnView
+from scripts.features.encoding import Encoder
+from scripts.features.runtimes import Forward, get_forward
+from scripts.training.patch_grid import Entry, PatchGridDataset
+from scripts.training.sampler import SampledView
 
-__all__ = [
-    "BankBagDataset",
-    "PatchBagDataset",
-    "PatchGridDataset",
-    "bag_dataset",
-    "pad_bags",
-    "training_views",
-]
+__all__ = ["BankBagDataset", "PatchBagDataset", "bag_dataset", "pad_bags", "training_views"]
 
 SOURCES = ("bank", "patches")
 
-# Patches are transformed when they are read, so there may be any number of views: at this many, each pass over a
-# slide is a new one.
+# Patches are augmented when they are read, so there may be any number of views: with this many, each use of a slide
+# is a new view.
 ENDLESS_VIEWS = 2**31 - 1
-PATCHES_AT_ONCE = 64
 
 logger = logging.getLogger(__name__)
 
 
-class PatchGridDataset(PatchWSIDataset):
-    """Every unique patch of the slides' linked grids, each scale at its magnification.
-
-    An item is as in MONAI's ``PatchWSIDataset``: ``image`` is a MetaTensor ``[3, H, W]`` uint8 whose metadata
-    has ``location`` (top, left in level-0 pixels), ``magnification`` and ``patch`` (its index in the grid's
-    scale), and ``label`` is the slide's.
-
-    Args:
-        data: the datalist's entries.
-        bag_builder: makes a slide's bag.
-        transform: applied to each item.
-        include_label: whether items carry the slide's label.
-    """
-
-    def __init__(
-        self,
-        data: Sequence[Mapping[str, Any]],
-        bag_builder: BagBuilder,
-        transform: Callable | None = None,
-        include_label: bool = True,
-    ) -> None:
-        self._slides: dict[str, Slide] = {}
-        patches: list[dict[str, Any]] = []
-        for entry in data:
-            bag = bag_builder(entry)
-            self._slides[str(entry[CommonKeys.IMAGE])] = bag.slide
-            for scale, coords in zip(bag.grid.scales, bag.grid.coords, strict=True):
-                shared = {**entry, "magnification": scale.magnification, WSIPatchKeys.LEVEL.value: scale.level}
-                patches += [
-                    {**shared, WSIPatchKeys.LOCATION.value: (y, x), "patch": patch}
-                    for patch, (x, y) in enumerate(coords)
-                ]
-        super().__init__(
-            data=patches,
-            patch_size=bag_builder.patch_size,
-            transform=transform,
-            include_label=include_label,
-            center_location=False,
-            additional_meta_keys=("magnification", "patch"),
-            reader=MagnificationReader(reader=bag_builder.reader, read_level=bag_builder.read_level),
-        )
-
-    def _get_wsi_object(self, sample: dict) -> Slide:
-        return self._slides[str(sample[CommonKeys.IMAGE])]
-
-    def _get_data(self, sample: dict) -> tuple[Any, dict]:
-        return self.wsi_reader.get_data(
-            self._get_wsi_object(sample),
-            location=self._get_location(sample),
-            size=self._get_size(sample),
-            power=sample["magnification"],
-        )
-
-
 class _BagDataset(Dataset):
-    """Items by the index of a slide, for its plain patches, or by a :class:`DrawnView`."""
+    """Items by the index of a slide, for its plain patches, or by a :class:`SampledView`."""
 
-    def _transform(self, index: int | DrawnView) -> Any:
-        drawn = index if isinstance(index, DrawnView) else DrawnView(index, 0)
-        item = self._read(drawn.index, drawn.view)
+    def _transform(self, index: int | SampledView) -> Any:
+        sampled = index if isinstance(index, SampledView) else SampledView(index, 0)
+        entry, read = self.data[sampled.index], self._read(sampled.index, sampled.view)
+        item = {key: torch.from_numpy(value) if isinstance(value, np.ndarray) else value for key, value in read.items()}
+        item["slide"] = entry["slide"]
+        if CommonKeys.LABEL in entry:
+            item["label"] = torch.as_tensor(entry[CommonKeys.LABEL], dtype=torch.float32)
         return item if self.transform is None else self.transform(item)
 
     def _read(self, index: int, view: int) -> dict[str, Any]:
+        """What an item contains besides ``slide`` and ``label``, with NumPy arrays for tensors."""
         raise NotImplementedError
 
 
 class PatchBagDataset(_BagDataset):
-    """Bags of linked patches, read from the slides when they are asked for.
+    """Bags of linked patches, read from the slides each time; a :class:`SampledView` gives augmented patches.
 
-    Asked for a :class:`DrawnView`, it applies the view's transform to the patches.
-
-    An item has ``image`` uint8 ``[N, S, 3, H, W]`` (row j holds a patch of each scale, from low to high),
+    An item contains ``image``, of which row j is a patch of each scale, from low to high: with an encoder features
+    ``[N, S, F]`` float32, each unique patch encoded once; without one patches ``[N, S, 3, H, W]`` uint8. Besides
     ``log_weight`` float32 ``[N, S]``, ``label`` float32 ``[K]`` if the entry has one, and ``slide``. Where its
     patches lie: ``corners`` float64 ``[N, S, 2]``, (x, y) of their top left corners in level-0 pixels;
     ``patch_level0`` float64 ``[S]``, their sides in level-0 pixels; ``base_mpp``, micrometres per pixel of level 0.
@@ -129,6 +73,7 @@ class PatchBagDataset(_BagDataset):
         transform: applied to each item.
         num_workers: threads that read the patches; 0 reads them in turn. Choose 0 where a DataLoader has workers:
             OpenCV, used by a thread that is just ending while a process is forked, may stop the new one for good.
+        encoder: encodes the patches on its device, in batches of its size, with its runtime.
 
     Raises:
         SlideError: if a slide cannot be used; also when it is asked for.
@@ -136,44 +81,65 @@ class PatchBagDataset(_BagDataset):
 
     def __init__(
         self,
-        data: Sequence[Mapping[str, Any]],
+        data: Sequence[Entry],
         bag_builder: BagBuilder,
         transform: Callable | None = None,
         num_workers: int = 0,
+        encoder: Encoder | None = None,
     ) -> None:
         super().__init__(data, transform)
-        # Tissue and grid are found once.
-        self._bags = []
+        self._bags = []  # tissue and grid are found once
         for entry in tqdm(data, desc="finding tissue", unit="slide", leave=False):
-            stamp = check_sha256(entry)
-            bag = bag_builder(entry)
-            bag.slide.check_unchanged(since=stamp)
+            bag, _ = bag_builder.verified(entry)
             self._bags.append(bag)
-        self.num_workers = num_workers
+        self.num_workers, self.encoder = num_workers, encoder
+        self._forward: Forward | None = None
 
     def _read(self, index: int, view: int) -> dict[str, Any]:
-        bag, transform = self._bags[index], view_transform(self.data[index]["slide"], view)
-        unique = bag.read_all(self.num_workers)
-        if transform is not None:
-            for patches in unique:
-                _transform_patches(patches, transform)
+        entry, bag = self.data[index], self._bags[index]
+        augment = view_transform(entry["slide"], view)
+        reading = self._patches(PatchGridDataset([entry], lambda _: bag, include_label=False))
+        size = None if self.encoder is None else self.encoder.batch_size  # None: all at once
+        values = []
+        while patches := list(islice(reading, size)):
+            batch = np.stack(patches)  # [n, 3, H, W]
+            values.append(self._encode(batch if augment is None else augment(batch)))
+        bag.slide.check_unchanged()
         grid = bag.grid
-        return _item(
-            self.data[index],
-            image=of_rows(unique, grid.rows),
-            log_weight=grid.log_weight(),
-            corners=of_rows(grid.coords, grid.rows),
-            patch_level0=[scale.patch_level0 for scale in grid.scales],
-            base_mpp=bag.slide.base_mpp,
-        )
+        unique = np.split(np.concatenate(values), np.cumsum([len(coords) for coords in grid.coords])[:-1])
+        return {
+            "image": of_rows(unique, grid.rows),
+            "log_weight": grid.log_weight(),
+            "corners": of_rows(grid.coords, grid.rows),
+            "patch_level0": np.array([scale.patch_level0 for scale in grid.scales]),
+            "base_mpp": bag.slide.base_mpp,
+        }
+
+    def _patches(self, dataset: PatchGridDataset) -> Iterator[NDArray[np.uint8]]:
+        def read(patch: int) -> NDArray[np.uint8]:
+            return dataset[patch][CommonKeys.IMAGE].numpy()
+
+        if self.num_workers == 0:
+            yield from map(read, range(len(dataset)))
+        else:
+            with ThreadPoolExecutor(self.num_workers) as threads:
+                yield from threads.map(read, range(len(dataset)))
+
+    def _encode(self, patches: NDArray[np.uint8]) -> NDArray[Any]:
+        if (encoder := self.encoder) is None:
+            return patches
+        batch = torch.from_numpy(patches).contiguous(memory_format=torch.channels_last)
+        with fitting("encode_batch"), torch.no_grad():
+            if self._forward is None:
+                backbone = encoder.backbone.to(encoder.device)
+                self._forward = get_forward(encoder.runtime, backbone, encoder.batch_size)
+            return self._forward(batch.to(encoder.device)).cpu().numpy()  # [n, F]
 
 
 class BankBagDataset(_BagDataset):
-    """Bags of linked patches as features, from the feature bank.
+    """Bags of linked patches as features, from the feature bank; a :class:`SampledView` reads the bank of that view.
 
-    Asked for a :class:`DrawnView`, it reads the bank of that view.
-
-    An item is that of :class:`PatchBagDataset`, with ``image`` float32 ``[N, S, F]``, in memory scale by scale.
+    An item is that of :class:`PatchBagDataset` with an encoder; ``image`` is in memory scale by scale.
 
     Args:
         data: the datalist's entries.
@@ -185,12 +151,11 @@ class BankBagDataset(_BagDataset):
 
     Raises:
         SettingsError: if a slide or a view has no bank, or one for other magnifications.
-        ValueError: if there is not one number of views for each slide.
     """
 
     def __init__(
         self,
-        data: Sequence[Mapping[str, Any]],
+        data: Sequence[Entry],
         feature_dir: str | Path,
         magnifications: Sequence[float],
         transform: Callable | None = None,
@@ -215,24 +180,19 @@ class BankBagDataset(_BagDataset):
             if not bank_path(self.feature_dir, slide, view).exists()
         ]
         if missing:
-            raise SettingsError(
-                self.feature_dir,
-                f"has no feature bank of {len(missing)} of {len(wanted)} {kind} ({', '.join(missing[:5])}"
-                f"{', ...' if len(missing) > 5 else ''})",
-                remedy,
-            )
+            first = f"{', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''}"
+            cause = f"has no feature bank of {len(missing)} of {len(wanted)} {kind} ({first})"
+            raise SettingsError(self.feature_dir, cause, remedy)
 
     def _read(self, index: int, view: int) -> dict[str, Any]:
-        entry = self.data[index]
-        bag = self._bank(bank_path(self.feature_dir, entry["slide"], view))
-        return _item(
-            entry,
-            image=bag.row_features(),
-            log_weight=bag.log_weight(),
-            corners=bag.row_corners(),
-            patch_level0=bag.patch_level0,
-            base_mpp=bag.base_mpp,
-        )
+        bag = self._bank(bank_path(self.feature_dir, self.data[index]["slide"], view))
+        return {
+            "image": bag.row_features(),
+            "log_weight": bag.log_weight(),
+            "corners": bag.row_corners(),
+            "patch_level0": np.array(bag.patch_level0),
+            "base_mpp": bag.base_mpp,
+        }
 
     def _bank(self, path: Path) -> BankedBag:
         bag = self._cache.get(path)
@@ -246,7 +206,7 @@ class BankBagDataset(_BagDataset):
 
 def bag_dataset(
     source: str,
-    data: Sequence[Mapping[str, Any]],
+    data: Sequence[Entry],
     bag_builder: BagBuilder,
     feature_dir: str | Path,
     transform: Callable | None = None,
@@ -257,22 +217,15 @@ def bag_dataset(
     class_names: Sequence[str] = CLASS_NAMES,
     left_out: Sequence[str] = (),
     positive_classes: Sequence[str] | None = None,
+    encoder: Encoder | None = None,
 ) -> Dataset:
-    """The bag dataset of a source: ``"bank"`` or ``"patches"``.
+    """The bag dataset of a source: ``"bank"`` (:class:`BankBagDataset`) or ``"patches"`` (:class:`PatchBagDataset`).
 
     Args:
-        source: which.
-        data: the datalist's entries, or what :func:`scripts.datalists.label_files.as_entries` makes such of.
-        bag_builder: makes a slide's bag.
-        feature_dir: where the banks are.
-        transform: applied to each item.
-        num_workers: of :class:`PatchBagDataset`.
-        views: of :class:`BankBagDataset`.
-        cache_gb: of :class:`BankBagDataset`.
-        task: what labels are read for.
-        class_names: the classes in order.
+        source: which; ``views`` and ``cache_gb`` are for the bank, ``num_workers`` and ``encoder`` for patches.
+        data: the datalist's entries, or what :func:`scripts.datalists.label_files.as_entries` makes such of, for this
+            ``task`` with these ``class_names`` and ``positive_classes``.
         left_out: the names of slides without which the workflow goes on; ``views`` has no numbers for them.
-        positive_classes: as in :func:`scripts.datalists.datalist.load_partition`.
 
     Raises:
         SettingsError: if there is no such source.
@@ -282,21 +235,18 @@ def bag_dataset(
     data = without(as_entries(data, task, class_names, positive_classes), left_out)
     if source == "patches":
         logger.info("%d bags of patches, read from the slides", len(data))
-        return PatchBagDataset(data, bag_builder, transform, num_workers)
+        return PatchBagDataset(data, bag_builder, transform, num_workers, encoder)
     logger.info("%d bags of features, from the feature bank in %s", len(data), feature_dir)
     return BankBagDataset(data, feature_dir, bag_builder.magnifications, transform, views, cache_gb)
 
 
-def training_views(
-    source: str, data: Sequence[Mapping[str, Any]], views: int, left_out: Sequence[str] = ()
-) -> list[int] | None:
-    """How many augmented views of each slide a training draws from.
+def training_views(source: str, data: Sequence[Entry], views: int, left_out: Sequence[str] = ()) -> list[int] | None:
+    """How many augmented views of each slide a training samples from.
 
     Args:
         source: ``"bank"``, where each view is extracted, or ``"patches"``, where they are made on the fly.
         data: the datalist's entries, with ``label`` ``[K]``.
-        views: the number of views of slides of the rarest classes, see
-            :func:`scripts.features.augmentation.count_views`; 0 is no augmentation.
+        views: of slides of the rarest classes, see :func:`scripts.features.augmentation.count_views`.
         left_out: the names of slides without which the workflow goes on; the others keep their numbers.
 
     Returns:
@@ -312,8 +262,8 @@ def training_views(
     counts = count_views(np.stack([np.asarray(entry["label"]) for entry in data]), views)
     if views == 0:
         return None
-    counts = counts if source == "bank" else [ENDLESS_VIEWS] * len(data)
-    return [count for count, entry in zip(counts, data, strict=True) if not left_out or entry["slide"] not in left_out]
+    kept = [count for count, entry in zip(counts, data, strict=True) if entry.get("slide") not in left_out]
+    return kept if source == "bank" else [ENDLESS_VIEWS] * len(kept)
 
 
 def _check_source(source: str) -> None:
@@ -332,18 +282,12 @@ def pad_bags(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         what all items have: ``label`` ``[B, K]``, ``corners`` ``[B, max N, S, 2]`` (NaN where a row is padding),
         ``patch_level0`` ``[B, S]`` and ``base_mpp`` ``[B]``, the last three float64.
     """
-    if len(items) == 1:
-        batch: dict[str, Any] = {key: items[0][key].unsqueeze(0) for key in ("image", "log_weight")}
-    else:
-        batch = {
-            "image": _pad([item["image"] for item in items], 0),
-            "log_weight": _pad([item["log_weight"] for item in items], -torch.inf),
-        }
-    batch["slide"] = [item["slide"] for item in items]
+    batch: dict[str, Any] = {"slide": [item["slide"] for item in items]}
+    for key, padding in (("image", 0), ("log_weight", -torch.inf), ("corners", torch.nan)):
+        if all(key in item for item in items):
+            batch[key] = _pad([item[key] for item in items], padding)
     if all("label" in item for item in items):
         batch["label"] = torch.stack([torch.as_tensor(item["label"]) for item in items])
-    if all("corners" in item for item in items):
-        batch["corners"] = _pad([item["corners"] for item in items], torch.nan)
     for key in ("patch_level0", "base_mpp"):
         if all(key in item for item in items):
             batch[key] = torch.stack([torch.as_tensor(item[key], dtype=torch.float64) for item in items])
@@ -353,6 +297,8 @@ def pad_bags(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 def _pad(bags: Sequence[torch.Tensor], value: float) -> torch.Tensor:
     """``[B, max N, S, ...]`` of bags ``[N, S, ...]``, in memory scale by scale if the bags are so."""
     first, longest = bags[0], max(len(bag) for bag in bags)
+    if len(bags) == 1:
+        return first.unsqueeze(0)
     if first.is_contiguous():
         padded = first.new_empty((len(bags), longest, *first.shape[1:]))
     else:
@@ -361,30 +307,3 @@ def _pad(bags: Sequence[torch.Tensor], value: float) -> torch.Tensor:
         row[: len(bag)] = bag
         row[len(bag) :] = value
     return padded
-
-
-def _item(
-    entry: Mapping[str, Any],
-    image: NDArray[Any],
-    log_weight: NDArray[np.float32],
-    corners: NDArray[np.float64],
-    patch_level0: Sequence[float],
-    base_mpp: float,
-) -> dict[str, Any]:
-    item = {
-        CommonKeys.IMAGE: torch.from_numpy(image),
-        "log_weight": torch.from_numpy(log_weight),
-        "corners": torch.from_numpy(corners),
-        "patch_level0": torch.tensor(patch_level0, dtype=torch.float64),
-        "base_mpp": base_mpp,
-        "slide": entry["slide"],
-    }
-    if CommonKeys.LABEL in entry:
-        item[CommonKeys.LABEL] = torch.as_tensor(entry[CommonKeys.LABEL], dtype=torch.float32)
-    return item
-
-
-def _transform_patches(patches: NDArray[np.uint8], transform: PatchTransform) -> None:
-    """Transform patches ``[n, 3, H, W]`` in place, a few at a time; threads make it no faster."""
-    for start in range(0, len(patches), PATCHES_AT_ONCE):
-        patches[start : start + PATCHES_AT_ONCE] = transform(patches[start : start + PATCHES_AT_ONCE])

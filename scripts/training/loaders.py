@@ -17,12 +17,9 @@ class PrefetchLoader(DataLoader):
     A thread and no process: what a bag needs is copying and reading, which run beside Python, and a process would
     have to send each batch. The batches and their order are those of MONAI's loader. MONAI's own
     ``ThreadDataLoader`` ends an epoch early and in silence where making a batch fails; here the error is raised.
-
-    Its arguments are those of MONAI's loader.
     """
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        """The batches of an epoch."""
         batches = super().__iter__()
         with ThreadPoolExecutor(1, "next batch") as thread:
             waiting = thread.submit(next, batches, None)

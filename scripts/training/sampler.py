@@ -1,4 +1,4 @@
-"""Balanced sampling: slides of rare classes are drawn more often."""
+"""Balanced sampling: slides of rare classes are sampled more often."""
 
 from __future__ import annotations
 
@@ -11,20 +11,16 @@ import torch
 from monai.data import DistributedWeightedRandomSampler
 
 from scripts.core.ranks import deal
-from scripts.datalists.class_balance import balanced_weights
+from scripts.datalists.classes import balanced_weights
 
-__all__ = ["BalancedSampler", "DrawnView"]
+__all__ = ["BalancedSampler", "SampledView"]
 
 
 @dataclass(frozen=True)
-class DrawnView:
-    """A slide that was drawn, and which view of it: what a dataset is asked for in place of an index.
+class SampledView:
+    """A slide, by its place in the dataset, and a view of it (0: its plain patches), in place of an index.
 
     It is no tuple, because with a tuple MONAI's datasets are asked for a subset.
-
-    Args:
-        index: the slide's place in the dataset, from 0 up.
-        view: 0 for its plain patches, from 1 up for an augmented view.
     """
 
     index: int
@@ -32,29 +28,23 @@ class DrawnView:
 
 
 class BalancedSampler(DistributedWeightedRandomSampler):
-    """Draws as many slides as there are, with replacement, by :func:`scripts.datalists.class_balance.balanced_weights`,
-    and a view of each.
+    """Samples as many slides as there are, with replacement, by
+    :func:`scripts.datalists.classes.balanced_weights`, and a view of each.
 
-    What an epoch draws depends on the seed and the epoch's number alone, so that a resumed training draws what
-    an uninterrupted one would have. MONAI's engines tell the sampler the epoch.
+    What an epoch samples depends on the seed and the epoch's number alone, so that a resumed training samples what
+    an uninterrupted one would have. MONAI's engines set the sampler's epoch.
 
-    It yields indices; or, where a slide has augmented views, :class:`DrawnView`, each view of a slide as likely
-    as its plain patches. The slides drawn are the same either way.
+    It yields indices; or, where a slide has augmented views, :class:`SampledView`, each view of a slide as likely
+    as its plain patches. The slides sampled are the same either way.
 
-    Ranks that share an epoch are dealt, in turn, what one rank alone would draw; where it does not come out even,
-    the first draws are dealt again. So R ranks with batches of b train on the same slides in each step as one rank
+    Ranks that share an epoch take turns in what one rank alone would sample; where it does not come out even,
+    the first samples are used again. So R ranks with batches of b train on the same slides in each step as one rank
     with batches of R * b.
 
     Args:
-        dataset: the dataset to draw from.
-        data: its entries, with ``label`` ``[K]``.
-        seed: seed of the draws.
-        num_replicas: ranks that share the draws.
-        rank: this process's rank.
-        views: the number of augmented views of each slide, from 0 up; ``None`` is 0 for all.
-
-    Raises:
-        ValueError: if there is not one number of views for each slide.
+        data: the dataset's entries, with ``label`` ``[K]``.
+        num_replicas: ranks that share the samples.
+        views: the number of augmented views of each slide, for each entry (else a ValueError); ``None`` is 0 for all.
     """
 
     def __init__(
@@ -69,28 +59,26 @@ class BalancedSampler(DistributedWeightedRandomSampler):
         if views is not None and len(views) != len(data):
             raise ValueError(f"views has {len(views)} numbers for {len(data)} slides")
         self.views = None if views is None or not any(views) else np.asarray(views, dtype=np.int64)
-        weights = balanced_weights(np.stack([np.asarray(entry["label"]) for entry in data]))
-        self.draws = torch.Generator()
-        # It draws the whole epoch, of which a share is dealt out.
-        self.dealt_to, self.ranks = rank, num_replicas
-        super().__init__(
-            dataset=dataset, weights=weights.tolist(), generator=self.draws, num_replicas=1, rank=0, seed=seed
-        )
+        weights = balanced_weights(np.stack([np.asarray(entry["label"]) for entry in data])).tolist()
+        self.random = torch.Generator()
+        # To MONAI's sampler this is the only rank: each samples the whole epoch and takes its shard.
+        self.shard, self.shards = rank, num_replicas
+        super().__init__(dataset, weights, generator=self.random, num_replicas=1, rank=0, seed=seed)
 
     def __len__(self) -> int:
-        return -(-super().__len__() // self.ranks)
+        return -(-super().__len__() // self.shards)
 
-    def __iter__(self) -> Iterator[int | DrawnView]:
-        return iter(deal(self._epoch(), self.dealt_to, self.ranks))
+    def __iter__(self) -> Iterator[int | SampledView]:
+        return iter(deal(self._epoch(), self.shard, self.shards))
 
-    def _epoch(self) -> list[int | DrawnView]:
+    def _epoch(self) -> list[int | SampledView]:
         # Apart for each epoch, which consecutive seeds are not guaranteed to be.
         sequence = np.random.SeedSequence([self.seed, self.epoch, 0])
-        self.draws.manual_seed(int(sequence.generate_state(1, np.uint64)[0]) >> 1)
+        self.random.manual_seed(int(sequence.generate_state(1, np.uint64)[0]) >> 1)
         slides = list(super().__iter__())
         if self.views is None:
             return slides
-        # Apart from the draws of slides: a sequence that ends in 0 would be that of the slides again.
+        # Apart from the random numbers of slides: a sequence that ends in 0 would be that of the slides again.
         generator = np.random.default_rng(np.random.SeedSequence([self.seed, self.epoch, 0, 1]))
         views = generator.integers(0, self.views[slides], endpoint=True)
-        return [DrawnView(int(index), int(view)) for index, view in zip(slides, views, strict=True)]
+        return [SampledView(int(index), int(view)) for index, view in zip(slides, views, strict=True)]

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from scripts.core.errors import SettingsError
 from scripts.core.files import refuse_special
+from scripts.core.settings import SETTINGS
 from scripts.core.sums import check_sum
 from scripts.datalists.labels import with_positive_classes
 from scripts.networks.state_record import DECISIVE, NOT_FINITE, is_finite, origin_in, plain_metadata, signed_record
@@ -37,6 +38,7 @@ __all__ = [
     "read_training",
     "read_weights",
     "record_problem",
+    "trained_settings",
     "unreadable_reason",
 ]
 
@@ -183,6 +185,33 @@ def read_record(path: str | Path) -> dict[str, Any]:
             record was written for.
     """
     return _read_signed(path)[0]
+
+
+def trained_settings(ckpt_dir: str | Path) -> dict[str, Any]:
+    """The settings of the training whose weights are in a folder, of those that decide what scores mean.
+
+    Args:
+        ckpt_dir: the folder.
+
+    Returns:
+        Values by name; nothing where there are no weights, or none that can be read: loading them says why. Nothing,
+        and a warning, where they have no record.
+    """
+    paths = sorted(Path(ckpt_dir).glob("model*.pt"), key=lambda path: (len(path.name), path.name))
+    if not paths:
+        return {}
+    try:
+        state = read_weights(paths[0])
+    except SettingsError:
+        return {}
+    record, problem = signed_record(plain_metadata(state), state)
+    if problem:
+        return {}
+    if not record:
+        logger.warning("%s has no record of its training: the config's own settings are used", paths[0])
+        return {}
+    settings = with_positive_classes(record["settings"])
+    return {name: value for name, value in settings.items() if name in SETTINGS}
 
 
 def read_origin(path: str | Path) -> dict[str, Any]:

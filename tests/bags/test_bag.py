@@ -1,3 +1,4 @@
+import hashlib
 from pathlib import Path
 
 import itk
@@ -6,6 +7,7 @@ import pytest
 
 from scripts.bags.bag import BagBuilder
 from scripts.core.errors import SettingsError, SlideError
+from tests.cohorts import read_patches
 from tests.pyramids import with_tissue, write_pyramid
 
 
@@ -36,7 +38,7 @@ def test_a_low_patch_shows_what_its_high_patches_show(entry):
 
 def test_patches_come_with_channels_first_and_in_order(entry):
     bag = BagBuilder(patch_size=64)(entry)
-    patches = bag.read_patches(1, [3, 0])
+    patches = read_patches(bag, 1, [3, 0])
     assert patches.shape == (2, 3, 64, 64)
     assert np.array_equal(patches[1].transpose(1, 2, 0), bag.read_patch(1, 0))
     assert np.array_equal(bag.read_all()[1][[3, 0]], patches)
@@ -67,7 +69,7 @@ def test_an_entrys_mask_decides_the_tissue(entry, tmp_path):
 
 def test_a_slide_with_too_little_tissue_is_an_error_that_says_so(tmp_path):
     path = write_pyramid(tmp_path / "tiny.tif", with_tissue(2000, 2000, [(100, 100, 350, 350)]), mpp=0.5)
-    with pytest.raises(SlideError, match=r"tiny\.tif: no patch of 224 um holds enough tissue .*lower `min_tissue`"):
+    with pytest.raises(SlideError, match=r"tiny\.tif: no patch of 224 um contains enough tissue .*lower `min_tissue`"):
         BagBuilder()({"image": path})
     assert BagBuilder(min_tissue=0.1)({"image": path}).grid.num_rows == 1
 
@@ -93,6 +95,17 @@ def test_patches_of_a_slide_that_changed_since_it_was_opened_are_refused(entry):
     Path(entry["image"]).touch()
     with pytest.raises(SlideError, match=r"s\.tif: was changed while it was read\. Run again once it is complete\."):
         bag.read_all()
+
+
+def test_the_checksum_of_a_slide_is_compared_before_its_bag_is_made(entry):
+    sha256 = hashlib.sha256(Path(entry["image"]).read_bytes()).hexdigest()
+    assert BagBuilder().verified(entry)[1] is None
+    assert BagBuilder().verified(entry, always=True)[1] == sha256
+    bag, found = BagBuilder().verified({**entry, "sha256": sha256.upper()})
+    assert found == sha256
+    assert np.array_equal(bag.grid.rows, BagBuilder()(entry).grid.rows)
+    with pytest.raises(SlideError, match=f"its SHA-256 is {sha256}, the datalist says 00"):
+        BagBuilder().verified({**entry, "sha256": "00" * 32})
 
 
 def test_upsampled_patches_are_those_that_are_read_alone(entry):

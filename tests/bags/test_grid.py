@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scripts.bags.grid import link_grids, log_share, tissue_thresholds
+from scripts.bags.grid import link_grids, row_log_weight, tissue_thresholds
 from scripts.bags.tissue import TissueMask
 from scripts.core.errors import SettingsError
 from scripts.core.magnification import Scale
@@ -122,7 +122,7 @@ def test_patches_without_an_ancestor_are_left_out_and_counted():
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.lists(st.integers(0, 5), min_size=2, max_size=2), min_size=1, max_size=40))
 def test_weights_of_the_rows_that_share_a_patch_add_up_to_one(rows):
-    weights = np.exp(log_share(np.array(rows)))
+    weights = np.exp(row_log_weight(np.array(rows)))
     for s in range(2):
         for patch in set(np.array(rows)[:, s]):
             assert weights[np.array(rows)[:, s] == patch, s].sum() == pytest.approx(1.0, abs=1e-5)

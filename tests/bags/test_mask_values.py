@@ -19,8 +19,9 @@ from scripts.checking.slides import SlideChecker
 from scripts.core.errors import DatalistError, SettingsError, SlideError
 from scripts.datalists.datalist import list_slides, load_partition
 from scripts.datalists.label_files import as_entries
-from scripts.datalists.mask_tissue import check_mask_tissue
-from scripts.features.bank import bank_path, is_banked
+from scripts.datalists.values import check_mask_tissue
+from scripts.features.bank import bank_path
+from scripts.features.bank_settings import bank_settings, is_banked
 from scripts.features.extraction import Extractor
 from tests.cohorts import builder, draw_slide, tiny_encoder
 
@@ -235,6 +236,10 @@ def test_inspecting_draws_what_is_listed(slide, mask, tmp_path, capsys):
     assert np.array_equal(itk.array_from_image(itk.imread(str(tmp_path / "s_tissue.mha"))).astype(bool), CLEAN)
 
 
+def settings_of(extractor):
+    return bank_settings(extractor.entries[0], extractor.bag_builder, extractor.encoder)
+
+
 def test_a_bank_says_which_values_it_was_made_with(slide, mask, tmp_path):
     entry = {"image": str(slide), "slide": "s", "mask": str(mask)}
 
@@ -244,10 +249,10 @@ def test_a_bank_says_which_values_it_was_made_with(slide, mask, tmp_path):
     extractor([1]).run()
     path = bank_path(tmp_path, "s")
     for same in (extractor([1]), extractor(None, mask_tissue="1"), extractor([3], mask_tissue=[1])):
-        assert is_banked(path, same._settings(same.entries[0]))
+        assert is_banked(path, settings_of(same))
     for other in (extractor(None), extractor([1, 3]), extractor([1], mask_tissue=[3])):
         with pytest.raises(SettingsError, match=r"was made otherwise \(mask_tissue \[1\], now"):
-            is_banked(path, other._settings(other.entries[0]))
+            is_banked(path, settings_of(other))
 
 
 def test_banks_of_before_stay_valid_and_are_named(slide, mask, tmp_path, caplog):
@@ -260,7 +265,7 @@ def test_banks_of_before_stay_valid_and_are_named(slide, mask, tmp_path, caplog)
         [{"image": str(slide), "slide": "s", "mask": str(whole)}], builder(), tiny_encoder(), tmp_path
     )
     extractor.run()
-    path, wanted = bank_path(tmp_path, "s"), extractor._settings(extractor.entries[0])
+    path, wanted = bank_path(tmp_path, "s"), settings_of(extractor)
     with h5py.File(path, "r+") as bank:
         stored = json.loads(bank.attrs["settings"])
         assert stored.pop("mask_tissue") is None
@@ -269,7 +274,7 @@ def test_banks_of_before_stay_valid_and_are_named(slide, mask, tmp_path, caplog)
     for codes in ([255], []):
         with pytest.raises(SettingsError, match=r"was made otherwise \(mask_tissue None, now \["):
             is_banked(path, {**wanted, "mask_tissue": codes})
-    with caplog.at_level(logging.WARNING, logger="scripts.features.extraction"):
+    with caplog.at_level(logging.WARNING, logger="scripts.features.bank_settings"):
         Extractor(extractor.entries, builder(), tiny_encoder(), tmp_path).run()
     (told,) = [message for message in caplog.messages if "older version" in message]
     assert told.startswith("1 feature banks of an older version (s.h5) were made before masks with several values were")

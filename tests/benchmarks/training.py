@@ -32,7 +32,8 @@ from tqdm import tqdm
 from scripts.bags.grid import link_grids
 from scripts.core.magnification import Scale
 from scripts.features.backbones import build_resnet34
-from scripts.features.bank import bank_path, is_banked, write_bank
+from scripts.features.bank import bank_path, write_bank
+from scripts.features.bank_settings import is_banked
 from scripts.features.encoding import Encoded
 from tests.benchmarks.comparison import BatchClock
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from monai.bundle import ConfigParser
 
 from bundle.archive import unpack
 from bundle.checked import Bundle
@@ -90,13 +91,21 @@ def test_the_settings_of_the_weights_become_the_defaults(trained_repository: Pat
         "models/model_20x.pt",
         "models/model_5x.pt",
     ]
-    for name in ("train", "evaluate", "inference", "extract", "inspect"):
+    for name in ("train", "extract", "inspect"):
         config = json.loads((top / "configs" / f"{name}.json").read_text(encoding="utf-8"))
         assert config["magnifications"] == [5, 10, 20]
         assert config["min_tissue"] == 0.5
         assert config.get("num_nodes", 16) == 16
         assert config.get("task", "binary") == "binary"
         assert {key: config[key] for key in own if key in config} == ({} if name == "inspect" else own)
+    for name in ("evaluate", "inference"):
+        config = ConfigParser()
+        config.read_config(top / "configs" / f"{name}.json")
+        config["bundle_root"] = str(top)
+        found = {
+            key: config.get_parsed_content(key) for key in (*own, "magnifications", "min_tissue", "num_nodes", "task")
+        }
+        assert found == {**own, "magnifications": [5, 10, 20], "min_tissue": 0.5, "num_nodes": 16, "task": "binary"}
     metadata = json.loads((top / "configs" / "metadata.json").read_text(encoding="utf-8"))
     assert metadata["network_data_format"]["outputs"]["pred"]["num_channels"] == 4
     assert metadata["network_data_format"]["outputs"]["pred"]["channel_def"] == {"0": "malignant"}

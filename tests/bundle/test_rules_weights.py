@@ -48,6 +48,17 @@ def change_weights(change: Callable[[Any], object]) -> Callable[[Path], object]:
     return edit
 
 
+def make_other(**settings: Any) -> Callable[[Path], object]:
+    """Puts weights of other settings beside a config that has settings of its own."""
+
+    def edit(root: Path) -> None:
+        make_weights(root / "models", **settings)
+        own = {"num_nodes": 128, "class_names": ["cancer", "hgd", "lgd", "hyperplastic", "normal"], "min_tissue": 0.7}
+        change_json(root, "configs/inference.json", lambda config: config.update(own))
+
+    return edit
+
+
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
@@ -56,15 +67,15 @@ def change_weights(change: Callable[[Any], object]) -> Callable[[Path], object]:
         (change_weights(lambda s: s["myfc.0.bias"].add_(1)), "their checksum differs"),
         (lambda r: write(r, "models/model.pt", "id,cancer\n1,0\n"), "model.pt: is not a PyTorch checkpoint"),
         (
-            lambda r: make_weights(r / "models", num_nodes=16),
+            make_other(num_nodes=16),
             "model.pt: they were trained with other settings (num_nodes",
         ),
         (
-            lambda r: make_weights(r / "models", class_names=["a", "b", "c", "d", "e"]),
+            make_other(class_names=["a", "b", "c", "d", "e"]),
             "trained with other settings (class_",
         ),
         (
-            lambda r: make_weights(r / "models", min_tissue=0.1),
+            make_other(min_tissue=0.1),
             "configs/inference.json#min_tissue: is 0.7, and the weights",
         ),
     ],

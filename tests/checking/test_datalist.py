@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from scripts.checking.datalist import check_datalist
-from scripts.core.errors import SettingsError
+from scripts.core.errors import DatalistError, SettingsError
 from scripts.datalists.datalist import load_datalist
 from tests.datalists.test_datalist import many, touch, write
 
@@ -70,23 +70,28 @@ def test_every_fault_of_a_csv_is_told_with_its_line(tmp_path):
         ("blocks", "label", "s2", "d.csv line 4, slide s2.svs"),
         ("blocks", "label", "s8", "d.csv line 12, slide s8.svs"),
         ("blocks", "partition", "s5", "d.csv line 7, slide s5.svs"),
+        ("blocks", "patient", "", f"datalist {path}"),
         ("warns", "partition", "", f"datalist {path}, validation"),
         ("warns", "class", "", f"datalist {path}, testing"),
-        ("blocks", "patient", "", f"datalist {path}"),
         ("warns", "patient", "", f"datalist {path}"),
     ]
     texts = [problem.what for problem in checked.problems]
-    assert "holds '2', not 0 or 1" in texts[7]
-    assert texts[-3:] == [
+    assert "has '2', not 0 or 1" in texts[7]
+    assert texts[10] == "patient P1 is in training (s0) and in testing (s1)"
+    assert texts[-2:] == [
         "no slide has b; every slide has a",
-        "patient P1 is in training (s0) and in testing (s1)",
-        "patients 'P1', 'p 1' differ in spaces alone",
+        "patients 'P1', 'p 1' differ only in spaces",
     ]
     # The files of faulty lines can be looked at all the same.
     assert [slide.name for slide in checked.slides] == ["s0", "s1", "s2", "s3", "s4", "s5", "s6", "s8"]
     assert [slide.mpp for slide in checked.slides][3] == 0.5
     assert checked.class_values[0] == [1, 0]
     assert [checked.class_values[i] for i in (2, 3, 7)] == [None] * 3
+    # A run ends with the first of them.
+    with pytest.raises(
+        DatalistError, match=r"^d\.csv line 5, slide s3\.svs: no value for a\. .* lists 10 more problems"
+    ):
+        load_datalist(path, tmp_path, "multilabel", CLASSES)
 
 
 def test_lists_and_columns_with_misspelled_names_block(tmp_path):
@@ -113,27 +118,11 @@ def test_a_patient_in_two_partitions_is_one_in_whatever_case_the_name_is(tmp_pat
     assert [(p.blocks, p.what) for p in problems] == [(True, "patient P1 = p1 is in training (s1) and in testing (s2)")]
 
 
-def test_repeated_keys_of_a_json_are_told(tmp_path):
-    touch(tmp_path, "s1.svs", "s2.svs", "s3.svs")
-    path = tmp_path / "d.json"
-    path.write_text(
-        '{"training": [{"image": "s1.svs", "label": [1, 0]}],'
-        ' "validation": [{"image": "s2.svs", "label": [1, 0], "Label": [0, 1]},'
-        ' {"image": "s3.svs", "label": [0, 1], "patient": "P1", "patient": "P2"}],'
-        ' "training": [{"image": "s1.svs", "label": [0, 1]}], "version": 1, "version": 2}'
-    )
-    repeats = [(p.where, p.what) for p in check(path).problems if "times" in p.what]
-    assert repeats == [
-        (f"datalist {path}", "the key 'training' stands there 2 times"),
-        ("d.json validation[0]", "the key 'label' stands there 2 times"),
-        ("d.json validation[1]", "the key 'patient' stands there 2 times"),
-    ]
-
-
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
         ("d.json", '{"training": [', "not JSON"),
+        ("d.json", '{"training": [], "training": [{"image": "s1.svs"}]}', "the key 'training' appears twice"),
         ("d.csv", "file,a\nx,1\n", "no header"),
         ("d.csv", "", "no slides in it"),
         ("d.json", '{"training": []}', "no slides in it"),

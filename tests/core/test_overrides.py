@@ -1,4 +1,4 @@
-"""Overrides handed to MONAI's own runner and workflow: those that act are taken, those that cannot refused."""
+"""Options handed to MONAI's own runner and workflow: those that act are taken, those that cannot are refused."""
 
 from __future__ import annotations
 
@@ -13,308 +13,180 @@ import pytest
 from monai.bundle import ConfigParser, ConfigWorkflow
 
 from scripts.core.errors import SettingsError, mistake_in
-from scripts.core.overrides import unknown_keys
+from scripts.core.overrides import unused_keys
+from scripts.core.settings import SETTINGS
+from tests.worlds import CONFIGS, load
 
 CONFIG: dict[str, Any] = {
-    "imports": ["$import scripts.core.overrides", "$import scripts"],
+    "imports": ["$import scripts.workflow as workflow"],
     "bundle_root": ".",
     "output_dir": "$@bundle_root + '/out'",
     "epochs": 5,
     "lr": 0.1,
-    "nothing": None,
     "grid": {"lr": [1.0]},
+    "advanced": {"val_interval": 1, "cache_gb": "$@epochs * 2.0"},
     "loss": {"_target_": "scripts.networks.methods.get_loss", "method": "mustmil", "alpha": "@lr"},
     "tell": "$id",
-    "train": {"trainer": {"_target_": "builtins.dict", "max_epochs": "@epochs"}, "handlers": []},
-    "initialize": ["$scripts.core.overrides.refuse_unknown()"],
-    "training": ["$@tell(@train#trainer)"],
-    "run": "@training",
+    "train": {
+        "trainer": {"_target_": "builtins.dict", "max_epochs": "@epochs", "every": "@advanced#val_interval"},
+        "handlers": [],
+    },
+    "initialize": ["$workflow.start()"],
+    "training": ["$workflow.started()", "$@tell((@train#trainer, @advanced#cache_gb))"],
+    "unused": "$(@output_dir, @grid, @loss, @train#handlers)",
+    "run": "$(@training, @unused)",
 }
-OVERLAY = {"finalize": ["$None"], "fast": True, "train#sampler": {"_target_": "builtins.dict"}, "loss#beta": 1}
-OTHER = {"partition": "testing", "evaluating": "$None", "epochs": 1}
+OVERLAY = {"finalize": ["$None"], "train#sampler": {"_target_": "builtins.dict"}, "train#handlers": ["@train#sampler"]}
 
 
 @pytest.fixture
-def configs(tmp_path: Path) -> Iterator[Path]:
-    """The folder of a bundle's configs, whose workflow trains nothing."""
+def config(tmp_path: Path) -> Iterator[str]:
+    """The config of a bundle whose workflow trains nothing."""
     folder = tmp_path / "configs"
     folder.mkdir()
-    for name, content in {"train": CONFIG, "multi_gpu_train": OVERLAY, "evaluate": OTHER}.items():
+    for name, content in {"train": CONFIG, "multi_gpu_train": OVERLAY}.items():
         (folder / f"{name}.json").write_text(json.dumps(content))
     (folder / "metadata.json").write_text(json.dumps({"version": "1", "schema": "none"}))
     path = list(sys.path)
-    yield folder
+    yield str(folder / "train.json")
     sys.path[:] = path  # a workflow adds its bundle's folder
 
 
 @pytest.fixture(params=["monai.bundle.run", "ConfigWorkflow"])
-def start(request: pytest.FixtureRequest, configs: Path) -> Callable[..., None]:
-    """Run the workflow of train.json with overrides, in both ways that there are in Python."""
-    config = str(configs / "train.json")
+def start(request: pytest.FixtureRequest, config: str) -> Callable[..., Any]:
+    """Run the workflow of train.json with options, in both ways that there are in Python; what it told comes back."""
 
-    def run(config_file: Any = config, **override: Any) -> None:
+    def run(config_file: Any = config, run_id: str = "training", **options: Any) -> Any:
+        told: list[Any] = []
+        options = {"tell": told.append, **options}
         if request.param == "monai.bundle.run":
-            monai.bundle.run(config_file=config_file, **override)
-            return
-        workflow = ConfigWorkflow(config_file, **override)
-        workflow.initialize()
-        workflow.run()
-        workflow.finalize()
+            monai.bundle.run(run_id, config_file=config_file, **options)
+        else:
+            workflow = ConfigWorkflow(config_file, run_id=run_id, **options)
+            workflow.initialize()
+            workflow.run()
+            workflow.finalize()
+        return told
 
     return run
 
 
-def refusal(run: Callable[..., None], *args: Any, **override: Any) -> str:
+def refusal(run: Callable[..., Any], *args: Any, **options: Any) -> str:
     with pytest.raises(Exception, match=".") as error:
-        run(*args, **override)
+        run(*args, **options)
     mistake = mistake_in(error.value)
     assert isinstance(mistake, SettingsError), error.value
     return str(mistake)
 
 
-def test_an_override_that_no_config_knows_is_refused_with_the_nearest_name(start, configs):
-    expected = f"epoch: no such knob of {configs / 'train.json'}. Did you mean epochs?"
-    assert refusal(start, epoch=10) == expected
-
-
 @pytest.mark.parametrize(
-    ("override", "nearest"),
-    [("outputdir", "output_dir"), ("Epochs", "epochs"), ("LR", "lr"), ("grids", "grid")],
+    ("option", "nearest"),
+    [
+        ("epoch", "epochs"),
+        ("outputdir", "output_dir"),
+        ("LR", "lr"),
+        ("val_intervall", "val_interval"),
+        ("train#trainr", "train#trainer"),
+    ],
 )
-def test_the_nearest_name_is_what_was_meant(start, override, nearest):
-    assert refusal(start, **{override: 1}).endswith(f"Did you mean {nearest}?")
+def test_an_option_that_nothing_uses_is_refused_with_the_nearest_name(start, option, nearest):
+    assert refusal(start, **{option: 1}) == f"{option}: the config has no such option. Did you mean {nearest}?"
 
 
 def test_where_no_name_is_near_the_user_learns_where_they_are(start):
-    assert refusal(start, temperature=1).endswith("The knobs stand at the top of that file, and in docs/guide.md.")
+    assert refusal(start, temperature=1).endswith("docs/settings.md lists the options of each config.")
 
 
 def test_all_of_several_are_named_at_once(start):
     message = refusal(start, epoch=1, outputdir="x")
-    assert message.startswith("epoch, outputdir: no such knobs of ")
-    assert message.endswith("Did you mean epochs, output_dir?")
+    assert message == "epoch, outputdir: the config has no such options. Did you mean epochs, output_dir?"
 
 
-def test_a_knob_of_another_config_of_the_bundle_is_no_knob_of_this_one(start):
-    assert refusal(start, partition="validation").startswith("partition: no such knob of ")
+def test_a_setting_of_another_config_is_no_option_of_this_one(start):
+    assert refusal(start, partition="validation").startswith("partition: the config has no such option")
 
 
 def test_it_is_refused_before_anything_runs(start):
-    results: list[Any] = []
-    refusal(start, epoch=10, tell=results.append)
-    assert results == []
+    told: list[Any] = []
+    refusal(start, epoch=10, tell=told.append)
+    assert told == []
 
 
 @pytest.mark.parametrize(
-    "override",
+    "option",
     [
         {"epochs": 7},
         {"train#trainer#max_epochs": 7},
         {"train::trainer::max_epochs": 7},
-        {"train": {"trainer": {"_target_": "builtins.dict", "max_epochs": 7}}},
-        {"train#trainer": {"_target_": "builtins.dict", "max_epochs": 7}, "train#handlers": ["x"]},
-        # A part of the user's own that a known one refers to.
         {"mine": 7, "epochs": "@mine"},
         {"mine": {"number": 7}, "train#trainer#max_epochs": "$@mine#number"},
         {"train#mine": 7, "epochs": "@train#mine"},
     ],
 )
-def test_what_acts_is_taken(start, override):
-    results: list[Any] = []
-    start(tell=results.append, **override)
-    assert results == [{"max_epochs": 7}]
+def test_what_acts_is_taken(start, option):
+    ((trainer, _),) = start(**option)
+    assert trainer["max_epochs"] == 7
 
 
-def test_a_grid_may_hold_any_names(start):
-    start(grid={"anything": [1]})
+def test_a_setting_of_the_section_of_advanced_ones_is_an_option_like_any_other(start):
+    assert start() == [({"max_epochs": 5, "every": 1}, 10.0)]
+    assert start(val_interval=3, cache_gb=1.5) == [({"max_epochs": 5, "every": 3}, 1.5)]
+    assert start(**{"advanced#val_interval": 4}) == [({"max_epochs": 5, "every": 4}, 10.0)]
+    assert refusal(start, val_interval=0).startswith("val_interval: got 0. Give a whole number")
 
 
-def test_what_is_added_to_a_section_and_used_by_nothing_is_refused(start):
-    assert refusal(start, **{"train#traner": 3}).endswith("Did you mean train#trainer?")
-    assert refusal(start, **{"train::handler": []}).endswith("Did you mean train#handlers?")
+def test_a_file_of_the_users_own_may_set_it_too(start, config, tmp_path):
+    (tmp_path / "mine.json").write_text(json.dumps({"val_interval": 2, "epochs": 3}))
+    assert start(config_file=[config, str(tmp_path / "mine.json")]) == [({"max_epochs": 3, "every": 2}, 6.0)]
 
 
-def test_monai_itself_refuses_an_id_in_a_section_that_is_not_there(start):
-    with pytest.raises(KeyError, match="query key: trian") as error:
-        start(**{"trian#trainer#max_epochs": 3})
-    assert "did you mean 'train'" in str(error.value.__cause__)
+def test_every_setting_is_checked(start):
+    assert refusal(start, epochs=0) == "epochs: got 0. Give a whole number from 1 up."
+    assert refusal(start, output_dir=5).startswith("output_dir: got 5. Give a path")
 
 
-def test_what_monai_takes_itself_is_taken(start, configs, tmp_path):
-    results: list[Any] = []
-    (tmp_path / "logging.conf").write_text(
-        "[loggers]\nkeys=root\n[handlers]\nkeys=\n[formatters]\nkeys=\n[logger_root]\nhandlers=\n"
-    )
-    start(
-        run_id="mine",
-        init_id="before",
-        final_id="after",
-        meta_file=str(configs / "metadata.json"),
-        logging_file=str(tmp_path / "logging.conf"),
-        workflow_type="infer",
-        tell=results.append,
-        mine="$@tell('ran')",
-        before="$scripts.core.overrides.refuse_unknown()",
-        after="$@tell('ended')",
-    )
-    assert results == ["ran", "ended"]
+def test_a_workflow_that_the_config_does_not_have_is_refused(start):
+    expected = "trainig: the config has no such workflow. Did you mean training?"
+    assert refusal(start, run_id="trainig") == expected
+
+
+def test_what_monai_takes_itself_is_taken(start, config):
+    start(meta_file=str(Path(config).with_name("metadata.json")), logging_file=None, workflow_type="train")
 
 
 def test_tracking_and_its_settings_are_taken(start, tmp_path):
-    start(tracking="mlflow", output_dir=str(tmp_path), experiment_name="x", run_name="y", tracking_uri="z")
+    start(tracking={"handlers_id": {}, "configs": {"save_execute_config": False}, "handlers": {}})
+    assert "tracking_uri" in refusal(start, tracking_uri="x")
 
 
-def test_a_setting_of_tracking_without_tracking_does_nothing_and_is_refused(start):
-    assert refusal(start, experiment_name="x").startswith("experiment_name: no such knob of ")
+def test_an_overlay_may_add_components(start, config):
+    overlay = str(Path(config).with_name("multi_gpu_train.json"))
+    start(config_file=[config, overlay])
 
 
-def test_all_of_several_config_files_are_known(start, configs):
-    files = [str(configs / "train.json"), str(configs / "multi_gpu_train.json")]
-    results: list[Any] = []
-    start(files, fast=False, tell=results.append)
-    assert results == [{"max_epochs": 5}]
-    names = ", ".join(files)
-    assert refusal(start, files, fats=False) == f"fats: no such knob of {names}. Did you mean fast?"
+def test_a_key_that_only_a_replaced_value_referred_to_is_no_unknown_option(start):
+    assert start(output_dir="out", bundle_root=".") == start()
 
 
-def test_the_keys_of_an_overlay_that_is_not_laid_over_are_not_known(start):
-    assert refusal(start, fast=False).startswith("fast: no such knob of ")
-
-
-def test_a_config_of_the_users_own_in_another_folder_is_known(configs, tmp_path):
-    (tmp_path / "mine.json").write_text(json.dumps({"mine": 1, "epochs": 2}))
-    results: list[Any] = []
-    monai.bundle.run(config_file=[str(configs / "train.json"), str(tmp_path / "mine.json")], tell=results.append)
-    assert results == [{"max_epochs": 2}]
-
-
-def test_an_args_file_is_no_way_around(configs, tmp_path):
-    args = {"config_file": str(configs / "train.json"), "epoch": 10}
-    (tmp_path / "args.json").write_text(json.dumps(args))
-    message = refusal(lambda **a: monai.bundle.run(**a), args_file=str(tmp_path / "args.json"))
-    assert message.startswith("epoch: no such knob")
-    results: list[Any] = []
-    del args["epoch"]
-    (tmp_path / "args.json").write_text(json.dumps({**args, "run_id": "training", "epochs": 3}))
-    monai.bundle.run(args_file=str(tmp_path / "args.json"), tell=results.append)
-    assert results == [{"max_epochs": 3}]
-
-
-NONE = "None cannot be given to MONAI's runner, which would ignore it. Leave the option out, or put null into a file"
-
-
-@pytest.mark.parametrize("key", ["epochs", "loss", "train#handlers", "train::trainer::max_epochs", "output_dir"])
-def test_none_which_the_runner_would_ignore_is_refused(configs, key):
-    message = refusal(monai.bundle.run, config_file=str(configs / "train.json"), **{key: None})
-    assert message.startswith(f"{key.replace('::', '#')}: {NONE}")
-
-
-def test_every_none_that_would_be_ignored_is_named(configs):
-    message = refusal(monai.bundle.run, config_file=str(configs / "train.json"), epochs=None, nothing=None, loss=None)
-    assert message.startswith(f"epochs, loss: {NONE}")
-
-
-def test_none_for_a_misspelled_knob_is_refused_with_the_nearest_name(start):
-    assert refusal(start, epoch=None).endswith("Did you mean epochs?")
-
-
-def test_none_is_taken_where_the_config_says_so_or_monai_has_a_default(start):
-    start(nothing=None, meta_file=None, logging_file=None, tracking=None)
-
-
-def test_none_acts_where_it_does_not_pass_the_runner(configs, tmp_path):
-    results: list[Any] = []
-    workflow = ConfigWorkflow(str(configs / "train.json"), epochs=None, tell=results.append)
-    workflow.initialize()
-    workflow.run()
-    args = {"config_file": str(configs / "train.json"), "epochs": None}
-    (tmp_path / "args.json").write_text(json.dumps(args))
-    monai.bundle.run(args_file=str(tmp_path / "args.json"), tell=results.append)
-    assert results == [{"max_epochs": None}] * 2
-
-
-def test_none_does_not_undo_what_an_args_file_says(configs, tmp_path):
-    args = {"config_file": str(configs / "train.json"), "nothing": 3}
-    (tmp_path / "args.json").write_text(json.dumps(args))
-    assert refusal(monai.bundle.run, args_file=str(tmp_path / "args.json"), nothing=None).startswith(f"nothing: {NONE}")
-
-
-def test_the_remedy_for_none_works(configs, tmp_path):
-    (tmp_path / "mine.json").write_text(json.dumps({"epochs": None}))
-    results: list[Any] = []
-    monai.bundle.run(config_file=[str(configs / "train.json"), str(tmp_path / "mine.json")], tell=results.append)
-    assert results == [{"max_epochs": None}]
-
-
-@pytest.mark.parametrize("separator", ["#", "::"])
-def test_an_argument_that_a_part_does_not_take_is_refused_with_the_nearest_name(start, configs, separator):
-    expected = f"loss#alhpa: no such knob of {configs / 'train.json'}. Did you mean loss#alpha?"
-    assert refusal(start, **{f"loss{separator}alhpa": 1}) == expected
-
-
-def test_arguments_and_knobs_are_named_at_once(start):
-    message = refusal(start, **{"loss#alhpa": 1, "epoch": 3})
-    assert message.startswith("epoch, loss#alhpa: no such knobs of ")
-    assert message.endswith("Did you mean epochs, loss#alpha?")
-
-
-def test_an_argument_that_the_part_takes_may_be_added(start):
-    start(**{"loss#beta": 3, "loss#_disabled_": True})
-
-
-def test_a_plain_value_in_place_of_a_part_or_a_section_is_refused(start):
-    others = "or give an expression, a reference or a part with a _target_."
-    expected = f"loss: is a part of the config, and got 5. Override its arguments (--loss#alpha), {others}"
-    assert refusal(start, loss=5) == expected
-    assert "(--train#trainer#max_epochs)" in refusal(start, train="no")
-    assert refusal(start, **{"train::trainer": True}).startswith("train#trainer: is a part of the config, and got True")
-
-
-def test_an_expression_a_reference_or_a_part_may_replace_a_part(start):
-    results: list[Any] = []
-    for part in ("$3", "@loss#method", {"_target_": "builtins.dict"}):
-        start(tell=results.append, **{"train#trainer": part})
-    assert results == [3, "mustmil", {}]
-
-
-def test_the_parts_of_several_config_files_are_judged_as_one(start, configs):
-    files = [str(configs / "train.json"), str(configs / "multi_gpu_train.json")]
-    start(files, **{"loss#beta": 2})
-    assert refusal(start, files, **{"loss#bata": 2}).endswith("Did you mean loss#beta?")
-    assert refusal(start, files, **{"train#sampler": 2}).startswith("train#sampler: is a part of the config, and got 2")
-
-
-def test_a_config_that_a_program_reads_by_itself_has_no_overrides(configs):
+def test_a_config_that_a_program_reads_by_itself_has_no_options(config):
     parser = ConfigParser()
-    parser.read_config(str(configs / "train.json"))
-    parser["epoch"] = 10
+    parser.read_config(config)
+    parser["epoch"] = 3
     assert parser.get_parsed_content("initialize") == [None]
 
 
-def test_a_config_read_inside_of_anothers_workflow_is_not_taken_for_it(start, configs):
-    def read() -> None:
+def test_a_config_read_inside_of_anothers_workflow_is_not_taken_for_it(start, config):
+    def read(_: Any) -> None:
         parser = ConfigParser()
-        parser.read_config(str(configs / "train.json"))
-        parser["epoch"] = 10
+        parser.read_config(config)
+        parser["epoch"] = 3
         parser.get_parsed_content("initialize")
 
-    start(tell=lambda _: read())
+    start(tell=read)
 
 
-def test_a_workflow_whose_files_cannot_be_found_again_is_refused(configs):
-    workflow = ConfigWorkflow(str(configs / "train.json"))
-    (configs / "train.json").unlink()
-    assert "none of its configs is the one that is running" in refusal(workflow.initialize)
-
-
-def test_what_a_config_refers_to_is_used():
-    known = {"a": 1, "part": {"_target_": "x"}, "section": {"part": {"_target_": "x", "y": 1}}}
-    assert unknown_keys(known, known) == []
-    assert unknown_keys({**known, "b": 1}, known) == ["b"]
-    assert unknown_keys({**known, "b": 1}, known, named=["b"]) == []
-    assert unknown_keys({**known, "b": 1, "a": "$@b + 1"}, known) == []
-    # A longer name is another name, and a text that is no expression refers to nothing.
-    assert unknown_keys({**known, "b": 1, "bb": 2, "a": "@bb"}, known) == ["b"]
-    assert unknown_keys({**known, "b": 1, "a": "write to a@b"}, known) == ["b"]
-    # Arguments of a part are no keys of the config.
-    assert unknown_keys({**known, "part": {"_target_": "x", "new": 1}}, known) == []
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_key_of_a_shipped_config_is_used(name):
+    # `settings()` looks at every setting.
+    unused = {key.removeprefix("advanced#") for key in unused_keys(load(name))} - SETTINGS.keys()
+    assert unused <= {"imports", "initialize", "run", "advanced"}

@@ -290,9 +290,9 @@ Extractor(entries, builder(), encoder, folder / "features").run()
 """
 
 
-def test_a_rank_that_is_killed_costs_its_slide_alone(tmp_path):
+def test_a_rank_that_is_killed_costs_its_slide_alone(preloaded, tmp_path):
     cohort = draw_cohort(tmp_path, 4)
-    done = torchrun(tmp_path, KILLED, tmp_path)
+    done = torchrun(tmp_path, KILLED, tmp_path, python=preloaded.python)
     assert done.returncode != 0
     said = "error: rank 0: was told to stop (SIGTERM), and begins no other slide. The same command goes on from here."
     assert said in done.stderr.splitlines()

@@ -4,7 +4,37 @@ import pytest
 import torch
 
 from scripts.core.errors import SettingsError
-from scripts.core.settings import JOINED_PATHS, LIMITS, OPTIMIZERS, PATHS, SWITCHES, check_settings, optimizer_class
+from scripts.core.settings import OPTIMIZERS, SETTINGS, check_settings, optimizer_class, with_role
+from tests.worlds import CONFIGS, settings_of
+
+NUMBERS = (
+    "views", "cache_gb", "epochs", "lr", "weight_decay", "num_nodes", "alpha", "beta", "val_interval", "batch_size",
+    "encode_batch", "num_workers", "seed", "split_seed", "patch_size", "num_processes",
+)  # fmt: skip
+OWN_FOLDERS = ("bundle_root", "output_dir", "ckpt_dir")
+OPTIONAL_PATHS = ("dataset_dir", "datalist", "backbone_weights", "image", "mask")
+SWITCHES = ("allow_missing", "amp", "heatmaps", "resume", "strict")
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_every_setting_of_a_config_is_registered(config):
+    assert settings_of(config) <= SETTINGS.keys()
+
+
+def test_every_registered_setting_is_in_a_config():
+    assert set().union(*(settings_of(config) for config in CONFIGS)) == SETTINGS.keys()
+
+
+def test_what_a_training_may_change_when_it_is_resumed():
+    """What is stored of a run and is not fixed; more epochs, other hardware, another library to read with."""
+    changeable = {*with_role("provenance")} - {*with_role("fixed")}
+    assert changeable == {"partition", "epochs", "reader", "encode_batch", "amp", "runtime", "device"}
+
+
+def test_a_resumed_training_keeps_all_that_decides_what_scores_mean():
+    assert (
+        {*with_role("decides"), *with_role("recorded")} <= {*with_role("fixed")} <= {*with_role("provenance"), "seed"}
+    )
 
 
 def test_the_papers_settings_pass():
@@ -15,7 +45,7 @@ def test_the_papers_settings_pass():
     check_settings(device=torch.device("cpu"))
 
 
-@pytest.mark.parametrize("key", LIMITS)
+@pytest.mark.parametrize("key", NUMBERS)
 @pytest.mark.parametrize("wrong", ["1", None, float("nan"), float("inf"), -1, True, [1]])
 def test_a_knob_that_is_no_such_number_is_refused_by_name(key, wrong):
     with pytest.raises(SettingsError, match=rf"{key}: got .* Give a (whole )?number from"):
@@ -40,7 +70,7 @@ def test_a_seed_fits_in_32_bits():
         check_settings(seed=2**32)
 
 
-@pytest.mark.parametrize("key", PATHS)
+@pytest.mark.parametrize("key", [*OWN_FOLDERS, "feature_dir", *OPTIONAL_PATHS])
 @pytest.mark.parametrize("wrong", [5, True, 0.5, "", ["x"], {"a": 1}])
 def test_a_path_is_a_text(key, wrong):
     with pytest.raises(SettingsError, match=rf"{key}: got .* Give a path as text"):
@@ -53,14 +83,14 @@ def test_a_folder_whose_name_is_a_number_is_written_with_a_dot():
 
 
 def test_paths_may_be_those_of_pathlib_but_where_configs_add_to_them():
-    for key, optional in PATHS.items():
+    for key in (*OWN_FOLDERS, "feature_dir", *OPTIONAL_PATHS):
         check_settings(**{key: "slides"})
-        if key in JOINED_PATHS:
+        if key in OWN_FOLDERS:
             with pytest.raises(SettingsError, match=key):
                 check_settings(**{key: Path("slides")})
         else:
             check_settings(**{key: Path("slides")})
-        if optional:
+        if key in OPTIONAL_PATHS:
             check_settings(**{key: None})
         else:
             with pytest.raises(SettingsError, match=rf"{key}: got None"):

@@ -129,11 +129,11 @@ def load_config(path: str) -> dict[str, Any]:
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_shipped_config_finds_its_code_and_starts_its_workflow_first(name):
     config, first = load(name), load("train")
-    for key in ("config_dirs", "code", "has_code", "no_code"):
+    for key in ("imports", "config_dirs", "code"):
         assert config[key] == first[key]
     assert config["initialize"][:2] == first["initialize"][:2]
-    assert config["initialize"][2] == "$scripts.workflow.start()"
-    assert config[CONFIGS[name]][0] == "$scripts.workflow.started()"
+    assert config["initialize"][2] == "$workflow.start()"
+    assert config[CONFIGS[name]][0] == "$workflow.started()"
     assert config["run"] == f"@{CONFIGS[name]}"
 
 
@@ -181,10 +181,7 @@ def test_where_no_code_is_found_the_run_ends_in_one_line(own_folder, monkeypatch
     monkeypatch.setattr(sys, "path_importer_cache", {})
     with pytest.raises(SystemExit) as end:
         monai.bundle.run("inspecting", config_file=files, bundle_root=bundle_root, image="no.tif")
-    assert end.value.code == (
-        f"error: bundle_root: {bundle_root} contains no scripts. "
-        "Run from the bundle's folder, or give --bundle_root PATH"
-    )
+    assert end.value.code == f"error: {bundle_root} contains no scripts. Give --bundle_root PATH"
 
 
 def test_code_beside_the_config_wins_over_that_under_bundle_root(own_folder):

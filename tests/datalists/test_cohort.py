@@ -28,9 +28,8 @@ def test_without_slides_the_demonstration_is_drawn_and_the_user_is_told(tmp_path
         folder, datalist = choose_cohort(None, None, tmp_path)
     assert drawn == [folder] == [tmp_path / "data" / "demo"]
     assert datalist == tmp_path / "data" / "demo" / "datalist.json"
-    assert caplog.messages == [
-        f"no `dataset_dir` and no `datalist`: using drawn demonstration slides in {tmp_path / 'data' / 'demo'}"
-    ]
+    told = "no `dataset_dir` and no `datalist`: using the demonstration's synthetic slides in"
+    assert caplog.messages == [f"{told} {tmp_path / 'data' / 'demo'}"]
 
 
 @pytest.mark.usefixtures("no_demo")
@@ -59,7 +58,7 @@ def test_a_folder_alone_has_its_datalist_inside_json_before_csv(tmp_path):
 def test_a_folder_without_a_datalist_is_never_replaced_by_the_demonstration(tmp_path):
     with pytest.raises(
         DatalistError,
-        match=r"dataset_dir .*: holds neither datalist\.json nor datalist\.csv\. Give the file .* as `datalist`",
+        match=r"dataset_dir .*: contains neither datalist\.json nor datalist\.csv\. Give the file .* as `datalist`",
     ):
         choose_cohort(tmp_path, None, ".")
 
@@ -85,4 +84,4 @@ def test_slides_to_predict_come_from_a_list_or_a_folder(tmp_path):
 def test_without_slides_to_predict_those_of_the_demonstration_are(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr("scripts.datalists.cohort.ensure_cohort", lambda folder: folder / "datalist.json")
     assert choose_slides(None, None, tmp_path) == (tmp_path / "data" / "demo" / "slides", None)
-    assert "drawn demonstration slides" in caplog.text
+    assert "demonstration's synthetic slides" in caplog.text

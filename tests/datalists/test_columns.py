@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from itertools import pairwise, product
 from pathlib import Path
 
@@ -16,8 +17,8 @@ from scipy.sparse.csgraph import connected_components
 from scripts.core.errors import DatalistError
 from scripts.datalists.columns import settle_columns
 from scripts.datalists.datalist import PARTITIONS, load_datalist
-from scripts.datalists.formats import row_of
 from scripts.datalists.keys import COLUMN_NAMES, MAYBE_PARTITION
+from scripts.datalists.rows import Row, row_of
 from tests.datalists.test_datalist import touch, write
 
 WORDS = {
@@ -116,7 +117,7 @@ def test_a_column_that_switches_a_partition_on_is_refused(tmp_path: Path, header
 @pytest.mark.parametrize("name", ["holdout", "hold_out", "dev", "tst", "Tuning"])
 def test_a_list_of_ids_under_a_word_like_a_partition_is_not_dropped(tmp_path: Path, name: str) -> None:
     path = write(tmp_path, {"training": [{"image": "a.svs", "label": "lgd"}], name: ["s2"]})
-    with pytest.raises(DatalistError, match=f"{name!r} is no partition, and its entries would be dropped"):
+    with pytest.raises(DatalistError, match=f"{name!r} is no partition, and its slides would be ignored"):
         load_datalist(path, None, "multilabel")
 
 
@@ -175,11 +176,18 @@ def test_columns_that_do_not_agree_on_patients_are_refused_by_name(tmp_path: Pat
 
 def test_the_column_that_names_patients_is_named_where_they_cross_or_are_too_few(tmp_path: Path) -> None:
     path = listed(tmp_path, "image,label,set,case", "a.svs,lgd,train,1", "b.svs,lgd,test,1")
-    with pytest.raises(DatalistError, match=r"patients in more than one partition \(patients by 'case'\): 1 \(train"):
+    with pytest.raises(
+        DatalistError, match=r"patient 1 \(patients by 'case'\) is in training \(a\) and in testing \(b\)"
+    ):
         load_datalist(path, None, "multilabel")
     path = listed(tmp_path, "image,label,case", "a.svs,lgd,0", "b.svs,lgd,1")
     with pytest.raises(DatalistError, match=r"d.csv \(patients by 'case'\): 2 patients are too few"):
         load_datalist(path, None, "multilabel")
+
+
+def rows_of(items: Sequence[dict[str, str]]) -> list[Row]:
+    rows = [row_of({"image": f"{i}", **item}, "d", []) for i, item in enumerate(items)]
+    return [row for row in rows if row is not None]
 
 
 COLUMNS = ("case", "donor", "mrn")
@@ -197,10 +205,8 @@ def test_columns_agree_just_where_no_patient_has_two_names_in_one(rows: list[tup
     group = connected_components(joined)[1] if joined is not None else np.arange(len(nodes))
     agree = all(a == b or group[place[a]] != group[place[b]] or a[0] != b[0] for a, b in product(nodes, repeat=2))
     faults: list[DatalistError] = []
-    listed_rows = [
-        row_of({"image": f"{i}", **dict(zip(COLUMNS, row, strict=True))}, "d", ()) for i, row in enumerate(rows)
-    ]
-    settled = settle_columns(listed_rows, faults.append)
+    listed_rows = rows_of([dict(zip(COLUMNS, row, strict=True)) for row in rows])
+    settled = settle_columns(listed_rows, faults)
     assert (not faults) == agree
     if not agree:
         return
@@ -208,16 +214,15 @@ def test_columns_agree_just_where_no_patient_has_two_names_in_one(rows: list[tup
         if one and other and group[one[0]] == group[other[0]]:
             assert a.fields["patient"] == b.fields["patient"]
     # The order of the slides plays no part.
-    backwards = settle_columns(listed_rows[::-1])[::-1]
+    backwards = settle_columns(listed_rows[::-1], faults)[::-1]
     assert [row.fields for row in backwards] == [row.fields for row in settled]
 
 
 @settings(deadline=None)
 @given(st.lists(st.sampled_from(["train", "val", "test", "", "7"]), min_size=1, max_size=8))
 def test_a_column_is_one_of_partitions_just_where_all_its_values_are(values: list[str]) -> None:
-    rows = [row_of({"image": f"{i}", "column": value}, "d", ()) for i, value in enumerate(values)]
     faults: list[DatalistError] = []
-    partitions = [row.partition for row in settle_columns(rows, faults.append)]
+    partitions = [row.partition for row in settle_columns(rows_of([{"column": value} for value in values]), faults)]
     given_values = [value for value in values if value]
     if given_values and "7" not in given_values:
         meant = dict(zip(("train", "val", "test"), PARTITIONS, strict=True))
@@ -236,5 +241,7 @@ def test_json_with_two_names_in_two_lists_is_one_patient(tmp_path: Path) -> None
         "testing": [{"image": "b.svs", "label": "lgd", "case_id": "p1"}],
     }
     (tmp_path / "d.json").write_text(json.dumps(content))
-    with pytest.raises(DatalistError, match="patients in more than one partition"):
+    with pytest.raises(
+        DatalistError, match=r"patient P1 = p1 \(patients by .*\) is in training \(a\) and in testing \(b\)"
+    ):
         load_datalist(tmp_path / "d.json", None, "multilabel")

@@ -96,7 +96,9 @@ def test_the_file_tells_of_the_latest_run(tmp_path):
 
 def test_an_old_file_that_cannot_be_removed_is_refused(tmp_path):
     (tmp_path / "failed.csv").mkdir()
-    with pytest.raises(SettingsError, match=r"failed\.csv: is of an earlier run, and cannot be removed \(.*Choose an"):
+    with pytest.raises(
+        SettingsError, match=r"failed\.csv: is left from an earlier run and cannot be removed \(.*Choose an"
+    ):
         started(tmp_path)
 
 

@@ -14,8 +14,8 @@ from scripts.checking.report import write_slides
 from scripts.checking.slides import SlideFacts
 from scripts.core.errors import DatalistError
 from scripts.datalists.datalist import load_datalist, load_partition
-from scripts.datalists.formats import Row, row_of
 from scripts.datalists.patient_warnings import patient_warnings, patients_in_names
+from scripts.datalists.rows import Faults, Row, row_of
 from tests.conftest import ROOT
 from tests.datalists.test_datalist import touch, write
 
@@ -25,10 +25,12 @@ OWN = "no column names the patient, so each slide counts as a patient of its own
 
 
 def rows_of(images: list[str], **columns: list[object]) -> list[Row]:
-    return [
-        row_of({"image": image, **{key: values[i] for key, values in columns.items()}}, f"line {i}", ())
-        for i, image in enumerate(images)
-    ]
+    faults: Faults = []
+    items = [{"image": image, **{key: values[i] for key, values in columns.items()}} for i, image in enumerate(images)]
+    rows = [row_of(item, f"line {i}", faults) for i, item in enumerate(items)]
+    if faults:
+        raise faults[0]
+    return [row for row in rows if row is not None]
 
 
 def listed(root: Path, images: list[str], header: str = "", cells: list[str] | None = None) -> Path:
@@ -179,7 +181,7 @@ def test_tcga_patients_that_cross_the_partitions_of_a_list_are_counted_and_not_o
     with_patients = listed(tmp_path, TCGA, "set,patient", [
         f"{'train' if i < 13 else 'test'},{name[:12]}" for i, name in enumerate(TCGA)
     ])  # fmt: skip
-    with pytest.raises(DatalistError, match="patients in more than one partition: TCGA-AA-0000"):
+    with pytest.raises(DatalistError, match="patient TCGA-AA-0000 is in training .*`checking` lists 6 more problems"):
         load_datalist(with_patients, None, "multilabel", ("a", "b"))
 
 
@@ -187,7 +189,7 @@ def test_barcodes_of_slides_or_samples_in_the_place_of_patients_are_told(tmp_pat
     samples = [name[:19] + str(i // 13) for i, name in enumerate(TCGA)]
     path = listed(tmp_path, [f"s{i}.svs" for i in range(20)], "case_id", samples)
     assert warnings_of(path) == [
-        "20 slides carry TCGA barcodes of 13 patients, but count as 20 patients. "
+        "20 slides have TCGA barcodes of 13 patients, but count as 20 patients. "
         "If the TCGA barcodes are right, give them as `patient` (TCGA-AA-0000, ...)."
     ]
     assert warnings_of(listed(tmp_path, TCGA, "case_id", [name[:12] for name in TCGA])) == []
@@ -210,7 +212,7 @@ def test_spellings_of_one_patient_are_one(same: list[object]) -> None:
 
 @pytest.mark.parametrize("value", [[12], {"id": 12}, True])
 def test_what_names_no_patient_is_refused(value: object) -> None:
-    with pytest.raises(DatalistError, match=r"key 'patient': .* names no patient. Give one text or one whole number"):
+    with pytest.raises(DatalistError, match=r"slide a.svs: .* names no patient. Give one text or one whole number"):
         rows_of(["a.svs"], patient=[value])
 
 
@@ -225,17 +227,11 @@ def test_patients_that_differ_in_leading_zeros_alone_are_told(
     assert f"the patients '{one}' and '{other}' count as two" in caplog.text
 
 
-def test_a_column_that_joins_patients_is_told_and_the_one_that_is_used_is_named(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_the_column_that_names_the_patients_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
-    cells = [f"c{i},person {i // 2},{i // 2},s{i // 4}" for i in range(8)]
-    path = listed(tmp_path, [f"{i}.svs" for i in range(8)], "case,pat_ref_no,patient_age,site_id", cells)
+    path = listed(tmp_path, [f"{i}.svs" for i in range(8)], "case", [f"c{i}" for i in range(8)])
     load_datalist(path, None, "multilabel", ("a", "b"))
     assert "each slide's patient is known (patients by 'case')" in caplog.text
-    assert "'pat_ref_no' has fewer values than there are patients (patients by 'case')" in caplog.text
-    assert "patient_age" not in caplog.text
-    assert "site_id" not in caplog.text
 
 
 @pytest.mark.parametrize("cells", [["", "P1"], ["TCGA-AA-0000", "TCGA-AA-0000-01A"]])

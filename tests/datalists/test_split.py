@@ -72,22 +72,9 @@ def test_slides_without_a_class_are_spread() -> None:
     assert sorted(split) == ["testing"] * 2 + ["training"] * 7 + ["validation"]
 
 
-def test_without_testing() -> None:
-    patients, labels = cohort(40)
-    split = np.array(split_patients(patients, labels, fractions=(8, 2, 0)))
-    assert set(split) == {"training", "validation"}
-    assert np.mean(split == "training") == pytest.approx(0.8, abs=0.05)
-
-
 def test_too_few_patients() -> None:
     with pytest.raises(DatalistError, match=r"d\.csv: 2 patients are too few for 3 partitions\. Add"):
         split_patients(["a", "a", "b"], np.ones((3, 1)), subject="d.csv")
-
-
-@pytest.mark.parametrize("fractions", [(0.5, 0.5), (0, 0.5, 0.5), (1, -0.1, 0.1), (1, float("nan"), 0)])
-def test_fractions(fractions: tuple[float, ...]) -> None:
-    with pytest.raises(SettingsError, match=r"fractions: got \[.*Give three parts"):
-        split_patients(list("abc"), np.ones((3, 1)), fractions=fractions)
 
 
 @pytest.mark.parametrize("seed", [None, -1, 0.5])

@@ -35,10 +35,10 @@ def test_each_output_of_each_method_has_a_row_with_every_training(runs):
     ]  # fmt: skip
     for row in rows:
         mine = [run for run in runs if run.method == row.method]
-        assert row.scores["micro_f1"].tolist() == [run.metrics[row.head]["micro_f1"]["value"] for run in mine]
+        assert row.scores["micro_f1"].tolist() == [run.scores[row.head]["micro_f1"] for run in mine]
         for name in CLASSES:
-            told = [run.metrics[row.head]["classes"][name]["f1"]["value"] for run in mine]
-            np.testing.assert_array_equal(row.classes[name]["f1"], np.array(told, dtype=float))
+            told = [run.classes[row.head][name]["f1"] for run in mine]
+            np.testing.assert_array_equal(row.classes[name]["f1"], told)
     titles = [
         "MuSTMIL global", "MuSTMIL 5x", "MuSTMIL 10x", "MSMIL global 5x", "MSMIL global 10x", "SSMIL 5x", "SSMIL 10x",
     ]  # fmt: skip

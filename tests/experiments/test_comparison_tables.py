@@ -44,7 +44,7 @@ def test_the_table_holds_mean_and_standard_deviation_over_the_trainings(runs, ta
         line = cells(text, "| output", row.title)
         mine = [run for run in runs if run.method == row.method]
         for place, name in enumerate(score_names(TASK), start=1):
-            values = [run.metrics[row.head][name]["value"] for run in mine]
+            values = [run.scores[row.head][name] for run in mine]
             assert line[place] == f"{np.mean(values):.3f} ± {np.std(values, ddof=1):.3f}"
         assert line[7:9] == [str(row.phases), str(row.parameters)]
         assert line[9] == f"{row.seconds.mean():.1f} ± {row.seconds.std(ddof=1):.1f}"
@@ -138,12 +138,12 @@ def test_each_run_and_output_has_a_line(runs, tmp_path):
     write_runs(tmp_path / "runs.csv", runs, TASK)
     lines = read(tmp_path / "runs.csv")
     assert [(line["method"], line["seed"], line["output"]) for line in lines] == [
-        (run.method, str(run.seed), head) for run in runs for head in run.metrics
+        (run.method, str(run.seed), head) for run in runs for head in run.scores
     ]
     assert [float(line["training_seconds"]) for line in lines if line["output"] == "global"] == [2, 3, 6, 9]
     for line in lines:
         run = next(r for r in runs if r.method == line["method"] and str(r.seed) == line["seed"])
-        assert float(line["micro_f1"]) == pytest.approx(run.metrics[line["output"]]["micro_f1"]["value"], rel=1e-5)
+        assert float(line["micro_f1"]) == pytest.approx(run.scores[line["output"]]["micro_f1"], rel=1e-5)
 
 
 def test_a_lead_on_very_few_slides_has_no_interval(tmp_path):

@@ -10,7 +10,7 @@ import pytest
 import scripts.experiments.search
 from scripts.core.errors import SettingsError
 from scripts.experiments.search import GridSearch
-from tests.experiments.test_hparams import events_of, knobs_of
+from tests.experiments.test_board import events_of, settings_of
 
 SETTINGS = {"method": "mustmil", "magnifications": [5, 10], "seed": 0}
 
@@ -44,9 +44,9 @@ def trials(monkeypatch):
 def test_the_lowest_validation_loss_of_the_whole_grid_wins(trials, tmp_path, capsys):
     grid = {"lr": [0.1, 0.01, 0.001], "num_nodes": [128, 64]}
     best = GridSearch(grid, SETTINGS, tmp_path).run()
-    assert best.knobs == {"lr": 0.01, "num_nodes": 64}
+    assert best.settings == {"lr": 0.01, "num_nodes": 64}
     assert len(trials) == 6
-    assert json.loads((tmp_path / "best.json").read_text()) == best.knobs
+    assert json.loads((tmp_path / "best.json").read_text()) == best.settings
     with open(tmp_path / "search.csv", newline="") as file:
         lines = list(csv.DictReader(file))
     assert {(float(line["lr"]), int(line["num_nodes"])) for line in lines} == {
@@ -57,7 +57,7 @@ def test_the_lowest_validation_loss_of_the_whole_grid_wins(trials, tmp_path, cap
     assert "--lr 0.01 --num_nodes 64" in capsys.readouterr().out
     for line in lines:
         events = events_of(tmp_path / "tensorboard" / line["trial"])
-        assert knobs_of(events)["lr"].number_value == float(line["lr"])
+        assert settings_of(events)["lr"].number_value == float(line["lr"])
         assert events.Scalars("global/validation_loss")[0].value == pytest.approx(float(line["global_validation_loss"]))
 
 
@@ -99,7 +99,7 @@ def test_a_trial_without_a_result_is_named(trials, tmp_path):
 
 def test_a_trial_that_fails_costs_nothing_but_itself(trials, tmp_path, capsys):
     best = GridSearch({"lr": [1e30, 0.01]}, SETTINGS, tmp_path).run()
-    assert best.knobs == {"lr": 0.01}
+    assert best.settings == {"lr": 0.01}
     assert "2 trials, 1 of them failed" in capsys.readouterr().out
     with open(tmp_path / "search.csv", newline="") as file:
         lines = list(csv.DictReader(file))

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
+import multiprocessing.spawn
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import pytest
 from scripts.core.errors import SettingsError
 from scripts.experiments.trainings import Experiment, leaving_out, run_experiments
 from tests.conftest import ROOT
+from tests.torchruns import TORCHRUN
 
 # A bundle whose workflows write what they were given, so that what is tested is who runs them, when and where.
 TRAIN = {
@@ -34,6 +34,12 @@ EVALUATE = {
     "imports": ["$import pathlib"], "bundle_root": ".", "output_dir": ".", "partition": "testing",
     "evaluating": ["$pathlib.Path(@output_dir, 'evaluating.txt').write_text(@partition)"],
 }  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def forked(preloaded, monkeypatch):
+    """Runs start in hundredths of a second."""
+    monkeypatch.setattr(multiprocessing.spawn, "_python_exe", os.fsencode(preloaded.python))
 
 
 @pytest.fixture
@@ -132,7 +138,7 @@ def test_a_process_that_is_killed_is_told_with_its_log(bundle):
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
-def test_runs_end_with_the_process_that_started_them(bundle, how):
+def test_runs_end_with_the_process_that_started_them(bundle, how, preloaded):
     # A shell starts what it runs in the background deaf to interrupts, and so the tests' own children.
     code = (
         "import signal\nfrom tests.experiments.test_trainings import *\n"
@@ -144,7 +150,7 @@ def test_runs_end_with_the_process_that_started_them(bundle, how):
     (bundle / "main.py").write_text(code)
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     parent = subprocess.Popen(
-        [sys.executable, str(bundle / "main.py")], env=environment, cwd=ROOT, stderr=subprocess.PIPE, text=True
+        [preloaded.python, str(bundle / "main.py")], env=environment, cwd=ROOT, stderr=subprocess.PIPE, text=True
     )
     begun = bundle / "runs" / "a" / "begun"
     deadline = time.monotonic() + 60
@@ -175,7 +181,7 @@ def test_the_number_of_processes_is_checked(bundle, num_processes):
         run_experiments([experiment(bundle)], bundle, num_processes)
 
 
-def test_under_torchrun_each_rank_takes_its_share_and_waits_for_the_others(bundle):
+def test_under_torchrun_each_rank_takes_its_share_and_waits_for_the_others(bundle, preloaded):
     code = (
         "import os, sys\nfrom tests.experiments.test_trainings import *\n"
         f"from pathlib import Path\nroot = Path({str(bundle)!r})\n"
@@ -186,9 +192,8 @@ def test_under_torchrun_each_rank_takes_its_share_and_waits_for_the_others(bundl
         "    (root / f'rank{os.environ[\"RANK\"]}').touch()\n"
     )
     (bundle / "main.py").write_text(code)
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     subprocess.run(
-        [*torchrun, str(bundle / "main.py")],
+        [preloaded.python, *TORCHRUN, str(bundle / "main.py")],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         cwd=ROOT,
         check=True,

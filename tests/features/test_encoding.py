@@ -12,7 +12,7 @@ from scripts.core.errors import SettingsError, SlideError
 from scripts.core.magnification import Scale
 from scripts.features.backbones import get_backbone
 from scripts.features.encoding import BLOCKS_AHEAD, Encoder
-from tests.cohorts import builder, draw_slide, tiny_backbone, tiny_encoder
+from tests.cohorts import builder, draw_slide, read_patches, tiny_backbone, tiny_encoder
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +71,7 @@ def test_batches_are_full_whatever_the_blocks_and_scales(batch_size):
 def test_features_are_the_backbone_of_the_patches(bag):
     backbone = tiny_backbone()
     for s, patches, features in tiny_encoder(batch_size=5, num_workers=2).encode(bag):
-        expected = backbone(torch.from_numpy(bag.read_patches(s, patches))).numpy()
+        expected = backbone(torch.from_numpy(read_patches(bag, s, patches))).numpy()
         assert np.allclose(features, expected, atol=1e-6)
         assert features.dtype == np.float32
 
@@ -100,7 +100,7 @@ def test_rows_are_the_features_of_the_patches_that_they_go_through(bag):
     assert rows.shape == (bag.grid.num_rows, 2, 12)
     for row, patches in zip(rows, bag.grid.rows, strict=True):
         for s, patch in enumerate(patches):
-            expected = backbone(torch.from_numpy(bag.read_patches(s, [patch])))[0].numpy()
+            expected = backbone(torch.from_numpy(read_patches(bag, s, [patch])))[0].numpy()
             assert np.allclose(row[s], expected, atol=1e-6)
 
 
@@ -180,10 +180,15 @@ def test_with_amp_settings_name_the_kind_of_device(device):
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "least"), [("batch_size", 0, 1), ("batch_size", 2.5, 1), ("num_workers", -1, 0)]
+    ("key", "value", "says"),
+    [
+        ("batch_size", 0, "encode_batch: got 0. Give a whole number from 1 to"),
+        ("batch_size", 2.5, "encode_batch: got 2.5. Give a whole number"),
+        ("num_workers", -1, "num_workers: got -1. Give a whole number from 0 up"),
+    ],
 )
-def test_wrong_settings_are_named(key, value, least):
-    with pytest.raises(SettingsError, match=rf"{key}: got {value}\. Give a whole number from {least} up"):
+def test_wrong_settings_are_named(key, value, says):
+    with pytest.raises(SettingsError, match=f"^{says}"):
         Encoder(tiny_backbone(), **{key: value})
 
 
@@ -191,7 +196,7 @@ def test_another_device_can_be_chosen_later_and_a_wrong_one_is_named():
     encoder = tiny_encoder()
     encoder.to("cpu")
     assert encoder.device == torch.device("cpu")
-    with pytest.raises(SettingsError, match=r"device: tpu9 cannot be used \(.+\). Use `cpu`, or `cuda`"):
+    with pytest.raises(SettingsError, match="device: got 'tpu9'. Give cpu, cuda, or cuda:N"):
         encoder.to("tpu9")
 
 
@@ -220,7 +225,7 @@ def test_a_gpu_is_left_alone_until_there_is_something_to_encode(one_gpu, bag):
     with contextlib.suppress(RuntimeError):  # there is none, after all
         next(encoder.encode(bag))
     assert one_gpu == ["cuda"]
-    with pytest.raises(SettingsError, match=r"device: cuda:1 cannot be used \(torch sees 1 GPUs\)\. Use `cpu`"):
+    with pytest.raises(SettingsError, match="device: got 'cuda:1', and torch sees 1 GPUs. Give cpu"):
         encoder.to("cuda:1")
 
 

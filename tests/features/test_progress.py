@@ -1,16 +1,9 @@
-from types import SimpleNamespace
-
-import numpy as np
 import pytest
 from tqdm import tqdm
 
 from scripts.features.progress import ExtractionProgress, SlideToExtract
 
-
-def bag(patches, orphans=0):
-    """A bag of so many patches, in two scales."""
-    coords = [np.zeros((1, 2)), np.zeros((patches - 1, 2))]
-    return SimpleNamespace(grid=SimpleNamespace(coords=coords, orphans=orphans))
+TODO = [SlideToExtract(0, [0], 100), SlideToExtract(1, [0, 1], 50), SlideToExtract(2, [0], 300)]
 
 
 @pytest.fixture
@@ -19,43 +12,25 @@ def bar():
         yield shown
 
 
-def test_what_is_left_is_estimated_by_the_bytes_of_the_files(bar):
-    todo = [SlideToExtract(0, [0], 100), SlideToExtract(1, [0, 1], 50), SlideToExtract(2, [0], 300)]
-    progress = ExtractionProgress(todo, bar)
-    progress.open(todo[0], bag(10))
-    assert bar.total == 10 / 100 * (100 + 2 * 50 + 300)
-    progress.open(todo[1], bag(20))
-    assert bar.total == (10 + 2 * 20) / 200 * 500
-
-
-def test_a_slide_that_cannot_be_opened_is_expected_no_more(bar):
-    todo = [SlideToExtract(0, [0], 100), SlideToExtract(1, [0], 300), SlideToExtract(2, [0], 100)]
-    progress = ExtractionProgress(todo, bar)
-    progress.open(todo[0], bag(10))
-    progress.lose(todo[1])
-    progress.open(todo[2], bag(20))
-    assert bar.total == 10 + 20
-    assert progress.slides.add() == 3
-
-
-def test_what_was_encoded_of_a_slide_that_breaks_off_counts_no_more(bar):
-    todo = [SlideToExtract(0, [0, 1, 2], 100), SlideToExtract(1, [0], 100)]
-    progress = ExtractionProgress(todo, bar)
-    progress.open(todo[0], bag(10, orphans=4))
-    progress.start_view()
-    progress.add(10)
-    progress.end_view(0)
-    progress.start_view()
-    progress.add(3)
+def test_the_bar_counts_the_bytes_of_each_slide_once_for_each_view(bar):
+    progress = ExtractionProgress(TODO, bar)
+    assert bar.total == 100 + 2 * 50 + 300
+    progress.begin("a")
+    progress.end(TODO[0])
+    assert bar.n == 100
+    progress.begin("b")
+    progress.add(12.5)
+    progress.add(12.5)
     progress.show()
-    progress.add(2)
-    progress.give_up(todo[0], bag(10, orphans=4), views=2)
-    assert bar.n == 10
-    assert progress.patches.add() == 10
-    assert (progress.plain_banks.add(), progress.view_banks.add()) == (1, 0)
-    assert progress.orphans.add() == 4  # of the bank that is there
-    progress.open(todo[1], bag(30, orphans=1))
-    assert bar.total == 10 + 30
-    progress.start_view()
-    progress.give_up(todo[1], bag(30, orphans=1), views=1)
-    assert progress.orphans.add() == 4
+    assert bar.n == 125
+    progress.name("b view 1")
+    assert bar.postfix == "slide 2/3 b view 1"
+
+
+def test_a_slide_that_fails_has_had_its_turn(bar):
+    progress = ExtractionProgress(TODO, bar)
+    for slide, encoded in zip(TODO, (100, 20, 0), strict=True):
+        progress.begin("s")
+        progress.add(encoded)
+        progress.end(slide)
+    assert bar.n == bar.total

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
-from scripts.bags.grid import log_share
+from scripts.bags.grid import row_log_weight
 from scripts.heatmaps.attention_maps import KINDS, PatchMap, gather_rows
 from scripts.networks.mustmil import MuSTMIL
 
@@ -76,7 +76,7 @@ def test_an_attention_and_a_contribution_of_the_same_values_rank_alike():
 def test_an_attention_that_prefers_nothing_ranks_all_patches_alike():
     # In float32, with 1, 3 and 4 rows to a patch: log weights and sums must not decide between them.
     rows = np.array([[0, 0], [1, 1], [1, 2], [1, 3], [2, 4], [2, 5], [2, 6], [2, 7], [3, 8]])
-    weight = torch.from_numpy(log_share(rows))[:, 0]
+    weight = torch.from_numpy(row_log_weight(rows))[:, 0]
     attention = torch.softmax(7.3 + weight, dim=0).numpy()
     corners = np.stack([rows[:, 0] * 100.0, np.zeros(len(rows))], axis=1)
     found = gather_rows(attention, corners, 100.0, 0.5)
@@ -92,7 +92,7 @@ def test_over_the_unique_patches_attention_sums_to_one_and_contribution_to_the_l
     features = [torch.randn(n, 6) for n in (2, 5)]
     x = torch.stack([features[s][rows[:, s]] for s in (0, 1)], dim=1)[None]
     with torch.no_grad():
-        logits, attention, contribution = network.explain(x, torch.from_numpy(log_share(rows))[None])
+        logits, attention, contribution = network.explain(x, torch.from_numpy(row_log_weight(rows))[None])
     for m, s in ((0, 1), (1, 0), (2, 1)):
         for k in range(3):
             found = gather_rows(attention[0, :, m, k].numpy(), corners[s], 100.0, 0.5)

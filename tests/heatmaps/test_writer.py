@@ -131,7 +131,7 @@ def test_attention_that_follows_a_colour_is_hottest_where_that_colour_is(entry, 
 
 @pytest.mark.parametrize("coordinates", ["qupath", "level0"])
 def test_geojson_starts_where_qupath_does_and_mha_at_level_0(entry, tmp_path, monkeypatch, coordinates):
-    monkeypatch.setattr(Slide, "bounds_level0", Rectangle(300, 200, 1000, 900))
+    monkeypatch.setattr("scripts.slides.slide.find_bounds", lambda *_: Rectangle(300, 200, 1000, 900))
     predict(tmp_path, entry, heatmap_classes="dark", heatmap_kinds="attention", coordinates=coordinates)
     folder, origin = tmp_path / "heatmaps" / "corner", (300, 200) if coordinates == "qupath" else (0, 0)
     assert read(folder / "10x_dark.geojson")["frame"] == {"coordinates": coordinates, "origin_level0": list(origin)}

@@ -25,7 +25,7 @@ import torch
 from scripts.core.sums import drop_sum
 from scripts.datalists.datalist import CLASS_NAMES
 from scripts.networks.methods import get_network
-from scripts.synthetic.cohort import draw_cohort
+from scripts.synthetic.cohort import make_cohort
 from scripts.weights.checkpoints import load_weights
 from tests.hostile import RunsCode
 from tests.label.servers import ROOT, Server, Shell, free_port, served, wait_for
@@ -100,7 +100,7 @@ def prediction_of(reply: dict[str, Any]) -> dict[str, float]:
 def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a drawn cohort."""
     folder = tmp_path_factory.mktemp("cohort")
-    draw_cohort(folder, NUM_SLIDES, seed=0)
+    make_cohort(folder, NUM_SLIDES, seed=0)
     return folder
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from monai.networks import convert_to_torchscript
 from torch import Tensor, nn
 
-from scripts.bags.grid import log_share
+from scripts.bags.grid import row_log_weight
 from scripts.networks.bag_network import BagNetwork
 from scripts.networks.baselines import MSMIL, SSMIL, HighestScaleMIL
 from scripts.networks.methods import METHODS, get_loss, get_network
@@ -38,7 +38,7 @@ def linked_bag(num_rows: int, num_scales: int, seed: int) -> tuple[Tensor, Tenso
     rows = np.stack([np.arange(num_rows) // 2 ** (num_scales - 1 - s) for s in range(num_scales)], axis=1)
     patches = rng.normal(size=(num_rows, num_scales, F))
     x = np.stack([patches[rows[:, s], s] for s in range(num_scales)], axis=1)
-    return torch.from_numpy(x)[None], torch.from_numpy(log_share(rows)).double()[None], rows
+    return torch.from_numpy(x)[None], torch.from_numpy(row_log_weight(rows)).double()[None], rows
 
 
 def padded(x: Tensor, log_weight: Tensor, garbage: float, number: int = 3) -> tuple[Tensor, Tensor]:

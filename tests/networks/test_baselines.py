@@ -11,7 +11,7 @@ from monai.networks import convert_to_torchscript
 from monai.networks.nets import MILModel
 from torch import nn
 
-from scripts.bags.grid import log_share
+from scripts.bags.grid import row_log_weight
 from scripts.networks.baselines import MSMIL, SSMIL, HighestScaleMIL
 from scripts.networks.mustmil import MuSTMIL
 
@@ -30,7 +30,7 @@ def bag(num_rows=6, seed=0, num_scales=2):
     rows = torch.stack([torch.arange(num_rows) // 2 ** (num_scales - 1 - s) for s in range(num_scales)], dim=1)
     patches = torch.randn(num_rows, num_scales, F, generator=generator)
     x = torch.stack([patches[rows[:, s], s] for s in range(num_scales)], dim=1)
-    return x.unsqueeze(0), torch.from_numpy(log_share(rows.numpy())).unsqueeze(0), rows
+    return x.unsqueeze(0), torch.from_numpy(row_log_weight(rows.numpy())).unsqueeze(0), rows
 
 
 def branch(network, index, instances):

@@ -14,7 +14,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from monai.networks import convert_to_torchscript
 from monai.networks.nets import MILModel, milmodel
-from monai.utils import optional_import
 from torch import Tensor, nn
 
 from scripts.core.errors import SettingsError
@@ -272,12 +271,6 @@ def test_settings_that_cannot_work_are_refused() -> None:
         MuSTMIL(0)
 
 
-@pytest.mark.skipif(optional_import("torchvision")[1], reason="torchvision is installed")
-def test_a_torchvision_name_without_torchvision_is_an_error_of_one_line() -> None:
-    with pytest.raises(SettingsError, match="backbone: 'resnet34' is the name of a torchvision model"):
-        MuSTMIL(K, backbone="resnet34")
-
-
 def test_a_torchvision_name_must_give_the_features_that_are_set(monkeypatch: pytest.MonkeyPatch) -> None:
     class Tiny(nn.Module):
         def __init__(self, weights: str | None) -> None:
@@ -385,45 +378,6 @@ def test_no_more_patches_at_once_than_encode_batch() -> None:
     net.register_forward_pre_hook(lambda _, args: seen.append(len(args[0])))
     network(backbone=net, encode_batch=5)(bags((1, 4, 2, 3, 8, 8)))
     assert seen == [5, 3]
-
-
-@pytest.mark.parametrize("kind", [torch.uint8, torch.float32])
-def test_a_patch_that_several_rows_share_is_encoded_once(kind: torch.dtype) -> None:
-    seen: list[Tensor] = []
-    net = backbone()
-    net.register_forward_pre_hook(lambda _, args: seen.extend(args[0]))
-    unique = torch.randint(256, (5, 3, 8, 8)).to(kind)
-    x = unique[torch.tensor([[0, 1], [0, 2], [3, 4], [3, 1], [0, 4]])][None]  # [1, 5, 2, 3, 8, 8]
-    if kind == torch.uint8:
-        # Which differ in one byte are others.
-        x[0, 3, 0, 2, 7, 7] ^= 1
-    model = network(backbone=nn.Sequential(Floats(), net))
-    features = model(x, no_head=True)
-    assert len(seen) == (6 if kind == torch.uint8 else 5)
-    for row, patches in zip(features[0], x[0], strict=True):
-        assert close(row, net(patches.float()))
-
-
-def test_patches_that_look_alike_to_a_sum_are_still_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    x, model = bags((1, 4, 2, 3, 8, 8)), network(backbone=backbone())
-    expected = model(x, no_head=True)
-    monkeypatch.setattr(torch, "randint", lambda *_, size=None, **__: torch.zeros(3 * 8 * 8 * 4, dtype=torch.int64))
-    assert torch.equal(model(x, no_head=True), expected)
-
-
-class Floats(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        return x.float()
-
-
-def test_patches_that_do_not_fit_into_memory_name_the_setting() -> None:
-    class Full(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB.")
-
-    full = network(backbone=Full())
-    with pytest.raises(SettingsError, match=r"^encode_batch: does not fit into the GPU's memory \(Tried to allocate 2"):
-        full(torch.zeros(1, 4, 2, 3, 8, 8))
 
 
 def test_integer_patches_reach_the_backbone_as_they_are() -> None:

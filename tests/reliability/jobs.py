@@ -42,9 +42,11 @@ class Workplace:
 
     Args:
         folder: holds all of it.
+        popen: starts the commands, as :class:`subprocess.Popen` does.
     """
 
     folder: Path
+    popen: Callable[..., Any] = subprocess.Popen
 
     @property
     def data(self) -> Path:
@@ -86,15 +88,13 @@ class Job:
     content: Callable[[Path], dict[str, Any]]
 
 
-def start(job: Job, place: Workplace, output: Path, log: Path, **options: Any) -> subprocess.Popen[bytes]:
+def start(job: Job, place: Workplace, output: Path, log: Path, **options: Any) -> Any:
     """Start a job's command in a process group of its own; what it prints is appended to ``log``."""
     log.parent.mkdir(parents=True, exist_ok=True)
     with open(log, "ab") as file:
         call = [sys.executable, *job.call(place, output)]
         environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE"}
-        return subprocess.Popen(
-            call, cwd=ROOT, stdout=file, stderr=file, env=environment, start_new_session=True, **options
-        )
+        return place.popen(call, cwd=ROOT, stdout=file, stderr=file, env=environment, start_new_session=True, **options)
 
 
 def finish(job: Job, place: Workplace, output: Path, log: Path, **options: Any) -> int:
@@ -108,7 +108,7 @@ def finish(job: Job, place: Workplace, output: Path, log: Path, **options: Any) 
         kill(process)
 
 
-def kill(process: subprocess.Popen[bytes]) -> None:
+def kill(process: Any) -> None:
     """Kill a job with SIGKILL, and every process that it started."""
     with contextlib.suppress(ProcessLookupError):  # all have ended
         os.killpg(process.pid, signal.SIGKILL)

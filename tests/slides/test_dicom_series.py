@@ -16,11 +16,10 @@ from scripts.core.errors import DatalistError, SlideError
 from scripts.datalists.cohort import choose_slides
 from scripts.datalists.datalist import list_slides, load_datalist
 from scripts.datalists.slide_files import SlideFolder
-from scripts.features.bank import slide_fingerprint
-from scripts.slides.checksums import content_sha256
+from scripts.features.bank_settings import slide_fingerprint
+from scripts.slides.checksums import content_sha256, stamp_of
 from scripts.slides.dicom_series import dicom_slides, folder_slides, instance_of, is_dicom, may_be_dicom, series_files
 from scripts.slides.slide import Slide
-from scripts.slides.stamp import stamp_of
 from tests.conftest import ROOT
 from tests.dicoms import SEGMENTATION, write_dicom
 from tests.limits import within

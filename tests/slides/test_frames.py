@@ -11,7 +11,6 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-import scripts.slides.frames
 from scripts.bags.bag import BagBuilder
 from scripts.bags.tissue import find_tissue, read_tissue_mask
 from scripts.checking.inspection import describe
@@ -21,12 +20,18 @@ from scripts.core.repeats import Repeats
 from scripts.heatmaps.attention_maps import PatchMap
 from scripts.heatmaps.geojson import feature_collection, write_geojson
 from scripts.inference.transforms import EncodeSlided
+from scripts.slides import slide as slides
 from scripts.slides.frames import COORDINATES, LEVEL0, Frame, Rectangle, doubt, find_bounds, frame_of, place_image
 from scripts.slides.slide import Slide
 from tests.cohorts import draw_slide, tiny_encoder
 from tests.pyramids import BOUNDS, BOUNDS_SIZE, BOUNDS_SLIDE
 
 ORIGIN = np.array(BOUNDS[:2])
+STATED = {
+    **{"openslide.bounds-x": "368", "openslide.bounds-y": "16"},
+    **{"openslide.bounds-width": "600", "openslide.bounds-height": "480"},
+    **{"openslide.level[0].width": "1024", "openslide.level[0].height": "512"},
+}
 
 
 @pytest.fixture(scope="module")
@@ -39,14 +44,13 @@ def slide():
 @pytest.fixture
 def bounded(tmp_path, monkeypatch):
     """A slide of 1024 x 512 px whose file says that its scan is 600 x 480 px of it, from (368, 16) on."""
-
-    def properties(path):
-        values = {"bounds-x": 368, "bounds-y": 16, "bounds-width": 600, "bounds-height": 480}
-        values |= {"level[0].width": 1024, "level[0].height": 512}
-        return {f"openslide.{key}": str(value) for key, value in values.items()}
-
-    monkeypatch.setattr(scripts.slides.frames, "read_properties", properties)
+    state_bounds(monkeypatch, STATED)
     return draw_slide(tmp_path / "s.tif")
+
+
+def state_bounds(monkeypatch, stated):
+    """Have slides state these bounds."""
+    monkeypatch.setattr(slides, "find_bounds", lambda properties, size: find_bounds(properties | stated, size))
 
 
 def placed(size_px, size_level0, bounds_level0, subject="slide s"):
@@ -130,12 +134,10 @@ WHOLE = (0, 0, 1024, 512)
         ({"level[0].width": "2048", "level[0].height": "1024"}, WHOLE),
     ],
 )
-def test_without_bounds_that_can_be_used_it_is_the_whole_slide(bounded, monkeypatch, changed, bounds):
-    told = scripts.slides.frames.read_properties(bounded)
-    told |= {f"openslide.{key}": value for key, value in changed.items()}
-    told = {key: value for key, value in told.items() if value is not None}
-    monkeypatch.setattr(scripts.slides.frames, "read_properties", lambda path: told)
-    assert find_bounds(bounded, (1024, 512)) == bounds
+def test_without_bounds_that_can_be_used_it_is_the_whole_slide(changed, bounds):
+    stated = STATED | {f"openslide.{key}": value for key, value in changed.items()}
+    stated = {key: value for key, value in stated.items() if value is not None}
+    assert find_bounds(stated, (1024, 512)) == bounds
 
 
 @pytest.mark.parametrize("reader", ["cucim", "openslide"])
@@ -254,8 +256,8 @@ def test_what_is_uncertain_is_said_once_with_both_places(caplog, monkeypatch):
     (record,) = caplog.records
     assert record.getMessage() == (
         "slide uncertain: its mask m.png of 1000 x 1125 px has the proportion of the whole slide (8000 x 9000 px) and "
-        "of its bounds (4000 x 4500 px at (4000, 4500)), and is placed over the whole slide. If it shows the bounds "
-        "alone, pad it to the whole slide."
+        "of its bounds (4000 x 4500 px at (4000, 4500)), and is placed over the whole slide. If it shows only the "
+        "bounds, pad it to the whole slide."
     )
 
 
@@ -272,8 +274,7 @@ def test_many_uncertain_masks_are_few_lines(caplog, monkeypatch):
 @pytest.mark.parametrize("key", ["mask", "regions"])
 def test_checking_warns_of_what_is_uncertain(bounded, tmp_path, monkeypatch, key, uncertain):
     if uncertain:
-        told = scripts.slides.frames.read_properties(bounded) | {"openslide.bounds-height": "300"}
-        monkeypatch.setattr(scripts.slides.frames, "read_properties", lambda path: told)
+        state_bounds(monkeypatch, STATED | {"openslide.bounds-height": "300"})
     cv2.imwrite(str(tmp_path / "m.png"), np.ones((64, 128) if uncertain else (60, 75), np.uint8))
     facts = SlideChecker(BagBuilder(patch_size=64), num_classes=3)(
         {"image": str(bounded), "slide": "s", key: str(tmp_path / "m.png")}

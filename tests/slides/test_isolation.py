@@ -16,9 +16,9 @@ import pytest
 
 from scripts.core.errors import SlideError
 from scripts.slides import isolation
-from scripts.slides.isolation import ReaderError, open_levels, read_pixels, read_properties
+from scripts.slides.checksums import stamp_of
+from scripts.slides.isolation import ReaderError, open_slide, read_pixels
 from scripts.slides.slide import Slide
-from scripts.slides.stamp import stamp_of
 from tests.pyramids import noise, write_pyramid
 
 
@@ -48,13 +48,12 @@ def readers():
 
 def test_no_native_library_is_loaded_by_reading_a_slide(pyramid):
     code = (
-        "import sys; from scripts.slides.slide import Slide; "
-        "Slide(sys.argv[1]).read_overview(8); print(sorted(sys.modules))"
+        "import sys; from scripts.slides.slide import Slide; Slide(sys.argv[1]).read_overview(8); print(*sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code, pyramid], capture_output=True, text=True, check=True)
-    assert "'tifffile'" in done.stdout
-    assert "'cucim'" not in done.stdout
-    assert "'openslide'" not in done.stdout
+    loaded = set(done.stdout.split())
+    assert "scripts.slides.isolation" in loaded
+    assert loaded.isdisjoint({"cucim", "openslide", "tifffile", "imagecodecs", "simplejpeg"})
 
 
 def test_the_process_that_reads_has_no_framework_in_it(pyramid, nobody):
@@ -104,12 +103,12 @@ def test_a_reader_sees_no_gpu_and_loads_no_cupy(tmp_path, pyramid, image, nobody
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "0,1"  # the run keeps its own
 
 
-def test_cucims_plugins_are_loaded_with_it(pyramid, nobody):
-    # A request that needs no cuCIM.
-    properties = isolation._asked(lambda process: process.ask("cucim", "properties", str(pyramid)))
-    assert properties["openslide.level-count"] == "2"
-    (process,) = readers()
-    assert any("cucim.kit.cuslide" in mapped.path for mapped in process.memory_maps())
+def test_cucims_plugins_are_loaded_with_it():
+    code = (
+        "from scripts.slides.backends import load_library; load_library('cucim'); print(open('/proc/self/maps').read())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "cucim.kit.cuslide" in done.stdout
 
 
 def test_a_library_that_cannot_be_loaded_is_what_the_slide_could_not_be_read_for(
@@ -117,15 +116,15 @@ def test_a_library_that_cannot_be_loaded_is_what_the_slide_could_not_be_read_for
 ):
     (tmp_path / "cucim.py").write_text("raise ImportError('libcufile.so: cannot open shared object file')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    with pytest.raises(ReaderError, match=r"^libcufile\.so: cannot open shared object file$"):
-        open_levels(pyramid, "cucim", stamp_of(pyramid))
+    with pytest.raises(SlideError, match=r"a slide \(cucim: libcufile\.so: cannot open shared object file\)"):
+        Slide(pyramid, reader="cucim")
 
 
 @pytest.mark.parametrize("backend", ["cucim", "openslide"])
 def test_what_comes_back_is_a_copy_that_the_next_read_leaves_alone(pyramid, image, backend):
     stamp = stamp_of(pyramid)
-    first = read_pixels(pyramid, backend, stamp, 10, 20, 300, 200, 0)
-    second = read_pixels(pyramid, backend, stamp, 500, 300, 400, 300, 0)
+    first = read_pixels(pyramid, stamp, backend, 10, 20, 300, 200, 0)
+    second = read_pixels(pyramid, stamp, backend, 500, 300, 400, 300, 0)
     assert np.array_equal(first, image[20:220, 10:310])
     assert np.array_equal(second, image[300:600, 500:900])
     first[:] = 0  # it is the caller's
@@ -135,17 +134,18 @@ def test_threads_that_read_at_once_have_a_process_each_and_get_what_they_asked_f
     stamp, together = stamp_of(pyramid), threading.Barrier(3)
 
     def read(number):
-        together.wait()
+        if number < 3:
+            together.wait()
         places = np.random.default_rng(number).integers(0, 400, (20, 2)).tolist()
         return all(
-            np.array_equal(read_pixels(pyramid, "cucim", stamp, x, y, 150, 100, 0), image[y : y + 100, x : x + 150])
+            np.array_equal(read_pixels(pyramid, stamp, "cucim", x, y, 150, 100, 0), image[y : y + 100, x : x + 150])
             for x, y in places
         )
 
     with ThreadPoolExecutor(3) as threads:
         assert list(threads.map(read, range(3))) == [True] * 3
     assert 1 <= len(readers()) <= 3
-    assert read_properties(pyramid)["openslide.level-count"] == "2"
+    assert read(4)
     assert 1 <= len(readers()) <= 3  # the next question goes to one that is there
 
 
@@ -159,7 +159,7 @@ def test_a_reader_that_dies_costs_the_slide_and_the_next_one_is_read(pyramid, im
     process.suspend()  # so that it dies of the question, and a new one as well
     threading.Timer(0.5, lambda: (process.send_signal(number), process.resume())).start()
     monkeypatch.setattr(isolation, "PROGRAM", f"import os; os.kill(os.getpid(), {int(number)})")
-    message = rf"p\.tif: cucim cannot read 64 x 64 px at \(0, 0\) of level 0 \(cucim {says}\)\. Is the file complete"
+    message = rf"p\.tif: cucim cannot read 64 x 64 px at \(0, 0\) of level 0 \({says}\)\. Is the file complete"
     with pytest.raises(SlideError, match=message):
         slide.read_region((0, 0), (64, 64), 0.5)
     assert readers() == []
@@ -172,7 +172,23 @@ def test_what_a_library_printed_before_it_crashed_is_told(pyramid, nobody, monke
     code = "import os, sys; os.write(int(sys.argv[4]), b'some words\\nmalloc(): corrupted\\n'); os.abort()"
     monkeypatch.setattr(isolation, "PROGRAM", code)
     with pytest.raises(ReaderError, match=r"crashed \(SIGABRT\): malloc\(\): corrupted$"):
-        open_levels(pyramid, "cucim", stamp_of(pyramid))
+        open_slide(pyramid, stamp_of(pyramid), ["cucim"])
+
+
+@pytest.mark.parametrize("library", ["cucim", "openslide"])
+def test_a_library_that_crashes_leaves_the_slide_to_the_next(tmp_path, pyramid, image, nobody, monkeypatch, library):
+    (tmp_path / f"{library}.py").write_text("import os\nos.abort()")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    if library == "cucim":
+        slide = Slide(pyramid)
+        assert slide.backend == "openslide"
+        assert np.array_equal(slide.read_region((0, 0), (64, 64), 0.5), image[:64, :64])
+        assert open_slide(pyramid, stamp_of(pyramid), ["cucim", "openslide"]).passed == ["cucim: crashed (SIGABRT)"]
+    else:  # without its properties a slide has no bounds
+        with pytest.raises(
+            SlideError, match=r"p\.tif: cannot be read as a slide \(openslide: crashed \(SIGABRT\)\)\. Is"
+        ):
+            Slide(pyramid)
 
 
 def test_a_reader_that_another_slide_left_dying_costs_nothing(pyramid, image, nobody):
@@ -196,7 +212,7 @@ def test_a_reader_that_gives_no_answer_is_given_up(pyramid, image, nobody, monke
     (process,) = readers()
     monkeypatch.setattr(isolation, "ANSWER_SECONDS", 0.5)
     process.suspend()
-    with pytest.raises(SlideError, match=r"cucim gave no answer for 0\.5 seconds"):
+    with pytest.raises(SlideError, match=r"cucim cannot read .* \(gave no answer for 0\.5 seconds\)"):
         slide.read_region((0, 0), (64, 64), 0.5)
     assert not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
     monkeypatch.undo()
@@ -222,7 +238,7 @@ def test_a_slide_that_is_replaced_before_a_reader_opens_it_is_not_read_as_the_on
     write_pyramid(tmp_path / "new.tif", noise(600, 900, seed=1)).rename(path)
     isolation._end_all()  # so that the file is opened anew
     with pytest.raises(ReaderError, match="^it was replaced while it was read$"):
-        read_pixels(path, backend, slide._stamp, 0, 0, 64, 64, 0)
+        read_pixels(path, slide._stamp, backend, 0, 0, 64, 64, 0)
     with pytest.raises(SlideError, match=r"s\.tif: was changed while it was read\. Run again once it is complete\."):
         slide.read_region((0, 0), (64, 64), 0.5)
     path.unlink()
@@ -258,10 +274,10 @@ def test_a_reader_that_is_stuck_when_its_run_is_killed_ends(tmp_path):
     # A native call that never returns and keeps Python's lock.
     stuck = "def stuck(path): open(path, 'w').write(str(os.getpid())); ctypes.PyDLL(None).sleep(600)\n"
     program = f"import ctypes, os, sys; sys.path.insert(0, sys.argv[1])\n{stuck}"
-    program += "from scripts.slides import reader_process as reader; reader.openslide_properties = stuck\n"
+    program += "from scripts.slides import reader_process as reader; reader.look_at = stuck\n"
     program += "reader.serve(*map(int, sys.argv[2:]))"
     code = "import sys; from scripts.slides import isolation; isolation.PROGRAM = sys.argv[1]; "
-    code += "isolation.read_properties(sys.argv[2])"
+    code += "isolation.open_slide(sys.argv[2], (0,), [])"
     run = subprocess.Popen([sys.executable, "-c", code, program, begun])
     while not (begun.exists() and begun.read_text()):
         assert run.poll() is None
@@ -296,6 +312,5 @@ def test_many_slides_leave_few_open(tmp_path, nobody):
 def test_what_a_library_says_reaches_the_caller(tmp_path):
     text = tmp_path / "text.tif"
     text.write_text("not a slide")
-    with pytest.raises(ReaderError, match="Unsupported or missing image file"):
-        open_levels(text, "openslide", stamp_of(text))
-    assert read_properties(text) == {}
+    opened = open_slide(text, stamp_of(text), ["openslide"])
+    assert opened.refusal[0] == "cannot be read as a slide (openslide: Unsupported or missing image file)"

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from scripts.slides.reader_process import _answer
+from scripts.slides.reader_process import overhear
 
 
 @pytest.fixture
@@ -24,29 +24,27 @@ def puts(text, result=1):
 
 
 def test_what_returned_is_the_answer(said_fd):
-    assert _answer(lambda a, b: a + b, (1, 2), said_fd) == (True, 3)
+    assert overhear(said_fd, lambda a, b: a + b, 1, 2) == 3
     assert os.fstat(said_fd).st_size == 0
 
 
 @pytest.mark.parametrize("write", [puts, lambda text: os.write(2, f"{text}\n".encode())])
 def test_an_error_that_was_only_printed_is_a_failure(said_fd, write, capfd):
-    assert _answer(write, ("ERROR in line 183 while reading JPEG header:",), said_fd) == (
-        False,
-        "ERROR in line 183 while reading JPEG header:",
-    )
-    assert _answer(lambda: 5, (), said_fd) == (True, 5)  # and not that of the next
+    with pytest.raises(ValueError, match="^ERROR in line 183 while reading JPEG header:$"):
+        overhear(said_fd, write, "ERROR in line 183 while reading JPEG header:")
+    assert overhear(said_fd, lambda: 5) == 5  # and not that of the next
     assert capfd.readouterr() == ("", "")
 
 
 def test_what_is_printed_apart_from_a_request_is_passed_on_whatever_it_says(said_fd, capfd):
-    assert _answer(puts, ("ERROR: no plugin", 7), said_fd, judged=False) == (True, 7)
+    assert overhear(said_fd, puts, "ERROR: no plugin", 7, judged=False) == 7
     sys.stderr.flush()
     assert capfd.readouterr() == ("", "ERROR: no plugin\n")
 
 
 @pytest.mark.parametrize("text", ["Unknown field with tag 65420", "[Warning] Failed to find a GPU"])
 def test_a_warning_is_passed_on(said_fd, capfd, text):
-    assert _answer(puts, (text, 7), said_fd) == (True, 7)
+    assert overhear(said_fd, puts, text, 7) == 7
     sys.stderr.flush()
     assert capfd.readouterr() == ("", f"{text}\n")
 
@@ -56,5 +54,6 @@ def test_what_was_raised_says_more_than_what_was_printed(said_fd, capfd):
         puts("some error")
         raise ValueError("the tile at (0, 0) is damaged")
 
-    assert _answer(fail, (), said_fd) == (False, "the tile at (0, 0) is damaged")
+    with pytest.raises(ValueError, match=r"^the tile at \(0, 0\) is damaged$"):
+        overhear(said_fd, fail)
     assert capfd.readouterr() == ("", "")

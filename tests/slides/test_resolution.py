@@ -1,20 +1,17 @@
-import os
-
 import numpy as np
-import openslide
 import pytest
 import tifffile
 
 from scripts.core.errors import SlideError
-from scripts.slides.resolution import find_resolution, resolution_sources
+from scripts.slides import slide as slides
+from scripts.slides.slide import Slide
 from tests.dicoms import write_dicom
-from tests.limits import within
 from tests.pyramids import noise, write_pyramid
 
 
 def test_the_datalist_comes_first(tmp_path):
     path = write_pyramid(tmp_path / "a.tif", noise(256, 256), mpp=0.5)
-    found = find_resolution(path, mpp=0.25)
+    found = Slide(path, mpp=0.25).resolution
     assert (found.mpp, found.source) == (0.25, "datalist: mpp")
 
 
@@ -39,38 +36,23 @@ def test_a_datalist_mpp_must_be_what_a_microscope_may_have(tmp_path, wrong):
     path = write_pyramid(tmp_path / "a.tif", noise(256, 256))
     message = rf"a\.tif: `mpp` is {wrong!r}, not a number from 0\.02 to 20\. Give micrometres per pixel at full"
     with pytest.raises(SlideError, match=message):
-        find_resolution(path, mpp=wrong)
+        Slide(path, mpp=wrong)
 
 
 @pytest.mark.parametrize("mpp", [0.02, 1, 20.0])
 def test_a_datalist_mpp_may_be_what_a_file_may_say(tmp_path, mpp):
-    assert find_resolution(write_pyramid(tmp_path / "a.tif", noise(256, 256)), mpp=mpp).mpp == mpp
-
-
-@pytest.mark.parametrize("ask", [find_resolution, resolution_sources])
-def test_a_pipe_is_not_waited_for(tmp_path, ask):
-    os.mkfifo(tmp_path / "b.svs")
-    with within(10), pytest.raises(SlideError, match=r"b\.svs: is a pipe, a device or a socket, not a file\. Give the"):
-        ask(tmp_path / "b.svs")
+    assert Slide(write_pyramid(tmp_path / "a.tif", noise(256, 256)), mpp=mpp).base_mpp == mpp
 
 
 @pytest.mark.parametrize("mpp", [0.1213, 0.25, 0.499, 1.0, 4.0])
 def test_the_files_own_resolution_is_next(tmp_path, mpp):
-    found = find_resolution(write_pyramid(tmp_path / "a.tif", noise(256, 256), mpp=mpp))
+    found = Slide(write_pyramid(tmp_path / "a.tif", noise(256, 256), mpp=mpp)).resolution
     assert found.mpp == pytest.approx(mpp, rel=1e-5)
     assert found.source.startswith("file: ")
 
 
-def test_tiff_tags_are_read_where_openslide_cannot_open_the_file(tmp_path):
-    # A striped TIFF is no slide to OpenSlide.
-    path = write_pyramid(tmp_path / "striped.tif", noise(64, 64), mpp=0.5, tile=None)
-    found = find_resolution(path)
-    assert found.mpp == pytest.approx(0.5)
-    assert "TIFF tags" in found.source
-
-
 def test_an_aperio_slide_says_its_own(real_slide):
-    found = find_resolution(real_slide)
+    found = Slide(real_slide).resolution
     assert (found.mpp, found.source) == (0.499, "file: openslide.mpp-x, openslide.mpp-y")
 
 
@@ -80,7 +62,7 @@ def test_objective_power_is_the_last_resort(tmp_path):
         path, noise(256, 256), tile=(128, 128), photometric="rgb", metadata=None,
         description="Aperio Image Library v1.0\r\n256x256 (128x128) |AppMag = 40",
     )  # fmt: skip
-    found = find_resolution(path)
+    found = Slide(path).resolution
     assert (found.mpp, found.source) == (0.25, "file: objective power 40")
 
 
@@ -88,17 +70,16 @@ def test_a_file_without_a_resolution_is_an_error_that_names_the_key(tmp_path):
     # cuCIM says 1.0 for this file: 10x, silently wrong.
     path = write_pyramid(tmp_path / "none.tif", noise(256, 256), mpp=None)
     with pytest.raises(SlideError, match=r"none\.tif: the file carries no resolution .* Set `mpp`"):
-        find_resolution(path)
+        Slide(path)
 
 
 @pytest.mark.parametrize(("dpi", "said"), [(72, "72 dpi = 352.8 um/px"), (96, "96 dpi = 264.6 um/px"), (1, "1 dpi = ")])
-@pytest.mark.parametrize("tile", [128, None])  # with and without OpenSlide, which takes it for a resolution
-def test_a_printers_resolution_is_called_what_it_is(tmp_path, dpi, said, tile):
-    path = write_pyramid(tmp_path / "dpi.tif", noise(256, 256), mpp=25_400 / dpi, tile=tile)
+def test_a_printers_resolution_is_called_what_it_is(tmp_path, dpi, said):
+    path = write_pyramid(tmp_path / "dpi.tif", noise(256, 256), mpp=25_400 / dpi)
     message = rf"dpi\.tif: the file says {said}.* \(TIFF tags .*\), which image programs write by default: no slide's"
     with pytest.raises(SlideError, match=f"{message} resolution. Set `mpp`"):
-        find_resolution(path)
-    assert resolution_sources(path) == []
+        Slide(path)
+    assert Slide(path, mpp=0.5).stated_resolutions == []
 
 
 @pytest.mark.parametrize("mpp", [0.001, 0.019])
@@ -107,7 +88,7 @@ def test_pixels_that_are_too_fine_are_not_called_a_printers(tmp_path, mpp):
     with pytest.raises(
         SlideError, match=rf"the file says {mpp} um/px \(TIFF tags .*\), which is outside 0\.02 to 20 um/px"
     ):
-        find_resolution(path)
+        Slide(path)
 
 
 @pytest.mark.parametrize("side", [(300, 300), (0.5, 300)])
@@ -115,7 +96,7 @@ def test_nor_is_an_implausible_size_in_ome_xml(tmp_path, side):
     path = write_ome(tmp_path / "a.ome.tif", *side, "µm", "µm")
     message = r"the file says 300 um/px \(OME-XML .*\), which is outside 0\.02 to 20 um/px\. Set `mpp`"
     with pytest.raises(SlideError, match=message):
-        find_resolution(path)
+        Slide(path)
 
 
 def test_nor_one_in_dicom(tmp_path):
@@ -123,7 +104,7 @@ def test_nor_one_in_dicom(tmp_path):
     with pytest.raises(
         SlideError, match=r"the file says 50 um/px \(openslide\.mpp-x.*\), which is outside 0\.02 to 20"
     ):
-        find_resolution(tmp_path / "level_0.dcm")
+        Slide(tmp_path / "level_0.dcm")
 
 
 def write_ome(path, x, y, x_unit, y_unit, size=(256, 256), tags_mpp=None):
@@ -144,15 +125,15 @@ def write_ome(path, x, y, x_unit, y_unit, size=(256, 256), tags_mpp=None):
     ("size", "unit"), [(0.25, None), (0.25, "µm"), (0.25, "\u03bcm"), (250, "nm"), (0.00025, "mm"), (0.000025, "cm")]
 )
 def test_ome_xml_gives_the_resolution_in_any_unit(tmp_path, size, unit):
-    found = find_resolution(write_ome(tmp_path / "a.ome.tif", size, size, unit, unit))
+    found = Slide(write_ome(tmp_path / "a.ome.tif", size, size, unit, unit)).resolution
     assert (round(found.mpp, 9), found.source) == (0.25, "file: OME-XML PhysicalSizeX, PhysicalSizeY")
-    assert resolution_sources(tmp_path / "a.ome.tif") == [found]
+    assert Slide(tmp_path / "a.ome.tif").stated_resolutions == [found]
 
 
 def test_the_sides_of_ome_xml_may_differ_in_unit_and_not_in_size(tmp_path):
-    assert find_resolution(write_ome(tmp_path / "a.ome.tif", 0.5, 500, "µm", "nm")).mpp == pytest.approx(0.5)
+    assert Slide(write_ome(tmp_path / "a.ome.tif", 0.5, 500, "µm", "nm")).base_mpp == pytest.approx(0.5)
     with pytest.raises(SlideError, match=r"b\.ome\.tif: its pixels are not square \(0\.5 x 0\.6 um\)"):
-        find_resolution(write_ome(tmp_path / "b.ome.tif", 0.5, 0.6, "µm", "µm"))
+        Slide(write_ome(tmp_path / "b.ome.tif", 0.5, 0.6, "µm", "µm"))
 
 
 @pytest.mark.parametrize(
@@ -161,20 +142,20 @@ def test_the_sides_of_ome_xml_may_differ_in_unit_and_not_in_size(tmp_path):
 )
 def test_ome_xml_of_another_image_or_without_a_length_gives_none(tmp_path, size, unit, pixels):
     with pytest.raises(SlideError, match="carries no resolution"):
-        find_resolution(write_ome(tmp_path / "a.ome.tif", size, size, unit, unit, pixels))
+        Slide(write_ome(tmp_path / "a.ome.tif", size, size, unit, unit, pixels))
 
 
 def test_ome_xml_comes_after_the_tags_and_contradicts_them_aloud(tmp_path):
     path = write_ome(tmp_path / "a.ome.tif", 1.0, 1.0, "µm", "µm", tags_mpp=0.5)
-    assert [round(found.mpp, 6) for found in resolution_sources(path)] == [0.5, 0.5, 1.0]
-    assert find_resolution(path).mpp == pytest.approx(0.5)
+    assert [round(found.mpp, 6) for found in Slide(path).stated_resolutions] == [0.5, 0.5, 1.0]
+    assert Slide(path).base_mpp == pytest.approx(0.5)
 
 
 def test_pixels_must_be_square(tmp_path):
     path = write_pyramid(tmp_path / "flat.tif", noise(256, 256), mpp=(0.5, 0.6))
     with pytest.raises(SlideError, match=r"flat\.tif: its pixels are not square \(0\.5 x 0\.6 um\)"):
-        find_resolution(path)
-    nearly = find_resolution(write_pyramid(tmp_path / "nearly.tif", noise(256, 256), mpp=(0.5, 0.502)))
+        Slide(path)
+    nearly = Slide(write_pyramid(tmp_path / "nearly.tif", noise(256, 256), mpp=(0.5, 0.502))).resolution
     assert nearly.mpp == pytest.approx(np.sqrt(0.5 * 0.502), rel=1e-5)
 
 
@@ -190,23 +171,19 @@ def write_aperio(path, tags_mpp, said):
 
 def test_all_that_a_file_says_of_its_resolution(tmp_path):
     path = write_aperio(tmp_path / "s.svs", 1.0, "|MPP = 0.5|AppMag = 40")
-    assert [(round(found.mpp, 6), found.source) for found in resolution_sources(path)] == [
+    assert [(round(found.mpp, 6), found.source) for found in Slide(path).stated_resolutions] == [
         (0.5, "file: openslide.mpp-x, openslide.mpp-y"),
         (1.0, "file: TIFF tags XResolution, YResolution"),
         (0.25, "file: objective power 40"),
     ]
-    assert resolution_sources(path)[0] == find_resolution(path)
+    assert Slide(path).resolution == Slide(path).stated_resolutions[0]
 
 
 def test_a_file_that_says_nothing_has_no_source(tmp_path):
-    assert resolution_sources(write_pyramid(tmp_path / "none.tif", noise(256, 256), mpp=None)) == []
-    (tmp_path / "text.tif").write_text("no slide")
-    assert resolution_sources(tmp_path / "text.tif") == []
+    assert Slide(write_pyramid(tmp_path / "none.tif", noise(256, 256), mpp=None), mpp=0.5).stated_resolutions == []
 
 
 def test_tags_of_another_image_than_level_0_do_not_count(tmp_path, monkeypatch):
-    path = write_aperio(tmp_path / "s.svs", 1.0, "|MPP = 0.5")
-    with openslide.OpenSlide(path) as slide:
-        properties = dict(slide.properties) | {"openslide.level[0].width": "5000"}
-    monkeypatch.setattr("scripts.slides.resolution.read_properties", lambda path: properties)
-    assert [found.mpp for found in resolution_sources(path)] == [0.5]
+    path, do = write_aperio(tmp_path / "s.svs", 1.0, "|MPP = 0.5"), slides.open_slide
+    monkeypatch.setattr(slides, "open_slide", lambda *args: do(*args)._replace(tiff_size_px=(5000, 256)))
+    assert [found.mpp for found in Slide(path).stated_resolutions] == [0.5]

@@ -12,13 +12,13 @@ from monai.data import WSIReader
 
 from scripts.core.errors import SettingsError
 from scripts.synthetic import cohort as demo
-from scripts.synthetic.cohort import CLASSES, PARTITIONS, SlidePlan, draw_cohort, ensure_cohort, main, plan_cohort
+from scripts.synthetic.cohort import CLASSES, PARTITIONS, SlidePlan, ensure_cohort, main, make_cohort, plan_cohort
 
 
 @pytest.fixture(scope="module")
 def cohort(tmp_path_factory) -> Path:
     """A folder with three drawn slides."""
-    return draw_cohort(tmp_path_factory.mktemp("demo"), num_slides=3, seed=5).parent
+    return make_cohort(tmp_path_factory.mktemp("demo"), num_slides=3, seed=5).parent
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +97,7 @@ def test_another_seed_makes_another_plan():
 )
 def test_what_cannot_be_drawn_is_named(tmp_path, settings, message):
     with pytest.raises(SettingsError, match=message):
-        draw_cohort(tmp_path, **settings)
+        make_cohort(tmp_path, **settings)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -105,12 +105,12 @@ def test_what_cannot_be_drawn_is_named(tmp_path, settings, message):
 
 
 def test_the_same_seed_gives_the_same_bytes_whatever_the_number_of_workers(cohort, tmp_path):
-    again = draw_cohort(tmp_path, num_slides=3, seed=5, num_workers=1).parent
+    again = make_cohort(tmp_path, num_slides=3, seed=5, num_workers=1).parent
     assert fingerprints(again) == fingerprints(cohort)
 
 
 def test_another_seed_gives_another_slide(cohort, tmp_path):
-    other = fingerprints(draw_cohort(tmp_path, num_slides=1, seed=6, num_workers=1).parent)
+    other = fingerprints(make_cohort(tmp_path, num_slides=1, seed=6, num_workers=1).parent)
     assert other["slides/demo_000.tiff"] != fingerprints(cohort)["slides/demo_000.tiff"]
 
 
@@ -201,7 +201,7 @@ def test_a_folder_without_a_datalist_gets_slides_and_says_so(tmp_path, caplog):
     datalist = ensure_cohort(tmp_path / "data", num_slides=1, num_workers=1)
     assert datalist.is_file()
     (line,) = caplog.messages
-    assert "drawing 1 demonstration slides" in line
+    assert "making 1 synthetic demonstration slides" in line
     assert str(tmp_path / "data") in line
 
 
@@ -212,7 +212,7 @@ def test_half_a_cohort_does_not_count_as_one(cohort, tmp_path, monkeypatch):
     (tmp_path / "datalist.json").write_bytes((cohort / "datalist.json").read_bytes())
     monkeypatch.setattr(demo, "ProcessPoolExecutor", stop)
     with pytest.raises(KeyboardInterrupt):
-        draw_cohort(tmp_path, num_slides=3)
+        make_cohort(tmp_path, num_slides=3)
     assert not (tmp_path / "datalist.json").exists()
 
 

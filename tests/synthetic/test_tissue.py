@@ -2,7 +2,7 @@ import cv2
 import numpy as np
 import pytest
 
-from scripts.synthetic.tissue import CLASSES, MASK_STEP_PX, Stain, background, draw_stain, draw_tissue
+from scripts.synthetic.tissue import CLASSES, MASK_STEP_PX, Stain, background, draw_tissue, sample_stain
 
 STAIN = Stain(1.0, 1.0, (243.0, 243.0, 243.0))
 SIDE = 96  # mask pixels: 0.77 mm
@@ -47,7 +47,7 @@ def test_empty_glass_is_nearly_white_and_not_quite_even():
 
 
 def test_stains_vary_mildly():
-    stains = [draw_stain(np.random.default_rng(seed)) for seed in range(20)]
+    stains = [sample_stain(np.random.default_rng(seed)) for seed in range(20)]
     assert len({stain.haematoxylin for stain in stains}) == 20
     assert all(0.93 <= stain.eosin <= 1.07 and min(stain.white) > 230 for stain in stains)
 

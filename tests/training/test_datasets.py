@@ -21,12 +21,11 @@ from scripts.training.datasets import (
     ENDLESS_VIEWS,
     BankBagDataset,
     PatchBagDataset,
-    PatchGridDataset,
     bag_dataset,
     pad_bags,
     training_views,
 )
-from scripts.training.sampler import BalancedSampler, DrawnView
+from scripts.training.sampler import BalancedSampler, SampledView
 from tests.cohorts import builder, draw_cohort, tiny_backbone, tiny_encoder
 
 
@@ -40,73 +39,6 @@ def banks(cohort, tmp_path_factory):
     folder = tmp_path_factory.mktemp("banks")
     Extractor(cohort, builder(), tiny_encoder(), folder).run()
     return folder
-
-
-# --- patches ---------------------------------------------------------------------------------------------
-
-
-def test_the_patch_dataset_has_every_patch_of_every_slide_once(cohort):
-    dataset = PatchGridDataset(cohort, builder())
-    grids = [builder()(entry).grid for entry in cohort]
-    expected = {
-        (entry["image"], scale.magnification, float(y), float(x))
-        for entry, grid in zip(cohort, grids, strict=True)
-        for scale, coords in zip(grid.scales, grid.coords, strict=True)
-        for x, y in coords
-    }
-    metas = [item["image"].meta for item in dataset]
-    assert len(dataset) == len(expected) == len(metas)
-    assert {(m["path"], m["magnification"], *map(float, m["location"])) for m in metas} == expected
-
-
-def test_its_patches_are_those_of_the_slide_at_their_magnification(cohort):
-    dataset = PatchGridDataset(cohort, builder([5, 8, 10]))
-    slides = {entry["image"]: Slide(entry["image"]) for entry in cohort}
-    labels = {entry["image"]: entry["label"] for entry in cohort}
-    for item in dataset:
-        meta = item["image"].meta
-        slide, (top, left) = slides[meta["path"]], meta["location"]
-        expected = slide.read_patch(slide.scale(meta["magnification"], 64), (left, top))
-        assert np.array_equal(item["image"].numpy(), expected.transpose(2, 0, 1))
-        assert meta["level"] == slide.level_for(10 / meta["magnification"])
-        assert np.array_equal(item["label"], labels[meta["path"]])
-
-
-def test_a_patch_knows_its_place_in_the_grid(cohort):
-    bag = builder()(cohort[0])
-    for item in PatchGridDataset(cohort[:1], builder()):
-        meta = item["image"].meta
-        s = (5.0, 10.0).index(meta["magnification"])
-        assert np.array_equal(bag.grid.coords[s][meta["patch"]], meta["location"][::-1])
-        assert np.array_equal(item["image"].numpy(), bag.read_patches(s, [meta["patch"]])[0])
-
-
-@pytest.mark.parametrize("num_workers", [0, 2])
-def test_monais_loader_batches_it(cohort, num_workers):
-    dataset = PatchGridDataset(cohort[:1], builder(), transform=lambda item: {**item, "seen": True})
-    batches = list(DataLoader(dataset, batch_size=7, num_workers=num_workers))
-    assert torch.equal(
-        torch.cat([batch["image"].as_tensor() for batch in batches]),
-        torch.stack([dataset[i]["image"].as_tensor() for i in range(len(dataset))]),
-    )
-    assert all(batch["seen"].all() for batch in batches)
-    locations = torch.cat([batch["image"].meta["location"] for batch in batches])
-    coords = builder()(cohort[0]).grid.coords
-    assert np.array_equal(locations.numpy()[:, ::-1], np.concatenate(coords))
-
-
-def test_slides_without_labels_can_be_read_too(cohort):
-    data = [{key: value for key, value in entry.items() if key != "label"} for entry in cohort[:1]]
-    assert set(PatchGridDataset(data, builder(), include_label=False)[0]) == {"image"}
-
-
-def test_an_entrys_mpp_counts(cohort):
-    dataset = PatchGridDataset([{**cohort[0], "mpp": 0.25}], builder(min_tissue=0.2))
-    slide = Slide(cohort[0]["image"], mpp=0.25)
-    item = dataset[len(dataset) - 1]
-    top, left = item["image"].meta["location"]
-    expected = slide.read_patch(slide.scale(10, 64), (left, top))
-    assert np.array_equal(item["image"].numpy(), expected.transpose(2, 0, 1))
 
 
 # --- bags ------------------------------------------------------------------------------------------------
@@ -251,10 +183,34 @@ def test_the_same_view_is_the_same_bag_from_both_sources(sources):
     banked, read = sources
     for index, views in enumerate(VIEWS):
         for view in range(views + 1):
-            one, two = banked[DrawnView(index, view)], read[DrawnView(index, view)]
+            one, two = banked[SampledView(index, view)], read[SampledView(index, view)]
             features = tiny_backbone()(two["image"].flatten(0, 1)).reshape(one["image"].shape)
             assert same(one, {**two, "image": features})  # to the last digit
             assert same({**two, "image": 0}, {**read[index], "image": 0})  # all but the pixels is the slide's
+
+
+@pytest.mark.parametrize("num_workers", [0, 3])
+def test_encoded_from_the_slides_it_is_the_banks_bag_and_each_patch_is_encoded_once(cohort, view_banks, num_workers):
+    encoder, sizes = tiny_encoder(batch_size=5), []
+    encoder.backbone.register_forward_pre_hook(lambda _, args: sizes.append(len(args[0])))
+    read = bag_dataset("patches", cohort, builder(), view_banks, num_workers=num_workers, encoder=encoder)
+    banked = BankBagDataset(cohort, view_banks, (5, 10))
+    for index, views in enumerate(VIEWS):
+        for view in range(views + 1):
+            sizes.clear()
+            assert same(read[SampledView(index, view)], banked[SampledView(index, view)])  # to the last digit
+            patches = sum(len(coords) for coords in builder()(cohort[index]).grid.coords)
+            assert sizes == [5] * (patches // 5) + [patches % 5] * (patches % 5 > 0)
+
+
+def test_patches_that_do_not_fit_into_memory_name_the_setting(cohort):
+    def full(*_):
+        raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    encoder = tiny_encoder()
+    encoder.backbone.register_forward_pre_hook(full)
+    with pytest.raises(SettingsError, match=r"^encode_batch: does not fit into the GPU's memory \(Tried to allocate 2"):
+        PatchBagDataset(cohort[:1], builder(), encoder=encoder)[0]
 
 
 def test_in_patches_a_view_is_its_transform_of_every_patch(cohort, sources):
@@ -262,19 +218,13 @@ def test_in_patches_a_view_is_its_transform_of_every_patch(cohort, sources):
     threaded = PatchBagDataset(cohort, builder(), num_workers=3)
     changed = 0
     for view in (1, 2, 3, 4, 999, ENDLESS_VIEWS):
-        plain, seen = read[0]["image"], read[DrawnView(0, view)]["image"]
+        plain, seen = read[0]["image"], read[SampledView(0, view)]["image"]
         expected = view_transform("s0", view)(plain.flatten(0, 1).numpy())
         assert np.array_equal(seen.flatten(0, 1), expected)
-        assert torch.equal(threaded[DrawnView(0, view)]["image"], seen)
+        assert torch.equal(threaded[SampledView(0, view)]["image"], seen)
         changed += not torch.equal(seen, plain)
     assert changed >= 4
-    assert not torch.equal(read[DrawnView(0, 1)]["image"], read[DrawnView(0, 2)]["image"])
-
-
-def test_a_bag_of_more_patches_than_are_transformed_at_once_is_the_same(monkeypatch, cohort, sources):
-    expected = sources[1][DrawnView(1, 4)]
-    monkeypatch.setattr("scripts.training.datasets.PATCHES_AT_ONCE", 3)
-    assert same(sources[1][DrawnView(1, 4)], expected)
+    assert not torch.equal(read[SampledView(0, 1)]["image"], read[SampledView(0, 2)]["image"])
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
@@ -300,17 +250,17 @@ def test_plain_indices_slices_and_subsets_stay_monais(sources):
     for dataset in sources:
         plain = list(dataset)
         assert len(plain) == len(dataset) == 3
-        assert all(same(dataset[DrawnView(i, 0)], item) for i, item in enumerate(plain))
+        assert all(same(dataset[SampledView(i, 0)], item) for i, item in enumerate(plain))
         assert same(dataset[-1], plain[2])
         assert [item["slide"] for item in dataset[1:]] == ["s1", "s2"]
         assert [item["slide"] for item in dataset[(2, 0)]] == ["s2", "s0"]
-        assert same(dataset[[DrawnView(0, 1), 2]][0], dataset[DrawnView(0, 1)])
+        assert same(dataset[[SampledView(0, 1), 2]][0], dataset[SampledView(0, 1)])
 
 
 def test_a_transform_of_items_sees_views_too(cohort, view_banks):
     for source in ("bank", "patches"):
         dataset = bag_dataset(source, cohort, builder(), view_banks, lambda item: {"seen": item["slide"]})
-        assert dataset[DrawnView(1, 1)] == dataset[1] == {"seen": "s1"}
+        assert dataset[SampledView(1, 1)] == dataset[1] == {"seen": "s1"}
 
 
 def test_all_missing_views_are_one_error(cohort, banks, view_banks):
@@ -322,7 +272,7 @@ def test_all_missing_views_are_one_error(cohort, banks, view_banks):
         bag_dataset("bank", cohort, builder(), view_banks, views=[2, 2, 1])
     BankBagDataset(cohort, banks, (5, 10), views=[0, 0, 0])
     with pytest.raises(SettingsError, match=r"views/s0/001\.h5: there is no feature bank"):
-        BankBagDataset(cohort, banks, (5, 10))[DrawnView(0, 1)]
+        BankBagDataset(cohort, banks, (5, 10))[SampledView(0, 1)]
 
 
 def test_training_draws_from_the_banks_views_or_from_views_without_limit(cohort):

@@ -4,8 +4,8 @@ import torch
 from monai.data import DataLoader, Dataset
 from monai.engines import SupervisedTrainer
 
-from scripts.datalists.class_balance import balanced_weights
-from scripts.training.sampler import BalancedSampler, DrawnView
+from scripts.datalists.classes import balanced_weights
+from scripts.training.sampler import BalancedSampler, SampledView
 
 LABELS = [[1, 0, 0], [1, 0, 0], [1, 0, 0], [0, 1, 0], [1, 1, 0], [0, 0, 0], [0, 0, 0]]
 
@@ -98,7 +98,7 @@ def test_the_slides_drawn_are_the_same_with_and_without_views():
         plain, with_views = sampler_of(LABELS, seed=5, **ranks), sampler_of(LABELS, seed=5, views=VIEWS, **ranks)
         for epoch in range(20):
             drawn = drawn_views(with_views, epoch)
-            assert all(isinstance(draw, DrawnView) for draw in drawn)
+            assert all(isinstance(draw, SampledView) for draw in drawn)
             assert [draw.index for draw in drawn] == draws(plain, epoch)
             assert all(0 <= draw.view <= VIEWS[draw.index] for draw in drawn)
         assert len(with_views) == len(plain)

@@ -1,11 +1,11 @@
 """``comparing`` and ``searching``, as shipped, in processes of their own."""
 
 import csv
+import fcntl
 import json
 import os
 import signal
 import subprocess
-import sys
 import time
 
 import numpy as np
@@ -13,21 +13,16 @@ import pytest
 import torch
 
 from tests.conftest import ROOT
+from tests.torchruns import TORCHRUN
 
 METHODS, SEEDS = ["mustmil", "msmil"], [0, 1]
 
 
-def start(run_id, config, **knobs):
+def start(preloaded, log, **knobs):
     options = [f"--{key}={value}" for key, value in knobs.items()]
-    call = ["-m", "monai.bundle", "run", run_id, f"--config_file=configs/{config}.json", *options]
-    return subprocess.Popen(
-        [sys.executable, *call],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
+    call = ["python", "-m", "monai.bundle", "run", "comparing", "--config_file=configs/compare.json", *options]
+    with open(log, "w") as file:
+        return preloaded.popen(call, stdout=file, stderr=file, start_new_session=True)
 
 
 def knobs(cohort, trained, output):
@@ -38,22 +33,24 @@ def knobs(cohort, trained, output):
 
 
 @pytest.fixture(scope="module")
-def compared(cohort, trained, tmp_path_factory):
+def compared(cohort, trained, preloaded, tmp_path_factory):
     """The folder of a comparison that was killed in the middle of its runs and started again, and what it printed."""
-    output = tmp_path_factory.mktemp("compared")
-    process = start("comparing", "compare", **knobs(cohort, trained, output))
+    output, log = tmp_path_factory.mktemp("compared"), tmp_path_factory.mktemp("logs") / "log.txt"
+    process = start(preloaded, log, **knobs(cohort, trained, output))
     deadline = time.monotonic() + 300
     while not list(output.glob("runs/*/*/models/last.ckpt")):
-        assert process.poll() is None, process.stdout.read()
+        assert process.poll() is None, log.read_text()
         assert time.monotonic() < deadline
         time.sleep(0.02)
     os.kill(process.pid, signal.SIGKILL)
-    process.communicate()
+    process.wait()
+    for lock in output.glob("runs/*/*/.lock"):  # its runs end with it, which takes a moment
+        with open(lock) as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
     assert not list(output.glob("runs/mustmil/seed_1/done.json"))  # else it came too late
-    again = start("comparing", "compare", **knobs(cohort, trained, output))
-    told, _ = again.communicate(timeout=600)
-    assert again.returncode == 0, told
-    return output, told
+    again = start(preloaded, log, **knobs(cohort, trained, output))
+    assert again.wait(600) == 0, log.read_text()
+    return output, log.read_text()
 
 
 def weights(path):
@@ -146,14 +143,22 @@ def test_searching_from_another_folder_runs_the_grid_and_names_the_best(command,
     assert np.isfinite(float(lines[1]["global_validation_loss"]))
 
 
-def test_under_torchrun_the_ranks_share_the_grid_and_one_tells_of_it(cohort, trained, tmp_path):
+def test_under_torchrun_the_ranks_share_the_grid_and_one_tells_of_it(cohort, trained, preloaded, tmp_path):
     settings = {
         "dataset_dir": cohort, "output_dir": tmp_path, "feature_dir": trained / "features",
         "grid": {"lr": [0.001, 1e-7], "epochs": [1]},
     }  # fmt: skip
     options = [f"--{key}={value}" for key, value in settings.items()]
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    command = [*torchrun, "-m", "monai.bundle", "run", "searching", "--config_file=configs/search.json", *options]
+    command = [
+        preloaded.python,
+        *TORCHRUN,
+        "-m",
+        "monai.bundle",
+        "run",
+        "searching",
+        "--config_file=configs/search.json",
+        *options,
+    ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("2 trials, 0 of them failed") == 1

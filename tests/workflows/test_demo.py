@@ -1,8 +1,16 @@
 """``make demo``, on few slides and for two epochs."""
 
 import json
+import sys
+
+import pytest
 
 from scripts.demo.run import main
+
+
+@pytest.fixture(autouse=True)
+def forked(preloaded, monkeypatch):
+    monkeypatch.setattr(sys, "executable", preloaded.python)
 
 
 def test_it_extracts_trains_evaluates_and_prints_what_came_out(cohort, tmp_path, capfd):

@@ -177,7 +177,7 @@ def test_inferring_predicts_every_other_slide_and_ends_with_status_1(command, sl
     done = command("inferring", "inference", **settings)
     assert one_error(done) == (
         f"error: inferring: 3 of 8 slides failed (blank, text, unknown): see {tmp_path}/failed.csv. "
-        "Mend or replace them, and run them again; what could be made of the others is there."
+        "Mend or replace them, and run the same command again; the results of the others are there."
     )
     good = sorted(name for names in GOOD.values() for name in names)
     assert predicted(tmp_path) == good

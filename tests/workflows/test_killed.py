@@ -12,8 +12,8 @@ KILLS = 2
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    place = Workplace(tmp_path_factory.mktemp("killed"))
+def place(preloaded, tmp_path_factory):
+    place = Workplace(tmp_path_factory.mktemp("killed"), preloaded.popen)
     place.draw()
     return place
 

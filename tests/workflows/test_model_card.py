@@ -47,8 +47,8 @@ def blocks(folder: Path, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
 
 
-def run(folder: Path, *command: str, text: str | None = None) -> str:
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+def run(python: str, folder: Path, *command: str, text: str | None = None) -> str:
+    path = f"{Path(python).parent}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(
         command, cwd=folder, env={**os.environ, "PATH": path}, input=text, capture_output=True, text=True, timeout=600
     )
@@ -56,24 +56,24 @@ def run(folder: Path, *command: str, text: str | None = None) -> str:
     return done.stdout
 
 
-def test_every_command_of_the_card_does_what_it_says(folder):
+def test_every_command_of_the_card_does_what_it_says(folder, preloaded):
     before = read_record(folder / "models" / "model.pt")
     commands = blocks(folder, "sh")
     called = re.findall(r"^python -m monai\.bundle (?:run )?(\w+)", "\n".join(commands), flags=re.MULTILINE)
     assert called == ["training", "evaluating", "inferring", "ckpt_export", "onnx_export"]
     for command in commands:
-        run(folder, "bash", "-ec", command)
+        run(preloaded.python, folder, "bash", "-ec", command)
     assert read_record(folder / "models" / "model.pt") == before  # the same slides
     assert {"global", "5x", "10x"} <= json.loads((folder / "output" / "metrics.json").read_text()).keys()
     assert (folder / "output" / "inference" / "predictions.csv").read_text().count("\nc,") == 3
     assert (folder / "models" / "model.onnx").stat().st_size > 100_000
 
     *examples, exported = blocks(folder, "python")
-    printed = run(folder, sys.executable, "-", text="\n".join(examples)).splitlines()
+    printed = run(preloaded.python, folder, preloaded.python, "-", text="\n".join(examples)).splitlines()
     # MONAI logs there as well.
     assert [line for line in printed if line in expected(*examples)] == expected(*examples)
     # In a process that cannot import the bundle.
-    assert run(folder, sys.executable, "-I", "-", text=exported).splitlines() == expected(exported)
+    assert run(sys.executable, folder, sys.executable, "-I", "-", text=exported).splitlines() == expected(exported)
 
 
 def expected(*examples: str) -> list[str]:
@@ -82,7 +82,7 @@ def expected(*examples: str) -> list[str]:
 
 def test_the_packages_to_install_are_those_of_the_metadata(folder):
     (install,) = blocks(folder, "console")
-    listed = run(folder, "bash", "-ec", install.replace("pip install", "echo")).split()
+    listed = run(sys.executable, folder, "bash", "-ec", install.replace("pip install", "echo")).split()
     metadata = json.loads((folder / "configs" / "metadata.json").read_text())
     pins = {line.split("==")[0]: line for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line}
     assert all(pins[pin.split("==")[0].replace("_", "-")] == pin.replace("_", "-") for pin in listed)

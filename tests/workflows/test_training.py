@@ -142,13 +142,13 @@ def test_two_trainings_do_not_write_into_one_folder(workflow, cohort, trained, t
         assert (tmp_path / "models" / "model.pt").is_file()
 
 
-def test_a_datalist_of_ones_own_needs_no_edit_of_any_file(command, cohort, trained, tmp_path):
+def test_a_datalist_of_ones_own_needs_no_edit_of_any_file(typed, cohort, trained, tmp_path):
     # The paper's headerless CSV: id, cancer, hgd, lgd, hyperplastic, normal; slides found by their names.
     partitions = json.loads((cohort / "datalist.json").read_text()).values()
     entries = [entry for partition in partitions for entry in partition]
     rows = [",".join([entry["image"][7:-5], *map(str, entry["label"])]) for entry in entries]
     (tmp_path / "labels.csv").write_text("\n".join(rows) + "\n")
-    done = command(
+    done = typed(
         "training", "train",
         dataset_dir=cohort / "slides", datalist=tmp_path / "labels.csv", epochs=1,
         output_dir=tmp_path, ckpt_dir=tmp_path / "models", feature_dir=trained / "features",

@@ -119,7 +119,7 @@ def read_parts(bundle_path: str, config: ConfigParser) -> BundleParts:
         # Up to 0.3.0 they know level 0's frame alone.
         frames = _module("slides.frames", "frames", is_optional=True)
         # Nor do they know of slides of several files, or some of them of stamps.
-        stamps = _module("slides.stamp", "slide_stamp", is_optional=True)
+        stamps = _module("slides.checksums", "slide_stamp", is_optional=True)
         stamp_of = stamps.stamp_of if stamps else _file_stamp
     specs = methods.attention_maps(method, magnifications)
     return BundleParts(

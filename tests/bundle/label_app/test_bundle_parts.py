@@ -28,7 +28,7 @@ OWN: dict[str, Any] = {"task": "binary", "class_names": ["benign", "malignant"]}
         ({**OWN, "positive_classes": ["malignant"]}, [], ("malignant",)),
         (OWN, [], ("positive",)),
         # Bundles up to version 0.3.0 have no such setting.
-        ({"task": "binary"}, ["positive_classes", "positives", "settings"], ("high_risk",)),
+        ({"task": "binary"}, ["positive_classes", "settings"], ("high_risk",)),
     ],
 )
 def test_scores_have_the_names_of_the_bundles_outputs(
@@ -57,7 +57,7 @@ def test_a_slides_stamp_is_another_when_one_of_its_files_is_replaced(
     config = ConfigParser()
     config.read_config(str(ROOT / "configs" / "inference.json"))
     find_spec = importlib.util.find_spec
-    gone = "scripts.slides.stamp" if old else ""
+    gone = "scripts.slides.checksums" if old else ""
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == gone else find_spec(name))
     with mock.patch.dict(sys.modules):
         parts = read_parts(str(ROOT), config)

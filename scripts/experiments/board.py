@@ -1,0 +1,67 @@
+"""What TensorBoard shows of many trainings: a line of the HParams tab for each, the tables and pictures of all."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
+
+from scripts.experiments.comparison_results import Run
+
+__all__ = ["remove_events", "write_comparison", "write_hparams"]
+
+
+def remove_events(folder: Path) -> None:
+    """Remove the events of an earlier call from a folder and those below it."""
+    for old in folder.rglob("events.out.tfevents.*"):
+        old.unlink()
+
+
+def write_hparams(folder: Path, settings: Mapping[str, Any], results: Mapping[str, float]) -> None:
+    """Write one line of the HParams tab into a folder of its own.
+
+    Settings for which TensorBoard has no column type are written as text.
+    """
+    plain = {key: v if isinstance(v, int | float | str) else str(v) for key, v in settings.items()}
+    with SummaryWriter(str(folder)) as writer:
+        # SummaryWriter.add_hparams would put each line into a folder named by the time.
+        for summary in hparams(plain, dict(results)):
+            writer._get_file_writer().add_summary(summary)
+        for name, value in results.items():
+            writer.add_scalar(name, value, 0)
+
+
+def write_comparison(
+    folder: Path, runs: Sequence[Run], tables: str, figures: Mapping[str, Figure], settings: Mapping[str, Any]
+) -> None:
+    """Write the events of a comparison, in place of those of an earlier call.
+
+    Args:
+        folder: of the events.
+        runs: each gets a line with its settings and scores.
+        tables: as Markdown.
+        figures: the pictures by name.
+        settings: what all runs share.
+    """
+    remove_events(folder)
+    with SummaryWriter(str(folder)) as writer:
+        writer.add_text("comparison", tables, 0)
+        for name, figure in figures.items():
+            canvas = FigureCanvasAgg(figure)
+            canvas.draw()
+            writer.add_image(name, np.asarray(canvas.buffer_rgba())[..., :3], 0, dataformats="HWC")
+    shared = {key: settings[key] for key in ("task", "epochs", "lr", "backbone") if key in settings}
+    for run in runs:
+        scores = {f"{head}/{name}": value for head, found in run.scores.items() for name, value in found.items()}
+        results = {name: value for name, value in scores.items() if not math.isnan(value)}
+        results["training_seconds"] = sum(phase["seconds"] for phase in run.training["phases"])
+        write_hparams(
+            folder / run.method / f"seed_{run.seed}", {"method": run.method, "seed": run.seed, **shared}, results
+        )

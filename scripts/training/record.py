@@ -1,0 +1,69 @@
+"""The record of a training: what its weights, its checkpoints and ``training.json`` store of how they came about."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from scripts import __version__
+from scripts.core.provenance import cohort_fingerprint, made_by
+from scripts.core.ranks import num_ranks
+from scripts.core.settings import values_with_role
+from scripts.features.encoding import Encoder
+from scripts.synthetic.marker import count_slides
+from scripts.training.handlers import SameSettings
+from scripts.training.slides import TrainingSlides
+
+__all__ = ["TrainingRecord"]
+
+
+class TrainingRecord:
+    """What is stored of a training.
+
+    Args:
+        settings: all of the config, by name.
+        encoder: encodes the patches.
+        slides: those that are trained on, and those that choose the weights.
+        left_out: names of slides that failed, without which the training goes on.
+
+    Attributes:
+        record: for the weights: what decides the meaning of their scores, and how many slides they are trained on.
+        same_settings: for resuming: what must be as before.
+        made_by: for every file: versions, checksums, settings.
+    """
+
+    def __init__(
+        self,
+        settings: Mapping[str, Any],
+        encoder: Encoder,
+        slides: TrainingSlides,
+        left_out: Sequence[str] = (),
+    ) -> None:
+        training, validation = slides.training_without(left_out), slides.others_without(left_out)
+        backbone_sha256 = encoder.backbone.weights_sha256
+        data = cohort_fingerprint(training=training, validation=validation)
+        self.record = {
+            "version": __version__,
+            "settings": {
+                **values_with_role(settings, "decides"),
+                **values_with_role(settings, "recorded"),
+                "backbone_sha256": backbone_sha256,
+            },
+            "data": count_slides(training, validation),
+        }
+        self.same_settings = SameSettings(
+            {
+                **values_with_role(settings, "fixed"),
+                "backbone_sha256": backbone_sha256,
+                "leave_out": sorted({*settings["leave_out"], *left_out}) or None,
+                "ranks": num_ranks(),
+                "data": data,
+            }
+        )
+        self.made_by = made_by(
+            settings,
+            settings["seed"],
+            slides.datalist,
+            backbone_sha256=backbone_sha256,
+            data=data,
+        )

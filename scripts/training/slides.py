@@ -1,0 +1,67 @@
+"""The slides of a training: those to extract, with their augmented views, and those that are left when some failed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from scripts.datalists.cohort import Cohort
+from scripts.datalists.failures import without
+from scripts.training.datasets import training_views
+
+__all__ = ["TrainingSlides"]
+
+Entries = Sequence[Mapping[str, Any]]
+
+
+class TrainingSlides:
+    """The slides that a training is fed, and those whose features it needs besides.
+
+    Args:
+        cohort: knows the labels.
+        training: slides to train on, as :meth:`Cohort.partition` or MONAI Label gives them.
+        others: slides to validate or evaluate on, without augmented views.
+        source: ``"bank"``, or ``"patches"``, which are read from the slides themselves.
+        views: augmented views of slides of the rarest classes.
+
+    Attributes:
+        training: the entries to train on, with labels.
+        others: the other entries, with labels.
+    """
+
+    def __init__(
+        self, cohort: Cohort, training: Entries, others: Entries, source: str = "bank", views: int = 0
+    ) -> None:
+        self.training = cohort.entries(training)
+        self.others = cohort.entries(others, self.training)
+        self.source, self.views = source, views
+        self._cohort, self._given = cohort, training
+
+    @property
+    def datalist(self) -> Path | None:
+        """The file that the slides come from; ``None`` where they were handed over."""
+        return self._cohort.datalist_of(self._given)
+
+    @property
+    def entries(self) -> list[dict[str, Any]]:
+        """All entries."""
+        return [*self.training, *self.others]
+
+    @property
+    def views_to_extract(self) -> list[int]:
+        """For each of the entries the number of its augmented views."""
+        counts = training_views(self.source, self.training, self.views)
+        return [*(counts or [0] * len(self.training)), *[0] * len(self.others)]
+
+    def training_views(self, left_out: Sequence[str] = ()) -> list[int] | None:
+        """For each slide that is trained on, the number of its augmented views; ``None`` without augmentation."""
+        return training_views(self.source, self.training, self.views, left_out)
+
+    def training_without(self, left_out: Sequence[str]) -> list[Any]:
+        """The entries to train on, without some slides."""
+        return list(without(self.training, left_out))
+
+    def others_without(self, left_out: Sequence[str]) -> list[Any]:
+        """The other entries, without some slides."""
+        return list(without(self.others, left_out))
