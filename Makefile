@@ -3,7 +3,7 @@
 VENV := .venv
 PYTHON := $(VENV)/bin/python
 STAMP := $(VENV)/.stamp
-# MONAI Label's environment: it needs numpy 1.26 and torchvision, which the other cannot have (docs/monai-label.md).
+# MONAI Label's environment: it needs numpy 1.26 and torchvision, which the other cannot have (docs/serving.md).
 LABEL_VENV := .venv-label
 LABEL_PYTHON := $(LABEL_VENV)/bin/python
 LABEL_STAMP := $(LABEL_VENV)/.stamp
@@ -23,7 +23,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 TYPED = $(foreach d,scripts bundle,$(if $(shell find $(d) -name '*.py' 2>/dev/null),$(d)))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test coverage lint format demo compare-demo bench bench-comparison reliability label-env test-label clean
+.PHONY: help setup test test-slow coverage lint format demo compare-demo bench bench-comparison reliability label-env test-label clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -31,12 +31,17 @@ help: ## show this list
 setup: $(STAMP) ## make .venv with every dependency at its pinned version, and say which GPUs torch sees
 	@$(PYTHON) -m scripts.core.devices
 
-test: $(STAMP) ## run the tests; ARGS="-k grid" adds options of pytest
-	$(PYTHON) -m pytest --numprocesses 2 --dist loadscope --no-loadscope-reorder $(ARGS)
+PYTEST = $(PYTHON) -m pytest --numprocesses 2 --dist loadscope --no-loadscope-reorder
+
+test: $(STAMP) ## run the tests but the slowest; ARGS="-k grid" adds options of pytest
+	$(PYTEST) -m 'not slow' $(ARGS)
+
+test-slow: $(STAMP) ## run the slowest tests: killed runs, whole comparisons
+	$(PYTEST) -m slow $(ARGS)
 
 # Apart from `test`: tracing every line makes the tests a fifth slower.
-coverage: $(STAMP) ## run the tests, and list the lines that none of them reaches
-	$(MAKE) test ARGS='--cov --cov-report=term-missing:skip-covered $(ARGS)'
+coverage: $(STAMP) ## run all tests, and list the lines that none of them reaches
+	$(PYTEST) --cov --cov-report=term-missing:skip-covered $(ARGS)
 
 lint: $(STAMP) ## check style, formatting, types, and that imports run one way
 	$(PYTHON) -m ruff check .

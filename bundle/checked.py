@@ -63,7 +63,7 @@ class Bundle:
         return self.json(f"configs/{name}.json")
 
     def json(self, name: str) -> dict[str, Any]:
-        """A file that holds an object in JSON.
+        """A file that contains an object in JSON.
 
         Raises:
             SettingsError: if it is missing, or no such file.

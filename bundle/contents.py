@@ -13,7 +13,7 @@ from scripts.core.sums import SUMS
 __all__ = ["FORBIDDEN", "NAME", "NECESSARY", "belongs", "is_repository", "shared_files", "shown"]
 
 NAME = "pathology_mustmil_classification"
-"""The name of the bundle's folder. MONAI Label takes the kind of task from it: it has to hold ``classification``."""
+"""The name of the bundle's folder. MONAI Label takes the kind of task from it: it must contain ``classification``."""
 
 NECESSARY = ("configs/metadata.json", "LICENSE", "configs/inference.json")
 """The files that the Model Zoo asks of every bundle."""
@@ -73,7 +73,7 @@ def shared_files(root: Path) -> tuple[list[str], list[str]]:
 
 
 def shown(text: str) -> str:
-    """A text in one line of signs that can be seen, the others escaped: names of files may hold anything."""
+    """A text in one line of signs that can be seen, the others escaped: names of files may contain anything."""
     return "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in text)
 
 

@@ -169,6 +169,6 @@ def _names(settings: Mapping[str, Any]) -> list[str]:
 def _training(record: Mapping[str, Any]) -> str:
     data, before = record["data"], record.get("pretrained")
     slides = f"{data['training_slides']} slide{'' if data['training_slides'] == 1 else 's'}"
-    drawn = f" ({data['drawn_slides']} of them drawn, not scanned)" if data["drawn_slides"] else ""
+    drawn = f" ({data['drawn_slides']} of them synthetic, not scanned)" if data["drawn_slides"] else ""
     start = f", starting from weights {_training(before)}" if before else ""
     return f"trained on {slides} and chosen on {data['validation_slides']} others{drawn}{start}"

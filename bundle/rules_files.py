@@ -18,7 +18,7 @@ __all__ = ["RULES"]
 DATA_LICENSE = "docs/data_license.txt"
 CARD = "docs/README.md"
 
-# MONAI Label takes a bundle whose name holds one of these for another kind of task.
+# MONAI Label takes a bundle whose name contains one of these for another kind of task.
 OTHER_TASKS = ("deepedit", "deepgrow", "detection", "segmentation")
 
 # Of the terms of the Apache License 2.0, from its title to the end of the terms, with one space between words.

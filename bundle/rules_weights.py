@@ -65,7 +65,7 @@ def weights_load(bundle: Bundle) -> None:
 
 
 def demonstration(bundle: Bundle) -> None:
-    """Weights that were trained on drawn slides are called a demonstration wherever a user looks."""
+    """Weights that were trained on synthetic slides are called a demonstration wherever a user looks."""
     bundle.weights()
     record = _record(bundle)
     with in_bundle(bundle):
@@ -84,7 +84,7 @@ def demonstration(bundle: Bundle) -> None:
         if "demonstration" not in str(text).lower():
             raise SettingsError(
                 place,
-                "does not say that the weights are a demonstration, trained on drawn slides",
+                "does not say that the weights are a demonstration, trained on synthetic slides",
                 "Pack with `python -m bundle pack`, which says so.",
             )
 

@@ -30,7 +30,7 @@ __all__ = [
 ]
 
 _MODULES = {
-    "scripts.core.files": ("claim", "release"),
+    "scripts.core.files": ("lock", "unlock"),
     "scripts.core.ranks": (
         "is_first_rank", "join", "leave", "num_ranks", "own_device", "rank", "refuse_several",
     ),
@@ -46,8 +46,9 @@ _MODULES = {
     "scripts.features.backbones": ("get_backbone", "has_fast_bfloat16", "num_features"),
     "scripts.features.extraction": ("left_out",),
     "scripts.networks.methods": ("attention_maps", "check_method", "result_heads", "trained_heads"),
+    "scripts.training.curves": ("training_scalars",),
     "scripts.training.datasets": ("pad_bags",),
-    "scripts.training.handlers": ("check_resumable", "training_scalars"),
+    "scripts.training.resuming": ("check_resumable",),
     "scripts.weights.checkpoints": ("load_weights",),
     "scripts.weights.paths": ("serving_weights", "weights_path"),
     "scripts.weights.record": ("trained_settings",),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,6 +31,16 @@ REAL_SLIDE = ROOT.parent / "shared" / "slides" / "CMU-1-Small-Region.svs"
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Whole workflows first: a module of minutes that begins last leaves the other process with nothing to do."""
     items.sort(key=lambda item: item.path.parent.name != "workflows")
+
+
+@pytest.fixture(autouse=True)
+def same_import_path() -> Iterator[None]:
+    """Leave no folder of one test to the next: MONAI adds ``.`` to the path, and Python remembers what that was."""
+    path = list(sys.path)
+    sys.path_importer_cache.pop(".", None)
+    yield
+    sys.path[:] = path
+    sys.path_importer_cache.pop(".", None)
 
 
 @pytest.fixture(scope="session")

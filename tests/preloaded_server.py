@@ -9,6 +9,7 @@ import array
 import atexit
 import contextlib
 import fcntl
+import gc
 import importlib
 import json
 import multiprocessing.process
@@ -23,7 +24,10 @@ import sys
 import tempfile
 import threading
 import types
+from multiprocessing.synchronize import SemLock
 from typing import Any, NoReturn
+
+from itk.support.lazy import ITKLazyLoadLock
 
 MODULES = (
     "albumentations", "cv2", "efficientnet_lite_pytorch", "fire", "h5py", "ignite.handlers", "imagecodecs",
@@ -122,6 +126,21 @@ def _take(given: dict[int, int]) -> None:
         os.close(fd)
 
 
+def _share_no_locks() -> None:
+    """Take the lock between processes out of ITK's lazy loading: whoever was killed in it would lock it for all.
+
+    Raises:
+        RuntimeError: if there is another lock that commands would share.
+    """
+    for lock in [found for found in gc.get_objects() if isinstance(found, ITKLazyLoadLock)]:
+        lock.locks = [own for own in lock.locks if not isinstance(own, SemLock)]
+    ITKLazyLoadLock.mp_lock = None
+    gc.collect()
+    shared = [found for found in gc.get_objects() if isinstance(found, SemLock)]
+    if shared:
+        raise RuntimeError(f"commands would share {shared}")
+
+
 def _become(told: dict[str, Any], python: str, own_path: list[str]) -> None:
     """Make this process what a new interpreter would be."""
     import numpy as np
@@ -189,6 +208,7 @@ def main(address: str, python: str, bytecode: str) -> None:
     own_path = sys.path[1:]
     for name in MODULES:
         importlib.import_module(name)
+    _share_no_locks()
     # What commands import of the bundle is compiled once.
     sys.dont_write_bytecode, sys.pycache_prefix = False, bytecode
     told = Server(address).next_command()

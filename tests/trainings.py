@@ -14,9 +14,10 @@ from monai.handlers import ValidationHandler
 
 from scripts.evaluation.metrics import head_metrics, key_metric, lower_is_better
 from scripts.networks.methods import get_loss, get_network, trained_heads
+from scripts.training.best_weights import BestWeights
 from scripts.training.datasets import pad_bags
-from scripts.training.handlers import BestWeights, LastCheckpoint, Resume
 from scripts.training.phases import PhaseScores, TrainingPhases
+from scripts.training.resuming import LastCheckpoint, Resume
 from scripts.training.sampler import BalancedSampler
 
 MAGNIFICATIONS = (5, 10)

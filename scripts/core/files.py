@@ -18,7 +18,7 @@ from pathlib import Path
 
 from scripts.core.errors import SettingsError, no_room
 
-__all__ = ["claim", "claimed", "file_sha256", "output_folder", "refuse_special", "release", "replacing"]
+__all__ = ["file_sha256", "lock", "locked", "output_folder", "refuse_special", "replacing", "unlock"]
 
 # Process numbers are those of one machine.
 MACHINE = f"{zlib.crc32(socket.gethostname().encode()):08x}"
@@ -109,17 +109,17 @@ def output_folder(folder: str | Path) -> Path:
 
 
 @contextlib.contextmanager
-def claimed(folder: str | Path) -> Iterator[None]:
-    """Keep a folder for this process until the block ends, or the process does.
+def locked(folder: str | Path) -> Iterator[None]:
+    """Lock a folder for this process until the block ends, or the process does.
 
     Raises:
-        SettingsError: if another process has it, or it cannot be made or written to.
+        SettingsError: if another process has locked it, or it cannot be made or written to.
     """
     path = Path(folder).absolute()
     with contextlib.ExitStack() as stack:
-        lock = output_folder(path) / ".lock"
+        lock_file = output_folder(path) / ".lock"
         while True:
-            file = stack.enter_context(open(lock, "w", encoding="utf-8"))
+            file = stack.enter_context(open(lock_file, "w", encoding="utf-8"))
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
@@ -128,49 +128,49 @@ def claimed(folder: str | Path) -> Iterator[None]:
                 ) from error
             except OSError as error:  # a file system without locks
                 logger.warning("%s: nothing keeps another process from writing into it (%s)", folder, error.strerror)
-            # Whoever had it before may have removed the file since: the next would then lock another.
+            # The previous owner may have removed the file since; the next process would then lock another file.
             with contextlib.suppress(FileNotFoundError):
-                if os.path.samestat(os.fstat(file.fileno()), os.stat(lock)):
+                if os.path.samestat(os.fstat(file.fileno()), os.stat(lock_file)):
                     break
-        _claimed.add(path)
+        _locked.add(path)
         try:
             yield
         finally:
-            _claimed.discard(path)
-            lock.unlink(missing_ok=True)
+            _locked.discard(path)
+            lock_file.unlink(missing_ok=True)
 
 
-_claimed: set[Path] = set()
-_claims: dict[Path, contextlib.ExitStack] = {}
+_locked: set[Path] = set()
+_locks: dict[Path, contextlib.ExitStack] = {}
 
 
-def claim(folder: str | Path) -> None:
-    """Keep a folder for this process until :func:`release`, or until the process ends.
+def lock(folder: str | Path) -> None:
+    """Lock a folder for this process until :func:`unlock`, or until the process ends.
 
-    What the process has already, by this or by :func:`claimed`, it keeps as it has it.
+    A folder that this process has locked already, by this or by :func:`locked`, stays as it is.
 
     Raises:
-        SettingsError: as :func:`claimed`.
+        SettingsError: as :func:`locked`.
     """
     path = Path(folder).absolute()
-    if path not in _claimed:
+    if path not in _locked:
         with contextlib.ExitStack() as stack:
-            stack.enter_context(claimed(path))
-            _claims[path] = stack.pop_all()
+            stack.enter_context(locked(path))
+            _locks[path] = stack.pop_all()
 
 
-def release(folder: str | Path) -> None:
-    """Give back a folder that :func:`claim` has claimed; another does no harm."""
-    claim = _claims.pop(Path(folder).absolute(), None)
-    if claim is not None:
-        claim.close()
+def unlock(folder: str | Path) -> None:
+    """Unlock a folder that :func:`lock` has locked; others stay as they are."""
+    stack = _locks.pop(Path(folder).absolute(), None)
+    if stack is not None:
+        stack.close()
 
 
 @atexit.register
-def _release_all() -> None:
-    # Later, what a claim needs to end is gone.
-    for folder in list(_claims):
-        release(folder)
+def _unlock_all() -> None:
+    # Later, modules that this needs are gone.
+    for folder in list(_locks):
+        unlock(folder)
 
 
 def refuse_special(path: str | Path) -> None:

@@ -34,10 +34,9 @@ __all__ = [
     "StoppedError",
     "check_device",
     "dataset_size",
-    "deal",
     "forget_ranks",
     "from_first_rank",
-    "gather_dealt",
+    "gather_shards",
     "is_first_rank",
     "join",
     "leave",
@@ -45,6 +44,7 @@ __all__ = [
     "own_device",
     "rank",
     "refuse_several",
+    "shard",
     "take_turns",
     "wait_for_ranks",
     "waiting",
@@ -167,27 +167,24 @@ def leave() -> None:
         dist.destroy_process_group()
 
 
-def deal(items: Sequence[T], to_rank: int, ranks: int) -> list[T]:
-    """A rank's share of a sequence: every ``ranks``-th item, as many for each rank, wrapping around for the last."""
-    share = -(-len(items) // ranks)
-    return [items[(to_rank + ranks * i) % len(items)] for i in range(share)]
+def shard(items: Sequence[T], of_rank: int, ranks: int) -> list[T]:
+    """A rank's shard of a sequence: every ``ranks``-th item, as many for each rank, wrapping around for the last."""
+    size = -(-len(items) // ranks)
+    return [items[(of_rank + ranks * i) % len(items)] for i in range(size)]
 
 
-def gather_dealt(items: Sequence[T], total: int | None = None) -> list[T]:
-    """The shares of all ranks in the order in which they were dealt (:func:`deal`).
+def gather_shards(items: Sequence[T], total: int | None = None) -> list[T]:
+    """The shards of all ranks, in the order of the sequence that :func:`shard` divided; the same on each rank.
 
     Args:
         items: this rank's, which can be pickled.
         total: the length of the sequence, after which it wraps around; by default nothing is cut off.
-
-    Returns:
-        The same list on each rank.
     """
     if not dist.is_initialized():
         return list(items)
-    shares: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(shares, list(items))
-    rounds = itertools.zip_longest(*shares, fillvalue=_Nothing)
+    shards: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(shards, list(items))
+    rounds = itertools.zip_longest(*shards, fillvalue=_Nothing)
     return [item for one in rounds for item in one if item is not _Nothing][:total]
 
 

@@ -189,7 +189,10 @@ SETTINGS: dict[str, Setting] = dict(
             "fixed provenance",
         ),
         _entry("min_rows", "rows of a slide below which `checking` warns of almost no tissue"),
-        _entry("read_all", "whether `checking` reads every patch once: see [Checking a cohort](datalists.md)"),
+        _entry(
+            "read_all",
+            "whether `checking` reads every patch once: see [Checking a cohort](datalists.md#checking-a-cohort)",
+        ),
         _entry(
             "reader",
             "`cucim`, `openslide`, or `auto`: cuCIM where it can, OpenSlide where not, and tifffile for levels in "
@@ -213,7 +216,7 @@ SETTINGS: dict[str, Setting] = dict(
         ),
         _entry(
             "views",
-            "class-wise augmentation: see [Augmentation](methods.md)",
+            "class-wise augmentation: see [Augmentation](methods.md#augmentation)",
             number(0, 999),
             "fixed provenance",
         ),
@@ -264,7 +267,7 @@ SETTINGS: dict[str, Setting] = dict(
             switch,
             "provenance",
         ),
-        _entry("runtime", "what computes the backbone: see [Speed](benchmarks.md)", None, "provenance"),
+        _entry("runtime", "what computes the backbone: see [Speed](clusters.md#speed)", None, "provenance"),
         _entry("seed", "of the initial weights, the sampling and the bootstrap", _SEED, "fixed"),
         _entry("seeds", "the seeds with which `comparing` trains each method", None, "own"),
         _entry(
@@ -294,7 +297,9 @@ SETTINGS: dict[str, Setting] = dict(
             "provenance free",
         ),
         _entry("resume", "go on from `ckpt_dir/last.ckpt`", switch, "own"),
-        _entry("strict", "stop at the first slide that fails: see [Failures](troubleshooting.md)", switch, "own"),
+        _entry(
+            "strict", "stop at the first slide that fails: see [When a slide fails](troubleshooting.md)", switch, "own"
+        ),
         _entry("allow_missing", "go on without slides that have no features", switch, "own"),
         _entry(
             "leave_out",
@@ -305,7 +310,7 @@ SETTINGS: dict[str, Setting] = dict(
         _entry("heatmap_classes", "the classes whose heatmaps are drawn; by default the predicted ones"),
         _entry(
             "coordinates",
-            "the frame of the GeoJSON: `qupath`, or `level0`: see [Frames](heatmaps.md)",
+            "the frame of the GeoJSON: `qupath`, or `level0`: see [Frames](heatmaps.md#frames)",
         ),
     ]
 )

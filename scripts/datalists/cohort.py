@@ -87,7 +87,7 @@ def choose_slides(
 
 
 class Cohort:
-    """The slides of a workflow with their labels; the datalist is looked for, or the demonstration drawn, when needed.
+    """The slides of a workflow with their labels; the datalist is looked for, or the demonstration made, when needed.
 
     Args:
         dataset_dir: see :func:`choose_cohort`.
@@ -152,7 +152,7 @@ class Cohort:
         return as_entries(data, self.task, self.class_names, self.positive_classes, beside)
 
     def datalist_of(self, data: Sequence[Mapping[str, Any]]) -> Path | None:
-        """The datalist that data comes from; ``None`` for data that was handed over."""
+        """The datalist that data comes from; ``None`` for data that was passed in."""
         return self.datalist if all("slide" in entry for entry in data) else None
 
     def warn_of_one_sided(self, *names: str, **partitions: Sequence[Mapping[str, Any]]) -> None:

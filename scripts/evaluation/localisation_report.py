@@ -16,7 +16,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from scripts.bags.bag import BagBuilder
 from scripts.core.files import replacing
-from scripts.core.ranks import dataset_size, gather_dealt, is_first_rank
+from scripts.core.ranks import dataset_size, gather_shards, is_first_rank
 from scripts.datalists.patients import patients_known, patients_of
 from scripts.evaluation.bootstrap import patients_text, warn_of_few
 from scripts.evaluation.localisation import (
@@ -128,7 +128,7 @@ class LocalisationReport:
         return found
 
     def _end(self, engine: Engine) -> None:
-        found = [one for of_slide in gather_dealt(self.found, dataset_size(engine)) for one in of_slide]
+        found = [one for of_slide in gather_shards(self.found, dataset_size(engine)) for one in of_slide]
         if is_first_rank():
             self._write(engine, found)
 

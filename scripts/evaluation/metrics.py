@@ -29,7 +29,7 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from scripts.core.errors import SettingsError
-from scripts.core.ranks import dataset_size, gather_dealt
+from scripts.core.ranks import dataset_size, gather_shards
 
 __all__ = [
     "CLASS_SCORE_NAMES",
@@ -210,7 +210,7 @@ class _AllSlides(EpochMetric):
         # Ignite's own compute gathers the slides in another order, and counts twice those that two ranks had.
         if self._result is None:
             logits, labels = (_rows(batches) for batches in (self._predictions, self._targets))
-            slides = gather_dealt(list(zip(logits, labels, strict=True)), self.num_slides)
+            slides = gather_shards(list(zip(logits, labels, strict=True)), self.num_slides)
             if not slides:
                 raise NotComputableError("a metric needs at least one slide, got none")
             self._result = self.compute_fn(*(torch.stack(column) for column in zip(*slides, strict=True)))

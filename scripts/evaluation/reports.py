@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch.utils.tensorboard import SummaryWriter
 
 from scripts.core.files import replacing
-from scripts.core.ranks import dataset_size, gather_dealt, is_first_rank
+from scripts.core.ranks import dataset_size, gather_shards, is_first_rank
 from scripts.datalists.patients import patients_known, patients_of
 from scripts.evaluation.bootstrap import (
     bootstrap_interval,
@@ -116,9 +116,9 @@ class PredictionReport:
 
     def _end(self, engine: Engine) -> None:
         total = dataset_size(engine)
-        self.slides = gather_dealt(self.slides, total)
-        self.probabilities = gather_dealt(self.probabilities, total)
-        self.labels = gather_dealt(self.labels, total)
+        self.slides = gather_shards(self.slides, total)
+        self.probabilities = gather_shards(self.probabilities, total)
+        self.labels = gather_shards(self.labels, total)
         if is_first_rank():
             self._write(engine)
 

@@ -24,7 +24,7 @@ from monai.bundle import ConfigParser, ConfigWorkflow
 from tqdm import tqdm
 
 from scripts.core.errors import BundleError, SettingsError, mistake_in
-from scripts.core.files import claimed, replacing
+from scripts.core.files import locked, replacing
 from scripts.core.overrides import place_advanced
 from scripts.core.ranks import forget_ranks, num_ranks, rank, wait_for_ranks
 from scripts.core.running import ADVANCED
@@ -95,7 +95,7 @@ class Experiment:
             "output_dir": str(self.folder),
             "ckpt_dir": str(self.folder / "models"),
         }
-        known = known.keys() | known[ADVANCED].keys()
+        known = known.keys() | known.get(ADVANCED, {}).keys()
         return {key: as_literal(value) for key, value in {**self.settings, **places}.items() if key in known}
 
     def open(self, step: str, bundle_root: str | Path) -> ConfigParser:
@@ -112,7 +112,7 @@ class Experiment:
         Raises:
             SettingsError: if the folder contains a run with other settings, or another process has locked it.
         """
-        with claimed(self.folder):
+        with locked(self.folder):
             if self.is_done:
                 return
             with replacing(self.folder / "settings.json") as part:

@@ -1,8 +1,8 @@
 """The record that a network's state dicts carry: what its weights were trained with and on, and their checksum.
 
-It rides in the metadata that PyTorch keeps beside the tensors of a state dict, so that a file of weights stays a plain
-state dict, as the Model Zoo and MONAI Label load it. The *record* is what all files of a training have in common; the
-*origin* is the file's own: which head its weights are best for, and what made it.
+It is metadata that PyTorch keeps beside the tensors of a state dict, so that a file of weights stays a plain state
+dict, as the Model Zoo and MONAI Label load it. All files of a training have the same *record*. Each has an *origin* of
+its own: the head that its weights are best for, and what made it.
 """
 
 from __future__ import annotations
@@ -15,18 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = [
-    "DECISIVE",
-    "NOT_FINITE",
-    "is_finite",
-    "keep_record",
-    "origin_in",
-    "plain_metadata",
-    "record_fault",
-    "sign",
-    "signed_record",
-    "weights_sha256",
-]
+__all__ = ["DECISIVE", "NOT_FINITE", "is_finite", "keep_record", "sign", "signed_record", "weights_sha256"]
 
 # With other values of these the network still runs, and its scores mean nothing.
 DECISIVE = (
@@ -51,57 +40,43 @@ KINDS: dict[str, Callable[[Any], bool]] = {
     "num_nodes": lambda value: _is_count(value),
 }
 COUNTS = ("training_slides", "validation_slides", "drawn_slides")
-# More trainings in a row than anybody starts; a record is read as deep as that.
-MOST_TRAININGS = 100
 
 NOT_LOADED = "no weights were loaded into the network"
 NOT_FINITE = "some of them are not finite numbers"
 
 
-def plain_metadata(state: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What PyTorch keeps of a module beside the tensors of its state dict; empty if there is nothing."""
-    metadata = getattr(state, "_metadata", None)
-    own = metadata.get("") if isinstance(metadata, Mapping) else None
-    return own if isinstance(own, Mapping) else {}
-
-
 def keep_record(network: nn.Module, left_out: str | None = None) -> None:
-    """Let every state dict of a network carry its record and checksum, and let the network know what it loaded.
+    """Make every state dict of a network carry its record and checksum, and note what the network loads.
 
-    It gives the network three attributes: ``record`` and ``origin``, dictionaries of plain values that its state dicts
-    carry, replaced by those of the weights that are loaded; and ``weights_problem``, why its weights must not be used,
-    ``None`` if they may. Nothing is raised when weights are loaded, since others load with ``strict=False``: see
-    :func:`scripts.weights.record.check_weights`.
+    It gives the network three attributes: ``record`` and ``origin``, replaced by those of the weights that are loaded;
+    and ``weights_problem``, why its weights must not be used, or ``None``. Loading raises nothing, since others load
+    with ``strict=False``: see :func:`scripts.weights.record.check_weights`.
 
     Args:
         network: changed in place.
         left_out: the name of a child whose weights are in no state dict.
     """
-    network.record = {}  # type: ignore[assignment]
-    network.origin = {}  # type: ignore[assignment]
-    network.weights_problem = NOT_LOADED  # type: ignore[assignment]
-    network.left_out = f"{left_out}." if left_out else None  # type: ignore[assignment]
+    network.record, network.origin, network.weights_problem = {}, {}, NOT_LOADED  # type: ignore[assignment]
+    network.left_out = (f"{left_out}.",) if left_out else ()  # type: ignore[assignment]
     network.register_state_dict_post_hook(_write)
     network.register_load_state_dict_pre_hook(_compare)
     network.register_load_state_dict_post_hook(_judge)
 
 
 def sign(network: nn.Module, record: Mapping[str, Any], origin: Mapping[str, Any] | None = None) -> None:
-    """Set what the state dicts of a network tell of its training.
+    """Set what the state dicts of a network store of its training.
 
     Args:
-        network: one that keeps a record. If that is of another training, whose weights were loaded before, it is
-            kept as ``pretrained``.
-        record: as :func:`scripts.weights.record.read_record` gives it, in plain values.
-        origin: as :func:`scripts.weights.record.read_origin` gives it, in plain values.
+        network: one that keeps a record. If that is of another training, whose weights were loaded before, it becomes
+            the new record's ``pretrained``.
+        record: as :func:`scripts.weights.record.read_record` gives it.
+        origin: as :func:`scripts.weights.record.read_origin` gives it.
     """
-    network.origin = json.loads(json.dumps(dict(origin or {})))
-    signed = json.loads(json.dumps(dict(record)))
+    signed, network.origin = json.loads(json.dumps([dict(record), dict(origin or {})]))
     before: Any = network.record
-    if before and {**before, "pretrained": None} != {**signed, "pretrained": None}:
-        signed["pretrained"] = before
-    elif before:
-        signed = before
+    if before:
+        is_same = {**before, "pretrained": None} == {**signed, "pretrained": None}
+        signed = before if is_same else {**signed, "pretrained": before}
     network.record = signed
 
 
@@ -115,52 +90,38 @@ def weights_sha256(state: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def signed_record(metadata: Mapping[str, Any], state: Mapping[str, Tensor]) -> tuple[dict[str, Any], str | None]:
-    """The record in a state dict's metadata, empty if there is none; and what is wrong with it or with the weights."""
-    if "record" not in metadata:
-        return {}, None
-    try:
-        record: Any = json.loads(metadata["record"])
-    except (TypeError, ValueError, RecursionError):
-        record = None
-    fault = record_fault(record)
-    if fault is not None:
-        return {}, f"their record of the training is damaged: {fault}"
-    if origin_in(metadata) is None:
-        return record, "what they tell of their making is damaged"
-    if not _is_signed(metadata, state):
-        return record, "they are not those that training wrote: their checksum differs"
-    return record, None
+def signed_record(
+    state: Mapping[str, Tensor], metadata: Mapping[str, Any] | None = None
+) -> tuple[dict[str, Any], dict[str, Any], str | None]:
+    """The record and the origin of a state dict, empty where it has none, and what is wrong with them or the weights.
 
-
-def origin_in(metadata: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The origin in the metadata of a state dict.
-
-    Returns:
-        as :func:`scripts.weights.record.read_origin` gives it; empty if there is none, ``None`` if it is damaged.
+    Args:
+        state: a state dict.
+        metadata: of its module; by default what PyTorch keeps beside the tensors.
     """
-    if "origin" not in metadata:
-        return {}
+    if metadata is None:
+        kept = getattr(state, "_metadata", None)
+        metadata = kept.get("") if isinstance(kept, Mapping) else None
+    if not isinstance(metadata, Mapping) or "record" not in metadata:
+        return {}, {}, None
     try:
-        origin: Any = json.loads(metadata["origin"])
+        record, origin = json.loads(metadata["record"]), json.loads(metadata.get("origin", "{}"))
+        fault = _record_fault(record) or _origin_fault(origin)
     except (TypeError, ValueError, RecursionError):
-        return None
-    if not isinstance(origin, dict) or not all(isinstance(origin.get(key, ""), str) for key in ("best_for", "file")):
-        return None
-    made_by = origin.get("made_by", {})
-    parts = (
-        [made_by, *(made_by.get(key, {}) for key in ("configuration", "data"))] if isinstance(made_by, dict) else [None]
-    )
-    if not all(isinstance(part, dict) for part in parts):
-        return None
-    return origin
+        fault = "it is not JSON"
+    if fault is not None:
+        return {}, {}, f"their record of the training is damaged: {fault}"
+    is_whole = _is_signed(metadata, state)
+    return record, origin, None if is_whole else "they are not those that training wrote: their checksum differs"
 
 
-def record_fault(record: object) -> str | None:
-    """Why something is no record of a training; ``None`` if it is one."""
-    for _ in range(MOST_TRAININGS):
-        if not isinstance(record, Mapping):
-            return "it is no object"
+def is_finite(values: Iterable[Tensor]) -> bool:
+    return all(bool(torch.isfinite(value).all()) for value in values)
+
+
+def _record_fault(record: Any) -> str | None:
+    """What is wrong with a record, or with one that its training went on from."""
+    while isinstance(record, Mapping):
         settings, data = record.get("settings"), record.get("data")
         if not isinstance(settings, Mapping) or not isinstance(data, Mapping):
             return "it lacks settings or data"
@@ -173,22 +134,23 @@ def record_fault(record: object) -> str | None:
         if "pretrained" not in record:
             return None
         record = record["pretrained"]
-    return "it names too many trainings"
+    return "it is not an object"
 
 
-def is_finite(values: Iterable[Tensor]) -> bool:
-    return all(bool(torch.isfinite(value).all()) for value in values)
+def _origin_fault(origin: Any) -> str | None:
+    made_by = origin.get("made_by", {}) if isinstance(origin, Mapping) else None
+    objects = [made_by.get(key, {}) for key in ("configuration", "data")] if isinstance(made_by, Mapping) else [None]
+    return None if all(isinstance(value, Mapping) for value in objects) else "what made them is not an object"
 
 
 def _own(network: nn.Module, state: Mapping[str, Any], prefix: str) -> dict[str, Tensor]:
-    left_out = network.left_out
-    keys: Iterable[str] = (key for key in state if key.startswith(prefix))
-    own = {key.removeprefix(prefix): state[key] for key in keys}
-    return {key: value for key, value in own.items() if not (left_out and key.startswith(str(left_out)))}
+    own = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    left_out: Any = network.left_out
+    return {key: value for key, value in own.items() if not key.startswith(left_out)}
 
 
 def _write(network: nn.Module, state: dict[str, Any], prefix: str, metadata: dict[str, Any]) -> None:
-    # MONAI's `copy_model_state` changes the values of a state dict in place: what nobody signed, has no checksum.
+    # MONAI's `copy_model_state` changes values of a state dict in place: one that nobody signed gets no checksum.
     if network.record:
         metadata["record"] = json.dumps(network.record)
         if network.origin:
@@ -196,26 +158,16 @@ def _write(network: nn.Module, state: dict[str, Any], prefix: str, metadata: dic
         metadata["sha256"] = _checksum(metadata, _own(network, state, prefix))
 
 
-def _compare(
-    network: nn.Module,
-    state: dict[str, Any],
-    prefix: str,
-    metadata: dict[str, Any],
-    _strict: bool,
-    _missing: list[str],
-    _unexpected: list[str],
-    _errors: list[str],
-) -> None:
-    record, problem = signed_record(metadata, _own(network, state, prefix))
-    network.record = record  # type: ignore[assignment]
-    network.origin = origin_in(metadata) or {}  # type: ignore[assignment]
-    network.weights_problem = problem  # type: ignore[assignment]
+def _compare(network: nn.Module, state: dict[str, Any], prefix: str, metadata: dict[str, Any], *_: Any) -> None:
+    network.record, network.origin, network.weights_problem = signed_record(  # type: ignore[assignment]
+        _own(network, state, prefix), metadata
+    )
 
 
 def _judge(network: nn.Module, incompatible: Any) -> None:
-    wrong = [*incompatible.missing_keys, *incompatible.unexpected_keys]
+    wrong = sorted([*incompatible.missing_keys, *incompatible.unexpected_keys])
     if wrong:
-        some = ", ".join(sorted(wrong)[:3]) + (", ..." if len(wrong) > 3 else "")
+        some = ", ".join(wrong[:3]) + (", ..." if len(wrong) > 3 else "")
         lacks, others = len(incompatible.missing_keys), len(incompatible.unexpected_keys)
         problem = f"the file lacks {lacks} of the network's weights and has {others} others ({some})"
         network.weights_problem = problem  # type: ignore[assignment]
@@ -230,7 +182,7 @@ def _is_signed(metadata: Mapping[str, Any], state: Mapping[str, Tensor]) -> bool
 
 
 def _checksum(metadata: Mapping[str, Any], state: Mapping[str, Tensor]) -> str:
-    # An origin came later: without one the sum is what it was before.
+    # Files of the first versions have no origin, and a checksum without it.
     signed = "\n".join(str(metadata[key]) for key in ("record", "origin") if key in metadata)
     return hashlib.sha256(f"{signed}\n{weights_sha256(state)}".encode()).hexdigest()
 

@@ -12,7 +12,7 @@ from scripts.core.errors import SettingsError, SlideError
 from scripts.core.files import file_sha256
 from scripts.slides.dicom_series import slide_parts
 
-__all__ = ["Stamp", "check_sha256", "content_sha256", "given_sha256", "slide_sha256", "stamp_of"]
+__all__ = ["Stamp", "content_sha256", "given_sha256", "slide_sha256", "stamp_of"]
 
 # Device, inode, size and time of the last change of each of a slide's files.
 Stamp = tuple[int, ...]
@@ -52,17 +52,8 @@ def content_sha256(path: str | Path) -> str:
     return hashlib.sha256("".join(f"{checksum}\n" for checksum in sorted(checksums)).encode()).hexdigest()
 
 
-def check_sha256(entry: Mapping[str, Any]) -> Stamp | None:
-    """:func:`slide_sha256` of an entry that has a ``sha256``; the file of another entry is not read.
-
-    Returns:
-        The stamp of the file that was compared, for :meth:`scripts.slides.slide.Slide.check_unchanged`.
-    """
-    return None if given_sha256(entry) is None else slide_sha256(entry)[1]
-
-
 def slide_sha256(entry: Mapping[str, Any]) -> tuple[str, Stamp]:
-    """The SHA-256 of a slide's file in hexadecimal, and the stamp that the file had before.
+    """The SHA-256 of a slide's file in hexadecimal, and the stamp that it had before, for ``Slide.check_unchanged``.
 
     Args:
         entry: with ``image``, a path, and perhaps ``sha256``, 64 hexadecimal digits.

@@ -1,4 +1,4 @@
-"""The phases of a training: which outputs are trained when, how long each took, and what came of them."""
+"""The phases of a training: which heads are trained when, how long each took, and what came of them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from scripts.core.errors import SettingsError
 from scripts.core.files import replacing
 from scripts.core.ranks import is_first_rank, wait_for_ranks
 from scripts.networks.bag_network import BagNetwork
-from scripts.training.handlers import BestWeights
+from scripts.training.best_weights import BestWeights
 from scripts.weights.checkpoints import load_weights
 from scripts.weights.paths import weights_path
 
@@ -25,19 +25,19 @@ __all__ = ["PhaseHandler", "PhaseScores", "TrainingPhases"]
 class TrainingPhases:
     """Leads a network through the phases of its training, each as many epochs long.
 
-    When a phase ends, the best weights of its outputs are taken, so that what follows builds on them and the last
-    file that is kept holds the best of all. Attach to the trainer after the validation and before the checkpoint:
-    an epoch's time holds both training and validation.
+    When a phase ends, the best weights of its heads are taken, so that what follows builds on them and the last file
+    that is kept has the best of all. Attach to the trainer after the validation and before the checkpoint: an epoch's
+    time covers both training and validation.
 
-    When the training is complete it writes ``training.json``: for each phase its outputs, epochs, seconds and
-    number of trained weights, and for each output its lowest validation loss and the epoch of it, counted from the
-    start of its phase.
+    When the training is complete it writes ``training.json``: for each phase its heads, epochs, seconds and number of
+    trained weights, and for each head its lowest validation loss and the epoch of it, counted from the start of its
+    phase.
 
     Args:
         network: the network that is trained.
-        heads: the names of its outputs.
+        heads: the names of its heads.
         epochs: of each phase.
-        best_weights: keeps the best weights of each output.
+        best_weights: keeps the best weights of each head.
         path: of ``training.json``.
         settings: what else is written into it, for example the method and the seed.
         val_interval: epochs from one validation to the next.
@@ -59,9 +59,7 @@ class TrainingPhases:
         made_by: Mapping[str, Any] | None = None,
     ) -> None:
         if val_interval > epochs:
-            cause = (
-                f"is {val_interval}, and {epochs} epochs would end without a validation, so that no weights are kept"
-            )
+            cause = f"is {val_interval}: no weights are kept, as {epochs} epochs would end without a validation"
             raise SettingsError("val_interval", cause, f"Set it to {epochs} or less, or raise `epochs`.")
         self.network, self.heads, self.epochs = network, list(heads), epochs
         self.best_weights, self.path, self.settings = best_weights, Path(path), dict(settings or {})
@@ -88,7 +86,7 @@ class TrainingPhases:
             self.network.start_phase(phase)
             if len(self.seconds) > 1:
                 names = ", ".join(self._names(phase))
-                engine.logger.info("phase %d of %d: training the output %s", phase + 1, len(self.seconds), names)
+                engine.logger.info("phase %d of %d: training the head %s", phase + 1, len(self.seconds), names)
 
     def _end_epoch(self, engine: Engine) -> None:
         self.seconds[self._phase_and_epoch(engine)[0]] += time.perf_counter() - self._started
@@ -102,20 +100,21 @@ class TrainingPhases:
                 {"heads": self._names(phase), "epochs": self.epochs, "seconds": seconds, "parameters": trained}
             )
         self.network.start_phase(None)
+        if not is_first_rank():
+            return
+        kept = self.best_weights
         best = {
             head: {
                 "validation_loss": loss,
-                "epoch": (self.best_weights.epochs[head] - 1) % self.epochs + 1,
-                "weights": weights_path(self.best_weights.ckpt_dir, head).name,
+                "epoch": (kept.epochs[head] - 1) % self.epochs + 1,
+                "weights": weights_path(kept.ckpt_dir, head).name,
             }
-            for head, loss in self.best_weights.losses.items()
+            for head, loss in kept.losses.items()
         }
-        if not is_first_rank():
-            return
-        told = {**self.settings, "phases": phases, "best": best, **self.made_by}
+        content = {**self.settings, "phases": phases, "best": best, **self.made_by}
         with replacing(self.path) as part:
-            part.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
-        engine.logger.info("the best weights of each output are in %s", self.best_weights.ckpt_dir)
+            part.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        engine.logger.info("the best weights of each head are in %s", kept.ckpt_dir)
 
     def _phase_and_epoch(self, engine: Engine) -> tuple[int, int]:
         # Epochs that do not divide among the phases go to the last.
@@ -135,47 +134,37 @@ class TrainingPhases:
         return {"seconds": list(self.seconds), "epochs": self.epochs}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Go on from the times of an earlier run.
-
-        Raises:
-            SettingsError: if its phases were others.
-        """
-        seconds, epochs = list(state_dict["seconds"]), state_dict["epochs"]
-        if len(seconds) != len(self.seconds) or (len(seconds) > 1 and epochs != self.epochs):
+        """Go on from the times of an earlier run; a :class:`SettingsError` if its phases had another length."""
+        if len(self.seconds) > 1 and state_dict["epochs"] != self.epochs:
             raise SettingsError(
                 "resume",
-                f"the checkpoint is of a training with {len(seconds)} phases of {epochs} epochs, this one has "
-                f"{len(self.seconds)} of {self.epochs}",
-                "Set `method` and `epochs` as they were, or start anew.",
+                f"the checkpoint has phases of {state_dict['epochs']} epochs, this training phases of {self.epochs}",
+                "Set `epochs` as it was, or start anew.",
             )
-        self.seconds = seconds
+        self.seconds = list(state_dict["seconds"])
 
 
 class PhaseHandler:
     """Attaches the phases of a training to its trainer.
 
-    A list of handlers in which each is a component of its own, and none a reference, is what MONAI Label adds to.
+    MONAI Label adds to a list of handlers in which each is a component of its own, and none a reference.
 
     Args:
         phases: what to attach.
     """
 
     def __init__(self, phases: TrainingPhases) -> None:
-        self.phases = phases
-
-    def attach(self, engine: Engine) -> None:
-        """Attach the phases."""
-        self.phases.attach(engine)
+        self.attach = phases.attach
 
 
 class PhaseScores:
-    """Takes the scores of outputs that the phase does not train out of a validation's metrics: they have none.
+    """Removes the scores of heads that the phase does not train from a validation's metrics: they have none.
 
     Attach to the validation's evaluator before everything that reads its metrics.
 
     Args:
         network: the network that is trained.
-        heads: the names of its outputs; a metric's name starts with that of its output.
+        heads: the names of its heads; a metric's name starts with that of its head.
     """
 
     def __init__(self, network: BagNetwork, heads: Sequence[str]) -> None:
@@ -186,9 +175,8 @@ class PhaseScores:
         engine.add_event_handler(Events.EPOCH_COMPLETED, self)
 
     def __call__(self, engine: Engine) -> None:
-        """Take the scores out."""
+        """Remove them."""
         trained = self.network.phases[max(self.network.phase, 0)]
-        for index, head in enumerate(self.heads):
-            if index not in trained:
-                for name in [name for name in engine.state.metrics if name.startswith(f"{head}_")]:
-                    del engine.state.metrics[name]
+        others = tuple(f"{head}_" for index, head in enumerate(self.heads) if index not in trained)
+        for name in [name for name in engine.state.metrics if name.startswith(others)]:
+            del engine.state.metrics[name]

@@ -11,7 +11,7 @@ from scripts.core.ranks import num_ranks
 from scripts.core.settings import values_with_role
 from scripts.features.encoding import Encoder
 from scripts.synthetic.marker import count_slides
-from scripts.training.handlers import SameSettings
+from scripts.training.resuming import SameSettings
 from scripts.training.slides import TrainingSlides
 
 __all__ = ["TrainingRecord"]

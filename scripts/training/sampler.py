@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from monai.data import DistributedWeightedRandomSampler
 
-from scripts.core.ranks import deal
+from scripts.core.ranks import shard
 from scripts.datalists.classes import balanced_weights
 
 __all__ = ["BalancedSampler", "SampledView"]
@@ -69,7 +69,7 @@ class BalancedSampler(DistributedWeightedRandomSampler):
         return -(-super().__len__() // self.shards)
 
     def __iter__(self) -> Iterator[int | SampledView]:
-        return iter(deal(self._epoch(), self.shard, self.shards))
+        return iter(shard(self._epoch(), self.shard, self.shards))
 
     def _epoch(self) -> list[int | SampledView]:
         # Apart for each epoch, which consecutive seeds are not guaranteed to be.

@@ -1,1 +1,5 @@
-"""What travels with trained weights, and loading them."""
+"""What travels with trained weights, and loading them.
+
+Other rooms use ``checkpoints`` (``load_weights``, ``save_checkpoint``, ``HeadwiseNetwork``), ``paths`` (which file has
+the weights of which head) and ``record`` (what weights were trained with and on, and whether they are whole).
+"""

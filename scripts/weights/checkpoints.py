@@ -1,4 +1,4 @@
-"""Trained weights: loading them strictly, and the network that holds the best ones of every output."""
+"""Trained weights: loading and saving them, and the network that has the best ones of every head."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from scripts.core.errors import SettingsError
+from scripts.core.files import replacing
+from scripts.core.sums import check_sum
 from scripts.networks.bag_network import BagNetwork
-from scripts.networks.state_record import origin_in, plain_metadata, weights_sha256
-from scripts.weights.origin import misplaced, training_of
-from scripts.weights.record import DEMONSTRATION, check_weights, is_demonstration, other_settings, read_weights
+from scripts.networks.state_record import signed_record, weights_sha256
+from scripts.weights.origin import training_of
+from scripts.weights.record import DEMONSTRATION, check_weights, is_demonstration, read_weights, record_problem
 
-__all__ = ["HeadwiseNetwork", "load_weights"]
-
-ONE_TRAINING = "Give a `ckpt_dir` into which one training wrote, and no other; or train again."
+__all__ = ["HeadwiseNetwork", "load_weights", "save_checkpoint"]
 
 logger = logging.getLogger(__name__)
 
@@ -30,17 +30,15 @@ def load_weights(network: nn.Module, path: str | Path, settings: Mapping[str, An
     Args:
         network: what to load into, in place; its weights stay on their device. A misfit changes nothing.
         path: a file with a state dict, or with ``{"model": state dict}``, tensors only.
-        settings: what the network is used with, as plain values by knob.
+        settings: what the network is used with, plain values by setting; None compares nothing.
 
     Raises:
-        SettingsError: if the file is missing, is no such checkpoint or a damaged one, does not fit the network, has
-            the name of another output's weights, or was trained with settings with which its scores mean nothing
+        SettingsError: if the file is missing, is no such checkpoint, a damaged one or another than was packed; if it
+            does not fit the network; or if it was trained with settings with which its scores mean nothing
             (:func:`scripts.weights.record.check_weights`).
     """
-    found = read_weights(path)
-    if (fault := misplaced(path, origin_in(plain_metadata(found)) or {})) is not None:
-        raise SettingsError(path, *fault)
-    wanted = network.state_dict()
+    check_sum(path)
+    found, wanted = read_weights(path), network.state_dict()
     misfits = [
         f"{key} is {_shape(found, key)} in the file and {_shape(wanted, key)} in the network"
         for key in sorted(wanted.keys() | found.keys())
@@ -48,7 +46,8 @@ def load_weights(network: nn.Module, path: str | Path, settings: Mapping[str, An
     ]
     if misfits:
         # Shapes differ because settings do: those are what a user knows.
-        if settings is not None and (problem := other_settings(found, settings)) is not None:
+        record, _, damage = signed_record(found)
+        if settings is not None and record and not damage and (problem := record_problem(record, settings)) is not None:
             raise SettingsError(path, problem, "Use the settings of their training, or train again with these.")
         more = f", and {len(misfits) - 3} more" if len(misfits) > 3 else ""
         raise SettingsError(
@@ -65,20 +64,26 @@ def load_weights(network: nn.Module, path: str | Path, settings: Mapping[str, An
         logger.warning("%s: %s", path, DEMONSTRATION)
 
 
-class HeadwiseNetwork(nn.Module):
-    """The best weights of every output at once, as the paper keeps them.
+def save_checkpoint(content: Mapping[str, Any], path: str | Path) -> None:
+    """``torch.save``, in one step and from the CPU, so that a machine without a GPU can load the file as it is."""
+    with replacing(path) as part:
+        torch.save(_on_cpu(content), part)
 
-    Each output reaches its lowest validation loss in an epoch of its own. This module holds one copy of the
-    network for each output, and takes output h and the maps that explain it from copy h only. A frozen
-    backbone is shared by the copies, and each patch passes it once.
+
+class HeadwiseNetwork(nn.Module):
+    """The best weights of every head at once, as the paper keeps them.
+
+    Each head reaches its lowest validation loss in an epoch of its own. This module contains a copy of the network for
+    each head, and takes the logits of head h and the maps that explain them from copy h only. A frozen backbone is
+    shared by the copies, and each patch passes it once.
 
     Args:
         network: a network as it was trained; it is copied and not changed.
-        weights: one checkpoint for each output, in order.
+        weights: one checkpoint for each head, in order.
         settings: as for :func:`load_weights`.
 
     Raises:
-        SettingsError: if the number of checkpoints is not that of the outputs, one of them does not load, or they are
+        SettingsError: if the number of checkpoints is not that of the heads, one of them does not load, or they are
             of several trainings.
     """
 
@@ -89,49 +94,37 @@ class HeadwiseNetwork(nn.Module):
         heads = 1 + max(network.map_heads)
         if isinstance(weights, (str, Path)) or len(weights) != heads:
             raise SettingsError(
-                "weights", f"got {weights!r}", f"Give {heads} checkpoints: one for each output, in order."
+                "weights", f"got {weights!r}", f"Give {heads} checkpoints: one for each head, in order."
             )
         self.shares_backbone = network.freeze_backbone
-        self.maps = [[m for m, of in enumerate(network.map_heads) if of == head] for head in range(len(weights))]
+        self.maps = [[m for m, of in enumerate(network.map_heads) if of == head] for head in range(heads)]
         self.copies = nn.ModuleList()
+        trainings = []
         for path in weights:
-            kept = {id(network.net): network.net} if self.shares_backbone else {}
-            member = copy.deepcopy(network, kept)
+            member: Any = copy.deepcopy(network, {id(network.net): network.net} if self.shares_backbone else {})
             load_weights(member, path, settings)
             self.copies.append(member)
-        members: list[Any] = list(self.copies)
-        trainings = [training_of(member.record, member.origin) for member in members]
-        for path, training in zip(weights, trainings, strict=True):
-            if training != trainings[0]:
-                raise SettingsError(path, f"is not of the same training as {Path(weights[0]).name}", ONE_TRAINING)
+            trainings.append(training_of(member.record, member.origin))
+            if trainings[-1] != trainings[0]:
+                raise SettingsError(
+                    path,
+                    f"is not of the same training as {Path(weights[0]).name}",
+                    "Give a `ckpt_dir` into which one training wrote, and no other; or train again.",
+                )
 
     @torch.jit.unused
     def weights_sha256(self, heads: Sequence[str]) -> dict[str, str]:
-        """For each output, by its name, the SHA-256 of the weights that it comes from.
-
-        Args:
-            heads: the outputs' names, in order.
-        """
+        """The SHA-256 of the weights of each head, by the heads' names, which are given in order."""
         return {head: weights_sha256(member.state_dict()) for head, member in zip(heads, self.copies, strict=True)}
 
     def forward(self, x: Tensor, log_weight: Tensor | None = None) -> Tensor:
         """The logits ``[B, H, K]``; arguments and errors as :meth:`BagNetwork.forward`."""
-        return self.attend(x, log_weight)[0]  # [B, H, K]
-
-    @torch.jit.export
-    def attend(self, x: Tensor, log_weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Logits ``[B, H, K]`` and attention ``[B, N, M, K]``; see :meth:`BagNetwork.attend`."""
         logits: list[Tensor] = []
-        attention: list[Tensor] = []
         for head, member in enumerate(self.copies):
             if self.shares_backbone and head == 0:
                 x = member(x, no_head=True)  # [B, N, S, F]
-            # [B, H, K], [B, N, M, K]
-            y, a = member.attend(x, log_weight)  # type: ignore[operator]
-            logits.append(y[:, head])  # [B, K]
-            for m in self.maps[head]:
-                attention.append(a[:, :, m])  # [B, N, K]
-        return torch.stack(logits, dim=1), torch.stack(attention, dim=2)  # [B, H, K], [B, N, M, K]
+            logits.append(member(x, log_weight)[:, head])  # [B, K]
+        return torch.stack(logits, dim=1)  # [B, H, K]
 
     @torch.jit.export
     def explain(self, x: Tensor, log_weight: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
@@ -157,3 +150,13 @@ def _shape(state: Mapping[str, Tensor], key: str) -> str:
     # Other types would be rounded, or lose their imaginary part, without a word.
     kind = "" if state[key].is_floating_point() else f" {state[key].dtype}".replace("torch.", "")
     return ("x".join(map(str, state[key].shape)) or "a scalar") + kind
+
+
+def _on_cpu(content: Any) -> Any:
+    if isinstance(content, torch.Tensor):
+        return content.cpu()
+    if isinstance(content, dict):
+        moved = copy.copy(content)  # unlike `dict.copy`, with its attributes: the metadata of a state dict
+        moved.update((key, _on_cpu(value)) for key, value in content.items())
+        return moved
+    return type(content)(map(_on_cpu, content)) if isinstance(content, list | tuple) else content

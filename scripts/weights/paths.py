@@ -11,18 +11,15 @@ __all__ = ["serving_weights", "weights_path"]
 
 
 def weights_path(ckpt_dir: str | Path, head: str) -> Path:
-    """The file of the weights that are best for an output: ``model.pt``, ``model_5x.pt``, ..."""
+    """The file of the weights that are best for a head: ``model.pt``, ``model_5x.pt``, ..."""
     return Path(ckpt_dir) / ("model.pt" if head == "global" else f"model_{head}.pt")
 
 
 def serving_weights(ckpt_dir: str | Path, method: str, magnifications: Sequence[float]) -> Path:
-    """The one file with the weights of all outputs of a method, for prediction.
+    """The one file with the weights of all heads of a method, for prediction.
 
-    It is best for the global output; without one, for the output that was trained last, with the best weights
-    of the others beside it.
-
-    Raises:
-        SettingsError: as :func:`scripts.networks.methods.result_heads`.
+    It is best for the global head; without one, for the head that was trained last, with the best weights of the others
+    beside it. Errors as :func:`scripts.networks.methods.result_heads`.
     """
     heads = result_heads(method, magnifications)
     return weights_path(ckpt_dir, heads[0] if heads[0] == "global" else heads[-1])

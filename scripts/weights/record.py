@@ -1,8 +1,6 @@
-"""What travels with trained weights: their checksum, what they were trained with and on, and what made their file.
+"""Reading files of weights: their tensors, the record of their training, and what made them.
 
-It rides in the metadata that PyTorch keeps beside the tensors of a state dict, so that a file of weights stays a plain
-state dict, as the Model Zoo and MONAI Label load it. The *record* is what all files of a training have in common; the
-*origin* is the file's own (:mod:`scripts.weights.origin`).
+:mod:`scripts.networks.state_record` says how these ride in a state dict.
 """
 
 from __future__ import annotations
@@ -11,7 +9,6 @@ import json
 import logging
 import pickle
 import re
-import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,17 +19,14 @@ from torch import Tensor, nn
 from scripts.core.errors import SettingsError
 from scripts.core.files import refuse_special
 from scripts.core.settings import SETTINGS
-from scripts.core.sums import check_sum
 from scripts.datalists.labels import with_positive_classes
-from scripts.networks.state_record import DECISIVE, NOT_FINITE, is_finite, origin_in, plain_metadata, signed_record
-from scripts.weights.origin import misplaced, training_of
+from scripts.networks.state_record import DECISIVE, NOT_FINITE, is_finite, signed_record
+from scripts.weights.origin import training_of
 
 __all__ = [
     "DEMONSTRATION",
-    "UNREADABLE",
     "check_weights",
     "is_demonstration",
-    "other_settings",
     "read_origin",
     "read_record",
     "read_training",
@@ -42,103 +36,73 @@ __all__ = [
     "unreadable_reason",
 ]
 
-
-# What unpickling raises on bytes that are no pickle (the documentation of pickle.UnpicklingError), and torch besides.
-UNREADABLE = (
-    OSError,
-    RuntimeError,
-    TypeError,
-    AssertionError,
-    OverflowError,
-    MemoryError,
-    struct.error,
-    pickle.UnpicklingError,
-    AttributeError,
-    EOFError,
-    ImportError,
-    LookupError,
-    ValueError,
-)
-
 DEMONSTRATION = (
-    "Demonstration weights: drawn slides were among those they were trained on, so they are unfit for tissue."
+    "Demonstration weights: synthetic slides were among those they were trained on, so they are unfit for tissue."
 )
-"""What every place tells in which a user meets such weights."""
+"""What a user reads wherever such weights are used or handed on."""
 
+WRITTEN_BY_TRAINING = "Give a file that training wrote."
 
 logger = logging.getLogger(__name__)
 
 
 def check_weights(network: nn.Module, settings: Mapping[str, Any] | None = None) -> None:
-    """Refuse a network without the whole weights of one training, with damaged ones, or of other settings.
+    """Refuse a network whose weights were not loaded whole, are damaged, or were trained with other settings.
 
     Args:
         network: one that keeps a record; others (TorchScript, which is loaded whole or not at all) pass.
-        settings: what it is used with; those of its training that decide what its scores mean must be the same.
+        settings: what it is used with, plain values by setting; None compares nothing.
 
     Raises:
         SettingsError: if it may not be used.
     """
-    keepers = [part for part in network.modules() if hasattr(part, "weights_problem")]
+    keepers = [module for module in network.modules() if hasattr(module, "weights_problem")]
     for keeper in keepers:
         if keeper.weights_problem is not None:
             remedy = "Load the whole of a file that training wrote, into the network of it."
             raise SettingsError("weights", str(keeper.weights_problem), remedy)
-    # A network that was exported to TorchScript tells no record.
+    # A network that was exported to TorchScript has no record.
     record: Any = getattr(keepers[0], "record", None) if keepers else None
     if settings is None or record is None:
         return
     if not record:
         logger.warning("the weights have no record of their training: whether these settings fit is not known")
-        return
-    problem = record_problem(record, settings)
-    if problem is not None:
+    elif (problem := record_problem(record, settings)) is not None:
         raise SettingsError("weights", problem, "Use the settings of their training, or train again with these.")
 
 
 def record_problem(record: Mapping[str, Any], settings: Mapping[str, Any]) -> str | None:
-    """How the settings of a training differ from those of a use, in a way that makes the scores meaningless.
+    """The settings of a training that differ from those of a use so that scores mean nothing; ``None`` without any.
 
     A difference in other settings that both have is logged as a warning.
 
     Args:
         record: as :func:`read_record` gives it.
-        settings: plain values by knob.
-
-    Returns:
-        The differences in words, or ``None`` if there is none.
+        settings: plain values by setting.
     """
-    trained = with_positive_classes(record["settings"])
-    used = json.loads(json.dumps(dict(settings)))
-    differs = {
-        key: f"{key} {trained[key]!r}, now {used[key]!r}"
-        for key in used.keys() & trained.keys()
-        if _differs(trained[key], used[key])
-    }
-    # What the training did not know, it did not do otherwise.
-    decisive = {key: differs[key] for key in DECISIVE if key in differs and trained[key] is not None}
-    for key in sorted(differs.keys() - decisive.keys()):
-        logger.warning("the weights were trained with %s", differs[key])
-    return f"they were trained with other settings ({', '.join(decisive.values())})" if decisive else None
-
-
-def other_settings(state: Mapping[str, Tensor], settings: Mapping[str, Any]) -> str | None:
-    """:func:`record_problem` of a state dict's record; ``None`` if it has none that can be read."""
-    record, problem = signed_record(plain_metadata(state), state)
-    return record_problem(record, settings) if record and not problem else None
+    trained, used = with_positive_classes(record["settings"]), json.loads(json.dumps(dict(settings)))
+    decisive = []
+    for key in sorted(used.keys() & trained.keys()):
+        if not _differs(trained[key], used[key]):
+            continue
+        difference = f"{key} {trained[key]!r}, now {used[key]!r}"
+        if key not in DECISIVE:
+            logger.warning("the weights were trained with %s", difference)
+        # What the training did not know, it did not do otherwise.
+        elif trained[key] is not None:
+            decisive.append(difference)
+    return f"they were trained with other settings ({', '.join(decisive)})" if decisive else None
 
 
 def read_weights(path: str | Path) -> Mapping[str, Tensor]:
     """The state dict of a file, or the one named ``model`` in it, on the CPU.
 
-    No code that a file may hold is run: whatever is not plain tensors and values is refused.
+    No code in the file is run: whatever is not plain tensors and values is refused.
 
     Raises:
-        SettingsError: if the file is missing, holds no such thing, or is not the one that was packed into its bundle
-            (:func:`scripts.core.sums.check_sum`).
+        SettingsError: if the file is missing, or is no such file.
     """
     refuse_special(path)
-    check_sum(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
@@ -147,23 +111,21 @@ def read_weights(path: str | Path) -> Mapping[str, Tensor]:
             "there is no such file",
             "Name the folder of the weights that training wrote: --ckpt_dir PATH; or run training first.",
         ) from None
-    except UNREADABLE as error:
+    except Exception as error:  # Of bytes that are no pickle, unpickling may raise anything.
         cause = f"is not a PyTorch checkpoint of plain tensors ({unreadable_reason(error)})"
-        raise SettingsError(path, cause, "Give a file that training wrote.") from error
+        raise SettingsError(path, cause, WRITTEN_BY_TRAINING) from error
     if isinstance(content, Mapping) and isinstance(content.get("model"), Mapping):
         content = content["model"]
     if not isinstance(content, Mapping) or not all(
         isinstance(key, str) and isinstance(value, Tensor) and value.layout == torch.strided and not value.is_meta
         for key, value in content.items()
     ):
-        raise SettingsError(
-            path, "holds neither a state dict nor one named 'model'", "Give a file that training wrote."
-        )
+        raise SettingsError(path, "contains neither a state dict nor one named 'model'", WRITTEN_BY_TRAINING)
     return content
 
 
 def unreadable_reason(error: BaseException) -> str:
-    """Why PyTorch could not load a file, in short, and without its advice to run what a file holds all the same."""
+    """Why PyTorch could not load a file, in short, without its advice to run what the file contains."""
     if isinstance(error, pickle.UnpicklingError):
         if (called := re.search(r"GLOBAL (\S+)", str(error))) is not None:
             return f"to load it would run {called[1]}"
@@ -176,87 +138,72 @@ def read_record(path: str | Path) -> dict[str, Any]:
     """The record of a file of weights.
 
     Returns:
-        ``settings``, the knobs of the training; ``data``, the numbers ``training_slides``, ``validation_slides``
-        and, of these, ``drawn_slides``; ``version``, the bundle's; and, of weights that went on from others,
-        ``pretrained``, the record of those.
+        ``settings`` of the training; ``data``, the numbers ``training_slides``, ``validation_slides`` and, of these,
+        ``drawn_slides``, the synthetic ones; ``version``, the bundle's; and, where the training went on from other
+        weights, ``pretrained``, the record of those.
 
     Raises:
-        SettingsError: if the file cannot be read, has none or a damaged one, or its weights are not those that the
+        SettingsError: if the file cannot be read, has no record or a damaged one, or its weights are not those that the
             record was written for.
     """
     return _read_signed(path)[0]
 
 
 def trained_settings(ckpt_dir: str | Path) -> dict[str, Any]:
-    """The settings of the training whose weights are in a folder, of those that decide what scores mean.
+    """The settings of the training whose weights are in a folder, of those that decide what scores mean, by name.
 
-    Args:
-        ckpt_dir: the folder.
-
-    Returns:
-        Values by name; nothing where there are no weights, or none that can be read: loading them says why. Nothing,
-        and a warning, where they have no record.
+    Nothing where there are no weights, or none that can be read: loading them says why. Nothing, and a warning, where
+    they have no record.
     """
     paths = sorted(Path(ckpt_dir).glob("model*.pt"), key=lambda path: (len(path.name), path.name))
     if not paths:
         return {}
     try:
-        state = read_weights(paths[0])
+        record, _, problem = signed_record(read_weights(paths[0]))
     except SettingsError:
         return {}
-    record, problem = signed_record(plain_metadata(state), state)
     if problem:
         return {}
     if not record:
         logger.warning("%s has no record of its training: the config's own settings are used", paths[0])
         return {}
-    settings = with_positive_classes(record["settings"])
-    return {name: value for name, value in settings.items() if name in SETTINGS}
+    return {name: value for name, value in with_positive_classes(record["settings"]).items() if name in SETTINGS}
 
 
 def read_origin(path: str | Path) -> dict[str, Any]:
-    """What made a file of weights.
+    """What made a file of weights; errors as :func:`read_record`.
 
     Returns:
-        ``best_for``, the output that its weights are best for; ``file``, the name that training gave it; and
-        ``made_by``, as :func:`scripts.core.provenance.made_by` gives it. Empty for older files.
-
-    Raises:
-        SettingsError: as :func:`read_record`.
+        ``best_for``, the head that its weights are best for; and ``made_by``, as
+        :func:`scripts.core.provenance.made_by` gives it. Empty for older files.
     """
     return _read_signed(path)[1]
 
 
 def read_training(path: str | Path) -> dict[str, Any]:
-    """:func:`scripts.weights.origin.training_of` of a file of weights.
-
-    Raises:
-        SettingsError: as :func:`read_record`.
-    """
+    """:func:`scripts.weights.origin.training_of` of a file of weights; errors as :func:`read_record`."""
     return training_of(*_read_signed(path))
 
 
+def is_demonstration(record: Mapping[str, Any] | None) -> bool:
+    """Whether synthetic slides were among those that weights, or weights that they went on from, were trained on."""
+    while record:
+        if record["data"]["drawn_slides"] > 0:
+            return True
+        record = record.get("pretrained")
+    return False
+
+
 def _read_signed(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The record and the origin of a file of weights, which is whole and has its own name."""
     state = read_weights(path)
-    record, problem = signed_record(plain_metadata(state), state)
+    record, origin, problem = signed_record(state)
     if not problem and not record:
         problem = "has no record of its training"
     if not problem and not is_finite(state.values()):
         problem = NOT_FINITE
     if problem:
-        raise SettingsError(path, problem, "Give a file that training wrote.")
-    origin = origin_in(plain_metadata(state)) or {}
-    if (fault := misplaced(path, origin)) is not None:
-        raise SettingsError(path, *fault)
+        raise SettingsError(path, problem, WRITTEN_BY_TRAINING)
     return record, origin
-
-
-def is_demonstration(record: Mapping[str, Any]) -> bool:
-    """Whether drawn slides were among those that the weights, or weights that they went on from, were trained on."""
-    pretrained = record.get("pretrained")
-    drawn = record.get("data", {}).get("drawn_slides", 0) > 0
-    return drawn or (pretrained is not None and is_demonstration(pretrained))
 
 
 def _differs(one: Any, other: Any) -> bool:

@@ -16,7 +16,7 @@ def main() -> None:
     """Run the benchmarks."""
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
     parser.add_argument("parts", nargs="*", choices=PARTS, default=PARTS)
-    parser.add_argument("--dataset_dir", type=Path, default=Path("data/demo"), help="slides; drawn if absent")
+    parser.add_argument("--dataset_dir", type=Path, default=Path("data/demo"), help="slides; made if absent")
     args = parser.parse_args()
     print(f"{datetime.date.today()}, {processor()}", flush=True)
     for part in args.parts:

@@ -1,4 +1,4 @@
-"""Slides to measure on, made of the drawn ones: scanned at 40x, or many times as large."""
+"""Slides to measure on, made from synthetic ones: as if scanned at 40x, or many times as large."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from numpy.typing import NDArray
 from scripts.datalists.datalist import list_slides
 from scripts.synthetic.cohort import ensure_cohort
 
-__all__ = ["drawn_slides", "write_40x", "write_tiled"]
+__all__ = ["synthetic_slides", "write_40x", "write_tiled"]
 
 TILE_PX = 256
 
 
-def drawn_slides(dataset_dir: Path, num_slides: int) -> list[dict[str, Any]]:
-    """Entries of the first drawn slides, 0.5 um/px (20x) with levels of 1, 4 and 16; drawn if they are absent."""
+def synthetic_slides(dataset_dir: Path, num_slides: int) -> list[dict[str, Any]]:
+    """Entries of the first synthetic slides, 0.5 um/px (20x) with levels of 1, 4 and 16; made if they are absent."""
     ensure_cohort(dataset_dir)
     return list_slides(dataset_dir / "slides")[:num_slides]
 
 
 def write_40x(slide: Path, path: Path) -> Path:
-    """Write a drawn slide as if scanned at 40x: enlarged twofold, 0.25 um/px, levels of 1, 4 and 16."""
+    """Write a synthetic slide as if scanned at 40x: enlarged twofold, 0.25 um/px, levels of 1, 4 and 16."""
     with tifffile.TiffFile(slide) as source:
         image = source.series[0].levels[0].asarray()
     image = cv2.resize(image, None, fx=2, fy=2, interpolation=cv2.INTER_CUBIC)

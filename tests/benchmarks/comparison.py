@@ -42,15 +42,15 @@ class BatchClock:
 def measure(method: str, cache_gb: float, args: argparse.Namespace) -> tuple[float, float]:
     """Seconds of a training with its validations, and of these the seconds of reading."""
     with tempfile.TemporaryDirectory() as folder:
-        knobs = {
+        settings = {
             "method": method, "cache_gb": cache_gb, "epochs": args.epochs, "dataset_dir": str(args.dataset_dir),
             "feature_dir": str(args.feature_dir), "output_dir": folder, "ckpt_dir": f"{folder}/models",
         }  # fmt: skip
-        workflow = ConfigWorkflow("configs/train.json", workflow_type="train", run_id="training", **knobs)
+        workflow = ConfigWorkflow("configs/train.json", workflow_type="train", run_id="training", **settings)
         workflow.initialize()
         trainer = workflow.parser.get_parsed_content("train#trainer")
         clock = BatchClock(trainer, workflow.parser.get_parsed_content("validate#evaluator"))
-        phases = workflow.parser.get_parsed_content("phases")
+        phases = workflow.parser.get_parsed_content("train#phases")
         workflow.run()
         return sum(phases.seconds), clock.seconds
 
@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--methods", nargs="+", default=["mustmil", "msmil", "ssmil", "mil_att"], choices=list(METHODS))
     parser.add_argument("--epochs", type=int, default=5)
     args = parser.parse_args(argv)
-    print("| method | banks in memory | training in s | reading in s | share of reading |\n|---|---|---|---|---|")
+    print("| method | banks in memory | training in s | reading in s | fraction of reading |\n|---|---|---|---|---|")
     for method in args.methods:
         for cache_gb in (0.0, 2.0):
             logging.disable(logging.INFO)

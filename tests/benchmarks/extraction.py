@@ -28,7 +28,7 @@ from scripts.features.encoding import Encoder
 from scripts.features.extraction import Extractor
 from scripts.features.runtimes import RUNTIMES, choose_runtime, get_forward
 from tests.benchmarks import reference
-from tests.benchmarks.bench_slides import drawn_slides, write_40x, write_tiled
+from tests.benchmarks.bench_slides import synthetic_slides, write_40x, write_tiled
 
 BACKBONES = ("resnet34", "efficientnet_lite0")
 BATCH_SIZE = 32
@@ -37,11 +37,11 @@ BATCH_SIZE = 32
 def main() -> None:
     """Print the measurements."""
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.extraction", description=__doc__)
-    parser.add_argument("--dataset_dir", type=Path, default=Path("data/demo"), help="slides; drawn if absent")
+    parser.add_argument("--dataset_dir", type=Path, default=Path("data/demo"), help="slides; made if absent")
     parser.add_argument("--backbones", nargs="+", default=BACKBONES, choices=BACKBONES)
     parser.add_argument("--parts", nargs="+", default=["forward", "reference"], choices=["forward", "reference"])
     args = parser.parse_args()
-    entry = drawn_slides(args.dataset_dir, 1)[0]
+    entry = synthetic_slides(args.dataset_dir, 1)[0]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     print(f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, {torch.get_num_threads()} threads")
     BagBuilder()(entry)  # ITK's start, once a process, is not to be measured
@@ -54,7 +54,7 @@ def main() -> None:
 
 
 def write_scans(slide: Path, folder: Path) -> dict[str, dict[str, Any]]:
-    """A slide of four times the drawn one's area, scanned at 20x and at 40x, as entries."""
+    """A slide of four times the synthetic one's area, scanned at 20x and at 40x, as entries."""
     scans = {
         "20x": write_tiled(slide, folder / "20x.tif", 2),
         "40x": write_tiled(write_40x(slide, folder / "enlarged.tif"), folder / "40x.tif", 2, mpp=0.25),

@@ -22,7 +22,8 @@ from scripts.features.encoding import Encoder
 from scripts.features.extraction import Extractor
 from scripts.networks.state_record import sign
 from scripts.weights.paths import weights_path
-from tests.benchmarks.bench_slides import drawn_slides, write_tiled
+from scripts.workflow import scoring_settings
+from tests.benchmarks.bench_slides import synthetic_slides, write_tiled
 
 AREAS = (1, 16)
 
@@ -30,13 +31,13 @@ AREAS = (1, 16)
 def main() -> None:
     """Print the measurements."""
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.memory", description=__doc__)
-    parser.add_argument("--dataset_dir", type=Path, default=Path("data/demo"), help="slides; drawn if absent")
+    parser.add_argument("--dataset_dir", type=Path, default=Path("data/demo"), help="slides; made if absent")
     parser.add_argument("--measure", nargs=2, metavar=("STAGE", "SLIDE"), help="internal: one stage on one slide")
     args = parser.parse_args()
     if args.measure:
         measure(args.measure[0], Path(args.measure[1]))
         return
-    slide = Path(drawn_slides(args.dataset_dir, 1)[0]["image"])
+    slide = Path(synthetic_slides(args.dataset_dir, 1)[0]["image"])
     with tempfile.TemporaryDirectory() as folder:
         slides = {area: write_tiled(slide, Path(folder) / f"x{area}.tif", int(area**0.5)) for area in AREAS}
         for stage in ("extracting", "inferring"):
@@ -82,16 +83,17 @@ def inference(slide: Path, folder: Path) -> ConfigParser:
     return shipped("inference", folder, dataset_dir=str(folder / "slides"))
 
 
-def shipped(config: str, folder: Path, **knobs: str) -> ConfigParser:
-    """A shipped config that writes into ``folder``, with weights drawn at random there."""
+def shipped(config: str, folder: Path, **settings: str) -> ConfigParser:
+    """A shipped config that writes into ``folder``, with random weights there."""
     parser = ConfigParser()
     parser.read_config(f"configs/{config}.json")
-    parser.update({"output_dir": str(folder / "out"), "ckpt_dir": str(folder), **knobs})
+    parser.update({"output_dir": str(folder / "out"), "ckpt_dir": str(folder), **settings})
     parser.parse()
     torch.manual_seed(0)
     network = parser.get_parsed_content("network_def")
     data = {"training_slides": 1, "validation_slides": 1, "drawn_slides": 2}
-    sign(network, {"version": "0", "settings": parser.get_parsed_content("settings"), "data": data})
+    own, encoder = (parser.get_parsed_content(name) for name in ("settings", "encoder"))
+    sign(network, {"version": "0", "settings": scoring_settings(own, encoder), "data": data})
     for head in parser.get_parsed_content("heads"):
         with replacing(weights_path(folder, head)) as part:
             torch.save(network.state_dict(), part)

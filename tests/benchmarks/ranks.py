@@ -15,7 +15,7 @@ from scripts.core.ranks import is_first_rank, wait_for_ranks
 from scripts.features.backbones import has_fast_bfloat16
 from scripts.features.encoding import Encoder
 from scripts.features.extraction import Extractor
-from tests.benchmarks.bench_slides import drawn_slides
+from tests.benchmarks.bench_slides import synthetic_slides
 from tests.benchmarks.extraction import BACKBONES, load
 
 # Name, ranks, threads a rank, cores that may be used.
@@ -25,7 +25,7 @@ RUNS = (("two ranks", 2, 1, 2), ("one rank, two threads", 1, 2, 2), ("one rank, 
 def main() -> None:
     """Print the measurements."""
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.ranks", description=__doc__)
-    parser.add_argument("--dataset_dir", type=Path, default=Path("data/demo"), help="slides; drawn if absent")
+    parser.add_argument("--dataset_dir", type=Path, default=Path("data/demo"), help="slides; made if absent")
     parser.add_argument("--num_slides", type=int, default=24)
     parser.add_argument("--runtime", default="torch")
     parser.add_argument("--backbones", nargs="+", default=BACKBONES, choices=BACKBONES)
@@ -35,7 +35,7 @@ def main() -> None:
         backbone, cores, folder = args.measure
         measure(args, backbone, int(cores), Path(folder))
         return
-    drawn_slides(args.dataset_dir, args.num_slides)
+    synthetic_slides(args.dataset_dir, args.num_slides)
     print(
         f"runtime {args.runtime}; patches/s of extraction\n{'':<22}" + "".join(f"{name:>20}" for name in args.backbones)
     )
@@ -67,7 +67,7 @@ def rate(args: argparse.Namespace, backbone: str, ranks: int, threads: int, core
 def measure(args: argparse.Namespace, name: str, cores: int, folder: Path) -> None:
     """Extract, and print the rate of all ranks together."""
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
-    entries = drawn_slides(args.dataset_dir, args.num_slides)
+    entries = synthetic_slides(args.dataset_dir, args.num_slides)
     threads = int(os.environ["OMP_NUM_THREADS"])
     encoder = Encoder(load(name, has_fast_bfloat16("cpu")), num_workers=threads, runtime=args.runtime)
     # Once a process: ITK's start, and what is compiled.

@@ -19,28 +19,28 @@ from scripts.features.backbones import has_fast_bfloat16
 from scripts.features.bank import read_bank, write_bank
 from scripts.features.encoding import Encoder
 from scripts.features.runtimes import RUNTIMES
-from tests.benchmarks.bench_slides import drawn_slides, write_tiled
+from tests.benchmarks.bench_slides import synthetic_slides, write_tiled
 from tests.benchmarks.extraction import BACKBONES, load
 from tests.benchmarks.memory import inference, shipped
 
 TIMES = 3
 FORWARD = {
-    "torch": ("backbones.py", "forward"),
-    "compile": ("runtimes.py", "forward"),
-    "openvino": ("runtimes.py", "__call__"),
+    "torch": ("features/backbones.py", "forward"),
+    "compile": ("features/runtimes.py", "forward"),
+    "openvino": ("features/runtimes.py", "__call__"),
 }
 
 
 def main() -> None:
     """Print the measurements."""
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.stages", description=__doc__)
-    parser.add_argument("--dataset_dir", type=Path, default=Path("data/demo"), help="slides; drawn if absent")
+    parser.add_argument("--dataset_dir", type=Path, default=Path("data/demo"), help="slides; made if absent")
     parser.add_argument("--backbone", default="efficientnet_lite0", choices=BACKBONES)
     parser.add_argument("--runtime", default="torch", choices=RUNTIMES)
     args = parser.parse_args()
     logging.disable(logging.INFO)
     with tempfile.TemporaryDirectory() as folder:
-        slide = Path(drawn_slides(args.dataset_dir, 1)[0]["image"])
+        slide = Path(synthetic_slides(args.dataset_dir, 1)[0]["image"])
         extraction(write_tiled(slide, Path(folder) / "slide.tif", TIMES), args.backbone, args.runtime)
         whole_slide_inference(Path(folder) / "slide.tif", Path(folder))
         evaluation(args.dataset_dir, Path(folder) / "evaluation")
@@ -61,8 +61,8 @@ def extraction(slide: Path, backbone: str, runtime: str) -> None:
         _, read_s = timed(lambda: read_bank(Path(folder) / "s.h5", (5.0, 10.0)))
     spent = {
         "opening, tissue, grid": tissue_s,
-        "decoding": cumulative(profiler, "slides.py", "read_pixels"),
-        "resampling": cumulative(profiler, "slides.py", "resample"),
+        "decoding": cumulative(profiler, "slides/slide.py", "read_pixels"),
+        "resampling": cumulative(profiler, "slides/slide.py", "resample"),
         "backbone": cumulative(profiler, *FORWARD[runtime]),
         "writing": cumulative(profiler, "dataset.py", "__setitem__"),
     }
@@ -83,9 +83,9 @@ def whole_slide_inference(slide: Path, folder: Path) -> None:
     profiler.runcall(parser.get_parsed_content, "inferring")
     whole = time.perf_counter() - start
     spent = {
-        "reading and encoding": cumulative(profiler, "encoding.py", "encode_rows"),
-        "network": cumulative(profiler, "inferers.py", "__call__"),
-        "heatmaps": cumulative(profiler, "heatmap_writer.py", "__call__"),
+        "reading and encoding": cumulative(profiler, "features/encoding.py", "encode_rows"),
+        "network": cumulative(profiler, "scripts/inference/inferers.py", "__call__"),
+        "heatmaps": cumulative(profiler, "heatmaps/writer.py", "__call__"),
     }
     print(f"\ninferring, 1 slide, {evaluator.state.iteration} iteration")
     show(spent, whole)
@@ -101,11 +101,11 @@ def evaluation(dataset_dir: Path, folder: Path) -> None:
     profiler.runcall(evaluator.run)
     whole = time.perf_counter() - start
     spent = {
-        "waiting for banks": cumulative(profiler, "loaders.py", "__iter__"),
+        "waiting for banks": cumulative(profiler, "training/loaders.py", "__iter__"),
         "network": cumulative(profiler, "inferer.py", "__call__"),
-        "scores, intervals": cumulative(profiler, "reports.py", "_end"),
-        "heatmaps and regions": cumulative(profiler, "localisation_report.py", "_compare"),
-        "their intervals": cumulative(profiler, "localisation_report.py", "_end"),
+        "scores, intervals": cumulative(profiler, "evaluation/reports.py", "_end"),
+        "heatmaps and regions": cumulative(profiler, "evaluation/localisation_report.py", "_compare"),
+        "their intervals": cumulative(profiler, "evaluation/localisation_report.py", "_end"),
     }
     print(f"\nevaluating, {evaluator.state.iteration} slides")
     show(spent, whole)

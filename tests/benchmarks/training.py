@@ -1,7 +1,7 @@
 """One epoch of training on feature banks, beside its bare matrix products: ``python -m tests.benchmarks.training``.
 
 It writes a cohort of banks with random features, of the paper's size unless told otherwise, and trains an epoch on it
-with the parts of ``train.json``. Rates are comparable within one run only: read the ratios.
+with the components of ``train.json``. Rates are comparable within one run only: read the ratios.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import json
 import logging
 import math
 import os
@@ -31,6 +32,7 @@ from tqdm import tqdm
 
 from scripts.bags.grid import link_grids
 from scripts.core.magnification import Scale
+from scripts.core.overrides import place_advanced
 from scripts.features.backbones import build_resnet34
 from scripts.features.bank import bank_path, write_bank
 from scripts.features.bank_settings import is_banked
@@ -43,14 +45,16 @@ NUM_FEATURES, NUM_NODES, NUM_CLASSES = 512, 128, 5
 MAGNIFICATIONS = (5.0, 10.0)
 PATCH_SIZE_PX, BASE_MPP, SIDE_LEVEL0 = 224, 0.25, 100_000
 # They read the slides, of which there are none, and a second cohort.
-LEFT_OUT = ("scripts.training.handlers.LinkedPatchImages", "monai.handlers.ValidationHandler")
+LEFT_OUT = ("scripts.training.linked_patch_images.LinkedPatchImages", "monai.handlers.ValidationHandler")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Print the measurements."""
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.training", description=__doc__)
     parser.add_argument("--feature_dir", type=Path, default=Path("output/bench"), help="banks; made if absent")
-    parser.add_argument("--num_slides", type=int, default=1826, help="slides of the cohort, as many as an epoch draws")
+    parser.add_argument(
+        "--num_slides", type=int, default=1826, help="slides of the cohort, as many as an epoch samples"
+    )
     parser.add_argument("--num_rows", type=int, default=2000, help="rows of each slide's bag")
     parser.add_argument("--batch_sizes", type=int, nargs="+", default=[1, 8, 16])
     parser.add_argument(
@@ -143,13 +147,18 @@ def training(entries: list[dict[str, Any]], feature_dir: Path, batch_size: int, 
         handlers = [h for h in parser.get("train#handlers") if h["_target_"] not in LEFT_OUT]
         # Their hash is in the record of what is trained; nothing is encoded.
         torch.save(build_resnet34().state_dict(), f"{folder}/resnet34.pth")
+        # Its checksum is in the record, too.
+        datalist = Path(folder, "datalist.json")
+        datalist.write_text(json.dumps({"training": entries}), encoding="utf-8")
         parser.update({
-            "training_data": entries, "validation_data": entries[:1], "record": None, "train#handlers": handlers,
+            "dataset_dir": folder, "datalist": str(datalist), "train#dataset#data": entries,
+            "validate#dataset#data": entries[:1], "train#left_out": [], "train#handlers": handlers,
             "feature_dir": str(feature_dir), "output_dir": folder, "ckpt_dir": f"{folder}/models", "epochs": 1,
             "magnifications": list(MAGNIFICATIONS), "backbone": "resnet34",
             "backbone_weights": f"{folder}/resnet34.pth", "num_nodes": NUM_NODES,
             "batch_size": batch_size, "cache_gb": 64.0 if banks == "memory" else 0.0, "device": "cpu",
         })  # fmt: skip
+        place_advanced(parser)
         logging.disable(logging.INFO)
         torch.manual_seed(0)
         dataset = parser.get_parsed_content("train#dataset")
@@ -174,7 +183,7 @@ def epoch_seconds(entries: list[dict[str, Any]], feature_dir: Path, batch_size: 
         trainer: SupervisedTrainer = parser.get_parsed_content("train#trainer")
         clock = BatchClock(trainer)
         trainer.run()
-        return parser.get_parsed_content("phases").seconds[0], clock.seconds
+        return parser.get_parsed_content("train#phases").seconds[0], clock.seconds
 
 
 def print_profile(entries: list[dict[str, Any]], feature_dir: Path, batch_size: int, banks: str) -> None:

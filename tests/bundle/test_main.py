@@ -39,7 +39,7 @@ def test_pack_takes_other_weights_to_another_place(
     assert main(["pack", "--bundle_root", str(trained_repository), *places]) == 0
     assert sorted(path.suffix for path in (tmp_path / "out").iterdir()) == [".sha256", ".zip"]
     assert capsys.readouterr().out.splitlines()[-1] == (
-        "Demonstration weights: drawn slides were among those they were trained on, so they are unfit for tissue."
+        "Demonstration weights: synthetic slides were among those they were trained on, so they are unfit for tissue."
     )
 
 

@@ -33,9 +33,9 @@ def test_weights_are_described_by_their_network_and_slides() -> None:
         "Weights of MuSTMIL (multilabel, 5x, 10x, efficientnet_lite0), trained on 31 slides and chosen on 7 others."
     )
     assert describe(record(DRAWN)) == (
-        "Demonstration weights: drawn slides were among those they were trained on, so they are unfit for tissue. "
+        "Demonstration weights: synthetic slides were among those they were trained on, so they are unfit for tissue. "
         "Weights of MuSTMIL (multilabel, 5x, 10x, efficientnet_lite0), "
-        "trained on 24 slides and chosen on 8 others (32 of them drawn, not scanned)."
+        "trained on 24 slides and chosen on 8 others (32 of them synthetic, not scanned)."
     )
 
 
@@ -44,7 +44,7 @@ def test_weights_that_started_from_a_demonstration_are_one() -> None:
     assert text.startswith(DEMONSTRATION)
     assert text.endswith(
         "trained on 31 slides and chosen on 7 others, starting from weights "
-        "trained on 24 slides and chosen on 8 others (32 of them drawn, not scanned)."
+        "trained on 24 slides and chosen on 8 others (32 of them synthetic, not scanned)."
     )
 
 

@@ -87,7 +87,7 @@ def test_weights_that_do_not_load_or_fit_are_named(root: Path, edit: Callable[[P
 
 @pytest.fixture
 def demonstration(trained_repository: Path, tmp_path: Path) -> Path:
-    """A packed bundle whose weights were trained on drawn slides."""
+    """A packed bundle whose weights were trained on synthetic slides."""
     packed = pack(trained_repository, make_weights(tmp_path / "weights", DRAWN), tmp_path / "dist")
     return unpack(packed.path, tmp_path / "unpacked")
 

@@ -63,7 +63,7 @@ def test_a_zip_that_leads_out_of_its_folder_is_not_looked_into(tmp_path: Path) -
         (lambda zip_, sums: sums.write_text("0" * 64 + "  y.zip\n"), "x.zip.sha256 does not name it."),
         (
             lambda zip_, sums: sums.write_text("<html>\n"),
-            "x.zip.sha256: has the line '<html>', which is no checksum and name. Get both again, from where",
+            "x.zip.sha256: has the line '<html>', which is not a checksum and a name. Get both again, from where",
         ),
         (lambda zip_, sums: sums.write_bytes(b"\xff"), "codec can't decode byte 0xff in position 0"),
         (lambda zip_, sums: (sums.unlink(), sums.mkdir()), "Is a directory"),

@@ -10,9 +10,9 @@ import time
 import pytest
 
 from scripts.core.errors import SettingsError
-from scripts.core.files import MACHINE, claim, claimed, file_sha256, output_folder, refuse_special, release, replacing
-from tests.claims import held_by_another
+from scripts.core.files import MACHINE, file_sha256, lock, locked, output_folder, refuse_special, replacing, unlock
 from tests.conftest import ROOT
+from tests.locks import locked_by_another
 
 
 def test_the_new_file_takes_the_place_of_the_old_one(tmp_path):
@@ -116,51 +116,51 @@ def test_a_folder_that_may_not_be_written_to_is_an_error_of_one_line(tmp_path, m
         pass
 
 
-def test_a_folder_is_claimed_by_one_process_at_a_time_and_freed_by_its_end(tmp_path):
+def test_a_folder_is_locked_by_one_process_at_a_time_and_freed_by_its_end(tmp_path):
     code = (
-        "import sys, time\nfrom scripts.core.files import claimed\n"
-        f"with claimed({str(tmp_path)!r}):\n    print('claimed', flush=True)\n    time.sleep(60)\n"
+        "import sys, time\nfrom scripts.core.files import locked\n"
+        f"with locked({str(tmp_path)!r}):\n    print('locked', flush=True)\n    time.sleep(60)\n"
     )
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=ROOT) as other:
-        assert other.stdout.readline() == "claimed\n"
-        with pytest.raises(SettingsError, match="another process is writing into it. Wait"), claimed(tmp_path):
+        assert other.stdout.readline() == "locked\n"
+        with pytest.raises(SettingsError, match="another process is writing into it. Wait"), locked(tmp_path):
             pass
         other.kill()
         other.wait()
-        with claimed(tmp_path):
+        with locked(tmp_path):
             pass
 
 
-def test_a_claim_holds_until_it_is_given_back_and_may_be_made_again(tmp_path):
-    claim(tmp_path / "a")
-    claim(tmp_path / "a")
-    claim(tmp_path / "b")
-    with pytest.raises(SettingsError, match="another process is writing into it"), claimed(tmp_path / "a"):
+def test_a_folder_is_locked_until_it_is_unlocked_and_can_be_locked_again(tmp_path):
+    lock(tmp_path / "a")
+    lock(tmp_path / "a")
+    lock(tmp_path / "b")
+    with pytest.raises(SettingsError, match="another process is writing into it"), locked(tmp_path / "a"):
         pass
     for _ in range(2):
-        release(tmp_path / "a")
-    with held_by_another(tmp_path / "a"), pytest.raises(SettingsError, match="another process is writing into it"):
-        claim(tmp_path / "a")
-    claim(tmp_path / "a")  # what was refused is not held
+        unlock(tmp_path / "a")
+    with locked_by_another(tmp_path / "a"), pytest.raises(SettingsError, match="another process is writing into it"):
+        lock(tmp_path / "a")
+    lock(tmp_path / "a")  # what was refused is not held
     for folder in ("a", "b"):
-        release(tmp_path / folder)
+        unlock(tmp_path / folder)
 
 
-def test_a_run_that_fails_with_a_claim_ends_in_its_error_alone(tmp_path):
+def test_a_run_that_fails_with_a_lock_ends_in_its_error_alone(tmp_path):
     code = (
-        "from scripts.core.errors import SettingsError, show_one_line\nfrom scripts.core.files import claim\n"
-        f"show_one_line()\nclaim({str(tmp_path)!r})\nraise SettingsError('epochs', 'got 0', 'Give 1 or more.')"
+        "from scripts.core.errors import SettingsError, show_one_line\nfrom scripts.core.files import lock\n"
+        f"show_one_line()\nlock({str(tmp_path)!r})\nraise SettingsError('epochs', 'got 0', 'Give 1 or more.')"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr.splitlines()) == (1, ["error: epochs: got 0. Give 1 or more."])
     assert os.listdir(tmp_path) == []
 
 
-def test_a_folder_that_was_given_back_holds_nothing_of_the_claim(tmp_path):
-    with claimed(tmp_path):
+def test_an_unlocked_folder_contains_no_trace_of_the_lock(tmp_path):
+    with locked(tmp_path):
         assert os.listdir(tmp_path)
-    claim(tmp_path)
-    release(tmp_path)
+    lock(tmp_path)
+    unlock(tmp_path)
     assert os.listdir(tmp_path) == []
 
 
@@ -173,27 +173,27 @@ def test_a_lock_whose_file_was_removed_meanwhile_is_taken_anew(tmp_path, monkeyp
         lock(file, how)
 
     monkeypatch.setattr("scripts.core.files.fcntl.flock", removed_once)
-    with claimed(tmp_path), pytest.raises(BlockingIOError), held_by_another(tmp_path):
+    with locked(tmp_path), pytest.raises(BlockingIOError), locked_by_another(tmp_path):
         pass
 
 
-def test_where_the_file_system_has_no_locks_a_claim_goes_on_and_says_so(tmp_path, monkeypatch, caplog):
+def test_where_the_file_system_has_no_locks_a_run_goes_on_and_says_so(tmp_path, monkeypatch, caplog):
     def refuse(*_):
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
     monkeypatch.setattr("scripts.core.files.fcntl.flock", refuse)
-    with claimed(tmp_path):
+    with locked(tmp_path):
         pass
     assert "nothing keeps another process from writing into it (No locks available)" in caplog.text
 
 
-def test_a_part_of_a_run_may_claim_what_the_run_has_and_does_not_give_it_back(tmp_path):
-    with claimed(tmp_path):
-        claim(tmp_path)
-        release(tmp_path)
-        with pytest.raises(BlockingIOError), held_by_another(tmp_path):
+def test_a_step_of_a_run_may_lock_what_the_run_has_locked_and_does_not_unlock_it(tmp_path):
+    with locked(tmp_path):
+        lock(tmp_path)
+        unlock(tmp_path)
+        with pytest.raises(BlockingIOError), locked_by_another(tmp_path):
             pass
-    with held_by_another(tmp_path):
+    with locked_by_another(tmp_path):
         pass
 
 

@@ -33,7 +33,7 @@ def git(root: Path, *args: str) -> str:
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
     """A work tree with one commit."""
-    for name in ("scripts/a.py", "configs/train.json", "docs/guide.md"):
+    for name in ("scripts/a.py", "configs/train.json", "docs/settings.md"):
         (tmp_path / name).parent.mkdir()
         (tmp_path / name).write_text("1\n")
     git(tmp_path, "init", "-q")
@@ -94,7 +94,7 @@ def test_it_is_the_same_every_time_and_names_no_place_machine_or_user(tmp_path: 
 def test_the_revision_is_gits_and_a_changed_tree_is_told(tree: Path) -> None:
     head = git(tree, "rev-parse", "HEAD")
     assert git_state(tree) == {"revision": head, "changed": False}
-    (tree / "docs" / "guide.md").write_text("2\n")  # does not run
+    (tree / "docs" / "settings.md").write_text("2\n")  # does not run
     asked_again(tree, {"revision": head, "changed": False})
     (tree / "configs" / "new.json").write_text("{}")
     asked_again(tree, {"revision": head, "changed": True})

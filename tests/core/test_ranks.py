@@ -20,10 +20,9 @@ from scripts.core.ranks import (
     SharedCounter,
     StoppedError,
     _tell_failures,
-    deal,
     forget_ranks,
     from_first_rank,
-    gather_dealt,
+    gather_shards,
     is_first_rank,
     join,
     leave,
@@ -31,6 +30,7 @@ from scripts.core.ranks import (
     own_device,
     rank,
     refuse_several,
+    shard,
     take_turns,
     wait_for_ranks,
     waiting,
@@ -47,7 +47,7 @@ def test_without_torchrun_there_is_one_rank_that_does_all():
     assert (rank(), num_ranks(), is_first_rank()) == (0, 1, True)
     assert list(take_turns("abc")) == ["a", "b", "c"]
     assert from_first_rank(lambda: [1]) == [1]
-    assert gather_dealt([3, 4], 1) == [3, 4]
+    assert gather_shards([3, 4], 1) == [3, 4]
     counter = SharedCounter()
     assert [counter.add(2), counter.add(), counter.add(-1)] == [2, 2, 1]
     wait_for_ranks()
@@ -59,7 +59,7 @@ def test_a_group_of_one_needs_no_torchrun():
     join("cpu")
     join("cpu")  # as the second of two workflows of a process does
     assert (dist.get_world_size(), dist.get_rank()) == (1, 0)
-    assert gather_dealt([3, 4]) == [3, 4]
+    assert gather_shards([3, 4]) == [3, 4]
     leave()
     assert not dist.is_initialized()
 
@@ -158,7 +158,7 @@ def test_tasks_of_slurm_that_torchrun_did_not_start_are_refused_and_one_task_is_
     [(1, ["abcde"]), (2, ["ace", "bda"]), (3, ["ad", "be", "ca"]), (7, ["a", "b", "c", "d", "e", "a", "b"])],
 )
 def test_all_are_dealt_as_many_in_turn(ranks, shares):
-    assert ["".join(deal("abcde", to_rank, ranks)) for to_rank in range(ranks)] == shares
+    assert ["".join(shard("abcde", to_rank, ranks)) for to_rank in range(ranks)] == shares
 
 
 def test_told_to_stop_it_finishes_the_slide_and_the_next_run_goes_on(tmp_path):

@@ -71,7 +71,7 @@ def test_a_patient_has_several_samples_slides_and_ages() -> None:
 
 
 def test_the_guide_names_every_name() -> None:
-    guide = (ROOT / "docs" / "guide.md").read_text(encoding="utf-8")
+    guide = (ROOT / "docs" / "datalists.md").read_text(encoding="utf-8")
     words = [*PERSONS, *IDS, *OTHER_PATIENTS, *(name for key, name in NAMES if key != "patient")]
     assert [word for word in words if f"`{word}`" not in guide] == []
 

@@ -60,8 +60,8 @@ def test_without_patients_every_run_that_splits_warns_once_and_so_does_checking(
 @pytest.mark.parametrize(
     ("config", "part"),
     [
-        ("train", "training_data"), ("evaluate", "listed_data"), ("extract", "partitions"), ("compare", "testing_data"),
-        ("search", "validation_data"),
+        ("train", "train#dataset#data"), ("evaluate", "listed_data"), ("extract", "partitions"),
+        ("compare", "slides#others"), ("search", "slides#others"),
     ],
 )  # fmt: skip
 def test_every_workflow_that_splits_warns(

@@ -18,7 +18,7 @@ from typing import Any
 import requests
 
 ROOT = Path(__file__).resolve().parents[2]
-GUIDE = ROOT / "docs" / "monai-label.md"
+GUIDE = ROOT / "docs" / "serving.md"
 START_S = 120
 REQUEST_S = 300
 

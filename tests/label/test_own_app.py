@@ -96,7 +96,7 @@ def test_every_outputs_scores_are_those_of_inferring(own, oracle, slide):
     assert_scores(reply["scores"], oracle.scores[slide])
     assert prediction_of(reply) == reply["scores"]["global"]
     assert reply["model"] == NAME
-    assert reply["notice"].startswith("Demonstration weights: drawn slides were among those")
+    assert reply["notice"].startswith("Demonstration weights: synthetic slides were among those")
     assert "not for diagnosis" in reply["notice"]
 
 

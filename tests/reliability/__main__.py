@@ -19,12 +19,12 @@ def main() -> int:
     """Run the parts.
 
     Returns:
-        The exit code: 1 if something came of a fault that should not.
+        The exit code: 1 if a fault had an outcome in capitals.
     """
     parser = argparse.ArgumentParser(prog="python -m tests.reliability", description=__doc__)
     parser.add_argument("parts", nargs="*", choices=[*PARTS, []], metavar="PART", help=", ".join(PARTS))
     parser.add_argument("--tries", type=int, help="how often each part tries; each has a number of its own")
-    parser.add_argument("--seed", type=int, default=0, help="draws what is damaged, and when")
+    parser.add_argument("--seed", type=int, default=0, help="of the damage and its moments")
     parser.add_argument("--counts_dir", type=Path, default=ROOT / "output" / "reliability", help="the counts as JSON")
     parser.add_argument("--page", type=Path, default=ROOT / "docs" / "reliability.md", help="gets the table")
     args = parser.parse_args()

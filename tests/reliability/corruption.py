@@ -22,7 +22,7 @@ import tifffile
 
 from scripts.core.errors import BundleError, SlideError
 from scripts.core.files import file_sha256
-from scripts.slides.checksums import check_sha256
+from scripts.slides.checksums import slide_sha256
 from scripts.slides.slide import Slide
 from tests.cohorts import builder, draw_slide, tiny_encoder
 from tests.conftest import REAL_SLIDE, ROOT
@@ -32,8 +32,8 @@ FAULTS = ("bits flipped", "bytes zeroed", "bytes at random", "cut off", "header 
 HANGS_AFTER_S = 120.0
 TRIES = 600
 
-# What may come of a damaged slide. Without a checksum a file that still decodes without a doubt cannot be told from
-# a sound one; with one, nothing but an error may come of it.
+# What may come of a damaged slide. Without a checksum, a file that still decodes cannot be distinguished from a sound
+# one; with one, nothing but an error may come of it.
 REFUSED, SAME, OTHER = "refused in one line", "the same bank", "another bank: nothing in the file tells"
 CRASHED, HUNG, TRACEBACK, SEVERAL_LINES = "CRASHED", "HUNG", "TRACEBACK", "NOT ONE LINE WITH THE FILE"
 DOUBTFUL = "ANOTHER BANK, AND OPENSLIDE SEES ANOTHER SLIDE"
@@ -47,7 +47,7 @@ def run(counts: Counts, folder: Path, tries: int | None = None, seed: int = 0) -
         counts: gets a row for each fault and slide, with and without a checksum in the datalist.
         folder: for the slides.
         tries: how many variants in all.
-        seed: draws the damage.
+        seed: of the damage.
     """
     sources = slides(folder)
     for fault, source, outcome, with_sha256 in outcomes(sources, folder, tries or TRIES, seed):
@@ -56,9 +56,9 @@ def run(counts: Counts, folder: Path, tries: int | None = None, seed: int = 0) -
 
 
 def slides(folder: Path) -> dict[str, Path]:
-    """What is damaged: a drawn slide as JPEG and uncompressed, and a piece of a real one where it is at hand."""
-    drawn = draw_slide(folder / "uncompressed.tif")
-    with tifffile.TiffFile(drawn) as tiff, tifffile.TiffWriter(folder / "jpeg.tif") as target:
+    """What is damaged: a synthetic slide as JPEG and uncompressed, and a real one where it is at hand."""
+    plain = draw_slide(folder / "uncompressed.tif")
+    with tifffile.TiffFile(plain) as tiff, tifffile.TiffWriter(folder / "jpeg.tif") as target:
         for level, page in enumerate(tiff.pages):
             target.write(
                 page.asarray(),
@@ -70,7 +70,7 @@ def slides(folder: Path) -> dict[str, Path]:
                 resolutionunit="CENTIMETER",
                 metadata=None,
             )
-    found = {"JPEG": folder / "jpeg.tif", "uncompressed": drawn}
+    found = {"JPEG": folder / "jpeg.tif", "uncompressed": plain}
     if REAL_SLIDE.is_file():
         found["Aperio"] = REAL_SLIDE
     return found
@@ -173,11 +173,12 @@ def _tag_places(content: bytes) -> list[int]:
 def _outcome(variant: Path, sound: dict[Path, tuple[np.ndarray, ...]], source: Path, sha256: str | None) -> str:
     entry = {"slide": "s", "image": str(variant), **({"sha256": sha256} if sha256 else {})}
     try:
-        check_sha256(entry)
+        if sha256:
+            slide_sha256(entry)
         found = _bank(variant)
     except BundleError as error:
-        told = str(error)
-        return REFUSED if "\n" not in told and variant.name in told else SEVERAL_LINES
+        message = str(error)
+        return REFUSED if "\n" not in message and variant.name in message else SEVERAL_LINES
     except Exception:  # what a user would see as a traceback
         return TRACEBACK
     same = all(a.shape == b.shape and np.array_equal(a, b) for a, b in zip(found, sound[source], strict=True))
@@ -214,14 +215,16 @@ def _bank(slide: Path) -> tuple[np.ndarray, ...]:
 
 
 def _answer() -> None:
-    """Read variants whose names come line by line, and print what came of each."""
+    """Read the names of variants from standard input, line by line, and print the outcome of each."""
     sound: dict[Path, tuple[np.ndarray, ...]] = {}
-    sums: dict[Path, str] = {}
+    checksums: dict[Path, str] = {}
     for line in sys.stdin:
         source, variant = map(Path, json.loads(line))
         if source not in sound:
-            sound[source], sums[source] = _bank(source), file_sha256(source)
-        print(json.dumps([_outcome(variant, sound, source, sha256) for sha256 in (None, sums[source])]), flush=True)
+            sound[source], checksums[source] = _bank(source), file_sha256(source)
+        print(
+            json.dumps([_outcome(variant, sound, source, sha256) for sha256 in (None, checksums[source])]), flush=True
+        )
 
 
 if __name__ == "__main__":

@@ -21,10 +21,10 @@ PART = re.compile(r"<!-- part: (\w+) -->\n(.*?)(?=<!-- part: |\Z)", re.DOTALL)
 class Counts:
     """What became of the faults of one part.
 
-    Every number is counted here. An outcome that should not be is written in capitals, and makes the run fail.
+    Every number is counted here. An outcome in capitals is a failure, and makes the command fail.
 
     Args:
-        path: a JSON file that holds the counts so far at any moment; ``None`` keeps them in memory alone.
+        path: a JSON file with the counts so far; ``None`` keeps them in memory alone.
         about: what the part is about, the command that runs it: written above its rows.
     """
 
@@ -37,28 +37,28 @@ class Counts:
 
         Args:
             fault: what was done, the row of the table.
-            outcome: what came of it, in a few words; in capitals if it should not be.
+            outcome: what came of it, in a few words; in capitals if it is a failure.
         """
         self.rows.setdefault(fault, Counter())[outcome] += 1
         if self.path is not None:
             with replacing(self.path) as part:
-                part.write_text(json.dumps(self.told(), indent=2) + "\n", encoding="utf-8")
+                part.write_text(json.dumps(self.content(), indent=2) + "\n", encoding="utf-8")
 
-    def told(self) -> dict[str, object]:
+    def content(self) -> dict[str, object]:
         """The counts as plain values, with the day, the machine and the command."""
         rows = {fault: dict(outcomes) for fault, outcomes in self.rows.items()}
         return {"date": str(datetime.date.today()), "machine": processor(), "about": self.about, "rows": rows}
 
     def bad(self) -> list[str]:
-        """The faults with an outcome that should not be."""
+        """The faults with an outcome in capitals."""
         return [fault for fault, outcomes in self.rows.items() if any(outcome.isupper() for outcome in outcomes)]
 
     def markdown(self) -> str:
         """The rows as a table, each with the number of tries and of each outcome."""
         lines = ["| fault | tried | outcome |", "|---|---|---|"]
         for fault, outcomes in self.rows.items():
-            told = ", ".join(f"{number} x {outcome}" for outcome, number in outcomes.most_common())
-            lines.append(f"| {_cell(fault)} | {outcomes.total()} | {_cell(told)} |")
+            outcome_cell = ", ".join(f"{number} x {outcome}" for outcome, number in outcomes.most_common())
+            lines.append(f"| {_cell(fault)} | {outcomes.total()} | {_cell(outcome_cell)} |")
         return "\n".join(lines)
 
 
@@ -79,8 +79,8 @@ def write_table(page: Path, part: str, counts: Counts, order: Sequence[str]) -> 
     if text.count(BEGIN) != 1 or text.count(END) != 1 or end < begin:
         raise ValueError(f"{page} must have {BEGIN!r} and {END!r} once each, in this order")
     parts = {name: content.strip() for name, content in PART.findall(text[begin + len(BEGIN) : end])}
-    told = counts.told()
-    parts[part] = f"{counts.about}: {told['date']}, {told['machine']}.\n\n{counts.markdown()}"
+    content = counts.content()
+    parts[part] = f"{counts.about}: {content['date']}, {content['machine']}.\n\n{counts.markdown()}"
     blocks = "".join(f"\n<!-- part: {name} -->\n{parts[name]}\n" for name in order if name in parts)
     with replacing(page) as new:
         new.write_text(f"{text[:begin]}{BEGIN}{blocks}\n{text[end:]}", encoding="utf-8")

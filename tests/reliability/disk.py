@@ -46,8 +46,8 @@ def run(counts: Counts, folder: Path, tries: int | None = None, seed: int = 0) -
     Args:
         counts: gets two rows for each command.
         folder: for slides and output.
-        tries: on how many full disks in all, the commands taken in turn; the room is drawn.
-        seed: draws the room.
+        tries: on how many full disks in all, the commands taken in turn.
+        seed: of the room that is left.
     """
     place = Workplace(folder)
     place.draw()
@@ -68,7 +68,7 @@ def fill(
         place: with the undisturbed output of each of them.
         full: the jobs to run on a full disk.
         read_only: those to run on a disk that is read-only.
-        seed: draws the room.
+        seed: of the room that is left.
 
     Returns:
         job, fault and outcome of each, as they come.
@@ -195,10 +195,10 @@ def _leave_old_files(undisturbed: Path, output: Path) -> list[Path]:
 def _is_one_line(log: Path, folder: Path, causes: Sequence[str]) -> bool:
     text = log.read_text(errors="replace").replace("\r", "\n")
     errors = [line for line in text.splitlines() if "error: " in line]
-    told = errors[-1] if errors else ""
-    # What TensorBoard and a log write tells no file.
-    named = (str(folder) in told or "error: output_dir: " in told) and any(cause in told for cause in causes)
-    return named and told.endswith(".") and "Traceback" not in text
+    last = errors[-1] if errors else ""
+    # Errors of TensorBoard and of a log name no file.
+    named = (str(folder) in last or "error: output_dir: " in last) and any(cause in last for cause in causes)
+    return named and last.endswith(".") and "Traceback" not in text
 
 
 def _limit_files(limit: int) -> None:

@@ -28,11 +28,11 @@ __all__ = ["JOBS", "Job", "Workplace", "broken_files", "differing", "finish", "k
 PARTITIONS = {"training": 3, "validation": 1, "testing": 2}
 SIZES = ((1024, 512), (900, 780), (768, 640), (1150, 400), (900, 512), (640, 640))
 LABELS = ((1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 0), (1, 0, 0), (0, 1, 1))
-KNOBS = {"patch_size": PATCH_PX, "class_names": ["a", "b", "c"], "views": 1, "num_workers": 1}
+SETTINGS = {"patch_size": PATCH_PX, "class_names": ["a", "b", "c"], "views": 1, "num_workers": 1}
 # Long enough that a training is killed within it, not before.
 EPOCHS = 4
 TIMEOUT_S = 900
-# What a file is called that tells of the run itself: when, how fast.
+# Names of files and folders about the run itself: when, how fast.
 RUNS_OWN = ("tensorboard", "log.txt")
 
 
@@ -41,7 +41,7 @@ class Workplace:
     """A small cohort, and what the commands need of each other.
 
     Args:
-        folder: holds all of it.
+        folder: contains all of it.
         popen: starts the commands, as :class:`subprocess.Popen` does.
     """
 
@@ -58,7 +58,7 @@ class Workplace:
         return self.folder / "undisturbed" / job
 
     def draw(self) -> None:
-        """Draw the slides, each with a mask of its whole, which costs less time than looking for tissue."""
+        """Write the slides, each with a mask of its whole, which is faster than finding tissue."""
         (self.data / "slides").mkdir(parents=True)
         entries = []
         for number, (size, label) in enumerate(zip(SIZES, LABELS, strict=True)):
@@ -66,8 +66,8 @@ class Workplace:
             mask = np.full((size[1] // 16, size[0] // 16), 255, dtype=np.uint8)
             cv2.imwrite(str(self.data / "slides" / f"s{number}_mask.png"), mask)
             entries.append({"image": f"slides/s{number}.tif", "mask": f"slides/s{number}_mask.png", "label": label})
-        drawn = iter(entries)
-        parts = {name: [next(drawn) for _ in range(number)] for name, number in PARTITIONS.items()}
+        left = iter(entries)
+        parts = {name: [next(left) for _ in range(number)] for name, number in PARTITIONS.items()}
         (self.data / "datalist.json").write_text(json.dumps(parts))
 
 
@@ -180,13 +180,13 @@ WHOLE: dict[str, Callable[[Path], bool]] = {
 }
 
 
-def _monai(run_id: str, config: str, **knobs: Any) -> list[str]:
-    options = [part for key, value in knobs.items() for part in (f"--{key}", str(value))]
+def _monai(run_id: str, config: str, **settings: Any) -> list[str]:
+    options = [part for key, value in settings.items() for part in (f"--{key}", str(value))]
     return ["-m", "monai.bundle", "run", run_id, "--config_file", f"configs/{config}.json", *options]
 
 
 def _extracting(place: Workplace, output: Path) -> list[str]:
-    return _monai("extracting", "extract", dataset_dir=place.data, output_dir=output, **KNOBS)
+    return _monai("extracting", "extract", dataset_dir=place.data, output_dir=output, **SETTINGS)
 
 
 def _training(method: str) -> Callable[[Workplace, Path], list[str]]:
@@ -194,8 +194,8 @@ def _training(method: str) -> Callable[[Workplace, Path], list[str]]:
         places = {"dataset_dir": place.data, "output_dir": output, "ckpt_dir": output / "models"}
         features = place.undisturbed("extracting") / "features"
         resume = {"resume": True} if (output / "models" / "last.ckpt").is_file() else {}
-        knobs = {**KNOBS, "method": method, "epochs": EPOCHS}
-        return _monai("training", "train", **places, feature_dir=features, **knobs, **resume)
+        settings = {**SETTINGS, "method": method, "epochs": EPOCHS}
+        return _monai("training", "train", **places, feature_dir=features, **settings, **resume)
 
     return call
 
@@ -204,13 +204,13 @@ def _comparing(place: Workplace, output: Path) -> list[str]:
     places = {"dataset_dir": place.data, "output_dir": output}
     features = place.undisturbed("extracting") / "features"
     few = {"methods": ["mustmil", "ssmil"], "seeds": [0], "epochs": 2}
-    return _monai("comparing", "compare", **places, feature_dir=features, **KNOBS, **few)
+    return _monai("comparing", "compare", **places, feature_dir=features, **SETTINGS, **few)
 
 
 def _inferring(place: Workplace, output: Path) -> list[str]:
-    knobs = {key: value for key, value in KNOBS.items() if key != "views"}
+    settings = {key: value for key, value in SETTINGS.items() if key != "views"}
     ckpt_dir = place.undisturbed("training") / "models"
-    return _monai("inferring", "inference", dataset_dir=place.data, output_dir=output, ckpt_dir=ckpt_dir, **knobs)
+    return _monai("inferring", "inference", dataset_dir=place.data, output_dir=output, ckpt_dir=ckpt_dir, **settings)
 
 
 def _pack(place: Workplace, output: Path) -> list[str]:
@@ -267,11 +267,11 @@ def _without_seconds(text: str) -> list[list[str]]:
     return [[line[place] for place in kept] for line in lines if line not in of_times]
 
 
-def _without_own(told: Any) -> Any:
-    """What a file tells, without how long the run took, and without the state of a work tree that others work in."""
-    if isinstance(told, dict):
-        return {key: _without_own(value) for key, value in told.items() if key not in ("seconds", "git")}
-    return [_without_own(value) for value in told] if isinstance(told, list) else told
+def _without_own(content: Any) -> Any:
+    """The content of a file without the run's seconds and without the state of the work tree."""
+    if isinstance(content, dict):
+        return {key: _without_own(value) for key, value in content.items() if key not in ("seconds", "git")}
+    return [_without_own(value) for value in content] if isinstance(content, list) else content
 
 
 def _bytes(output: Path) -> dict[str, Any]:

@@ -1,9 +1,9 @@
 """Killed runs: the shipped commands, killed at random moments and started again, against runs that nothing disturbed.
 
-A run is killed with SIGKILL, with every process that it started, one to three times; then it ends by itself. A moment
-is drawn evenly over a run's whole time, or, for most, over the time in which it writes: that starts with the first file
-that the run touches. Where it is killed k times, each moment is drawn from the k-th part of that time, since a run that
-goes on has less to do.
+A run is killed with SIGKILL, with every process that it started, one to three times; then it ends by itself. Moments
+are uniform over a run's whole time, or, for most, over the time in which it writes, from the first file that it
+touches. Where it is killed k times, each moment is within the first k-th of that time, since a run that resumes has
+less to do.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def run(counts: Counts, folder: Path, tries: int | None = None, seed: int = 0) -
         counts: gets two rows for each command: its files after each kill, and its result in the end.
         folder: for slides and output.
         tries: how many runs are killed in all, each one to three times.
-        seed: draws the moments.
+        seed: of the moments.
     """
     draw, place = random.Random(seed), Workplace(folder)
     place.draw()
@@ -96,8 +96,8 @@ def try_job(
         output: its output folder, empty.
         known: undisturbed runs by their job's name; what is missing is run, and added.
         counts: gets the outcomes.
-        draw: the moments.
-        num_kills: how often it is killed; by default drawn, and fewer where a run ends before its moment comes.
+        draw: of the moments.
+        num_kills: how often it is killed; by default at random, and fewer where a run ends before its moment comes.
     """
     undisturbed = measure(job, place, known)
     log = output.with_suffix(".log")
@@ -112,7 +112,7 @@ def try_job(
         kills += 1
         broken = broken_files(output)
         counts.add(f"`{job.name}`: files after a kill", HALF if broken else WHOLE)
-        _tell(broken, log)
+        _print(broken, log)
     code = finish(job, place, output, log)
     content = job.content(output) if code == 0 else {}
     wrong = {
@@ -123,7 +123,7 @@ def try_job(
     }
     outcome = next((outcome for outcome, found in wrong.items() if found), EQUAL)
     counts.add(f"`{job.name}`: killed and started again", outcome)
-    _tell(wrong.get(outcome, []), log)
+    _print(wrong.get(outcome, []), log)
 
 
 def measure(job: Job, place: Workplace, known: dict[str, Undisturbed]) -> Undisturbed:
@@ -188,6 +188,6 @@ def _touched(output: Path, since_ns: int) -> bool:
     return False
 
 
-def _tell(found: Sequence[str], log: Path) -> None:
+def _print(found: Sequence[str], log: Path) -> None:
     if found:
         print(f"{log}: {'; '.join(found[:5])}", file=sys.stderr, flush=True)

@@ -36,13 +36,13 @@ class Sample(NamedTuple):
 
 
 def run(counts: Counts, folder: Path, tries: int | None = None, seed: int = 0) -> None:
-    """Draw slides, run the shipped configs on them, and print what the process held early and late in each.
+    """Make slides, run the shipped configs on them, and print what the process used early and late in each.
 
     Args:
         counts: gets a row for each workflow and thing that is held.
         folder: for the slides and all output.
         tries: how many slides.
-        seed: draws them.
+        seed: of the slides.
     """
     number = tries or SLIDES
     draw(folder / "slides", folder / "datalist.csv", number, seed)
@@ -57,13 +57,13 @@ def run(counts: Counts, folder: Path, tries: int | None = None, seed: int = 0) -
         "inferring": ("inference", {**data, **out, "ckpt_dir": str(folder / "models"), "heatmaps": False}),
     }
     print(f"{number} slides\n{'workflow':<12}{'':<12}{'early':>10}{'late':>10}{'ratio':>8}", flush=True)
-    for name, (config, knobs) in workflows.items():
+    for name, (config, settings) in workflows.items():
         with Watch() as watch:
-            monai.bundle.run(run_id=name, config_file=f"configs/{config}.json", **knobs)
+            monai.bundle.run(run_id=name, config_file=f"configs/{config}.json", **settings)
         for what, early, late in watch.compared():
             print(f"{name:<12}{what:<12}{early:>10.0f}{late:>10.0f}{late / early:>8.3f}", flush=True)
-            told = f"{early:.0f} to {late:.0f}"
-            outcome = told if late <= MAY_GROW[what] * early else f"GROWS: {early:.0f} -> {late:.0f}"
+            outcome = f"{early:.0f} to {late:.0f}"
+            outcome = outcome if late <= MAY_GROW[what] * early else f"GROWS: {early:.0f} -> {late:.0f}"
             counts.add(f"{number} slides in one go, {name}: {what}", outcome)
 
 

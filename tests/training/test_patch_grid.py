@@ -93,7 +93,7 @@ def test_a_slide_that_is_listed_twice_with_another_resolution_is_read_at_both(co
 
 
 def test_the_guides_example_does_what_it_says(tmp_path):
-    section = (ROOT / "docs" / "guide.md").read_text(encoding="utf-8").split("\n## The parts with plain MONAI\n")[1]
+    section = (ROOT / "docs" / "tutorial.md").read_text(encoding="utf-8").split("\n## The parts with plain MONAI\n")[1]
     code = re.search(r"```python\n(.*?)```", section, re.DOTALL)[1]
     path = draw_slide(tmp_path / "a.tif", (1600, 1024))
     (tmp_path / "example.py").write_text(code.replace('"a.tif"', repr(str(path))), encoding="utf-8")

@@ -138,7 +138,7 @@ def test_one_phase_trains_everything_and_may_be_made_longer(tmp_path):
 def test_phases_of_another_length_are_not_resumed(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         Training(tmp_path, 2, method="msmil", extra_handlers=[Interrupt(3)]).run()
-    with pytest.raises(SettingsError, match=r"3 phases of 2 epochs, this one has 3 of 4\. Set `method` and `epochs`"):
+    with pytest.raises(SettingsError, match=r"phases of 2 epochs, this training phases of 4\. Set `epochs`"):
         Training(tmp_path, 4, method="msmil", resume=True).run()
 
 
@@ -146,7 +146,7 @@ def test_the_log_says_which_phase_starts(tmp_path, caplog):
     caplog.set_level(logging.INFO)
     Training(tmp_path, 1, method="msmil").run()
     told = [m for m in caplog.messages if m.startswith("phase ")]
-    assert told == [f"phase {i} of 3: training the output {h}" for i, h in enumerate(("5x", "10x", "global"), start=1)]
+    assert told == [f"phase {i} of 3: training the head {h}" for i, h in enumerate(("5x", "10x", "global"), start=1)]
 
 
 def test_a_phase_without_any_validation_loss_is_not_built_upon(tmp_path):

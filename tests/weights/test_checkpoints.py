@@ -107,8 +107,8 @@ def test_weights_for_another_task_name_both_sides_and_not_shapes(tmp_path: Path)
         (b"id,cancer\n1,0\n", "is not a PyTorch checkpoint"),
         (b"text", "is not a PyTorch checkpoint"),
         (b"PK\x03\x04 cut off", "is not a PyTorch checkpoint"),
-        ([1, 2], "holds neither a state dict nor one named 'model'"),
-        ({"state": {}}, "holds neither a state dict nor one named 'model'"),
+        ([1, 2], "contains neither a state dict nor one named 'model'"),
+        ({"state": {}}, "contains neither a state dict nor one named 'model'"),
         (nn.Linear(1, 1), "is not a PyTorch checkpoint of plain tensors"),
     ],
 )
@@ -123,7 +123,7 @@ def test_a_file_that_is_no_checkpoint_is_an_error_of_one_line(tmp_path: Path, co
     assert "\n" not in str(error.value)
 
 
-def test_each_output_comes_from_its_own_checkpoint(tmp_path: Path) -> None:
+def test_each_head_comes_from_its_own_checkpoint(tmp_path: Path) -> None:
     members = [network(seed) for seed in (1, 2, 3)]
     original = network(4)
     before = copy.deepcopy(original.state_dict())
@@ -131,7 +131,7 @@ def test_each_output_comes_from_its_own_checkpoint(tmp_path: Path) -> None:
     x, log_weight = torch.randn(2, 5, 2, F), torch.zeros(2, 5, 2)
     log_weight[1, 3:] = -torch.inf
 
-    logits, attention = headwise.attend(x, log_weight)
+    logits, attention, _ = headwise.explain(x, log_weight)
     assert torch.equal(headwise(x, log_weight), logits)
     for head, member in enumerate(members):
         wanted_logits, wanted_attention = member.attend(x, log_weight)
@@ -140,7 +140,7 @@ def test_each_output_comes_from_its_own_checkpoint(tmp_path: Path) -> None:
     assert all(torch.equal(value, before[name]) for name, value in original.state_dict().items())
 
 
-def test_it_tells_which_weights_each_output_comes_from(tmp_path: Path) -> None:
+def test_it_tells_which_weights_each_head_comes_from(tmp_path: Path) -> None:
     members = [network(seed) for seed in (1, 2, 3)]
     headwise = HeadwiseNetwork(network(4), save(tmp_path, *members))
     hashes = headwise.weights_sha256(["global", "5x", "10x"])
@@ -150,7 +150,7 @@ def test_it_tells_which_weights_each_output_comes_from(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", [MuSTMIL, MSMIL])
-def test_each_output_is_explained_by_its_own_checkpoint(tmp_path: Path, kind: type[BagNetwork]) -> None:
+def test_each_head_is_explained_by_its_own_checkpoint(tmp_path: Path, kind: type[BagNetwork]) -> None:
     heads, maps_of_head = (3, [[0], [1], [2]]) if kind is MuSTMIL else (1, [[0, 1]])
     members = []
     for seed in range(heads):
@@ -161,8 +161,7 @@ def test_each_output_is_explained_by_its_own_checkpoint(tmp_path: Path, kind: ty
     log_weight[1, 3:] = -torch.inf
 
     logits, attention, contribution = headwise.explain(x, log_weight)
-    for one, other in zip(headwise.attend(x, log_weight), (logits, attention), strict=True):
-        assert torch.equal(one, other)
+    assert torch.equal(headwise(x, log_weight), logits)
     assert contribution.shape == attention.shape
     for head, (member, maps) in enumerate(zip(members, maps_of_head, strict=True)):
         assert torch.equal(contribution[:, :, maps], member.explain(x, log_weight)[2][:, :, maps])

@@ -20,7 +20,7 @@ from monai.networks import copy_model_state
 from scripts.core.errors import SettingsError
 from scripts.networks.baselines import MSMIL
 from scripts.networks.mustmil import MuSTMIL
-from scripts.networks.state_record import sign, weights_sha256
+from scripts.networks.state_record import sign, signed_record, weights_sha256
 from scripts.weights.checkpoints import load_weights
 from scripts.weights.record import check_weights, is_demonstration, read_origin, read_record
 
@@ -176,7 +176,7 @@ def test_weights_that_went_on_from_others_tell_so(tmp_path: Path, caplog: pytest
     assert resumed.record == record
     assert is_demonstration(drawn)
     assert is_demonstration(record)
-    assert "model.pt: Demonstration weights: drawn slides were among" in caplog.text
+    assert "model.pt: Demonstration weights: synthetic slides were among" in caplog.text
     assert not is_demonstration(RECORD)
 
 
@@ -210,14 +210,14 @@ def test_networks_of_other_methods_keep_one_too() -> None:
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        (lambda record: [record], "it is no object"),
+        (lambda record: [record], "it is not an object"),
         (lambda record: {**record, "settings": None}, "it lacks settings or data"),
         (lambda record: {"settings": SETTINGS}, "it lacks settings or data"),
         (lambda record: {**record, "settings": {}}, "its method is None"),
         (lambda record: {**record, "settings": {**SETTINGS, "magnifications": "5"}}, "its magnifications is '5'"),
         (lambda record: {**record, "data": {**DATA, "drawn_slides": "30"}}, "its drawn_slides is '30'"),
         (lambda record: {**record, "data": {**DATA, "training_slides": -1}}, "its training_slides is -1"),
-        (lambda record: {**record, "pretrained": []}, "it is no object"),
+        (lambda record: {**record, "pretrained": []}, "it is not an object"),
     ],
 )
 def test_a_record_of_another_form_is_refused(
@@ -255,11 +255,11 @@ def test_a_network_inside_another_module_is_looked_at() -> None:
 @pytest.mark.parametrize("value", [torch.zeros(2).to_sparse(), torch.empty(2, device="meta")])
 def test_what_holds_no_plain_numbers_is_no_file_of_weights(tmp_path: Path, value: torch.Tensor) -> None:
     torch.save({"a": value}, tmp_path / "model.pt")
-    with pytest.raises(SettingsError, match="holds neither a state dict"):
+    with pytest.raises(SettingsError, match="contains neither a state dict"):
         load_weights(network(), tmp_path / "model.pt")
 
 
-ORIGIN = {"best_for": "5x", "file": "model_5x.pt", "made_by": {"seed": 0, "datalist_sha256": None}}
+ORIGIN = {"best_for": "5x", "made_by": {"seed": 0, "datalist_sha256": None}}
 
 
 def write_kept(path: Path, origin: dict[str, Any] = ORIGIN) -> Path:
@@ -290,16 +290,29 @@ def test_a_record_that_was_written_before_there_were_origins_is_read(tmp_path: P
     load_weights(network(2), tmp_path / "model.pt", SETTINGS)
 
 
-def test_files_that_changed_their_names_are_refused(tmp_path: Path) -> None:
-    path = write_kept(tmp_path / "model.pt")
-    told = (
-        r"model\.pt: has the name of the best weights for global, and holds those that are best for 5x\. "
-        r"Call it model_5x\.pt, as training did, and put the file that was model\.pt in its place\."
-    )
-    for read in (read_record, read_origin, lambda path: load_weights(network(), path)):
-        with pytest.raises(SettingsError, match=told):
-            read(path)
-    load_weights(network(), path.rename(tmp_path / "mine.pt"))
+@pytest.mark.parametrize("damaged", ["{", "[]", "null", 5, '{"made_by": 3}', '{"made_by": {"configuration": null}}'])
+def test_an_origin_of_another_form_is_damaged(tmp_path: Path, damaged: object) -> None:
+    state = torch.load(write_kept(tmp_path / "model.pt"), weights_only=True)
+    state._metadata[""]["origin"] = damaged
+    torch.save(state, tmp_path / "model.pt")
+    with pytest.raises(
+        SettingsError, match=r"model.pt: their record of the training is damaged: (it is not|what made)"
+    ):
+        read_origin(tmp_path / "model.pt")
+
+
+def test_a_state_dict_of_another_program_has_no_record() -> None:
+    state: Any = OrderedDict()
+    state._metadata = "no mapping"
+    assert signed_record(state) == signed_record({}) == ({}, {}, None)
+
+
+def test_a_long_chain_of_trainings_is_read_to_its_first(tmp_path: Path) -> None:
+    record: dict[str, Any] = {**RECORD, "data": {**DATA, "drawn_slides": 1}}
+    for _ in range(200):
+        record = {**RECORD, "pretrained": record}
+    assert read_record(write(tmp_path / "model.pt", record)) == record
+    assert is_demonstration(record)
 
 
 @pytest.mark.parametrize("change", ['"5x"', None, "lost"])
@@ -311,7 +324,7 @@ def test_an_origin_cannot_be_changed_unnoticed(tmp_path: Path, change: str | Non
     else:
         metadata["origin"] = metadata["origin"].replace('"5x"', '"10x"') if change else "{"
     torch.save(state, tmp_path / "model_5x.pt")
-    told = "their checksum differs" if change else "what they tell of their making is damaged"
+    told = "their checksum differs" if change else "their record of the training is damaged: it is not JSON"
     for read in (read_record, lambda path: load_weights(network(), path)):
         with pytest.raises(SettingsError, match=told):
             read(tmp_path / "model_5x.pt")

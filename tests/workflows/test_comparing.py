@@ -15,6 +15,7 @@ import torch
 from tests.conftest import ROOT
 from tests.torchruns import TORCHRUN
 
+pytestmark = pytest.mark.slow
 METHODS, SEEDS = ["mustmil", "msmil"], [0, 1]
 
 

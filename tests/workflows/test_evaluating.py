@@ -10,8 +10,8 @@ from sklearn.metrics import accuracy_score, f1_score
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from scripts.core.errors import mistake_in
-from tests.claims import held_by_another
 from tests.conftest import ROOT
+from tests.locks import locked_by_another
 
 CLASSES = ["cancer", "hgd", "lgd", "hyperplastic", "normal"]
 HEADS = ["global", "5x", "10x"]
@@ -119,7 +119,7 @@ def test_two_runs_do_not_write_their_results_into_one_folder(workflow, cohort, t
     knobs = {"dataset_dir": str(cohort), "output_dir": str(tmp_path)}
     knobs |= {} if run_id == "extracting" else {"ckpt_dir": str(trained / "models")}
     (tmp_path / "failed.csv").write_text("of the run under way")
-    with held_by_another(tmp_path), pytest.raises(RuntimeError) as refused:  # MONAI's, around it
+    with locked_by_another(tmp_path), pytest.raises(RuntimeError) as refused:  # MONAI's, around it
         workflow(run_id, config, **knobs)
     assert f"{tmp_path}: another process is writing into it. Wait for it to end" in str(mistake_in(refused.value))
     assert (tmp_path / "failed.csv").exists()

@@ -51,7 +51,7 @@ def data(cohort, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def two(data, trained, preloaded, tmp_path_factory):
+def two(data, trained, tmp_path_factory):
     """The folder of what two ranks did: an output folder for each training and evaluation."""
     folder = tmp_path_factory.mktemp("two_ranks")
     jobs = [{"run_id": "extracting", "config_file": "configs/extract.json", **data, "output_dir": str(folder)}]
@@ -64,7 +64,7 @@ def two(data, trained, preloaded, tmp_path_factory):
         evaluating = {"run_id": "evaluating", "config_file": overlaid("evaluate"), "partition": partition, **data}
         jobs.append({**evaluating, **places(folder / partition, trained / "models")})
     (folder / "jobs.json").write_text(json.dumps(jobs))
-    done = torchrun(folder, JOBS, folder / "jobs.json", python=preloaded.python)
+    done = torchrun(folder, JOBS, folder / "jobs.json")
     (folder / "log.txt").write_text(done.stdout + done.stderr)
     assert done.returncode == 0, done.stderr[-5000:]
     return folder

@@ -11,7 +11,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from scripts.core.errors import mistake_in
-from tests.claims import held_by_another
+from tests.locks import locked_by_another
 
 HEADS = ("global", "5x", "10x")
 TRAINING = 3  # slides of the cohort
@@ -134,11 +134,11 @@ def test_weights_are_kept_at_validations_alone_and_one_has_to_come(workflow, coh
 def test_two_trainings_do_not_write_into_one_folder(workflow, cohort, trained, tmp_path):
     knobs = {"dataset_dir": str(cohort), "feature_dir": str(trained / "features"), "output_dir": str(tmp_path)}
     knobs |= {"ckpt_dir": str(tmp_path / "models"), "epochs": 1}
-    with held_by_another(tmp_path / "models"), pytest.raises(RuntimeError) as refused:  # MONAI's, around it
+    with locked_by_another(tmp_path / "models"), pytest.raises(RuntimeError) as refused:  # MONAI's, around it
         workflow("training", "train", **knobs)
     assert "models: another process is writing into it. Wait for it to end" in str(mistake_in(refused.value))
     workflow("training", "train", **knobs)
-    with held_by_another(tmp_path / "models"):
+    with locked_by_another(tmp_path / "models"):
         assert (tmp_path / "models" / "model.pt").is_file()
 
 

@@ -100,7 +100,7 @@ class SlideApp(MONAILabelApp):
         """Predict one slide, and save the result as its label if asked to.
 
         Args:
-            request: ``model``, ``image`` (the slide's id), and the parameters in ``docs/monai-label.md``.
+            request: ``model``, ``image`` (the slide's id), and the parameters in ``docs/serving.md``.
             datastore: by default the app's.
 
         Returns:

@@ -1,4 +1,4 @@
-"""A folder that another process has claimed."""
+"""A folder that another process has locked."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["held_by_another"]
+__all__ = ["locked_by_another"]
 
 
 @contextmanager
-def held_by_another(folder: Path) -> Iterator[None]:
-    """Hold the lock of a folder as another process would: a file that is opened twice has two locks.
+def locked_by_another(folder: Path) -> Iterator[None]:
+    """Lock a folder as another process would: a file that is opened twice has two locks.
 
     Raises:
-        BlockingIOError: if it is held already.
+        BlockingIOError: if it is locked already.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".lock", "w", encoding="utf-8") as lock:
