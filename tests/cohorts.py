@@ -8,6 +8,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+import torch
 from torch import nn
 
 from scripts.bags.bag import Bag, BagBuilder
@@ -68,3 +69,8 @@ def tiny_backbone(name: str = "tiny", weights_sha256: str = "0" * 64) -> Backbon
 def tiny_encoder(batch_size: int = 5, num_workers: int = 0) -> Encoder:
     """An encoder that costs next to nothing."""
     return Encoder(tiny_backbone(), batch_size=batch_size, num_workers=num_workers)
+
+
+def join_log_weight(features, log_weight):
+    """Features ``[..., N, S, F]`` and log weight ``[..., N, S]`` in the one tensor that is served."""
+    return torch.cat([features, log_weight[..., None]], dim=-1)

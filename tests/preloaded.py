@@ -1,4 +1,4 @@
-"""Commands in processes of their own that need not load torch and ITK again: forked from one that has done so.
+"""Commands in processes of their own that need not load torch and MONAI again: forked from one that has done so.
 
 Each is what ``python -m MODULE ...`` is, but for the seconds in which it loads: no state of another command is in it,
 and it ends as an interpreter ends. Where a command is started by others (a shell, ``torchrun``, ``multiprocessing``),

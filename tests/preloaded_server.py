@@ -1,4 +1,4 @@
-"""The process that has torch, MONAI and ITK loaded, and from which tests fork commands: see ``tests/preloaded.py``.
+"""The process that has torch and MONAI loaded, and from which tests fork commands: see ``tests/preloaded.py``.
 
 Run by its path, so that nothing of the tests is in it. It ends when its input does.
 """
@@ -27,7 +27,6 @@ import types
 from multiprocessing.synchronize import SemLock
 from typing import Any, NoReturn
 
-import itk
 from itk.support.lazy import ITKLazyLoadLock
 
 MODULES = (
@@ -35,8 +34,6 @@ MODULES = (
     "matplotlib.pyplot", "monai.bundle", "monai.engines", "monai.handlers", "openslide", "pydicom", "sklearn.metrics",
     "tensorboard", "tifffile", "torch.utils.tensorboard",
 )  # fmt: skip
-# Of ITK, which loads them when they are first named, what tissue masks need.
-ITK_FILTERS = ("DiscreteGaussianImageFilter", "FlatStructuringElement", "BinaryMorphologicalClosingImageFilter")
 MOST_FDS, MOST_BYTES, ABOVE_ALL = 64, 1 << 20, 1000
 
 
@@ -211,8 +208,6 @@ def main(address: str, python: str, bytecode: str) -> None:
     own_path = sys.path[1:]
     for name in MODULES:
         importlib.import_module(name)
-    for name in ITK_FILTERS:
-        getattr(itk, name)
     _share_no_locks()
     # What commands import of the bundle is compiled once.
     sys.dont_write_bytecode, sys.pycache_prefix = False, bytecode

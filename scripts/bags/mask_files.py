@@ -6,7 +6,6 @@ import struct
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import itk
 import numpy as np
 import tifffile
 from numpy.typing import NDArray
@@ -54,6 +53,9 @@ def read_mask_pixels(path: Path) -> MaskPixels:
 
 
 def _read_itk(path: Path) -> MaskPixels:
+    # Here and not above, because ITK takes three seconds to load, and most runs read no mask.
+    import itk
+
     image_io = itk.ImageIOFactory.CreateImageIO(str(path), itk.CommonEnums.IOFileMode_ReadMode)
     if image_io is None:
         raise ValueError("it is of no format that can be read")

@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
-import itk
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -15,7 +14,7 @@ from scripts.bags.ink import find_ink
 from scripts.bags.mask_files import read_mask_pixels
 from scripts.bags.mask_values import tissue_in
 from scripts.core.errors import SlideError
-from scripts.core.interrupts import interrupts_wait
+from scripts.core.mha import write_mha
 from scripts.slides.frames import Rectangle, place_image
 from scripts.slides.slide import Slide
 
@@ -25,6 +24,10 @@ TISSUE_MPP = 8.0
 # Stain strength (see below) is 0 for grey and white. Otsu's threshold splits whatever it is given, also a slide
 # without tissue or without background, so it is kept between what paper-white noise and faint eosin reach.
 STAIN_LIMITS = (12.0, 30.0)
+# Half of the discrete Gaussian of variance 1. These are ITK's weights, so that its masks are found to the last pixel.
+HALF_GAUSSIAN = (0.008173546120060573, 0.05005045885392682, 0.20837538406328132, 0.46680122192546253)
+GAUSSIAN = np.array([*HALF_GAUSSIAN, *HALF_GAUSSIAN[-2::-1]])
+HISTOGRAM_BINS = 256
 CLOSING_RADIUS_UM = 32.0
 SMALLEST_OBJECT_UM2 = 100.0**2
 LARGEST_HOLE_UM2 = 150.0**2
@@ -145,23 +148,15 @@ class TissueMask:
         what = f"{self.ink_mm2:.3g} mm2 of {' and '.join(self.ink_colours)} ink are left out of the tissue"
         return what, "Look at it with `inspecting`; if it is tissue, or a stain with the colour of ink, give a `mask`."
 
-    def to_itk(self) -> Any:
-        """As an ITK image (uint8, 0 or 1) with spacing and origin in millimetres, as ITK's physical units are.
+    def write(self, path: str | Path) -> None:
+        """Write the mask as MetaImage (``.mha``): uint8, 0 or 1, with spacing and origin in millimetres.
 
         The frame is that of level 0, whatever QuPath shows of the slide: the slide's corner is at (0, 0), and the
         origin is the centre of the mask's first pixel.
         """
-        image = itk.image_from_array(self.tissue.astype(np.uint8))
-        spacing = [p * self.base_mpp * 1e-3 for p in self.pixel_level0]
-        image.SetSpacing(spacing)
-        corner = [x * self.base_mpp * 1e-3 for x in self.origin_level0]
-        image.SetOrigin([x + s / 2 for x, s in zip(corner, spacing, strict=True)])
-        return image
-
-    @interrupts_wait()
-    def write(self, path: str | Path) -> None:
-        """Write the mask in any format of ITK that keeps spacing, such as ``.mha`` or ``.nrrd``."""
-        itk.imwrite(self.to_itk(), str(path), compression=True)
+        x, y = (side * self.base_mpp * 1e-3 for side in self.pixel_level0)
+        left, top = (start * self.base_mpp * 1e-3 for start in self.origin_level0)
+        write_mha(path, self.tissue.astype(np.uint8), spacing_mm=(x, y), origin_mm=(left + x / 2, top + y / 2))
 
 
 def find_tissue(slide: Slide, mpp: float = TISSUE_MPP) -> TissueMask:
@@ -169,7 +164,7 @@ def find_tissue(slide: Slide, mpp: float = TISSUE_MPP) -> TissueMask:
 
     Stain strength is max(R, G, B) - min(R, G, B): it is 0 for every grey, so that glass, shadows and the white
     of a lumen do not count, and unlike HSV's saturation it does not blow up in the dark. Otsu's threshold,
-    closing, and removal of small objects and small holes follow, all with ITK. Ink counts as glass. Where there is no
+    closing, and removal of small objects and small holes follow. Ink counts as glass. Where there is no
     glass a pen cannot be distinguished from a background of its colour: nothing is left out of tissue that is
     everywhere.
 
@@ -185,7 +180,7 @@ def find_tissue(slide: Slide, mpp: float = TISSUE_MPP) -> TissueMask:
     """
     mpp = max(mpp, slide.base_mpp)
     overview, pixel_level0 = slide.read_overview(mpp), (mpp / slide.base_mpp,) * 2
-    stain = (overview.max(axis=-1) - overview.min(axis=-1)).astype(np.float32)
+    stain = overview.max(axis=-1) - overview.min(axis=-1)
     bounds = _without_margin(overview, pixel_level0[0], slide.bounds_level0)
     found = TissueMask(_stained(stain, mpp), pixel_level0, slide.base_mpp, bounds_level0=bounds)
     if found.is_everywhere or not (ink := find_ink(overview, mpp)).colours:
@@ -246,35 +241,50 @@ def _without_margin(overview: NDArray[np.uint8], pixel_level0: float, bounds: Re
     return Rectangle(*(float(v * pixel_level0) for v in (left + columns[0], top + rows[0], *size)))
 
 
-@interrupts_wait()
-def _stained(stain: NDArray[np.float32], mpp: float) -> NDArray[np.bool_]:
-    smooth = itk.discrete_gaussian_image_filter(itk.image_from_array(stain), variance=1.0, use_image_spacing=False)
-    otsu = itk.OtsuThresholdImageFilter[type(smooth), itk.Image[itk.UC, 2]].New(smooth)
-    otsu.Update()
-    threshold = float(np.clip(otsu.GetThreshold(), *STAIN_LIMITS))
-    return _clean(itk.array_from_image(smooth) >= threshold, mpp)
+def _stained(stain: NDArray[np.uint8], mpp: float) -> NDArray[np.bool_]:
+    smooth = _smooth(stain)
+    threshold = float(np.clip(_otsu_threshold(smooth), *STAIN_LIMITS))
+    return _clean(smooth >= threshold, mpp)
+
+
+def _smooth(stain: NDArray[np.uint8]) -> NDArray[np.float32]:
+    # In ITK's order, and rounded as it rounds: down the columns, then along the rows, in single precision between.
+    smooth, one = stain.astype(np.float32), np.ones(1)
+    for along_x, along_y in ((one, GAUSSIAN), (GAUSSIAN, one)):
+        blurred = cv2.sepFilter2D(smooth, cv2.CV_64F, along_x, along_y, borderType=cv2.BORDER_REPLICATE)
+        smooth = blurred.astype(np.float32)
+    return smooth
+
+
+def _otsu_threshold(values: NDArray[np.float32]) -> float:
+    """Where a histogram over the values' range is split so that the two classes' means differ most (Otsu 1979)."""
+    low, high = float(values.min()), float(values.max())
+    high += (high - low) / HISTOGRAM_BINS / 100  # The highest value belongs to the last bin.
+    # ITK rounds the width and its multiples to single precision.
+    starts = np.arange(HISTOGRAM_BINS, dtype=np.float32) * ((np.float32(high) - np.float32(low)) / HISTOGRAM_BINS)
+    edges = np.append(low + starts.astype(np.float64), high)
+    counts, _ = np.histogram(values, edges)
+    below, total = np.cumsum(counts), values.size
+    sums = np.cumsum(counts * (edges[:-1] + edges[1:]) / 2)
+    # The variance between the classes, but for what is the same for all splits.
+    between = sums**2 / np.maximum(below, 1) + (sums[-1] - sums) ** 2 / np.maximum(total - below, 1)
+    return float(edges[1:][np.argmax(between[:-1])])
 
 
 def _clean(tissue: NDArray[np.bool_], mpp: float) -> NDArray[np.bool_]:
     radius = max(1, round(CLOSING_RADIUS_UM / mpp))
+    y, x = np.ogrid[-radius : radius + 1, -radius : radius + 1]
+    disc = (x**2 + y**2 <= (radius + 0.5) ** 2).astype(np.uint8)
     # Closing eats into tissue at the image's border unless the border is moved away first.
-    padded = itk.image_from_array(np.pad(tissue, radius).astype(np.uint8))
-    disc = itk.FlatStructuringElement[2].Ball([radius, radius])
-    closed = itk.binary_morphological_closing_image_filter(padded, kernel=disc, foreground_value=1)
-    objects = itk.array_from_image(closed)[radius:-radius, radius:-radius].astype(bool)
-    objects = _without_small(objects, SMALLEST_OBJECT_UM2 / mpp**2)
+    closed = cv2.morphologyEx(np.pad(tissue, radius).astype(np.uint8), cv2.MORPH_CLOSE, disc)
+    objects = _without_small(closed[radius:-radius, radius:-radius] > 0, SMALLEST_OBJECT_UM2 / mpp**2)
     # A strip of glass along the border is no hole: it goes on outside.
     glass = np.pad(~objects, 1, constant_values=True)
     return ~_without_small(glass, LARGEST_HOLE_UM2 / mpp**2)[1:-1, 1:-1]
 
 
 def _without_small(objects: NDArray[np.bool_], smallest_px: float) -> NDArray[np.bool_]:
-    # Named, because the output type that ITK would choose holds no more than 255 components.
-    types = (itk.Image[itk.UC, 2], itk.Image[itk.UL, 2])
-    image = itk.image_from_array(objects.astype(np.uint8))
-    labels = itk.connected_component_image_filter(image, fully_connected=True, ttype=types)
-    components = itk.array_from_image(labels)
-    # numpy 1, which MONAI Label needs, counts no uint64.
-    large = np.bincount(components.ravel().astype(np.intp)) >= smallest_px
+    _, labels, stats, _ = cv2.connectedComponentsWithStats(objects.astype(np.uint8), connectivity=8)
+    large = stats[:, cv2.CC_STAT_AREA] >= smallest_px
     large[0] = False
-    return large[components]
+    return large[labels]

@@ -1,1 +1,4 @@
-"""Every problem of a cohort before it costs; one slide looked at."""
+"""Every problem of a cohort before a run pays for it, and one slide looked at.
+
+The configs call :class:`cohort.CohortChecker` (`checking`) and :func:`inspection.inspect_slide` (`inspecting`).
+"""

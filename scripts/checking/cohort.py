@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 
 class CheckingError(BundleError):
-    """A cohort with problems that a run would stumble over."""
+    """A cohort with problems that block a run."""
 
 
 def choose_source(
@@ -44,11 +44,11 @@ def choose_source(
 
     Args:
         dataset_dir: a folder of slides, or one slide.
-        datalist: the datalist; by default that in ``dataset_dir``, if it holds one.
+        datalist: the datalist; by default that in ``dataset_dir``, if there is one.
         bundle_root: see :func:`scripts.datalists.cohort.choose_cohort`.
 
     Returns:
-        The folder (or slide) and the datalist; None instead of a datalist for what lies in the folder.
+        The folder (or slide) and the datalist; ``None`` instead of a datalist for the slides in the folder.
 
     Raises:
         DatalistError: if ``dataset_dir`` is not there.
@@ -66,16 +66,15 @@ class CohortChecker:
     Args:
         source: the folder and the datalist, see :func:`choose_source`.
         bag_builder: makes a slide's bag, as the run will.
-        make_encoder: makes the encoder of the run, of which the rate is measured.
+        make_encoder: builds the encoder of the run, whose rate is measured.
         output_dir: where ``checking.csv`` and ``slides.csv`` are written.
         feature_dir: where the run will write its banks.
         task: ``"multilabel"`` or ``"binary"``.
         class_names: the classes in order.
         positive_classes: as in :func:`scripts.datalists.datalist.load_partition`.
-        split_seed: draws the split of a datalist without partitions.
+        split_seed: of the split of a datalist without partitions.
         leave_out: names of slides that no run uses.
-        views: augmented views of the slides of the rarest classes, see
-            :func:`scripts.features.augmentation.count_views`.
+        views: see :func:`scripts.features.augmentation.count_views`.
         min_rows: see :class:`scripts.checking.slides.SlideChecker`.
         read_all: see :class:`scripts.checking.slides.SlideChecker`.
         num_workers: slides that are looked at at the same time; 0 is one.
@@ -118,7 +117,7 @@ class CohortChecker:
         Raises:
             CheckingError: if a problem blocks, after everything was written.
             DatalistError: if the folder is not there.
-            SettingsError: if a setting has no such value, or nothing can be written into ``output_dir``.
+            SettingsError: if a setting has no such value, or ``output_dir`` cannot be written to.
         """
         output_folder(self.output_dir)
         checked = check_datalist(
@@ -135,14 +134,14 @@ class CohortChecker:
         general = Problems(where=self.feature_dir)
         encoder = general.attempt("backbone", self.make_encoder)
         rate = None if encoder is None else self._measure(encoder, checked, facts, general)
-        # After the measurement, which may have found one more.
-        problems = [*checked.problems, *(p for fact in facts for p in fact.problems), *duplicates]
-        problems += find_unsummed(checked.entries(), checked.source)
-        print(self._summary(checked, facts))
         num_features = None if encoder is None else encoder.num_features
+        print(self._summary(checked, facts))
         if num_features is not None:
             print(self._cost(checked, facts, num_features, rate, general))
-        problems = sorted([*problems, *general], key=lambda problem: not problem.blocks)
+        # The measurement may have added one to the slides' own.
+        problems = [*checked.problems, *(p for fact in facts for p in fact.problems), *duplicates]
+        problems += [*find_unsummed(checked.entries(), checked.source), *general]
+        problems.sort(key=lambda problem: not problem.blocks)
         path = self.output_dir / "checking.csv"
         write_problems(path, problems)
         magnifications = self.bag_builder.magnifications
@@ -152,7 +151,7 @@ class CohortChecker:
         blocking = sum(problem.blocks for problem in problems)
         if blocking:
             what = "1 problem blocks a run" if blocking == 1 else f"{blocking} problems block a run"
-            raise CheckingError("checking", what, f"Each stands in {path} with what to do about it.")
+            raise CheckingError("checking", what, f"{path} lists each with what to do about it.")
         return problems
 
     def _look_at_slides(self, checked: CheckedList) -> list[SlideFacts]:
@@ -168,7 +167,7 @@ class CohortChecker:
                     facts.append(look.result())
                     bar.update()
             except BaseException:
-                # An interrupt does not wait for the slides that nobody has begun with.
+                # An interrupt does not wait for slides that are not begun.
                 threads.shutdown(wait=False, cancel_futures=True)
                 raise
         return facts
@@ -188,9 +187,8 @@ class CohortChecker:
             try:
                 return measure_rate(encoder, bag)
             except BundleError as error:
-                # Another slide would not be encoded either, unless it is the file that is at fault.
-                of_slide = str(error.subject) == str(entry["image"])
-                if not of_slide:
+                # Unless the file is at fault, another slide would not be encoded either.
+                if str(error.subject) != str(entry["image"]):
                     general.append(Problem.of(error, "backbone"))
                     return None
                 fact.problems.append(Problem.of(error, "tiles", slide=fact.problems.slide))
@@ -199,7 +197,7 @@ class CohortChecker:
     def _summary(self, checked: CheckedList, facts: Sequence[SlideFacts]) -> str:
         of_partition = {name: sum(slide.partition == name for slide in checked.slides) for name in PARTITIONS}
         parts = ", ".join(f"{name} {number}" for name, number in of_partition.items() if number)
-        # Without its label, or with a line that says something else wrong, a run cannot use a slide either.
+        # A run cannot use a slide whose line in the datalist has a problem either.
         faulty = {problem.slide for problem in checked.problems if problem.blocks}
         usable = [fact for fact in facts if fact.is_usable and fact.problems.slide not in faulty]
         names = scale_names(self.bag_builder.magnifications)
@@ -213,15 +211,9 @@ class CohortChecker:
         )
 
     def _cost(
-        self,
-        checked: CheckedList,
-        facts: Sequence[SlideFacts],
-        num_features: int,
-        rate: Rate | None,
-        general: Problems,
+        self, checked: CheckedList, facts: Sequence[SlideFacts], num_features: int, rate: Rate | None, general: Problems
     ) -> str:
-        copies = [1 + views for views in self._views(checked)]
-        pairs = [(fact, n) for fact, n in zip(facts, copies, strict=True) if fact.is_usable]
+        pairs = [(f, 1 + n) for f, n in zip(facts, self._views(checked), strict=True) if f.is_usable]
         disk = sum(bank_bytes(f.num_patches or (), f.num_rows or 0, num_features) * n for f, n in pairs)
         patches = sum(sum(f.num_patches or ()) * n for f, n in pairs)
         free = shutil.disk_usage(_existing(self.feature_dir)).free
@@ -237,7 +229,7 @@ class CohortChecker:
         return f"extracting: {how}; {shown_size(disk)} in {self.feature_dir} ({shown_size(free)} are free)"
 
     def _views(self, checked: CheckedList) -> list[int]:
-        """The augmented views of each slide: of training slides whose labels are known."""
+        """The number of augmented views of each slide; only training slides with known labels have any."""
         chosen = [i for i, s in enumerate(checked.slides) if s.partition == "training" and s.label is not None]
         views = [0] * len(checked.slides)
         if chosen:

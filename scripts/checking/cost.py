@@ -1,4 +1,4 @@
-"""What `extracting` will cost in time and disk: measured on one slide, reckoned for all."""
+"""What `extracting` will cost in time and disk: measured on one slide, estimated for all."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from scripts.features.encoding import Encoder
 
 __all__ = ["Rate", "bank_bytes", "build_encoder", "measure_rate"]
 
-# In a bank: a feature is float32, a corner two float64, the patch of a row int64.
+# In a bank, a feature is float32, a corner two float64, the patch of a row int64.
 FEATURE_BYTES, CORNER_BYTES, LINK_BYTES = 4, 16, 8
 
 
@@ -23,8 +23,8 @@ class Rate:
 
     Args:
         slide: the file's name.
-        patches: that were encoded.
-        seconds: that it took, without the start of the backbone.
+        patches: how many were encoded.
+        seconds: how long that took, without the start of the backbone.
     """
 
     slide: str
@@ -40,7 +40,7 @@ class Rate:
 def build_encoder(
     backbone: str, backbone_weights: str | None, amp: bool, device: str, batch_size: int, num_workers: int, runtime: str
 ) -> Encoder:
-    """The encoder of ``extracting``, made when it is wanted: a run that lacks its weights still checks the slides.
+    """The encoder of ``extracting``; built late, so that slides are checked even if its weights are missing.
 
     Raises:
         SettingsError: if a setting has no such value, or the weights cannot be had.
@@ -49,12 +49,7 @@ def build_encoder(
 
 
 def measure_rate(encoder: Encoder, bag: Bag, seconds: float = 10.0) -> Rate:
-    """Encode a bag for a while, after a first batch that is not counted.
-
-    Args:
-        encoder: as ``extracting`` uses it.
-        bag: of at least one row.
-        seconds: after which the batch under way is the last.
+    """Encode a bag, of at least one row, for so many seconds, after a first batch that does not count.
 
     Raises:
         SlideError: if the slide cannot be read.
@@ -66,19 +61,13 @@ def measure_rate(encoder: Encoder, bag: Bag, seconds: float = 10.0) -> Rate:
 
 
 def bank_bytes(num_patches: Sequence[int], num_rows: int, num_features: int) -> int:
-    """The size of a slide's feature bank in bytes, without what HDF5 adds: some ten kilobytes.
-
-    Args:
-        num_patches: unique patches of each scale.
-        num_rows: N.
-        num_features: F.
-    """
+    """The size in bytes of the feature bank of a slide with so many patches at each scale, without HDF5's own 10 kB."""
     patches = sum(num_patches) * (num_features * FEATURE_BYTES + CORNER_BYTES)
     return patches + num_rows * len(num_patches) * LINK_BYTES
 
 
 def _encode(encoder: Encoder, bag: Bag, is_enough: Callable[[int, float], bool]) -> tuple[int, float]:
-    """Patches that were encoded, and the seconds; asked after each whole batch."""
+    """Patches that were encoded, and the seconds; ``is_enough`` is asked after each whole batch."""
     start, patches = time.perf_counter(), 0
     with closing(encoder.encode(bag)) as encoded:  # type: ignore[type-var]
         for _, numbers, _ in encoded:

@@ -17,6 +17,7 @@ from scripts.core.errors import SettingsError
 from scripts.core.files import replacing
 from scripts.core.magnification import magnification_of
 from scripts.datalists.slide_files import slide_names
+from scripts.heatmaps.images import read_thumbnail
 
 __all__ = ["describe", "draw", "inspect_slide"]
 
@@ -27,7 +28,7 @@ GRID_COLOURS = ((30, 60, 200), (220, 120, 0), (150, 0, 150), (0, 130, 130))
 
 
 def inspect_slide(entry: Mapping[str, Any], bag_builder: BagBuilder, output_dir: str | Path) -> Path:
-    """Print what a slide is to the bundle, and draw it.
+    """Print what the bundle sees in a slide, and write a picture of it.
 
     Args:
         entry: ``image`` and, optionally, ``mpp``, ``mask`` and ``mask_tissue``.
@@ -39,7 +40,7 @@ def inspect_slide(entry: Mapping[str, Any], bag_builder: BagBuilder, output_dir:
 
     Raises:
         SettingsError: if there is no ``image``, or no such file.
-        SlideError: if the slide cannot be read; or, after it was drawn, if it has no rows.
+        SlideError: if the slide cannot be read; or, after the picture was written, if it has no rows.
     """
     if entry.get("image") is None:
         raise SettingsError("image", "got none", "Name the slide: --image PATH.")
@@ -94,19 +95,17 @@ def describe(bag: Bag) -> str:
 
 def draw(bag: Bag) -> Figure:
     """The thumbnail with the tissue's outline and the linked grids, and a few rows of the bag beside it."""
-    slide, grid = bag.slide, bag.grid
-    overview_mpp = max(max(slide.size_level0) * slide.base_mpp / OVERVIEW_PX, slide.base_mpp)
-    picture = slide.read_overview(overview_mpp)
-    pixel_level0 = overview_mpp / slide.base_mpp
+    slide, grid, thumbnail = bag.slide, bag.grid, read_thumbnail(bag.slide, OVERVIEW_PX)
+    picture, pixel_level0 = thumbnail.pixels, thumbnail.mpp / slide.base_mpp
     _outline_tissue(picture, bag, pixel_level0)
     for s, scale in enumerate(grid.scales):
-        # The coarser a grid the thicker, so that it stays visible under the finer ones.
+        # The coarser a grid, the thicker: it stays visible under the finer ones.
         thickness = 2 + 3 * (len(grid.scales) - 1 - s)
         _frame(picture, grid.coords[s] / pixel_level0, scale.patch_level0 / pixel_level0, _colour(s), thickness)
 
     figure = Figure(figsize=(14, 8), dpi=120, layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(2, 1))
-    extent_mm = (0, picture.shape[1] * overview_mpp / 1e3, picture.shape[0] * overview_mpp / 1e3, 0)
+    extent_mm = (0, picture.shape[1] * thumbnail.mpp / 1e3, picture.shape[0] * thumbnail.mpp / 1e3, 0)
     left.imshow(picture, extent=extent_mm)
     left.set(title=slide.path.name, xlabel="mm", ylabel="mm")
     for s, scale in enumerate(grid.scales):

@@ -1,4 +1,4 @@
-"""What `checking` leaves behind: checking.csv, slides.csv, and the same on the screen."""
+"""What `checking` writes: checking.csv, slides.csv, and the same on the screen."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from scripts.core.repeats import first_names
 __all__ = ["PROBLEM_COLUMNS", "shown_duration", "shown_problems", "shown_size", "write_problems", "write_slides"]
 
 PROBLEM_COLUMNS = ("severity", "check", "slide", "where", "what", "what_to_do")
-# Lines; beyond so many the screen shows no more than the file.
+# Lines on the screen; the file has all.
 SHOWN_PROBLEMS = 50
 
 
@@ -48,10 +48,9 @@ def write_slides(
     """Write ``slides.csv``: one line a slide, which is a datalist again.
 
     Its columns are ``slide``, ``image`` (absolute), ``patient``, ``mpp``, ``mask`` and ``mask_tissue`` where they were
-    given,
-    ``partition``, one column a class (or ``label``, where labels say no more than high risk or not), ``sha256``; what
+    given, ``partition``, one column a class (or ``label``, where labels are only high risk or not), ``sha256``; what
     was found; and the user's own. Where patients are offered (see :class:`scripts.checking.datalist.CheckedList`),
-    ``patient`` has them, and a ``partition`` that was not given is left to be split by them.
+    ``patient`` has them, and a ``partition`` that was not given stays empty, to be split by them.
 
     Args:
         path: the file.
@@ -60,7 +59,7 @@ def write_slides(
         problems: all of them.
         magnifications: the scales.
         class_names: the classes in order.
-        num_features: F; None where no encoder could be made.
+        num_features: F; ``None`` if no encoder could be built.
 
     Raises:
         SettingsError: if the folder cannot be written to.
@@ -75,12 +74,11 @@ def write_slides(
     columns = [*given, *found, *(key for key in own if key not in (*given, *found))]
     count = Counter(problem.slide for problem in problems)
     lines = []
-    is_offered = any(checked.offered)
     for i, (slide, entry, fact) in enumerate(zip(checked.slides, checked.entries(), facts, strict=True)):
         line: dict[str, Any] = {key: value for key, value in entry.items() if key in columns and key not in found}
         line |= {"patient": slide.row.fields.get("patient"), "partition": slide.partition, "sha256": fact.sha256}
-        if is_offered:
-            # What was split without patients would be refused with them.
+        if any(checked.offered):
+            # A split that was made without patients would be refused with them.
             line |= {"patient": checked.offered[i], "partition": slide.row.partition}
         line |= _label_cells(checked, i, class_names)
         if slide.mask_tissue is not None:
@@ -90,11 +88,10 @@ def write_slides(
         if fact.resolution is not None:
             line |= {"mpp_used": f"{fact.resolution.mpp:.6g}", "mpp_source": fact.resolution.source}
         if fact.size_level0 is not None:
-            line |= dict(zip(("width_px", "height_px"), fact.size_level0, strict=True))
-        if fact.tissue_mm2 is not None:
-            line["tissue_mm2"] = f"{fact.tissue_mm2:.4g}"
+            line["width_px"], line["height_px"] = fact.size_level0
         if fact.num_patches is not None and fact.num_rows is not None:
             line |= {f"patches_{name}": n for name, n in zip(names, fact.num_patches, strict=True)}
+            line["tissue_mm2"] = f"{fact.tissue_mm2:.4g}"
             if num_features is not None:
                 line["bank_bytes"] = bank_bytes(fact.num_patches, fact.num_rows, num_features)
         lines.append([_cell(line.get(column)) for column in columns])
@@ -108,7 +105,7 @@ def shown_problems(problems: Sequence[Problem], path: str | Path, width: int | N
 
     Args:
         problems: those that block first.
-        path: where all of them stand.
+        path: the file that lists all of them.
         width: of the table in characters; by default the terminal's.
     """
     width = width or min(shutil.get_terminal_size((120, 24)).columns, 160)
@@ -116,20 +113,13 @@ def shown_problems(problems: Sequence[Problem], path: str | Path, width: int | N
     for problem in problems:
         groups.setdefault(problem.cause, []).append(problem)
     shown = list(groups.values())[:SHOWN_PROBLEMS]
-    rows = [(group[0].severity, group[0].check, _plain(_told(group))) for group in shown]
-    first = max(len(severity) for severity, _, _ in rows)
-    second = max(len(check) for _, check, _ in rows)
-    indent = " " * (first + second + 4)
-    lines = [
-        textwrap.fill(
-            text,
-            max(width, len(indent) + 40),
-            initial_indent=f"{severity:<{first}}  {check:<{second}}  ",
-            subsequent_indent=indent,
-            break_on_hyphens=False,
-        )
-        for severity, check, text in rows
-    ]
+    first, second = (max(len(getattr(group[0], key)) for group in shown) for key in ("severity", "check"))
+    indent, lines = " " * (first + second + 4), []
+    for group in shown:
+        start = f"{group[0].severity:<{first}}  {group[0].check:<{second}}  "
+        room = max(width, len(indent) + 40)
+        lines.append(textwrap.fill(_plain(_sentence(group)), room, initial_indent=start, subsequent_indent=indent,
+                                   break_on_hyphens=False))  # fmt: skip
     if left := len(problems) - sum(map(len, shown)):
         lines.append(f"... and {left} more in {path}")
     counts = Counter(problem.check for problem in problems)
@@ -138,8 +128,8 @@ def shown_problems(problems: Sequence[Problem], path: str | Path, width: int | N
     return "\n".join([*lines, f"{blocking} block, {len(problems) - blocking} warn ({by_check}): {path}"])
 
 
-def _told(group: Sequence[Problem]) -> str:
-    """Problems with one cause in a sentence."""
+def _sentence(group: Sequence[Problem]) -> str:
+    """Problems with one cause."""
     first, names = group[0], [problem.slide or next(iter(problem.names), problem.where) for problem in group]
     if len(group) == 1:
         return f"{first.where}: {first.what}. {first.what_to_do}"
@@ -180,13 +170,13 @@ def _cell(value: Any) -> str:
 
 
 def _plain(text: str) -> str:
-    """A text in one line of characters that every terminal can print."""
+    """One line of characters that every terminal can print."""
     text = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in " ".join(text.splitlines()))
     return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _write_csv(path: Path, columns: Sequence[str], lines: Iterable[Sequence[Any]]) -> None:
-    # A file's name need not be text in UTF-8: what is none is written as escapes.
+    # A file's name need not be UTF-8: other bytes are written as escapes.
     with replacing(path) as part, open(part, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         writer = csv.writer(file)
         writer.writerow(columns)

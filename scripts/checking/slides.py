@@ -1,4 +1,4 @@
-"""What is wrong with a slide's file, and what it will cost: looked at once, before anything is computed from it."""
+"""What is wrong with a slide, and what it contains: looked at once, before anything is computed from it."""
 
 from __future__ import annotations
 
@@ -27,27 +27,27 @@ __all__ = ["SlideChecker", "SlideFacts", "find_duplicates", "find_unsummed"]
 
 # Sources of the resolution that differ by more contradict each other.
 RESOLUTION_RTOL = 0.05
-# A level that is this much more reduced along one side than along the other puts patches beside their place.
+# A level that is reduced along one side so much more than along the other puts patches beside their place.
 PYRAMID_RTOL = 0.02
-# A slide that is longer has a pyramid, or low magnifications are read slowly.
+# Of a longer slide without a pyramid, low magnifications are read slowly.
 LONGEST_FLAT_PX = 20_000
 LEAVE_OUT = "Copy it again, or leave the slide out."
 
 
 @dataclass
 class SlideFacts:
-    """What is known of a slide; None where a problem was in the way.
+    """What is known of a slide; ``None`` where a problem was in the way.
 
     Args:
         problems: what is wrong with it.
-        num_bytes: size of its file, or of its files.
-        sha256: in hexadecimal, see :func:`scripts.slides.checksums.content_sha256`.
-        resolution: of level 0, and where it was found.
+        num_bytes: size of its files.
+        sha256: see :func:`scripts.slides.checksums.content_sha256`.
+        resolution: of level 0.
         size_level0: (width, height) of level 0 in pixels.
         num_levels: levels of its pyramid.
         num_rows: N, the rows of its bag.
         num_patches: unique patches of each scale, from low to high.
-        tissue_mm2: area of its tissue in square millimetres.
+        tissue_mm2: area of its tissue.
     """
 
     problems: Problems = field(default_factory=Problems)
@@ -71,10 +71,10 @@ class SlideChecker:
 
     Args:
         bag_builder: makes a slide's bag, as the run will.
-        num_classes: the highest value that a slide's ``regions`` may hold.
-        min_rows: rows below which there is almost no tissue: a warning.
-        read_all: read every patch once, so that tiles that cannot be decoded are found; it takes as long as reading
-            takes in ``extracting``. Without, a corner of each level and the tissue's overview are read.
+        num_classes: the highest value that a slide's ``regions`` may contain.
+        min_rows: fewer rows are almost no tissue, which is a warning.
+        read_all: read every patch once, to find tiles that cannot be decoded; it takes as long as reading takes in
+            ``extracting``. Otherwise a corner of each level and the tissue's overview are read.
 
     Raises:
         SettingsError: if ``min_rows`` or ``read_all`` has no such value.
@@ -117,7 +117,7 @@ class SlideChecker:
             return
         except ResolutionError as error:
             problems.append(Problem.of(error, "resolution", slide=problems.slide))
-            # With any resolution a slide opens, and its other problems are found as well.
+            # A slide opens with any resolution, and its other problems are found as well.
             slide = self.bag_builder.open_slide({**entry, "mpp": 1.0})
         facts.size_level0, facts.num_levels = slide.size_level0, len(slide.level_sizes)
         _check_pyramid(slide, problems)
@@ -169,51 +169,36 @@ class SlideChecker:
 
 
 def find_duplicates(facts: Sequence[SlideFacts], partitions: Sequence[str | None]) -> list[Problem]:
-    """Slides with the same content, under whatever names: across partitions they block, else they warn.
-
-    Args:
-        facts: of each slide.
-        partitions: of each slide.
-    """
+    """Slides with the same content: across partitions they block, else they warn; both arguments are by slide."""
     first: dict[str, int] = {}
     problems = []
     for i, fact in enumerate(facts):
-        if fact.sha256 is None:
-            continue
-        j = first.setdefault(fact.sha256, i)
+        j = i if fact.sha256 is None else first.setdefault(fact.sha256, i)
         if j == i:
             continue
-        across = partitions[i] != partitions[j]
-        places = f", {partitions[j] or 'no partition'} and {partitions[i] or 'no partition'}" if across else ""
-        what = f"has the same content as {facts[j].problems.where}{places}"
-        what_to_do = "Keep one of the two: a slide in two partitions makes results better than they should be."
-        if not across:
-            what_to_do = "Keep one of the two, or the slide counts twice."
-        severity = BLOCKS if across else WARNS
+        what = f"has the same content as {facts[j].problems.where}"
+        severity, what_to_do = WARNS, "Keep one of the two, or the slide counts twice."
+        if partitions[i] != partitions[j]:
+            what += f", {partitions[j] or 'no partition'} and {partitions[i] or 'no partition'}"
+            severity = BLOCKS
+            what_to_do = "Keep one of the two: a slide in two partitions makes the results optimistically biased."
         problems.append(Problem(severity, "duplicate", fact.problems.where, what, what_to_do, fact.problems.slide))
     return problems
 
 
 def find_unsummed(entries: Sequence[Mapping[str, Any]], where: str) -> list[Problem]:
-    """A warning if slides have no ``sha256``: what damage does to pixels that still decode, nothing else tells.
-
-    Args:
-        entries: of all slides.
-        where: what lists them.
-    """
+    """A warning if slides have no ``sha256``: nothing else reveals damage that can still be decoded."""
     unsummed = sum(given_sha256(entry) is None for entry in entries)
     if not unsummed:
         return []
     what = f"{unsummed} of {len(entries)} slides have no `sha256`, and damage that can still be decoded is not seen"
-    remedy = "If their files are as the scanner wrote them, use slides.csv, which has the sums, as the datalist."
+    remedy = "If their files are as the scanner wrote them, use slides.csv, which has the checksums, as the datalist."
     return [Problem(WARNS, "sha256", where, what, remedy)]
 
 
 def _missing(image: str) -> tuple[str, str]:
     hint = f" with a suffix like {', '.join(SLIDE_SUFFIXES)}" if image == without_suffix(image) else ""
-    what = f"no file {image}{hint}"
-    if os.path.islink(image):
-        what = f"{image} is a link to a file that is not there"
+    what = f"{image} is a link to a file that is not there" if os.path.islink(image) else f"no file {image}{hint}"
     return what, "Check the name, and dataset_dir: the folder that paths start from."
 
 
@@ -221,12 +206,11 @@ def _check_sha256(entry: Mapping[str, Any], facts: SlideFacts) -> None:
     given, sha256 = entry.get("sha256"), given_sha256(entry)
     if sha256 in (None, facts.sha256):
         return
+    what = f"its SHA-256 is {facts.sha256}, the datalist says {given}"
+    remedy = "Copy it again, or correct `sha256`."
     if not re.fullmatch("[0-9a-f]{64}", sha256):
         what, remedy = f"the datalist's sha256 is {given!r}, not 64 hexadecimal digits", "Correct it, or leave it out."
-        facts.problems.add(BLOCKS, "sha256", what, remedy)
-        return
-    what = f"its SHA-256 is {facts.sha256}, the datalist says {given}"
-    facts.problems.add(BLOCKS, "sha256", what, "Copy it again, or correct `sha256`.")
+    facts.problems.add(BLOCKS, "sha256", what, remedy)
 
 
 def _check_resolution(slide: Slide, facts: SlideFacts) -> None:
@@ -236,7 +220,7 @@ def _check_resolution(slide: Slide, facts: SlideFacts) -> None:
         if abs(source.mpp - used.mpp) <= RESOLUTION_RTOL * max(source.mpp, used.mpp):
             continue
         what = f"{used.mpp:g} um/px ({used.source}) is contradicted by {source.mpp:g} um/px ({source.source})"
-        # What the user has set was set for this; an objective's power is a name more than a measurement.
+        # Users set `mpp` for this case, and an objective's power is hardly a measurement.
         given = used.source.startswith("datalist")
         if given or source.source.startswith(POWER_SOURCE):
             remedy = "Look at it with `inspecting`" + ("." if given else "; if it is wrong, set `mpp` in the datalist.")

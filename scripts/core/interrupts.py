@@ -15,7 +15,7 @@ def interrupts_wait() -> Iterator[None]:
     """Let Ctrl-C wait until the block ends; a decorator, too.
 
     Python raises an interrupt in whatever the main thread is doing. Where that is Python called by native code, as when
-    ITK loads its modules for ten seconds, the exception is lost, and the run goes on.
+    ITK loads its modules for three seconds, the exception is lost, and the run goes on.
     """
     handler = signal.getsignal(signal.SIGINT)
     if threading.current_thread() is not threading.main_thread() or not callable(handler):

@@ -1,9 +1,12 @@
 """The bootstrap over patients: intervals of scores and of means, and the paired comparison of two methods.
 
-As many patients as there are are resampled, with replacement: a patient brings all of their slides, and a slide all
-of its classes (the cluster bootstrap: Field and Welsh, Journal of the Royal Statistical Society B 69(3):369-390, 2007).
+Patients are resampled with replacement, as many as there are. A patient brings all of their slides, and a slide all of
+its classes (the cluster bootstrap: Field and Welsh, Journal of the Royal Statistical Society B 69(3):369-390, 2007).
 The slides of one patient are not independent, so resamples of slides would make intervals too narrow. No resample is
-made: a score needs only how often it holds each slide.
+copied out: a score needs only how often the resample contains each slide.
+
+Arguments that several functions share: ``num_resamples``, how many resamples are made; ``seed``, which decides them;
+``patients``, the patient of each of the n slides (by default each slide is a patient of its own).
 """
 
 from __future__ import annotations
@@ -16,7 +19,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from scripts.core.errors import SettingsError
 from scripts.evaluation.metrics import CLASS_SCORE_NAMES, THRESHOLD, check_predictions, score_names
 
 __all__ = [
@@ -35,9 +37,9 @@ Floats = NDArray[np.float64]
 Interval = tuple[float, float]
 Patients = Sequence[Hashable]
 
-# Resamples of fewer patients are nearly all the same: the interval is narrow for want of patients.
+# Resamples of fewer patients are nearly all the same, so the interval would be too narrow.
 FEWEST_PATIENTS = 10
-# Values that a block of resamples may hold at once: 16 MB for each array of them.
+# Values in each array of a block of resamples: 16 MB.
 BLOCK_VALUES = 2_000_000
 
 logger = logging.getLogger(__name__)
@@ -51,24 +53,9 @@ def bootstrap_interval(
     seed: int = 0,
     patients: Patients | None = None,
 ) -> dict[str, Interval]:
-    """The 95% percentile interval of each score of one output.
+    """The 95% percentile interval of each of :func:`scripts.evaluation.metrics.head_scores`, which has the arguments.
 
-    A resample whose ROC-AUC is undefined is ignored for that score; if all are, its interval is (NaN, NaN).
-
-    Args:
-        probabilities: ``[n, K]`` within 0 to 1; K is 1 for binary.
-        labels: ``[n, K]``, 0 or 1.
-        task: ``"multilabel"`` or ``"binary"``.
-        num_resamples: how many times as many patients as there are are resampled.
-        seed: of the resampling; the same seed gives the same intervals.
-        patients: the patient of each of the n slides; by default each slide is a patient of its own.
-
-    Returns:
-        Lower and upper end of each score that :func:`scripts.evaluation.metrics.head_scores` returns.
-
-    Raises:
-        SettingsError: if there is no such task, or ``num_resamples`` is not positive.
-        ValueError: as :func:`scripts.evaluation.metrics.head_scores`, or if there is not one patient for each slide.
+    Resamples in which a ROC-AUC is undefined do not count for it; if none is left, its interval is (NaN, NaN).
     """
     names = score_names(task)
     p, y = check_predictions(probabilities, labels, task)
@@ -85,24 +72,7 @@ def class_intervals(
     seed: int = 0,
     patients: Patients | None = None,
 ) -> dict[str, dict[str, Interval]]:
-    """The 95% percentile interval of each class's scores.
-
-    Args:
-        probabilities: ``[n, K]`` within 0 to 1.
-        labels: ``[n, K]``, 0 or 1.
-        class_names: the classes' names, K of them.
-        num_resamples: as for :func:`bootstrap_interval`.
-        seed: as for :func:`bootstrap_interval`.
-        patients: as for :func:`bootstrap_interval`.
-
-    Returns:
-        For each class lower and upper end of the scores that :func:`scripts.evaluation.metrics.class_scores` returns,
-        but for the number of slides. Resamples in which a score is undefined are ignored for that score.
-
-    Raises:
-        SettingsError: if ``num_resamples`` is not positive.
-        ValueError: as :func:`scripts.evaluation.metrics.class_scores`, or if there is not one patient for each slide.
-    """
+    """The same of :func:`scripts.evaluation.metrics.class_scores`, without the number of slides."""
     p, y = check_predictions(probabilities, labels, class_names=class_names)
     own = _numbered(patients, len(y))
     blocks = [_class_scores(p, y, counts) for counts in _resamples(own, num_resamples, seed, y.shape[1])]
@@ -116,20 +86,13 @@ def class_intervals(
 def mean_interval(
     values: ArrayLike, num_resamples: int = 1000, seed: int = 0, patients: Patients | None = None
 ) -> Interval:
-    """The 95% percentile interval of the mean of all values that are not NaN.
+    """The 95% percentile interval of the mean of all values that are not NaN; (NaN, NaN) without any.
 
     Args:
-        values: ``[n]`` or ``[n, m]``, m values of each of n slides. A slide without any value is no slide.
-        num_resamples: as for :func:`bootstrap_interval`.
-        seed: as for :func:`bootstrap_interval`.
-        patients: as for :func:`bootstrap_interval`.
-
-    Returns:
-        Lower and upper end; (NaN, NaN) without any value.
-
-    Raises:
-        SettingsError: if ``num_resamples`` is not positive.
-        ValueError: if there is not one patient for each slide.
+        values: ``[n]`` or ``[n, m]``, m values of each of n slides. A slide without any value is not resampled.
+        num_resamples: see the module.
+        seed: see the module.
+        patients: see the module.
     """
     table = np.asarray(values, np.float64)
     table = table.reshape(len(table), math.prod(table.shape[1:]))
@@ -143,7 +106,7 @@ def mean_interval(
 
 
 def warn_of_few(num_patients: int, subject: object) -> None:
-    """Warn that the intervals of ``subject`` rest on fewer than :data:`FEWEST_PATIENTS` patients, if they do."""
+    """Warn if the intervals of ``subject`` rest on fewer than :data:`FEWEST_PATIENTS` patients."""
     if 0 < num_patients < FEWEST_PATIENTS:
         logger.warning(
             "%s: its intervals rest on %d patient%s, fewer than %d, and are not to be trusted. Test on more patients.",
@@ -155,7 +118,7 @@ def warn_of_few(num_patients: int, subject: object) -> None:
 
 
 def warn_of_unknown(subject: object) -> None:
-    """Warn that nothing says whose slides the intervals of ``subject`` rest on."""
+    """Warn that the datalist names no patients for the intervals of ``subject``."""
     logger.warning(
         "%s: no column names the patient, so each slide counts as a patient of its own, and intervals are too narrow "
         "where patients have several slides. Add a column `patient` to the datalist.",
@@ -164,7 +127,7 @@ def warn_of_unknown(subject: object) -> None:
 
 
 def patients_text(num_slides: int, num_patients: int | None, what: str = "slides") -> str:
-    """How many slides of how many patients, in words; None where patients are not known."""
+    """The numbers of slides and patients in words; ``None`` where patients are not known."""
     if num_patients is None:
         return f"{num_slides} {what}, patients not known (each slide counts as one)"
     return f"{num_slides} {what} of {num_patients} patients"
@@ -199,13 +162,12 @@ def paired_difference(
 ) -> PairedDifference:
     """Compare two methods, each trained several times, on the same test slides.
 
-    Patients with their slides are resampled, the same for both methods, and for each method its trainings, all with
-    replacement: the interval covers which patients were tested and how the seeds fell. Both are resampled across
-    each other, after Owen's pigeonhole bootstrap (Annals of Applied Statistics 1(2):386-411, 2007), which
-    errs on the wide side. Of r trainings r - 1 are resampled, as the variance of a mean of r values would else
-    come out too small by (r - 1) / r; one training says nothing of the seeds, and then the interval is that
-    of the patients alone. Each resample counts twice, the second time with the two methods' resamples exchanged,
-    so that exchanging the methods changes the signs and nothing else.
+    Patients with their slides are resampled, the same for both methods, and for each method its trainings: the
+    interval covers which patients were tested and which seeds were trained. Both are resampled across each other, after
+    Owen's pigeonhole bootstrap (Annals of Applied Statistics 1(2):386-411, 2007), which errs on the wide side. Of r
+    trainings r - 1 are resampled, as the variance of a mean of r values would else come out too small by (r - 1) / r;
+    with one training the interval covers the patients alone. Each resample counts twice, the second time with the two
+    methods' resamples exchanged, so that exchanging the methods changes the signs and nothing else.
 
     Args:
         first: ``[r1, n, K]`` probabilities of the first method's r1 trainings, within 0 to 1.
@@ -213,29 +175,19 @@ def paired_difference(
         labels: ``[n, K]``, 0 or 1.
         task: ``"multilabel"`` or ``"binary"``.
         score: one of :func:`scripts.evaluation.metrics.score_names`.
-        num_resamples: how many times to resample.
-        seed: of the resampling.
-        patients: as for :func:`bootstrap_interval`.
+        num_resamples: see the module.
+        seed: see the module.
+        patients: see the module.
 
     Returns:
-        The difference, its 95% percentile interval and the two-sided p-value, twice the share of resamples on
-        the rarer side of 0. All are NaN for a ROC-AUC of labels that are all the same; resamples of such are
-        ignored.
+        The difference, its 95% percentile interval and the two-sided p-value, twice the fraction of resamples on the
+        rarer side of 0. All are NaN for a ROC-AUC of labels that are all the same; such resamples do not count.
 
     Raises:
-        SettingsError: if there is no such task or score, or ``num_resamples`` is not positive.
-        ValueError: if the arrays do not fit, or hold other values.
+        ValueError: if the arrays do not fit, or contain other values.
     """
-    if score not in score_names(task):
-        raise SettingsError("score", f"got {score!r}", f"Set it to one of: {', '.join(score_names(task))}.")
-    methods = [np.asarray(method, np.float64) for method in (first, second)]
-    if any(method.ndim != 3 or not len(method) for method in methods):
-        shapes = " and ".join(str(list(method.shape)) for method in methods)
-        raise ValueError(f"wanted probabilities [repeats, n, K] of both methods, got {shapes}")
+    methods = [[check_predictions(p, labels, task)[0] for p in np.asarray(method)] for method in (first, second)]
     y = np.asarray(labels, np.float64)
-    for training in (training for method in methods for training in method):
-        y = check_predictions(training, labels, task)[1]
-
     own = _numbered(patients, len(y))
     one_each = np.ones((1, len(y)))
     estimates = [_training_scores(method, y, one_each, score).mean() for method in methods]
@@ -244,24 +196,24 @@ def paired_difference(
         for counts in _resamples(own, num_resamples, seed, y.shape[1])
     ]
     scores = [np.concatenate([block[i] for block in blocks]) for i in range(2)]  # [R, r1], [R, r2]
-    # Not the stream that the patients are resampled from, which is that of every other interval.
-    draws = np.random.default_rng([seed, 1]).random((2, num_resamples, max(map(len, methods))))
+    # Another stream than that of the patients, which all intervals share.
+    uniform = np.random.default_rng([seed, 1]).random((2, num_resamples, max(map(len, methods))))
     differences = np.concatenate([
-        _drawn_mean(scores[0], draws[a]) - _drawn_mean(scores[1], draws[b]) for a, b in ((0, 1), (1, 0))
+        _resampled_mean(scores[0], uniform[a]) - _resampled_mean(scores[1], uniform[b]) for a, b in ((0, 1), (1, 0))
     ])  # fmt: skip
     low, high = _interval(differences)
     return PairedDifference(float(estimates[0] - estimates[1]), low, high, _p_value(differences))
 
 
-def _training_scores(method: Floats, y: Floats, counts: Floats, score: str) -> Floats:
-    """[R, r]: the score of each training ``[r, n, K]`` on each resample."""
+def _training_scores(method: Sequence[Floats], y: Floats, counts: Floats, score: str) -> Floats:
+    """[R, r]: the score of each training ``[n, K]`` on each resample."""
     return np.stack([_scores(p, y, counts, (score,))[score] for p in method], axis=1)
 
 
-def _drawn_mean(scores: Floats, draws: Floats) -> Floats:
+def _resampled_mean(scores: Floats, uniform: Floats) -> Floats:
     """[R]: the mean of r - 1 of the scores [R, r] that uniform numbers [R, >= r] within 0 to 1 choose."""
     repeats = scores.shape[1]
-    chosen = (draws[:, : max(1, repeats - 1)] * repeats).astype(np.intp)
+    chosen = (uniform[:, : max(1, repeats - 1)] * repeats).astype(np.intp)
     return np.take_along_axis(scores, chosen, axis=1).mean(axis=1)
 
 
@@ -270,7 +222,7 @@ def _p_value(differences: Floats) -> float:
     if not differences.size:
         return np.nan
     rarer = min((differences <= 0).sum(), (differences >= 0).sum())
-    # What was found counts as one more resample, so that no p-value is 0.
+    # The observed data count as one more resample, so that no p-value is 0.
     return float(min(1.0, 2 * (1 + rarer) / (1 + differences.size)))
 
 
@@ -284,31 +236,24 @@ def _numbered(patients: Patients | None, num_slides: int) -> NDArray[np.intp]:
     """[n]: the number of each slide's patient, from 0 up in the order of their first slides."""
     if patients is None:
         return np.arange(num_slides)
-    if len(patients) != num_slides:
-        raise ValueError(f"wanted a patient for each of {num_slides} slides, got {len(patients)}")
     number = {patient: i for i, patient in enumerate(dict.fromkeys(patients))}
     return np.array([number[patient] for patient in patients], dtype=np.intp)
 
 
 def _resamples(patients: NDArray[np.intp], num_resamples: int, seed: int, width: int = 1) -> Iterator[Floats]:
-    """How often each resample holds each slide, in blocks [r, n] of which each value becomes ``width`` values.
-
-    Of n patients with a slide each, the resamples are those of n slides.
-    """
-    if num_resamples < 1:
-        raise SettingsError("num_resamples", f"got {num_resamples}", "Set it to 1 or more.")
+    """How often each resample contains each slide, in blocks [r, n] of which each value becomes ``width`` values."""
     num_patients = int(patients.max(initial=-1)) + 1
-    draws = np.random.default_rng(seed).integers(max(num_patients, 1), size=(num_resamples, num_patients))
+    chosen = np.random.default_rng(seed).integers(max(num_patients, 1), size=(num_resamples, num_patients))
     size = max(1, BLOCK_VALUES // max(len(patients) * width, 1))
-    for block in (draws[start : start + size] for start in range(0, num_resamples, size)):
+    for block in (chosen[start : start + size] for start in range(0, num_resamples, size)):
         cells = block + num_patients * np.arange(len(block))[:, None]
         counts = np.bincount(cells.ravel(), minlength=len(block) * num_patients)
         yield np.take(counts.reshape(len(block), num_patients), patients, axis=1).astype(np.float64)
 
 
 def _scores(p: Floats, y: Floats, counts: Floats, names: Sequence[str]) -> dict[str, Floats]:
-    """What :func:`scripts.evaluation.metrics.head_scores` would say of every resample, [R] a score."""
-    classes, slides = y.shape[1], counts.sum(axis=1)  # resamples of patients differ in how many slides they hold
+    """:func:`scripts.evaluation.metrics.head_scores` of every resample, [R] a score."""
+    classes, slides = y.shape[1], counts.sum(axis=1)  # resamples of patients differ in how many slides they contain
     predicted = (p >= THRESHOLD).astype(np.float64)
     hits = counts @ (predicted * y)  # [R, K]: true positives
     marked = counts @ (predicted + y)  # [R, K]: predicted positives + positives = 2 TP + FP + FN
@@ -322,7 +267,7 @@ def _scores(p: Floats, y: Floats, counts: Floats, names: Sequence[str]) -> dict[
 
 
 def _class_scores(p: Floats, y: Floats, counts: Floats) -> dict[str, Floats]:
-    """What :func:`scripts.evaluation.metrics.class_scores` would say of every resample, [R, K] a score."""
+    """:func:`scripts.evaluation.metrics.class_scores` of every resample, [R, K] a score."""
     predicted = (p >= THRESHOLD).astype(np.float64)
     hits, called, positives = (counts @ array for array in (predicted * y, predicted, y))  # [R, K]
     ranked = [_ranked(p[:, k], y[:, k], counts) for k in range(y.shape[1])]
@@ -350,14 +295,14 @@ def _ranked(scores: Floats, truth: Floats, weights: Floats) -> tuple[Floats, Flo
 
 
 def _roc_auc(positives: Floats, negatives: Floats) -> Floats:
-    """[R]: the share of (positive, negative) pairs in the right order, ties half."""
+    """[R]: the fraction of (positive, negative) pairs in the right order; a tie counts as half."""
     total = negatives.sum(axis=1, keepdims=True)
     below = total - np.cumsum(negatives, axis=1) + negatives / 2
     return _ratio((positives * below).sum(axis=1), positives.sum(axis=1) * total[:, 0])
 
 
 def _average_precision(positives: Floats, negatives: Floats) -> Floats:
-    """[R]: the precision at each score, a mean over the positives that have it."""
+    """[R]: the precision at each score, averaged over the positives that have it."""
     hits = np.cumsum(positives, axis=1)
     precision = _ratio(hits, hits + np.cumsum(negatives, axis=1), empty=0.0)
     return _ratio((positives * precision).sum(axis=1), hits[:, -1])

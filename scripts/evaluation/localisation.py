@@ -1,4 +1,4 @@
-"""Whether a map is highest where the pathologist drew the region: compared patch by patch.
+"""Whether a map is highest where the pathologist annotated the region: compared patch by patch.
 
 A slide's ``regions`` are a label image of the whole slide, or of its bounds, at any size: 0 for none, else class
 index + 1.
@@ -36,9 +36,8 @@ __all__ = [
 
 Floats = NDArray[np.float64]
 
-POSITIVE_SHARE = 0.5
-# A patch that is half region to the last pixel is positive, however its area was summed in floats.
-SHARE_SLACK = 1e-9
+# Less than a half by what sums in floats may lack.
+POSITIVE_FRACTION = 0.5 - 1e-9
 
 
 @dataclass(frozen=True)
@@ -54,11 +53,7 @@ class LabelImage:
     place: Rectangle
 
     def over_slide(self, size_level0: tuple[int, int]) -> NDArray[np.integer[Any]]:
-        """The labels over the whole slide, in pixels of the same size: for looking at.
-
-        Args:
-            size_level0: (width, height) of the slide in level-0 pixels.
-        """
+        """The labels over a slide of (width, height) level-0 pixels, in pixels of the same size, for pictures."""
         if self.place == (0, 0, *size_level0):
             return self.labels
         height, width = self.labels.shape
@@ -79,11 +74,11 @@ class Localisation:
         map_name: the map's name.
         class_name: the class's name.
         patches: number of patches of the map.
-        positive_share: share of them that are positive, in 0..1: the average precision of a random ranking.
-        roc_auc: of the map's values against the truth, in 0..1; 0.5 is a random ranking. NaN where all patches
-            are positive or none is.
+        positive_share: fraction of them that are positive, in 0..1: the average precision of a random ranking.
+        roc_auc: of the map's values against the truth, in 0..1; 0.5 is a random ranking. NaN where all patches are
+            positive or none is.
         average_precision: the same, in 0..1, NaN likewise.
-        kind: what the map holds, one of :data:`scripts.heatmaps.attention_maps.KINDS`.
+        kind: one of :data:`scripts.heatmaps.attention_maps.KINDS`.
     """
 
     slide: str
@@ -96,13 +91,8 @@ class Localisation:
     kind: str = "attention"
 
     @property
-    def key(self) -> str:
-        """What the summary calls the map: see :func:`localisation_summary`."""
-        return localisation_key(self.map_name, self.kind)
-
-    @property
     def is_defined(self) -> bool:
-        """Whether there are both kinds of patches, so that they can be told apart."""
+        """Whether some patches are positive and some are not."""
         return 0 < self.positive_share < 1
 
 
@@ -111,14 +101,8 @@ def region_values(
 ) -> dict[str, tuple[int, ...]]:
     """The pixel values of a label image that are positive for each output of a task.
 
-    Args:
-        task: ``"multilabel"`` or ``"binary"``.
-        class_names: the classes that the label images have, in order.
-        positive_classes: those that count as 1 in the binary task, see
-            :func:`scripts.datalists.labels.resolve_positive_classes`.
-
-    Returns:
-        For each class its value; in the binary task the one output, with the values of all positive classes.
+    The classes are those of the label images, in order. In the binary task the one output has the values of all
+    positive classes, see :func:`scripts.datalists.labels.resolve_positive_classes`.
 
     Raises:
         SettingsError: as that function; or if the positive classes are not known.
@@ -144,12 +128,11 @@ def read_regions(
     """A slide's label image, over the whole slide or its bounds, as :func:`scripts.slides.frames.place_image` decides.
 
     Args:
-        path: an image that ITK can read, with one channel.
+        path: an image with one channel.
         slide: the slide's name, to begin an error with.
         slide_size_level0: (width, height) of the slide in level-0 pixels.
-        num_classes: the highest value that the image may hold.
-        bounds_level0: the part of the slide that QuPath shows, as :attr:`scripts.slides.slide.Slide.bounds_level0`
-            gives it; ``None`` for the whole slide.
+        num_classes: the highest value that the image may contain.
+        bounds_level0: see :attr:`scripts.slides.slide.Slide.bounds_level0`; ``None`` for the whole slide.
 
     Raises:
         SlideError: if the image cannot be read, has several channels, other values, or other proportions than
@@ -164,31 +147,26 @@ def read_regions(
         regions, is_lossy = read_mask_pixels(Path(path))
         if is_lossy:
             raise ValueError("its format may be lossy, and a value that it changed names another class")
-    # Each library raises its own kinds of error for a file that it cannot read; none is lost.
+    # Each library raises its own kinds of error for a file that it cannot read.
     except Exception as error:
-        reason = next(iter(reversed(str(error).strip().splitlines())), type(error).__name__)
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
         remedy = "Save it as PNG, TIFF or MHA, or remove the key `regions` from the datalist."
         raise SlideError(subject, f"its {image} cannot be read ({reason})", remedy) from error
     if regions.ndim != 2:
         remedy = "Save one channel of 0 for none and class index + 1, without a palette."
         raise SlideError(subject, f"its {image} has the shape {regions.shape}", remedy)
-    strange = ~np.isin(regions, np.arange(num_classes + 1))
-    if strange.any():
+    strange = regions[~np.isin(regions, np.arange(num_classes + 1))]
+    if strange.size:
         remedy = f"Write 0 for none and 1 to {num_classes} for the classes in order."
-        raise SlideError(subject, f"its {image} holds the value {regions[strange][0]}", remedy)
+        raise SlideError(subject, f"its {image} contains the value {strange[0]}", remedy)
     height, width = regions.shape
     bounds = bounds_level0 or Rectangle(0, 0, *slide_size_level0)
     place = place_image((width, height), slide_size_level0, bounds, subject, image, "regions")
     return LabelImage(np.asarray(regions, np.min_scalar_type(num_classes)), place)
 
 
-def patch_truth(
-    corners: Floats,
-    patch_level0: float,
-    regions: LabelImage,
-    values: Sequence[Sequence[int]],
-) -> Floats:
-    """The share of each patch that lies in each class's regions.
+def patch_truth(corners: Floats, patch_level0: float, regions: LabelImage, values: Sequence[Sequence[int]]) -> Floats:
+    """The fraction of each patch that lies in each class's regions.
 
     The area is exact, parts of label pixels included; beyond the label image there are no regions.
 
@@ -196,14 +174,14 @@ def patch_truth(
         corners: ``[n, 2]`` top left corners (x, y) in level-0 pixels.
         patch_level0: side of the patches in level-0 pixels, not rounded.
         regions: the slide's label image.
-        values: for each of K classes the values of the label image that are its own.
+        values: for each of K classes its values in the label image.
 
     Returns:
         ``[n, K]``, in 0..1.
     """
     height, width = regions.labels.shape
     x, y, across, down = regions.place
-    # The arithmetic of the tissue mask. It counts in pixels, so its resolution makes no difference.
+    # The areas are computed in pixels: the resolution makes no difference.
     masks = [
         TissueMask(np.isin(regions.labels, own), (across / width, down / height), base_mpp=1.0, origin_level0=(x, y))
         for own in values
@@ -212,24 +190,19 @@ def patch_truth(
 
 
 def compare_with_regions(
-    slide: str, map_name: str, class_name: str, values: Floats, share: Floats, kind: str = "attention"
+    slide: str, map_name: str, class_name: str, values: Floats, fraction: Floats, kind: str = "attention"
 ) -> Localisation:
-    """Rank the patches by a map's values, and see whether those of the regions come first.
+    """Rank the patches of a class's map by its values, and see whether those of the regions come first.
 
     Args:
         slide: the slide's name.
         map_name: the map's name.
         class_name: the class's name.
-        values: ``[n]`` of the slide's unique patches; a rank serves as well.
-        share: ``[n]`` of :func:`patch_truth`; a patch is positive from a half on.
-        kind: what the map holds.
-
-    Raises:
-        ValueError: if the arrays do not fit, or are empty.
+        values: ``[n]`` of the slide's unique patches; ranks serve as well.
+        fraction: ``[n]`` of :func:`patch_truth`; a patch is positive from a half on.
+        kind: what the map shows.
     """
-    if values.shape != share.shape or values.ndim != 1 or not values.size:
-        raise ValueError(f"wanted {kind} and share [n], got {list(values.shape)} and {list(share.shape)}")
-    positive = share >= POSITIVE_SHARE - SHARE_SLACK
+    positive = fraction >= POSITIVE_FRACTION
     scores = (np.nan, np.nan)
     if positive.any() and not positive.all():
         scores = (float(roc_auc_score(positive, values)), float(average_precision_score(positive, values)))
@@ -247,22 +220,21 @@ def localisation_summary(
 
     Args:
         found: every comparison, at most one a slide, map, kind and class.
-        map_names: the maps' names, in order.
-        class_names: the classes' names, in order.
+        map_names: in order.
+        class_names: in order.
         seed: of the bootstrap.
         patients: the patient of each slide, by its name; a slide without one is a patient of its own.
 
     Returns:
-        For each map, as ``"<map>"`` its attention and as ``"<map> contribution"`` its contribution, and for each
-        class ``roc_auc`` and ``average_precision`` as ``{"value": v, "ci95": (low, high)}``;
-        ``positive_share``, its mean over the same slides; ``slides``, how many these are; ``patients``, of how many
-        patients; and ``undefined``, how many were left out because all of their patches are positive or none is.
-        ``"all"`` beside the classes is the mean over all pairs of slide and class, its ``slides`` those with at least
-        one, and its ``undefined`` the pairs left out. A mean over nothing is NaN.
+        For each map (:func:`localisation_key`) and each class ``roc_auc`` and ``average_precision`` as
+        ``{"value": v, "ci95": (low, high)}``; ``positive_share``, its mean over the same slides; the numbers of these
+        ``slides`` and of their ``patients``; and ``undefined``, how many slides were left out because all of their
+        patches are positive or none is. ``"all"`` beside the classes is the mean over all pairs of slide and class, its
+        ``slides`` those with at least one, its ``undefined`` the pairs left out. A mean over nothing is NaN.
     """
     summary = {}
     for key in (localisation_key(map_name, kind) for map_name in map_names for kind in KINDS):
-        of_map = [one for one in found if one.key == key]
+        of_map = [one for one in found if localisation_key(one.map_name, one.kind) == key]
         chosen = {name: [one for one in of_map if one.class_name == name] for name in class_names} | {"all": of_map}
         summary[key] = {name: _summary(comparisons, seed, patients or {}) for name, comparisons in chosen.items()}
     return summary
@@ -276,19 +248,23 @@ def localisation_key(map_name: str, kind: str) -> str:
 def _summary(found: Sequence[Localisation], seed: int, patients: Mapping[str, str]) -> dict[str, Any]:
     defined = [one for one in found if one.is_defined]
     slides = {name: i for i, name in enumerate(sorted({one.slide for one in defined}))}
+    classes = {name: k for k, name in enumerate(dict.fromkeys(one.class_name for one in defined))}
     own = [patients.get(name, name) for name in slides]
-    columns = {name: k for k, name in enumerate(dict.fromkeys(one.class_name for one in defined))}
-    tables: Mapping[str, Floats] = {
-        score: np.full((len(slides), len(columns)), np.nan)
-        for score in ("roc_auc", "average_precision", "positive_share")
+
+    def table(score: str) -> Floats:  # [slides, classes]
+        values = np.full((len(slides), len(classes)), np.nan)
+        for one in defined:
+            values[slides[one.slide], classes[one.class_name]] = getattr(one, score)
+        return values
+
+    def mean(values: Floats) -> float:
+        return float(np.nanmean(values)) if defined else np.nan
+
+    ranked = {score: table(score) for score in ("roc_auc", "average_precision")}
+    return {
+        **{s: {"value": mean(v), "ci95": mean_interval(v, seed=seed, patients=own)} for s, v in ranked.items()},
+        "positive_share": mean(table("positive_share")),
+        "slides": len(slides),
+        "patients": len(set(own)),
+        "undefined": len(found) - len(defined),
     }
-    for one in defined:
-        for score, table in tables.items():
-            table[slides[one.slide], columns[one.class_name]] = getattr(one, score)
-    means = {score: float(np.nanmean(table)) if defined else np.nan for score, table in tables.items()}
-    ranked = {
-        score: {"value": means[score], "ci95": mean_interval(tables[score], seed=seed, patients=own)}
-        for score in ("roc_auc", "average_precision")
-    }
-    counts = {"slides": len(slides), "patients": len(set(own)), "undefined": len(found) - len(defined)}
-    return {**ranked, "positive_share": means["positive_share"], **counts}

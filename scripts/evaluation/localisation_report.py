@@ -1,4 +1,4 @@
-"""What an evaluation tells of the maps where regions are known: localisation.json and localisation.csv."""
+"""What an evaluation reports of the maps where regions are known: localisation.json and localisation.csv."""
 
 from __future__ import annotations
 
@@ -9,11 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from ignite.engine import Engine, Events
-from monai.networks.utils import eval_mode
 from monai.utils import CommonKeys
-from numpy.typing import NDArray
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
@@ -31,7 +28,8 @@ from scripts.evaluation.localisation import (
     region_values,
 )
 from scripts.evaluation.reports import without_nan
-from scripts.heatmaps.attention_maps import gather_rows
+from scripts.heatmaps.attention_maps import KINDS
+from scripts.heatmaps.bag_maps import BagMaps
 from scripts.networks.methods import MapSpec
 
 __all__ = ["LocalisationReport"]
@@ -42,22 +40,20 @@ COLUMNS = ("slide", "map", "kind", "class", "patches", "positive_share", "roc_au
 class LocalisationReport:
     """Compares the maps with the regions of those slides whose entry in the datalist has ``regions``.
 
-    The attention of each map, and its contribution (:meth:`scripts.networks.bag_network.BagNetwork.explain`), is
-    compared for each class that the slide is labelled with: whether the patches that lie in the class's regions, by
-    half of their area or more, got the highest values. Writes ``localisation.json`` (see
+    For each class that a slide is labelled with, and each map of either kind
+    (:meth:`scripts.networks.bag_network.BagNetwork.explain`): do the patches that lie in the class's regions, by half
+    of their area or more, have the highest values? Writes ``localisation.json`` (see
     :func:`scripts.evaluation.localisation.localisation_summary`; what is not defined is null), ``localisation.csv`` (a
     line for each slide, map, kind and class) and TensorBoard scalars. Does nothing if no entry has ``regions``.
 
-    Attach to an evaluator that decollates its batches, of a bag dataset. Of several ranks the first writes, what all
-    have found.
+    Attach to an evaluator that decollates its batches, of a bag dataset. Of several ranks the first writes, for all.
 
     Args:
         output_dir: where the files are written.
-        network: gives ``explain(x [B, N, ...], log_weight [B, N, S])`` -> logits, and attention and contribution
-            ``[B, N, M, K]``.
-        maps: the M maps, in order.
+        network: has ``explain``.
+        maps: the network's maps, in order.
         class_names: the classes of the label images, in order; value k + 1 is class k.
-        data: the datalist's entries, which say whose slides they are.
+        data: the datalist's entries.
         bag_builder: opens the slides, to learn their size and bounds.
         summary_writer: the TensorBoard writer; ``None`` on other ranks than the first.
         task: ``"multilabel"`` or ``"binary"``.
@@ -99,53 +95,37 @@ class LocalisationReport:
             engine.add_event_handler(Events.STARTED, self._remove)
 
     def _remove(self) -> None:
-        # What an earlier evaluation left is not this one's.
+        # What an earlier evaluation left does not belong to this one.
         for name in ("localisation.json", "localisation.csv"):
             (self.output_dir / name).unlink(missing_ok=True)
 
     def _clear(self) -> None:
-        # Of each slide in turn, also of those of which nothing is known.
+        # One list for each slide in turn, also for those without regions.
         self.found: list[list[Localisation]] = []
 
     def _compare(self, engine: Engine) -> None:
-        state: Any = engine.state
-        for item in state.batch:
-            self.found.append([])
+        batch: Any = engine.state.batch
+        for item in batch:
             entry = self.entries.get(str(item["slide"]))
-            if entry is not None and np.any(np.asarray(entry[CommonKeys.LABEL]) > 0.5):
-                self._compare_slide(item, entry, self._explain(item, state.device))
+            self.found.append([] if entry is None else self._compare_slide(item, entry))
 
-    def _explain(self, item: Mapping[str, Any], device: torch.device) -> dict[str, NDArray[np.float64]]:
-        """The attention and the contribution ``[N, M, K]`` of a slide's rows, padding included."""
-        x, log_weight = (torch.as_tensor(item[key])[None].to(device) for key in (CommonKeys.IMAGE, "log_weight"))
-        # The engine has put the network back into the mode that it had before the iteration.
-        with eval_mode(self.network):
-            _, attention, contribution = self.network.explain(x, log_weight)  # type: ignore[operator]
-        of_kind = {"attention": attention, "contribution": contribution}
-        return {kind: np.asarray(rows[0].float().cpu().numpy(), np.float64) for kind, rows in of_kind.items()}
-
-    def _compare_slide(
-        self, item: Mapping[str, Any], entry: Mapping[str, Any], of_kind: Mapping[str, NDArray[np.float64]]
-    ) -> None:
+    def _compare_slide(self, item: Mapping[str, Any], entry: Mapping[str, Any]) -> list[Localisation]:
+        labelled = [int(k) for k in np.flatnonzero(np.asarray(entry[CommonKeys.LABEL]) > 0.5)]
+        if not labelled:
+            return []
         name, slide = str(entry["slide"]), self.bag_builder.open_slide(entry)
         regions = read_regions(entry["regions"], name, slide.size_level0, self.num_region_classes, slide.bounds_level0)
-        corners, sides = (np.asarray(item[key], np.float64) for key in ("corners", "patch_level0"))
-        labelled = np.flatnonzero(np.asarray(entry[CommonKeys.LABEL]) > 0.5)
-        classes = [(int(k), list(self.values)[k]) for k in labelled]
+        maps, classes, found = BagMaps(self.network, self.maps, item), list(self.values.items()), []
         for m, spec in enumerate(self.maps):
-            places, side = corners[:, spec.scale_index], float(sides[spec.scale_index])  # [N, 2]
-            heats = {
-                kind: [gather_rows(rows[:, m, k], places, side, slide.base_mpp, kind) for k, _ in classes]
-                for kind, rows in of_kind.items()
-            }
-            values = [self.values[class_name] for _, class_name in classes]
-            patches = heats["attention"][0].corners  # of any: all have the same
-            shares = patch_truth(patches, side, regions, values)  # [n, labelled]
-            for kind, of_classes in heats.items():
-                for (_, class_name), heat, share in zip(classes, of_classes, shares.T, strict=True):
+            any_map = maps(m, labelled[0], KINDS[0])  # All maps of a scale have the same patches.
+            values = [classes[k][1] for k in labelled]
+            fractions = patch_truth(any_map.corners, any_map.patch_level0, regions, values)  # [n, labelled]
+            for kind in KINDS:
+                for k, fraction in zip(labelled, fractions.T, strict=True):
                     # The percentile ranks as the value does, but equal values are equal in it to the last bit.
-                    rank = heat.percentile
-                    self.found[-1].append(compare_with_regions(name, spec.name, class_name, rank, share, kind))
+                    rank = maps(m, k, kind).percentile
+                    found.append(compare_with_regions(name, spec.name, classes[k][0], rank, fraction, kind))
+        return found
 
     def _end(self, engine: Engine) -> None:
         found = [one for of_slide in gather_shards(self.found, dataset_size(engine)) for one in of_slide]
@@ -154,44 +134,29 @@ class LocalisationReport:
 
     def _write(self, engine: Engine, found: Sequence[Localisation]) -> None:
         assert self.summary_writer is not None
-        summary = localisation_summary(
-            found, [spec.name for spec in self.maps], list(self.values), self.seed, self.patients
-        )
+        map_names = [spec.name for spec in self.maps]
+        summary = localisation_summary(found, map_names, list(self.values), self.seed, self.patients)
         for key, classes in summary.items():
             for class_name, of_class in classes.items():
                 for score in ("roc_auc", "average_precision"):
-                    value = of_class[score]["value"]
-                    if np.isfinite(value):
+                    if np.isfinite(value := of_class[score]["value"]):
                         tag = f"localisation/{key.replace(' ', '_')}_{class_name}_{score}"
                         self.summary_writer.add_scalar(tag, value, 0)
+                if not self.patients_known:
+                    of_class["patients"] = None
         self.summary_writer.flush()
-        if not self.patients_known:
-            for of_class in (one for classes in summary.values() for one in classes.values()):
-                of_class["patients"] = None
         path = self.output_dir / "localisation.json"
         with replacing(path) as part:
             part.write_text(json.dumps(without_nan(summary), indent=2) + "\n", encoding="utf-8")
-        with (
-            replacing(path.with_suffix(".csv")) as part,
-            open(part, "w", newline="", encoding="utf-8") as file,
-        ):
+        with replacing(path.with_suffix(".csv")) as part, open(part, "w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             writer.writerow(COLUMNS)
-            writer.writerows(_line(one) for one in found)
+            for one in found:
+                scores = (one.positive_share, one.roc_auc, one.average_precision)
+                cells = ("" if np.isnan(score) else f"{score:.9g}" for score in scores)
+                writer.writerow([one.slide, one.map_name, one.kind, one.class_name, one.patches, *cells])
         slides = {one.slide for one in found}
-        patients = {self.patients[slide] for slide in slides}
-        known = len(patients) if self.patients_known else None
+        num_patients = len({self.patients[slide] for slide in slides})
+        known = num_patients if self.patients_known else None
         engine.logger.info("wrote %s: %s", path, patients_text(len(slides), known))
-        warn_of_few(len(patients), path)
-
-
-def _line(one: Localisation) -> list[object]:
-    scores = (one.positive_share, one.roc_auc, one.average_precision)
-    return [
-        one.slide,
-        one.map_name,
-        one.kind,
-        one.class_name,
-        one.patches,
-        *("" if np.isnan(score) else f"{score:.9g}" for score in scores),
-    ]
+        warn_of_few(num_patients, path)

@@ -66,10 +66,10 @@ def score_names(task: str) -> tuple[str, ...]:
 
 
 def head_scores(probabilities: ArrayLike, labels: ArrayLike, task: str) -> dict[str, float]:
-    """The scores of one output.
+    """The scores of one head.
 
-    An F1 without any positive label or prediction is 0, and the ROC-AUC of labels that are all the same is
-    NaN. The multilabel ROC-AUC is micro: it ranks all slides and classes together.
+    An F1 without any positive label or prediction is 0, and the ROC-AUC of labels that are all the same is NaN. The
+    multilabel ROC-AUC is micro: it ranks all slides and classes together.
 
     Args:
         probabilities: ``[n, K]`` within 0 to 1; K is 1 for binary.
@@ -81,7 +81,7 @@ def head_scores(probabilities: ArrayLike, labels: ArrayLike, task: str) -> dict[
 
     Raises:
         SettingsError: if there is no such task.
-        ValueError: if the arrays do not fit, or hold other values.
+        ValueError: if the arrays do not fit, or contain other values.
     """
     names = score_names(task)
     p, y = check_predictions(probabilities, labels, task)
@@ -98,34 +98,24 @@ def head_scores(probabilities: ArrayLike, labels: ArrayLike, task: str) -> dict[
 def class_scores(
     probabilities: ArrayLike, labels: ArrayLike, class_names: Sequence[str]
 ) -> dict[str, dict[str, float]]:
-    """The scores of each class alone.
+    """For each class :data:`CLASS_SCORE_NAMES`, and ``slides``, how many have it; arguments as :func:`head_scores`.
 
-    What would be 0 / 0 is NaN: the precision of a class that is never predicted, the recall and the average
-    precision of one that no slide has, the F1 of one that is both (the macro-F1 counts it as 0), the ROC-AUC
-    of one that no slide or every slide has. Ranking scores are those of the probabilities; the paper's code
-    takes thresholded ones.
-
-    Args:
-        probabilities: ``[n, K]`` within 0 to 1.
-        labels: ``[n, K]``, 0 or 1.
-        class_names: the classes' names, K of them.
-
-    Returns:
-        For each class ``accuracy``, ``precision``, ``recall``, ``f1``, ``roc_auc``, ``average_precision``, and
-        ``slides``, how many have it.
+    What would be 0 / 0 is NaN: the precision of a class that is never predicted, the recall and the average precision
+    of one that no slide has, the F1 of one that is both (the macro-F1 counts it as 0), the ROC-AUC of one that no slide
+    or every slide has. Ranking scores are those of the probabilities; the paper's code takes thresholded ones.
 
     Raises:
-        ValueError: if the arrays or names do not fit, or the arrays hold other values.
+        ValueError: if the arrays or names do not fit, or the arrays contain other values.
     """
     p, y = check_predictions(probabilities, labels, class_names=class_names)
     return {name: _one_class(p[:, k], y[:, k]) for k, name in enumerate(class_names)}
 
 
 def frequency_baseline(train_labels: ArrayLike, test_labels: ArrayLike, task: str) -> dict[str, float]:
-    """What a classifier scores that knows only how frequent the classes are in training.
+    """The scores of a classifier that knows only how frequent the classes are in training.
 
-    It gives one answer to every slide: the one that has the best micro-F1 (binary: F1) on the training
-    labels, the one with the fewest positives where several are best. Its ROC-AUC ranks by class frequency.
+    It gives every slide the same answer: the one that has the best micro-F1 (binary: F1) on the training labels, with
+    the fewest positives where several are best. Its ROC-AUC ranks by class frequency.
 
     Args:
         train_labels: ``[m, K]``, 0 or 1.
@@ -134,47 +124,34 @@ def frequency_baseline(train_labels: ArrayLike, test_labels: ArrayLike, task: st
 
     Returns:
         As :func:`head_scores` on the test labels.
-
-    Raises:
-        SettingsError: if there is no such task.
-        ValueError: if the arrays do not fit, or hold other values.
     """
-    score_names(task)
     train, test = np.asarray(train_labels, np.float64), np.asarray(test_labels, np.float64)
-    if train.ndim != 2 or test.ndim != 2 or train.shape[1] != test.shape[1]:
-        raise ValueError(f"wanted labels [m, K] and [n, K], got {list(train.shape)} and {list(test.shape)}")
-    frequency = check_predictions(np.zeros_like(train), train, task)[1].mean(axis=0)  # [K]
+
+    def scores(answer: Floats, labels: Floats) -> dict[str, float]:
+        return head_scores(np.tile(answer, (len(labels), 1)), labels, task)
+
+    frequency, f1 = train.mean(axis=0), score_names(task)[1]  # [K]
     # Whatever the number of positives, the most frequent classes give the best F1.
-    by_frequency = np.argsort(-frequency, kind="stable")
-    answers = []
-    for positives in range(len(frequency) + 1):
-        answer = np.zeros(len(frequency))
-        answer[by_frequency[:positives]] = 1.0
-        answers.append(answer)
-    f1 = score_names(task)[1]
-    best = max(answers, key=lambda answer: head_scores(np.tile(answer, (len(train), 1)), train, task)[f1])
-    scores = head_scores(np.tile(best, (len(test), 1)), test, task)
-    ranked = head_scores(np.tile(frequency, (len(test), 1)), test, task)
-    return scores | {"roc_auc": ranked["roc_auc"]}
+    rank = np.argsort(np.argsort(-frequency, kind="stable"), kind="stable")
+    answers = [(rank < positives).astype(np.float64) for positives in range(len(frequency) + 1)]
+    best = max(answers, key=lambda answer: scores(answer, train)[f1])
+    return scores(best, test) | {"roc_auc": scores(frequency, test)["roc_auc"]}
 
 
 def head_metrics(heads: Sequence[str], task: str) -> dict[str, Metric]:
-    """The metrics of every output, for an evaluator's ``additional_metrics``.
+    """The metrics of every head, for an evaluator's ``additional_metrics``.
 
-    Each is computed at the end of an epoch over the slides of all ranks. The engine's output must hold the
-    logits ``pred`` ``[1 + S, K]`` and the labels ``label`` ``[K]`` of every slide, as MONAI's evaluator
-    leaves them when no postprocessing changes them.
+    Each is computed at the end of an epoch over the slides of all ranks. The engine's output must have the logits
+    ``pred`` ``[1 + S, K]`` and the labels ``label`` ``[K]`` of every slide, as MONAI's evaluator leaves them when no
+    postprocessing changes them.
 
     Args:
-        heads: the names of the outputs in order, for example ``["global", "5x", "10x"]``.
+        heads: the names of the heads in order, for example ``["global", "5x", "10x"]``.
         task: ``"multilabel"`` or ``"binary"``.
 
     Returns:
-        For each output ``"<head>_<score>"`` with the scores of :func:`head_scores`, and ``"<head>_loss"``,
-        its binary cross-entropy.
-
-    Raises:
-        SettingsError: if there is no such task.
+        For each head ``"<head>_<score>"`` with the scores of :func:`head_scores`, and ``"<head>_loss"``, its binary
+        cross-entropy.
     """
     metrics: dict[str, Metric] = {}
     for index, head in enumerate(heads):
@@ -185,7 +162,7 @@ def head_metrics(heads: Sequence[str], task: str) -> dict[str, Metric]:
 
 
 def key_metric(heads: Sequence[str], task: str) -> dict[str, Metric]:
-    """The loss of the first output alone, for an evaluator's ``key_val_metric``; see :func:`head_metrics`."""
+    """The loss of the first head alone, for an evaluator's ``key_val_metric``; see :func:`head_metrics`."""
     name = f"{heads[0]}_loss"
     return {name: head_metrics(heads, task)[name]}
 
@@ -198,16 +175,10 @@ def lower_is_better(current: float, best: float) -> bool:
 def check_predictions(
     probabilities: ArrayLike, labels: ArrayLike, task: str | None = None, class_names: Sequence[str] | None = None
 ) -> tuple[Floats, Floats]:
-    """Probabilities and labels as arrays ``[n, K]``.
-
-    Args:
-        probabilities: what should be ``[n, K]`` within 0 to 1.
-        labels: what should be ``[n, K]``, 0 or 1.
-        task: where given as ``"binary"``, K must be 1.
-        class_names: where given, K must be their number.
+    """Probabilities and labels as arrays ``[n, K]``, K of them for the task and the class names where given.
 
     Raises:
-        ValueError: if the arrays do not fit, or hold other values.
+        ValueError: if the arrays do not fit, or contain other values than 0 to 1, and 0 or 1.
     """
     p, y = np.asarray(probabilities, np.float64), np.asarray(labels, np.float64)
     if p.ndim != 2 or p.shape != y.shape or not p.size:
@@ -216,15 +187,15 @@ def check_predictions(
         raise ValueError(f"the binary task has one class, got {p.shape[1]}")
     if class_names is not None and p.shape[1] != len(class_names):
         raise ValueError(f"wanted a name for each of {p.shape[1]} classes, got {len(class_names)}")
-    if not ((p >= 0) & (p <= 1)).all():
-        raise ValueError(f"probabilities must be within 0 to 1, got {p[~((p >= 0) & (p <= 1))][0]}")
-    if not np.isin(y, (0, 1)).all():
-        raise ValueError(f"labels must be 0 or 1, got {y[~np.isin(y, (0, 1))][0]}")
+    if (wrong := p[~((p >= 0) & (p <= 1))]).size:
+        raise ValueError(f"probabilities must be within 0 to 1, got {wrong[0]}")
+    if (wrong := y[~np.isin(y, (0, 1))]).size:
+        raise ValueError(f"labels must be 0 or 1, got {wrong[0]}")
     return p, y
 
 
 class _AllSlides(EpochMetric):
-    """A function of one output's logits and labels ``[n, K]`` over the slides of all ranks."""
+    """A function of one head's logits and labels ``[n, K]`` over the slides of all ranks."""
 
     num_slides: int | None = None
 
@@ -236,7 +207,7 @@ class _AllSlides(EpochMetric):
         super().completed(engine, name)
 
     def compute(self) -> float:
-        # Ignite's own compute gathers the slides in another order, and counts twice those that were dealt twice.
+        # Ignite's own compute gathers the slides in another order, and counts twice those that two ranks had.
         if self._result is None:
             logits, labels = (_rows(batches) for batches in (self._predictions, self._targets))
             slides = gather_shards(list(zip(logits, labels, strict=True)), self.num_slides)
@@ -258,7 +229,7 @@ def _rows(batches: list[Tensor]) -> list[Tensor]:
 
 
 def _score(logits: Tensor, labels: Tensor, name: str, task: str) -> float:
-    if torch.isnan(logits).all():  # an output that this phase of the training does not compute
+    if torch.isnan(logits).all():  # a head that this phase of the training does not compute
         return math.nan
     return head_scores(torch.sigmoid(logits).numpy(), labels.numpy(), task)[name]
 

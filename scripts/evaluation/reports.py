@@ -1,4 +1,4 @@
-"""What evaluation and inference leave behind: metrics.json, predictions.csv, TensorBoard events."""
+"""What evaluation and inference write: metrics.json, predictions.csv, TensorBoard events."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from ignite.engine import Engine, Events
 from monai.utils import CommonKeys
 from numpy.typing import NDArray
@@ -49,11 +48,6 @@ def label_of_text(text: str, class_names: Sequence[str]) -> list[float]:
     return [float(name in words or (len(class_names) == 1 and text == "1")) for name in class_names]
 
 
-def _shown(score: dict[str, Any]) -> str:
-    low, high = score["ci95"]
-    return f"{score['value']:.3f} [{low:.3f}, {high:.3f}]"
-
-
 def without_nan(value: Any) -> Any:
     """The same dictionaries, lists and numbers, with null for what JSON has no number for: NaN and infinity."""
     if isinstance(value, dict):
@@ -66,15 +60,15 @@ def without_nan(value: Any) -> Any:
 class PredictionReport:
     """Writes ``predictions.csv``: slide, head, one probability a class, and the label where there is one.
 
-    Attach to an evaluator whose postprocessing makes probabilities ``[H, K]``. Of several ranks the first writes, what
-    all have predicted, in the order of the dataset.
+    Attach to an evaluator whose postprocessing makes probabilities ``[H, K]``. Of several ranks the first writes the
+    predictions of all, in the order of the dataset.
 
     Args:
         output_dir: where the file is written.
-        heads: the outputs' names, H of them.
-        class_names: the classes' names, K of them.
+        heads: the H heads' names.
+        class_names: the K classes' names.
         key: of the probabilities in the evaluator's output.
-        write_seconds: how often what is known is written meanwhile, and also when the run fails, for one rank alone;
+        write_seconds: how often the file is written meanwhile, and also when the run fails, for one rank alone;
             ``None`` writes when the run is complete.
     """
 
@@ -105,20 +99,19 @@ class PredictionReport:
         self._written_at = time.monotonic()
 
     def _collect(self, engine: Engine) -> None:
-        batch: Any = engine.state.batch
-        outputs: Any = engine.state.output
-        for item, output in zip(batch, outputs, strict=True):
+        state: Any = engine.state
+        for item, output in zip(state.batch, state.output, strict=True):
             self.slides.append(str(item["slide"]))
-            self.probabilities.append(_array(output[self.key]))
+            self.probabilities.append(output[self.key].float().cpu().numpy())
             if output.get(CommonKeys.LABEL) is not None:
-                self.labels.append(_array(output[CommonKeys.LABEL]))
+                self.labels.append(output[CommonKeys.LABEL].float().cpu().numpy())
         if self.write_seconds is not None and time.monotonic() - self._written_at >= self.write_seconds:
             self._write_predictions()
             self._written_at = time.monotonic()
 
     def _fail(self, engine: Engine, error: BaseException) -> None:
         self._write_predictions()
-        # Where somebody handles it, ignite leaves it to them to raise it.
+        # Ignite leaves it to its handlers to raise the error again.
         raise error
 
     def _end(self, engine: Engine) -> None:
@@ -135,11 +128,10 @@ class PredictionReport:
 
     def _write_predictions(self) -> None:
         has_labels = len(self.labels) == len(self.slides) > 0
-        header = ["slide", "head", *self.class_names, *(["label"] if has_labels else [])]
         path = self.output_dir / "predictions.csv"
         with replacing(path) as part, open(part, "w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
-            writer.writerow(header)
+            writer.writerow(["slide", "head", *self.class_names, *(["label"] if has_labels else [])])
             for index, (slide, probabilities) in enumerate(zip(self.slides, self.probabilities, strict=True)):
                 label = [label_text(self.labels[index], self.class_names)] if has_labels else []
                 for head, row in zip(self.heads, probabilities, strict=True):
@@ -149,22 +141,20 @@ class PredictionReport:
 class EvaluationReport(PredictionReport):
     """Writes ``predictions.csv``, ``metrics.json`` and TensorBoard events of an evaluation.
 
-    ``metrics.json`` holds for each output each metric as ``{"value": v, "ci95": [low, high]}``, the interval by
-    a bootstrap over patients; a metric that is not defined (a ROC-AUC of one class only) is null. Beside them,
-    ``classes`` holds the same of each class alone, and as ``slides`` how many have it. Beside the outputs ``slides``
-    and ``patients`` say how many the numbers rest on (null where no slide has a patient), and ``made_by`` what made
-    them (:func:`scripts.core.provenance.made_by`).
+    ``metrics.json`` contains for each head each metric as ``{"value": v, "ci95": [low, high]}``, the interval by a
+    bootstrap over patients; a metric that is not defined (a ROC-AUC of one class only) is null. ``classes`` beside them
+    has the same of each class alone, and as ``slides`` how many have it. Beside the heads are the numbers of ``slides``
+    and ``patients`` (null where no slide has a patient), and ``made_by`` (:func:`scripts.core.provenance.made_by`).
 
     Args:
         output_dir: where the files are written.
-        heads: the outputs' names.
-        class_names: the classes' names, K of them.
+        heads: the heads' names.
+        class_names: the K classes' names.
         task: ``"multilabel"`` or ``"binary"``.
         summary_writer: the TensorBoard writer; ``None`` on other ranks than the first.
         seed: seed of the bootstrap.
         made_by: see above; without it, it is left out.
-        data: the datalist's entries, which say whose slides are evaluated; a slide that is not among them is a patient
-            of its own.
+        data: the datalist's entries, which name the patients; a slide that is not among them is a patient of its own.
     """
 
     def __init__(
@@ -180,50 +170,49 @@ class EvaluationReport(PredictionReport):
     ) -> None:
         super().__init__(output_dir, heads, class_names)
         self.patients, self.patients_known = patients_of(data), patients_known(data)
-        self.task, self.seed, self.summary_writer = task, seed, summary_writer
+        self.task, self.names, self.seed, self.summary_writer = task, score_names(task), seed, summary_writer
         self.made_by = {} if made_by is None else {"made_by": dict(made_by)}
 
     def _write(self, engine: Engine) -> None:
         assert self.summary_writer is not None
         super()._write(engine)
-        # The draws of the bootstrap are of rows: the datalist's order has no part in them.
+        # The bootstrap resamples rows: their order must not depend on the datalist's.
         order = np.argsort(self.slides)
         probabilities, labels = np.stack(self.probabilities)[order], np.stack(self.labels)[order]
         patients = [self.patients.get(self.slides[i], self.slides[i]) for i in order]
-        report: dict[str, dict[str, Any]] = {}
+        report = {}
         for index, head in enumerate(self.heads):
             report[head] = self._scores(probabilities[:, index], labels, patients)
             self._show(self.summary_writer, head, report[head], probabilities[:, index], labels)
         self.summary_writer.flush()
         path, num_patients = self.output_dir / "metrics.json", len(set(patients))
-        rests_on = {"slides": len(patients), "patients": num_patients if self.patients_known else None}
+        numbers = {"slides": len(patients), "patients": num_patients if self.patients_known else None}
         with replacing(path) as part:
-            content = {**without_nan(report), **rests_on, **self.made_by}
+            content = {**without_nan(report), **numbers, **self.made_by}
             part.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        engine.logger.info("wrote %s: %s", path, patients_text(len(patients), rests_on["patients"]))
+        engine.logger.info("wrote %s: %s", path, patients_text(len(patients), numbers["patients"]))
         for head, scores in report.items():
-            told = ", ".join(f"{name} {_shown(scores[name])}" for name in score_names(self.task))
-            engine.logger.info("%s: %s", head, told)
+            shown = ("{} {:.3f} [{:.3f}, {:.3f}]".format(n, scores[n]["value"], *scores[n]["ci95"]) for n in self.names)
+            engine.logger.info("%s: %s", head, ", ".join(shown))
         warn_of_few(num_patients, path)
         if not self.patients_known:
             warn_of_unknown(path)
 
     def _scores(self, p: NDArray[Any], y: NDArray[Any], patients: Sequence[str]) -> dict[str, Any]:
-        """One output's part of ``metrics.json``, undefined values as NaN."""
-        intervals = bootstrap_interval(p, y, self.task, seed=self.seed, patients=patients)
+        """A head's content of ``metrics.json``, undefined values as NaN."""
+        bounds = bootstrap_interval(p, y, self.task, seed=self.seed, patients=patients)
         class_bounds = class_intervals(p, y, self.class_names, seed=self.seed, patients=patients)
-        classes: dict[str, dict[str, Any]] = {}
-        for class_name, scores in class_scores(p, y, self.class_names).items():
-            slides = scores.pop("slides")
-            classes[class_name] = {**_with_bounds(scores, class_bounds[class_name]), "slides": int(slides)}
-        return {**_with_bounds(head_scores(p, y, self.task), intervals), "classes": classes}
+        classes = {
+            name: _with_bounds(scores, class_bounds[name]) | {"slides": int(scores["slides"])}
+            for name, scores in class_scores(p, y, self.class_names).items()
+        }
+        return {**_with_bounds(head_scores(p, y, self.task), bounds), "classes": classes}
 
     def _show(self, writer: SummaryWriter, head: str, report: dict[str, Any], p: NDArray[Any], y: NDArray[Any]) -> None:
-        _show_scalars(writer, f"evaluation/{head}", report, score_names(self.task))
-        for class_name, scores in report["classes"].items():
-            _show_scalars(writer, f"{head}/{class_name}", scores, CLASS_SCORE_NAMES)
-        for k, class_name in enumerate(self.class_names):
+        _show_scalars(writer, f"evaluation/{head}", report, self.names)
+        for k, (class_name, scores) in enumerate(report["classes"].items()):
             tag = f"{head}/{class_name}"
+            _show_scalars(writer, tag, scores, CLASS_SCORE_NAMES)
             writer.add_pr_curve(tag, y[:, k], p[:, k], 0)
             writer.add_histogram(f"probability/{tag}", p[:, k], 0)
 
@@ -234,9 +223,5 @@ def _show_scalars(writer: SummaryWriter, tag: str, scores: dict[str, Any], names
             writer.add_scalar(f"{tag}_{name}", value, 0)
 
 
-def _array(tensor: torch.Tensor) -> NDArray[np.float32]:
-    return np.asarray(tensor.detach().float().cpu().numpy(), dtype=np.float32)
-
-
-def _with_bounds(scores: dict[str, float], bounds: dict[str, tuple[float, float]]) -> dict[str, Any]:
-    return {name: {"value": value, "ci95": list(bounds[name])} for name, value in scores.items()}
+def _with_bounds(scores: Mapping[str, float], bounds: Mapping[str, tuple[float, float]]) -> dict[str, Any]:
+    return {name: {"value": scores[name], "ci95": list(interval)} for name, interval in bounds.items()}

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from matplotlib.figure import Figure
 
 from scripts.core.errors import SettingsError
@@ -17,7 +16,8 @@ from scripts.evaluation.metrics import score_names
 from scripts.experiments.comparison_results import Row
 from scripts.experiments.comparison_tables import TITLES
 from scripts.experiments.trainings import Experiment
-from scripts.heatmaps.attention_maps import KINDS, PatchMap, gather_rows
+from scripts.heatmaps.attention_maps import KINDS, PatchMap
+from scripts.heatmaps.bag_maps import BagMaps
 from scripts.heatmaps.figures import PanelRow, panel
 from scripts.heatmaps.images import read_thumbnail
 from scripts.networks.methods import attention_maps, method_title
@@ -91,26 +91,14 @@ def _maps(
     """For each kind and slide, a method's maps with their titles."""
     config = experiment.open("evaluating", bundle_root)
     network, dataset = config.get_parsed_content("network").eval(), config.get_parsed_content("dataset")
-    method, device = experiment.settings["method"], next(network.parameters()).device
+    method = experiment.settings["method"]
     specs = attention_maps(method, experiment.settings["magnifications"])
     found: dict[str, list[list[tuple[str, PatchMap]]]] = {kind: [] for kind in KINDS}
     for index, k in chosen:
-        bag = dataset[index]
-        with torch.inference_mode():
-            # Logits, attention and contribution [1, N, M, K]
-            _, *explained = network.explain(bag["image"][None].to(device), bag["log_weight"][None].to(device))
-        for kind, values in zip(KINDS, explained, strict=True):
-            titled = []
-            for m, spec in enumerate(specs):
-                patch_map = gather_rows(
-                    values[0, :, m, k].cpu().numpy(),
-                    bag["corners"][:, spec.scale_index].numpy(),
-                    float(bag["patch_level0"][spec.scale_index]),
-                    float(bag["base_mpp"]),
-                    kind,
-                )
-                titled.append((f"{method_title(method)} {spec.name.replace('_', ' ')}", patch_map))
-            found[kind].append(titled)
+        maps = BagMaps(network, specs, dataset[index])
+        for kind, of_kind in found.items():
+            titles = (f"{method_title(method)} {spec.name.replace('_', ' ')}" for spec in specs)
+            of_kind.append([(title, maps(m, k, kind)) for m, title in enumerate(titles)])
     return found
 
 

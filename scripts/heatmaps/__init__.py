@@ -1,1 +1,5 @@
-"""Maps over patches, and every form in which they leave: PNG, MHA, GeoJSON, figures."""
+"""Maps over a slide's patches, and every form in which they leave.
+
+Other rooms use :class:`bag_maps.BagMaps` (all maps of one slide), :class:`attention_maps.PatchMap` (one of them),
+:class:`writer.HeatmapWriter` (files for each predicted slide) and :func:`figures.panel` (slides side by side).
+"""

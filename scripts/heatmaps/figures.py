@@ -19,13 +19,13 @@ from scripts.heatmaps.images import COLOUR_MAPS, OPACITY, Thumbnail, class_colou
 
 __all__ = ["PanelRow", "draw_regions", "draw_thumbnail", "panel"]
 
-# Of the colour of a region over the tissue: more than a heatmap's, since it is to be told apart, not graded.
+# More than a heatmap's: regions have to be distinguished, not graded.
 REGION_OPACITY = 0.6
 CELL_INCHES = 2.6
 BAR_LIMITS = {"attention": (0, 100), "contribution": (-1, 1)}
 BAR_LABELS = {"attention": "attention percentile", "contribution": "contribution / slide's greatest"}
-# Scale bars have a length that is easy to say, of at most this share of the slide's width.
-BAR_SHARE = 0.3
+# A scale bar has the longest of these lengths that is at most this fraction of the slide's width.
+BAR_FRACTION = 0.3
 BAR_LENGTHS_UM = [digit * 10.0**power for power in range(1, 6) for digit in (1, 2, 5)]
 
 
@@ -37,10 +37,9 @@ class PanelRow:
         slide: the slide's name.
         class_name: the class whose maps are shown, named at the row.
         thumbnail: the slide.
-        regions: label image ``[h, w]`` of the whole slide at any size, 0 for no class and else the class's index
-            + 1; ``None`` where nobody drew one.
-        maps: the title (method and map) and the map of each column, of attention or of contribution; a row may
-            lack one (``None``).
+        regions: label image ``[h, w]`` of the whole slide at any size, 0 for no class and else the class's index + 1;
+            ``None`` where nobody annotated it.
+        maps: the title (method and map) and the map of each column; a row may lack one (``None``).
     """
 
     slide: str
@@ -56,24 +55,10 @@ def panel(rows: Sequence[PanelRow], class_names: Sequence[str]) -> Figure:
     Thumbnails of 800 px are enough; larger ones make the drawing slow, and not finer.
 
     Args:
-        rows: the slides, all with the same titles in the same order.
+        rows: at least one slide, all with the same titles in the same order.
         class_names: the classes in the order of the label images, for the legend.
-
-    Returns:
-        The figure; ``figure.savefig(path)`` writes it.
-
-    Raises:
-        ValueError: if there is no row, rows have different titles, or a label image has a class without a name.
     """
-    if not rows:
-        raise ValueError("a panel needs at least one row")
     titles = [title for title, _ in rows[0].maps]
-    for row in rows:
-        if [title for title, _ in row.maps] != titles:
-            raise ValueError(f"the maps of {row.slide} are not {', '.join(titles)}")
-        if row.regions is not None and not 0 <= row.regions.min() <= row.regions.max() <= len(class_names):
-            raise ValueError(f"the regions of {row.slide} have values outside of 0..{len(class_names)}")
-
     num_columns = 2 + len(titles)
     # Each row is as high as its slide wants at the columns' width, so that no slide shrinks for another.
     heights = [min(max(row.thumbnail.size_um[1] / row.thumbnail.size_um[0], 0.4), 2.5) for row in rows]
@@ -83,9 +68,8 @@ def panel(rows: Sequence[PanelRow], class_names: Sequence[str]) -> Figure:
     grid = figure.subplots(len(rows), num_columns, squeeze=False, height_ratios=heights)
     for axes, row in zip(grid, rows, strict=True):
         draw_thumbnail(axes[0], row.thumbnail, bar=True)
-        axes[0].set_ylabel(
-            f"{row.slide}\n{' and '.join(_kinds([row]))} for {row.class_name}", fontsize=9, parse_math=False
-        )
+        label = f"{row.slide}\n{' and '.join(_kinds([row]))} for {row.class_name}"
+        axes[0].set_ylabel(label, fontsize=9, parse_math=False)
         draw_regions(axes[1], row.thumbnail, row.regions)
         for ax, (_, heat) in zip(axes[2:], row.maps, strict=True):
             draw_thumbnail(ax, row.thumbnail, heat)
@@ -103,22 +87,14 @@ def panel(rows: Sequence[PanelRow], class_names: Sequence[str]) -> Figure:
 
 
 def draw_thumbnail(ax: Axes, thumbnail: Thumbnail, heat: PatchMap | None = None, bar: bool = False) -> None:
-    """Draw a slide, on axes in micrometres from the slide's corner.
-
-    Args:
-        ax: where to.
-        thumbnail: the slide.
-        heat: the map to lay over it.
-        bar: whether to add a scale bar.
-    """
-    pixels = thumbnail.pixels if heat is None else overlay(thumbnail, heat)
-    _show(ax, thumbnail, pixels)
+    """Show a slide, with a map over it or a scale bar, on axes in micrometres from the slide's corner."""
+    _show(ax, thumbnail, thumbnail.pixels if heat is None else overlay(thumbnail, heat))
     if bar:
         _scale_bar(ax, thumbnail.size_um)
 
 
 def draw_regions(ax: Axes, thumbnail: Thumbnail, regions: NDArray[np.integer] | None) -> None:
-    """Draw the true regions in the classes' colours over a slide; see :class:`PanelRow`."""
+    """Show the true regions in the classes' colours over a slide; see :class:`PanelRow`."""
     if regions is None:
         ax.text(0.5, 0.5, "not drawn", transform=ax.transAxes, ha="center", va="center", fontsize=9, color="0.4")
         _frame(ax, thumbnail)
@@ -155,7 +131,7 @@ def _frame(ax: Axes, thumbnail: Thumbnail) -> None:
 
 def _scale_bar(ax: Axes, size_um: tuple[float, float]) -> None:
     width, height = size_um
-    length = max([v for v in BAR_LENGTHS_UM if v <= BAR_SHARE * width], default=BAR_LENGTHS_UM[0])
+    length = max([v for v in BAR_LENGTHS_UM if v <= BAR_FRACTION * width], default=BAR_LENGTHS_UM[0])
     left, y = 0.04 * width, height - 0.04 * width
     ax.plot([left, left + length], [y, y], color="black", linewidth=2, solid_capstyle="butt")
     text = f"{length / 1000:g} mm" if length >= 1000 else f"{length:g} µm"
@@ -163,9 +139,10 @@ def _scale_bar(ax: Axes, size_um: tuple[float, float]) -> None:
 
 
 def _legend(figure: Figure, rows: Sequence[PanelRow], class_names: Sequence[str]) -> None:
-    values = np.unique(np.concatenate([[0], *(np.unique(r.regions) for r in rows if r.regions is not None)]))
+    shown = sorted({int(v) - 1 for row in rows if row.regions is not None for v in np.unique(row.regions) if v > 0})
     patches = [
-        Patch(color=_rgb(int(v) - 1), alpha=REGION_OPACITY, label=class_names[int(v) - 1]) for v in values if v > 0
+        Patch(color=np.divide(class_colour(k), 255), alpha=REGION_OPACITY, label=class_names[k])  # type: ignore[arg-type]
+        for k in shown
     ]
     if patches:
         figure.legend(
@@ -175,12 +152,5 @@ def _legend(figure: Figure, rows: Sequence[PanelRow], class_names: Sequence[str]
 
 
 def _kinds(rows: Sequence[PanelRow]) -> list[str]:
-    """What the maps of rows hold."""
     shown = {heat.kind for row in rows for _, heat in row.maps if heat is not None}
     return [kind for kind in KINDS if kind in shown]
-
-
-def _rgb(class_index: int) -> tuple[float, float, float]:
-    """A class's colour as matplotlib takes it."""
-    red, green, blue = class_colour(class_index)
-    return red / 255, green / 255, blue / 255

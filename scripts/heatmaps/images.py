@@ -5,9 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import itk
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.colors import LinearSegmentedColormap, to_rgb
@@ -15,7 +13,7 @@ from matplotlib.image import imsave
 from numpy.typing import NDArray
 
 from scripts.core.files import replacing
-from scripts.core.interrupts import interrupts_wait
+from scripts.core.mha import write_mha
 from scripts.heatmaps.attention_maps import PatchMap
 from scripts.slides.slide import Slide
 
@@ -35,14 +33,13 @@ __all__ = [
 
 # Fine enough to see glands, small enough for a browser.
 LONGEST_PX = 2000
-# Blue, green, yellow, red. Turbo's own ends are dark: on the pink and purple of the stain nobody could tell the
-# coldest patches from the hottest.
+# Turbo from blue to red, without its ends: both are dark, so on stained tissue the coldest patches would look like the
+# hottest. Contribution goes from blue (against the class) over grey (nothing) to red (for it).
 PERCENTILES = LinearSegmentedColormap.from_list("percentile", colormaps["turbo"](np.linspace(0.1, 0.9, 256)).tolist())
-# Contribution goes from blue (against the class) over grey (nothing) to red (for it).
 COLOUR_MAPS = {"attention": PERCENTILES, "contribution": colormaps["coolwarm"]}
-# Of the colour of a patch over the tissue; the tissue's contrast is what is left.
+# Of the colour of a patch over the tissue.
 OPACITY = 0.45
-# From severe to harmless where the classes are ordered so, as the default ones are.
+# From severe to harmless, in the order of the default classes.
 CLASS_COLOURS = ("#d62728", "#ff7f0e", "#e8c500", "#1f77b4", "#2ca02c", "#9467bd", "#8c564b", "#17becf", "#7f7f7f")
 
 
@@ -51,8 +48,7 @@ class Thumbnail:
     """A whole slide at a low resolution.
 
     Args:
-        pixels: RGB uint8 ``[h, w, 3]``, from the slide's corner on; the last row and column may reach beyond the
-            border.
+        pixels: RGB uint8 ``[h, w, 3]``, from the slide's corner; the last row and column may reach beyond the border.
         mpp: micrometres per pixel.
         size_um: (width, height) of the slide in micrometres.
     """
@@ -79,7 +75,7 @@ def shade_colours(shade: NDArray[np.floating], kind: str) -> NDArray[np.uint8]:
 
 
 def class_colour(index: int) -> tuple[int, int, int]:
-    """The colour of a class by its index, RGB in 0..255; the same wherever a class is drawn."""
+    """The colour of a class by its index, RGB in 0..255; the same in every picture."""
     red, green, blue = (round(255 * part) for part in to_rgb(CLASS_COLOURS[index % len(CLASS_COLOURS)]))
     return red, green, blue
 
@@ -87,8 +83,8 @@ def class_colour(index: int) -> tuple[int, int, int]:
 def shade_image(heat: PatchMap, thumbnail: Thumbnail) -> NDArray[np.float32]:
     """The shade at each pixel of a thumbnail, ``[h, w]``: NaN where there is no patch.
 
-    Neighbours meet without a gap or an overlap. A patch smaller than a pixel still gets the one that its centre is
-    in, and of those that want the same pixel the hottest wins.
+    Neighbours meet without a gap or an overlap. A patch smaller than a pixel still gets the pixel of its centre, and
+    the hottest of several wins.
     """
     picture = np.full(thumbnail.pixels.shape[:2], np.nan, dtype=np.float32)
     pixel_level0 = thumbnail.mpp / heat.base_mpp
@@ -105,10 +101,7 @@ def shade_image(heat: PatchMap, thumbnail: Thumbnail) -> NDArray[np.float32]:
 
 
 def overlay(thumbnail: Thumbnail, heat: PatchMap) -> NDArray[np.uint8]:
-    """The thumbnail with every patch in the colour of its shade, RGB uint8 ``[h, w, 3]``.
-
-    The colour is laid over the tissue with :data:`OPACITY`. What no patch covers is as it was.
-    """
+    """The thumbnail with every patch in the colour of its shade, RGB uint8 ``[h, w, 3]``."""
     shade = shade_image(heat, thumbnail)
     covered = ~np.isnan(shade)
     picture = thumbnail.pixels.copy()
@@ -118,31 +111,19 @@ def overlay(thumbnail: Thumbnail, heat: PatchMap) -> NDArray[np.uint8]:
 
 
 def write_png(path: str | Path, pixels: NDArray[np.uint8], mpp: float) -> None:
-    """Write a picture ``[h, w, 3]`` as PNG with its resolution in the file: the chunk pHYs, in pixels per metre.
-
-    Args:
-        path: the file, replaced in one step.
-        pixels: RGB uint8.
-        mpp: micrometres per pixel.
+    """Write RGB uint8 ``[h, w, 3]`` as PNG, in one step, with its resolution in the chunk pHYs (pixels per metre).
 
     Raises:
         SettingsError: if the folder cannot be written to.
     """
     with replacing(path) as part:
-        # Compression of level 1 is several times as fast as the default, and some per cent larger. The library
-        # takes dots per inch, and writes whole pixels per metre.
+        # Compression of level 1 is several times as fast as the default, and the file a few per cent larger. The
+        # library takes dots per inch, and writes whole pixels per metre.
         imsave(part, pixels, format="png", dpi=25_400 / mpp, pil_kwargs={"compress_level": 1})
 
 
-@interrupts_wait()
-def patch_image(heat: PatchMap, size_um: tuple[float, float]) -> Any:
-    """The values as an ITK image, float32: one pixel a patch of the grid, 0 where there is no patch.
-
-    A contribution keeps its sign.
-
-    Spacing and origin are in millimetres, as ITK's physical units are. The origin is the centre of the first
-    pixel, so that the corner of the slide's level 0 is at (0, 0), as with
-    :meth:`scripts.bags.tissue.TissueMask.to_itk`.
+def patch_image(heat: PatchMap, size_um: tuple[float, float]) -> NDArray[np.float32]:
+    """The values as an image ``[rows, columns]``: one pixel a patch of the grid, 0 where there is no patch.
 
     Args:
         heat: the map, whose patches lie on a regular grid from the slide's corner.
@@ -158,24 +139,21 @@ def patch_image(heat: PatchMap, size_um: tuple[float, float]) -> Any:
         raise ValueError("the patches do not lie on a regular grid from the slide's corner")
     if min(column.min(), row.min()) < 0 or column.max() >= columns or row.max() >= rows:
         raise ValueError(f"a patch lies outside of the slide, whose grid has {columns} x {rows} cells")
-    # itk.image_from_array transposes an array of one column, which is in Fortran's order as well as in C's.
-    image = itk.Image[itk.F, 2].New(Regions=[columns, rows])
-    image.Allocate(True)
-    itk.array_view_from_image(image)[row, column] = heat.values
-    spacing_mm = heat.patch_um * 1e-3
-    image.SetSpacing([spacing_mm, spacing_mm])
-    image.SetOrigin([spacing_mm / 2, spacing_mm / 2])
+    image = np.zeros((rows, columns), dtype=np.float32)
+    image[row, column] = heat.values
     return image
 
 
-@interrupts_wait()
 def write_patch_image(path: str | Path, heat: PatchMap, size_um: tuple[float, float]) -> None:
-    """Write :func:`patch_image` in a format of ITK that keeps spacing, such as ``.mha``; replaces in one step.
+    """Write :func:`patch_image` as MetaImage (``.mha``), in one step, with spacing and origin in millimetres.
+
+    The origin is the centre of the first pixel, so that the corner of the slide's level 0 is at (0, 0), as with
+    :meth:`scripts.bags.tissue.TissueMask.write`.
 
     Raises:
         SettingsError: if the folder cannot be written to.
         ValueError: as :func:`patch_image`.
     """
-    image = patch_image(heat, size_um)
+    image, spacing_mm = patch_image(heat, size_um), heat.patch_um * 1e-3
     with replacing(path) as part:
-        itk.imwrite(image, str(part), compression=True)
+        write_mha(part, image, spacing_mm=(spacing_mm,) * 2, origin_mm=(spacing_mm / 2,) * 2)

@@ -17,11 +17,12 @@ from numpy.typing import NDArray
 from scripts.bags.bag import BagBuilder
 from scripts.core.errors import SettingsError, SlideError
 from scripts.datalists.failures import FailedSlides
-from scripts.heatmaps.attention_maps import KINDS, PatchMap, gather_rows
-from scripts.heatmaps.geojson import write_geojson
-from scripts.heatmaps.images import Thumbnail, class_colour, overlay, read_thumbnail, write_patch_image, write_png
+from scripts.heatmaps.attention_maps import KINDS
+from scripts.heatmaps.bag_maps import BagMaps
+from scripts.heatmaps.geojson import feature_collection, write_geojson
+from scripts.heatmaps.images import class_colour, overlay, read_thumbnail, write_patch_image, write_png
 from scripts.networks.methods import MapSpec
-from scripts.slides.frames import Frame, check_coordinates, frame_of
+from scripts.slides.frames import check_coordinates, frame_of
 
 __all__ = ["HeatmapWriter", "class_file_names", "predicted_classes"]
 
@@ -38,24 +39,21 @@ class HeatmapWriter:
     class's logit: where the network looks, and what it concludes there. The two need not agree; see
     :meth:`scripts.networks.bag_network.BagNetwork.explain`.
 
-    Attach to an evaluator whose postprocessing makes probabilities ``[heads, K]`` and whose batch has
-    what :class:`scripts.inference.transforms.EncodeSlided` makes: ``image``, ``corners``, ``patch_level0`` and
-    ``base_mpp``. Each slide passes the heads once more, alone, which costs next to nothing beside its encoding.
-
-    Heatmaps that an earlier run left for the same slide, and that this one does not write, are removed: they
-    would show what other weights make of it beside these.
+    Attach to an evaluator whose postprocessing makes probabilities ``[heads, K]`` and whose batch has what
+    :class:`scripts.inference.transforms.EncodeSlided` makes. Heatmaps of the same slide that an earlier run left and
+    this one does not write are removed: they would show beside these what other weights make of it.
 
     Args:
         output_dir: where the folder ``heatmaps`` is made.
         maps: the network's maps, in the order of its ``explain``.
-        heads: the outputs' names.
-        class_names: what the K logits of an output stand for.
+        heads: the heads' names.
+        class_names: the names of a head's K logits.
         network: has ``explain``.
         bag_builder: opens the slides as they were opened for their bags.
         data: the datalist's entries, whose ``slide`` the batches name.
         heatmaps: False writes none.
-        heatmap_classes: the classes that are drawn, or one; by default those that the map's output predicts
-            (probability of 0.5 or more), or the most probable one where it predicts none.
+        heatmap_classes: the classes that are shown, or one; by default those that the map's head predicts
+            (:func:`predicted_classes`).
         heatmap_kinds: ``"attention"``, ``"contribution"``, or a list of these.
         coordinates: the frame of the ``.geojson``, see :mod:`scripts.slides.frames`: ``"qupath"``, for QuPath as it
             opens slides by itself, or ``"level0"``. ``.mha`` files are in the frame of level 0.
@@ -64,7 +62,6 @@ class HeatmapWriter:
 
     Raises:
         SettingsError: if ``heatmaps`` is no switch, or there is no such class, kind or frame.
-        ValueError: if a map explains an output that there is not.
     """
 
     def __init__(
@@ -107,12 +104,11 @@ class HeatmapWriter:
             SlideError: if a slide cannot be read, and failures are not written down, or strict.
             SettingsError: if ``output_dir`` cannot be written to.
         """
-        batch: Any = engine.state.batch
-        outputs: Any = engine.state.output
-        for item, output in zip(batch, outputs, strict=True):
+        state: Any = engine.state
+        for item, output in zip(state.batch, state.output, strict=True):
             slide = str(item["slide"])
             try:
-                written = self._write(slide, item, _array(output[self.key].float()))
+                written = self._write(slide, item, output[self.key].float().cpu().numpy())
             except SlideError as error:
                 if self.failures is None:
                     raise
@@ -121,47 +117,26 @@ class HeatmapWriter:
             engine.logger.info("wrote %d heatmaps of %s to %s", len(written), slide, self.folder / slide)
 
     def _write(self, slide: str, item: Mapping[str, Any], probabilities: NDArray[Any]) -> list[str]:
-        of_kind = self._explain(item[CommonKeys.IMAGE])  # of [N, M, K]
-        corners, patch_level0 = _array(item["corners"]), _array(item["patch_level0"])  # [N, S, 2], [S]
-        base_mpp = float(_array(item["base_mpp"]))
+        maps = BagMaps(self.network, self.maps, item)
         opened = self.bag_builder.open_slide(self.entries[slide])
         thumbnail, frame = read_thumbnail(opened), frame_of(self.coordinates, opened.bounds_level0)
         written = []
         for m, (spec, head) in enumerate(zip(self.maps, self.head_of_map, strict=True)):
-            s = spec.scale_index
             for k in self.chosen if self.chosen is not None else predicted_classes(probabilities[head]):
                 for kind in self.kinds:
-                    rows = of_kind[kind][:, m, k]
-                    heat = gather_rows(rows, corners[:, s], float(patch_level0[s]), base_mpp, kind)
+                    heat, name = maps(m, k, kind), self.class_names[k]
                     stem = _stem(spec.name, self.file_names[k], kind)
-                    self._write_one(self.folder / slide / stem, heat, thumbnail, frame, slide, spec.name, k)
+                    # The suffix is added to the name, which may have a dot.
+                    png, geojson, mha = (self.folder / slide / f"{stem}{suffix}" for suffix in SUFFIXES)
+                    write_png(png, overlay(thumbnail, heat), thumbnail.mpp)
+                    write_geojson(geojson, feature_collection(heat, slide, spec.name, name, class_colour(k), frame))
+                    write_patch_image(mha, heat, thumbnail.size_um)
                     written.append(stem)
-        self._remove_others(self.folder / slide, written)
-        return written
-
-    def _write_one(
-        self, path: Path, heat: PatchMap, thumbnail: Thumbnail, frame: Frame, slide: str, map_name: str, k: int
-    ) -> None:
-        # The suffix is added, not put in the place of another: a class or a scale may have a dot in its name.
-        png, geojson, mha = (path.with_name(path.name + suffix) for suffix in SUFFIXES)
-        write_png(png, overlay(thumbnail, heat), thumbnail.mpp)
-        write_geojson(geojson, heat, slide, map_name, self.class_names[k], class_colour(k), frame)
-        write_patch_image(mha, heat, thumbnail.size_um)
-
-    def _remove_others(self, folder: Path, written: Sequence[str]) -> None:
         every = {_stem(spec.name, name, kind) for spec in self.maps for name in self.file_names for kind in KINDS}
         for stem in every.difference(written):
             for suffix in SUFFIXES:
-                (folder / f"{stem}{suffix}").unlink(missing_ok=True)
-
-    def _explain(self, image: torch.Tensor) -> dict[str, NDArray[Any]]:
-        """The attention and the contribution of one slide, ``[N, M, K]`` each."""
-        device = next(self.network.parameters()).device
-        with torch.no_grad():
-            _, attention, contribution = self.network.explain(image.unsqueeze(0).to(device))  # type: ignore[operator]
-        if attention.shape[2] != len(self.maps):
-            raise ValueError(f"the network has {attention.shape[2]} attention maps, and {len(self.maps)} were named")
-        return {"attention": _array(attention[0].float()), "contribution": _array(contribution[0].float())}
+                (self.folder / slide / f"{stem}{suffix}").unlink(missing_ok=True)
+        return written
 
 
 def predicted_classes(probabilities: NDArray[Any]) -> list[int]:
@@ -171,10 +146,9 @@ def predicted_classes(probabilities: NDArray[Any]) -> list[int]:
 
 
 def class_file_names(class_names: Sequence[str]) -> list[str]:
-    """The classes' names as parts of file names: each unique, without what leads out of a folder or needs quoting.
+    """The classes' names for file names: unique in any case, and no name is that of another's contribution.
 
-    Letters of any script, digits, ``-`` and ``_`` stay. Names that differ in case alone count as equal, since some
-    file systems take them so. No name is another with the ending of a contribution.
+    Letters of any script, digits, ``-`` and ``_`` stay; whatever leads out of a folder or needs quoting does not.
     """
     names: list[str] = []
     taken: set[str] = set()
@@ -189,7 +163,7 @@ def class_file_names(class_names: Sequence[str]) -> list[str]:
 
 
 def _endings(class_file_name: str) -> set[str]:
-    """What the files of a class can end in, without regard to case."""
+    """What the files of a class can end in. Some file systems ignore case."""
     return {_stem("", class_file_name, kind).casefold() for kind in KINDS}
 
 
@@ -199,7 +173,6 @@ def _stem(map_name: str, class_file_name: str, kind: str) -> str:
 
 
 def _known_kinds(wanted: Sequence[str] | str) -> list[str]:
-    """The kinds asked for, each once and in the order of :data:`KINDS`."""
     kinds = [wanted] if isinstance(wanted, str) else wanted
     if not isinstance(kinds, list | tuple) or not kinds or any(kind not in KINDS for kind in kinds):
         remedy = f"Give {' or '.join(KINDS)}, or a list of these; heatmaps=False writes none."
@@ -218,7 +191,3 @@ def _class_indices(wanted: Sequence[str] | str | None, class_names: Sequence[str
         if name not in class_names:
             raise SettingsError("heatmap_classes", f"there is no class {name!r}", remedy)
     return sorted({list(class_names).index(name) for name in names})
-
-
-def _array(value: Any) -> NDArray[Any]:
-    return torch.as_tensor(value).detach().cpu().numpy()

@@ -16,12 +16,11 @@ __all__ = ["TrainedInferer"]
 class TrainedInferer(SimpleInferer):
     """Run a network, if it has the whole weights of one training.
 
-    MONAI Label loads weights with ``strict=False``: a file that fits in part, or not at all, would leave the network at
-    random weights, and it would answer with scores all the same.
+    MONAI Label loads weights with ``strict=False``: a file that fits in part would leave random weights,
+    and the network would give scores all the same.
 
     Args:
-        settings: what the network is used with, as plain values by knob; see
-            :func:`scripts.weights.record.check_weights`.
+        settings: what the network is used with, see :func:`scripts.weights.record.check_weights`.
     """
 
     def __init__(self, settings: Mapping[str, Any] | None = None) -> None:
@@ -29,16 +28,7 @@ class TrainedInferer(SimpleInferer):
         self.settings = settings
 
     def __call__(self, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Run the network.
-
-        Args:
-            inputs: ``[B, N, S, F + 1]``: features, then log weight.
-            network: a :class:`scripts.networks.bag_network.BagNetwork`, or one exported to TorchScript.
-            args: further arguments of the network.
-            kwargs: further keyword arguments of the network.
-
-        Returns:
-            What the network returns: logits ``[B, H, K]``.
+        """The logits ``[B, H, K]`` of features and log weight ``[B, N, S, F + 1]``; the network may be TorchScript.
 
         Raises:
             SettingsError: if its weights were not loaded, not completely, are damaged, or of other settings.

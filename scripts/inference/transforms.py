@@ -1,4 +1,4 @@
-"""From a slide's path to the network's input, and from its output to what is reported and served."""
+"""From a slide's path to the network's input, and from its scores to what is served."""
 
 from __future__ import annotations
 
@@ -10,23 +10,22 @@ import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform
-from torch import Tensor
 
 from scripts.bags.bag import BagBuilder
 from scripts.bags.grid import of_rows
 from scripts.datalists.slide_files import slide_name
 from scripts.features.encoding import Encoder
 
-__all__ = ["EncodeSlided", "ServingHeadd", "join_log_weight"]
+__all__ = ["EncodeSlided", "ServingHeadd"]
 
 
 class EncodeSlided(MapTransform):
     """From a slide's path to its bag: a MetaTensor ``[N, S, F + 1]`` of features and, last, log_weight.
 
     One tensor, because it is all that MONAI Label and an exported model take; the network splits it. The entry's
-    ``mpp``, ``mask``, ``mask_tissue`` and ``sha256`` are used if it has them. Where the patches lie comes beside it, as
-    in the items of :class:`scripts.training.datasets.PatchBagDataset`: ``corners``, ``patch_level0`` and ``base_mpp``;
-    and what QuPath shows of the slide, ``bounds_level0`` float64 ``[4]``: (x, y, width, height) in level-0 pixels.
+    ``mpp``, ``mask``, ``mask_tissue`` and ``sha256`` are used if it has them. Beside it come ``corners``,
+    ``patch_level0`` and ``base_mpp``, as in the items of :class:`scripts.training.datasets.PatchBagDataset`, and what
+    QuPath shows of the slide, ``bounds_level0`` float64 ``[4]``: (x, y, width, height) in level-0 pixels.
 
     Args:
         keys: the key of the path.
@@ -52,7 +51,7 @@ class EncodeSlided(MapTransform):
             path = str(encoded[key])
             entry = {**{str(k): v for k, v in encoded.items()}, "image": path}
             bag, _ = self.bag_builder.verified(entry)
-            # Written where they are wanted, because of a large slide they are most of what is in memory.
+            # Written in place: of a large slide they are most of what is in memory.
             shape = (bag.grid.num_rows, len(bag.grid.scales), self.encoder.num_features + 1)
             joined = np.empty(shape, dtype=np.float32)
             self.encoder.encode_rows(bag, out=joined[..., :-1])
@@ -67,14 +66,14 @@ class EncodeSlided(MapTransform):
 
 
 class ServingHeadd(MapTransform):
-    """From the scores of all outputs ``[H, K]`` to those of the one that is served ``[K]``.
+    """From the scores of all heads ``[H, K]`` to those of the one that is served ``[K]``.
 
-    MONAI Label shows one vector of scores. All outputs stay beside it, under ``head_scores``.
+    MONAI Label shows one vector of scores: that of the global head or, without one, of the highest magnification. The
+    scores of all heads stay under ``head_scores``.
 
     Args:
         keys: the key of the scores.
-        heads: the names of the outputs, see :func:`scripts.networks.methods.result_heads`; served is the global one,
-            and where there is none, that of the highest magnification.
+        heads: see :func:`scripts.networks.methods.result_heads`.
     """
 
     def __init__(self, keys: KeysCollection, heads: Sequence[str]) -> None:
@@ -87,24 +86,3 @@ class ServingHeadd(MapTransform):
         for key in self.key_iterator(chosen):
             chosen["head_scores"], chosen[key] = chosen[key], chosen[key][self.index]
         return chosen
-
-
-def join_log_weight(features: Tensor, log_weight: Tensor) -> Tensor:
-    """Append the log weight to the features as one more channel, in the features' dtype.
-
-    Args:
-        features: ``[..., N, S, F]``.
-        log_weight: ``[..., N, S]``; -inf for padding.
-
-    Returns:
-        ``[..., N, S, F + 1]``.
-
-    Raises:
-        ValueError: if the shapes do not fit.
-    """
-    if features.dim() < 3 or log_weight.shape != features.shape[:-1]:
-        raise ValueError(
-            f"wanted features [..., N, S, F] and log weight [..., N, S], "
-            f"got {list(features.shape)} and {list(log_weight.shape)}"
-        )
-    return torch.cat([features, log_weight.to(features.dtype).unsqueeze(-1)], dim=-1)  # [..., N, S, F + 1]

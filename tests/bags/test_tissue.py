@@ -5,7 +5,14 @@ import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scripts.bags.tissue import TissueMask, find_tissue, read_tissue_mask
+from scripts.bags.tissue import (
+    LARGEST_HOLE_UM2,
+    SMALLEST_OBJECT_UM2,
+    TissueMask,
+    _stained,
+    find_tissue,
+    read_tissue_mask,
+)
 from scripts.core.errors import SlideError
 from scripts.slides.slide import Slide
 from tests.pyramids import PINK, with_tissue, write_pyramid
@@ -53,6 +60,49 @@ def test_specks_are_removed_and_cracks_are_closed(tmp_path):
     mask = find_tissue(slide_with(tmp_path, [*halves, (1700, 200, 1720, 220)]))
     assert mask.fraction(np.array([[785.0, 500.0]]), 20.0) == 1
     assert mask.fraction(np.array([[1650.0, 150.0]]), 150.0) == 0
+
+
+def tissue_by_itk(stain, mpp):
+    """The same by the filters of ITK, with which banks were made before."""
+
+    def large(objects, smallest_px):
+        types = (itk.Image[itk.UC, 2], itk.Image[itk.UL, 2])
+        image = itk.image_from_array(objects.astype(np.uint8))
+        components = itk.connected_component_image_filter(image, fully_connected=True, ttype=types)
+        components = itk.array_from_image(components).astype(int)
+        return (np.bincount(components.ravel()) >= smallest_px)[components] & objects
+
+    image = itk.image_from_array(stain.astype(np.float32))
+    smooth = itk.discrete_gaussian_image_filter(image, variance=1.0, use_image_spacing=False)
+    otsu = itk.OtsuThresholdImageFilter[type(smooth), itk.Image[itk.UC, 2]].New(smooth)
+    otsu.Update()
+    found = itk.array_from_image(smooth) >= np.clip(otsu.GetThreshold(), 12, 30)
+    radius = max(1, round(32 / mpp))
+    disc = itk.FlatStructuringElement[2].Ball([radius, radius])
+    padded = itk.image_from_array(np.pad(found, radius).astype(np.uint8))
+    closed = itk.binary_morphological_closing_image_filter(padded, kernel=disc, foreground_value=1)
+    objects = large(itk.array_from_image(closed)[radius:-radius, radius:-radius] > 0, SMALLEST_OBJECT_UM2 / mpp**2)
+    return ~large(np.pad(~objects, 1, constant_values=True), LARGEST_HOLE_UM2 / mpp**2)[1:-1, 1:-1]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 10_000), height=st.integers(2, 90), width=st.integers(2, 90), side=st.integers(1, 12),
+    levels=st.lists(st.integers(0, 255), min_size=1, max_size=5), grain=st.integers(1, 9),
+    mpp=st.sampled_from([1.0, 4.7, 8.0, 20.0]),
+)  # fmt: skip
+def test_tissue_is_what_itk_finds_to_the_last_pixel(seed, height, width, side, levels, grain, mpp):
+    rng = np.random.default_rng(seed)
+    blocks = rng.choice(levels, (height // side + 1, width // side + 1)).repeat(side, axis=0).repeat(side, axis=1)
+    stain = (blocks[:height, :width] + rng.integers(0, grain, (height, width))).clip(0, 255).astype(np.uint8)
+    assert np.array_equal(_stained(stain, mpp), tissue_by_itk(stain, mpp))
+
+
+def test_tissue_of_a_real_slide_is_what_itk_finds(real_slide):
+    slide = Slide(real_slide)
+    overview = slide.read_overview(8.0)
+    found = find_tissue(slide)
+    assert np.array_equal(found.tissue, tissue_by_itk(overview.max(axis=-1) - overview.min(axis=-1), 8.0))
 
 
 def test_two_backends_find_the_same_tissue_on_a_real_slide(real_slide):

@@ -98,7 +98,7 @@ def test_every_problem_of_a_bad_cohort_is_told_at_once(slides, tmp_path, capsys)
     with pytest.raises(CheckingError) as caught:
         checker(slides, datalist, tmp_path).run()
     assert str(caught.value) == (
-        f"checking: 10 problems block a run. Each stands in {tmp_path}/out/checking.csv with what to do about it."
+        f"checking: 10 problems block a run. {tmp_path}/out/checking.csv lists each with what to do about it."
     )
     problems = lines_of(tmp_path / "out" / "checking.csv")
     assert [(p["severity"], p["check"], p["slide"]) for p in problems] == [

@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import itk
 import numpy as np
 import openslide
@@ -8,6 +11,7 @@ from scripts.bags.linked_patches import linked_patches
 from scripts.checking.inspection import GRID_COLOURS, TISSUE_COLOUR, describe, draw, inspect_slide
 from scripts.core.errors import SettingsError, SlideError
 from tests.cohorts import builder, draw_slide
+from tests.conftest import ROOT
 from tests.dicoms import write_dicom
 from tests.pyramids import with_tissue, write_pyramid
 
@@ -124,6 +128,18 @@ def test_inspecting_writes_a_picture_and_the_mask_and_says_where(slide, bag, tmp
     assert describe(bag) in said
     assert f"picture      {picture}" in said
     assert f"tissue mask  {tmp_path / 'out' / 's_tissue.mha'}" in said
+
+
+def test_no_slide_waits_for_itk_which_takes_seconds_to_load(slide, tmp_path):
+    code = (
+        "import sys\nfrom scripts.bags.bag import BagBuilder\nfrom scripts.checking.inspection import inspect_slide\n"
+        "inspect_slide({'image': sys.argv[1]}, BagBuilder(patch_size=64), sys.argv[2])\n"
+        "print('loaded:', *(name for name in sys.modules if name.partition('.')[0] == 'itk'))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, slide, tmp_path], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "loaded:"
+    assert (tmp_path / "s_tissue.mha").exists()
 
 
 def test_a_slide_without_tissue_is_drawn_before_it_is_refused(tmp_path):

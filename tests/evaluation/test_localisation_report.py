@@ -60,6 +60,7 @@ def item(entry: dict[str, Any], attention: np.ndarray, contribution: np.ndarray 
         "log_weight": torch.zeros(len(attention), 2),
         "corners": torch.from_numpy(rows()[: len(attention)]),
         "patch_level0": torch.tensor(SIDES, dtype=torch.float64),
+        "base_mpp": 0.5,
         "slide": entry["slide"],
         "label": torch.as_tensor(entry["label"]),
     }

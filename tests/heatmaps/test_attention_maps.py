@@ -107,8 +107,6 @@ def test_over_the_unique_patches_attention_sums_to_one_and_contribution_to_the_l
 @pytest.mark.parametrize(
     ("attention", "corners"),
     [
-        (np.ones(3), np.zeros((2, 2))),
-        (np.ones((3, 1)), np.zeros((3, 1, 2))),
         (np.ones(2), np.full((2, 2), np.nan)),
         (np.array([1.0, np.nan]), np.zeros((2, 2))),
         (np.array([1.0, -0.5]), np.array([[0.0, 0.0], [1.0, 0.0]])),
@@ -125,17 +123,6 @@ def test_a_contribution_may_be_negative_but_not_infinite(value):
     assert a_map([-0.5, 0.5], "contribution").values.min() == -0.5
     with pytest.raises(ValueError, match="contribution must be finite"):
         a_map([0.5, value], "contribution")
-
-
-def test_there_are_no_other_kinds():
-    with pytest.raises(ValueError, match="holds attention or contribution, not 'gradient'"):
-        a_map([0.5], "gradient")
-
-
-@pytest.mark.parametrize(("side", "mpp"), [(0.0, 0.5), (100.0, 0.0), (np.nan, 0.5), (100.0, np.inf)])
-def test_a_patch_without_a_size_is_refused(side, mpp):
-    with pytest.raises(ValueError, match="size"):
-        gather_rows(np.ones(1), np.zeros((1, 2)), side, mpp)
 
 
 def test_the_shade_of_a_contribution_shows_its_sign_and_that_of_attention_its_rank():

@@ -134,20 +134,3 @@ def test_the_scale_bar_is_as_long_as_it_says(mpp, length):
     assert text.get_text() == length
     number, unit = length.split()
     assert np.ptp(bar.get_xdata()) == pytest.approx(float(number) * {"mm": 1000, "µm": 1}[unit])
-
-
-@pytest.mark.parametrize(
-    ("rows", "message"),
-    [
-        ([], "at least one row"),
-        ([a_row(), a_row("s2", titles=("SSMIL 5x",))], "the maps of s2 are not MuSTMIL global, SSMIL 5x"),
-    ],
-)
-def test_rows_that_make_no_panel_are_refused(rows, message):
-    with pytest.raises(ValueError, match=message):
-        panel(rows, CLASSES)
-
-
-def test_a_label_without_a_class_is_refused():
-    with pytest.raises(ValueError, match=r"s1 have values outside of 0\.\.2"):
-        panel([a_row()], CLASSES[:2])

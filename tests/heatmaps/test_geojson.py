@@ -54,7 +54,7 @@ def hottest_um_of_geojson(path, base_mpp):
 @given(maps)
 def test_every_patch_survives_the_round_trip(tmp_path_factory, heat):
     path = tmp_path_factory.getbasetemp() / "map.geojson"
-    write_geojson(path, heat, "slide", "10x", "cancer", RED)
+    write_geojson(path, feature_collection(heat, "slide", "10x", "cancer", RED))
     collection = read(path)
     assert collection["type"] == "FeatureCollection"
     assert len(collection["features"]) == len(heat.values)
@@ -89,7 +89,7 @@ def test_attention_in_one_corner_of_a_slide_is_found_there(tmp_path, magnificati
     middle = np.array([(left + right) / 2, (top + bottom) / 2])
     attention = np.exp(-((grid.coords[0] + scale.patch_level0 / 2 - middle) ** 2).sum(axis=1) / 500**2)
     heat = gather_rows(attention, grid.coords[0], scale.patch_level0, BASE_MPP)
-    write_geojson(tmp_path / "map.geojson", heat, "slide", scale.name, "cancer", RED)
+    write_geojson(tmp_path / "map.geojson", feature_collection(heat, "slide", scale.name, "cancer", RED))
     found = hottest_um_of_geojson(tmp_path / "map.geojson", BASE_MPP)
     assert is_in(HOT_BOX, found)
     assert found == pytest.approx(middle * BASE_MPP, abs=heat.patch_um)
@@ -140,7 +140,8 @@ def test_ids_are_uuids_that_stay_the_same_and_differ_between_patches_maps_kinds_
 
 def test_the_same_map_gives_the_same_bytes(tmp_path):
     for name in ("one", "two"):
-        write_geojson(tmp_path / f"{name}.geojson", a_map(), "slide", "5x", 'Krebs, "bösartig"', RED)
+        collection = feature_collection(a_map(), "slide", "5x", 'Krebs, "bösartig"', RED)
+        write_geojson(tmp_path / f"{name}.geojson", collection)
     assert (tmp_path / "one.geojson").read_bytes() == (tmp_path / "two.geojson").read_bytes()
     assert read(tmp_path / "one.geojson")["features"][0]["properties"]["classification"]["name"] == 'Krebs, "bösartig"'
     assert sorted(path.name for path in tmp_path.iterdir()) == ["one.geojson", "two.geojson"]

@@ -14,9 +14,9 @@ from monai.networks import convert_to_torchscript
 
 from scripts.core.errors import SettingsError
 from scripts.inference.inferers import TrainedInferer
-from scripts.inference.transforms import join_log_weight
 from scripts.networks.mustmil import MuSTMIL
 from scripts.networks.state_record import sign
+from tests.cohorts import join_log_weight
 
 SETTINGS = {
     "method": "mustmil",

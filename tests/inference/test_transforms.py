@@ -9,7 +9,7 @@ from monai.transforms import Compose, MapTransform
 
 from scripts.core.errors import SettingsError, SlideError
 from scripts.datalists.datalist import list_slides
-from scripts.inference.transforms import EncodeSlided, ServingHeadd, join_log_weight
+from scripts.inference.transforms import EncodeSlided, ServingHeadd
 from scripts.networks.mustmil import MuSTMIL
 from scripts.training.datasets import PatchBagDataset
 from tests.cohorts import builder, draw_cohort, tiny_encoder
@@ -140,17 +140,6 @@ def test_served_are_the_scores_of_one_output_and_the_others_stay_beside_them(hea
     assert isinstance(data["pred"], MetaTensor)
     assert torch.equal(data["head_scores"], scores)
     assert data["slide"] == "s"
-
-
-def test_log_weights_are_joined_to_one_bag_and_to_a_batch_in_the_dtype_of_the_features():
-    features, log_weight = torch.randn(2, 4, 2, 6), -torch.rand(2, 4, 2)
-    joined = join_log_weight(features[0].half(), log_weight[0])
-    assert joined.dtype == torch.float16
-    assert torch.equal(joined[..., :-1], features[0].half())
-    assert torch.equal(joined[..., -1], log_weight[0].half())
-    assert torch.equal(join_log_weight(features, log_weight)[1, ..., -1], log_weight[1])
-    with pytest.raises(ValueError, match=r"got \[2, 4, 2, 6\] and \[4, 2\]"):
-        join_log_weight(features, log_weight[0])
 
 
 def test_a_slide_that_cannot_be_used_is_named(tmp_path):

@@ -4,6 +4,7 @@ import json
 import logging
 
 import cv2
+import itk
 import numpy as np
 import openslide
 import pytest
@@ -17,7 +18,7 @@ from scripts.checking.slides import SlideChecker
 from scripts.core.errors import SettingsError, SlideError
 from scripts.core.repeats import Repeats
 from scripts.heatmaps.attention_maps import PatchMap
-from scripts.heatmaps.geojson import write_geojson
+from scripts.heatmaps.geojson import feature_collection, write_geojson
 from scripts.inference.transforms import EncodeSlided
 from scripts.slides import slide as slides
 from scripts.slides.frames import COORDINATES, LEVEL0, Frame, Rectangle, doubt, find_bounds, frame_of, place_image
@@ -78,7 +79,10 @@ def test_the_bounds_are_those_that_openslide_tells(slide):
 def test_a_square_is_shifted_by_just_the_bounds_in_qupaths_frame_and_not_in_level_0s(slide, tmp_path, corner):
     for coordinates in COORDINATES:
         frame = frame_of(coordinates, slide.bounds_level0)
-        write_geojson(tmp_path / f"{coordinates}.geojson", square(corner), "s", "10x", "cancer", (1, 2, 3), frame)
+        write_geojson(
+            tmp_path / f"{coordinates}.geojson",
+            feature_collection(square(corner), "s", "10x", "cancer", (1, 2, 3), frame),
+        )
     level0, qupath = (ring(tmp_path / f"{name}.geojson") for name in ("level0", "qupath"))
     assert level0.min(axis=0).tolist() == list(corner)
     assert np.array_equal(qupath - level0, np.tile((-4000, -5000), (5, 1)))
@@ -183,7 +187,9 @@ def test_a_mask_of_the_bounds_gives_the_bag_of_the_padded_one(bounded, tmp_path)
     one, other = (build({"image": bounded, "mask": tmp_path / f"{name}.png"}) for name in ("crop", "whole"))
     assert one.grid.num_rows > 2
     assert np.array_equal(one.grid.coords[1], other.grid.coords[1])
-    assert one.tissue.to_itk().GetOrigin() == pytest.approx([(368 + 4) * 0.5e-3, (16 + 4) * 0.5e-3])
+    one.tissue.write(tmp_path / "tissue.mha")
+    written = itk.imread(str(tmp_path / "tissue.mha"))
+    assert written.GetOrigin() == pytest.approx([(368 + 4) * 0.5e-3, (16 + 4) * 0.5e-3])
 
 
 # Slides of 8000 x 9000 px with these bounds; sizes of images, and where they lie.

@@ -1,0 +1,48 @@
+"""All maps that a network gives of one slide."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from monai.networks.utils import eval_mode
+from monai.utils import CommonKeys
+
+from scripts.heatmaps.attention_maps import KINDS, PatchMap, gather_rows
+from scripts.networks.methods import MapSpec
+
+__all__ = ["BagMaps"]
+
+
+class BagMaps:
+    """The attention and the contribution of one bag, which passes the network's heads once more, alone.
+
+    Args:
+        network: has :meth:`scripts.networks.bag_network.BagNetwork.explain`.
+        specs: the network's maps, in its order.
+        item: the bag: ``image`` ``[N, S, F]`` with ``log_weight`` ``[N, S]``, or both in one as ``[N, S, F + 1]``, and
+            ``corners`` ``[N, S, 2]``, ``patch_level0`` ``[S]`` and ``base_mpp`` (see
+            :class:`scripts.training.datasets.PatchBagDataset`).
+
+    Raises:
+        ValueError: if the network has another number of maps.
+    """
+
+    def __init__(self, network: torch.nn.Module, specs: Sequence[MapSpec], item: Mapping[str, Any]) -> None:
+        bag = [torch.as_tensor(item[key])[None] for key in (CommonKeys.IMAGE, "log_weight") if key in item]
+        device = next(network.parameters(), bag[0]).device
+        with eval_mode(network):
+            _, *explained = network.explain(*(tensor.to(device) for tensor in bag))  # type: ignore[operator]
+        found = [values[0].float().cpu().numpy() for values in explained]  # [N, M, K] each
+        if found[0].shape[1] != len(specs):
+            raise ValueError(f"the network has {found[0].shape[1]} attention maps, and {len(specs)} were named")
+        self._specs, self._values = list(specs), dict(zip(KINDS, found, strict=True))
+        self._corners, self._sides = (torch.as_tensor(item[key]).cpu().numpy() for key in ("corners", "patch_level0"))
+        self._base_mpp = float(item["base_mpp"])
+
+    def __call__(self, m: int, class_index: int, kind: str) -> PatchMap:
+        """The m-th map for a class, of a kind of :data:`scripts.heatmaps.attention_maps.KINDS`."""
+        scale = self._specs[m].scale_index
+        rows = self._values[kind][:, m, class_index]
+        return gather_rows(rows, self._corners[:, scale], float(self._sides[scale]), self._base_mpp, kind)
