@@ -27,6 +27,7 @@ __all__ = [
     "settings_of_trainings",
     "start",
     "started",
+    "summary_writer",
 ]
 
 _MODULES = {
@@ -40,7 +41,7 @@ _MODULES = {
     "scripts.core.provenance": ("cohort_fingerprint", "data_source"),
     "scripts.datalists.cohort": ("choose_slides",),
     "scripts.datalists.datalist": ("list_slides", "num_classes", "output_names"),
-    "scripts.datalists.failures": ("without",),
+    "scripts.datalists.failures": ("FailedSlides", "without"),
     "scripts.evaluation.metrics": ("head_metrics", "key_metric", "lower_is_better"),
     "scripts.evaluation.same_split": ("warn_of_other_split",),
     "scripts.features.backbones": ("get_backbone", "has_fast_bfloat16", "num_features"),
@@ -82,11 +83,20 @@ def from_settings(target: str, settings: Mapping[str, Any], **others: Any) -> An
     Args:
         target: the class, with its module.
         settings: by name.
-        others: further arguments.
+        others: further arguments, which go before settings of their names.
     """
     made: Any = locate(target)
     taken = {name: settings[name] for name in inspect.signature(made).parameters if name in settings}
-    return made(**taken, **others)
+    return made(**{**taken, **others})
+
+
+def summary_writer(folder: str) -> Any:
+    """TensorBoard's writer on the first rank; ``None`` on the others."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    from scripts.core.ranks import is_first_rank
+
+    return SummaryWriter(folder) if is_first_rank() else None
 
 
 def scoring_settings(settings: Mapping[str, Any], encoder: Any) -> dict[str, Any]:

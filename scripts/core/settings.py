@@ -140,7 +140,12 @@ SETTINGS: dict[str, Setting] = dict(
         _entry("output_dir", "where results are written", _FOLDER, "own"),
         _entry("ckpt_dir", "where weights are written and read", _FOLDER, "own"),
         _entry("feature_dir", "where the feature bank is", path(), "free"),
-        _entry("method", "what is trained: see [Methods](methods.md)", None, "decides fixed provenance"),
+        _entry(
+            "method",
+            "what is trained: see [Methods](methods.md)",
+            choice("mustmil", "msmil", "ssmil", "mil_att", "mil_att_trans"),
+            "decides fixed provenance",
+        ),
         _entry("methods", "what `comparing` trains", None, "own"),
         _entry(
             "task",

@@ -136,7 +136,7 @@ class Cohort:
 
     def partition(self, *names: str) -> list[dict[str, Any]]:
         """The entries of one or more partitions, see :func:`scripts.datalists.datalist.load_partition`."""
-        return [entry for name in names for entry in self._load(load_partition, name)]
+        return [entry for name in names for entry in self._read(load_partition, name)]
 
     def all_partitions(self) -> dict[str, list[dict[str, Any]]]:
         """The entries of each partition that there is, see :func:`scripts.datalists.datalist.load_datalist`."""
@@ -145,7 +145,7 @@ class Cohort:
 
     def labels(self, name: str) -> Any:
         """Names and labels of a partition whose files need not be there."""
-        return self._load(list_labels, name)
+        return self._read(list_labels, name)
 
     def entries(self, data: Any, beside: Sequence[Mapping[str, Any]] = ()) -> list[dict[str, Any]]:
         """Entries of data that may come from MONAI Label: see :func:`scripts.datalists.label_files.as_entries`."""
@@ -168,6 +168,6 @@ class Cohort:
     def _options(self) -> dict[str, Any]:
         return {**self._split, "positive_classes": self.positive_classes}
 
-    def _load(self, load: Callable[..., Any], name: str) -> Any:
+    def _read(self, reader: Callable[..., Any], name: str) -> Any:
         folder, file = self.place
-        return load(file, folder, name, self.task, self.class_names, **self._options)
+        return reader(file, folder, name, self.task, self.class_names, **self._options)

@@ -24,6 +24,7 @@ class TrainingSlides:
         others: slides to validate or evaluate on, without augmented views.
         source: ``"bank"``, or ``"patches"``, which are read from the slides themselves.
         views: augmented views of slides of the rarest classes.
+        may_be_empty: whether there need not be both, as where features are only extracted.
 
     Attributes:
         training: the entries to train on, with labels.
@@ -31,10 +32,16 @@ class TrainingSlides:
     """
 
     def __init__(
-        self, cohort: Cohort, training: Entries, others: Entries, source: str = "bank", views: int = 0
+        self,
+        cohort: Cohort,
+        training: Entries,
+        others: Entries,
+        source: str = "bank",
+        views: int = 0,
+        may_be_empty: bool = False,
     ) -> None:
-        self.training = cohort.entries(training)
-        self.others = cohort.entries(others, self.training)
+        self.training = cohort.entries(training) if training or not may_be_empty else []
+        self.others = cohort.entries(others, self.training) if others or not may_be_empty else []
         self.source, self.views = source, views
         self._cohort, self._given = cohort, training
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from scripts.core.errors import SettingsError
+from scripts.core.settings import check_settings
 from scripts.networks.baselines import MSMIL, SSMIL, HighestScaleMIL
 from scripts.networks.losses import MultiScaleLoss, PhaseLoss, head_losses
 from scripts.networks.methods import (
@@ -92,3 +93,10 @@ def test_an_unknown_method_is_refused_with_the_known_ones():
     ):
         with pytest.raises(SettingsError, match=r"method: got 'clam'\. Choose one of mustmil, msmil, ssmil, mil_att"):
             call()
+
+
+def test_the_setting_takes_every_method():
+    for method in METHODS:
+        check_settings(method=method)
+    with pytest.raises(SettingsError, match="Choose one of mustmil, msmil, ssmil, mil_att, mil_att_trans"):
+        check_settings(method="abmil")

@@ -128,7 +128,9 @@ def test_weights_are_kept_at_validations_alone_and_one_has_to_come(workflow, coh
     assert set(best["epochs"].values()) == {2}
     with pytest.raises(RuntimeError) as caught:
         workflow("training", "train", **settings, val_interval=4)
-    assert "val_interval: is 4, and 3 epochs would end without a validation" in str(mistake_in(caught.value))
+    assert "val_interval: is 4: no weights are kept, as 3 epochs would end without a validation" in str(
+        mistake_in(caught.value)
+    )
 
 
 def test_two_trainings_do_not_write_into_one_folder(workflow, cohort, trained, tmp_path):
