@@ -20,11 +20,13 @@ CONFIGS = ("train", "evaluate", "inference", "extract", "check", "inspect", "com
 
 HEAD = """# Settings
 
-An option of a command sets a setting: `--epochs 20`, `--magnifications "[5, 10, 20]"`. It works in the configs that
-have the setting; an option that no part of a config uses is refused. Settings that few users change stand in the
-section `advanced` of a config, and are options like all others. `evaluate.json` and `inference.json` take what decides
-the meaning of scores (`method`, `task`, `class_names`, `positive_classes`, `magnifications`, `patch_size`,
-`min_tissue`, `read_level`, `backbone`, `num_nodes`) from the weights in `ckpt_dir`, and refuse another value.
+An option of a command sets a setting: `--epochs 20`, `--magnifications "[5, 10, 20]"`. It works only in configs that
+have the setting; unknown options and `None` are refused. Settings that few users change are in the section `advanced`
+of a config, and are options like all others.
+
+`evaluate.json` and `inference.json` take `method`, `task`, `class_names`, `positive_classes`, `magnifications`,
+`patch_size`, `min_tissue`, `read_level`, `backbone` and `num_nodes` from the weights in `ckpt_dir`: do not repeat them. An
+option that contradicts the weights is refused (`min_tissue`, `read_level`: a warning); see [Weights](outputs.md#weights).
 
 This page is made from `scripts/core/settings.py` and the configs: `python -m bundle.settings_page`.
 
