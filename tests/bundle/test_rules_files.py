@@ -64,7 +64,7 @@ def test_a_packed_bundle_keeps_every_rule(bundle: Bundle, rule: str) -> None:
         ),
         ("nothing else", lambda r: write(r, "scripts/__pycache__/a.pyc", "x"), "a.pyc: does not belong"),
         ("checksums", remove("SHA256SUMS"), "SHA256SUMS: there is no such file"),
-        ("checksums", remove("docs/settings.md"), "docs/guide.md: there is no such file, and SHA256SUMS lists it"),
+        ("checksums", remove("docs/settings.md"), "docs/settings.md: there is no such file, and SHA256SUMS lists it"),
         ("checksums", change("scripts/bags/bag.py", lambda t: t + "\n"), "scripts/bags/bag.py: is not what was packed"),
         ("checksums", lambda r: write(r, "scripts/new.py", ""), "scripts/new.py: is not listed in SHA256SUMS"),
         ("checksums", change("SHA256SUMS", lambda t: "abc  x\n" + t), "has the line 'abc  x'"),
