@@ -133,9 +133,9 @@ SETTINGS: dict[str, Setting] = dict(
         _entry("bundle_root", "the bundle's folder", _FOLDER, "own"),
         _entry("dataset_dir", "folder that the paths in the datalist start from", _FILE, "free"),
         _entry("datalist", "the slides and their labels", _FILE, "free"),
-        _entry("partition", "what `evaluating` evaluates", None, "provenance"),
+        _entry("partition", "the partition that `evaluating` evaluates", None, "provenance"),
         _entry("image", "the slide that `inspecting` looks at", _FILE),
-        _entry("mpp", "micrometres per pixel of that slide, where its file does not say", resolution),
+        _entry("mpp", "micrometres per pixel of that slide, if its file does not state it", resolution),
         _entry("mask", "a tissue mask of that slide", _FILE),
         _entry("output_dir", "where results are written", _FOLDER, "own"),
         _entry("ckpt_dir", "where weights are written and read", _FOLDER, "own"),
@@ -301,11 +301,11 @@ SETTINGS: dict[str, Setting] = dict(
             device,
             "provenance free",
         ),
-        _entry("resume", "go on from `ckpt_dir/last.ckpt`", switch, "own"),
+        _entry("resume", "continue from `ckpt_dir/last.ckpt`", switch, "own"),
         _entry(
             "strict", "stop at the first slide that fails: see [When a slide fails](troubleshooting.md)", switch, "own"
         ),
-        _entry("allow_missing", "go on without slides that have no features", switch, "own"),
+        _entry("allow_missing", "continue without slides that have no features", switch, "own"),
         _entry(
             "leave_out",
             "names of slides of the datalist that are not used (`--leave_out \"['a','b']\"`); the split stays as it is",
