@@ -21,7 +21,9 @@ from scripts.datalists.labels import resolve_positive_classes
 
 __all__ = [
     "BUNDLE_ROOT",
+    "encoder_of",
     "from_settings",
+    "network_of",
     "scoring_settings",
     "settings",
     "settings_of_trainings",
@@ -40,11 +42,11 @@ _MODULES = {
     "scripts.checking.inspection": ("inspect_slide",),
     "scripts.core.provenance": ("cohort_fingerprint", "data_source"),
     "scripts.datalists.cohort": ("choose_slides",),
-    "scripts.datalists.datalist": ("list_slides", "num_classes", "output_names"),
+    "scripts.datalists.datalist": ("list_slides", "output_names"),
     "scripts.datalists.failures": ("FailedSlides", "without"),
     "scripts.evaluation.metrics": ("head_metrics", "key_metric", "lower_is_better"),
     "scripts.evaluation.same_split": ("warn_of_other_split",),
-    "scripts.features.backbones": ("get_backbone", "has_fast_bfloat16", "num_features"),
+    "scripts.features.backbones": ("has_fast_bfloat16",),
     "scripts.features.extraction": ("left_out",),
     "scripts.networks.methods": ("attention_maps", "check_method", "result_heads", "trained_heads"),
     "scripts.training.curves": ("training_scalars",),
@@ -88,6 +90,28 @@ def from_settings(target: str, settings: Mapping[str, Any], **others: Any) -> An
     made: Any = locate(target)
     taken = {name: settings[name] for name in inspect.signature(made).parameters if name in settings}
     return made(**{**taken, **others})
+
+
+def encoder_of(settings: Mapping[str, Any], **others: Any) -> Any:
+    """The encoder of the settings; others are arguments of :class:`scripts.features.encoding.Encoder`."""
+    from scripts.features.backbones import get_backbone
+    from scripts.features.encoding import Encoder
+
+    if "backbone" not in others:
+        others["backbone"] = get_backbone(settings["backbone"], settings["backbone_weights"], settings["amp"])
+    taken = {"device": settings["device"], "num_workers": settings["num_workers"], "runtime": settings["runtime"]}
+    return Encoder(**{**taken, "batch_size": settings["encode_batch"], **others})
+
+
+def network_of(settings: Mapping[str, Any], num_classes: int, **others: Any) -> Any:
+    """The network of the settings; others are arguments of :class:`scripts.networks.mustmil.MuSTMIL`."""
+    from scripts.features.backbones import num_features
+    from scripts.networks.methods import get_network
+
+    if "num_features" not in others:
+        others["num_features"] = num_features(settings["backbone"])
+    taken = {"num_scales": len(settings["magnifications"]), "num_nodes": settings["num_nodes"]}
+    return get_network(settings["method"], num_classes=num_classes, **{**taken, **others})
 
 
 def summary_writer(folder: str) -> Any:

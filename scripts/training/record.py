@@ -67,3 +67,7 @@ class TrainingRecord:
             backbone_sha256=backbone_sha256,
             data=data,
         )
+
+    def state(self, **parts: Any) -> dict[str, Any]:
+        """What a checkpoint contains: the parts of a training, by name, and the settings that must be as before."""
+        return {"settings": self.same_settings, **parts}

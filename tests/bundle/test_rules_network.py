@@ -86,7 +86,9 @@ def test_the_network_takes_and_gives_what_the_metadata_says(root: Path, key: str
 def test_it_is_the_network_of_the_bundle_that_is_checked(root: Path) -> None:
     path = "scripts/networks/methods.py"
     write(
-        root, path, (root / path).read_text(encoding="utf-8") + "\n\ndef get_network(**_):\n    raise OSError('own')\n"
+        root,
+        path,
+        (root / path).read_text(encoding="utf-8") + "\n\ndef get_network(*_, **__):\n    raise OSError('own')\n",
     )
     assert "OSError: own" in finding("network in and out", root)
 
