@@ -1,10 +1,8 @@
 """The ranks of a run under ``torchrun``: which one this process is, and what they do together.
 
 They share two things, both PyTorch's. The *store* is a small table that ``torchrun`` keeps for its ranks: it shares out
-work, and tells who has failed. Nobody has to answer in it, so a rank that died hangs no other. The *process group* is
-for what is computed together: gradients, and results that are gathered.
-
-Without ``torchrun`` there is one rank, and neither is used.
+work, and names who has failed. Nobody has to answer in it, so a rank that died hangs no other. The *process group* is
+for what is computed together: gradients, and gathered results. Without ``torchrun`` neither is used.
 """
 
 from __future__ import annotations

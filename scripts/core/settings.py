@@ -6,8 +6,6 @@ provenance of files, the grid of ``searching`` and docs/settings.md follow from 
 
 from __future__ import annotations
 
-import math
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -15,14 +13,11 @@ from typing import Any
 
 import torch
 
-from scripts.core.errors import SettingsError
-from scripts.core.magnification import check_magnifications
-from scripts.core.ranks import check_device
+from scripts.core.setting_checks import Check, choice, device, magnifications, number, path, resolution, switch
 
 __all__ = ["OPTIMIZERS", "SETTINGS", "Setting", "check_settings", "optimizer_class", "values_with_role", "with_role"]
 
 OPTIMIZERS = ("Adam", "AdamW", "SGD", "RMSprop")
-Check = Callable[[str, Any], None]
 
 
 @dataclass(frozen=True)
@@ -50,75 +45,6 @@ class Setting:
     help: str
     check: Check | None = None
     roles: frozenset[str] = frozenset()
-
-
-def number(least: float, most: float = math.inf) -> Check:
-    """Numbers from ``least`` to ``most``; whole ones where ``least`` is written as such."""
-    kind = "a whole number" if isinstance(least, int) else "a number"
-    upper = " up" if most == math.inf else f" to {most:g}"
-
-    def check(key: str, value: Any) -> None:
-        fits = isinstance(value, int if isinstance(least, int) else int | float) and not isinstance(value, bool)
-        if not fits or not (math.isfinite(value) and least <= value <= most):
-            raise SettingsError(key, f"got {value!r}", f"Give {kind} from {least:g}{upper}.")
-
-    return check
-
-
-def path(is_optional: bool = False, is_joined: bool = False) -> Check:
-    """Paths; texts alone where a config adds the rest of a path (``is_joined``)."""
-
-    def check(key: str, value: Any) -> None:
-        if value is None and is_optional:
-            return
-        if not isinstance(value, str if is_joined else str | os.PathLike) or not os.fspath(value):
-            # `--output_dir 2024` is a number.
-            example = f", for example ./{value}" if isinstance(value, int) else ""
-            raise SettingsError(key, f"got {value!r}", f"Give a path as text{example}.")
-
-    return check
-
-
-def choice(*choices: str) -> Check:
-    """One of several names."""
-
-    def check(key: str, value: Any) -> None:
-        if value not in choices:
-            raise SettingsError(key, f"got {value!r}", f"Choose one of {', '.join(choices)}.")
-
-    return check
-
-
-def switch(key: str, value: Any) -> None:
-    """True or False."""
-    if not isinstance(value, bool):
-        raise SettingsError(key, f"got {value!r}", "Give True or False.")
-
-
-def resolution(key: str, value: Any) -> None:
-    """Micrometres per pixel, or ``None``."""
-    if value is None:
-        return
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-        raise SettingsError(key, f"got {value!r}", "Give micrometres per pixel at full resolution, such as 0.25.")
-
-
-def device(key: str, value: Any) -> None:
-    """A CPU, or a GPU that is there and that this rank may use."""
-    remedy = "Give cpu, cuda, or cuda:N with a GPU that is there."
-    try:
-        found = torch.device(value)
-    except (RuntimeError, TypeError):
-        raise SettingsError(key, f"got {value!r}", remedy) from None
-    if found.type not in ("cpu", "cuda"):
-        raise SettingsError(key, f"got {value!r}", remedy)
-    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
-        raise SettingsError(key, f"got {value!r}, and torch sees {torch.cuda.device_count()} GPUs", remedy)
-    check_device(found)
-
-
-def _magnifications(_key: str, value: Any) -> None:
-    check_magnifications(value)
 
 
 def _entry(name: str, help_line: str, check: Check | None = None, roles: str = "") -> tuple[str, Setting]:
@@ -171,7 +97,7 @@ SETTINGS: dict[str, Setting] = dict(
         _entry(
             "magnifications",
             "one or more, in any order; 10x means 1 um/px",
-            _magnifications,
+            magnifications,
             "decides fixed provenance",
         ),
         _entry(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import sys
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from monai.bundle import ConfigParser
@@ -14,8 +14,12 @@ from monai.bundle.utils import EXPR_KEY, ID_REF_KEY, ID_SEP_KEY, MACRO_KEY
 from scripts.core.errors import SettingsError, show_one_line
 from scripts.core.overrides import place_advanced, refuse_unknown
 from scripts.core.running import running_workflow, settings_in
+from scripts.core.settings import with_role
 
 __all__ = ["as_literal", "import_again", "refuse_changed", "refuse_lost", "start", "started"]
+
+TRAINED = "trained"
+"""The key of a config with the settings of the weights that it uses."""
 
 INIT_ID, FINAL_ID = "initialize", "finalize"
 REFERENCE = re.compile(rf"{ID_REF_KEY}\w*(?:(?:#|{ID_SEP_KEY})\w*)*")
@@ -33,8 +37,8 @@ def start() -> None:
 
     Raises:
         SettingsError: if something was lost or changed on its way to the config, if ``final_id`` is no id of the
-            config, if an option cannot act (:func:`scripts.core.overrides.refuse_unknown`), or if a setting has no
-            such value.
+            config, if an option cannot act (:func:`scripts.core.overrides.refuse_unknown`), if a setting has no
+            such value, or if it contradicts the weights that are to be used.
     """
     show_one_line()
     workflow = running_workflow()
@@ -50,7 +54,7 @@ def start() -> None:
     for key, value in parser.get().items():
         if key != ConfigParser.meta_key:
             refuse_changed(value, key)
-    settings_in(parser)
+    _refuse_contradictions(settings_in(parser), parser)
     _started.add(parser)
 
 
@@ -133,6 +137,18 @@ def import_again() -> None:
     workflow = running_workflow()
     if workflow is not None:
         workflow.parser.parse(reset=True)
+
+
+def _refuse_contradictions(settings: Mapping[str, Any], parser: ConfigParser) -> None:
+    trained = parser.get_parsed_content(TRAINED) if TRAINED in parser.get() else {}
+    for name in with_role("decides"):
+        given, kept = settings.get(name), trained.get(name)
+        if given is None or kept is None or given == kept:
+            continue
+        if name == "magnifications" and sorted(given) == sorted(kept):
+            continue
+        remedy = "Leave the option out, or name other weights: --ckpt_dir PATH."
+        raise SettingsError(name, f"got {given!r}, and the weights were trained with {kept!r}", remedy)
 
 
 def _is_command() -> bool:
