@@ -130,7 +130,7 @@ def test_weights_of_another_task_are_refused(
     refusal: Callable[..., str], cohort: Path, trained: Path, tmp_path: Path
 ) -> None:
     told = refusal("evaluating", "evaluate", task="binary", **knobs(cohort, trained, tmp_path))
-    assert "model.pt: they were trained with other settings (task 'multilabel', now 'binary')" in told
+    assert "task: got 'binary', and the weights were trained with 'multilabel'" in told
 
 
 @pytest.fixture(scope="module")
