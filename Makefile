@@ -53,10 +53,10 @@ format: $(STAMP) ## format the code and mend what ruff can mend
 	$(PYTHON) -m ruff check --fix-only .
 	$(PYTHON) -m ruff format .
 
-demo: $(STAMP) ## draw slides, train on them, show the result
+demo: $(STAMP) ## make synthetic slides, train on them, show the result
 	$(PYTHON) -m scripts.demo.run $(ARGS)
 
-compare-demo: $(STAMP) ## compare the methods on drawn slides: about twenty minutes
+compare-demo: $(STAMP) ## compare the methods on synthetic slides: about twenty minutes
 	$(PYTHON) -m scripts.demo.compare $(ARGS)
 
 bench-comparison: $(STAMP) ## measure how much of a training is reading, after `make compare-demo`

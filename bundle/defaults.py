@@ -1,4 +1,4 @@
-"""Giving the knobs at the top of a config other values, without touching anything else of its text."""
+"""Giving the settings at the top of a config other values, without touching anything else of its text."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from scripts.core.errors import SettingsError
 from scripts.core.magnification import scale_names
-from scripts.datalists.datalist import output_names
+from scripts.datalists.labels import output_names
 from scripts.features.backbones import num_features
 from scripts.networks.methods import method_title, result_heads
 from scripts.weights.record import DEMONSTRATION, is_demonstration
@@ -169,6 +169,6 @@ def _names(settings: Mapping[str, Any]) -> list[str]:
 def _training(record: Mapping[str, Any]) -> str:
     data, before = record["data"], record.get("pretrained")
     slides = f"{data['training_slides']} slide{'' if data['training_slides'] == 1 else 's'}"
-    drawn = f" ({data['drawn_slides']} of them synthetic, not scanned)" if data["drawn_slides"] else ""
+    synthetic = f" ({data['drawn_slides']} of them synthetic, not scanned)" if data["drawn_slides"] else ""
     start = f", starting from weights {_training(before)}" if before else ""
-    return f"trained on {slides} and chosen on {data['validation_slides']} others{drawn}{start}"
+    return f"trained on {slides} and chosen on {data['validation_slides']} others{synthetic}{start}"

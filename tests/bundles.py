@@ -49,18 +49,18 @@ def make_weights(
         num_features: of the backbone, 1280 for the default one.
         settings: those in which the training differed from :data:`SETTINGS`.
     """
-    knobs = {**SETTINGS, **settings}
+    given = {**SETTINGS, **settings}
     folder.mkdir(parents=True, exist_ok=True)
-    for index, head in enumerate(trained_heads(knobs["method"], knobs["magnifications"])):
+    for index, head in enumerate(trained_heads(given["method"], given["magnifications"])):
         torch.manual_seed(seed + index)
         network = get_network(
-            knobs["method"],
-            num_classes=num_classes(knobs["task"], knobs["class_names"]),
-            num_scales=len(knobs["magnifications"]),
+            given["method"],
+            num_classes=num_classes(given["task"], given["class_names"]),
+            num_scales=len(given["magnifications"]),
             num_features=num_features,
-            num_nodes=knobs["num_nodes"],
+            num_nodes=given["num_nodes"],
         )
-        sign(network, {"settings": knobs, "data": dict(data), "version": "0.0.0"})
+        sign(network, {"settings": given, "data": dict(data), "version": "0.0.0"})
         torch.save(network.state_dict(), weights_path(folder, head))
     return folder
 

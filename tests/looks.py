@@ -1,4 +1,4 @@
-"""Looks at what a config makes of its knobs: functions of a world, a config's name and knobs that give plain values."""
+"""Looks at what a config makes of its settings: functions of a world, a config and settings that give plain values."""
 
 from __future__ import annotations
 
@@ -29,53 +29,53 @@ from tests.conftest import ROOT
 from tests.worlds import CLASSES, World, load
 
 
-def rows(world: World, config: str, **knobs: Any) -> Any:
+def rows(world: World, config: str, **settings: Any) -> Any:
     """The linked grid of a slide."""
-    grid = world.parse(config, "bag_builder", **knobs).look({"image": world.slide}).grid
+    grid = world.parse(config, "bag_builder", **settings).look({"image": world.slide}).grid
     return [(scale.name, scale.patch_um, scale.patch_size_px) for scale in grid.scales], list(grid.coords), grid.rows
 
 
-def coded(world: World, config: str, **knobs: Any) -> Any:
+def coded(world: World, config: str, **settings: Any) -> Any:
     """The grid of a slide whose mask has several values, or why there is none."""
-    builder = world.parse(config, "bag_builder", **knobs)
+    builder = world.parse(config, "bag_builder", **settings)
     entry = {"image": world.slide, "mask": world.coded_mask}
     return outcome(lambda: ("a grid", list(builder.look(entry).grid.coords)))
 
 
-def pixels(world: World, config: str, **knobs: Any) -> Any:
+def pixels(world: World, config: str, **settings: Any) -> Any:
     """The patches of a slide."""
-    bag = world.parse(config, "bag_builder", **knobs).look({"image": world.slide})
+    bag = world.parse(config, "bag_builder", **settings).look({"image": world.slide})
     return [patches.astype(float) for patches in bag.read_all()]
 
 
-def levels(world: World, config: str, **knobs: Any) -> Any:
+def levels(world: World, config: str, **settings: Any) -> Any:
     """The level of the slide that each scale is read from."""
     return [
-        scale.level for scale in world.parse(config, "bag_builder", **knobs).look({"image": world.slide}).grid.scales
+        scale.level for scale in world.parse(config, "bag_builder", **settings).look({"image": world.slide}).grid.scales
     ]
 
 
-def backend(world: World, config: str, **knobs: Any) -> Any:
+def backend(world: World, config: str, **settings: Any) -> Any:
     """What reads a slide."""
-    slide: Slide = world.parse(config, "bag_builder", **knobs).look({"image": world.slide}).slide
+    slide: Slide = world.parse(config, "bag_builder", **settings).look({"image": world.slide}).slide
     return slide.backend
 
 
-def encoder(world: World, config: str, **knobs: Any) -> Encoder:
-    found = world.parse(config, "make_encoder" if config == "check" else "encoder", **knobs)
+def encoder(world: World, config: str, **settings: Any) -> Encoder:
+    found = world.parse(config, "make_encoder" if config == "check" else "encoder", **settings)
     made: Encoder = found() if config == "check" else found
     return made
 
 
-def features(world: World, config: str, **knobs: Any) -> Any:
+def features(world: World, config: str, **settings: Any) -> Any:
     """The features of a slide's patches; in 32 bits, unless they are asked for otherwise."""
-    made = encoder(world, config, **{"amp": False, **knobs})
+    made = encoder(world, config, **{"amp": False, **settings})
     return world.once("features", made, lambda: made.encode_rows(world.bag))
 
 
-def batches(world: World, config: str, **knobs: Any) -> Any:
+def batches(world: World, config: str, **settings: Any) -> Any:
     """How many patches are encoded at once."""
-    made = encoder(world, config, **knobs)
+    made = encoder(world, config, **settings)
 
     def largest() -> int:
         sizes: list[int] = []
@@ -86,9 +86,9 @@ def batches(world: World, config: str, **knobs: Any) -> Any:
     return world.once("batches", made, largest)
 
 
-def threads(world: World, config: str, **knobs: Any) -> Any:
+def threads(world: World, config: str, **settings: Any) -> Any:
     """Whether the main thread reads patches, or others do."""
-    made, seen, read = encoder(world, config, **knobs), set(), Slide.read_pixels
+    made, seen, read = encoder(world, config, **settings), set(), Slide.read_pixels
 
     def note(self: Slide, *args: Any) -> Any:
         seen.add(threading.current_thread() is threading.main_thread())
@@ -103,72 +103,72 @@ def threads(world: World, config: str, **knobs: Any) -> Any:
     return world.once("threads", made, who)
 
 
-def device(world: World, config: str, **knobs: Any) -> Any:
+def device(world: World, config: str, **settings: Any) -> Any:
     """Where patches are encoded, or why not there: never elsewhere in silence."""
-    return outcome(lambda: str(encoder(world, config, **knobs).device))
+    return outcome(lambda: str(encoder(world, config, **settings).device))
 
 
-def data(world: World, config: str, **knobs: Any) -> Any:
+def data(world: World, config: str, **settings: Any) -> Any:
     """The slides that a workflow uses, with their labels."""
     if config in ("evaluate", "inference"):
-        found = [world.parse(config, "data", **knobs)]
+        found = [world.parse(config, "data", **settings)]
     else:
-        made = world.parse(config, "train#slides" if config == "train" else "slides", **knobs)
+        made = world.parse(config, "train#slides" if config == "train" else "slides", **settings)
         found = [made.training, made.others]
     return [[(entry["image"], np.asarray(entry.get("label", []))) for entry in part] for part in found]
 
 
-def names(world: World, config: str, **knobs: Any) -> Any:
+def names(world: World, config: str, **settings: Any) -> Any:
     """What the outputs' scores are called in predictions.csv."""
-    return world.parse(config, "handlers", **knobs)[0].class_names
+    return world.parse(config, "handlers", **settings)[0].class_names
 
 
-def places(world: World, config: str, **knobs: Any) -> Any:
+def places(world: World, config: str, **settings: Any) -> Any:
     """The folders that a config uses by itself."""
     parser = ConfigParser()
     parser.read_config(str(ROOT / "configs" / f"{config}.json"))
-    parser.update(knobs)
-    others = [key for key in ("output_dir", "ckpt_dir", "feature_dir") if key in load(config) and key not in knobs]
+    parser.update(settings)
+    others = [key for key in ("output_dir", "ckpt_dir", "feature_dir") if key in load(config) and key not in settings]
     return [parser.get_parsed_content(key) for key in others]
 
 
-def weights(world: World, config: str, **knobs: Any) -> Any:
+def weights(world: World, config: str, **settings: Any) -> Any:
     """The weights at the end of a training."""
-    made = world.knobs(config, **knobs)
+    made = world.settings_for(config, **settings)
     world.run(config, **made)
     state = torch.load(Path(made["ckpt_dir"]) / "last.ckpt", weights_only=True)["model"]
     return {key: value.numpy() for key, value in state.items()}
 
 
-def shapes(world: World, config: str, **knobs: Any) -> Any:
+def shapes(world: World, config: str, **settings: Any) -> Any:
     """The network's tensors."""
-    return {key: tuple(v.shape) for key, v in world.parse(config, "network_def", **knobs).state_dict().items()}
+    return {key: tuple(v.shape) for key, v in world.parse(config, "network_def", **settings).state_dict().items()}
 
 
-def last_epoch(world: World, config: str, **knobs: Any) -> Any:
+def last_epoch(world: World, config: str, **settings: Any) -> Any:
     """How long a training was, and when it was validated."""
-    told = json.loads((world.run(config, **knobs) / "training.json").read_text())
+    told = json.loads((world.run(config, **settings) / "training.json").read_text())
     return [phase["epochs"] for phase in told["phases"]], [best["epoch"] for best in told["best"].values()]
 
 
-def files(world: World, config: str, **knobs: Any) -> Any:
+def files(world: World, config: str, **settings: Any) -> Any:
     """The files that a workflow writes."""
-    knobs, out = world.knobs(config, **knobs), world.last
-    world.run(config, **knobs)
+    settings, out = world.settings_for(config, **settings), world.last
+    world.run(config, **settings)
     found = sorted(str(path.relative_to(out)) for path in out.rglob("*") if path.is_file())
     return [name for name in found if "tfevents" not in name]
 
 
-def contents(world: World, config: str, **knobs: Any) -> Any:
+def contents(world: World, config: str, **settings: Any) -> Any:
     """What is in the files that a workflow writes, and how it ends."""
-    knobs, out = world.knobs(config, **knobs), world.last
-    told = outcome(lambda: world.run(config, **knobs) and "to its end")
+    settings, out = world.settings_for(config, **settings), world.last
+    told = outcome(lambda: world.run(config, **settings) and "to its end")
     return told, {path.name: path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file()}
 
 
-def end(world: World, config: str, **knobs: Any) -> Any:
+def end(world: World, config: str, **settings: Any) -> Any:
     """How a workflow ends."""
-    return outcome(lambda: world.run(config, **knobs) and "to its end")
+    return outcome(lambda: world.run(config, **settings) and "to its end")
 
 
 BROKEN = {
@@ -177,15 +177,15 @@ BROKEN = {
 }  # fmt: skip
 
 
-def extraction(world: World, config: str, **knobs: Any) -> Any:
+def extraction(world: World, config: str, **settings: Any) -> Any:
     """How the extraction of a cohort ends of which slides are broken, and the banks that it writes."""
-    knobs = world.knobs(config, **BROKEN, **knobs)
+    settings = world.settings_for(config, **BROKEN, **settings)
     out = world.last
-    told = outcome(world.parse(config, "extractor", **knobs).run)
+    told = outcome(world.parse(config, "extractor", **settings).run)
     return told, sorted(path.name for path in out.rglob("*.h5"))
 
 
-def opened(world: World, config: str, **knobs: Any) -> Any:
+def opened(world: World, config: str, **settings: Any) -> Any:
     """How often a training opens a feature bank."""
     count = []
 
@@ -196,57 +196,57 @@ def opened(world: World, config: str, **knobs: Any) -> Any:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(h5py, "File", Counted)
-        world.run(config, **knobs)
+        world.run(config, **settings)
     return len(count)
 
 
-def bags(world: World, config: str, **knobs: Any) -> Any:
+def bags(world: World, config: str, **settings: Any) -> Any:
     """How many bags are in a batch."""
-    extractor, loader = world.parse(config, "extractor", "dataloader", **knobs)
+    extractor, loader = world.parse(config, "extractor", "dataloader", **settings)
     extractor.run()
     return [len(batch["image"]) for batch in loader]
 
 
-def intervals(world: World, config: str, **knobs: Any) -> Any:
+def intervals(world: World, config: str, **settings: Any) -> Any:
     """The intervals of an evaluation's metrics."""
-    told = json.loads((world.run(config, **knobs) / "metrics.json").read_text())
+    told = json.loads((world.run(config, **settings) / "metrics.json").read_text())
     return [score["ci95"] for head in ("global", "5x", "10x") for score in told[head].values() if "ci95" in score]
 
 
-def source(world: World, config: str, **knobs: Any) -> Any:
+def source(world: World, config: str, **settings: Any) -> Any:
     """What bags are made of."""
-    return type(world.parse(config, "train#dataset" if config == "train" else "dataset", **knobs)).__name__
+    return type(world.parse(config, "train#dataset" if config == "train" else "dataset", **settings)).__name__
 
 
-def heads(world: World, config: str, **knobs: Any) -> Any:
+def heads(world: World, config: str, **settings: Any) -> Any:
     """The outputs."""
-    return world.parse(config, "heads", **knobs)
+    return world.parse(config, "heads", **settings)
 
 
-def forward(world: World, config: str, **knobs: Any) -> Any:
+def forward(world: World, config: str, **settings: Any) -> Any:
     """What computes the backbone."""
-    made = encoder(world, config, **knobs)
+    made = encoder(world, config, **settings)
     return type(get_forward(made.runtime, made.backbone, made.batch_size)).__name__
 
 
-def figure(world: World, config: str, **knobs: Any) -> Any:
+def figure(world: World, config: str, **settings: Any) -> Any:
     """The slides of a comparison's figure."""
-    made = world.parse(config, "comparison", **knobs)
+    made = world.parse(config, "comparison", **settings)
     return choose_figure_slides(made.testing_data, CLASSES, made.figure_slides)
 
 
-def plans(world: World, config: str, **knobs: Any) -> Any:
-    """The trainings and evaluations that are to be run: where, with which knobs, and how many at a time."""
+def plans(world: World, config: str, **settings: Any) -> Any:
+    """The trainings and evaluations that are to be run: where, with which settings, and how many at a time."""
     planned: list[Any] = []
 
     def plan(experiments: Any, bundle_root: Any, num_processes: int, desc: str) -> None:
         for one in experiments:
-            planned.append((str(one.folder), [one.knobs(step, ROOT) for step in one.steps]))
+            planned.append((str(one.folder), [one.settings_for(step, ROOT) for step in one.steps]))
         planned.append(num_processes)
         raise InterruptedError
 
-    knobs = {"output_dir": "planned", "feature_dir": "planned/features", **knobs}
-    made = world.parse(config, "comparison" if config == "compare" else "search", **knobs)
+    settings = {"output_dir": "planned", "feature_dir": "planned/features", **settings}
+    made = world.parse(config, "comparison" if config == "compare" else "search", **settings)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(scripts.experiments.comparison, "run_experiments", plan)
         patch.setattr(scripts.experiments.search, "run_experiments", plan)
@@ -255,7 +255,7 @@ def plans(world: World, config: str, **knobs: Any) -> Any:
     return planned
 
 
-def reads(world: World, config: str, **knobs: Any) -> Any:
+def reads(world: World, config: str, **settings: Any) -> Any:
     """How many regions of slides a workflow reads."""
     count, read = [], Slide.read_pixels
 
@@ -265,14 +265,14 @@ def reads(world: World, config: str, **knobs: Any) -> Any:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Slide, "read_pixels", note)
-        outcome(lambda: world.run(config, **knobs))
+        outcome(lambda: world.run(config, **settings))
     return len(count)
 
 
-def room(world: World, config: str, **knobs: Any) -> Any:
+def room(world: World, config: str, **settings: Any) -> Any:
     """The room that a check says the banks of a cohort need, and where."""
     with contextlib.redirect_stdout(io.StringIO()) as told:
-        world.run(config, **knobs)
+        world.run(config, **settings)
     (found,) = re.findall(r"; (\S+ \S+ in \S+) \(", told.getvalue())
     return found
 
@@ -287,9 +287,9 @@ def outcome(work: Callable[[], Any]) -> Any:
         return type(mistake).__name__, mistake.cause
 
 
-def predictions(world: World, config: str, **knobs: Any) -> Any:
+def predictions(world: World, config: str, **settings: Any) -> Any:
     """The probabilities that a workflow writes, by slide and output."""
-    out = world.run(config, **knobs)
+    out = world.run(config, **settings)
     with open(out / "predictions.csv", newline="") as file:
         found = list(csv.DictReader(file))
     return {

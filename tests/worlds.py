@@ -1,4 +1,4 @@
-"""A cohort of small slides, a training on it, and the shipped configs run on them with any knobs."""
+"""A cohort of small slides, a training on it, and the shipped configs run on them with any settings."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ CLASSES = ["cancer", "hgd", "lgd"]
 LABELS = ["cancer", "hgd", "cancer;lgd", "lgd", "cancer;hgd", "lgd", "hgd", "cancer"]
 PARTITIONS = ["training"] * 4 + ["validation"] * 2 + ["testing"] * 2
 
-Knobs = dict[str, Any]
+Settings = dict[str, Any]
 
 
 class World:
-    """Eight small slides, a training on them, and files to point knobs at."""
+    """Eight small slides, a training on them, and files to point settings at."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.count = folder, 0
@@ -92,13 +92,13 @@ class World:
         folder.mkdir(parents=True)
         return folder
 
-    def knobs(self, config: str, **knobs: Any) -> Knobs:
-        """The knobs with which looks begin, as far as the config has them, and others.
+    def settings_for(self, config: str, **given: Any) -> Settings:
+        """The settings with which looks begin, as far as the config has them, and others.
 
         A text that begins with ``OUT/`` is a path in a folder that nothing was written to, ``self.last``.
         """
         self.last = out = self.out()
-        begin: Knobs = {
+        begin: Settings = {
             "dataset_dir": self.slide if config == "inference" else str(self.cohort),
             "output_dir": "OUT/results",
             "class_names": CLASSES,
@@ -108,7 +108,7 @@ class World:
             "feature_dir": str(self.trained / "features"),
             "ckpt_dir": "OUT/models" if config == "train" else str(self.trained / "models"),
         }
-        used = {key: value for key, value in (begin | knobs).items() if key in load(config) or key in knobs}
+        used = {key: value for key, value in (begin | given).items() if key in load(config) or key in given}
         used = {key: value(self) if callable(value) else value for key, value in used.items()}
         return {key: str(out / v[4:]) if isinstance(v, str) and v.startswith("OUT/") else v for key, v in used.items()}
 
@@ -119,27 +119,27 @@ class World:
             self.seen[key] = work()
         return self.seen[key]
 
-    def parse(self, config: str, *ids: str, **knobs: Any) -> Any:
+    def parse(self, config: str, *ids: str, **given: Any) -> Any:
         """Parts of a config."""
         parser = ConfigParser()
         parser.read_config(str(ROOT / "configs" / f"{config}.json"))
-        parser.update(self.knobs(config, **knobs))
+        parser.update(self.settings_for(config, **given))
         place_advanced(parser)
         parts = [parser.get_parsed_content(id_) for id_ in ids]
         return parts[0] if len(parts) == 1 else parts
 
-    def run(self, config: str, **knobs: Any) -> Path:
+    def run(self, config: str, **given: Any) -> Path:
         """Run a workflow in this process; returns its ``output_dir``."""
-        knobs = self.knobs(config, **knobs)
-        workflow = self.start(config, **knobs)
+        given = self.settings_for(config, **given)
+        workflow = self.start(config, **given)
         workflow.run()
         workflow.finalize()
-        return Path(knobs["output_dir"])
+        return Path(given["output_dir"])
 
-    def start(self, config: str, **knobs: Any) -> ConfigWorkflow:
+    def start(self, config: str, **given: Any) -> ConfigWorkflow:
         """A workflow that is ready to run."""
-        path, knobs = ROOT / "configs" / f"{config}.json", self.knobs(config, **knobs)
-        workflow = ConfigWorkflow(str(path), workflow_type="infer", run_id=CONFIGS[config], **knobs)
+        path, given = ROOT / "configs" / f"{config}.json", self.settings_for(config, **given)
+        workflow = ConfigWorkflow(str(path), workflow_type="infer", run_id=CONFIGS[config], **given)
         workflow.initialize()
         return workflow
 

@@ -11,9 +11,10 @@ import tifffile
 from numpy.typing import NDArray
 
 from scripts.bags.mask_values import distinct_values
+from scripts.core.errors import SlideError
 from scripts.core.interrupts import interrupts_wait
 
-__all__ = ["MaskPixels", "read_mask_pixels"]
+__all__ = ["MaskPixels", "read_image_of_slide", "read_mask_pixels"]
 
 TIFF_SUFFIXES = (".tif", ".tiff")
 LOSSY_FORMATS = ("JPEGImageIO", "JPEG2000ImageIO")
@@ -32,6 +33,31 @@ class MaskPixels(NamedTuple):
 
     pixels: NDArray[Any]
     is_lossy: bool
+
+
+def read_image_of_slide(path: str | Path, subject: object, image: str, key: str, remedy: str) -> MaskPixels:
+    """Read the mask or the label image of a slide.
+
+    Args:
+        path: of the image.
+        subject: the slide, to begin an error with.
+        image: what the image is called in an error.
+        key: of the datalist, which names it.
+        remedy: what to do about an image that cannot be read.
+
+    Raises:
+        SlideError: if it does not exist, or cannot be read or trusted.
+    """
+    if not isinstance(path, str | Path):
+        raise SlideError(subject, f"its {image} is no path", f"Give the path of an image, or remove the key `{key}`.")
+    if not Path(path).is_file():
+        raise SlideError(subject, f"its {image} does not exist", f"Correct the key `{key}` in the datalist.")
+    try:
+        return read_mask_pixels(Path(path))
+    # Each library raises its own kinds of error for a file that it cannot read; none is lost.
+    except Exception as error:
+        reason = next(iter(reversed(str(error).strip().splitlines())), type(error).__name__)
+        raise SlideError(subject, f"its {image} cannot be read ({reason})", remedy) from error
 
 
 @interrupts_wait()

@@ -11,9 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scripts.bags.ink import find_ink
-from scripts.bags.mask_files import read_mask_pixels
+from scripts.bags.mask_files import read_image_of_slide
 from scripts.bags.mask_values import tissue_in
-from scripts.core.errors import SlideError
 from scripts.core.mha import write_mha
 from scripts.slides.frames import Rectangle, place_image
 from scripts.slides.slide import Slide
@@ -208,18 +207,8 @@ def read_tissue_mask(path: str | Path, slide: Slide, mask_tissue: tuple[int, ...
         SlideError: if the mask cannot be read, has several values and ``mask_tissue`` is not given, or has other
             proportions than the slide and its bounds.
     """
-    if not Path(path).is_file():
-        raise SlideError(slide.path, f"its mask {path} does not exist", "Correct the key `mask` in the datalist.")
-    try:
-        pixels, is_lossy = read_mask_pixels(Path(path))
-    # Each library raises its own kinds of error for a file that it cannot read; none is lost.
-    except Exception as error:
-        reason = next(iter(reversed(str(error).strip().splitlines())), type(error).__name__)
-        raise SlideError(
-            slide.path,
-            f"its mask {path} cannot be read ({reason})",
-            "Save it in grey as PNG, TIFF or MHA, or remove the key `mask` from the datalist.",
-        ) from error
+    remedy = "Save it in grey as PNG, TIFF or MHA, or remove the key `mask` from the datalist."
+    pixels, is_lossy = read_image_of_slide(path, slide.path, f"mask {path}", "mask", remedy)
     height, width = pixels.shape[:2]
     place = place_image((width, height), slide.size_level0, slide.bounds_level0, slide.path, f"mask {path}", "mask")
     pixel_level0 = (place.width / width, place.height / height)

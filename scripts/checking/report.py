@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import shutil
 import textwrap
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from scripts.checking.cost import bank_bytes
 from scripts.checking.datalist import CheckedList
 from scripts.checking.problems import Problem
 from scripts.checking.slides import SlideFacts
-from scripts.core.files import replacing
+from scripts.core.files import write_csv
 from scripts.core.magnification import scale_names
 from scripts.core.repeats import first_names
 
@@ -33,7 +32,7 @@ def write_problems(path: str | Path, problems: Sequence[Problem]) -> None:
         SettingsError: if the folder cannot be written to.
     """
     lines = ([" ".join(getattr(problem, name).splitlines()) for name in PROBLEM_COLUMNS] for problem in problems)
-    _write_csv(Path(path), PROBLEM_COLUMNS, lines)
+    write_csv(path, PROBLEM_COLUMNS, lines)
 
 
 def write_slides(
@@ -95,7 +94,7 @@ def write_slides(
             if num_features is not None:
                 line["bank_bytes"] = bank_bytes(fact.num_patches, fact.num_rows, num_features)
         lines.append([_cell(line.get(column)) for column in columns])
-    _write_csv(Path(path), columns, lines)
+    write_csv(path, columns, lines)
 
 
 def shown_problems(problems: Sequence[Problem], path: str | Path, width: int | None = None) -> str:
@@ -173,11 +172,3 @@ def _plain(text: str) -> str:
     """One line of characters that every terminal can print."""
     text = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in " ".join(text.splitlines()))
     return text.encode("utf-8", "backslashreplace").decode()
-
-
-def _write_csv(path: Path, columns: Sequence[str], lines: Iterable[Sequence[Any]]) -> None:
-    # A file's name need not be UTF-8: other bytes are written as escapes.
-    with replacing(path) as part, open(part, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
-        writer = csv.writer(file)
-        writer.writerow(columns)
-        writer.writerows(lines)

@@ -14,7 +14,7 @@ from scripts.bags.blocks import plan_blocks
 from scripts.checking.problems import BLOCKS, WARNS, Problem, Problems
 from scripts.core.errors import SettingsError, SlideError
 from scripts.core.magnification import MPP_RTOL, squeezed_levels
-from scripts.datalists.slide_files import SLIDE_SUFFIXES, without_suffix
+from scripts.datalists.slide_files import missing_slide
 from scripts.evaluation.localisation import read_regions
 from scripts.slides.checksums import content_sha256, given_sha256
 from scripts.slides.dicom_series import slide_parts
@@ -100,7 +100,7 @@ class SlideChecker:
             facts.problems.attempt("file", lambda: self._look(entry, facts))
         else:
             facts.problems.where = where or entry["image"]
-            facts.problems.add(BLOCKS, "file", *_missing(entry["image"]))
+            facts.problems.add(BLOCKS, "file", *missing_slide(entry["image"]))
         return facts
 
     def _look(self, entry: Mapping[str, Any], facts: SlideFacts) -> None:
@@ -194,12 +194,6 @@ def find_unsummed(entries: Sequence[Mapping[str, Any]], where: str) -> list[Prob
     what = f"{unsummed} of {len(entries)} slides have no `sha256`, and damage that can still be decoded is not seen"
     remedy = "If their files are as the scanner wrote them, use slides.csv, which has the checksums, as the datalist."
     return [Problem(WARNS, "sha256", where, what, remedy)]
-
-
-def _missing(image: str) -> tuple[str, str]:
-    hint = f" with a suffix like {', '.join(SLIDE_SUFFIXES)}" if image == without_suffix(image) else ""
-    what = f"{image} is a link to a file that is not there" if os.path.islink(image) else f"no file {image}{hint}"
-    return what, "Check the name, and dataset_dir: the folder that paths start from."
 
 
 def _check_sha256(entry: Mapping[str, Any], facts: SlideFacts) -> None:

@@ -94,7 +94,7 @@ def show_one_line() -> None:
         elif mistake is None:
             sys.__excepthook__(kind, error, trace)
         else:
-            # Through tqdm, which keeps it apart from a progress bar that is still drawn.
+            # Through tqdm, which keeps it apart from a progress bar that is still shown.
             tqdm.write(f"error: {mistake}", file=sys.stderr)
             _tell_torchrun(mistake)
 

@@ -4,21 +4,34 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import csv
 import fcntl
 import functools
 import hashlib
+import json
 import logging
 import os
 import re
 import socket
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from scripts.core.errors import SettingsError, no_room
 
-__all__ = ["file_sha256", "lock", "locked", "output_folder", "refuse_special", "replacing", "unlock"]
+__all__ = [
+    "file_sha256",
+    "lock",
+    "locked",
+    "output_folder",
+    "refuse_special",
+    "replacing",
+    "unlock",
+    "write_csv",
+    "write_json",
+]
 
 # Process numbers are those of one machine.
 MACHINE = f"{zlib.crc32(socket.gethostname().encode()):08x}"
@@ -54,6 +67,21 @@ def replacing(path: str | Path) -> Iterator[Path]:
         raise SettingsError(path, f"cannot be written: {cause}", remedy) from error
     finally:
         part.unlink(missing_ok=True)
+
+
+def write_json(path: str | Path, content: Any) -> None:
+    """Write plain values as indented JSON, in one step; raises as :func:`replacing`."""
+    with replacing(path) as part:
+        part.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def write_csv(path: str | Path, columns: Sequence[str], lines: Iterable[Sequence[object]]) -> None:
+    """Write a table with a header, in one step; raises as :func:`replacing`.
+
+    A file's name, which may be a cell, need not be UTF-8: other bytes are written as escapes.
+    """
+    with replacing(path) as part, open(part, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
+        csv.writer(file).writerows([columns, *lines])
 
 
 @functools.cache

@@ -12,14 +12,9 @@ from typing import Any
 from scripts.core.errors import DatalistError
 from scripts.core.ranks import from_first_rank
 from scripts.datalists.classes import warn_of_one_sided
-from scripts.datalists.datalist import (
-    list_labels,
-    load_datalist,
-    load_partition,
-    output_names,
-    resolve_positive_classes,
-)
+from scripts.datalists.datalist import list_labels, load_datalist, load_partition
 from scripts.datalists.label_files import as_entries
+from scripts.datalists.labels import output_names, resolve_positive_classes
 from scripts.datalists.slide_files import as_on_disk
 from scripts.synthetic.cohort import ensure_cohort
 
@@ -96,7 +91,7 @@ class Cohort:
         task: ``"binary"`` or ``"multilabel"``.
         class_names: the classes of the labels.
         positive_classes: those that count as 1 in the binary task; ``None`` for the default.
-        split_seed: draws the split of a datalist without partitions.
+        split_seed: of the split of a datalist without partitions.
         leave_out: names of slides that are not used; the split stays as it is.
 
     Attributes:

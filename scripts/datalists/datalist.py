@@ -16,7 +16,6 @@ from scripts.core.repeats import Repeats
 from scripts.datalists.columns import by_columns
 from scripts.datalists.labels import (
     CLASS_NAMES,
-    POSITIVE_CLASSES,
     label_vector,
     output_names,
     resolve_positive_classes,
@@ -40,17 +39,12 @@ from scripts.datalists.slide_files import SlideFolder, as_on_disk, without_suffi
 from scripts.datalists.split import split_patients
 
 __all__ = [
-    "CLASS_NAMES",
-    "PARTITIONS",
-    "POSITIVE_CLASSES",
     "labels_of",
     "list_labels",
     "list_slides",
     "load_datalist",
     "load_partition",
     "num_classes",
-    "output_names",
-    "resolve_positive_classes",
     "understand",
 ]
 

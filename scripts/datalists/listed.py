@@ -17,13 +17,14 @@ from scripts.datalists.keys import composed
 from scripts.datalists.problems import BLOCKS, WARNS, Problem
 from scripts.datalists.rows import Faults, Row, row_of
 from scripts.datalists.slide_files import (
+    CHECK_NAME,
     NAME_IT,
     SLIDE_SUFFIXES,
     SlideFolder,
     each_file_once,
+    missing_slide,
     real_path,
     slide_names,
-    without_suffix,
 )
 from scripts.datalists.values import check_mask_tissue, check_mpp
 from scripts.slides.dicom_series import may_be_dicom, series_of
@@ -206,14 +207,10 @@ def _find(rows: Sequence[Row], folder: SlideFolder, faults: Faults) -> dict[str,
 
 def missing_files(slides: Sequence[ListedSlide], keys: Sequence[str]) -> Iterator[Problem]:
     """The slides, and of their files those under ``keys``, that are not there."""
-    remedy = "Check the name, and dataset_dir: the folder that paths start from."
     for slide in slides:
-        path = slide.image
-        if not os.path.isfile(path):
-            suffixes = f" with a suffix like {', '.join(SLIDE_SUFFIXES)}" if path == without_suffix(path) else ""
-            missing = f"{os.readlink(path)}, which {path} links to" if os.path.islink(path) else f"{path}{suffixes}"
-            yield Problem(BLOCKS, "file", slide.row.subject, f"no file {missing}", remedy, slide.name)
+        if not os.path.isfile(slide.image):
+            yield Problem(BLOCKS, "file", slide.row.subject, *missing_slide(slide.image), slide.name)
         for key in keys:
             file = getattr(slide, key)
             if file is not None and not os.path.isfile(file):
-                yield Problem(BLOCKS, "file", slide.row.subject, f"no {key} {file!r}", remedy, slide.name)
+                yield Problem(BLOCKS, "file", slide.row.subject, f"no {key} {file!r}", CHECK_NAME, slide.name)

@@ -15,11 +15,13 @@ from scripts.datalists.keys import composed
 from scripts.slides.dicom_series import dicom_slides, folder_slides, instance_of, may_be_dicom, series_files, slide_of
 
 __all__ = [
+    "CHECK_NAME",
     "NAME_IT",
     "SLIDE_SUFFIXES",
     "SlideFolder",
     "as_on_disk",
     "each_file_once",
+    "missing_slide",
     "real_path",
     "slide_names",
     "without_suffix",
@@ -33,6 +35,9 @@ SLIDE_SUFFIXES = (
 
 NAME_IT = "To have a file opened whatever its name, give it as `dataset_dir` or name it in a datalist."
 """What to do about files that are not looked at."""
+
+CHECK_NAME = "Check the name, and dataset_dir: the folder that paths start from."
+"""What to do about a file that is not there."""
 
 SHOWN_FILES = 3
 
@@ -237,6 +242,14 @@ def without_suffix(path: str) -> str:
         if path.lower().endswith(suffix) and len(os.path.basename(path)) > len(suffix):
             return path[: -len(suffix)]
     return path
+
+
+def missing_slide(path: str) -> tuple[str, str]:
+    """What is missing where a slide's file is not there, and what to do."""
+    if os.path.islink(path):
+        return f"no file {os.readlink(path)}, which {path} links to", CHECK_NAME
+    suffixes = f" with a suffix like {', '.join(SLIDE_SUFFIXES)}" if path == without_suffix(path) else ""
+    return f"no file {path}{suffixes}", CHECK_NAME
 
 
 def _named(path: str) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 import h5py
 from tqdm import tqdm
 
-from scripts.core.files import output_folder, replacing
+from scripts.core.files import output_folder, replacing, write_json
 from scripts.demo.run import run_config
 from scripts.features.bank import seal_bank
 from scripts.synthetic.cohort import ensure_cohort
@@ -72,8 +72,7 @@ def write_few(datalist: Path, path: Path, step: int) -> Path:
     """Write a datalist with every ``step``-th training slide of another one, and all its other slides."""
     entries = json.loads(datalist.read_text(encoding="utf-8"))
     entries["training"] = entries["training"][::step]
-    with replacing(path) as part:
-        part.write_text(json.dumps(entries, indent=2) + "\n", encoding="utf-8")
+    write_json(path, entries)
     return path
 
 

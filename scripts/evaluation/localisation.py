@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from scripts.bags.mask_files import read_mask_pixels
+from scripts.bags.mask_files import read_image_of_slide
 from scripts.bags.tissue import TissueMask
 from scripts.core.errors import SettingsError, SlideError
 from scripts.datalists.labels import output_names, resolve_positive_classes
@@ -139,19 +139,11 @@ def read_regions(
             the slide and its bounds.
     """
     subject, image = f"slide {slide}", f"`regions` {path}"
-    if not isinstance(path, str | Path):
-        raise SlideError(subject, f"its {image} is no path", "Give the path of a label image, or remove the key.")
-    if not Path(path).is_file():
-        raise SlideError(subject, f"its {image} does not exist", "Correct the key `regions` in the datalist.")
-    try:
-        regions, is_lossy = read_mask_pixels(Path(path))
-        if is_lossy:
-            raise ValueError("its format may be lossy, and a value that it changed names another class")
-    # Each library raises its own kinds of error for a file that it cannot read.
-    except Exception as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
-        remedy = "Save it as PNG, TIFF or MHA, or remove the key `regions` from the datalist."
-        raise SlideError(subject, f"its {image} cannot be read ({reason})", remedy) from error
+    remedy = "Save it as PNG, TIFF or MHA, or remove the key `regions` from the datalist."
+    regions, is_lossy = read_image_of_slide(path, subject, image, "regions", remedy)
+    if is_lossy:
+        cause = f"its {image} has a format that may be lossy, and a value that it changed names another class"
+        raise SlideError(subject, cause, remedy)
     if regions.ndim != 2:
         remedy = "Save one channel of 0 for none and class index + 1, without a palette."
         raise SlideError(subject, f"its {image} has the shape {regions.shape}", remedy)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +13,7 @@ from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
 from scripts.bags.bag import BagBuilder
-from scripts.core.files import replacing
+from scripts.core.files import write_csv, write_json
 from scripts.core.ranks import dataset_size, gather_shards, is_first_rank
 from scripts.datalists.patients import patients_known, patients_of
 from scripts.evaluation.bootstrap import patients_text, warn_of_few
@@ -146,17 +144,16 @@ class LocalisationReport:
                     of_class["patients"] = None
         self.summary_writer.flush()
         path = self.output_dir / "localisation.json"
-        with replacing(path) as part:
-            part.write_text(json.dumps(without_nan(summary), indent=2) + "\n", encoding="utf-8")
-        with replacing(path.with_suffix(".csv")) as part, open(part, "w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(COLUMNS)
-            for one in found:
-                scores = (one.positive_share, one.roc_auc, one.average_precision)
-                cells = ("" if np.isnan(score) else f"{score:.9g}" for score in scores)
-                writer.writerow([one.slide, one.map_name, one.kind, one.class_name, one.patches, *cells])
+        write_json(path, without_nan(summary))
+        write_csv(path.with_suffix(".csv"), COLUMNS, map(_cells, found))
         slides = {one.slide for one in found}
         num_patients = len({self.patients[slide] for slide in slides})
         known = num_patients if self.patients_known else None
         engine.logger.info("wrote %s: %s", path, patients_text(len(slides), known))
         warn_of_few(num_patients, path)
+
+
+def _cells(one: Localisation) -> list[object]:
+    scores = (one.positive_share, one.roc_auc, one.average_precision)
+    cells = ("" if np.isnan(score) else f"{score:.9g}" for score in scores)
+    return [one.slide, one.map_name, one.kind, one.class_name, one.patches, *cells]

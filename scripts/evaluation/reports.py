@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -16,7 +14,7 @@ from monai.utils import CommonKeys
 from numpy.typing import NDArray
 from torch.utils.tensorboard import SummaryWriter
 
-from scripts.core.files import replacing
+from scripts.core.files import write_csv, write_json
 from scripts.core.ranks import dataset_size, gather_shards, is_first_rank
 from scripts.datalists.patients import patients_known, patients_of
 from scripts.evaluation.bootstrap import (
@@ -128,14 +126,13 @@ class PredictionReport:
 
     def _write_predictions(self) -> None:
         has_labels = len(self.labels) == len(self.slides) > 0
-        path = self.output_dir / "predictions.csv"
-        with replacing(path) as part, open(part, "w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(["slide", "head", *self.class_names, *(["label"] if has_labels else [])])
-            for index, (slide, probabilities) in enumerate(zip(self.slides, self.probabilities, strict=True)):
-                label = [label_text(self.labels[index], self.class_names)] if has_labels else []
-                for head, row in zip(self.heads, probabilities, strict=True):
-                    writer.writerow([slide, head, *(f"{p:.9g}" for p in row), *label])
+        lines = []
+        for index, (slide, probabilities) in enumerate(zip(self.slides, self.probabilities, strict=True)):
+            label = [label_text(self.labels[index], self.class_names)] if has_labels else []
+            for head, row in zip(self.heads, probabilities, strict=True):
+                lines.append([slide, head, *(f"{p:.9g}" for p in row), *label])
+        columns = ["slide", "head", *self.class_names, *(["label"] if has_labels else [])]
+        write_csv(self.output_dir / "predictions.csv", columns, lines)
 
 
 class EvaluationReport(PredictionReport):
@@ -187,9 +184,7 @@ class EvaluationReport(PredictionReport):
         self.summary_writer.flush()
         path, num_patients = self.output_dir / "metrics.json", len(set(patients))
         numbers = {"slides": len(patients), "patients": num_patients if self.patients_known else None}
-        with replacing(path) as part:
-            content = {**without_nan(report), **numbers, **self.made_by}
-            part.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        write_json(path, {**without_nan(report), **numbers, **self.made_by})
         engine.logger.info("wrote %s: %s", path, patients_text(len(patients), numbers["patients"]))
         for head, scores in report.items():
             shown = ("{} {:.3f} [{:.3f}, {:.3f}]".format(n, scores[n]["value"], *scores[n]["ci95"]) for n in self.names)

@@ -13,8 +13,8 @@ from scripts.core.errors import SettingsError
 from scripts.core.files import replacing
 from scripts.core.ranks import is_first_rank
 from scripts.core.settings import check_settings
-from scripts.datalists.datalist import output_names
 from scripts.datalists.failures import without
+from scripts.datalists.labels import output_names
 from scripts.datalists.patients import patients_known, patients_of
 from scripts.evaluation.bootstrap import warn_of_few, warn_of_unknown
 from scripts.evaluation.metrics import frequency_baseline

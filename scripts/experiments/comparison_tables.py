@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from scripts.core.files import replacing
+from scripts.core.files import write_csv
 from scripts.evaluation.bootstrap import FEWEST_PATIENTS, patients_text
 from scripts.evaluation.metrics import score_names
 from scripts.experiments.comparison_results import MAP_SCORES, MapRow, Row, Run
@@ -113,7 +112,8 @@ def write_summary(path: Path, rows: Sequence[Row], maps: Sequence[MapRow]) -> No
         for class_name, scores in m.classes.items():
             output = [m.method, f"{m.kind} {m.map_name}", class_name]
             lines += [[*output, f"localisation_{name}", *_spread(values)] for name, values in scores.items()]
-    _write_csv(path, SUMMARY_COLUMNS, lines)
+    filled = ([*line, *[""] * (len(SUMMARY_COLUMNS) - len(line))] for line in lines)
+    write_csv(path, SUMMARY_COLUMNS, filled)
 
 
 def write_runs(path: Path, runs: Sequence[Run], task: str) -> None:
@@ -126,14 +126,7 @@ def write_runs(path: Path, runs: Sequence[Run], task: str) -> None:
             best = run.training["best"][head]
             costs = [f"{best['validation_loss']:.6g}", best["epoch"], f"{run.seconds(head):.3f}"]
             lines.append([run.method, run.seed, head, *scores, *costs])
-    _write_csv(path, ["method", "seed", "output", *names, "validation_loss", "best_epoch", "training_seconds"], lines)
-
-
-def _write_csv(path: Path, columns: Sequence[str], lines: Sequence[Sequence[object]]) -> None:
-    with replacing(path) as part, open(part, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(columns)
-        writer.writerows([*line, *[""] * (len(columns) - len(line))] for line in lines)
+    write_csv(path, ["method", "seed", "output", *names, "validation_loss", "best_epoch", "training_seconds"], lines)
 
 
 def _spread(values: NDArray[np.float64]) -> list[object]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 import logging
@@ -15,17 +14,17 @@ from typing import Any
 from sklearn.model_selection import ParameterGrid
 
 from scripts.core.errors import SettingsError
-from scripts.core.files import replacing
+from scripts.core.files import write_csv, write_json
 from scripts.core.ranks import is_first_rank
 from scripts.core.settings import check_settings, with_role
 from scripts.experiments.board import remove_events, write_hparams
 from scripts.experiments.trainings import Experiment, leaving_out, run_experiments
 from scripts.networks.methods import result_heads
 
-__all__ = ["GRID_KNOBS", "GridSearch", "Trial"]
+__all__ = ["GRID_SETTINGS", "GridSearch", "Trial"]
 
-GRID_KNOBS = with_role("grid")
-"""The knobs that the paper searches over."""
+GRID_SETTINGS = with_role("grid")
+"""The settings that the paper searches over."""
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +48,7 @@ class GridSearch:
     trial is not repeated, even in another grid.
 
     Args:
-        grid: for each of :data:`GRID_KNOBS` the values to try; what is missing keeps the training's default.
+        grid: for each of :data:`GRID_SETTINGS` the values to try; what is missing keeps the training's default.
         settings: the other settings of the training, as plain values.
         output_dir: gets all output.
         bundle_root: the bundle's folder.
@@ -68,10 +67,14 @@ class GridSearch:
         num_processes: int = 1,
     ) -> None:
         if not isinstance(grid, Mapping) or not grid:
-            raise SettingsError("grid", f"got {grid!r}", 'Give values for knobs, for example {"lr": [0.001, 0.0001]}.')
+            raise SettingsError(
+                "grid", f"got {grid!r}", 'Give values for settings, for example {"lr": [0.001, 0.0001]}.'
+            )
         for key, values in grid.items():
-            if key not in GRID_KNOBS:
-                raise SettingsError("grid", f"{key!r} is no knob of the search", f"Known are {', '.join(GRID_KNOBS)}.")
+            if key not in GRID_SETTINGS:
+                raise SettingsError(
+                    "grid", f"{key!r} is no setting of the search", f"Known are {', '.join(GRID_SETTINGS)}."
+                )
             if not isinstance(values, list | tuple) or not values:
                 raise SettingsError(f"grid {key}", f"got {values!r}", "Give a list of values.")
             if len({json.dumps(value) for value in values}) < len(values):
@@ -115,18 +118,14 @@ class GridSearch:
     def _write(self, trials: Sequence[Trial], head: str) -> None:
         best, board = trials[0], self.output_dir / "tensorboard"
         finished = [trial for trial in trials if math.isfinite(trial.validation_loss)]
-        with (
-            replacing(self.output_dir / "search.csv") as part,
-            open(part, "w", newline="", encoding="utf-8") as file,
-        ):
-            writer = csv.writer(file)
-            writer.writerow([*self.grid, f"{head}_validation_loss", "best_epoch", "training_seconds", "trial"])
-            for trial in trials:
-                result = [trial.validation_loss, trial.epoch, f"{trial.seconds:.3f}"]
-                result = result if trial in finished else ["failed", "", ""]
-                writer.writerow([*(trial.settings[key] for key in self.grid), *result, trial.name])
-        with replacing(self.output_dir / "best.json") as part:
-            part.write_text(json.dumps(dict(best.settings), indent=2) + "\n", encoding="utf-8")
+        lines = []
+        for trial in trials:
+            result = [trial.validation_loss, trial.epoch, f"{trial.seconds:.3f}"]
+            result = result if trial in finished else ["failed", "", ""]
+            lines.append([*(trial.settings[key] for key in self.grid), *result, trial.name])
+        columns = [*self.grid, f"{head}_validation_loss", "best_epoch", "training_seconds", "trial"]
+        write_csv(self.output_dir / "search.csv", columns, lines)
+        write_json(self.output_dir / "best.json", dict(best.settings))
         remove_events(board)
         for trial in finished:
             results = {f"{head}/validation_loss": trial.validation_loss, "training_seconds": trial.seconds}

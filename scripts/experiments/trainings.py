@@ -24,7 +24,7 @@ from monai.bundle import ConfigParser, ConfigWorkflow
 from tqdm import tqdm
 
 from scripts.core.errors import BundleError, SettingsError, mistake_in
-from scripts.core.files import locked, replacing
+from scripts.core.files import locked, write_json
 from scripts.core.overrides import place_advanced
 from scripts.core.ranks import forget_ranks, num_ranks, rank, wait_for_ranks
 from scripts.core.running import ADVANCED
@@ -87,7 +87,7 @@ class Experiment:
             )
         return done
 
-    def knobs(self, step: str, bundle_root: str | Path) -> dict[str, Any]:
+    def settings_for(self, step: str, bundle_root: str | Path) -> dict[str, Any]:
         """What a step's config is given: those of the settings that it knows, and where the output is."""
         known = ConfigParser.load_config_file(Path(bundle_root) / "configs" / STEPS[step][0])
         places = {
@@ -102,7 +102,7 @@ class Experiment:
         """A step's config with the settings of this run."""
         parser = ConfigParser()
         parser.read_config(Path(bundle_root) / "configs" / STEPS[step][0])
-        parser.update(self.knobs(step, bundle_root))
+        parser.update(self.settings_for(step, bundle_root))
         place_advanced(parser)
         return parser
 
@@ -115,20 +115,18 @@ class Experiment:
         with locked(self.folder):
             if self.is_done:
                 return
-            with replacing(self.folder / "settings.json") as part:
-                part.write_text(json.dumps(dict(self.settings), indent=2) + "\n", encoding="utf-8")
+            write_json(self.folder / "settings.json", dict(self.settings))
             for step in self.steps:
                 config, kind = STEPS[step]
-                knobs = self.knobs(step, bundle_root)
+                given = self.settings_for(step, bundle_root)
                 if step == "training":
-                    knobs["resume"] = (self.folder / "models" / "last.ckpt").is_file()
+                    given["resume"] = (self.folder / "models" / "last.ckpt").is_file()
                 file = Path(bundle_root) / "configs" / config
-                workflow = ConfigWorkflow(str(file), workflow_type=kind, run_id=step, **knobs)
+                workflow = ConfigWorkflow(str(file), workflow_type=kind, run_id=step, **given)
                 workflow.initialize()
                 workflow.run()
                 workflow.finalize()
-            with replacing(self.folder / "done.json") as part:
-                part.write_text(json.dumps({"steps": list(self.steps)}) + "\n", encoding="utf-8")
+            write_json(self.folder / "done.json", {"steps": list(self.steps)})
 
 
 def leaving_out(settings: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:

@@ -96,7 +96,7 @@ def draw_thumbnail(ax: Axes, thumbnail: Thumbnail, heat: PatchMap | None = None,
 def draw_regions(ax: Axes, thumbnail: Thumbnail, regions: NDArray[np.integer] | None) -> None:
     """Show the true regions in the classes' colours over a slide; see :class:`PanelRow`."""
     if regions is None:
-        ax.text(0.5, 0.5, "not drawn", transform=ax.transAxes, ha="center", va="center", fontsize=9, color="0.4")
+        ax.text(0.5, 0.5, "not annotated", transform=ax.transAxes, ha="center", va="center", fontsize=9, color="0.4")
         _frame(ax, thumbnail)
         return
     # By place: the label image covers the slide, the thumbnail's last pixels may reach beyond it.

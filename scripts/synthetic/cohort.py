@@ -1,4 +1,4 @@
-"""Synthetic slides to try the bundle on: ``python -m scripts.synthetic.cohort draw --dataset_dir data/demo``.
+"""Synthetic slides to try the bundle on: ``python -m scripts.synthetic.cohort --dataset_dir data/demo``.
 
 They imitate stained tissue closely enough for every part of the software to work on them. They demonstrate and test
 the software. They are no evidence about tissue, or about a method's accuracy on patients.
@@ -7,7 +7,6 @@ the software. They are no evidence about tissue, or about a method's accuracy on
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import multiprocessing
 from collections.abc import Sequence
@@ -22,7 +21,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from scripts.core.errors import SettingsError
-from scripts.core.files import file_sha256, replacing
+from scripts.core.files import file_sha256, replacing, write_json
 from scripts.synthetic.marker import SOFTWARE
 from scripts.synthetic.shapes import BASE_MPP
 from scripts.synthetic.tissue import CLASSES, MASK_STEP_PX, background, draw_tissue, sample_stain
@@ -124,8 +123,7 @@ def make_cohort(dataset_dir: str | Path, num_slides: int = 40, seed: int = 0, nu
         for _ in tqdm(pool.map(_make_slide, jobs), total=num_slides, desc="making slides", unit="slide"):
             pass
     entries = {name: [plan.entry(root) for plan in plans if plan.partition == name] for name in PARTITIONS}
-    with replacing(datalist) as part:
-        part.write_text(json.dumps(entries, indent=2) + "\n", encoding="utf-8")
+    write_json(datalist, entries)
     return datalist
 
 
@@ -270,15 +268,12 @@ def _write_pyramid(path: Path, image: NDArray[np.uint8]) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description="Synthetic slides, for trying the software.")
-    commands = parser.add_subparsers(dest="command", required=True)
-    draw = commands.add_parser("draw", help="make slides, their regions and their datalist")
-    draw.add_argument("--dataset_dir", default="data/demo", help="folder that gets them")
-    draw.add_argument("--num_slides", type=int, default=40)
-    draw.add_argument("--seed", type=int, default=0)
-    draw.add_argument("--num_workers", type=int, default=2, help="processes that make slides")
-    arguments = parser.parse_args(argv)
-    print(make_cohort(arguments.dataset_dir, arguments.num_slides, arguments.seed, arguments.num_workers))
+    parser = argparse.ArgumentParser(description="Synthetic slides, their regions and their datalist.")
+    parser.add_argument("--dataset_dir", default="data/demo", help="folder that gets them")
+    parser.add_argument("--num_slides", type=int, default=40)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--num_workers", type=int, default=2, help="processes that make slides")
+    print(make_cohort(**vars(parser.parse_args(argv))))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -12,7 +11,7 @@ from typing import Any
 from ignite.engine import Engine, Events
 
 from scripts.core.errors import SettingsError
-from scripts.core.files import replacing
+from scripts.core.files import write_json
 from scripts.core.ranks import is_first_rank, wait_for_ranks
 from scripts.networks.bag_network import BagNetwork
 from scripts.training.best_weights import BestWeights
@@ -111,9 +110,7 @@ class TrainingPhases:
             }
             for head, loss in kept.losses.items()
         }
-        content = {**self.settings, "phases": phases, "best": best, **self.made_by}
-        with replacing(self.path) as part:
-            part.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        write_json(self.path, {**self.settings, "phases": phases, "best": best, **self.made_by})
         engine.logger.info("the best weights of each head are in %s", kept.ckpt_dir)
 
     def _phase_and_epoch(self, engine: Engine) -> tuple[int, int]:

@@ -16,8 +16,9 @@ from scipy.sparse.csgraph import connected_components
 
 from scripts.core.errors import DatalistError
 from scripts.datalists.columns import settle_columns
-from scripts.datalists.datalist import PARTITIONS, load_datalist
+from scripts.datalists.datalist import load_datalist
 from scripts.datalists.keys import COLUMN_NAMES, MAYBE_PARTITION
+from scripts.datalists.partitions import PARTITIONS
 from scripts.datalists.rows import Row, row_of
 from tests.datalists.test_datalist import touch, write
 

@@ -18,16 +18,9 @@ from hypothesis import strategies as st
 
 from scripts.checking.datalist import check_datalist
 from scripts.core.errors import DatalistError, SettingsError
-from scripts.datalists.datalist import (
-    CLASS_NAMES,
-    PARTITIONS,
-    list_labels,
-    list_slides,
-    load_datalist,
-    load_partition,
-    num_classes,
-    output_names,
-)
+from scripts.datalists.datalist import list_labels, list_slides, load_datalist, load_partition, num_classes
+from scripts.datalists.labels import CLASS_NAMES, output_names
+from scripts.datalists.partitions import PARTITIONS
 
 
 def touch(root: Path, *names: str) -> None:

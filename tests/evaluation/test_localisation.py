@@ -300,5 +300,5 @@ def test_tiff_labels_are_the_values_as_they_are_stored(tmp_path, palette):
 
 @pytest.mark.parametrize("regions", [3, True, ["a.png"]])
 def test_regions_that_are_no_path_are_refused(regions):
-    with pytest.raises(SlideError, match="is no path. Give the path of a label image"):
+    with pytest.raises(SlideError, match="is no path. Give the path of an image"):
         read_regions(regions, "s", (64, 64), 3)

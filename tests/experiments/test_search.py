@@ -72,9 +72,12 @@ def test_a_larger_grid_runs_only_what_is_new(trials, tmp_path):
 @pytest.mark.parametrize(
     ("grid", "message"),
     [
-        ({}, r"grid: got \{\}\. Give values for knobs"),
+        ({}, r"grid: got \{\}\. Give values for settings"),
         ("lr", "grid: got 'lr'"),
-        ({"learning_rate": [1.0]}, "grid: 'learning_rate' is no knob of the search. Known are epochs, optimizer_name"),
+        (
+            {"learning_rate": [1.0]},
+            "grid: 'learning_rate' is no setting of the search. Known are epochs, optimizer_name",
+        ),
         ({"lr": 0.1}, "grid lr: got 0.1. Give a list of values"),
         ({"lr": []}, r"grid lr: got \[\]"),
         ({"lr": [0.1, -1.0]}, "lr: got -1.0"),

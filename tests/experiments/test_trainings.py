@@ -54,7 +54,7 @@ def experiment(bundle, name="a", **settings):
     return Experiment(name, bundle / "runs" / name, settings)
 
 
-def test_each_runs_in_its_folder_with_the_knobs_that_its_configs_know_and_only_once(bundle):
+def test_each_runs_in_its_folder_with_the_settings_that_its_configs_know_and_only_once(bundle):
     first = experiment(bundle, "a", lr=0.5, partition="validation")
     run_experiments([first], bundle)
     assert (first.folder / "training.txt").read_text().startswith("0.5 False ")

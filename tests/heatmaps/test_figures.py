@@ -99,7 +99,7 @@ def test_a_slide_whose_regions_nobody_drew_and_a_map_that_is_missing_say_so():
     row = a_row(regions=False)
     row = PanelRow(row.slide, row.class_name, row.thumbnail, None, [("MuSTMIL global", None)])
     found = texts(panel([row], CLASSES))
-    assert "not drawn" in found
+    assert "not annotated" in found
     assert "no map" in found
     assert "cancer" not in found
 

@@ -89,7 +89,7 @@ def file_names(classes, kinds):
     )
 
 
-def predict(output, entry, network=None, **knobs):
+def predict(output, entry, network=None, **given):
     builder = BagBuilder((5, 10), patch_size=PATCH_PX, min_tissue=0.4)
     network = network or colour_network()
     writer = HeatmapWriter(
@@ -100,7 +100,7 @@ def predict(output, entry, network=None, **knobs):
         network=network,
         bag_builder=builder,
         data=[entry],
-        **knobs,
+        **given,
     )
     SupervisedEvaluator(
         device="cpu",
@@ -182,7 +182,7 @@ def test_the_values_in_the_files_are_the_networks(entry, tmp_path, kind):
 
 
 @pytest.mark.parametrize(
-    ("probabilities", "knobs", "classes"),
+    ("probabilities", "given", "classes"),
     [
         ((0.9, 0.2), {}, ["dark"]),
         ((0.5, 0.5), {}, ["dark", "pink"]),
@@ -194,9 +194,9 @@ def test_the_values_in_the_files_are_the_networks(entry, tmp_path, kind):
     ],
 )
 def test_heatmaps_are_those_of_the_predicted_classes_or_of_those_asked_for(
-    entry, tmp_path, probabilities, knobs, classes
+    entry, tmp_path, probabilities, given, classes
 ):
-    assert predict(tmp_path, entry, colour_network(probabilities), **knobs) == file_names(classes, KNOWN_KINDS)
+    assert predict(tmp_path, entry, colour_network(probabilities), **given) == file_names(classes, KNOWN_KINDS)
 
 
 @pytest.mark.parametrize(
@@ -245,7 +245,7 @@ def test_a_slide_is_read_and_explained_once_for_all_its_maps(entry, tmp_path, mo
 
 
 @pytest.mark.parametrize(
-    ("knobs", "message"),
+    ("given", "message"),
     [
         ({"heatmap_classes": ["cancer"]}, "heatmap_classes: there is no class 'cancer'. Give a list of dark, pink"),
         ({"heatmap_classes": []}, "heatmap_classes: got []"),
@@ -257,9 +257,9 @@ def test_a_slide_is_read_and_explained_once_for_all_its_maps(entry, tmp_path, mo
         ({"heatmap_kinds": None}, "heatmap_kinds: got None. Give attention or contribution"),
     ],
 )
-def test_a_wrong_knob_is_told_before_any_slide_is_read(entry, tmp_path, knobs, message):
+def test_a_wrong_setting_is_told_before_any_slide_is_read(entry, tmp_path, given, message):
     with pytest.raises(SettingsError) as error:
-        predict(tmp_path, {**entry, "image": "/no/such/slide"}, **knobs)
+        predict(tmp_path, {**entry, "image": "/no/such/slide"}, **given)
     assert str(error.value).startswith(message)
 
 

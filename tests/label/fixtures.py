@@ -23,7 +23,7 @@ import tifffile
 import torch
 
 from scripts.core.sums import SUMS
-from scripts.datalists.datalist import CLASS_NAMES
+from scripts.datalists.labels import CLASS_NAMES
 from scripts.networks.methods import get_network
 from scripts.synthetic.cohort import make_cohort
 from scripts.weights.checkpoints import load_weights
@@ -64,9 +64,9 @@ class Oracle:
         return list(json.loads(path.read_text(encoding="utf-8"))["features"])
 
 
-def workflow(root: Path, run_id: str, config: str, **knobs: Any) -> None:
+def workflow(root: Path, run_id: str, config: str, **settings: Any) -> None:
     """Run a workflow of a bundle by its command, from the bundle's folder."""
-    options = [f"--{key}={value}" for key, value in knobs.items()]
+    options = [f"--{key}={value}" for key, value in settings.items()]
     call = [sys.executable, "-m", "monai.bundle", "run", run_id, f"--config_file=configs/{config}.json", *options]
     done = subprocess.run(call, cwd=root, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
@@ -135,8 +135,8 @@ def studies(cohort: Path, slides: Path, tmp_path_factory: pytest.TempPathFactory
 def packed(cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The zip that is handed on, with weights of a short training."""
     output = tmp_path_factory.mktemp("packed")
-    knobs = {"dataset_dir": cohort, "output_dir": output, "ckpt_dir": output / "models"}
-    workflow(ROOT, "training", "train", epochs=1, **knobs)
+    settings = {"dataset_dir": cohort, "output_dir": output, "ckpt_dir": output / "models"}
+    workflow(ROOT, "training", "train", epochs=1, **settings)
     call = [sys.executable, "-m", "bundle", "pack", f"--ckpt_dir={output / 'models'}", f"--output_dir={output}"]
     done = subprocess.run(call, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr

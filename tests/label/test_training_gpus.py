@@ -20,7 +20,7 @@ from bundle.label_app.lib.infer_task import _find_device
 from bundle.label_app.lib.reasons import RequestError, find_reason
 from bundle.label_app.lib.train_task import SlideTrainTask
 from scripts.core.settings import check_settings
-from scripts.datalists.datalist import CLASS_NAMES
+from scripts.datalists.labels import CLASS_NAMES
 from tests.label.fixtures import NAME, NUM_SLIDES
 from tests.label.servers import ROOT
 

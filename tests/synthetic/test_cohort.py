@@ -222,5 +222,5 @@ def test_nothing_but_the_cohort_is_left_in_the_folder(cohort):
 
 
 def test_the_command_draws_a_cohort_and_prints_where(tmp_path, capsys):
-    main(["draw", "--dataset_dir", str(tmp_path), "--num_slides", "1", "--num_workers", "1"])
+    main(["--dataset_dir", str(tmp_path), "--num_slides", "1", "--num_workers", "1"])
     assert capsys.readouterr().out.strip() == str(tmp_path / "datalist.json")

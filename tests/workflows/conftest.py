@@ -30,8 +30,8 @@ def workflow(monkeypatch) -> Callable[..., None]:
     """Run a workflow of a shipped config in this process, from the bundle's root."""
     monkeypatch.chdir(ROOT)
 
-    def run(run_id: str, config: str, **knobs: Any) -> None:
-        monai.bundle.run(run_id=run_id, config_file=f"configs/{config}.json", **knobs)
+    def run(run_id: str, config: str, **settings: Any) -> None:
+        monai.bundle.run(run_id=run_id, config_file=f"configs/{config}.json", **settings)
 
     return run
 
@@ -44,9 +44,9 @@ def command(preloaded) -> Callable[..., subprocess.CompletedProcess[str]]:
     """
 
     def run(
-        run_id: str, config: str, *words: str, folder: Path = ROOT, **knobs: Any
+        run_id: str, config: str, *words: str, folder: Path = ROOT, **settings: Any
     ) -> subprocess.CompletedProcess[str]:
-        options = [f"--{key}={value}" for key, value in knobs.items()]
+        options = [f"--{key}={value}" for key, value in settings.items()]
         file = Path("configs", f"{config}.json") if folder == ROOT else ROOT / "configs" / f"{config}.json"
         return preloaded.run("monai.bundle", "run", run_id, f"--config_file={file}", *options, *words, folder=folder)
 
@@ -57,8 +57,8 @@ def command(preloaded) -> Callable[..., subprocess.CompletedProcess[str]]:
 def typed() -> Callable[..., subprocess.CompletedProcess[str]]:
     """Run a workflow as a user does, by a Python that has nothing loaded: seconds more than ``command`` takes."""
 
-    def run(run_id: str, config: str, **knobs: Any) -> subprocess.CompletedProcess[str]:
-        options = [f"--config_file=configs/{config}.json", *(f"--{key}={value}" for key, value in knobs.items())]
+    def run(run_id: str, config: str, **settings: Any) -> subprocess.CompletedProcess[str]:
+        options = [f"--config_file=configs/{config}.json", *(f"--{key}={value}" for key, value in settings.items())]
         call = [sys.executable, "-m", "monai.bundle", "run", run_id, *options]
         return subprocess.run(call, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
 
@@ -80,6 +80,6 @@ def trained(cohort, tmp_path_factory) -> Path:
     output = tmp_path_factory.mktemp("trained")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
-        knobs = {"dataset_dir": str(cohort), "output_dir": str(output), "ckpt_dir": str(output / "models")}
-        monai.bundle.run(run_id="training", config_file="configs/train.json", epochs=3, **knobs)
+        settings = {"dataset_dir": str(cohort), "output_dir": str(output), "ckpt_dir": str(output / "models")}
+        monai.bundle.run(run_id="training", config_file="configs/train.json", epochs=3, **settings)
     return output

@@ -65,7 +65,7 @@ def test_a_bad_cohort_ends_with_one_line_and_exit_code_1(command, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("knobs", "message"),
+    ("settings", "message"),
     [
         ({"read_all": "yes"}, "read_all: got 'yes'. Give True or False."),
         ({"min_rows": -1}, "min_rows: got -1. Give a whole number from 0 up."),
@@ -75,10 +75,10 @@ def test_a_bad_cohort_ends_with_one_line_and_exit_code_1(command, tmp_path):
         ({"views": -1}, "views: got -1."),
     ],
 )
-def test_a_wrong_knob_is_refused_before_any_slide(workflow, tmp_path, knobs, message):
+def test_a_wrong_setting_is_refused_before_any_slide(workflow, tmp_path, settings, message):
     draw_slide(tmp_path / "a.tif")
     with pytest.raises(RuntimeError) as caught:
-        workflow("checking", "check", **{"dataset_dir": str(tmp_path), "output_dir": str(tmp_path), **knobs})
+        workflow("checking", "check", **{"dataset_dir": str(tmp_path), "output_dir": str(tmp_path), **settings})
     assert message in str(mistake_in(caught.value))
     assert not (tmp_path / "checking.csv").exists()
 

@@ -19,14 +19,14 @@ pytestmark = pytest.mark.slow
 METHODS, SEEDS = ["mustmil", "msmil"], [0, 1]
 
 
-def start(preloaded, log, **knobs):
-    options = [f"--{key}={value}" for key, value in knobs.items()]
+def start(preloaded, log, **given):
+    options = [f"--{key}={value}" for key, value in given.items()]
     call = ["python", "-m", "monai.bundle", "run", "comparing", "--config_file=configs/compare.json", *options]
     with open(log, "w") as file:
         return preloaded.popen(call, stdout=file, stderr=file, start_new_session=True)
 
 
-def knobs(cohort, trained, output):
+def base_settings(cohort, trained, output):
     return {
         "dataset_dir": cohort, "output_dir": output, "feature_dir": trained / "features",
         "methods": METHODS, "seeds": SEEDS, "epochs": 3, "num_processes": 2,
@@ -37,7 +37,7 @@ def knobs(cohort, trained, output):
 def compared(cohort, trained, preloaded, tmp_path_factory):
     """The folder of a comparison that was killed in the middle of its runs and started again, and what it printed."""
     output, log = tmp_path_factory.mktemp("compared"), tmp_path_factory.mktemp("logs") / "log.txt"
-    process = start(preloaded, log, **knobs(cohort, trained, output))
+    process = start(preloaded, log, **base_settings(cohort, trained, output))
     deadline = time.monotonic() + 300
     while not list(output.glob("runs/*/*/models/last.ckpt")):
         assert process.poll() is None, log.read_text()
@@ -49,7 +49,7 @@ def compared(cohort, trained, preloaded, tmp_path_factory):
         with open(lock) as file:
             fcntl.flock(file, fcntl.LOCK_EX)
     assert not list(output.glob("runs/mustmil/seed_1/done.json"))  # else it came too late
-    again = start(preloaded, log, **knobs(cohort, trained, output))
+    again = start(preloaded, log, **base_settings(cohort, trained, output))
     assert again.wait(600) == 0, log.read_text()
     return output, log.read_text()
 
@@ -112,7 +112,7 @@ def test_a_second_start_from_another_folder_runs_nothing_and_says_the_same(
     output, _ = compared
     before = {path: path.stat().st_mtime_ns for path in output.glob("runs/*/*/*.json")}
     table = (output / "comparison.md").read_text()
-    again = command("comparing", "compare", folder=elsewhere, **knobs(cohort, trained, output))
+    again = command("comparing", "compare", folder=elsewhere, **base_settings(cohort, trained, output))
     assert again.returncode == 0, again.stderr
     assert {path: path.stat().st_mtime_ns for path in output.glob("runs/*/*/*.json")} == before
     assert (output / "comparison.md").read_text() == table
@@ -120,7 +120,7 @@ def test_a_second_start_from_another_folder_runs_nothing_and_says_the_same(
 
 def test_other_settings_in_the_same_folder_are_refused_in_one_line(compared, command, cohort, trained):
     output, _ = compared
-    done = command("comparing", "compare", **{**knobs(cohort, trained, output), "lr": 0.5})
+    done = command("comparing", "compare", **{**base_settings(cohort, trained, output), "lr": 0.5})
     assert done.returncode == 1
     assert "holds a run with other settings (lr 0.001, now 0.5). Choose another `output_dir`" in done.stderr
     assert "Traceback" not in done.stderr
@@ -138,7 +138,7 @@ def test_searching_from_another_folder_runs_the_grid_and_names_the_best(command,
     with open(tmp_path / "search.csv", newline="") as file:
         lines = list(csv.DictReader(file))
     assert [float(line["lr"]) for line in lines] == [0.001, 1e-7]
-    # The trial is the training that a user starts with these knobs.
+    # The trial is the training that a user starts with these settings.
     best = torch.load(trained / "models" / "last.ckpt", weights_only=True)["best"]["losses"]["global"]
     assert float(lines[0]["global_validation_loss"]) == pytest.approx(best, rel=1e-4)
     assert np.isfinite(float(lines[1]["global_validation_loss"]))

@@ -66,7 +66,7 @@ def test_training_on_bad_input_says_so_in_one_line(command, slides, tmp_path, ca
 
 
 @pytest.mark.parametrize(
-    ("knobs", "message"),
+    ("given", "message"),
     [
         ({"datalist": "/no/such/list.csv"}, r"/no/such/list\.csv"),
         ({"dataset_dir": "/no/such/folder"}, r"dataset_dir /no/such/folder: no such folder"),
@@ -81,11 +81,11 @@ def test_training_on_bad_input_says_so_in_one_line(command, slides, tmp_path, ca
         ({"source": "patches", "amp": "yes"}, r"amp: got 'yes'\. Give True or False"),
     ],
 )
-def test_a_wrong_setting_says_so_in_one_line(command, slides, tmp_path, knobs, message):
+def test_a_wrong_setting_says_so_in_one_line(command, slides, tmp_path, given, message):
     labels = tmp_path / "list.json"
     entries = {"training": "good.tif", "validation": "blank.tif"}
     labels.write_text(json.dumps({part: [{"image": i, "label": [1, 0, 0, 0, 0]}] for part, i in entries.items()}))
-    settings = {"dataset_dir": slides, "datalist": labels, "output_dir": tmp_path} | knobs
+    settings = {"dataset_dir": slides, "datalist": labels, "output_dir": tmp_path} | given
     one_line(command("training", "train", **settings), message)
 
 

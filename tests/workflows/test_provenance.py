@@ -29,7 +29,7 @@ def sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def knobs(cohort: Path, trained: Path, output: Path) -> dict[str, Any]:
+def base_settings(cohort: Path, trained: Path, output: Path) -> dict[str, Any]:
     """A run on the banks and with the weights that are there."""
     places = {"dataset_dir": cohort, "feature_dir": trained / "features", "output_dir": output}
     return {**{key: str(path) for key, path in places.items()}, "ckpt_dir": str(trained / "models")}
@@ -85,7 +85,7 @@ def test_weights_checkpoint_and_summary_of_a_training_tell_what_made_them(traine
 def test_metrics_tell_which_weights_were_evaluated_on_what(
     workflow: Callable[..., None], cohort: Path, trained: Path, tmp_path: Path
 ) -> None:
-    workflow("evaluating", "evaluate", **knobs(cohort, trained, tmp_path))
+    workflow("evaluating", "evaluate", **base_settings(cohort, trained, tmp_path))
     told = json.loads((tmp_path / "metrics.json").read_text())["made_by"]
     check_common(told, cohort)
     assert told["configuration"]["partition"] == "testing"
@@ -98,7 +98,7 @@ def test_weights_of_other_training_slides_than_the_datalists_are_told_of(
     workflow: Callable[..., None], cohort: Path, trained: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     told = "the weights were trained on 3 slides"
-    settings = {**knobs(cohort, trained, tmp_path), "partition": "validation"}
+    settings = {**base_settings(cohort, trained, tmp_path), "partition": "validation"}
     workflow("evaluating", "evaluate", **settings)
     assert told not in capfd.readouterr().err
     # As another draw of the split would have it.
@@ -129,7 +129,7 @@ def test_banks_tell_from_which_datalist_and_by_which_software_they_were_made(tra
 def test_weights_of_another_task_are_refused(
     refusal: Callable[..., str], cohort: Path, trained: Path, tmp_path: Path
 ) -> None:
-    told = refusal("evaluating", "evaluate", task="binary", **knobs(cohort, trained, tmp_path))
+    told = refusal("evaluating", "evaluate", task="binary", **base_settings(cohort, trained, tmp_path))
     assert "task: got 'binary', and the weights were trained with 'multilabel'" in told
 
 
@@ -169,7 +169,7 @@ def test_banks_that_were_made_otherwise_are_not_read(
 ) -> None:
     if "backbone_weights" in change:
         change = {"backbone_weights": str(other_backbone)}
-    settings = {**knobs(cohort, trained, tmp_path), "ckpt_dir": str(tmp_path / "new"), **change}
+    settings = {**base_settings(cohort, trained, tmp_path), "ckpt_dir": str(tmp_path / "new"), **change}
     if run_id == "evaluating":  # weights of the same settings, so that the banks alone are at fault
         settings["ckpt_dir"] = str(_with_settings(models, cohort, change, other_backbone))
         settings["partition"] = "validation"  # whose banks the training has made
@@ -202,7 +202,7 @@ def test_a_backbone_of_other_weights_than_the_trainings_is_refused(
     refusal: Callable[..., str], cohort: Path, trained: Path, models: Path, other_backbone: Path, tmp_path: Path
 ) -> None:
     ours, theirs = get_backbone("efficientnet_lite0").weights_sha256, sha256(other_backbone)
-    settings = {**knobs(cohort, trained, tmp_path), "backbone_weights": str(other_backbone)}
+    settings = {**base_settings(cohort, trained, tmp_path), "backbone_weights": str(other_backbone)}
     settings["feature_dir"] = str(tmp_path / "features")
     told = f"backbone_sha256 '{ours}', now '{theirs}'"
     assert told in refusal("evaluating", "evaluate", **settings)
@@ -220,7 +220,7 @@ def test_a_training_goes_on_with_its_slides_and_labels_wherever_they_lie(
     tmp_path: Path,
 ) -> None:
     moved = Path(shutil.copytree(cohort, tmp_path / "moved"))
-    settings = {**knobs(moved, trained, tmp_path), "ckpt_dir": str(models), "resume": True, "epochs": 4}
+    settings = {**base_settings(moved, trained, tmp_path), "ckpt_dir": str(models), "resume": True, "epochs": 4}
     workflow("training", "train", **settings)
     assert torch.load(models / "last.ckpt", weights_only=True)["trainer"]["iteration"] == 4 * 3
 
@@ -236,7 +236,7 @@ def test_a_training_does_not_go_on_without_the_weights_that_it_kept(
     refusal: Callable[..., str], cohort: Path, trained: Path, models: Path, tmp_path: Path
 ) -> None:
     weights_path(models, "global").unlink()
-    settings = {**knobs(cohort, trained, tmp_path), "ckpt_dir": str(models), "resume": True, "epochs": 4}
+    settings = {**base_settings(cohort, trained, tmp_path), "ckpt_dir": str(models), "resume": True, "epochs": 4}
     line = refusal("training", "train", **settings)
     assert "model.pt: is gone: by the checkpoint, it contains the best weights for global so far, of epoch " in line
     assert line.endswith("Put it back beside the checkpoint, or start anew.")
@@ -250,7 +250,7 @@ def test_weights_of_two_trainings_are_not_evaluated_as_one(
     models: Path,
     tmp_path: Path,
 ) -> None:
-    settings = knobs(cohort, trained, tmp_path)
+    settings = base_settings(cohort, trained, tmp_path)
     workflow("training", "train", **{**settings, "ckpt_dir": str(tmp_path / "other"), "epochs": 1, "seed": 7})
     weights_path(tmp_path / "other", "5x").replace(weights_path(models, "5x"))
     line = refusal("evaluating", "evaluate", **{**settings, "ckpt_dir": str(models)})

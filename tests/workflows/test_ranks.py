@@ -37,7 +37,7 @@ def places(folder, models=None):
 
 @pytest.fixture(scope="module")
 def data(cohort, tmp_path_factory):
-    """Knobs: four slides to train on, one to validate, one to test."""
+    """Settings: four slides to train on, one to validate, one to test."""
     folder = tmp_path_factory.mktemp("ranks_data")
     slides = json.loads((cohort / "datalist.json").read_text())
     slides["training"].append({**slides["validation"].pop(), "patient": "another"})

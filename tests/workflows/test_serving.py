@@ -95,9 +95,9 @@ def test_weights_that_did_not_load_are_refused_and_not_scored(served):
 
 
 def test_inferring_refuses_weights_of_other_magnifications(workflow, cohort, trained, tmp_path):
-    knobs = {"dataset_dir": str(cohort / "slides"), "ckpt_dir": str(trained / "models"), "output_dir": str(tmp_path)}
+    settings = {"dataset_dir": str(cohort / "slides"), "ckpt_dir": str(trained / "models"), "output_dir": str(tmp_path)}
     with pytest.raises(RuntimeError) as caught:
-        workflow("inferring", "inference", **knobs, magnifications=[2.5, 10])
+        workflow("inferring", "inference", **settings, magnifications=[2.5, 10])
     told = str(mistake_in(caught.value))
     assert told.startswith("magnifications: got [2.5, 10], and the weights were trained with [5, 10].")
     assert not list(tmp_path.iterdir())

@@ -17,7 +17,7 @@ HEADS = ("global", "5x", "10x")
 TRAINING = 3  # slides of the cohort
 
 
-def knobs(cohort, output):
+def base_settings(cohort, output):
     return {"dataset_dir": str(cohort), "output_dir": str(output), "ckpt_dir": str(output / "models")}
 
 
@@ -59,7 +59,7 @@ def test_tensorboard_shows_losses_metrics_learning_rate_and_linked_patches(train
 
 def test_the_same_seed_gives_the_same_weights_to_the_last_digit(workflow, cohort, trained, tmp_path):
     for seed, name in ((0, "again"), (1, "other")):
-        settings = knobs(cohort, tmp_path / name) | {"feature_dir": str(trained / "features"), "seed": seed}
+        settings = base_settings(cohort, tmp_path / name) | {"feature_dir": str(trained / "features"), "seed": seed}
         workflow("training", "train", epochs=3, **settings)
     for file in ("model.pt", "model_5x.pt", "model_10x.pt", "last.ckpt"):
         assert same(weights(tmp_path / "again" / "models" / file), weights(trained / "models" / file))
@@ -67,7 +67,7 @@ def test_the_same_seed_gives_the_same_weights_to_the_last_digit(workflow, cohort
 
 
 def test_a_resumed_training_ends_where_an_uninterrupted_one_does(workflow, cohort, trained, tmp_path):
-    settings = knobs(cohort, tmp_path) | {"feature_dir": str(trained / "features")}
+    settings = base_settings(cohort, tmp_path) | {"feature_dir": str(trained / "features")}
     workflow("training", "train", epochs=1, **settings)
     workflow("training", "train", epochs=3, resume=True, **settings)
     for file in ("model.pt", "model_5x.pt", "model_10x.pt", "last.ckpt"):
@@ -79,7 +79,7 @@ def test_it_trains_from_patches_as_well_and_says_which(workflow, cohort, trained
     logger = logging.getLogger("scripts.training.datasets")
     logger.addHandler(caplog.handler)
     try:
-        settings = knobs(cohort, tmp_path) | {"epochs": 1}
+        settings = base_settings(cohort, tmp_path) | {"epochs": 1}
         workflow("training", "train", source="patches", **settings)
         assert "bags of patches, read from the slides" in caplog.text
         assert not (tmp_path / "features").exists()
@@ -96,7 +96,7 @@ def test_it_trains_from_patches_as_well_and_says_which(workflow, cohort, trained
 
 
 @pytest.mark.parametrize(
-    ("knob", "value", "key", "shape"),
+    ("setting", "value", "key", "shape"),
     [
         ("num_nodes", 32, "embed.0.weight", (32, 1280)),
         ("task", "binary", "myfc.0.weight", (1, 256)),
@@ -104,25 +104,25 @@ def test_it_trains_from_patches_as_well_and_says_which(workflow, cohort, trained
         ("magnifications", [2.5, 5, 10], "myfc.0.weight", (5, 1920)),
     ],
 )
-def test_task_magnifications_and_size_are_knobs(workflow, cohort, trained, tmp_path, knob, value, key, shape):
-    settings = knobs(cohort, tmp_path) | {"epochs": 1, "batch_size": 3, knob: value}
-    if knob != "magnifications":
+def test_task_magnifications_and_size_are_settings(workflow, cohort, trained, tmp_path, setting, value, key, shape):
+    settings = base_settings(cohort, tmp_path) | {"epochs": 1, "batch_size": 3, setting: value}
+    if setting != "magnifications":
         settings["feature_dir"] = str(trained / "features")
     workflow("training", "train", **settings)
     assert weights(tmp_path / "models" / "model.pt")[key].shape == shape
 
 
-@pytest.mark.parametrize(("knob", "value"), [("lr", 0.01), ("weight_decay", 0.1), ("alpha", 0.1), ("beta", 0.0)])
-def test_each_hyperparameter_changes_what_is_trained(workflow, cohort, trained, tmp_path, knob, value):
-    settings = knobs(cohort, tmp_path) | {"feature_dir": str(trained / "features"), "epochs": 1}
+@pytest.mark.parametrize(("setting", "value"), [("lr", 0.01), ("weight_decay", 0.1), ("alpha", 0.1), ("beta", 0.0)])
+def test_each_hyperparameter_changes_what_is_trained(workflow, cohort, trained, tmp_path, setting, value):
+    settings = base_settings(cohort, tmp_path) | {"feature_dir": str(trained / "features"), "epochs": 1}
     workflow("training", "train", **settings)
     plain = weights(tmp_path / "models" / "last.ckpt")
-    workflow("training", "train", **settings, **{knob: value})
+    workflow("training", "train", **settings, **{setting: value})
     assert not same(plain, weights(tmp_path / "models" / "last.ckpt"))
 
 
 def test_weights_are_kept_at_validations_alone_and_one_has_to_come(workflow, cohort, trained, tmp_path):
-    settings = knobs(cohort, tmp_path) | {"feature_dir": str(trained / "features"), "epochs": 3}
+    settings = base_settings(cohort, tmp_path) | {"feature_dir": str(trained / "features"), "epochs": 3}
     workflow("training", "train", **settings, val_interval=2)
     best = torch.load(tmp_path / "models" / "last.ckpt", weights_only=True)["best"]
     assert set(best["epochs"].values()) == {2}
@@ -134,12 +134,12 @@ def test_weights_are_kept_at_validations_alone_and_one_has_to_come(workflow, coh
 
 
 def test_two_trainings_do_not_write_into_one_folder(workflow, cohort, trained, tmp_path):
-    knobs = {"dataset_dir": str(cohort), "feature_dir": str(trained / "features"), "output_dir": str(tmp_path)}
-    knobs |= {"ckpt_dir": str(tmp_path / "models"), "epochs": 1}
+    given = {"dataset_dir": str(cohort), "feature_dir": str(trained / "features"), "output_dir": str(tmp_path)}
+    given |= {"ckpt_dir": str(tmp_path / "models"), "epochs": 1}
     with locked_by_another(tmp_path / "models"), pytest.raises(RuntimeError) as refused:  # MONAI's, around it
-        workflow("training", "train", **knobs)
+        workflow("training", "train", **given)
     assert "models: another process is writing into it. Wait for it to end" in str(mistake_in(refused.value))
-    workflow("training", "train", **knobs)
+    workflow("training", "train", **given)
     with locked_by_another(tmp_path / "models"):
         assert (tmp_path / "models" / "model.pt").is_file()
 
@@ -163,7 +163,7 @@ def test_a_datalist_of_ones_own_needs_no_edit_of_any_file(typed, cohort, trained
 
 def test_views_are_extracted_of_training_slides_alone_and_drawn(workflow, cohort, trained, tmp_path):
     shutil.copytree(trained / "features", tmp_path / "features")
-    settings = knobs(cohort, tmp_path) | {"feature_dir": str(tmp_path / "features"), "epochs": 3}
+    settings = base_settings(cohort, tmp_path) | {"feature_dir": str(tmp_path / "features"), "epochs": 3}
     workflow("training", "train", views=2, **settings)
     partitions = json.loads((cohort / "datalist.json").read_text())
     views = {folder.name: len(list(folder.iterdir())) for folder in (tmp_path / "features" / "views").iterdir()}
@@ -180,7 +180,12 @@ def test_views_are_extracted_of_training_slides_alone_and_drawn(workflow, cohort
 
 def test_patches_are_augmented_anew_each_time_and_alike_for_a_seed(workflow, cohort, trained, tmp_path):
     for name, more in (("plain", {}), ("one", {"views": 1}), ("again", {"views": 1})):
-        settings = knobs(cohort, tmp_path / name) | {"epochs": 1, "source": "patches", "magnifications": [5], **more}
+        settings = base_settings(cohort, tmp_path / name) | {
+            "epochs": 1,
+            "source": "patches",
+            "magnifications": [5],
+            **more,
+        }
         workflow("training", "train", **settings)
     plain, one, again = (weights(tmp_path / name / "models" / "last.ckpt") for name in ("plain", "one", "again"))
     assert same(one, again)
@@ -190,7 +195,7 @@ def test_patches_are_augmented_anew_each_time_and_alike_for_a_seed(workflow, coh
 @pytest.mark.parametrize("method", ["ssmil", "msmil", "mil_att"])
 def test_a_baseline_goes_from_training_to_prediction_by_the_same_configs(workflow, cohort, trained, tmp_path, method):
     heads = {"ssmil": ["5x", "10x"], "msmil": ["global"], "mil_att": ["10x"]}[method]
-    settings = knobs(cohort, tmp_path) | {"feature_dir": str(trained / "features"), "method": method}
+    settings = base_settings(cohort, tmp_path) | {"feature_dir": str(trained / "features"), "method": method}
     workflow("training", "train", epochs=2, **settings)
     workflow("evaluating", "evaluate", **settings)
     assert list(json.loads((tmp_path / "metrics.json").read_text())) == [*heads, "slides", "patients", "made_by"]

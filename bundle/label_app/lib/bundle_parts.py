@@ -48,7 +48,7 @@ class BundleParts:
         weights_sha256: the checksum of a state dict.
         check_sum: refuses a file of weights that is not the one that was packed.
         settings: those of the bundle, which its weights have to have.
-        is_demonstration: whether drawn slides were among those that the weights' record counts.
+        is_demonstration: whether synthetic slides were among those that the weights' record counts.
         demonstration: what such weights are called.
         origin_of: (x, y) in level-0 pixels of where a frame starts, from its name and what QuPath shows of a slide.
         stamp_of: the stamp of a slide's files, which is another when one of them is replaced.

@@ -21,7 +21,7 @@ OWN: dict[str, Any] = {"task": "binary", "class_names": ["benign", "malignant"]}
 
 
 @pytest.mark.parametrize(
-    ("knobs", "left_out", "names"),
+    ("given", "left_out", "names"),
     [
         ({}, [], ("cancer", "hgd", "lgd", "hyperplastic", "normal")),
         ({"task": "binary"}, [], ("high_risk",)),
@@ -32,12 +32,12 @@ OWN: dict[str, Any] = {"task": "binary", "class_names": ["benign", "malignant"]}
     ],
 )
 def test_scores_have_the_names_of_the_bundles_outputs(
-    monkeypatch: pytest.MonkeyPatch, knobs: dict[str, Any], left_out: list[str], names: tuple[str, ...]
+    monkeypatch: pytest.MonkeyPatch, given: dict[str, Any], left_out: list[str], names: tuple[str, ...]
 ) -> None:
     monkeypatch.chdir(ROOT)
     config = ConfigParser()
     config.read_config(str(ROOT / "configs" / "inference.json"))
-    config.update(knobs)
+    config.update(given)
     for key in left_out:
         config.config.pop(key)  # type: ignore[union-attr,call-arg]
     # The app loads the bundle's scripts anew.

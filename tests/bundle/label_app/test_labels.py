@@ -7,8 +7,8 @@ import pytest
 
 from bundle.label_app.lib.labels import check_tag, label_document
 from bundle.label_app.lib.reasons import RequestError
-from scripts.datalists.datalist import output_names
 from scripts.datalists.label_files import as_entries
+from scripts.datalists.labels import output_names
 
 MADE_BY = {"name": "pathology_mustmil_classification", "version": "0.3.0", "weights": {"sha256": "ab12"}}
 

@@ -12,7 +12,8 @@ import pytest
 
 from scripts.checking.datalist import check_datalist
 from scripts.core.errors import SettingsError
-from scripts.datalists.datalist import CLASS_NAMES, list_labels, load_datalist
+from scripts.datalists.datalist import list_labels, load_datalist
+from scripts.datalists.labels import CLASS_NAMES
 
 # From the classes of a slide, their names, and whether it counts as 1, to the keys of its label.
 WAYS = {

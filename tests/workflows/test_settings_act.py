@@ -1,9 +1,9 @@
-"""Every knob of every shipped config acts: what comes out of the config is another at another value.
+"""Every setting of every shipped config acts: what comes out of the config is another at another value.
 
-A new knob needs an entry in :data:`EFFECTS`, under its config: a look at what the knob promises to change, and a
-value. ``changes(look, value)`` asks that the look differs from that at the default. Where a knob must not change the
-result, ``keeps(look, value, proof)`` asks that it stays as it is, and that the proof, what the knob is for, differs. A
-look is a function of a :class:`World`, a config's name and the config's knobs that returns plain values and arrays.
+A new setting needs an entry in :data:`EFFECTS`, under its config: a look at what the setting promises to change, and a
+value. ``changes(look, value)`` asks that the look differs from that at the default. Where a setting must not change the
+result, ``keeps(look, value, proof)`` asks that it stays as it is, and that the proof, what the setting is for, differs.
+A look is a function of a :class:`World`, a config's name and its settings that returns plain values and arrays.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ from tests.worlds import CLASSES, CONFIGS, World, load, settings_of
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
-        yield World(tmp_path_factory.mktemp("knobs"))
+        yield World(tmp_path_factory.mktemp("settings"))
 
 
 class Effect(NamedTuple):
@@ -217,25 +217,27 @@ EFFECTS: dict[str, dict[str, Effect]] = {
 
 
 @pytest.mark.parametrize("config", CONFIGS)
-def test_every_knob_has_an_entry(config):
+def test_every_setting_has_an_entry(config):
     assert set(EFFECTS[config]) == settings_of(config)
 
 
-def test_every_config_with_knobs_has_entries():
+def test_every_config_with_settings_has_entries():
     names = {path.stem for path in (ROOT / "configs").glob("*.json")} - {"metadata"}
     assert {name for name in names if not name.startswith("multi_gpu_")} == set(CONFIGS)
 
 
-@pytest.mark.parametrize(("config", "knob"), [(config, knob) for config in EFFECTS for knob in EFFECTS[config]])
-def test_it_acts(world, config, knob):
-    effect = EFFECTS[config][knob]
-    default, other = seen(world, effect.look, config, effect, None), seen(world, effect.look, config, effect, knob)
+@pytest.mark.parametrize(
+    ("config", "setting"), [(config, setting) for config in EFFECTS for setting in EFFECTS[config]]
+)
+def test_it_acts(world, config, setting):
+    effect = EFFECTS[config][setting]
+    default, other = seen(world, effect.look, config, effect, None), seen(world, effect.look, config, effect, setting)
     if effect.proof is None:
-        assert not is_close(default, other, 0), f"{knob} changes nothing"
+        assert not is_close(default, other, 0), f"{setting} changes nothing"
         return
-    assert is_close(default, other, effect.tolerance), f"{knob} changes the result"
-    proof = [seen(world, effect.proof, config, effect, which) for which in (None, knob)]
-    assert not is_close(*proof, 0), f"{knob} does nothing"
+    assert is_close(default, other, effect.tolerance), f"{setting} changes the result"
+    proof = [seen(world, effect.proof, config, effect, which) for which in (None, setting)]
+    assert not is_close(*proof, 0), f"{setting} does nothing"
 
 
 def test_an_option_that_no_config_knows_ends_in_one_line(command, tmp_path):
@@ -268,31 +270,31 @@ def test_a_value_of_another_kind_ends_in_one_line(world, config):
         config
     )
     faults = []
-    for knob in sorted(settings_of(config) - {"grid"}):
-        default = {**load(config), **load(config)[ADVANCED]}[knob]
-        is_number = isinstance(default, int | float) or knob in ("split_seed", "mask_tissue")
+    for setting in sorted(settings_of(config) - {"grid"}):
+        default = {**load(config), **load(config)[ADVANCED]}[setting]
+        is_number = isinstance(default, int | float) or setting in ("split_seed", "mask_tissue")
         for wrong in ({"a": 1}, "yes" if isinstance(default, bool) else True if is_number else 2024):
             try:
-                made = world.start(config, **{knob: wrong})
+                made = world.start(config, **{setting: wrong})
                 if parts is None:
                     made.run()
                 for id_ in parts or []:
                     made.parser.get_parsed_content(id_)
-                faults.append(f"{knob}={wrong!r} is taken")
+                faults.append(f"{setting}={wrong!r} is taken")
             except Exception as error:
                 if mistake_in(error) is None:
-                    faults.append(f"{knob}={wrong!r}: {error.__cause__ or error!r}")
+                    faults.append(f"{setting}={wrong!r}: {error.__cause__ or error!r}")
     assert not faults
 
 
-def seen(world: World, look: Callable[..., Any], config: str, effect: Effect, knob: str | None) -> Any:
-    key = (look, config, knob, tuple(effect.others.items()) and str(effect.others))
-    if key not in world.seen or knob is not None:
-        knobs = dict(effect.others) | ({} if knob is None else {knob: effect.value})
-        # Others may hang on the knob: a backbone that is not the default needs weights that fit it.
-        if knob is None:
-            knobs.pop("backbone_weights", None)
-        world.seen[key] = look(world, config, **knobs)
+def seen(world: World, look: Callable[..., Any], config: str, effect: Effect, setting: str | None) -> Any:
+    key = (look, config, setting, tuple(effect.others.items()) and str(effect.others))
+    if key not in world.seen or setting is not None:
+        settings = dict(effect.others) | ({} if setting is None else {setting: effect.value})
+        # Others may hang on the setting: a backbone that is not the default needs weights that fit it.
+        if setting is None:
+            settings.pop("backbone_weights", None)
+        world.seen[key] = look(world, config, **settings)
     return world.seen[key]
 
 
@@ -328,4 +330,4 @@ def test_an_override_that_cannot_act_ends_in_one_line(command, tmp_path, key, va
 def test_what_the_config_for_several_ranks_adds_to_components_may_be_overridden(world):
     files = ["configs/train.json", "configs/multi_gpu_train.json"]
     own = {"train#sampler#rank": 0, "distributed_network#find_unused_parameters": False, "ranks": None}
-    ConfigWorkflow(files, **world.knobs("train"), **own).initialize()
+    ConfigWorkflow(files, **world.settings_for("train"), **own).initialize()
