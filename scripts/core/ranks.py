@@ -33,6 +33,7 @@ __all__ = [
     "check_device",
     "dataset_size",
     "forget_ranks",
+    "from_every_rank",
     "from_first_rank",
     "gather_shards",
     "is_first_rank",
@@ -140,7 +141,7 @@ def join(device: torch.device | str) -> None:
     if dist.is_initialized():
         return
     device = torch.device(device)
-    if device.index is not None:
+    if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)
     # Under a name of its own: a second group of a process would find the addresses of the first, and hang.
     store = dist.PrefixStore(f"group/{next(_uses)}", _store()) if num_ranks() > 1 else dist.HashStore()
@@ -250,8 +251,28 @@ def from_first_rank(make: Callable[[], T]) -> T:
     return made
 
 
+def from_every_rank(value: T) -> list[T]:
+    """What each rank gives, in the order of the ranks, once all have given theirs.
+
+    Args:
+        value: this rank's, which JSON can hold.
+
+    Raises:
+        StoppedError: if another rank failed, or cannot be reached.
+    """
+    if num_ranks() == 1:
+        return [value]
+    use = next(_uses)
+    keys = [f"given/{use}/{of_rank}" for of_rank in range(num_ranks())]
+    _ask("set", keys[rank()], json.dumps(value))
+    for key in keys:
+        for _ in _until(key):
+            pass
+    return [json.loads(_ask("get", key)) for key in keys]
+
+
 def waiting() -> Iterator[None]:
-    """Wait until every rank waits; it gives the caller a turn several times a second.
+    """Barrier that yields periodically while waiting.
 
     Raises:
         StoppedError: if another rank failed, or cannot be reached.

@@ -6,6 +6,7 @@ provenance of files, the grid of ``searching`` and docs/settings.md follow from 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -15,9 +16,20 @@ import torch
 
 from scripts.core.setting_checks import Check, choice, device, magnifications, number, path, resolution, switch
 
-__all__ = ["OPTIMIZERS", "SETTINGS", "Setting", "check_settings", "optimizer_class", "values_with_role", "with_role"]
+__all__ = [
+    "OPTIMIZERS",
+    "SETTINGS",
+    "Setting",
+    "check_settings",
+    "is_same_value",
+    "optimizer_class",
+    "values_with_role",
+    "with_role",
+]
 
 OPTIMIZERS = ("Adam", "AdamW", "SGD", "RMSprop")
+# Settings that are lists whose order has no meaning.
+UNORDERED = ("magnifications", "positive_classes")
 
 
 @dataclass(frozen=True)
@@ -255,6 +267,14 @@ def with_role(role: str) -> tuple[str, ...]:
 def values_with_role(settings: Mapping[str, Any], role: str) -> dict[str, Any]:
     """Those of some settings that have a role, by name."""
     return {name: settings[name] for name in with_role(role) if name in settings}
+
+
+def is_same_value(name: str, one: Any, other: Any) -> bool:
+    """Whether two values of a setting mean the same: the order of magnifications and of positive classes does not."""
+    one, other = json.loads(json.dumps([one, other]))
+    if name in UNORDERED and isinstance(one, list) and isinstance(other, list):
+        return sorted(one) == sorted(other)
+    return bool(one == other)
 
 
 def check_settings(**settings: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
@@ -37,6 +38,8 @@ SOURCES = ("bank", "patches")
 # Patches are augmented when they are read, so there may be any number of views: with this many, each use of a slide
 # is a new view.
 ENDLESS_VIEWS = 2**31 - 1
+# Patches that are read ahead of the one that is used: the limit bounds the memory whatever the slide's size.
+READ_AHEAD = 64
 
 logger = logging.getLogger(__name__)
 
@@ -121,9 +124,13 @@ class PatchBagDataset(_BagDataset):
 
         if self.num_workers == 0:
             yield from map(read, range(len(dataset)))
-        else:
-            with ThreadPoolExecutor(self.num_workers) as threads:
-                yield from threads.map(read, range(len(dataset)))
+            return
+        with ThreadPoolExecutor(self.num_workers) as threads:
+            ahead = deque(threads.submit(read, patch) for patch in range(min(READ_AHEAD, len(dataset))))
+            for patch in range(READ_AHEAD, len(dataset) + READ_AHEAD):
+                yield ahead.popleft().result()
+                if patch < len(dataset):
+                    ahead.append(threads.submit(read, patch))
 
     def _encode(self, patches: NDArray[np.uint8]) -> NDArray[Any]:
         if (encoder := self.encoder) is None:

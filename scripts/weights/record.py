@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import pickle
 import re
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 
 from scripts.core.errors import SettingsError
 from scripts.core.files import refuse_special
-from scripts.core.settings import SETTINGS, with_role
+from scripts.core.settings import SETTINGS, is_same_value, with_role
 from scripts.datalists.labels import with_positive_classes
 from scripts.networks.state_record import DECISIVE, NOT_FINITE, is_finite, signed_record
 
@@ -80,10 +79,10 @@ def record_problem(record: Mapping[str, Any], settings: Mapping[str, Any]) -> st
         record: as :func:`read_record` gives it.
         settings: plain values by setting.
     """
-    trained, used = with_positive_classes(record["settings"]), json.loads(json.dumps(dict(settings)))
+    trained, used = with_positive_classes(record["settings"]), dict(settings)
     decisive = []
     for key in sorted(used.keys() & trained.keys()):
-        if not _differs(trained[key], used[key]):
+        if is_same_value(key, trained[key], used[key]):
             continue
         difference = f"{key} {trained[key]!r}, now {used[key]!r}"
         if key not in DECISIVE:
@@ -217,10 +216,3 @@ def _read_signed(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
     if problem:
         raise SettingsError(path, problem, WRITTEN_BY_TRAINING)
     return record, origin
-
-
-def _differs(one: Any, other: Any) -> bool:
-    # The order of magnifications has no meaning, that of classes has.
-    if isinstance(one, list) and isinstance(other, list) and all(isinstance(v, int | float) for v in one + other):
-        return sorted(one) != sorted(other)
-    return bool(one != other)

@@ -49,7 +49,7 @@ def test_a_run_that_failed_is_named_when_the_others_are_through(tmp_path, monkey
     monkeypatch.setattr(
         scripts.experiments.comparison, "run_experiments", lambda *args, **kwargs: {"mustmil, seed 1": said}
     )
-    with pytest.raises(SettingsError, match=r"mustmil, seed 1: lr: the loss is nan\. Lower it\."):
+    with pytest.raises(BundleError, match=r"mustmil, seed 1: lr: the loss is nan\. Lower it\."):
         comparison(tmp_path).run()
 
 
