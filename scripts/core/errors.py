@@ -26,6 +26,8 @@ __all__ = [
     "mistake_in",
     "no_memory",
     "no_room",
+    "printable",
+    "reason_of",
     "show_one_line",
 ]
 
@@ -53,10 +55,8 @@ class BundleError(Exception):
     """
 
     def __init__(self, subject: object, cause: str, remedy: str) -> None:
-        # What a library says in a cause may run over several lines, and the name of a file may hold anything: what
-        # would move the cursor of a terminal, or cannot be written as UTF-8, is escaped.
-        line = " ".join(f"{subject}: {cause}. {remedy}".splitlines())
-        super().__init__("".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in line))
+        # What a library says in a cause may run over several lines.
+        super().__init__(printable(" ".join(f"{subject}: {cause}. {remedy}".splitlines())))
         self.subject, self.cause, self.remedy = subject, cause, remedy
 
     def __reduce__(self) -> tuple[type[BundleError], tuple[object, str, str]]:
@@ -74,6 +74,19 @@ class DatalistError(BundleError):
 
 class SettingsError(BundleError):
     """A setting, weights file or checkpoint that cannot be used."""
+
+
+def printable(text: str) -> str:
+    """A text as one line that every terminal can show and every file store: a file's name may contain anything.
+
+    What would move the cursor of a terminal, or cannot be written as UTF-8, is escaped.
+    """
+    return "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in text)
+
+
+def reason_of(error: BaseException) -> str:
+    """The first line of what an error says, or its kind, where it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def show_one_line() -> None:

@@ -18,6 +18,7 @@ from scripts.core.setting_checks import Check, choice, device, magnifications, n
 
 __all__ = [
     "OPTIMIZERS",
+    "RUNTIMES",
     "SETTINGS",
     "Setting",
     "check_settings",
@@ -28,6 +29,7 @@ __all__ = [
 ]
 
 OPTIMIZERS = ("Adam", "AdamW", "SGD", "RMSprop")
+RUNTIMES = ("torch", "compile", "openvino")
 # Settings that are lists whose order has no meaning.
 UNORDERED = ("magnifications", "positive_classes")
 
@@ -131,16 +133,17 @@ SETTINGS: dict[str, Setting] = dict(
             None,
             "fixed provenance",
         ),
-        _entry("min_rows", "rows of a slide below which `checking` warns of almost no tissue"),
+        _entry("min_rows", "rows of a slide below which `checking` warns of almost no tissue", number(0)),
         _entry(
             "read_all",
             "whether `checking` reads every patch once: see [Checking a cohort](datalists.md#checking-a-cohort)",
+            switch,
         ),
         _entry(
             "reader",
             "`cucim`, `openslide`, or `auto`: cuCIM where it can, OpenSlide where not, and tifffile for levels in "
             "SubIFDs",
-            None,
+            choice("auto", "cucim", "openslide"),
             "provenance free",
         ),
         _entry(
@@ -148,13 +151,13 @@ SETTINGS: dict[str, Setting] = dict(
             "`nearest` finer level of the pyramid, or the `highest` as the paper does; `upsample` is `nearest`, and "
             "interpolates slides that are coarser than a magnification, which fail otherwise (with a `feature_dir` of "
             "its own)",
-            None,
+            choice("nearest", "highest", "upsample"),
             "recorded fixed provenance",
         ),
         _entry(
             "source",
             "train on the feature `bank`, or on `patches` read from the slides in every epoch",
-            None,
+            choice("bank", "patches"),
             "fixed provenance",
         ),
         _entry(
@@ -210,7 +213,9 @@ SETTINGS: dict[str, Setting] = dict(
             switch,
             "provenance",
         ),
-        _entry("runtime", "what computes the backbone: see [Speed](clusters.md#speed)", None, "provenance"),
+        _entry(
+            "runtime", "what computes the backbone: see [Speed](clusters.md#speed)", choice(*RUNTIMES), "provenance"
+        ),
         _entry("seed", "of the initial weights, the sampling and the bootstrap", _SEED, "fixed"),
         _entry("seeds", "the seeds with which `comparing` trains each method", None, "own"),
         _entry(

@@ -23,6 +23,7 @@ __all__ = [
     "each_file_once",
     "missing_slide",
     "real_path",
+    "slide_name",
     "slide_names",
     "without_suffix",
 ]

@@ -28,7 +28,7 @@ from scripts.core.files import locked, write_json
 from scripts.core.overrides import place_advanced
 from scripts.core.ranks import forget_ranks, from_every_rank, num_ranks, rank
 from scripts.core.running import ADVANCED
-from scripts.core.settings import with_role
+from scripts.core.settings import check_settings, with_role
 from scripts.core.start import as_literal
 from scripts.datalists.labels import with_positive_classes
 
@@ -161,8 +161,7 @@ def run_experiments(
         SettingsError: if ``num_processes`` is below 1, a folder contains a run with other settings, or a process
             died.
     """
-    if isinstance(num_processes, bool) or not isinstance(num_processes, int) or num_processes < 1:
-        raise SettingsError("num_processes", f"got {num_processes!r}", "Give a whole number from 1 up.")
+    check_settings(num_processes=num_processes)
     done = [experiment.is_done for experiment in experiments]
     # Shards of all, not of what is left: a rank that starts later finds less left, and would choose another shard.
     shard = list(zip(experiments, done, strict=True))[rank() :: num_ranks()]

@@ -16,6 +16,8 @@ import simplejpeg
 import tifffile
 from numpy.typing import NDArray
 
+from scripts.core.errors import reason_of
+
 __all__ = ["TiffTiles", "check_complete", "tiles_under"]
 
 JPEG = tifffile.COMPRESSION.JPEG
@@ -75,7 +77,7 @@ class TiffTiles:
             try:
                 _decode(of_level, data)
             except Exception as error:  # each codec raises its own kind
-                reason = next(iter(str(error).splitlines()), type(error).__name__)
+                reason = reason_of(error)
                 raise ValueError(f"the tile at ({x}, {y}) is damaged: {reason}") from error
             of_level.checked[tile] = True
 

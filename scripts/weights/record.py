@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from scripts.core.errors import SettingsError
+from scripts.core.errors import SettingsError, reason_of
 from scripts.core.files import refuse_special
-from scripts.core.settings import SETTINGS, is_same_value, with_role
+from scripts.core.settings import SETTINGS, is_same_value, values_with_role, with_role
 from scripts.datalists.labels import with_positive_classes
 from scripts.networks.state_record import DECISIVE, NOT_FINITE, is_finite, signed_record
 
@@ -30,6 +30,7 @@ __all__ = [
     "read_training",
     "read_weights",
     "record_problem",
+    "recorded_settings",
     "trained_settings",
     "training_of",
     "unreadable_reason",
@@ -68,6 +69,17 @@ def check_weights(network: nn.Module, settings: Mapping[str, Any] | None = None)
         logger.warning("the weights have no record of their training: whether these settings fit is not known")
     elif (problem := record_problem(record, settings)) is not None:
         raise SettingsError("weights", problem, "Use the settings of their training, or train again with these.")
+
+
+def recorded_settings(settings: Mapping[str, Any], backbone_sha256: str) -> dict[str, Any]:
+    """The settings that a record stores: what decides the meaning of scores, and what a user is warned of.
+
+    Args:
+        settings: plain values by setting.
+        backbone_sha256: of the backbone's weights file.
+    """
+    own = {**values_with_role(settings, "decides"), **values_with_role(settings, "recorded")}
+    return {**own, "backbone_sha256": backbone_sha256}
 
 
 def record_problem(record: Mapping[str, Any], settings: Mapping[str, Any]) -> str | None:
@@ -130,7 +142,7 @@ def unreadable_reason(error: BaseException) -> str:
             return f"to load it would run {called[1]}"
         if (found := re.search(r"WeightsUnpickler error: (.*)", str(error))) is not None:
             return found[1]
-    return next(iter(str(error).splitlines()), type(error).__name__)
+    return reason_of(error)
 
 
 def read_record(path: str | Path) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import scripts.experiments.comparison
-from scripts.core.errors import DatalistError, SettingsError
+from scripts.core.errors import BundleError, DatalistError, SettingsError
 from scripts.experiments.comparison import Comparison
 
 SETTINGS = {"task": "multilabel", "class_names": ["cancer", "normal"], "magnifications": [5, 10]}
