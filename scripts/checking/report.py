@@ -118,8 +118,9 @@ def shown_problems(problems: Sequence[Problem], path: str | Path, width: int | N
     for group in shown:
         start = f"{group[0].severity:<{first}}  {group[0].check:<{second}}  "
         room = max(width, len(indent) + 40)
-        lines.append(textwrap.fill(printable(" ".join(_sentence(group).splitlines())), room, initial_indent=start, subsequent_indent=indent,
-                                   break_on_hyphens=False))  # fmt: skip
+        text = printable(" ".join(_sentence(group).splitlines()))
+        fill = textwrap.TextWrapper(room, initial_indent=start, subsequent_indent=indent, break_on_hyphens=False).fill
+        lines.append(fill(text))
     if left := len(problems) - sum(map(len, shown)):
         lines.append(f"... and {left} more in {path}")
     counts = Counter(problem.check for problem in problems)

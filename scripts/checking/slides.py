@@ -30,7 +30,7 @@ __all__ = ["SlideChecker", "SlideFacts", "find_duplicates", "find_unsummed"]
 RESOLUTION_RTOL = 0.05
 # A level that is reduced along one side so much more than along the other puts patches beside their place.
 PYRAMID_RTOL = 0.02
-# Of a longer slide without a pyramid, low magnifications are read slowly.
+# Low magnifications of a longer slide without a pyramid are read slowly.
 LONGEST_FLAT_PX = 20_000
 LEAVE_OUT = "Copy it again, or leave the slide out."
 

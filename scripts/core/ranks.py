@@ -51,11 +51,11 @@ __all__ = [
 
 T = TypeVar("T")
 
-# What torchrun tells each process of its place.
+# Variables with which torchrun tells each process its rank.
 PLACE = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
-# What Slurm tells each task that srun started: how many there are.
+# Variable with the number of tasks that srun started.
 SLURM_TASKS = "SLURM_STEP_NUM_TASKS"
-# Of one collective call: a rank may be busy with the largest slide while the others wait.
+# Timeout of one collective call: a rank may be busy with the largest slide while the others wait.
 COLLECTIVE_TIMEOUT = timedelta(hours=2)
 POLL_SECONDS = 0.1
 
@@ -360,7 +360,7 @@ def _tell_failures(store: dist.Store) -> None:
         except RuntimeError:  # torchrun has ended
             failed = rank()
         if failed != rank() and mistake_in(error) is None:
-            # What a collective call says when its partner is gone, in many lines.
+            # A collective call whose partner is gone raises an error of many lines.
             reason = next(iter(str(error).splitlines()), "")
             because = f" ({kind.__name__}: {reason})" if reason else ""
             tqdm.write(f"error: {_stopped(failed, because)}", file=sys.stderr)

@@ -211,7 +211,7 @@ def _read(
         _log_once(f"{path}: the partitions are those of {key!r}")
     if by := by_columns(rows):
         _log_once(f"{path}: each slide's patient is known{by}")
-    # What leaves patients open matters to a split; one patient under two names, to given partitions, too.
+    # Missing patients matter only to a split. One patient under two names matters to given partitions, too.
     for what, remedy in patient_warnings(rows, is_split):
         _log_once(f"{path}: {what}. {remedy}", logging.WARNING)
     return listing

@@ -34,7 +34,7 @@ from scripts.slides.resolution import find_resolution, stated_resolutions
 __all__ = ["PixelError", "Slide", "resample"]
 
 WHITE = 255
-# Of the files that MONAI's reader with cuCIM takes. It takes the TIFFs inside other vendors' formats for plain ones.
+# Suffixes that MONAI's reader with cuCIM takes. cuCIM takes the TIFFs inside other vendors' formats for plain ones.
 CUCIM_SUFFIXES = (".tif", ".tiff", ".svs")
 # Read at most this many pixels of a level at once: what an overview of a gigapixel slide costs in memory.
 OVERVIEW_BLOCK_PX = 2048

@@ -22,7 +22,7 @@ __all__ = ["TiffTiles", "check_complete", "tiles_under"]
 
 JPEG = tifffile.COMPRESSION.JPEG
 JPEG_BEGINS, JPEG_ENDS = b"\xff\xd8", b"\xff\xd9"
-# What may stand between them: tables of quantisation and of Huffman codes, restarts, application data, comments.
+# Segments between them: tables of quantisation and of Huffman codes, restarts, application data, comments.
 JPEG_TABLES = {bytes((0xFF, kind)) for kind in (0xDB, 0xC4, 0xDD, *range(0xE0, 0xF0), 0xFE)}
 RGB, YCBCR = tifffile.PHOTOMETRIC.RGB, tifffile.PHOTOMETRIC.YCBCR
 

@@ -99,7 +99,7 @@ def record_problem(record: Mapping[str, Any], settings: Mapping[str, Any]) -> st
         difference = f"{key} {trained[key]!r}, now {used[key]!r}"
         if key not in DECISIVE:
             logger.warning("the weights were trained with %s", difference)
-        # What the training did not know, it did not do otherwise.
+        # A setting that the training did not have cannot contradict.
         elif trained[key] is not None:
             decisive.append(difference)
     return f"they were trained with other settings ({', '.join(decisive)})" if decisive else None
