@@ -23,7 +23,7 @@ FORBIDDEN = "\\:\0"
 
 SUFFIXES = {
     "configs": (".json", ".yaml", ".yml", ".conf"),
-    "scripts": (".py",),
+    "scripts": (".py", ".html"),
     "docs": (".md", ".txt", ".svg", ".png", ".jpg"),
 }
 SINGLE = ("LICENSE", "large_files.yml", "models/README.md")

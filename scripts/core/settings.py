@@ -254,6 +254,7 @@ SETTINGS: dict[str, Setting] = dict(
             "names of slides of the datalist that are not used (`--leave_out \"['a','b']\"`); the split stays as it is",
         ),
         _entry("heatmaps", "whether `inferring` draws heatmaps", switch),
+        _entry("report", "whether `report.html` is written, with pictures of each slide", switch),
         _entry("heatmap_kinds", "`attention`, `contribution`, or both: see [Heatmaps](heatmaps.md)"),
         _entry("heatmap_classes", "the classes whose heatmaps are drawn; by default the predicted ones"),
         _entry(

@@ -76,10 +76,16 @@ class FailedSlides:
 
     def names(self) -> list[str]:
         """The slides that failed: on the first rank those of all ranks, on another its own."""
-        if num_ranks() == 1 or not is_first_rank() or not self.path.exists():
+        if num_ranks() == 1 or not is_first_rank():
             return list(self._own)
+        return [row["slide"] for row in self.rows()]
+
+    def rows(self) -> list[dict[str, str]]:
+        """The lines of the file: ``slide``, ``image``, ``step`` and ``reason`` of each slide that failed."""
+        if not self.path.exists():
+            return []
         with open(self.path, newline="", encoding="utf-8", errors="surrogateescape") as file:
-            return [row["slide"] for row in csv.DictReader(file)]
+            return list(csv.DictReader(file))
 
     def end(self, num_slides: int, remedy: str = REMEDY) -> None:
         """End the run with an error if a slide failed; all ranks call it when all have finished.

@@ -1,0 +1,175 @@
+"""The handler that writes the report of `inferring` or `evaluating`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ignite.engine import Engine, Events
+from monai.utils import CommonKeys
+from numpy.typing import NDArray
+
+from scripts import __version__
+from scripts.bags.bag import BagBuilder
+from scripts.core.errors import SlideError
+from scripts.core.magnification import scale_names
+from scripts.core.ranks import dataset_size, gather_shards, is_first_rank
+from scripts.core.settings import check_settings
+from scripts.datalists.failures import FailedSlides
+from scripts.evaluation.reports import label_text
+from scripts.heatmaps.attention_maps import KINDS
+from scripts.heatmaps.bag_maps import BagMaps
+from scripts.heatmaps.images import shade_colours
+from scripts.heatmaps.writer import predicted_classes
+from scripts.networks.methods import MapSpec, method_title
+from scripts.reports.page import write_page
+from scripts.reports.pictures import write_pictures
+from scripts.weights.record import DEMONSTRATION, is_demonstration
+
+__all__ = ["ReportWriter"]
+
+# Stops of the colour bars on the page.
+RAMP = np.linspace(0, 100, 13)
+
+
+class ReportWriter:
+    """Writes ``report.html`` and, beside it, the folder ``report`` with the pictures of each slide.
+
+    The page opens without a network: style, script and figures are in the file, and it loads a slide's pictures from
+    the folder when they come into view. It shows the slides with their predictions, the maps of each over its
+    thumbnail, and what failed.
+
+    Attach to an evaluator whose postprocessing makes probabilities ``[H, K]``, after the handlers that it shows. Of
+    several ranks each writes the pictures of its slides, and the first the page.
+
+    Args:
+        output_dir: where both are written.
+        title: of the page.
+        method: one of :data:`scripts.networks.methods.METHODS`.
+        task: ``"multilabel"`` or ``"binary"``.
+        magnifications: the scales.
+        backbone: the encoder's name.
+        maps: the network's maps, in the order of its ``explain``.
+        heads: the H heads' names.
+        class_names: the names of a head's K outputs.
+        network: has ``explain``.
+        bag_builder: opens the slides.
+        data: the datalist's entries, whose ``slide`` the batches name, with ``label`` where it is known.
+        report: False writes none.
+        key: of the probabilities in the evaluator's output.
+        failures: the slides that failed, which the page lists, and where slides are recorded that cannot be read
+            again; ``None`` ends the run with the first.
+
+    Raises:
+        SettingsError: if ``report`` is no switch.
+    """
+
+    def __init__(
+        self,
+        output_dir: str | Path,
+        title: str,
+        method: str,
+        task: str,
+        magnifications: Sequence[float],
+        backbone: str,
+        maps: Sequence[MapSpec],
+        heads: Sequence[str],
+        class_names: Sequence[str],
+        network: torch.nn.Module,
+        bag_builder: BagBuilder,
+        data: Sequence[Mapping[str, Any]],
+        report: bool = True,
+        key: str = CommonKeys.PRED,
+        failures: FailedSlides | None = None,
+    ) -> None:
+        check_settings(report=report)
+        self.output_dir, self.title, self.report = Path(output_dir), title, report
+        scales = ", ".join(scale_names(magnifications))
+        self.facts = [("Method", f"{method_title(method)}, {task}, at {scales}"), ("Encoder", backbone)]
+        self.maps, self.heads, self.class_names = list(maps), list(heads), list(class_names)
+        self.network, self.bag_builder, self.key, self.failures = network, bag_builder, key, failures
+        self.entries = {str(entry["slide"]): entry for entry in data}
+        self.head_index = self.heads.index("global") if "global" in self.heads else len(self.heads) - 1
+        self.slides: list[dict[str, Any]] = []
+
+    def attach(self, engine: Engine) -> None:
+        """Write the pictures after every iteration, and the page when the run is complete."""
+        if self.report:
+            engine.add_event_handler(Events.STARTED, self._clear)
+            engine.add_event_handler(Events.ITERATION_COMPLETED, self._show)
+            engine.add_event_handler(Events.COMPLETED, self._end)
+
+    def _clear(self) -> None:
+        self.slides = []
+
+    def _show(self, engine: Engine) -> None:
+        state: Any = engine.state
+        for item, output in zip(state.batch, state.output, strict=True):
+            probabilities = output[self.key].float().cpu().numpy()
+            try:
+                self.slides.append(self._slide(str(item["slide"]), item, probabilities))
+            except SlideError as error:
+                if self.failures is None:
+                    raise
+                self.failures.record(self.entries[str(item["slide"])], error)
+
+    def _slide(self, slide: str, item: Mapping[str, Any], probabilities: NDArray[np.floating]) -> dict[str, Any]:
+        """What the page says of a slide, once its pictures are written."""
+        entry, own = self.entries[slide], probabilities[self.head_index]
+        label = np.asarray(entry[CommonKeys.LABEL]) if CommonKeys.LABEL in entry else None
+        shown = {k for head in probabilities for k in predicted_classes(head)}
+        if label is not None:
+            shown |= set(np.flatnonzero(label > 0.5).tolist())
+        maps = BagMaps(self.network, self.maps, item)
+        opened = self.bag_builder.open_slide(entry)
+        pictures = write_pictures(self.output_dir, slide, opened, maps, self.maps, self.class_names, sorted(shown))
+        return {
+            "name": slide,
+            "label": "" if label is None else label_text(label, self.class_names),
+            "prediction": self._prediction(own),
+            "is_wrong": label is not None and not np.array_equal(own >= 0.5, label > 0.5),
+            "probabilities": np.round(probabilities.astype(np.float64), 4).tolist(),
+            **pictures,
+        }
+
+    def _prediction(self, probabilities: NDArray[np.floating]) -> str:
+        classes = [self.class_names[k] for k in np.flatnonzero(probabilities >= 0.5)]
+        if classes:
+            return ", ".join(classes)
+        return "none" if len(self.class_names) > 1 else f"not {self.class_names[0]}"
+
+    def _end(self, engine: Engine) -> None:
+        self.slides = gather_shards(self.slides, dataset_size(engine))
+        if is_first_rank():
+            path = self.output_dir / "report.html"
+            write_page(path, **self._content())
+            engine.logger.info("wrote %s (%d slides)", path, len(self.slides))
+
+    def _content(self) -> dict[str, Any]:
+        """What ``page.html`` names."""
+        networks: Any = getattr(self.network, "copies", [self.network])
+        record = getattr(networks[0], "record", None)
+        labelled = any(slide["label"] for slide in self.slides)
+        return {
+            "title": self.title,
+            "facts": self._facts(record),
+            "warnings": [DEMONSTRATION] if is_demonstration(record) else [],
+            "heads": self.heads,
+            "head_index": self.head_index,
+            "classes": self.class_names,
+            "has_labels": labelled,
+            "slides": sorted(self.slides, key=lambda slide: not slide["is_wrong"]) if labelled else self.slides,
+            "failed": [] if self.failures is None else self.failures.rows(),
+            "ramps": {kind: [f"rgb({r} {g} {b})" for r, g, b in shade_colours(RAMP, kind).tolist()] for kind in KINDS},
+            "data": {"heads": self.heads, "classes": self.class_names, "slides": self.slides},
+        }
+
+    def _facts(self, record: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+        facts = [*self.facts, ("Software", f"pathology-mustmil {__version__}")]
+        if record:
+            training, validation = (record["data"][f"{name}_slides"] for name in ("training", "validation"))
+            facts.append(("Weights", f"trained on {training} slides, chosen on {validation}"))
+        return facts
