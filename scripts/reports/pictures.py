@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -38,7 +38,6 @@ def write_pictures(
     maps: BagMaps,
     specs: Sequence[MapSpec],
     class_names: Sequence[str],
-    classes: Iterable[int],
 ) -> dict[str, Any]:
     """Write the pictures of a slide into ``report/<slide>``.
 
@@ -49,7 +48,6 @@ def write_pictures(
         maps: its maps.
         specs: their names, in order.
         class_names: the names of a head's K outputs.
-        classes: the indices of those that are shown.
 
     Returns:
         Plain values for the page: ``thumbnail``, ``small``, ``width``, ``height`` and ``um`` (the slide's size in
@@ -61,6 +59,8 @@ def write_pictures(
         SettingsError: if the folder cannot be written to.
     """
     thumbnail, folder = read_thumbnail(opened, LONGEST_PX), output_dir / FOLDER / slide
+    # Patches are squares of many pixels: at half of the resolution their borders move by one.
+    coarse = Thumbnail(thumbnail.pixels[::2, ::2], 2 * thumbnail.mpp, thumbnail.size_um)
     height, width = thumbnail.pixels.shape[:2]
     picture = Image.fromarray(thumbnail.pixels)
     small = picture.copy()
@@ -68,13 +68,13 @@ def write_pictures(
     written = {"slide.jpg": picture, "small.jpg": small}
     overlays = []
     for m, spec in enumerate(specs):
-        for k in classes:
+        for k, class_name in enumerate(class_names):
             for kind in KINDS:
                 heat, name = maps(m, k, kind), f"{m}_{k}_{kind}.png"
-                written[name] = _overlay(heat, thumbnail)
+                written[name] = _overlay(heat, coarse)
                 low, high = _ends(heat)
                 overlays.append(
-                    {"map": spec.name, "head": spec.head, "class": class_names[k], "kind": kind, "low": low}
+                    {"map": spec.name, "head": spec.head, "class": class_name, "kind": kind, "low": low}
                     | {"high": high, "src": _url(slide, name)}
                 )
     for old in folder.glob("*"):
@@ -82,7 +82,9 @@ def write_pictures(
             old.unlink()
     for name, image in written.items():
         with replacing(folder / name) as part:
-            image.save(part, quality=JPEG_QUALITY) if name.endswith(".jpg") else image.save(part, transparency=0)
+            image.save(part, quality=JPEG_QUALITY) if name.endswith(".jpg") else image.save(
+                part, transparency=0, optimize=True
+            )
     sources = {"thumbnail": _url(slide, "slide.jpg"), "small": _url(slide, "small.jpg")}
     size = {"width": width, "height": height, "um": [round(side, 1) for side in thumbnail.size_um]}
     return {**sources, **size, "overlays": overlays}

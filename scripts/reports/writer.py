@@ -23,7 +23,6 @@ from scripts.evaluation.reports import label_text
 from scripts.heatmaps.attention_maps import KINDS
 from scripts.heatmaps.bag_maps import BagMaps
 from scripts.heatmaps.images import shade_colours
-from scripts.heatmaps.writer import predicted_classes
 from scripts.networks.methods import MapSpec, method_title
 from scripts.reports.page import write_page
 from scripts.reports.pictures import write_pictures
@@ -120,12 +119,8 @@ class ReportWriter:
         """What the page says of a slide, once its pictures are written."""
         entry, own = self.entries[slide], probabilities[self.head_index]
         label = np.asarray(entry[CommonKeys.LABEL]) if CommonKeys.LABEL in entry else None
-        shown = {k for head in probabilities for k in predicted_classes(head)}
-        if label is not None:
-            shown |= set(np.flatnonzero(label > 0.5).tolist())
-        maps = BagMaps(self.network, self.maps, item)
-        opened = self.bag_builder.open_slide(entry)
-        pictures = write_pictures(self.output_dir, slide, opened, maps, self.maps, self.class_names, sorted(shown))
+        maps, opened = BagMaps(self.network, self.maps, item), self.bag_builder.open_slide(entry)
+        pictures = write_pictures(self.output_dir, slide, opened, maps, self.maps, self.class_names)
         return {
             "name": slide,
             "label": "" if label is None else label_text(label, self.class_names),
@@ -164,7 +159,12 @@ class ReportWriter:
             "slides": sorted(self.slides, key=lambda slide: not slide["is_wrong"]) if labelled else self.slides,
             "failed": [] if self.failures is None else self.failures.rows(),
             "ramps": {kind: [f"rgb({r} {g} {b})" for r, g, b in shade_colours(RAMP, kind).tolist()] for kind in KINDS},
-            "data": {"heads": self.heads, "classes": self.class_names, "slides": self.slides},
+            "data": {
+                "heads": self.heads,
+                "head_index": self.head_index,
+                "classes": self.class_names,
+                "slides": self.slides,
+            },
         }
 
     def _facts(self, record: Mapping[str, Any] | None) -> list[tuple[str, str]]:

@@ -1,0 +1,181 @@
+"""The report of a run, written by MONAI's evaluator and opened in a real browser."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+from monai.data import DataLoader, Dataset
+from monai.engines import SupervisedEvaluator
+from monai.transforms import Activationsd
+from PIL import Image
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.support.ui import Select, WebDriverWait
+
+from scripts.bags.bag import BagBuilder
+from scripts.core.errors import SlideError
+from scripts.datalists.failures import FailedSlides
+from scripts.inference.transforms import EncodeSlided
+from scripts.networks.methods import attention_maps
+from scripts.reports.writer import ReportWriter
+from tests.browser import browser, errors_of, open_page  # noqa: F401 (a fixture)
+from tests.cohorts import tiny_encoder
+from tests.heatmaps.test_images import BASE_MPP, COLD_BOX, HOT_BOX, PATCH_PX, write_corner_slide
+from tests.heatmaps.test_writer import CLASSES, HEADS, colour_network
+
+NAME = "corner #1 <b>50%"
+REASON = "it ends </script><script>alert(1)</script>"
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The report of a slide that is wrongly predicted, of one without a label, and of one that failed."""
+    folder = tmp_path_factory.mktemp("report")
+    path = write_corner_slide(tmp_path_factory.mktemp("slide") / "corner.tif", mpp=None)
+    first = {"image": str(path), "slide": NAME, "mpp": BASE_MPP, "label": np.array([0, 1], np.float32)}
+    data = [first, {**first, "slide": "second", "label": np.array([1, 0], np.float32)}]
+    builder, network = BagBuilder((5, 10), patch_size=PATCH_PX, min_tissue=0.4), colour_network((0.9, 0.2))
+    failures = FailedSlides(folder, "inferring")
+    failures.start()
+    failures.record({"slide": "third", "image": "third.tif"}, SlideError("third.tif", REASON, "Mend it."))
+    writer = ReportWriter(
+        folder, "A <report>", "mustmil", "multilabel", (5, 10), "tiny", attention_maps("mustmil", [5, 10]), HEADS,
+        CLASSES, network, builder, data, failures=failures,
+    )  # fmt: skip
+    SupervisedEvaluator(
+        device="cpu",
+        val_data_loader=DataLoader(Dataset(data, EncodeSlided("image", builder, tiny_encoder())), batch_size=1),
+        network=network,
+        postprocessing=Activationsd(keys="pred", sigmoid=True),
+        val_handlers=[writer],
+    ).run()
+    return folder / "report.html"
+
+
+def data_of(page: Any) -> Any:
+    return json.loads(re.search(r'id="data">(.*?)</script>', page.read_text(encoding="utf-8"))[1])
+
+
+def pixels(chrome: Any, css: str) -> Any:
+    picture = chrome.find_element(By.CSS_SELECTOR, css).screenshot_as_png
+    return np.asarray(Image.open(io.BytesIO(picture)).convert("RGB")).astype(int)
+
+
+def loaded(chrome: Any, css: str) -> Any:
+    image = chrome.find_element(By.CSS_SELECTOR, css)
+    WebDriverWait(chrome, 10).until(lambda _: image.get_property("complete") and image.get_property("naturalWidth"))
+    return image
+
+
+def test_the_page_has_every_probability_and_names_what_failed(page):
+    first, second = data_of(page)["slides"]
+    assert (first["name"], first["prediction"], first["label"], first["is_wrong"]) == (NAME, "dark", "pink", True)
+    assert (second["label"], second["is_wrong"]) == ("dark", False)
+    assert np.allclose(first["probabilities"], [[0.9, 0.2]] * 3, atol=1e-3)
+    text = page.read_text(encoding="utf-8")
+    assert "third" in text
+    assert "<b>50%" not in text  # names are texts, not HTML
+    assert "<script>alert" not in text
+
+
+def test_nothing_on_the_page_comes_from_elsewhere(page):
+    text = page.read_text(encoding="utf-8")
+    assert not re.search(r"(?:src|href)\s*=\s*[\"']?(?:https?:)?//", text)
+    assert {one["src"].split("/")[0] for slide in data_of(page)["slides"] for one in slide["overlays"]} == {"report"}
+
+
+@pytest.mark.parametrize(("name", "box"), [("dark", HOT_BOX), ("pink", COLD_BOX)])
+@pytest.mark.parametrize("map_name", HEADS)
+def test_an_overlay_is_hottest_where_the_colour_of_its_class_is(page, map_name, name, box):
+    (one,) = (
+        one
+        for one in data_of(page)["slides"][1]["overlays"]
+        if (one["map"], one["class"], one["kind"]) == (map_name, name, "attention")
+    )
+    overlay = Image.open(page.parent / one["src"])
+    index = np.asarray(overlay)
+    y, x = np.argwhere(index == index.max()).mean(axis=0) / index.shape
+    width, height = data_of(page)["slides"][1]["um"]
+    left, top, right, bottom = np.multiply(box, BASE_MPP)
+    assert left <= x * width <= right
+    assert top <= y * height <= bottom
+    assert overlay.info["transparency"] == 0
+    assert (index == 0).any()  # where there is no patch, the slide is seen
+
+
+def test_it_opens_in_a_browser_without_a_complaint_and_shows_its_pictures(browser, page):  # noqa: F811
+    open_page(browser, page)
+    assert browser.title == "A <report>"
+    rows = browser.find_elements(By.CSS_SELECTOR, "#slides-table tbody tr")
+    assert [row.find_element(By.TAG_NAME, "th").text for row in rows] == [NAME, "second"]
+    for row in rows:
+        browser.execute_script("arguments[0].scrollIntoView()", row)
+    for place in (1, 2):
+        loaded(browser, f"#slides-table tbody tr:nth-child({place}) img")
+    assert errors_of(browser) == []
+
+
+def test_the_slider_changes_how_much_of_the_map_is_seen(browser, page):  # noqa: F811
+    open_page(browser, page)
+    browser.find_elements(By.CSS_SELECTOR, "button.look")[0].click()
+    loaded(browser, "#slide-image")
+    loaded(browser, "#overlay")
+    slider = browser.find_element(By.ID, "opacity")
+    seen = {}
+    for key, opacity in ((Keys.HOME, 0), (Keys.END, 100)):  # by keyboard, as the mouse is not needed
+        slider.send_keys(key)
+        assert slider.get_property("value") == str(opacity)
+        seen[opacity] = pixels(browser, "#sheet")
+    assert (np.abs(seen[100] - seen[0]).max(axis=-1) > 30).mean() > 0.1
+    assert errors_of(browser) == []
+
+
+def test_head_class_and_kind_choose_the_map_and_the_text(browser, page):  # noqa: F811
+    open_page(browser, page)
+    browser.find_elements(By.CSS_SELECTOR, "button.look")[1].click()
+    sources = set()
+    for map_name in HEADS:
+        Select(browser.find_element(By.ID, "map")).select_by_value(map_name)
+        for class_name, probability in zip(CLASSES, ("0.900", "0.200"), strict=True):
+            Select(browser.find_element(By.ID, "class")).select_by_value(class_name)
+            said = browser.find_element(By.ID, "said").text
+            assert said == f"The head {map_name} gives {class_name} a probability of {probability}. Label: dark."
+            for kind in ("attention", "contribution"):
+                Select(browser.find_element(By.ID, "kind")).select_by_value(kind)
+                sources.add(loaded(browser, "#overlay").get_attribute("src"))
+    assert len(sources) == 3 * 2 * 2
+    assert errors_of(browser) == []
+
+
+def test_it_can_be_used_by_keyboard_alone(browser, page):  # noqa: F811
+    open_page(browser, page)
+    browser.find_element(By.ID, "find").send_keys("corner")
+    assert browser.find_element(By.ID, "count").text == "1 slides"
+    button = browser.find_element(By.CSS_SELECTOR, "button.look")
+    button.send_keys(Keys.ENTER)
+    dialog = browser.find_element(By.ID, "viewer")
+    assert dialog.get_property("open")
+    assert browser.switch_to.active_element.get_attribute("id") == "viewer-title"
+    browser.switch_to.active_element.send_keys(Keys.ESCAPE)
+    assert not dialog.get_property("open")
+
+
+def test_every_control_and_picture_has_a_name(browser, page):  # noqa: F811
+    open_page(browser, page)
+    for element in browser.find_elements(By.CSS_SELECTOR, "button, input, select, img:not([alt=''])"):
+        assert element.accessible_name or not element.is_displayed(), element.get_attribute("outerHTML")
+    browser.find_elements(By.CSS_SELECTOR, "button.look")[0].click()
+    for element in browser.find_elements(By.CSS_SELECTOR, "dialog button, dialog input, dialog select, dialog img"):
+        assert element.accessible_name, element.get_attribute("outerHTML")
+
+
+def test_a_switch_writes_none(tmp_path):
+    writer = ReportWriter(tmp_path, "t", "mustmil", "multilabel", (5, 10), "b", [], HEADS, CLASSES, colour_network(),
+                          BagBuilder(), [], report=False)  # fmt: skip
+    engine = SupervisedEvaluator(device="cpu", val_data_loader=[], network=colour_network(), val_handlers=[writer])
+    assert not [h for handlers in engine._event_handlers.values() for h, *_ in handlers if "ReportWriter" in repr(h)]
