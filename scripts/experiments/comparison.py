@@ -21,11 +21,18 @@ from scripts.evaluation.metrics import frequency_baseline
 from scripts.experiments.board import write_comparison
 from scripts.experiments.comparison_figure import choose_figure_slides, draw_panels, draw_scores
 from scripts.experiments.comparison_results import Run, compare, read_run
-from scripts.experiments.comparison_tables import markdown, write_runs, write_summary
+from scripts.experiments.comparison_tables import comparison_tables, markdown, write_runs, write_summary
 from scripts.experiments.trainings import Experiment, leaving_out, run_experiments
-from scripts.networks.methods import check_method
+from scripts.networks.methods import check_method, method_title
+from scripts.reports.page import figure_url, write_page
 
 __all__ = ["Comparison"]
+
+FIGURES = {
+    "comparison": "Scores of every training (points) and their mean (line), a row for each output",
+    "attention": "Slides with their annotated regions, and where each method looks",
+    "contribution": "Slides with their annotated regions, and what each method concludes there",
+}
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +40,7 @@ logger = logging.getLogger(__name__)
 class Comparison:
     """Trains and evaluates every method with every seed, with the shipped configs, and compares the results.
 
-    Writes ``comparison.md``, ``comparison.csv``, ``runs.csv``, ``comparison.png``, ``attention.png``,
+    Writes ``comparison.md``, ``comparison.csv``, ``runs.csv``, ``report.html``, ``comparison.png``, ``attention.png``,
     ``contribution.png`` and TensorBoard events into ``output_dir``, and each run into
     ``runs/<method>/seed_<seed>``. Finished runs are not repeated; interrupted ones resume.
 
@@ -138,7 +145,8 @@ class Comparison:
         rows, maps = compare(runs, self.settings["magnifications"], task, self.class_names, patients=patients)
         train, test = (np.stack([e["label"] for e in data]) for data in (training_data, testing_data))
         chance = frequency_baseline(train, test, task)
-        text = markdown(rows, maps, task, len(runs[0].slides), num_patients, self.seeds, chance, known)
+        tables = comparison_tables(rows, maps, task, len(runs[0].slides), num_patients, self.seeds, chance, known)
+        text = markdown(tables)
         with replacing(path) as part:
             part.write_text(text, encoding="utf-8")
         write_summary(self.output_dir / "comparison.csv", rows, maps)
@@ -149,6 +157,13 @@ class Comparison:
         for name, figure in figures.items():
             with replacing(self.output_dir / f"{name}.png") as part:
                 figure.savefig(part)
+        write_page(
+            self.output_dir / "report.html",
+            title="Comparison of methods",
+            facts=[("Methods", ", ".join(map(method_title, self.methods))), ("Task", task)],
+            tables=tables,
+            figures=[{"src": figure_url(figure), "alt": FIGURES[name]} for name, figure in figures.items()],
+        )
         write_comparison(self.output_dir / "tensorboard", runs, text, figures, self.settings)
         print(text)
         warn_of_few(num_patients, path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +14,7 @@ from scripts.evaluation.bootstrap import FEWEST_PATIENTS, patients_text
 from scripts.evaluation.metrics import score_names
 from scripts.experiments.comparison_results import MAP_SCORES, MapRow, Row, Run
 
-__all__ = ["markdown", "write_runs", "write_summary"]
+__all__ = ["Table", "comparison_tables", "markdown", "write_runs", "write_summary"]
 
 TITLES = {
     "micro_accuracy": "micro-accuracy",
@@ -29,7 +30,15 @@ SUMMARY_COLUMNS = (
 )  # fmt: skip
 
 
-def markdown(
+class Table(NamedTuple):
+    """A table of a comparison: what it shows, its head, and its rows, all of texts."""
+
+    caption: str
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+def comparison_tables(
     rows: Sequence[Row],
     maps: Sequence[MapRow],
     task: str,
@@ -38,8 +47,8 @@ def markdown(
     seeds: Sequence[int],
     chance: Mapping[str, float],
     patients_known: bool = True,
-) -> str:
-    """The tables as Markdown, in columns that line up as plain text as well.
+) -> list[Table]:
+    """The tables of a comparison.
 
     Args:
         rows: the heads of the methods.
@@ -65,16 +74,15 @@ def markdown(
     if num_patients < FEWEST_PATIENTS:
         intervals = f"it has no interval and no p, because the patients are fewer than {FEWEST_PATIENTS}."
     tested = patients_text(num_slides, num_patients if patients_known else None, "test slides")
-    blocks = [
-        f"{tested}, {len(seeds)} trainings of each method (seeds "
-        f"{', '.join(map(str, seeds))}): mean ± standard deviation over trainings. The difference to MuSTMIL's global "
-        f"output is on the same slides; {intervals}",
-        _table(head, body),
-    ]
+    caption = (
+        f"{tested}, {len(seeds)} trainings of each method (seeds {', '.join(map(str, seeds))}): mean ± standard "
+        f"deviation over trainings. The difference to MuSTMIL's global output is on the same slides; {intervals}"
+    )
+    tables = [Table(caption, head, body)]
     for score in ("f1", "roc_auc"):
         classes = list(rows[0].classes)
         body = [[row.title, *(_mean_sd(row.classes[name][score]) for name in classes)] for row in rows]
-        blocks += [f"{TITLES[score]} of each class:", _table(["output", *classes], body)]
+        tables.append(Table(f"{TITLES[score]} of each class:", ["output", *classes], body))
     for score in MAP_SCORES if maps else ():
         classes = list(maps[0].classes)
         body = [[m.title, m.kind, m.scale, *(_mean_sd(m.classes[name][score]) for name in classes)] for m in maps]
@@ -83,12 +91,17 @@ def markdown(
             chances = [(m.slides[name], 0.5 if score == "roc_auc" else m.positive_share[name]) for name in classes]
             cells = [f"{_number(value)} ({slides})" if slides else "- (0)" for slides, value in chances]
             body.append(["chance (slides)", "", scale, *cells])
-        blocks += [
+        caption = (
             f"Heatmaps against the regions of the classes, patch by patch, {TITLES[score]}, mean over the slides of "
-            "the class in which some patches, and not all, lie in its regions:",
-            _table(["map", "kind", "patches", *classes], body),
-        ]
-    return "\n\n".join(blocks) + "\n"
+            "the class in which some patches, and not all, lie in its regions:"
+        )
+        tables.append(Table(caption, ["map", "kind", "patches", *classes], body))
+    return tables
+
+
+def markdown(tables: Sequence[Table]) -> str:
+    """The tables as Markdown, in columns that line up as plain text as well."""
+    return "\n\n".join(text for t in tables for text in (t.caption, _table(t.head, t.rows))) + "\n"
 
 
 def write_summary(path: Path, rows: Sequence[Row], maps: Sequence[MapRow]) -> None:

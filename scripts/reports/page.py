@@ -10,15 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from scripts.core.files import replacing
+from scripts.heatmaps.attention_maps import KINDS
+from scripts.heatmaps.images import shade_colours
 
 __all__ = ["figure_url", "write_page"]
 
 TEMPLATES = Path(__file__).parent
+# Stops of the colour bars.
+RAMP = np.linspace(0, 100, 13)
 # What a page may lack.
 LISTS = ("heads", "classes", "slides", "failed", "tables", "figures", "warnings")
 # The same figure gives the same bytes: no date, and ids that depend on the content alone.
@@ -45,7 +50,10 @@ def write_page(path: str | Path, **content: Any) -> None:
         lstrip_blocks=True,
     )
     environment.filters["in_script"] = _in_script
-    defaults: dict[str, Any] = dict.fromkeys(LISTS, ())
+    defaults: dict[str, Any] = {**dict.fromkeys(LISTS, ()), "has_labels": False, "data": {}}
+    defaults["ramps"] = {
+        kind: [f"rgb({r} {g} {b})" for r, g, b in shade_colours(RAMP, kind).tolist()] for kind in KINDS
+    }
     page = environment.get_template("page.html").render({**defaults, **content})
     with replacing(path) as part:
         part.write_text(page, encoding="utf-8", errors="backslashreplace")

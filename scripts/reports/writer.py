@@ -20,18 +20,13 @@ from scripts.core.ranks import dataset_size, gather_shards, is_first_rank
 from scripts.core.settings import check_settings
 from scripts.datalists.failures import FailedSlides
 from scripts.evaluation.reports import label_text
-from scripts.heatmaps.attention_maps import KINDS
 from scripts.heatmaps.bag_maps import BagMaps
-from scripts.heatmaps.images import shade_colours
 from scripts.networks.methods import MapSpec, method_title
 from scripts.reports.page import write_page
 from scripts.reports.pictures import write_pictures
 from scripts.weights.record import DEMONSTRATION, is_demonstration
 
 __all__ = ["ReportWriter"]
-
-# Stops of the colour bars on the page.
-RAMP = np.linspace(0, 100, 13)
 
 
 class ReportWriter:
@@ -158,7 +153,6 @@ class ReportWriter:
             "has_labels": labelled,
             "slides": sorted(self.slides, key=lambda slide: not slide["is_wrong"]) if labelled else self.slides,
             "failed": [] if self.failures is None else self.failures.rows(),
-            "ramps": {kind: [f"rgb({r} {g} {b})" for r, g, b in shade_colours(RAMP, kind).tolist()] for kind in KINDS},
             "data": {
                 "heads": self.heads,
                 "head_index": self.head_index,

@@ -10,7 +10,7 @@ import pytest
 
 from scripts.evaluation.metrics import frequency_baseline, score_names
 from scripts.experiments.comparison_results import compare
-from scripts.experiments.comparison_tables import markdown, write_runs, write_summary
+from scripts.experiments.comparison_tables import comparison_tables, markdown, write_runs, write_summary
 from tests.comparisons import CLASSES, MAGNIFICATIONS, write_cohort
 
 TASK = "multilabel"
@@ -35,7 +35,7 @@ def cells(text, title, line):
 
 def text_of(runs, tables, seeds=(0, 1), num_patients=12, known=True):
     chance = frequency_baseline(runs[0].labels, runs[0].labels, TASK)
-    return markdown(*tables, TASK, len(runs[0].slides), num_patients, seeds, chance, known)
+    return markdown(comparison_tables(*tables, TASK, len(runs[0].slides), num_patients, seeds, chance, known))
 
 
 def test_the_table_holds_mean_and_standard_deviation_over_the_trainings(runs, tables):
