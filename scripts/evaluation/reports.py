@@ -152,6 +152,10 @@ class EvaluationReport(PredictionReport):
         seed: seed of the bootstrap.
         made_by: see above; without it, it is left out.
         data: the datalist's entries, which name the patients; a slide that is not among them is a patient of its own.
+
+    Attributes:
+        report: the heads' content of ``metrics.json``, once it is written, undefined values as NaN.
+        num_patients: how many there are; ``None`` where they are not known.
     """
 
     def __init__(
@@ -167,6 +171,8 @@ class EvaluationReport(PredictionReport):
     ) -> None:
         super().__init__(output_dir, heads, class_names)
         self.patients, self.patients_known = patients_of(data), patients_known(data)
+        self.report: dict[str, Any] = {}
+        self.num_patients: int | None = None
         self.task, self.names, self.seed, self.summary_writer = task, score_names(task), seed, summary_writer
         self.made_by = {} if made_by is None else {"made_by": dict(made_by)}
 
@@ -177,13 +183,14 @@ class EvaluationReport(PredictionReport):
         order = np.argsort(self.slides)
         probabilities, labels = np.stack(self.probabilities)[order], np.stack(self.labels)[order]
         patients = [self.patients.get(self.slides[i], self.slides[i]) for i in order]
-        report = {}
+        self.report = report = {}
         for index, head in enumerate(self.heads):
             report[head] = self._scores(probabilities[:, index], labels, patients)
             self._show(self.summary_writer, head, report[head], probabilities[:, index], labels)
         self.summary_writer.flush()
         path, num_patients = self.output_dir / "metrics.json", len(set(patients))
-        numbers = {"slides": len(patients), "patients": num_patients if self.patients_known else None}
+        self.num_patients = num_patients if self.patients_known else None
+        numbers = {"slides": len(patients), "patients": self.num_patients}
         write_json(path, {**without_nan(report), **numbers, **self.made_by})
         engine.logger.info("wrote %s: %s", path, patients_text(len(patients), numbers["patients"]))
         for head, scores in report.items():

@@ -12,9 +12,8 @@ from matplotlib.figure import Figure
 from scripts.core.errors import SettingsError
 from scripts.datalists.keys import composed
 from scripts.evaluation.localisation import read_regions
-from scripts.evaluation.metrics import score_names
+from scripts.evaluation.metrics import TITLES, score_names
 from scripts.experiments.comparison_results import Row
-from scripts.experiments.comparison_tables import TITLES
 from scripts.experiments.trainings import Experiment
 from scripts.heatmaps.attention_maps import KINDS, PatchMap
 from scripts.heatmaps.bag_maps import BagMaps

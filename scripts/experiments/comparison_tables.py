@@ -11,20 +11,11 @@ from numpy.typing import NDArray
 
 from scripts.core.files import write_csv
 from scripts.evaluation.bootstrap import FEWEST_PATIENTS, patients_text
-from scripts.evaluation.metrics import score_names
+from scripts.evaluation.metrics import TITLES, score_names
 from scripts.experiments.comparison_results import MAP_SCORES, MapRow, Row, Run
 
 __all__ = ["Table", "comparison_tables", "markdown", "write_runs", "write_summary"]
 
-TITLES = {
-    "micro_accuracy": "micro-accuracy",
-    "micro_f1": "micro-F1",
-    "macro_f1": "macro-F1",
-    "accuracy": "accuracy",
-    "f1": "F1",
-    "roc_auc": "ROC-AUC",
-    "average_precision": "average precision",
-}
 SUMMARY_COLUMNS = (
     "method", "output", "class", "score", "mean", "sd", "trainings", "behind", "behind_low", "behind_high", "p_value",
 )  # fmt: skip

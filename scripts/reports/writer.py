@@ -19,11 +19,12 @@ from scripts.core.magnification import scale_names
 from scripts.core.ranks import dataset_size, gather_shards, is_first_rank
 from scripts.core.settings import check_settings
 from scripts.datalists.failures import FailedSlides
-from scripts.evaluation.reports import label_text
+from scripts.evaluation.reports import EvaluationReport, label_text
 from scripts.heatmaps.bag_maps import BagMaps
 from scripts.networks.methods import MapSpec, method_title
 from scripts.reports.page import write_page
 from scripts.reports.pictures import write_pictures
+from scripts.reports.scores import evaluation_content
 from scripts.weights.record import DEMONSTRATION, is_demonstration
 
 __all__ = ["ReportWriter"]
@@ -56,6 +57,7 @@ class ReportWriter:
         key: of the probabilities in the evaluator's output.
         failures: the slides that failed, which the page lists, and where slides are recorded that cannot be read
             again; ``None`` ends the run with the first.
+        evaluation: the handler of an evaluation, which comes before this one: its scores and figures are shown.
 
     Raises:
         SettingsError: if ``report`` is no switch.
@@ -78,6 +80,7 @@ class ReportWriter:
         report: bool = True,
         key: str = CommonKeys.PRED,
         failures: FailedSlides | None = None,
+        evaluation: EvaluationReport | None = None,
     ) -> None:
         check_settings(report=report)
         self.output_dir, self.title, self.report = Path(output_dir), title, report
@@ -85,6 +88,7 @@ class ReportWriter:
         self.facts = [("Method", f"{method_title(method)}, {task}, at {scales}"), ("Encoder", backbone)]
         self.maps, self.heads, self.class_names = list(maps), list(heads), list(class_names)
         self.network, self.bag_builder, self.key, self.failures = network, bag_builder, key, failures
+        self.evaluation = evaluation
         self.entries = {str(entry["slide"]): entry for entry in data}
         self.head_index = self.heads.index("global") if "global" in self.heads else len(self.heads) - 1
         self.slides: list[dict[str, Any]] = []
@@ -142,7 +146,9 @@ class ReportWriter:
         """What ``page.html`` names."""
         networks: Any = getattr(self.network, "copies", [self.network])
         record = getattr(networks[0], "record", None)
+        scores = {} if self.evaluation is None else evaluation_content(self.evaluation)
         labelled = any(slide["label"] for slide in self.slides)
+        slides = sorted(self.slides, key=lambda slide: not slide["is_wrong"])
         return {
             "title": self.title,
             "facts": self._facts(record),
@@ -151,13 +157,14 @@ class ReportWriter:
             "head_index": self.head_index,
             "classes": self.class_names,
             "has_labels": labelled,
-            "slides": sorted(self.slides, key=lambda slide: not slide["is_wrong"]) if labelled else self.slides,
+            "slides": slides,
             "failed": [] if self.failures is None else self.failures.rows(),
+            **scores,
             "data": {
                 "heads": self.heads,
                 "head_index": self.head_index,
                 "classes": self.class_names,
-                "slides": self.slides,
+                "slides": slides,
             },
         }
 

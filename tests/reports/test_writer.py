@@ -37,8 +37,8 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """The report of a slide that is wrongly predicted, of one without a label, and of one that failed."""
     folder = tmp_path_factory.mktemp("report")
     path = write_corner_slide(tmp_path_factory.mktemp("slide") / "corner.tif", mpp=None)
-    first = {"image": str(path), "slide": NAME, "mpp": BASE_MPP, "label": np.array([0, 1], np.float32)}
-    data = [first, {**first, "slide": "second", "label": np.array([1, 0], np.float32)}]
+    wrong = {"image": str(path), "slide": NAME, "mpp": BASE_MPP, "label": np.array([0, 1], np.float32)}
+    data = [{**wrong, "slide": "second", "label": np.array([1, 0], np.float32)}, wrong]
     builder, network = BagBuilder((5, 10), patch_size=PATCH_PX, min_tissue=0.4), colour_network((0.9, 0.2))
     failures = FailedSlides(folder, "inferring")
     failures.start()
@@ -72,7 +72,7 @@ def loaded(chrome: Any, css: str) -> Any:
     return image
 
 
-def test_the_page_has_every_probability_and_names_what_failed(page):
+def test_the_page_has_every_probability_the_wrong_slides_first_and_names_what_failed(page):
     first, second = data_of(page)["slides"]
     assert (first["name"], first["prediction"], first["label"], first["is_wrong"]) == (NAME, "dark", "pink", True)
     assert (second["label"], second["is_wrong"]) == ("dark", False)

@@ -1,0 +1,59 @@
+"""What a report shows of an evaluation: tables of scores with their intervals, and figures of each head."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from scripts.evaluation.bootstrap import patients_text
+from scripts.evaluation.calibration import draw_calibration
+from scripts.evaluation.confusion import draw_confusion
+from scripts.evaluation.curves import draw_precision_recall, draw_roc
+from scripts.evaluation.metrics import CLASS_SCORE_NAMES, TITLES
+from scripts.evaluation.reports import EvaluationReport
+from scripts.reports.page import figure_url
+
+__all__ = ["evaluation_content"]
+
+
+def evaluation_content(evaluation: EvaluationReport) -> dict[str, Any]:
+    """The ``tables`` and ``figures`` of a page.
+
+    Args:
+        evaluation: a handler that has written its scores.
+    """
+    report, names, classes = evaluation.report, evaluation.names, evaluation.class_names
+    caption = f"Scores with 95% intervals, on {patients_text(len(evaluation.slides), evaluation.num_patients)}"
+    rows = [[head, *(_cell(scores[name]) for name in names)] for head, scores in report.items()]
+    tables = [{"caption": caption, "head": ["head", *(TITLES[name] for name in names)], "rows": rows}]
+    for head, scores in report.items():
+        rows = [
+            [name, str(of_class["slides"]), *(_cell(of_class[score]) for score in CLASS_SCORE_NAMES)]
+            for name, of_class in scores["classes"].items()
+        ]
+        columns = ["class", "slides", *(TITLES[name] for name in CLASS_SCORE_NAMES)]
+        tables.append({"caption": f"Each class by the head {head}", "head": columns, "rows": rows})
+    labels, figures = np.stack(evaluation.labels), []
+    for h, head in enumerate(report):
+        p = np.stack(evaluation.probabilities)[:, h]
+        figures += [
+            {"alt": f"ROC curves of the head {head}", "src": figure_url(draw_roc(p, labels, classes, head))},
+            {
+                "alt": f"Precision-recall curves of the head {head}",
+                "src": figure_url(draw_precision_recall(p, labels, classes, head)),
+            },
+            {
+                "alt": f"Confusion of the head {head}, at a probability of 0.5",
+                "src": figure_url(draw_confusion(p, labels, classes, head)),
+            },
+            {"alt": f"Calibration of the head {head}", "src": figure_url(draw_calibration(p, labels, head))},
+        ]
+    return {"tables": tables, "figures": figures}
+
+
+def _cell(score: Mapping[str, Any]) -> str:
+    value, (low, high) = score["value"], score["ci95"]
+    return f"{value:.3f} [{low:.3f}, {high:.3f}]" if math.isfinite(value) else "-"
