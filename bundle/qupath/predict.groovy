@@ -109,8 +109,8 @@ def outside = tiles.find {
         roi.getBoundsX() + roi.getBoundsWidth() <= 0 || roi.getBoundsY() + roi.getBoundsHeight() <= 0
 }
 if (outside != null) {
-    fail("patches of ${reply.slide} lie outside of this image: the server's slide of that name is another one, or the ".toString() +
-        "frame is (set COORDINATES).")
+    fail(("patches of ${reply.slide} lie outside of this image. The server's slide of that name is another one, or its " +
+        "positions start elsewhere: see COORDINATES.").toString())
     return
 }
 

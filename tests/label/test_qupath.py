@@ -56,7 +56,7 @@ def test_the_answer_has_what_the_script_reads(own, oracle):
         assert set(re.findall(r"element\.(\w+)", SCRIPT)) <= element.keys()
         assert len(element["contours"]) == len(element["values"]) == len(element["percentiles"]) > 0
         assert len(reply["annotation"]["labels"][element["label"]]) == 3
-    assert reply["slide"] == f"{DRAWN}.tiff"
+    assert reply["slide"] == DRAWN
     assert_scores(reply["scores"], oracle.scores[DRAWN])
 
 
