@@ -62,19 +62,24 @@ def test_the_answer_has_what_the_script_reads(own, oracle):
 
 @pytest.mark.parametrize("kind", ["attention", "contribution"])
 def test_tiles_are_those_of_inferrings_geojson_with_the_same_measurements(own, oracle, kind):
-    reply = drawn(own, DRAWN, CLASSES="cancer", KIND=kind)
-    (element,) = reply["annotation"]["elements"]
-    names = {"shown.map": reply["heatmap"]["map"], "element.label": "cancer", "shown.kind": reply["heatmap"]["kind"]}
-    of_script = [
-        re.sub(r"\$\{([\w.]+)\}", lambda name: names[name[1]], template)
-        for template in re.findall(r'put\("(\$\{shown\.kind\}.+?)"', SCRIPT)
-    ]
-    features = {
-        tuple(feature["geometry"]["coordinates"][0][0]): feature["properties"]["measurements"]
-        for feature in oracle.features(DRAWN, "global_cancer" + ("" if kind == "attention" else "_contribution"))
-    }
-    for contour, *found in zip(element["contours"], element["percentiles"], element["values"], strict=True):
-        assert features[tuple(contour[0])] == pytest.approx(dict(zip(of_script, found, strict=True)), abs=SCORE_ATOL)
+    # Of contributions those that count for a class alone are shown, and one of the two may have none.
+    reply = drawn(own, DRAWN, CLASSES="cancer,normal", KIND=kind)
+    assert reply["annotation"]["elements"]
+    for element in reply["annotation"]["elements"]:
+        label = element["label"]
+        names = {"shown.map": reply["heatmap"]["map"], "shown.kind": reply["heatmap"]["kind"], "element.label": label}
+        of_script = [
+            re.sub(r"\$\{([\w.]+)\}", lambda name, names=names: names[name[1]], template)
+            for template in re.findall(r'put\("(\$\{shown\.kind\}.+?)"', SCRIPT)
+        ]
+        features = {
+            tuple(feature["geometry"]["coordinates"][0][0]): feature["properties"]["measurements"]
+            for feature in oracle.features(DRAWN, f"global_{label}" + ("" if kind == "attention" else f"_{kind}"))
+        }
+        of_reply = (element["contours"], element["percentiles"], element["values"])
+        for contour, *found in zip(*of_reply, strict=True):
+            wanted = pytest.approx(dict(zip(of_script, found, strict=True)), abs=SCORE_ATOL)
+            assert features[tuple(contour[0])] == wanted
 
 
 @pytest.mark.skipif(not BOUNDS_SLIDE.is_file(), reason=f"no file {BOUNDS_SLIDE}")
