@@ -16,6 +16,9 @@ from scripts.core.magnification import Scale
 
 __all__ = ["LinkedGrid", "link_grids", "of_rows", "row_log_weight", "tissue_thresholds"]
 
+# The area of a square that is all tissue, summed in floats, may be slightly below 1.
+SLACK = 1e-9
+
 TissueFraction = Callable[[NDArray[np.float64], float], NDArray[np.float64]]
 
 
@@ -118,16 +121,15 @@ def link_grids(
     sides = [scale.patch_level0 for scale in scales]
     cells = _all_cells(size_level0, sides[-1])
     fraction = tissue_fraction(_corners(cells, sides[-1]), sides[-1])
-    # A threshold of 0 asks for some tissue. The slack is for a square that is all tissue, and whose area, summed in
-    # floats, may be slightly below 1.
-    cells = cells[(fraction > 0) & (fraction >= thresholds[-1] - 1e-9)]
+    # A threshold of 0 asks for some tissue.
+    cells = cells[(fraction > 0) & (fraction >= thresholds[-1] - SLACK)]
     centres = (cells + 0.5) * sides[-1]
     ancestors = [np.floor(centres / side).astype(np.int64) for side in sides[:-1]]
 
     linked = np.ones(len(cells), dtype=bool)
     for lower_cells, side, threshold in zip(ancestors, sides[:-1], thresholds[:-1], strict=True):
         if threshold > 0:
-            linked &= tissue_fraction(_corners(lower_cells, side), side) >= threshold
+            linked &= tissue_fraction(_corners(lower_cells, side), side) >= threshold - SLACK
 
     coords, rows = [], []
     for scale_cells, side in zip([*ancestors, cells], sides, strict=True):

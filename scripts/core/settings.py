@@ -6,6 +6,7 @@ provenance of files, the grid of ``searching`` and docs/settings.md follow from 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -15,9 +16,22 @@ import torch
 
 from scripts.core.setting_checks import Check, choice, device, magnifications, number, path, resolution, switch
 
-__all__ = ["OPTIMIZERS", "SETTINGS", "Setting", "check_settings", "optimizer_class", "values_with_role", "with_role"]
+__all__ = [
+    "OPTIMIZERS",
+    "RUNTIMES",
+    "SETTINGS",
+    "Setting",
+    "check_settings",
+    "is_same_value",
+    "optimizer_class",
+    "values_with_role",
+    "with_role",
+]
 
 OPTIMIZERS = ("Adam", "AdamW", "SGD", "RMSprop")
+RUNTIMES = ("torch", "compile", "openvino")
+# Settings that are lists whose order has no meaning.
+UNORDERED = ("magnifications", "positive_classes")
 
 
 @dataclass(frozen=True)
@@ -124,16 +138,17 @@ SETTINGS: dict[str, Setting] = dict(
             None,
             "fixed provenance",
         ),
-        _entry("min_rows", "rows of a slide below which `checking` warns of almost no tissue"),
+        _entry("min_rows", "rows of a slide below which `checking` warns of almost no tissue", number(0)),
         _entry(
             "read_all",
             "whether `checking` reads every patch once: see [Checking a cohort](datalists.md#checking-a-cohort)",
+            switch,
         ),
         _entry(
             "reader",
             "`cucim`, `openslide`, or `auto`: cuCIM where it can, OpenSlide where not, and tifffile for levels in "
             "SubIFDs",
-            None,
+            choice("auto", "cucim", "openslide"),
             "provenance free",
         ),
         _entry(
@@ -141,13 +156,13 @@ SETTINGS: dict[str, Setting] = dict(
             "`nearest` finer level of the pyramid, or the `highest` as the paper does; `upsample` is `nearest`, and "
             "interpolates slides that are coarser than a magnification, which fail otherwise (with a `feature_dir` of "
             "its own)",
-            None,
+            choice("nearest", "highest", "upsample"),
             "recorded fixed provenance",
         ),
         _entry(
             "source",
             "train on the feature `bank`, or on `patches` read from the slides in every epoch",
-            None,
+            choice("bank", "patches"),
             "fixed provenance",
         ),
         _entry(
@@ -203,7 +218,9 @@ SETTINGS: dict[str, Setting] = dict(
             switch,
             "provenance",
         ),
-        _entry("runtime", "what computes the backbone: see [Speed](clusters.md#speed)", None, "provenance"),
+        _entry(
+            "runtime", "what computes the backbone: see [Speed](clusters.md#speed)", choice(*RUNTIMES), "provenance"
+        ),
         _entry("seed", "of the initial weights, the sampling and the bootstrap", _SEED, "fixed"),
         _entry("seeds", "the seeds with which `comparing` trains each method", None, "own"),
         _entry(
@@ -260,6 +277,14 @@ def with_role(role: str) -> tuple[str, ...]:
 def values_with_role(settings: Mapping[str, Any], role: str) -> dict[str, Any]:
     """Those of some settings that have a role, by name."""
     return {name: settings[name] for name in with_role(role) if name in settings}
+
+
+def is_same_value(name: str, one: Any, other: Any) -> bool:
+    """Whether two values of a setting mean the same: the order of magnifications and of positive classes does not."""
+    one, other = json.loads(json.dumps([one, other]))
+    if name in UNORDERED and isinstance(one, list) and isinstance(other, list):
+        return sorted(one) == sorted(other)
+    return bool(one == other)
 
 
 def check_settings(**settings: Any) -> None:
