@@ -29,6 +29,8 @@ __all__ = ["THUMBNAIL_PX", "SlidePictures", "extreme_slides", "regions_over_slid
 # More rows would be too small to see.
 MOST_SLIDES = 3
 THUMBNAIL_PX = 800
+# Less than a figure's for print, so that an event file stays at a few megabytes.
+DPI = 100
 
 logger = logging.getLogger(__name__)
 
@@ -112,11 +114,14 @@ class SlidePictures:
             try:
                 row = self._row(name, k, f"label {label_text(y, self.class_names)}, {self.class_names[k]} {p[k]:.2f}")
             except SlideError as problem:
-                logger.warning("no picture of a slide: %s", problem)
+                logger.warning("no picture of slide %s: %s", name, problem)
                 continue
             for kind, of_kind in row.items():
                 rows[kind].append(of_kind)
-        return {kind: panel(of_kind, self.region_names) for kind, of_kind in rows.items() if of_kind}
+        figures = {kind: panel(of_kind, self.region_names) for kind, of_kind in rows.items() if of_kind}
+        for figure in figures.values():
+            figure.set_dpi(DPI)
+        return figures
 
     def _row(self, name: str, k: int, text: str) -> dict[str, PanelRow]:
         index = self.places[name]

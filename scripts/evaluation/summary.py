@@ -34,13 +34,12 @@ def summary(
         left_out: names of slides that failed, and are not part of the scores.
     """
     names = score_names(settings["task"])
-    blocks = ["## Weights", _weights(metrics, heads, settings, record), "## Slides", _slides(metrics)]
-    blocks += [f"Left out, because they failed: {_names(left_out)}. `failed.csv` has the reasons."] if left_out else []
-    warnings = _warnings(metrics, heads, record, left_out)
-    blocks += ["## Warnings", "\n".join(f"- {text}" for text in warnings)] if warnings else []
+    tested = patients_text(metrics["slides"], metrics["patients"])
     rows = [[head, *(interval_text(metrics[head][name]) for name in names)] for head in heads]
-    blocks += ["## Scores", "Each with its 95% interval, by a bootstrap over patients."]
+    blocks = ["## Scores", f"{tested}; each score with its 95% interval, by a bootstrap over patients."]
     blocks.append(markdown_table(["head", *(SCORE_TITLES[name] for name in names)], rows))
+    if warnings := _warnings(metrics, heads, record, left_out):
+        blocks += ["## Warnings", "\n".join(f"- {text}" for text in warnings)]
     for head in heads:
         rows = [
             [name, str(scores["slides"]), *(interval_text(scores[score]) for score in CLASS_SCORE_NAMES)]
@@ -48,6 +47,7 @@ def summary(
         ]
         columns = ["class", "slides", *(SCORE_TITLES[score] for score in CLASS_SCORE_NAMES)]
         blocks += [f"## Classes, head {head}", markdown_table(columns, rows)]
+    blocks += ["## Weights", _weights(metrics, heads, settings, record)]
     return "\n\n".join(blocks) + "\n"
 
 
@@ -70,8 +70,8 @@ def localisation_tables(metrics: Mapping[str, Any]) -> str:
 
 def interval_text(score: Mapping[str, Any]) -> str:
     """A score with its interval in three digits; a dash where it is not defined (null or NaN)."""
-    value, (low, high) = score["value"], score["ci95"]
-    return "-" if _is_undefined(value) else f"{value:.3f} [{_digits(low)}, {_digits(high)}]"
+    low, high = (_digits(bound) for bound in score["ci95"])
+    return value if (value := _digits(score["value"])) == "-" else f"{value} [{low}, {high}]"
 
 
 def _precision(scores: Mapping[str, Any]) -> list[str]:
@@ -80,10 +80,6 @@ def _precision(scores: Mapping[str, Any]) -> list[str]:
 
 def _digits(value: float | None) -> str:
     return "-" if value is None or math.isnan(value) else f"{value:.3f}"
-
-
-def _is_undefined(value: float | None) -> bool:
-    return value is None or math.isnan(value)
 
 
 def _weights(
@@ -110,10 +106,6 @@ def _weights(
     return markdown_table(["setting", "value"], rows)
 
 
-def _slides(metrics: Mapping[str, Any]) -> str:
-    return patients_text(metrics["slides"], metrics["patients"]) + "."
-
-
 def _warnings(
     metrics: Mapping[str, Any], heads: Sequence[str], record: Mapping[str, Any], left_out: Sequence[str]
 ) -> list[str]:
@@ -126,7 +118,8 @@ def _warnings(
     if absent:
         found.append(f"No slide has {_names(absent)}: most scores of it are not defined, and macro-F1 counts it as 0.")
     if left_out:
-        found.append(f"Slides left out: {len(left_out)}. The scores are those of the others alone.")
+        count = f"{len(left_out)} slide{'s' if len(left_out) > 1 else ''}"
+        found.append(f"Left out, because they failed: {count}, {_names(left_out)}. `failed.csv` has the reasons.")
     return found
 
 

@@ -66,8 +66,8 @@ def captioned_patches(bag: Bag, slide: str, num_rows: int) -> Figure:
     size = (max(width, LEAST_WIDTH_PX), height + CAPTION_PX)
     figure = Figure(figsize=(size[0] / DPI, size[1] / DPI), dpi=DPI)
     figure.figimage(pixels, xo=0, yo=0, origin="upper")
-    frames = "; the frame is the area of the patch beside it" if len(scales) > 1 else ""
-    text = f"{slide}\nrows of linked patches, {bag.grid.num_rows} in the bag{frames}"
+    frames = "a frame: the area of the patch beside it" if len(scales) > 1 else ""
+    text = f"{slide}: a few of its {bag.grid.num_rows} rows of linked patches\n{frames}"
     figure.text(4 / size[0], 1 - 4 / size[1], text, va="top", fontsize=8, parse_math=False)
     for s, scale in enumerate(scales):
         um = scale.patch_level0 * bag.slide.base_mpp

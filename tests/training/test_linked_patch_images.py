@@ -30,6 +30,6 @@ def test_tensorboard_shows_linked_patches_when_a_training_starts(tmp_path):
 def test_the_caption_names_the_slide_and_the_size_of_its_patches(tmp_path):
     bag = builder()(draw_cohort(tmp_path, 1)[0])
     title, *columns = captioned_patches(bag, "a_slide", 2).texts
-    assert title.get_text().startswith(f"a_slide\nrows of linked patches, {bag.grid.num_rows} in the bag; the frame")
+    assert title.get_text().startswith(f"a_slide: a few of its {bag.grid.num_rows} rows of linked patches\n")
     sides_um = [scale.patch_level0 * bag.slide.base_mpp for scale in bag.grid.scales]
     assert [text.get_text() for text in columns] == [f"5x, {sides_um[0]:.0f} µm", f"10x, {sides_um[1]:.0f} µm"]
