@@ -89,11 +89,11 @@ class EvaluationBoard:
         writer.flush()
 
     def _settings(self, metrics: Mapping[str, Any]) -> dict[str, Any]:
-        """Of the training, where its weights say, and of the evaluation, which come last where both have one."""
+        """Of the evaluation, and of the training, where its weights say, which come first where both have one."""
         training = dict(self.network.copies[0].origin).get("made_by", {})  # type: ignore[arg-type]
         made_by = metrics.get("made_by", {})
         seeds = {"training_seed": training["seed"]} if "seed" in training else {}
-        return {**training.get("configuration", {}), **made_by.get("configuration", {}), **seeds}
+        return {**made_by.get("configuration", {}), **training.get("configuration", {}), **seeds}
 
 
 def write_figures(
