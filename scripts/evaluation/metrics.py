@@ -33,6 +33,7 @@ from scripts.core.ranks import dataset_size, gather_shards
 
 __all__ = [
     "CLASS_SCORE_NAMES",
+    "SCORE_TITLES",
     "THRESHOLD",
     "check_predictions",
     "class_scores",
@@ -50,6 +51,17 @@ THRESHOLD = 0.5
 SCORE_NAMES = {
     "multilabel": ("micro_accuracy", "micro_f1", "macro_f1", "roc_auc"),
     "binary": ("accuracy", "f1", "roc_auc"),
+}
+SCORE_TITLES = {
+    "micro_accuracy": "micro-accuracy",
+    "micro_f1": "micro-F1",
+    "macro_f1": "macro-F1",
+    "accuracy": "accuracy",
+    "precision": "precision",
+    "recall": "recall",
+    "f1": "F1",
+    "roc_auc": "ROC-AUC",
+    "average_precision": "average precision",
 }
 CLASS_SCORE_NAMES = ("accuracy", "precision", "recall", "f1", "roc_auc", "average_precision")
 

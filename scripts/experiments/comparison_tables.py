@@ -9,21 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scripts.core.files import write_csv
+from scripts.core.markdown import markdown_table
 from scripts.evaluation.bootstrap import FEWEST_PATIENTS, patients_text
-from scripts.evaluation.metrics import score_names
+from scripts.evaluation.metrics import SCORE_TITLES, score_names
 from scripts.experiments.comparison_results import MAP_SCORES, MapRow, Row, Run
 
 __all__ = ["markdown", "write_runs", "write_summary"]
 
-TITLES = {
-    "micro_accuracy": "micro-accuracy",
-    "micro_f1": "micro-F1",
-    "macro_f1": "macro-F1",
-    "accuracy": "accuracy",
-    "f1": "F1",
-    "roc_auc": "ROC-AUC",
-    "average_precision": "average precision",
-}
 SUMMARY_COLUMNS = (
     "method", "output", "class", "score", "mean", "sd", "trainings", "behind", "behind_low", "behind_high", "p_value",
 )  # fmt: skip
@@ -53,8 +45,8 @@ def markdown(
     """
     names = score_names(task)
     head = [
-        "output", *(TITLES[name] for name in names), f"behind MuSTMIL global in {TITLES[names[1]]} [95%]", "p",
-        "phases", "weights trained", "training in s",
+        "output", *(SCORE_TITLES[name] for name in names),
+        f"behind MuSTMIL global in {SCORE_TITLES[names[1]]} [95%]", "p", "phases", "weights trained", "training in s",
     ]  # fmt: skip
     body = []
     for row in rows:
@@ -69,12 +61,12 @@ def markdown(
         f"{tested}, {len(seeds)} trainings of each method (seeds "
         f"{', '.join(map(str, seeds))}): mean ± standard deviation over trainings. The difference to MuSTMIL's global "
         f"output is on the same slides; {intervals}",
-        _table(head, body),
+        markdown_table(head, body),
     ]
     for score in ("f1", "roc_auc"):
         classes = list(rows[0].classes)
         body = [[row.title, *(_mean_sd(row.classes[name][score]) for name in classes)] for row in rows]
-        blocks += [f"{TITLES[score]} of each class:", _table(["output", *classes], body)]
+        blocks += [f"{SCORE_TITLES[score]} of each class:", markdown_table(["output", *classes], body)]
     for score in MAP_SCORES if maps else ():
         classes = list(maps[0].classes)
         body = [[m.title, m.kind, m.scale, *(_mean_sd(m.classes[name][score]) for name in classes)] for m in maps]
@@ -84,9 +76,9 @@ def markdown(
             cells = [f"{_number(value)} ({slides})" if slides else "- (0)" for slides, value in chances]
             body.append(["chance (slides)", "", scale, *cells])
         blocks += [
-            f"Heatmaps against the regions of the classes, patch by patch, {TITLES[score]}, mean over the slides of "
-            "the class in which some patches, and not all, lie in its regions:",
-            _table(["map", "kind", "patches", *classes], body),
+            f"Heatmaps against the regions of the classes, patch by patch, {SCORE_TITLES[score]}, mean over the slides "
+            "of the class in which some patches, and not all, lie in its regions:",
+            markdown_table(["map", "kind", "patches", *classes], body),
         ]
     return "\n\n".join(blocks) + "\n"
 
@@ -156,10 +148,3 @@ def _behind(row: Row) -> tuple[str, str]:
         return f"{b.difference:+.3f}", "-"
     p = "< 0.001" if b.p_value < 0.001 else _number(b.p_value)
     return f"{b.difference:+.3f} [{b.low:+.3f}, {b.high:+.3f}]", p
-
-
-def _table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
-    widths = [max(len(line[i]) for line in [head, *body]) for i in range(len(head))]
-    lines = [[cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in [head, *body]]
-    rule = ["-" * width for width in widths]
-    return "\n".join("| " + " | ".join(line) + " |" for line in [lines[0], rule, *lines[1:]])
