@@ -45,12 +45,13 @@ _MODULES = {
     "scripts.datalists.datalist": ("list_slides",),
     "scripts.datalists.labels": ("output_names",),
     "scripts.datalists.failures": ("FailedSlides", "without"),
-    "scripts.evaluation.metrics": ("head_metrics", "key_metric", "lower_is_better"),
+    "scripts.evaluation.board": ("EvaluationBoard",),
+    "scripts.evaluation.metrics": ("head_metrics", "key_metric", "lower_is_better", "score_names"),
     "scripts.evaluation.same_split": ("warn_of_other_split",),
     "scripts.features.backbones": ("has_fast_bfloat16",),
     "scripts.features.extraction": ("left_out",),
     "scripts.networks.methods": ("attention_maps", "result_heads", "trained_heads"),
-    "scripts.training.curves": ("training_scalars",),
+    "scripts.training.curves": ("loss_and_metric_layout", "training_scalars", "write_validation"),
     "scripts.training.resuming": ("check_resumable",),
     "scripts.weights.checkpoints": ("load_weights",),
     "scripts.weights.paths": ("serving_weights", "weights_path"),
@@ -114,13 +115,27 @@ def network_of(settings: Mapping[str, Any], num_classes: int, **others: Any) -> 
     return get_network(settings["method"], num_classes=num_classes, **{**taken, **others})
 
 
-def summary_writer(folder: str) -> Any:
-    """TensorBoard's writer on the first rank; ``None`` on the others."""
+def summary_writer(folder: str, anew: bool = False, layout: Mapping[str, Any] | None = None) -> Any:
+    """TensorBoard's writer on the first rank; ``None`` on the others.
+
+    Args:
+        folder: of the events.
+        anew: remove the events of an earlier call first.
+        layout: of the Custom Scalars tab.
+    """
     from torch.utils.tensorboard import SummaryWriter
 
+    from scripts.core.events import remove_events
     from scripts.core.ranks import is_first_rank
 
-    return SummaryWriter(folder) if is_first_rank() else None
+    if not is_first_rank():
+        return None
+    if anew:
+        remove_events(folder)
+    writer = SummaryWriter(folder)
+    if layout is not None:
+        writer.add_custom_scalars(layout)
+    return writer
 
 
 def scoring_settings(settings: Mapping[str, Any], encoder: Any) -> dict[str, Any]:

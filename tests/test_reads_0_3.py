@@ -135,7 +135,8 @@ def test_a_training_goes_on_from_its_last_checkpoint_as_version_0_3_did(written,
     trainer = torch.load(written / "models" / "last.ckpt", weights_only=True)["trainer"]
     assert (trainer["iteration"], trainer["epoch_length"], trainer["max_epochs"]) == (2, 1, 2)
     events = EventAccumulator(str(written / "tensorboard" / "training")).Reload()
-    assert [event.step for event in events.Scalars("global_loss")] == [2]  # The first epoch was not trained again.
+    # The first epoch was not trained again.
+    assert [event.step for event in events.Scalars("loss/global/validation")] == [2]
     best = json.loads((written / "training.json").read_text(encoding="utf-8"))["best"]
     assert {head: told["epoch"] for head, told in best.items()} == dict.fromkeys(HEADS, 2)
     assert {head: told["validation_loss"] for head, told in best.items()} == pytest.approx(SECOND_EPOCH, abs=1e-6)

@@ -105,7 +105,7 @@ class World:
             "patch_size": 64,
             "epochs": 1,
             "image": self.slide,
-            "feature_dir": str(self.trained / "features"),
+            "feature_dir": None if config == "inference" else str(self.trained / "features"),
             "ckpt_dir": "OUT/models" if config == "train" else str(self.trained / "models"),
         }
         used = {key: value for key, value in (begin | given).items() if key in load(config) or key in given}

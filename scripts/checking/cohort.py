@@ -21,6 +21,7 @@ from scripts.checking.slides import SlideChecker, SlideFacts, find_duplicates, f
 from scripts.core.errors import BundleError
 from scripts.core.files import output_folder
 from scripts.core.magnification import scale_names
+from scripts.core.setting_checks import path as any_path
 from scripts.datalists.cohort import DATALISTS, choose_cohort
 from scripts.datalists.labels import CLASS_NAMES
 from scripts.datalists.partitions import PARTITIONS
@@ -102,6 +103,7 @@ class CohortChecker:
     ) -> None:
         self.dataset_dir, self.datalist = source
         self.bag_builder, self.make_encoder = bag_builder, make_encoder
+        any_path()("feature_dir", feature_dir)
         self.output_dir, self.feature_dir = Path(output_dir), Path(feature_dir)
         self.task, self.class_names, self.positive_classes = task, class_names, positive_classes
         self.split_seed, self.leave_out = split_seed, leave_out

@@ -79,7 +79,12 @@ SETTINGS: dict[str, Setting] = dict(
         _entry("mask", "a tissue mask of that slide", _FILE),
         _entry("output_dir", "where results are written", _FOLDER, "own"),
         _entry("ckpt_dir", "where weights are written and read", _FOLDER, "own"),
-        _entry("feature_dir", "where the feature bank is", path(), "free"),
+        _entry(
+            "feature_dir",
+            "where the feature bank is; `inferring` reads and writes none unless it is given",
+            path(is_optional=True),
+            "free",
+        ),
         _entry(
             "method",
             "what is trained: see [Methods](methods.md)",

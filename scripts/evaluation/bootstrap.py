@@ -23,9 +23,11 @@ from scripts.evaluation.metrics import CLASS_SCORE_NAMES, THRESHOLD, check_predi
 
 __all__ = [
     "FEWEST_PATIENTS",
+    "UNKNOWN_PATIENTS",
     "PairedDifference",
     "bootstrap_interval",
     "class_intervals",
+    "few_patients",
     "mean_interval",
     "paired_difference",
     "patients_text",
@@ -39,6 +41,10 @@ Patients = Sequence[Hashable]
 
 # Resamples of fewer patients are nearly all the same, so the interval would be too narrow.
 FEWEST_PATIENTS = 10
+UNKNOWN_PATIENTS = (
+    "no column names the patient, so each slide counts as a patient of its own, and intervals are too narrow where "
+    "patients have several slides. Add a column `patient` to the datalist."
+)
 # Values in each array of a block of resamples: 16 MB.
 BLOCK_VALUES = 2_000_000
 
@@ -105,25 +111,24 @@ def mean_interval(
     return _interval(np.concatenate(means))
 
 
+def few_patients(num_patients: int) -> str | None:
+    """What to know of intervals that rest on fewer than :data:`FEWEST_PATIENTS` patients; ``None`` with enough."""
+    if not 0 < num_patients < FEWEST_PATIENTS:
+        return None
+    patients = "1 patient" if num_patients == 1 else f"{num_patients} patients"
+    cause = f"its intervals rest on {patients}, fewer than {FEWEST_PATIENTS}, and are not to be trusted"
+    return f"{cause}. Test on more patients."
+
+
 def warn_of_few(num_patients: int, subject: object) -> None:
-    """Warn if the intervals of ``subject`` rest on fewer than :data:`FEWEST_PATIENTS` patients."""
-    if 0 < num_patients < FEWEST_PATIENTS:
-        logger.warning(
-            "%s: its intervals rest on %d patient%s, fewer than %d, and are not to be trusted. Test on more patients.",
-            subject,
-            num_patients,
-            "" if num_patients == 1 else "s",
-            FEWEST_PATIENTS,
-        )
+    """Warn of :func:`few_patients` behind the intervals of ``subject``."""
+    if (text := few_patients(num_patients)) is not None:
+        logger.warning("%s: %s", subject, text)
 
 
 def warn_of_unknown(subject: object) -> None:
     """Warn that the datalist names no patients for the intervals of ``subject``."""
-    logger.warning(
-        "%s: no column names the patient, so each slide counts as a patient of its own, and intervals are too narrow "
-        "where patients have several slides. Add a column `patient` to the datalist.",
-        subject,
-    )
+    logger.warning("%s: %s", subject, UNKNOWN_PATIENTS)
 
 
 def patients_text(num_slides: int, num_patients: int | None, what: str = "slides") -> str:

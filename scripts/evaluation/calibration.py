@@ -74,11 +74,11 @@ def draw_calibration(probabilities: ArrayLike, labels: ArrayLike, title: str = "
     upper.plot(found.predicted[filled], found.observed[filled], "o-", color="tab:blue", label=label)
     upper.set(xlim=(0, 1), ylim=(-0.03, 1.03), ylabel="fraction of positives")
     upper.set_title(title or "Calibration", parse_math=False)
-    upper.legend(frameon=False, fontsize=9, loc="upper left")
     upper.grid(alpha=0.25)
     edges = np.linspace(0, 1, len(found.counts) + 1)
     bars = lower.bar(edges[:-1], found.counts, np.diff(edges), align="edge", color="tab:blue", alpha=0.5)
     lower.bar_label(bars, fontsize=8)
     lower.set(xlabel="predicted probability", ylabel="slides and classes")
     lower.margins(y=0.25)
+    figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=9)
     return figure

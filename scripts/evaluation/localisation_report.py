@@ -26,6 +26,7 @@ from scripts.evaluation.localisation import (
     region_values,
 )
 from scripts.evaluation.reports import without_nan
+from scripts.evaluation.summary import localisation_tables
 from scripts.heatmaps.attention_maps import KINDS
 from scripts.heatmaps.bag_maps import BagMaps
 from scripts.networks.methods import MapSpec
@@ -42,7 +43,8 @@ class LocalisationReport:
     (:meth:`scripts.networks.bag_network.BagNetwork.explain`): do the patches that lie in the class's regions, by half
     of their area or more, have the highest values? Writes ``localisation.json`` (see
     :func:`scripts.evaluation.localisation.localisation_summary`; what is not defined is null), ``localisation.csv`` (a
-    line for each slide, map, kind and class) and TensorBoard scalars. Does nothing if no entry has ``regions``.
+    line for each slide, map, kind and class) and a table in TensorBoard's Text tab. Does nothing if no entry has
+    ``regions``.
 
     Attach to an evaluator that decollates its batches, of a bag dataset. Of several ranks the first writes, for all.
 
@@ -134,14 +136,10 @@ class LocalisationReport:
         assert self.summary_writer is not None
         map_names = [spec.name for spec in self.maps]
         summary = localisation_summary(found, map_names, list(self.values), self.seed, self.patients)
-        for key, classes in summary.items():
-            for class_name, of_class in classes.items():
-                for score in ("roc_auc", "average_precision"):
-                    if np.isfinite(value := of_class[score]["value"]):
-                        tag = f"localisation/{key.replace(' ', '_')}_{class_name}_{score}"
-                        self.summary_writer.add_scalar(tag, value, 0)
-                if not self.patients_known:
-                    of_class["patients"] = None
+        if not self.patients_known:
+            for of_class in (of_class for classes in summary.values() for of_class in classes.values()):
+                of_class["patients"] = None
+        self.summary_writer.add_text("localisation", localisation_tables(summary), 0)
         self.summary_writer.flush()
         path = self.output_dir / "localisation.json"
         write_json(path, without_nan(summary))

@@ -33,8 +33,8 @@ from scripts.core.ranks import dataset_size, gather_shards
 
 __all__ = [
     "CLASS_SCORE_NAMES",
+    "SCORE_TITLES",
     "THRESHOLD",
-    "TITLES",
     "check_predictions",
     "class_scores",
     "frequency_baseline",
@@ -52,18 +52,17 @@ SCORE_NAMES = {
     "multilabel": ("micro_accuracy", "micro_f1", "macro_f1", "roc_auc"),
     "binary": ("accuracy", "f1", "roc_auc"),
 }
-TITLES = {
+SCORE_TITLES = {
     "micro_accuracy": "micro-accuracy",
     "micro_f1": "micro-F1",
     "macro_f1": "macro-F1",
     "accuracy": "accuracy",
-    "f1": "F1",
     "precision": "precision",
     "recall": "recall",
+    "f1": "F1",
     "roc_auc": "ROC-AUC",
     "average_precision": "average precision",
 }
-"""The scores' names in tables and figures."""
 CLASS_SCORE_NAMES = ("accuracy", "precision", "recall", "f1", "roc_auc", "average_precision")
 
 

@@ -1,4 +1,4 @@
-"""What evaluation and inference write: metrics.json, predictions.csv, TensorBoard events."""
+"""What evaluation and inference write: metrics.json and predictions.csv."""
 
 from __future__ import annotations
 
@@ -6,13 +6,12 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from ignite.engine import Engine, Events
 from monai.utils import CommonKeys
 from numpy.typing import NDArray
-from torch.utils.tensorboard import SummaryWriter
 
 from scripts.core.files import write_csv, write_json
 from scripts.core.ranks import dataset_size, gather_shards, is_first_rank
@@ -24,7 +23,11 @@ from scripts.evaluation.bootstrap import (
     warn_of_few,
     warn_of_unknown,
 )
-from scripts.evaluation.metrics import CLASS_SCORE_NAMES, class_scores, head_scores, score_names
+from scripts.evaluation.metrics import class_scores, head_scores, score_names
+
+if TYPE_CHECKING:
+    # The board draws slides with their labels, which are written here.
+    from scripts.evaluation.board import EvaluationBoard
 
 __all__ = ["EvaluationReport", "PredictionReport", "label_of_text", "label_text", "without_nan"]
 
@@ -148,7 +151,7 @@ class EvaluationReport(PredictionReport):
         heads: the heads' names.
         class_names: the K classes' names.
         task: ``"multilabel"`` or ``"binary"``.
-        summary_writer: the TensorBoard writer; ``None`` on other ranks than the first.
+        board: writes the TensorBoard events; without it, there are none.
         seed: seed of the bootstrap.
         made_by: see above; without it, it is left out.
         data: the datalist's entries, which name the patients; a slide that is not among them is a patient of its own.
@@ -164,7 +167,7 @@ class EvaluationReport(PredictionReport):
         heads: Sequence[str],
         class_names: Sequence[str],
         task: str,
-        summary_writer: SummaryWriter | None,
+        board: EvaluationBoard | None = None,
         seed: int = 0,
         made_by: Mapping[str, Any] | None = None,
         data: Sequence[Mapping[str, Any]] = (),
@@ -173,11 +176,10 @@ class EvaluationReport(PredictionReport):
         self.patients, self.patients_known = patients_of(data), patients_known(data)
         self.report: dict[str, Any] = {}
         self.num_patients: int | None = None
-        self.task, self.names, self.seed, self.summary_writer = task, score_names(task), seed, summary_writer
+        self.task, self.names, self.seed, self.board = task, score_names(task), seed, board
         self.made_by = {} if made_by is None else {"made_by": dict(made_by)}
 
     def _write(self, engine: Engine) -> None:
-        assert self.summary_writer is not None
         super()._write(engine)
         # The bootstrap resamples rows: their order must not depend on the datalist's.
         order = np.argsort(self.slides)
@@ -186,12 +188,11 @@ class EvaluationReport(PredictionReport):
         self.report = report = {}
         for index, head in enumerate(self.heads):
             report[head] = self._scores(probabilities[:, index], labels, patients)
-            self._show(self.summary_writer, head, report[head], probabilities[:, index], labels)
-        self.summary_writer.flush()
         path, num_patients = self.output_dir / "metrics.json", len(set(patients))
         self.num_patients = num_patients if self.patients_known else None
         numbers = {"slides": len(patients), "patients": self.num_patients}
-        write_json(path, {**without_nan(report), **numbers, **self.made_by})
+        metrics = {**without_nan(report), **numbers, **self.made_by}
+        write_json(path, metrics)
         engine.logger.info("wrote %s: %s", path, patients_text(len(patients), numbers["patients"]))
         for head, scores in report.items():
             shown = ("{} {:.3f} [{:.3f}, {:.3f}]".format(n, scores[n]["value"], *scores[n]["ci95"]) for n in self.names)
@@ -199,6 +200,8 @@ class EvaluationReport(PredictionReport):
         warn_of_few(num_patients, path)
         if not self.patients_known:
             warn_of_unknown(path)
+        if self.board is not None:
+            self.board.write(metrics, [self.slides[i] for i in order], probabilities, labels)
 
     def _scores(self, p: NDArray[Any], y: NDArray[Any], patients: Sequence[str]) -> dict[str, Any]:
         """A head's content of ``metrics.json``, undefined values as NaN."""
@@ -209,20 +212,6 @@ class EvaluationReport(PredictionReport):
             for name, scores in class_scores(p, y, self.class_names).items()
         }
         return {**_with_bounds(head_scores(p, y, self.task), bounds), "classes": classes}
-
-    def _show(self, writer: SummaryWriter, head: str, report: dict[str, Any], p: NDArray[Any], y: NDArray[Any]) -> None:
-        _show_scalars(writer, f"evaluation/{head}", report, self.names)
-        for k, (class_name, scores) in enumerate(report["classes"].items()):
-            tag = f"{head}/{class_name}"
-            _show_scalars(writer, tag, scores, CLASS_SCORE_NAMES)
-            writer.add_pr_curve(tag, y[:, k], p[:, k], 0)
-            writer.add_histogram(f"probability/{tag}", p[:, k], 0)
-
-
-def _show_scalars(writer: SummaryWriter, tag: str, scores: dict[str, Any], names: Sequence[str]) -> None:
-    for name in names:
-        if math.isfinite(value := scores[name]["value"]):
-            writer.add_scalar(f"{tag}_{name}", value, 0)
 
 
 def _with_bounds(scores: Mapping[str, float], bounds: Mapping[str, tuple[float, float]]) -> dict[str, Any]:

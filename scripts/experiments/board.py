@@ -7,35 +7,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch.utils.tensorboard import SummaryWriter
-from torch.utils.tensorboard.summary import hparams
 
+from scripts.core.events import add_hparams, remove_events
 from scripts.experiments.comparison_results import Run
 
-__all__ = ["remove_events", "write_comparison", "write_hparams"]
-
-
-def remove_events(folder: Path) -> None:
-    """Remove the events of an earlier call from a folder and those below it."""
-    for old in folder.rglob("events.out.tfevents.*"):
-        old.unlink()
+__all__ = ["write_comparison", "write_hparams"]
 
 
 def write_hparams(folder: Path, settings: Mapping[str, Any], results: Mapping[str, float]) -> None:
-    """Write one line of the HParams tab into a folder of its own.
-
-    Settings for which TensorBoard has no column type are written as text.
-    """
-    plain = {key: v if isinstance(v, int | float | str) else str(v) for key, v in settings.items()}
+    """Write one line of the HParams tab into a folder of its own; see :func:`scripts.core.events.add_hparams`."""
     with SummaryWriter(str(folder)) as writer:
-        # SummaryWriter.add_hparams would put each line into a folder named by the time.
-        for summary in hparams(plain, dict(results)):
-            writer._get_file_writer().add_summary(summary)
-        for name, value in results.items():
-            writer.add_scalar(name, value, 0)
+        add_hparams(writer, settings, results)
 
 
 def write_comparison(
@@ -54,9 +38,7 @@ def write_comparison(
     with SummaryWriter(str(folder)) as writer:
         writer.add_text("comparison", tables, 0)
         for name, figure in figures.items():
-            canvas = FigureCanvasAgg(figure)
-            canvas.draw()
-            writer.add_image(name, np.asarray(canvas.buffer_rgba())[..., :3], 0, dataformats="HWC")
+            writer.add_figure(name, figure, 0)
     shared = {key: settings[key] for key in ("task", "epochs", "lr", "backbone") if key in settings}
     for run in runs:
         scores = {f"{head}/{name}": value for head, found in run.scores.items() for name, value in found.items()}

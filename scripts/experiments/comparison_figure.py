@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 
 from scripts.core.errors import SettingsError
 from scripts.datalists.keys import composed
-from scripts.evaluation.localisation import read_regions
-from scripts.evaluation.metrics import TITLES, score_names
+from scripts.evaluation.metrics import SCORE_TITLES, score_names
+from scripts.evaluation.slide_pictures import THUMBNAIL_PX, regions_over_slide
 from scripts.experiments.comparison_results import Row
 from scripts.experiments.trainings import Experiment
 from scripts.heatmaps.attention_maps import KINDS, PatchMap
@@ -25,7 +25,6 @@ __all__ = ["choose_figure_slides", "draw_panels", "draw_scores"]
 
 # More rows would be too small to see.
 MOST_SLIDES = 5
-THUMBNAIL_PX = 800
 
 
 def draw_scores(rows: Sequence[Row], task: str) -> Figure:
@@ -41,7 +40,7 @@ def draw_scores(rows: Sequence[Row], task: str) -> Figure:
             axes.plot(values, np.full(len(values), place), "o", color=colour, alpha=0.5, markersize=5)
             mean = np.nanmean(values) if np.isfinite(values).any() else np.nan
             axes.plot([mean, mean], [place - 0.3, place + 0.3], color=colour, linewidth=2)
-        axes.set_title(TITLES[name], fontsize="medium")
+        axes.set_title(SCORE_TITLES[name], fontsize="medium")
         axes.grid(axis="x", alpha=0.3)
     columns[0].set_yticks(range(len(rows)), [row.title for row in rows])
     columns[0].invert_yaxis()
@@ -73,11 +72,7 @@ def draw_panels(
     for row, (index, k) in enumerate(chosen):
         entry = testing_data[index]
         slide = builder.open_slide(entry)
-        thumbnail, regions = read_thumbnail(slide, THUMBNAIL_PX), None
-        if entry.get("regions") is not None:
-            size, bounds = slide.size_level0, slide.bounds_level0
-            labels = read_regions(entry["regions"], entry["slide"], size, len(region_names), bounds)
-            regions = labels.over_slide(size)
+        thumbnail, regions = read_thumbnail(slide, THUMBNAIL_PX), regions_over_slide(entry, slide, len(region_names))
         for kind in KINDS:
             of_slide = [titled for method in maps for titled in method[kind][row]]
             rows[kind].append(PanelRow(entry["slide"], class_names[k], thumbnail, regions, of_slide))

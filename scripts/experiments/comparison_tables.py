@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scripts.core.files import write_csv
+from scripts.core.markdown import markdown_table
 from scripts.evaluation.bootstrap import FEWEST_PATIENTS, patients_text
-from scripts.evaluation.metrics import TITLES, score_names
+from scripts.evaluation.metrics import SCORE_TITLES, score_names
 from scripts.experiments.comparison_results import MAP_SCORES, MapRow, Row, Run
 
 __all__ = ["Table", "comparison_tables", "markdown", "write_runs", "write_summary"]
@@ -53,8 +54,8 @@ def comparison_tables(
     """
     names = score_names(task)
     head = [
-        "output", *(TITLES[name] for name in names), f"behind MuSTMIL global in {TITLES[names[1]]} [95%]", "p",
-        "phases", "weights trained", "training in s",
+        "output", *(SCORE_TITLES[name] for name in names),
+        f"behind MuSTMIL global in {SCORE_TITLES[names[1]]} [95%]", "p", "phases", "weights trained", "training in s",
     ]  # fmt: skip
     body = []
     for row in rows:
@@ -73,7 +74,7 @@ def comparison_tables(
     for score in ("f1", "roc_auc"):
         classes = list(rows[0].classes)
         body = [[row.title, *(_mean_sd(row.classes[name][score]) for name in classes)] for row in rows]
-        tables.append(Table(f"{TITLES[score]} of each class:", ["output", *classes], body))
+        tables.append(Table(f"{SCORE_TITLES[score]} of each class:", ["output", *classes], body))
     for score in MAP_SCORES if maps else ():
         classes = list(maps[0].classes)
         body = [[m.title, m.kind, m.scale, *(_mean_sd(m.classes[name][score]) for name in classes)] for m in maps]
@@ -83,8 +84,8 @@ def comparison_tables(
             cells = [f"{_number(value)} ({slides})" if slides else "- (0)" for slides, value in chances]
             body.append(["chance (slides)", "", scale, *cells])
         caption = (
-            f"Heatmaps against the regions of the classes, patch by patch, {TITLES[score]}, mean over the slides of "
-            "the class in which some patches, and not all, lie in its regions:"
+            f"Heatmaps against the regions of the classes, patch by patch, {SCORE_TITLES[score]}, mean over the slides "
+            "of the class in which some patches, and not all, lie in its regions:"
         )
         tables.append(Table(caption, ["map", "kind", "patches", *classes], body))
     return tables
@@ -92,7 +93,7 @@ def comparison_tables(
 
 def markdown(tables: Sequence[Table]) -> str:
     """The tables as Markdown, in columns that line up as plain text as well."""
-    return "\n\n".join(text for t in tables for text in (t.caption, _table(t.head, t.rows))) + "\n"
+    return "\n\n".join(text for t in tables for text in (t.caption, markdown_table(t.head, t.rows))) + "\n"
 
 
 def write_summary(path: Path, rows: Sequence[Row], maps: Sequence[MapRow]) -> None:
@@ -160,10 +161,3 @@ def _behind(row: Row) -> tuple[str, str]:
         return f"{b.difference:+.3f}", "-"
     p = "< 0.001" if b.p_value < 0.001 else _number(b.p_value)
     return f"{b.difference:+.3f} [{b.low:+.3f}, {b.high:+.3f}]", p
-
-
-def _table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
-    widths = [max(len(line[i]) for line in [head, *body]) for i in range(len(head))]
-    lines = [[cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in [head, *body]]
-    rule = ["-" * width for width in widths]
-    return "\n".join("| " + " | ".join(line) + " |" for line in [lines[0], rule, *lines[1:]])

@@ -14,10 +14,11 @@ from typing import Any
 from sklearn.model_selection import ParameterGrid
 
 from scripts.core.errors import SettingsError
+from scripts.core.events import remove_events
 from scripts.core.files import write_csv, write_json
 from scripts.core.ranks import is_first_rank
 from scripts.core.settings import check_settings, with_role
-from scripts.experiments.board import remove_events, write_hparams
+from scripts.experiments.board import write_hparams
 from scripts.experiments.trainings import Experiment, leaving_out, run_experiments
 from scripts.networks.methods import result_heads
 

@@ -34,6 +34,7 @@ from scripts.core.ranks import (
     waiting,
 )
 from scripts.core.repeats import first_names
+from scripts.core.setting_checks import path as any_path
 from scripts.datalists.failures import FailedSlides
 from scripts.features.augmentation import view_transform
 from scripts.features.bank import bank_path, write_bank
@@ -93,6 +94,7 @@ class Extractor:
     ) -> None:
         self.entries = entries
         self.bag_builder, self.encoder = bag_builder, encoder
+        any_path()("feature_dir", feature_dir)
         self.feature_dir = Path(feature_dir)
         self.views = [0] * len(entries) if views is None else list(views)
         self.failures, self.allow_missing, self.made_by = failures, allow_missing, made_by

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Hashable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,13 +12,23 @@ import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform
+from numpy.typing import NDArray
 
 from scripts.bags.bag import BagBuilder
 from scripts.bags.grid import of_rows
+from scripts.core.errors import SlideError
 from scripts.datalists.slide_files import slide_name
+from scripts.features.bank import bank_path, read_bank, write_bank
+from scripts.features.bank_settings import bank_settings, is_banked, warn_of_older
 from scripts.features.encoding import Encoder
+from scripts.slides.slide import Slide
 
 __all__ = ["EncodeSlided", "ServingHeadd"]
+
+logger = logging.getLogger(__name__)
+
+# Features and log weight ``[N, S, F + 1]`` of a slide, and where its patches lie.
+_Made = tuple[NDArray[np.float32], dict[str, Any]]
 
 
 class EncodeSlided(MapTransform):
@@ -27,21 +39,60 @@ class EncodeSlided(MapTransform):
     ``patch_level0`` and ``base_mpp``, as in the items of :class:`scripts.training.datasets.PatchBagDataset`, and what
     QuPath shows of the slide, ``bounds_level0`` float64 ``[4]``: (x, y, width, height) in level-0 pixels.
 
+    With a ``feature_dir`` a slide is encoded once: its features come from its bank, which is written where there is
+    none yet. They are the same to the last digit.
+
     Args:
         keys: the key of the path.
         bag_builder: makes the slide's bag.
         encoder: encodes its patches.
+        feature_dir: where the feature bank is; ``None`` neither reads nor writes one.
     """
 
-    def __init__(self, keys: KeysCollection, bag_builder: BagBuilder, encoder: Encoder) -> None:
+    def __init__(
+        self,
+        keys: KeysCollection,
+        bag_builder: BagBuilder,
+        encoder: Encoder,
+        feature_dir: str | Path | None = None,
+    ) -> None:
         super().__init__(keys)
         self.bag_builder, self.encoder = bag_builder, encoder
+        self.feature_dir = None if feature_dir is None else Path(feature_dir)
+
+    def check_banks(self, data: Sequence[Mapping[str, Any]]) -> None:
+        """Look at the banks of all slides before the first one is encoded.
+
+        Slides that cannot be read are passed over: they fail when it is their turn.
+
+        Args:
+            data: the slides' entries, with ``image`` and ``slide``.
+
+        Raises:
+            SettingsError: if there is a bank that was made with other settings.
+        """
+        if self.feature_dir is None:
+            return
+        lacking: dict[str, list[Path]] = {}
+        count = 0
+        for entry in data:
+            try:
+                settings = bank_settings(entry, self.bag_builder, self.encoder)
+            except SlideError:
+                continue
+            count += is_banked(bank_path(self.feature_dir, str(entry["slide"])), settings, lacking)
+        warn_of_older(lacking, self.feature_dir)
+        logger.info(
+            "%d of %d slides have features in %s; those of the others are added", count, len(data), self.feature_dir
+        )
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Encode the slide of each key.
+        """Encode the slide of each key, or read its features.
 
         Raises:
             SlideError: if the slide cannot be used.
+            SettingsError: if its bank was made with other settings or of another file, is damaged, or cannot be
+                written.
         """
         encoded = dict(data)
         if "image_path" in encoded and "device" in encoded:
@@ -49,20 +100,44 @@ class EncodeSlided(MapTransform):
             self.encoder.to(str(encoded["device"]))
         for key in self.key_iterator(encoded):
             path = str(encoded[key])
-            entry = {**{str(k): v for k, v in encoded.items()}, "image": path}
-            bag, _ = self.bag_builder.verified(entry)
-            # Written in place: of a large slide they are most of what is in memory.
-            shape = (bag.grid.num_rows, len(bag.grid.scales), self.encoder.num_features + 1)
-            joined = np.empty(shape, dtype=np.float32)
-            self.encoder.encode_rows(bag, out=joined[..., :-1])
-            joined[..., -1] = bag.grid.log_weight()
-            encoded[key] = MetaTensor(joined, meta={"filename_or_obj": path, "mpp": bag.slide.base_mpp})
-            encoded["corners"] = torch.from_numpy(of_rows(bag.grid.coords, bag.grid.rows))
-            encoded["patch_level0"] = torch.tensor([s.patch_level0 for s in bag.grid.scales], dtype=torch.float64)
-            encoded["base_mpp"] = bag.slide.base_mpp
-            encoded["bounds_level0"] = torch.tensor(bag.slide.bounds_level0, dtype=torch.float64)
             encoded.setdefault("slide", slide_name(path))
+            entry = {**{str(k): v for k, v in encoded.items()}, "image": path}
+            joined, place = self._encode(entry) if self.feature_dir is None else self._read(entry, self.feature_dir)
+            encoded[key] = MetaTensor(joined, meta={"filename_or_obj": path, "mpp": place["base_mpp"]})
+            encoded.update(place)
         return encoded
+
+    def _encode(self, entry: Mapping[str, Any]) -> _Made:
+        bag, _ = self.bag_builder.verified(entry)
+        grid = bag.grid
+        # Written in place: of a large slide they are most of what is in memory.
+        joined = np.empty((grid.num_rows, len(grid.scales), self.encoder.num_features + 1), dtype=np.float32)
+        self.encoder.encode_rows(bag, out=joined[..., :-1])
+        joined[..., -1] = grid.log_weight()
+        sides = [scale.patch_level0 for scale in grid.scales]
+        return joined, _place(bag.slide, of_rows(grid.coords, grid.rows), sides)
+
+    def _read(self, entry: Mapping[str, Any], feature_dir: Path) -> _Made:
+        path, settings = bank_path(feature_dir, entry["slide"]), bank_settings(entry, self.bag_builder, self.encoder)
+        if not is_banked(path, settings):
+            bag, sha256 = self.bag_builder.verified(entry, always=True)
+            write_bank(path, bag, self.encoder, {**settings, "slide_sha256": sha256})
+        bank = read_bank(path, self.bag_builder.magnifications)
+        joined = np.empty((*bank.rows.shape, self.encoder.num_features + 1), dtype=np.float32)
+        for s, (features, patches) in enumerate(zip(bank.features, bank.rows.T, strict=True)):
+            joined[:, s, :-1] = features[patches]
+        joined[..., -1] = bank.log_weight()
+        return joined, _place(self.bag_builder.open_slide(entry), bank.row_corners(), bank.patch_level0)
+
+
+def _place(slide: Slide, corners: NDArray[np.float64], sides: Sequence[float]) -> dict[str, Any]:
+    """Where the patches lie."""
+    return {
+        "corners": torch.from_numpy(corners),
+        "patch_level0": torch.tensor(sides, dtype=torch.float64),
+        "base_mpp": slide.base_mpp,
+        "bounds_level0": torch.tensor(slide.bounds_level0, dtype=torch.float64),
+    }
 
 
 class ServingHeadd(MapTransform):

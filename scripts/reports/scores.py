@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from scripts.evaluation.bootstrap import patients_text
+from scripts.evaluation.bootstrap import UNKNOWN_PATIENTS, few_patients, patients_text
 from scripts.evaluation.calibration import draw_calibration
 from scripts.evaluation.confusion import draw_confusion
 from scripts.evaluation.curves import draw_precision_recall, draw_roc
-from scripts.evaluation.metrics import CLASS_SCORE_NAMES, TITLES
+from scripts.evaluation.metrics import CLASS_SCORE_NAMES, SCORE_TITLES
 from scripts.evaluation.reports import EvaluationReport
 from scripts.reports.page import figure_url
 
@@ -20,7 +20,7 @@ __all__ = ["evaluation_content"]
 
 
 def evaluation_content(evaluation: EvaluationReport) -> dict[str, Any]:
-    """The ``tables`` and ``figures`` of a page.
+    """The ``tables``, the ``figures`` and the ``warnings`` of a page.
 
     Args:
         evaluation: a handler that has written its scores.
@@ -28,13 +28,13 @@ def evaluation_content(evaluation: EvaluationReport) -> dict[str, Any]:
     report, names, classes = evaluation.report, evaluation.names, evaluation.class_names
     caption = f"Scores with 95% intervals, on {patients_text(len(evaluation.slides), evaluation.num_patients)}"
     rows = [[head, *(_cell(scores[name]) for name in names)] for head, scores in report.items()]
-    tables = [{"caption": caption, "head": ["head", *(TITLES[name] for name in names)], "rows": rows}]
+    tables = [{"caption": caption, "head": ["head", *(SCORE_TITLES[name] for name in names)], "rows": rows}]
     for head, scores in report.items():
         rows = [
             [name, str(of_class["slides"]), *(_cell(of_class[score]) for score in CLASS_SCORE_NAMES)]
             for name, of_class in scores["classes"].items()
         ]
-        columns = ["class", "slides", *(TITLES[name] for name in CLASS_SCORE_NAMES)]
+        columns = ["class", "slides", *(SCORE_TITLES[name] for name in CLASS_SCORE_NAMES)]
         tables.append({"caption": f"Each class by the head {head}", "head": columns, "rows": rows})
     labels, figures = np.stack(evaluation.labels), []
     for h, head in enumerate(report):
@@ -51,7 +51,8 @@ def evaluation_content(evaluation: EvaluationReport) -> dict[str, Any]:
             },
             {"alt": f"Calibration of the head {head}", "src": figure_url(draw_calibration(p, labels, head))},
         ]
-    return {"tables": tables, "figures": figures}
+    few = UNKNOWN_PATIENTS if evaluation.num_patients is None else few_patients(evaluation.num_patients)
+    return {"tables": tables, "figures": figures, "warnings": [] if few is None else [f"Scores: {few}"]}
 
 
 def _cell(score: Mapping[str, Any]) -> str:

@@ -152,7 +152,7 @@ class ReportWriter:
         return {
             "title": self.title,
             "facts": self._facts(record),
-            "warnings": [DEMONSTRATION] if is_demonstration(record) else [],
+            "warnings": [*([DEMONSTRATION] if is_demonstration(record) else []), *scores.pop("warnings", [])],
             "heads": self.heads,
             "head_index": self.head_index,
             "classes": self.class_names,

@@ -12,7 +12,7 @@ NUMBERS = (
     "encode_batch", "num_workers", "seed", "split_seed", "patch_size", "num_processes",
 )  # fmt: skip
 OWN_FOLDERS = ("bundle_root", "output_dir", "ckpt_dir")
-OPTIONAL_PATHS = ("dataset_dir", "datalist", "backbone_weights", "image", "mask")
+OPTIONAL_PATHS = ("dataset_dir", "datalist", "feature_dir", "backbone_weights", "image", "mask")
 SWITCHES = ("allow_missing", "amp", "heatmaps", "resume", "strict")
 
 
@@ -84,7 +84,7 @@ def test_a_seed_fits_in_32_bits():
         check_settings(seed=2**32)
 
 
-@pytest.mark.parametrize("key", [*OWN_FOLDERS, "feature_dir", *OPTIONAL_PATHS])
+@pytest.mark.parametrize("key", [*OWN_FOLDERS, *OPTIONAL_PATHS])
 @pytest.mark.parametrize("wrong", [5, True, 0.5, "", ["x"], {"a": 1}])
 def test_a_path_is_a_text(key, wrong):
     with pytest.raises(SettingsError, match=rf"{key}: got .* Give a path as text"):
@@ -97,7 +97,7 @@ def test_a_folder_whose_name_is_a_number_is_written_with_a_dot():
 
 
 def test_paths_may_be_those_of_pathlib_but_where_configs_add_to_them():
-    for key in (*OWN_FOLDERS, "feature_dir", *OPTIONAL_PATHS):
+    for key in (*OWN_FOLDERS, *OPTIONAL_PATHS):
         check_settings(**{key: "slides"})
         if key in OWN_FOLDERS:
             with pytest.raises(SettingsError, match=key):

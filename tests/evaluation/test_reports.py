@@ -12,8 +12,6 @@ from monai.engines import SupervisedEvaluator
 from monai.transforms import Activationsd
 from sklearn.exceptions import UndefinedMetricWarning
 from sklearn.metrics import accuracy_score, f1_score, roc_auc_score
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from torch.utils.tensorboard import SummaryWriter
 
 from scripts.datalists.labels import label_vector, output_names
 from scripts.evaluation.bootstrap import class_intervals
@@ -71,8 +69,7 @@ def probabilities_of(rows, head, classes=CLASSES):
 
 
 def evaluation(folder, slides, classes=CLASSES, task="multilabel", batch_size=1, seed=0, data=()):
-    with SummaryWriter(str(folder / "events")) as writer:
-        evaluate(slides, EvaluationReport(folder, HEADS, classes, task, writer, seed, data=data), batch_size)
+    evaluate(slides, EvaluationReport(folder, HEADS, classes, task, seed=seed, data=data), batch_size)
     with open(folder / "metrics.json", encoding="utf-8") as file:
         return json.load(file)
 
@@ -153,8 +150,7 @@ def test_a_second_run_reports_its_own_slides_only(tmp_path):
 
 def test_metrics_tell_what_made_them_beside_the_outputs(tmp_path):
     made_by = {"seed": 0, "configuration": {"magnifications": [5, 10]}, "git": None}
-    with SummaryWriter(str(tmp_path / "events")) as writer:
-        evaluate(some_slides(4, 3), EvaluationReport(tmp_path, HEADS, CLASSES, "multilabel", writer, made_by=made_by))
+    evaluate(some_slides(4, 3), EvaluationReport(tmp_path, HEADS, CLASSES, "multilabel", made_by=made_by))
     told = json.loads((tmp_path / "metrics.json").read_text())
     assert list(told) == [*HEADS, "slides", "patients", "made_by"]
     assert told.pop("made_by") == made_by
@@ -269,11 +265,6 @@ def test_what_is_not_defined_is_null(tmp_path):
         assert absent["recall"] == {"value": None, "ci95": [None, None]}
         assert absent["accuracy"]["value"] is not None
         assert absent["slides"] == 0
-    scalars = EventAccumulator(str(tmp_path / "events")).Reload().Tags()["scalars"]
-    assert "evaluation/global_micro_accuracy" in scalars
-    assert "evaluation/global_roc_auc" not in scalars
-    assert "global/cancer_accuracy" in scalars
-    assert "global/cancer_recall" not in scalars
 
 
 def test_the_seed_decides_the_interval_and_nothing_else(tmp_path):
@@ -291,26 +282,21 @@ def test_the_order_of_the_slides_decides_no_metric(tmp_path):
     assert evaluation(tmp_path / "a", slides) == evaluation(tmp_path / "b", slides[::-1])
 
 
-def test_tensorboard_shows_the_same_metrics(tmp_path):
-    metrics = evaluation(tmp_path, some_slides(20, 3))
-    events = EventAccumulator(str(tmp_path / "events"), size_guidance={"tensors": 0, "histograms": 0}).Reload()
-    shown = {tag: events.Scalars(tag)[0].value for tag in events.Tags()["scalars"]}
-    expected = {}
-    for head in HEADS:
-        expected |= {f"evaluation/{head}_{name}": value for name, value in values_of(metrics[head]).items()}
-        for class_name, scores in metrics[head]["classes"].items():
-            expected |= {f"{head}/{class_name}_{name}": value for name, value in values_of(scores).items()}
-    assert shown == pytest.approx(expected, rel=1e-6)
-    # A precision-recall curve and a histogram of the probabilities for each output and class.
-    tags = {f"{head}/{name}" for head in HEADS for name in CLASSES}
-    assert tags <= set(events.Tags()["tensors"])
-    rows = read_csv(tmp_path)
-    for head in HEADS:
-        for k, name in enumerate(CLASSES):
-            histogram = events.Histograms(f"probability/{head}/{name}")[0].histogram_value
-            p = probabilities_of(rows, head)[:, k]
-            assert (histogram.num, histogram.sum) == (20, pytest.approx(p.sum(), rel=1e-5))
-            assert (histogram.min, histogram.max) == pytest.approx((p.min(), p.max()), rel=1e-5)
+def test_the_board_gets_what_the_files_contain_in_the_order_of_names(tmp_path):
+    given = {}
+
+    class Board:
+        def write(self, metrics, slides, probabilities, labels):
+            given.update(metrics=metrics, slides=slides, probabilities=probabilities, labels=labels)
+
+    slides = some_slides(6, 3)[::-1]
+    evaluate(slides, EvaluationReport(tmp_path, HEADS, CLASSES, "multilabel", Board()))
+    assert given["metrics"] == json.loads((tmp_path / "metrics.json").read_text())
+    assert given["slides"] == [f"slide {i:02d}" for i in range(6)]
+    for index, head in enumerate(HEADS):
+        written = probabilities_of(read_csv(tmp_path), head)[::-1]
+        assert given["probabilities"][:, index] == pytest.approx(written)
+    assert np.array_equal(given["labels"], [slide["label"].numpy() for slide in slides[::-1]])
 
 
 class FailAt:

@@ -1,3 +1,6 @@
+import hashlib
+from pathlib import Path
+
 import itk
 import numpy as np
 import pytest
@@ -9,10 +12,13 @@ from monai.transforms import Compose, MapTransform
 
 from scripts.core.errors import SettingsError, SlideError
 from scripts.datalists.datalist import list_slides
+from scripts.features.bank import stored_settings
+from scripts.features.encoding import Encoder
+from scripts.features.extraction import Extractor
 from scripts.inference.transforms import EncodeSlided, ServingHeadd
 from scripts.networks.mustmil import MuSTMIL
 from scripts.training.datasets import PatchBagDataset
-from tests.cohorts import builder, draw_cohort, tiny_encoder
+from tests.cohorts import builder, draw_cohort, draw_slide, tiny_encoder
 from tests.dicoms import write_dicom
 from tests.pyramids import with_tissue
 
@@ -150,3 +156,78 @@ def test_a_slide_that_cannot_be_used_is_named(tmp_path):
 def test_a_file_that_is_not_what_the_datalist_means_is_refused(entry):
     with pytest.raises(SlideError, match=r"s0\.tif: its SHA-256 is .*the datalist says 0000"):
         transform()({**entry, "sha256": "0" * 64})
+
+
+@pytest.fixture
+def cohort(tmp_path):
+    return draw_cohort(tmp_path, 2)
+
+
+def banked(folder, **settings):
+    return EncodeSlided("image", builder(**settings), tiny_encoder(), folder)
+
+
+def never(*_):
+    raise AssertionError("a slide is encoded again")
+
+
+def test_a_bank_gives_what_the_slide_gives_to_the_last_digit_and_encodes_it_once(cohort, tmp_path, monkeypatch):
+    wanted = [transform()(entry) for entry in cohort]
+    first = [banked(tmp_path / "features")(entry) for entry in cohort]
+    monkeypatch.setattr(Encoder, "encode", never)
+    second = [banked(tmp_path / "features")(entry) for entry in cohort]
+    for made in (first, second):
+        for item, expected in zip(made, wanted, strict=True):
+            assert item.keys() == expected.keys()
+            for key in ("image", "corners", "patch_level0", "bounds_level0"):
+                assert torch.equal(torch.as_tensor(item[key]), torch.as_tensor(expected[key])), key
+                assert item[key].dtype == expected[key].dtype
+            assert item["base_mpp"] == expected["base_mpp"]
+            for key in ("filename_or_obj", "mpp"):
+                assert item["image"].meta[key] == expected["image"].meta[key]
+
+
+def test_extracting_finds_the_bank_of_inferring_and_inferring_that_of_extracting(cohort, tmp_path, monkeypatch):
+    places = {"inferred": tmp_path / "inferred", "extracted": tmp_path / "extracted"}
+    for entry in cohort:
+        banked(places["inferred"])(entry)
+    Extractor(cohort, builder(), tiny_encoder(), places["extracted"]).run()
+    monkeypatch.setattr(Encoder, "encode", never)
+    Extractor(cohort, builder(), tiny_encoder(), places["inferred"]).run()
+    for entry in cohort:
+        banked(places["extracted"])(entry)
+        of_both = [stored_settings(folder / f"{entry['slide']}.h5") for folder in places.values()]
+        assert of_both[0] == of_both[1]
+        assert of_both[0]["slide_sha256"] == hashlib.sha256(Path(entry["image"]).read_bytes()).hexdigest()
+
+
+def test_a_bank_of_other_settings_is_refused_before_a_slide_is_encoded(cohort, tmp_path, monkeypatch):
+    banked(tmp_path)(cohort[1])
+    monkeypatch.setattr(Encoder, "encode", never)
+    with pytest.raises(SettingsError, match=r"s1\.h5: was made otherwise \(min_tissue"):
+        banked(tmp_path, min_tissue=0.5).check_banks(cohort)
+
+
+def test_a_bank_of_another_file_is_refused(cohort, tmp_path):
+    entry, checksum = cohort[0], "0" * 64
+    banked(tmp_path)(entry)
+    with pytest.raises(SettingsError, match=rf"s0\.h5: was made otherwise \(slide_sha256 '\w+', now '{checksum}'\)"):
+        banked(tmp_path)({**entry, "sha256": checksum})
+    draw_slide(Path(entry["image"]), seed=9)
+    with pytest.raises(SettingsError, match=r"s0\.h5: was made otherwise \(slide_fingerprint"):
+        banked(tmp_path)(entry)
+
+
+def test_a_slide_that_cannot_be_read_is_not_looked_at_before_its_turn(cohort, tmp_path, caplog):
+    Path(cohort[0]["image"]).unlink()
+    banked(tmp_path / "features")(cohort[1])
+    with caplog.at_level("INFO"):
+        banked(tmp_path / "features").check_banks(cohort)
+    assert "1 of 2 slides have features in" in caplog.text
+    with pytest.raises(SlideError, match="s0.tif"):
+        banked(tmp_path / "features")(cohort[0])
+
+
+def test_only_inferring_does_without_a_bank():
+    with pytest.raises(SettingsError, match="feature_dir: got None. Give a path as text"):
+        Extractor([], builder(), tiny_encoder(), None)

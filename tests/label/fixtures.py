@@ -29,6 +29,7 @@ from scripts.synthetic.cohort import make_cohort
 from scripts.weights.checkpoints import load_weights
 from tests.hostile import RunsCode
 from tests.label.servers import ROOT, Server, Shell, free_port, served, wait_for
+from tests.pyramids import BOUNDS_SLIDE
 
 NAME = "pathology_mustmil_classification"
 SECOND = "candidate_classification"
@@ -127,6 +128,8 @@ def studies(cohort: Path, slides: Path, tmp_path_factory: pytest.TempPathFactory
         tissue = slide.pages[0].asarray()
     middle = tuple(slice(size // 2 - 1000, size // 2 + 1000) for size in tissue.shape[:2])
     tifffile.imwrite(folder / "unscaled.tiff", tissue[middle], photometric="rgb", tile=(256, 256), compression="zlib")
+    if BOUNDS_SLIDE.is_file():
+        shutil.copy(BOUNDS_SLIDE, folder)
     (folder / "broken.svs").write_bytes((folder / f"{DRAWN}.tiff").read_bytes()[:2000])
     return folder
 

@@ -64,20 +64,32 @@ def test_metrics_are_those_of_the_predictions(evaluated, cohort):
         assert f1["ci95"][0] <= f1["value"] <= f1["ci95"][1]
 
 
-def test_tensorboard_shows_the_metrics_of_each_output(evaluated):
+def test_tensorboard_shows_the_metrics_of_each_output_and_slides(evaluated):
     events = EventAccumulator(str(evaluated / "tensorboard" / "evaluation"))
     events.Reload()
     metrics = json.loads((evaluated / "metrics.json").read_text())
     for head in HEADS:
-        shown = events.Scalars(f"evaluation/{head}_micro_f1")
+        shown = events.Scalars(f"evaluation/{head}/micro_f1")
         assert shown[0].value == pytest.approx(metrics[head]["micro_f1"]["value"], rel=1e-6)
+    assert len(events.Tags()["scalars"]) <= 20
+    images = set(events.Tags()["images"])
+    # Of the one test slide, which cannot be both.
+    assert {tag for tag in images if tag.startswith("slides/")} == {
+        f"slides/most_wrong/{kind}" for kind in ("attention", "contribution")
+    }
+    assert "evaluation/text_summary" in events.Tags()["tensors"]
 
 
 def test_a_second_evaluation_gives_the_same_to_the_last_digit(workflow, evaluated, cohort, trained, tmp_path):
     settings = {"dataset_dir": str(cohort), "output_dir": str(tmp_path), "ckpt_dir": str(trained / "models")}
+    board = tmp_path / "tensorboard" / "evaluation"
+    board.mkdir(parents=True)
+    (board / "events.out.tfevents.of_an_earlier_one").touch()
     workflow("evaluating", "evaluate", feature_dir=str(evaluated / "features"), **settings)
     for name in ("metrics.json", "predictions.csv"):
         assert (tmp_path / name).read_bytes() == (evaluated / name).read_bytes()
+    (events,) = board.iterdir()  # none of an earlier evaluation
+    assert events.stat().st_size
 
 
 def test_evaluation_from_patches_gives_the_banks_predictions(workflow, cohort, trained, tmp_path):

@@ -162,6 +162,7 @@ EFFECTS: dict[str, dict[str, Effect]] = {
         "positive_classes": changes(names, ["lgd"], task="binary"),
         "output_dir": changes(files, "OUT/elsewhere"),
         "ckpt_dir": changes(end, "OUT/none"),
+        "feature_dir": keeps(predictions, "OUT/features", files),
         "method": changes(heads, "ssmil"),
         "num_nodes": changes(shapes, 64),
         "heatmaps": changes(files, False),

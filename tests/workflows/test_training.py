@@ -45,13 +45,18 @@ def test_tensorboard_shows_losses_metrics_learning_rate_and_linked_patches(train
     events = EventAccumulator(str(trained / "tensorboard" / "training"), size_guidance={"scalars": 0})
     events.Reload()
     scalars = set(events.Tags()["scalars"])
-    assert {"train/loss", "train/learning_rate"} | {f"train/loss_{head}" for head in HEADS} <= scalars
-    assert {f"{head}_{name}" for head in HEADS for name in ("loss", "micro_f1", "micro_accuracy")} <= scalars
-    assert [event.value for event in events.Scalars("train/learning_rate")] == pytest.approx([1e-3] * (3 * TRAINING))
-    assert [event.step for event in events.Scalars("global_micro_f1")] == [1, 2, 3]
-    curves = [events.Scalars(f"train/loss{part}") for part in ("", *(f"_{head}" for head in HEADS))]
+    assert {"loss/training", "rate/learning_rate"} <= scalars
+    assert {f"loss/{head}/{of}" for head in HEADS for of in ("training", "validation")} <= scalars
+    assert {f"metrics/{head}/{name}" for head in HEADS for name in ("micro_f1", "micro_accuracy")} <= scalars
+    assert {tag.split("/")[0] for tag in scalars} == {"loss", "metrics", "rate"}
+    assert [event.value for event in events.Scalars("rate/learning_rate")] == pytest.approx([1e-3] * (3 * TRAINING))
+    # A validation lies on the axis of the training: at its last iteration.
+    for tag in ("metrics/global/micro_f1", "loss/5x/validation"):
+        assert [event.step for event in events.Scalars(tag)] == [TRAINING, 2 * TRAINING, 3 * TRAINING]
+    curves = [events.Scalars(tag) for tag in ("loss/training", *(f"loss/{head}/training" for head in HEADS))]
     for total, *heads in zip(*curves, strict=True):
         assert total.value == pytest.approx(sum(head.value for head in heads), rel=1e-5)
+    assert "custom_scalars__config__" in events.Tags()["tensors"]
     images = events.Tags()["images"]
     assert len(images) == 3
     assert all(tag.startswith("linked patches/demo_") for tag in images)
