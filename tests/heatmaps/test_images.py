@@ -80,7 +80,8 @@ def shades_in(picture, plain, kind):
     """The shade at each pixel, read off an overlay and the picture under it; NaN where nothing is laid over."""
     table = 255 * COLOUR_MAPS[kind](np.linspace(0, 1, 256))[:, :3]
     found = np.full(picture.shape[:2], np.nan)
-    covered = (np.abs(picture.astype(float) - plain) > 2.5).any(axis=-1)
+    # Palettes move colours: less than a colour of the map does.
+    covered = (np.abs(picture.astype(float) - plain) > 12).any(axis=-1)
     colours = (picture[covered] - (1 - OPACITY) * plain[covered].astype(float)) / OPACITY
     found[covered] = KDTree(table).query(colours)[1] * 100 / 255
     return found
@@ -89,6 +90,7 @@ def shades_in(picture, plain, kind):
 def hottest_um_of_png(path, plain, patch_um):
     """(x, y) in micrometres of the middle of the hottest square of a patch's size, wherever it lies."""
     picture, (x_um, y_um) = read_png(path)
+    picture = picture[: len(plain), : plain.shape[1]]  # without its legend
     kind = "contribution" if path.stem.endswith("_contribution") else "attention"
     shade = np.nan_to_num(shades_in(picture, plain, kind)).astype(np.float32)
     smooth = cv2.blur(shade, (round(patch_um / x_um), round(patch_um / y_um)), borderType=cv2.BORDER_CONSTANT)
