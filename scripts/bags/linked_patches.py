@@ -38,7 +38,7 @@ def framed_patches(
     """The patches of one row from low to high magnification, RGB ``[H, W, 3]`` each, a frame marking the next.
 
     Args:
-        read: gives a patch from the scale's index and the corner (x, y) in level-0 pixels; what it gives stays as it is.
+        read: gives a patch from the scale's index and the corner (x, y) in level-0 pixels; it is not drawn on.
         scales: from low to high.
         corners: ``[S, 2]``, (x, y) of the row's patches in level-0 pixels.
     """

@@ -268,7 +268,8 @@ SETTINGS: dict[str, Setting] = dict(
         ),
         _entry(
             "coordinates",
-            "the frame of GeoJSON, galleries and `patches.csv`: `qupath`, or `level0`: see [Frames](heatmaps.md#frames)",
+            "the frame of GeoJSON, galleries and `patches.csv`: `qupath`, or `level0`: see "
+            "[Frames](heatmaps.md#frames)",
         ),
     ]
 )

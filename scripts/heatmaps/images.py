@@ -140,8 +140,8 @@ def write_png(
 def with_palette(pixels: NDArray[np.uint8], exact: NDArray[np.uint8] = BLACK_AND_WHITE) -> Image.Image:
     """RGB uint8 ``[h, w, 3]`` in the :data:`COLOURS` colours that suit it best: a quarter of the bytes.
 
-    Median cut on a sample of the pixels, then one step of k-means: octrees, which are faster, paint single pixels in the
-    colours of other patches. Nothing is dithered, which would look like grain of the tissue, and compress badly.
+    Median cut on a sample of the pixels, then one step of k-means: octrees, which are faster, paint single pixels in
+    the colours of other patches. Nothing is dithered, which would look like grain of the tissue, and compress badly.
 
     Args:
         pixels: the picture.

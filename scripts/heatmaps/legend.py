@@ -91,7 +91,7 @@ def legend(heat: PatchMap, title: Title, width_px: int, mpp: float) -> NDArray[n
 
 
 def legend_colours(kind: str) -> NDArray[np.uint8]:
-    """The colours of a legend, RGB ``[n, 3]``: those of the bar, as the picture has them over glass, black and white."""
+    """The colours of a legend, RGB ``[n, 3]``: those of the bar, as a map has them over white, then black and white."""
     shades = (np.arange(BAR_STEPS) + 0.5) * 100 / BAR_STEPS
     mixed = np.round(255 * (1 - OPACITY) + OPACITY * shade_colours(shades, kind)).astype(np.uint8)
     return np.concatenate([mixed, BLACK_AND_WHITE])

@@ -69,8 +69,9 @@ class HeatmapWriter:
         heatmap_kinds: ``"attention"``, ``"contribution"``, or a list of these.
         heatmap_formats: one of :data:`FORMATS`, or a list of these: ``"png"`` has a legend, ``"plain"`` has none.
         top_patches: how many patches a gallery shows of each kind; 0 writes no galleries.
-        coordinates: the frame of positions in galleries and ``patches.csv``, and of the ``.geojson``, see :mod:`scripts.slides.frames`: ``"qupath"``, for QuPath as it
-            opens slides by itself, or ``"level0"``. ``.mha`` files are in the frame of level 0.
+        coordinates: the frame of the ``.geojson``, and of positions in galleries and ``patches.csv``, see
+            :mod:`scripts.slides.frames`: ``"qupath"``, for QuPath as it opens slides by itself, or ``"level0"``.
+            ``.mha`` files are in the frame of level 0.
         key: of the probabilities in the evaluator's output.
         failures: where slides are written down that cannot be read again; ``None`` ends the run with the first.
 
