@@ -154,7 +154,18 @@ def with_palette(pixels: NDArray[np.uint8], exact: NDArray[np.uint8] = BLACK_AND
     chosen = sample.quantize(COLOURS - len(exact), method=Image.Quantize.MEDIANCUT, kmeans=1).getpalette("RGB") or []
     palette = Image.new("P", (1, 1))
     palette.putpalette(exact.ravel().tolist() + chosen[: 3 * (COLOURS - len(exact))])
-    return Image.fromarray(pixels).quantize(palette=palette, dither=Image.Dither.NONE)
+    picture = Image.fromarray(pixels).quantize(palette=palette, dither=Image.Dither.NONE)
+    # The library compares only the upper bits of colours.
+    place = np.full(1 << 24, len(exact), dtype=np.uint8)
+    place[_codes(exact)] = np.arange(len(exact))
+    found = place[_codes(pixels)]
+    indices = Image.fromarray(np.where(found < len(exact), found, np.asarray(picture)))
+    picture.paste(indices, (0, 0))
+    return picture
+
+
+def _codes(colours: NDArray[np.uint8]) -> NDArray[np.int32]:
+    return np.asarray(colours.astype(np.int32) @ np.array([1 << 16, 1 << 8, 1], dtype=np.int32))
 
 
 def patch_image(heat: PatchMap, size_um: tuple[float, float]) -> NDArray[np.float32]:
