@@ -41,7 +41,7 @@ COLOUR_MAPS = {"attention": PERCENTILES, "contribution": colormaps["coolwarm"]}
 # Of the colour of a patch over the tissue.
 OPACITY = 0.45
 # All that a PNG with a palette can have, and how many pixels they are chosen from.
-COLOURS, SAMPLED_PX = 256, 40_000
+COLOURS, SAMPLED_PX = 256, 20_000
 BLACK_AND_WHITE = np.array([[0] * 3, [255] * 3], dtype=np.uint8)
 # From severe to harmless, in the order of the default classes.
 CLASS_COLOURS = ("#d62728", "#ff7f0e", "#e8c500", "#1f77b4", "#2ca02c", "#9467bd", "#8c564b", "#17becf", "#7f7f7f")

@@ -43,6 +43,8 @@ CLASSES = ["dark", "pink"]
 
 
 KNOWN_KINDS = ("attention", "contribution")
+# Pictures take most of the time.
+WITHOUT_PICTURES = {"heatmap_formats": ("geojson", "mha"), "top_patches": 0}
 
 
 def colour_network(probability_of=(0.9, 0.2), crossed=False):
@@ -116,10 +118,17 @@ def predict(output, entry, network=None, **given):
     return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
 
 
+@pytest.fixture(scope="module")
+def both_classes(entry, tmp_path_factory):
+    """The folder with the heatmaps of both classes."""
+    output = tmp_path_factory.mktemp("both")
+    predict(output, entry, heatmap_classes=CLASSES, heatmap_kinds="attention", top_patches=0)
+    return output / "heatmaps" / "corner"
+
+
 @pytest.mark.parametrize("map_name", HEADS)
-def test_attention_that_follows_a_colour_is_hottest_where_that_colour_is(entry, tmp_path, map_name):
-    predict(tmp_path, entry, heatmap_classes=CLASSES)
-    folder = tmp_path / "heatmaps" / "corner"
+def test_attention_that_follows_a_colour_is_hottest_where_that_colour_is(both_classes, map_name):
+    folder = both_classes
     patch_um = PATCH_PX * (2.0 if map_name == "5x" else 1.0)
     width, height = 2000, 1275
     plain = cv2.resize(corner_image(), (width, height), interpolation=cv2.INTER_AREA)
@@ -135,7 +144,9 @@ def test_attention_that_follows_a_colour_is_hottest_where_that_colour_is(entry, 
 @pytest.mark.parametrize("coordinates", ["qupath", "level0"])
 def test_geojson_starts_where_qupath_does_and_mha_at_level_0(entry, tmp_path, monkeypatch, coordinates):
     monkeypatch.setattr("scripts.slides.slide.find_bounds", lambda *_: Rectangle(300, 200, 1000, 900))
-    predict(tmp_path, entry, heatmap_classes="dark", heatmap_kinds="attention", coordinates=coordinates)
+    predict(
+        tmp_path, entry, heatmap_classes="dark", heatmap_kinds="attention", coordinates=coordinates, **WITHOUT_PICTURES
+    )
     folder, origin = tmp_path / "heatmaps" / "corner", (300, 200) if coordinates == "qupath" else (0, 0)
     assert read(folder / "10x_dark.geojson")["frame"] == {"coordinates": coordinates, "origin_level0": list(origin)}
     found = np.add(hottest_um_of_geojson(folder / "10x_dark.geojson", BASE_MPP), np.multiply(origin, BASE_MPP))
@@ -149,7 +160,7 @@ def test_a_frame_that_there_is_not_is_refused(entry, tmp_path):
 
 
 def test_a_contribution_is_hottest_where_the_class_is_concluded_from(entry, tmp_path):
-    predict(tmp_path, entry, colour_network(crossed=True), heatmap_classes=CLASSES)
+    predict(tmp_path, entry, colour_network(crossed=True), heatmap_classes=CLASSES, **WITHOUT_PICTURES)
     folder = tmp_path / "heatmaps" / "corner"
     boxes = {"dark": HOT_BOX, "dark_contribution": COLD_BOX, "pink": COLD_BOX, "pink_contribution": HOT_BOX}
     for map_name in HEADS:
@@ -166,7 +177,7 @@ def test_a_contribution_is_hottest_where_the_class_is_concluded_from(entry, tmp_
 @pytest.mark.parametrize("kind", KNOWN_KINDS)
 def test_the_values_in_the_files_are_the_networks(entry, tmp_path, kind):
     network = colour_network(crossed=True)
-    predict(tmp_path, entry, network, heatmap_classes="dark")
+    predict(tmp_path, entry, network, heatmap_classes="dark", **WITHOUT_PICTURES)
     builder = BagBuilder((5, 10), patch_size=PATCH_PX, min_tissue=0.4)
     item = EncodeSlided("image", builder, tiny_encoder())(entry)
     x = item["image"].as_tensor()[None]
@@ -201,8 +212,8 @@ def test_the_values_in_the_files_are_the_networks(entry, tmp_path, kind):
 def test_heatmaps_are_those_of_the_predicted_classes_or_of_those_asked_for(
     entry, tmp_path, probabilities, given, classes
 ):
-    found = predict(tmp_path, entry, colour_network(probabilities), **given)
-    assert found == (file_names(classes, KNOWN_KINDS) if classes else [])
+    found = predict(tmp_path, entry, colour_network(probabilities), **given, **WITHOUT_PICTURES)
+    assert found == (file_names(classes, KNOWN_KINDS, (".geojson", ".mha"), galleries=False) if classes else [])
 
 
 @pytest.mark.parametrize(
