@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from scripts.bags.bag import Bag
+from scripts.bags.grid import of_rows
+from scripts.core.magnification import Scale
 
-__all__ = ["linked_patches"]
+__all__ = ["framed_patches", "linked_patches"]
 
 
 def linked_patches(bag: Bag, num_rows: int) -> NDArray[np.uint8]:
@@ -16,15 +20,29 @@ def linked_patches(bag: Bag, num_rows: int) -> NDArray[np.uint8]:
 
     Patches run from low to high magnification; a frame on each shows the area of the next.
     """
-    grid = bag.grid
+    grid, slide = bag.grid, bag.slide
     chosen = np.unique(np.linspace(0, grid.num_rows - 1, num_rows).round().astype(int))
-    return np.concatenate([np.concatenate(_framed(bag, row), axis=1) for row in chosen])
+    corners = of_rows(grid.coords, grid.rows[chosen])
+
+    def read(s: int, corner_level0: tuple[float, float]) -> NDArray[np.uint8]:
+        return slide.read_patch(grid.scales[s], corner_level0)
+
+    return np.concatenate([np.concatenate(framed_patches(read, grid.scales, row), axis=1) for row in corners])
 
 
-def _framed(bag: Bag, row: int) -> list[NDArray[np.uint8]]:
-    scales, rows = bag.grid.scales, bag.grid.rows
-    corners = [coords[rows[row, s]] for s, coords in enumerate(bag.grid.coords)]
-    patches = [bag.read_patch(s, int(rows[row, s])) for s in range(len(scales))]
+def framed_patches(
+    read: Callable[[int, tuple[float, float]], NDArray[np.uint8]],
+    scales: Sequence[Scale],
+    corners: NDArray[np.float64],
+) -> list[NDArray[np.uint8]]:
+    """The patches of one row from low to high magnification, RGB ``[H, W, 3]`` each, a frame marking the next.
+
+    Args:
+        read: gives a patch from the scale's index and the corner (x, y) in level-0 pixels; it is not drawn on.
+        scales: from low to high.
+        corners: ``[S, 2]``, (x, y) of the row's patches in level-0 pixels.
+    """
+    patches = [read(s, (float(x), float(y))).copy() for s, (x, y) in enumerate(corners)]
     for s in range(len(scales) - 1):
         left, top = np.round((corners[s + 1] - corners[s]) / scales[s].pixel_level0).astype(int).tolist()
         side = round(scales[s + 1].patch_level0 / scales[s].pixel_level0)

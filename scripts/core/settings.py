@@ -263,8 +263,19 @@ SETTINGS: dict[str, Setting] = dict(
         _entry("heatmap_kinds", "`attention`, `contribution`, or both: see [Heatmaps](heatmaps.md)"),
         _entry("heatmap_classes", "the classes whose heatmaps are drawn; by default the predicted ones"),
         _entry(
+            "heatmap_formats",
+            "`png` with a legend, `plain` PNG without, `geojson`, `mha`, or a list of these: see "
+            "[Heatmaps](heatmaps.md)",
+        ),
+        _entry(
+            "top_patches",
+            "how many patches the galleries show of each kind; 0 writes no galleries",
+            number(0, 100),
+        ),
+        _entry(
             "coordinates",
-            "the frame of the GeoJSON: `qupath`, or `level0`: see [Frames](heatmaps.md#frames)",
+            "the frame of GeoJSON, galleries and `patches.csv`: `qupath`, or `level0`: see "
+            "[Frames](heatmaps.md#frames)",
         ),
     ]
 )

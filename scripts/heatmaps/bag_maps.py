@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from monai.networks.utils import eval_mode
 from monai.utils import CommonKeys
+from numpy.typing import NDArray
 
 from scripts.heatmaps.attention_maps import KINDS, PatchMap, gather_rows
 from scripts.networks.methods import MapSpec
@@ -40,9 +42,25 @@ class BagMaps:
         self._specs, self._values = list(specs), dict(zip(KINDS, found, strict=True))
         self._corners, self._sides = (torch.as_tensor(item[key]).cpu().numpy() for key in ("corners", "patch_level0"))
         self._base_mpp = float(item["base_mpp"])
+        self._made: dict[tuple[int, int, str], PatchMap] = {}
 
     def __call__(self, m: int, class_index: int, kind: str) -> PatchMap:
         """The m-th map for a class, of a kind of :data:`scripts.heatmaps.attention_maps.KINDS`."""
-        scale = self._specs[m].scale_index
-        rows = self._values[kind][:, m, class_index]
-        return gather_rows(rows, self._corners[:, scale], float(self._sides[scale]), self._base_mpp, kind)
+        # Kept: pictures and tables show the same map several times, and its ranks take long.
+        if (m, class_index, kind) not in self._made:
+            scale = self._specs[m].scale_index
+            rows = self._values[kind][:, m, class_index]
+            heat = gather_rows(rows, self._corners[:, scale], float(self._sides[scale]), self._base_mpp, kind)
+            self._made[m, class_index, kind] = heat
+        return self._made[m, class_index, kind]
+
+    @property
+    def corners(self) -> NDArray[np.float64]:
+        """``[N, S, 2]``, (x, y) of each row's patches in level-0 pixels."""
+        return self._corners
+
+    def patches(self, scale_index: int) -> tuple[NDArray[np.float64], float]:
+        """The unique patches of a scale in the order of its maps: corners ``[n, 2]`` and side in level-0 pixels."""
+        nothing = np.zeros(len(self._corners))
+        side = float(self._sides[scale_index])
+        return gather_rows(nothing, self._corners[:, scale_index], side, self._base_mpp).corners, side

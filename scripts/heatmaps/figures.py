@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from scripts.heatmaps.attention_maps import KINDS, PatchMap
 from scripts.heatmaps.images import COLOUR_MAPS, OPACITY, Thumbnail, class_colour, overlay
+from scripts.heatmaps.legend import bar_length_um
 
 __all__ = ["PanelRow", "draw_regions", "draw_thumbnail", "panel"]
 
@@ -24,9 +25,6 @@ REGION_OPACITY = 0.6
 CELL_INCHES = 2.6
 BAR_LIMITS = {"attention": (0, 100), "contribution": (-1, 1)}
 BAR_LABELS = {"attention": "attention percentile", "contribution": "contribution / slide's greatest"}
-# A scale bar has the longest of these lengths that is at most this fraction of the slide's width.
-BAR_FRACTION = 0.3
-BAR_LENGTHS_UM = [digit * 10.0**power for power in range(1, 6) for digit in (1, 2, 5)]
 
 
 @dataclass(frozen=True)
@@ -131,7 +129,7 @@ def _frame(ax: Axes, thumbnail: Thumbnail) -> None:
 
 def _scale_bar(ax: Axes, size_um: tuple[float, float]) -> None:
     width, height = size_um
-    length = max([v for v in BAR_LENGTHS_UM if v <= BAR_FRACTION * width], default=BAR_LENGTHS_UM[0])
+    length = bar_length_um(width)
     left, y = 0.04 * width, height - 0.04 * width
     ax.plot([left, left + length], [y, y], color="black", linewidth=2, solid_capstyle="butt")
     text = f"{length / 1000:g} mm" if length >= 1000 else f"{length:g} µm"

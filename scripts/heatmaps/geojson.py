@@ -21,6 +21,9 @@ __all__ = ["feature_collection", "measurement_names", "write_geojson"]
 NAMESPACE = UUID("6f1b9a52-7c0e-4a3d-9a55-2f0a9f3c1d8e")
 # QuPath itself writes two. A thousandth of a pixel cannot be seen.
 DIGITS = 3
+# A colour has 256 steps, so that a tenth of a percentile cannot be seen, and more than four digits of a value say
+# nothing about tissue; `patches.csv` has six.
+PERCENTILE_DIGITS, VALUE_DIGITS = 1, 4
 
 
 def measurement_names(map_name: str, class_name: str, kind: str) -> tuple[str, str]:
@@ -83,7 +86,7 @@ def feature_collection(
         }
         for (left, top), (right, bottom), corner, own_colour, percentile, value in zip(
             starts.tolist(), stops.tolist(), heat.corners.tolist(), shade_colours(heat.shade, heat.kind).tolist(),
-            heat.percentile.tolist(), heat.values.tolist(), strict=True,
+            np.round(heat.percentile, PERCENTILE_DIGITS).tolist(), map(_short, heat.values.tolist()), strict=True,
         )
     ]  # fmt: skip
     return {"type": "FeatureCollection", "frame": frame.stated(), "features": features}
@@ -96,4 +99,10 @@ def write_geojson(path: str | Path, collection: Mapping[str, Any]) -> None:
         SettingsError: if the folder cannot be written to.
     """
     with replacing(path) as part:
-        part.write_text(json.dumps(collection, allow_nan=False, ensure_ascii=False) + "\n", encoding="utf-8")
+        # Without the spaces after commas and colons, a seventh of the file.
+        text = json.dumps(collection, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
+        part.write_text(text + "\n", encoding="utf-8")
+
+
+def _short(value: float) -> float:
+    return float(f"{value:.{VALUE_DIGITS}g}")

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.colors import LinearSegmentedColormap, to_rgb
-from matplotlib.image import imsave
 from numpy.typing import NDArray
+from PIL import Image
 
 from scripts.core.files import replacing
 from scripts.core.mha import write_mha
@@ -27,6 +27,7 @@ __all__ = [
     "read_thumbnail",
     "shade_colours",
     "shade_image",
+    "with_palette",
     "write_patch_image",
     "write_png",
 ]
@@ -39,6 +40,9 @@ PERCENTILES = LinearSegmentedColormap.from_list("percentile", colormaps["turbo"]
 COLOUR_MAPS = {"attention": PERCENTILES, "contribution": colormaps["coolwarm"]}
 # Of the colour of a patch over the tissue.
 OPACITY = 0.45
+# All that a PNG with a palette can have, and how many pixels they are chosen from.
+COLOURS, SAMPLED_PX = 256, 20_000
+BLACK_AND_WHITE = np.array([[0] * 3, [255] * 3], dtype=np.uint8)
 # From severe to harmless, in the order of the default classes.
 CLASS_COLOURS = ("#d62728", "#ff7f0e", "#e8c500", "#1f77b4", "#2ca02c", "#9467bd", "#8c564b", "#17becf", "#7f7f7f")
 
@@ -110,16 +114,58 @@ def overlay(thumbnail: Thumbnail, heat: PatchMap) -> NDArray[np.uint8]:
     return picture
 
 
-def write_png(path: str | Path, pixels: NDArray[np.uint8], mpp: float) -> None:
-    """Write RGB uint8 ``[h, w, 3]`` as PNG, in one step, with its resolution in the chunk pHYs (pixels per metre).
+def write_png(
+    path: str | Path,
+    pixels: NDArray[np.uint8],
+    mpp: float | None = None,
+    exact: NDArray[np.uint8] = BLACK_AND_WHITE,
+) -> None:
+    """Write RGB uint8 ``[h, w, 3]`` as PNG of :data:`COLOURS` colours, in one step.
+
+    Args:
+        path: of the file.
+        pixels: the picture.
+        mpp: its micrometres per pixel, stored in the chunk pHYs as pixels per metre; ``None`` stores none.
+        exact: see :func:`with_palette`.
 
     Raises:
         SettingsError: if the folder cannot be written to.
     """
+    # The library takes dots per inch, and writes whole pixels per metre.
+    resolution = {} if mpp is None else {"dpi": (25_400 / mpp,) * 2}
     with replacing(path) as part:
-        # Compression of level 1 is several times as fast as the default, and the file a few per cent larger. The
-        # library takes dots per inch, and writes whole pixels per metre.
-        imsave(part, pixels, format="png", dpi=25_400 / mpp, pil_kwargs={"compress_level": 1})
+        with_palette(pixels, exact).save(part, format="PNG", **resolution)
+
+
+def with_palette(pixels: NDArray[np.uint8], exact: NDArray[np.uint8] = BLACK_AND_WHITE) -> Image.Image:
+    """RGB uint8 ``[h, w, 3]`` in the :data:`COLOURS` colours that suit it best: a quarter of the bytes.
+
+    Median cut on a sample of the pixels, then one step of k-means: octrees, which are faster, paint single pixels in
+    the colours of other patches. Nothing is dithered, which would look like grain of the tissue, and compress badly.
+
+    Args:
+        pixels: the picture.
+        exact: ``[n, 3]``, n below :data:`COLOURS`: colours that stay as they are, such as those of a colour bar, which
+            has too few pixels to be sampled.
+    """
+    height, width = pixels.shape[:2]
+    step = max(1, round((height * width / SAMPLED_PX) ** 0.5))
+    sample = Image.fromarray(np.ascontiguousarray(pixels[::step, ::step]))
+    chosen = sample.quantize(COLOURS - len(exact), method=Image.Quantize.MEDIANCUT, kmeans=1).getpalette("RGB") or []
+    palette = Image.new("P", (1, 1))
+    palette.putpalette(exact.ravel().tolist() + chosen[: 3 * (COLOURS - len(exact))])
+    picture = Image.fromarray(pixels).quantize(palette=palette, dither=Image.Dither.NONE)
+    # The library compares only the upper bits of colours.
+    place = np.full(1 << 24, len(exact), dtype=np.uint8)
+    place[_codes(exact)] = np.arange(len(exact))
+    found = place[_codes(pixels)]
+    indices = Image.fromarray(np.where(found < len(exact), found, np.asarray(picture)))
+    picture.paste(indices, (0, 0))
+    return picture
+
+
+def _codes(colours: NDArray[np.uint8]) -> NDArray[np.int32]:
+    return np.asarray(colours.astype(np.int32) @ np.array([1 << 16, 1 << 8, 1], dtype=np.int32))
 
 
 def patch_image(heat: PatchMap, size_um: tuple[float, float]) -> NDArray[np.float32]:

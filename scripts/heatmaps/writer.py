@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
+from functools import cache
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -16,28 +18,38 @@ from numpy.typing import NDArray
 
 from scripts.bags.bag import BagBuilder
 from scripts.core.errors import SettingsError, SlideError
+from scripts.core.files import write_csv
+from scripts.core.magnification import scale_name
+from scripts.core.settings import check_settings
 from scripts.datalists.failures import FailedSlides
 from scripts.heatmaps.attention_maps import KINDS
 from scripts.heatmaps.bag_maps import BagMaps
 from scripts.heatmaps.geojson import feature_collection, write_geojson
 from scripts.heatmaps.images import class_colour, overlay, read_thumbnail, write_patch_image, write_png
+from scripts.heatmaps.legend import Title, heatmap_with_legend, legend_colours
+from scripts.heatmaps.patch_table import patch_columns, patch_table
+from scripts.heatmaps.top_patches import gallery
 from scripts.networks.methods import MapSpec
 from scripts.slides.frames import check_coordinates, frame_of
 
-__all__ = ["HeatmapWriter", "class_file_names", "predicted_classes"]
+__all__ = ["FORMATS", "HeatmapWriter", "class_file_names", "predicted_classes"]
 
-SUFFIXES = (".png", ".geojson", ".mha")
+FORMATS = {"png": ".png", "plain": "_plain.png", "geojson": ".geojson", "mha": ".mha"}
+"""What ``heatmap_formats`` can name, and how the files of each end."""
+DEFAULT_FORMATS = ("png", "geojson", "mha")
+GALLERY = "top"
 THRESHOLD = 0.5
 # In bytes it is at most four times as much; file systems allow 255.
 LONGEST_CLASS = 40
 
 
 class HeatmapWriter:
-    """Writes the heatmaps of each slide into ``heatmaps/<slide>``, as ``.png``, ``.geojson`` and ``.mha``.
+    """Writes the heatmaps of each slide into ``heatmaps/<slide>``, with top patches and a table of all patches.
 
     ``<map>_<class>`` shows the attention for a class, and ``<map>_<class>_contribution`` what each patch adds to the
     class's logit: where the network looks, and what it concludes there. The two need not agree; see
-    :meth:`scripts.networks.bag_network.BagNetwork.explain`.
+    :meth:`scripts.networks.bag_network.BagNetwork.explain`. ``<map>_<class>_top.png`` shows the patches with the
+    highest values of these kinds, and ``patches.csv`` has every patch, map and class, whatever is chosen for pictures.
 
     Attach to an evaluator whose postprocessing makes probabilities ``[heads, K]`` and whose batch has what
     :class:`scripts.inference.transforms.EncodeSlided` makes. Heatmaps of the same slide that an earlier run left and
@@ -55,13 +67,17 @@ class HeatmapWriter:
         heatmap_classes: the classes that are shown, or one; by default those that the map's head predicts
             (:func:`predicted_classes`).
         heatmap_kinds: ``"attention"``, ``"contribution"``, or a list of these.
-        coordinates: the frame of the ``.geojson``, see :mod:`scripts.slides.frames`: ``"qupath"``, for QuPath as it
-            opens slides by itself, or ``"level0"``. ``.mha`` files are in the frame of level 0.
+        heatmap_formats: one of :data:`FORMATS`, or a list of these: ``"png"`` has a legend, ``"plain"`` has none.
+        top_patches: how many patches a gallery shows of each kind; 0 writes no galleries.
+        coordinates: the frame of the ``.geojson``, and of positions in galleries and ``patches.csv``, see
+            :mod:`scripts.slides.frames`: ``"qupath"``, for QuPath as it opens slides by itself, or ``"level0"``.
+            ``.mha`` files are in the frame of level 0.
         key: of the probabilities in the evaluator's output.
         failures: where slides are written down that cannot be read again; ``None`` ends the run with the first.
 
     Raises:
-        SettingsError: if ``heatmaps`` is no switch, or there is no such class, kind or frame.
+        SettingsError: if ``heatmaps`` is no switch, ``top_patches`` no such number, or there is no such class, kind,
+            format or frame.
     """
 
     def __init__(
@@ -76,19 +92,22 @@ class HeatmapWriter:
         heatmaps: bool = True,
         heatmap_classes: Sequence[str] | str | None = None,
         heatmap_kinds: Sequence[str] | str = KINDS,
+        heatmap_formats: Sequence[str] | str = DEFAULT_FORMATS,
+        top_patches: int = 5,
         coordinates: str = "qupath",
         key: str = CommonKeys.PRED,
         failures: FailedSlides | None = None,
     ) -> None:
-        if not isinstance(heatmaps, bool):
-            raise SettingsError("heatmaps", f"got {heatmaps!r}", "Give True or False.")
+        check_settings(heatmaps=heatmaps, top_patches=top_patches)
         self.folder, self.heatmaps = Path(output_dir) / "heatmaps", heatmaps
         self.maps, self.class_names = list(maps), list(class_names)
         self.head_of_map = [list(heads).index(spec.head) for spec in self.maps]
         self.network, self.bag_builder, self.key, self.failures = network, bag_builder, key, failures
         self.entries = {str(entry["slide"]): entry for entry in data}
         self.chosen = _class_indices(heatmap_classes, self.class_names)
-        self.kinds = _known_kinds(heatmap_kinds)
+        self.kinds = _chosen("heatmap_kinds", heatmap_kinds, KINDS)
+        self.formats = _chosen("heatmap_formats", heatmap_formats, tuple(FORMATS))
+        self.top_patches = top_patches
         self.coordinates = check_coordinates(coordinates)
         self.file_names = class_file_names(self.class_names)
 
@@ -114,28 +133,55 @@ class HeatmapWriter:
                     raise
                 self.failures.record(self.entries[slide], error)
                 continue
-            engine.logger.info("wrote %d heatmaps of %s to %s", len(written), slide, self.folder / slide)
+            engine.logger.info("wrote %d heatmaps and galleries of %s to %s", len(written), slide, self.folder / slide)
 
-    def _write(self, slide: str, item: Mapping[str, Any], probabilities: NDArray[Any]) -> list[str]:
+    def _write(self, slide: str, item: Mapping[str, Any], probabilities: NDArray[Any]) -> set[str]:
+        """Write all files of a slide, and return the names of its heatmaps and galleries."""
         maps = BagMaps(self.network, self.maps, item)
         opened = self.bag_builder.open_slide(self.entries[slide])
         thumbnail, frame = read_thumbnail(opened), frame_of(self.coordinates, opened.bounds_level0)
-        written = []
+        scales = [opened.scale(m, self.bag_builder.patch_size) for m in self.bag_builder.magnifications]
+        # The maps and classes of a slide share many of their top patches.
+        read = cache(lambda s, corner: opened.read_patch(scales[s], corner))
+        folder, written = self.folder / slide, set()
         for m, (spec, head) in enumerate(zip(self.maps, self.head_of_map, strict=True)):
             for k in self.chosen if self.chosen is not None else predicted_classes(probabilities[head]):
-                for kind in self.kinds:
-                    heat, name = maps(m, k, kind), self.class_names[k]
-                    stem = _stem(spec.name, self.file_names[k], kind)
-                    # The suffix is added to the name, which may have a dot.
-                    png, geojson, mha = (self.folder / slide / f"{stem}{suffix}" for suffix in SUFFIXES)
-                    write_png(png, overlay(thumbnail, heat), thumbnail.mpp)
-                    write_geojson(geojson, feature_collection(heat, slide, spec.name, name, class_colour(k), frame))
-                    write_patch_image(mha, heat, thumbnail.size_um)
-                    written.append(stem)
-        every = {_stem(spec.name, name, kind) for spec in self.maps for name in self.file_names for kind in KINDS}
-        for stem in every.difference(written):
-            for suffix in SUFFIXES:
-                (self.folder / slide / f"{stem}{suffix}").unlink(missing_ok=True)
+                name, heats = self.class_names[k], [maps(m, k, kind) for kind in self.kinds]
+                title = Title(slide, spec.name, spec.head, name, float(probabilities[head][k]))
+                for heat in heats:
+                    stem = _stem(spec.name, self.file_names[k], heat.kind)
+                    # The ending is added to the name, which may have a dot.
+                    paths = {form: folder / f"{stem}{FORMATS[form]}" for form in self.formats}
+                    written |= {path.name for path in paths.values()}
+                    if "png" in paths:
+                        picture = heatmap_with_legend(thumbnail, heat, title)
+                        write_png(paths["png"], picture, thumbnail.mpp, legend_colours(heat.kind))
+                    if "plain" in paths:
+                        write_png(paths["plain"], overlay(thumbnail, heat), thumbnail.mpp)
+                    if "geojson" in paths:
+                        collection = feature_collection(heat, slide, spec.name, name, class_colour(k), frame)
+                        write_geojson(paths["geojson"], collection)
+                    if "mha" in paths:
+                        write_patch_image(paths["mha"], heat, thumbnail.size_um)
+                if self.top_patches:
+                    path = folder / f"{_stem(spec.name, self.file_names[k], GALLERY)}.png"
+                    picture = gallery(
+                        heats, self.top_patches, title, maps.corners, scales, spec.scale_index, read, frame
+                    )
+                    write_png(path, picture)
+                    written.add(path.name)
+        columns = patch_columns(self.maps, self.class_names)
+        names = [scale_name(m) for m in self.bag_builder.magnifications]
+        lines = patch_table(maps, self.maps, len(self.class_names), names, frame)
+        write_csv(folder / "patches.csv", columns, lines)
+        every = {
+            _stem(spec.name, name, kind) + ending
+            for spec in self.maps
+            for name in self.file_names
+            for kind, ending in [*product(KINDS, FORMATS.values()), (GALLERY, ".png")]
+        }
+        for name in every - written:
+            (folder / name).unlink(missing_ok=True)
         return written
 
 
@@ -146,7 +192,7 @@ def predicted_classes(probabilities: NDArray[Any]) -> list[int]:
 
 
 def class_file_names(class_names: Sequence[str]) -> list[str]:
-    """The classes' names for file names: unique in any case, and no name is that of another's contribution.
+    """The classes' names for file names: unique in any case, and no file of one has the name of another's.
 
     Letters of any script, digits, ``-`` and ``_`` stay; whatever leads out of a folder or needs quoting does not.
     """
@@ -164,20 +210,22 @@ def class_file_names(class_names: Sequence[str]) -> list[str]:
 
 def _endings(class_file_name: str) -> set[str]:
     """What the files of a class can end in. Some file systems ignore case."""
-    return {_stem("", class_file_name, kind).casefold() for kind in KINDS}
+    plain = {_stem("", class_file_name, kind).casefold() for kind in (*KINDS, GALLERY)}
+    return plain | {f"{stem}_plain" for stem in plain}
 
 
 def _stem(map_name: str, class_file_name: str, kind: str) -> str:
-    """The name of a heatmap's files without their suffix; attention is what a plain heatmap shows."""
+    """The name of the files of a heatmap or gallery without their ending; attention needs no word."""
     return f"{map_name}_{class_file_name}" + ("" if kind == "attention" else f"_{kind}")
 
 
-def _known_kinds(wanted: Sequence[str] | str) -> list[str]:
-    kinds = [wanted] if isinstance(wanted, str) else wanted
-    if not isinstance(kinds, list | tuple) or not kinds or any(kind not in KINDS for kind in kinds):
-        remedy = f"Give {' or '.join(KINDS)}, or a list of these; heatmaps=False writes none."
-        raise SettingsError("heatmap_kinds", f"got {wanted!r}", remedy)
-    return [kind for kind in KINDS if kind in kinds]
+def _chosen(key: str, wanted: Sequence[str] | str, known: Sequence[str]) -> list[str]:
+    """Those of the known values that are wanted, in their order."""
+    chosen = [wanted] if isinstance(wanted, str) else wanted
+    if not isinstance(chosen, list | tuple) or not chosen or any(one not in known for one in chosen):
+        remedy = f"Give {' or '.join(known)}, or a list of these; heatmaps=False writes none."
+        raise SettingsError(key, f"got {wanted!r}", remedy)
+    return [one for one in known if one in chosen]
 
 
 def _class_indices(wanted: Sequence[str] | str | None, class_names: Sequence[str]) -> list[int] | None:

@@ -264,12 +264,13 @@ def test_hostile_names_are_predicted_as_plain_ones_are(
     for number, name in enumerate(sorted(NAMES)):
         assert found[CALLED[name]] == wanted[f"plain{number % 2}"], name
         heatmaps = output / "heatmaps" / CALLED[name]
-        assert files_in(heatmaps) == {f"{h}_cancer{s}" for h in ("global", "5x", "10x") for s in HEATMAPS}
+        written = {f"{h}_cancer{s}" for h in ("global", "5x", "10x") for s in HEATMAPS}
+        assert files_in(heatmaps) == written | {"patches.csv"}
         assert json.loads((heatmaps / "5x_cancer.geojson").read_text(encoding="utf-8"))["features"]
     assert {path.name for path in output.iterdir()} == {"predictions.csv", "heatmaps"}
 
 
-HEATMAPS = (".png", ".geojson", ".mha")
+HEATMAPS = (".png", ".geojson", ".mha", "_top.png")
 
 
 def predictions(folder: Path) -> dict[str, list[list[str]]]:

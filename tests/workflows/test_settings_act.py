@@ -168,6 +168,8 @@ EFFECTS: dict[str, dict[str, Effect]] = {
         "heatmaps": changes(files, False),
         "heatmap_classes": changes(files, CLASSES),
         "heatmap_kinds": changes(files, ["attention"]),
+        "heatmap_formats": changes(files, ["plain", "geojson"]),
+        "top_patches": changes(files, 0),
         "coordinates": changes(contents, "level0", heatmap_kinds=["attention"]),
         "strict": changes(contents, True, dataset_dir=lambda world: str(world.broken), heatmaps=False),
     },
