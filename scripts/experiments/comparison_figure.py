@@ -77,7 +77,7 @@ def draw_panels(
         thumbnail, regions = read_thumbnail(slide, THUMBNAIL_PX), None
         if entry.get("regions") is not None:
             size, bounds = slide.size_level0, slide.bounds_level0
-            labels = read_regions(entry["regions"], entry["slide"], size, len(region_names), bounds)
+            labels = read_regions(entry["regions"], entry["slide"], size, region_names, bounds)
             regions = labels.over_slide(size)
         for kind in KINDS:
             of_slide = [titled for method in maps for titled in method[kind][row]]
