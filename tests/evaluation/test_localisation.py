@@ -120,7 +120,7 @@ def test_a_label_image_is_read_as_it_was_written(tmp_path: Path, suffix: str, dt
 def test_a_label_image_of_other_proportions_is_refused(tmp_path: Path, size: tuple[int, int]) -> None:
     path = write_labels(tmp_path / "regions.png", np.zeros((100, 200), np.uint8))
     with pytest.raises(SlideError, match=r"slide s1: its `regions` .*regions.png is 200 x 100 px.* the key `regions`"):
-        read_regions(path, "s1", size, 3)
+        read_regions(path, "s1", size, ["a", "b", "c"])
     # The rounding of a size is no other proportion.
     assert read_regions(path, "s1", (4000, 2020), ["a", "b", "c"]).labels.shape == (100, 200)
 
