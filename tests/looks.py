@@ -42,6 +42,13 @@ def coded(world: World, config: str, **settings: Any) -> Any:
     return outcome(lambda: ("a grid", list(builder.look(entry).grid.coords)))
 
 
+def annotated(world: World, config: str, **settings: Any) -> Any:
+    """The grid of a slide whose annotations have several classes, or why there is none."""
+    builder = world.parse(config, "bag_builder", **settings)
+    entry = {"image": world.slide, "mask": world.annotations}
+    return outcome(lambda: ("a grid", list(builder.look(entry).grid.coords)))
+
+
 def pixels(world: World, config: str, **settings: Any) -> Any:
     """The patches of a slide."""
     bag = world.parse(config, "bag_builder", **settings).look({"image": world.slide})

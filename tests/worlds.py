@@ -61,6 +61,18 @@ class World:
         mask[:, :512] = 1
         cv2.imwrite(str(folder / "coded.png"), mask)
         self.coded_mask = str(folder / "coded.png")
+        self.annotations = str(folder / "annotations.geojson")
+        shapes = [("Tissue", 0, 1024), ("Pen", 512, 1024)]
+        features = [
+            {
+                "type": "Feature",
+                "geometry": {"type": "Polygon", "coordinates": [[[x, 0], [end, 0], [end, 512], [x, 512], [x, 0]]]},
+                "properties": {"objectType": "annotation", "classification": {"name": name, "color": [0, 0, 0]}},
+            }
+            for name, x, end in shapes
+        ]
+        collection = {"type": "FeatureCollection", "features": features}
+        Path(self.annotations).write_text(json.dumps(collection), encoding="utf-8")
         self.weights = folder / "weights.pth"
         state = get_backbone("efficientnet_lite0", None, False).network.state_dict()
         torch.save({key: value * 1.1 if "_conv_stem" in key else value for key, value in state.items()}, self.weights)

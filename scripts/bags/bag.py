@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from scripts.bags.annotation_files import is_annotation_file
+from scripts.bags.annotations import read_annotated_tissue
 from scripts.bags.blocks import Block, plan_blocks
 from scripts.bags.grid import LinkedGrid, link_grids, tissue_thresholds
 from scripts.bags.tissue import TissueMask, find_tissue, read_tissue_mask
@@ -18,7 +20,7 @@ from scripts.core.errors import SlideError
 from scripts.core.magnification import check_magnifications
 from scripts.core.repeats import Repeats
 from scripts.core.settings import check_settings
-from scripts.datalists.values import check_mask_tissue
+from scripts.datalists.values import check_mask_excluded, check_mask_tissue
 from scripts.slides.checksums import given_sha256, slide_sha256
 from scripts.slides.slide import Slide, resample
 
@@ -90,8 +92,10 @@ class BagBuilder:
         min_tissue: see :func:`scripts.bags.grid.tissue_thresholds`.
         reader: see :class:`Slide`.
         read_level: see :class:`Slide`.
-        mask_tissue: the values of the entries' masks that are tissue, see :func:`scripts.bags.mask_values.tissue_in`;
-            an entry's own ``mask_tissue`` takes precedence.
+        mask_tissue: what of the entries' masks is tissue: values of images, see
+            :func:`scripts.bags.mask_values.tissue_in`, and classes of annotations, see
+            :func:`scripts.bags.annotations.read_annotated_tissue`; an entry's own ``mask_tissue`` takes precedence.
+        mask_excluded: the classes of annotations that are cut out of the tissue; an entry's own takes precedence.
 
     Raises:
         SettingsError: if a setting has no such value.
@@ -104,7 +108,8 @@ class BagBuilder:
         min_tissue: float | Sequence[float] = 0.7,
         reader: str = "auto",
         read_level: str = "nearest",
-        mask_tissue: int | Sequence[int] | str | None = None,
+        mask_tissue: int | str | Sequence[int | str] | None = None,
+        mask_excluded: str | Sequence[str] | None = None,
     ) -> None:
         check_settings(patch_size=patch_size, reader=reader, read_level=read_level)
         self.magnifications = check_magnifications(magnifications)
@@ -113,6 +118,7 @@ class BagBuilder:
         self.reader, self.read_level = reader, read_level
         self._repeats = Repeats()
         self.mask_tissue = check_mask_tissue(mask_tissue)
+        self.mask_excluded = check_mask_excluded(mask_excluded)
 
     def open_slide(self, entry: Mapping[str, Any]) -> Slide:
         """The slide of an entry: its ``image``, with the entry's ``mpp`` if it has one."""
@@ -133,12 +139,18 @@ class BagBuilder:
         """The tissue of an entry with a ``mask``.
 
         Raises:
-            SlideError: if it cannot be read, or it is not known which of its values are tissue.
+            SlideError: if it cannot be read, or it is not known which of its values or classes are tissue.
         """
-        return read_tissue_mask(entry["mask"], slide, self._mask_tissue_of(entry))
+        mask, listed, excluded = entry["mask"], self._mask_tissue_of(entry), self._mask_excluded_of(entry)
+        if is_annotation_file(mask):
+            return read_annotated_tissue(mask, slide, listed, excluded, lambda: find_tissue(slide))
+        if entry.get("mask_excluded") is not None:
+            remedy = "List what is tissue of it as `mask_tissue`, or give annotations as `mask`."
+            raise SlideError(slide.path, f"its mask {mask} is an image, and `mask_excluded` names classes", remedy)
+        return read_tissue_mask(mask, slide, _values(listed))
 
     def __call__(self, entry: Mapping[str, Any]) -> Bag:
-        """The bag of an entry with ``image`` and, optionally, ``mpp``, ``mask`` and ``mask_tissue``.
+        """The bag of an entry with ``image`` and, optionally, ``mpp``, ``mask``, ``mask_tissue``, ``mask_excluded``.
 
         For the first few slides, once each, it logs ink that was left out, and warns of more ink than tissue and of
         tissue that is everywhere; not where the user gives a mask.
@@ -203,9 +215,22 @@ class BagBuilder:
         """What else decides the content of the bag of an entry with a ``mask``; nothing if it has none."""
         if entry.get("mask") is None:
             return {}
-        codes = self._mask_tissue_of(entry)
-        return {"mask_tissue": None if codes is None else list(codes)}
+        listed = self._mask_tissue_of(entry)
+        if is_annotation_file(entry["mask"]):
+            decides = {"mask_tissue": listed, "mask_excluded": self._mask_excluded_of(entry)}
+        else:
+            decides = {"mask_tissue": _values(listed)}
+        return {key: None if value is None else list(value) for key, value in decides.items()}
 
-    def _mask_tissue_of(self, entry: Mapping[str, Any]) -> tuple[int, ...] | None:
+    def _mask_excluded_of(self, entry: Mapping[str, Any]) -> tuple[str, ...] | None:
+        own = check_mask_excluded(entry.get("mask_excluded"), entry["image"], SlideError)
+        return self.mask_excluded if own is None else own
+
+    def _mask_tissue_of(self, entry: Mapping[str, Any]) -> tuple[int | str, ...] | None:
         own = check_mask_tissue(entry.get("mask_tissue"), entry["image"], SlideError)
         return self.mask_tissue if own is None else own
+
+
+def _values(mask_tissue: Sequence[int | str] | None) -> tuple[int, ...] | None:
+    """Of what is listed as tissue the values of images; the classes are of annotations."""
+    return tuple(value for value in mask_tissue or () if isinstance(value, int)) or None

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import tifffile
@@ -14,7 +15,9 @@ from scripts.bags.mask_values import distinct_values
 from scripts.core.errors import SlideError
 from scripts.core.interrupts import interrupts_wait
 
-__all__ = ["MaskPixels", "read_image_of_slide", "read_mask_pixels"]
+__all__ = ["MaskPixels", "read_file_of_slide", "read_image_of_slide", "read_mask_pixels"]
+
+T = TypeVar("T")
 
 TIFF_SUFFIXES = (".tif", ".tiff")
 LOSSY_FORMATS = ("JPEGImageIO", "JPEG2000ImageIO")
@@ -48,12 +51,19 @@ def read_image_of_slide(path: str | Path, subject: object, image: str, key: str,
     Raises:
         SlideError: if it does not exist, or cannot be read or trusted.
     """
+    return read_file_of_slide(path, subject, image, key, remedy, read_mask_pixels)
+
+
+def read_file_of_slide(
+    path: str | Path, subject: object, image: str, key: str, remedy: str, read: Callable[[Path], T]
+) -> T:
+    """What ``read`` makes of a slide's mask or regions, whatever it raises; see :func:`read_image_of_slide`."""
     if not isinstance(path, str | Path):
-        raise SlideError(subject, f"its {image} is no path", f"Give the path of an image, or remove the key `{key}`.")
+        raise SlideError(subject, f"its {image} is no path", f"Give the path of a file, or remove the key `{key}`.")
     if not Path(path).is_file():
         raise SlideError(subject, f"its {image} does not exist", f"Correct the key `{key}` in the datalist.")
     try:
-        return read_mask_pixels(Path(path))
+        return read(Path(path))
     # Each library raises its own kinds of error for a file that it cannot read; none is lost.
     except Exception as error:
         reason = next(iter(reversed(str(error).strip().splitlines())), type(error).__name__)

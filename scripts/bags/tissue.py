@@ -53,6 +53,7 @@ class TissueMask:
         origin_level0: (x, y) of the mask's top left corner in level-0 pixels; beyond the mask there is no tissue.
         bounds_level0: the part of the slide that was scanned, around which scanners and readers fill up with white or
             black; by default the whole mask.
+        warnings: what may be wrong with the annotations that it was made from, and what to do, as one line each.
     """
 
     tissue: NDArray[np.bool_]
@@ -62,6 +63,7 @@ class TissueMask:
     ink_colours: tuple[str, ...] = ()
     origin_level0: tuple[float, float] = (0.0, 0.0)
     bounds_level0: Rectangle | None = None
+    warnings: tuple[tuple[str, str], ...] = ()
 
     @cached_property
     def _integral(self) -> NDArray[np.float64]:

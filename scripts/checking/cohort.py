@@ -108,7 +108,7 @@ class CohortChecker:
         self.task, self.class_names, self.positive_classes = task, class_names, positive_classes
         self.split_seed, self.leave_out = split_seed, leave_out
         self.views, self.num_workers = views, num_workers
-        self.check_slide = SlideChecker(bag_builder, len(class_names), min_rows, read_all)
+        self.check_slide = SlideChecker(bag_builder, class_names, min_rows, read_all)
 
     def run(self) -> list[Problem]:
         """Check, print the problems, and write ``checking.csv`` and ``slides.csv``.

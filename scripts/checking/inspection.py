@@ -81,7 +81,11 @@ def describe(bag: Bag) -> str:
         mpp = slide.base_mpp * downsample
         lines.append(f"level {level}      {w} x {h} px, {mpp:.4g} um/px ({magnification_of(mpp):.4g}x)")
     lines.append(f"tissue       {bag.tissue.area_mm2:.3g} mm2")
-    for name, message in (("ink", bag.tissue.ink()), ("warning", bag.tissue.doubt())):
+    for name, message in (
+        ("ink", bag.tissue.ink()),
+        ("warning", bag.tissue.doubt()),
+        *(("warning", warning) for warning in bag.tissue.warnings),
+    ):
         if message is not None:
             lines.append(f"{name:<12} {'. '.join(message)}")
     for scale, coords in zip(grid.scales, grid.coords, strict=True):

@@ -66,7 +66,7 @@ def write_slides(
     """
     names = scale_names(magnifications)
     labels = ["label"] if checked.class_values is None else list(class_names)
-    given = ["slide", "image", "patient", "partition", *labels, "mpp", "mask", "mask_tissue", "sha256"]
+    given = ["slide", "image", "patient", "partition", *labels, "mpp", "mask", "mask_tissue", "mask_excluded", "sha256"]
     found = ["problems", "mpp_used", "mpp_source", "width_px", "height_px", "levels", "rows"]
     found += [f"patches_{name}" for name in names] + ["tissue_mm2", "bytes", "bank_bytes"]
     # A list that is checked again has what was found the last time.
@@ -81,8 +81,9 @@ def write_slides(
             # A split that was made without patients would be refused with them.
             line |= {"patient": checked.offered[i], "partition": slide.row.partition}
         line |= _label_cells(checked, i, class_names)
-        if slide.mask_tissue is not None:
-            line["mask_tissue"] = ";".join(map(str, slide.mask_tissue))
+        for key in ("mask_tissue", "mask_excluded"):
+            if (listed := getattr(slide, key)) is not None:
+                line[key] = ";".join(map(str, listed))
         line |= {"problems": count[slide.name], "levels": fact.num_levels, "bytes": fact.num_bytes}
         line |= {"rows": fact.num_rows}
         if fact.resolution is not None:

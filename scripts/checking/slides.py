@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from scripts.bags.annotation_files import is_annotation_file
 from scripts.bags.bag import Bag, BagBuilder
 from scripts.bags.blocks import plan_blocks
 from scripts.checking.problems import BLOCKS, WARNS, Problem, Problems
@@ -72,7 +73,7 @@ class SlideChecker:
 
     Args:
         bag_builder: makes a slide's bag, as the run will.
-        num_classes: the highest value that a slide's ``regions`` may contain.
+        class_names: the classes that a slide's ``regions`` may contain.
         min_rows: fewer rows are almost no tissue, which is a warning.
         read_all: read every patch once, to find tiles that cannot be decoded; it takes as long as reading takes in
             ``extracting``. Otherwise a corner of each level and the tissue's overview are read.
@@ -81,16 +82,19 @@ class SlideChecker:
         SettingsError: if ``min_rows`` or ``read_all`` has no such value.
     """
 
-    def __init__(self, bag_builder: BagBuilder, num_classes: int, min_rows: int = 10, read_all: bool = False) -> None:
+    def __init__(
+        self, bag_builder: BagBuilder, class_names: Sequence[str], min_rows: int = 10, read_all: bool = False
+    ) -> None:
         check_settings(min_rows=min_rows, read_all=read_all)
-        self.bag_builder, self.num_classes = bag_builder, num_classes
+        self.bag_builder, self.class_names = bag_builder, list(class_names)
         self.min_rows, self.read_all = min_rows, read_all
 
     def __call__(self, entry: Mapping[str, Any], where: str = "") -> SlideFacts:
         """What is known of a slide, after as many steps as its problems allow.
 
         Args:
-            entry: ``image`` and ``slide``; optionally ``mpp``, ``mask``, ``mask_tissue``, ``regions`` and ``sha256``.
+            entry: ``image`` and ``slide``; optionally ``mpp``, ``mask``, ``mask_tissue``, ``mask_excluded``,
+                ``regions`` and ``sha256``.
             where: the line that lists it, to begin the error of a file that is not there.
         """
         facts = SlideFacts(Problems(entry["image"], entry["slide"]))
@@ -123,10 +127,10 @@ class SlideChecker:
         if regions is not None:
             read = problems.attempt(
                 "regions",
-                lambda: read_regions(regions, entry["slide"], slide.size_level0, self.num_classes, slide.bounds_level0),
+                lambda: read_regions(regions, entry["slide"], slide.size_level0, self.class_names, slide.bounds_level0),
             )
             if read is not None:
-                _check_place("regions", regions, read.labels.shape, slide, problems)
+                _check_mask("regions", regions, read, read.shape, slide, problems)
         if facts.resolution is not None:
             problems.attempt("resolution", lambda: _check_resolution(slide, facts))
             self._check_bag(entry, slide, facts)
@@ -146,7 +150,7 @@ class SlideChecker:
             tissue = problems.attempt("mask", lambda: builder.read_mask(entry, slide))
             if tissue is None:
                 return
-            _check_place("mask", mask, tissue.tissue.shape, slide, problems)
+            _check_mask("mask", mask, tissue, tissue.tissue.shape, slide, problems)
         if None in scales:
             return
         bag = problems.attempt("tissue", lambda: builder.look(entry))
@@ -242,6 +246,15 @@ def _check_place(key: str, image: str, shape: tuple[int, ...], slide: Slide, pro
     doubtful = doubt((shape[1], shape[0]), slide.size_level0, slide.bounds_level0)
     if doubtful is not None:
         problems.add(WARNS, key, f"its {key} {image} {doubtful[0]}", doubtful[1])
+
+
+def _check_mask(key: str, path: str, read: Any, shape: tuple[int, ...], slide: Slide, problems: Problems) -> None:
+    """Warn of annotations that may be wrong, or of an image that may lie elsewhere."""
+    if not is_annotation_file(path):
+        _check_place(key, path, shape, slide, problems)
+        return
+    for what, what_to_do in read.warnings:
+        problems.add(WARNS, key, what, what_to_do)
 
 
 def _read_all(bag: Bag, problems: Problems) -> None:

@@ -76,7 +76,7 @@ SETTINGS: dict[str, Setting] = dict(
         _entry("partition", "the partition that `evaluating` evaluates", None, "provenance"),
         _entry("image", "the slide that `inspecting` looks at", _FILE),
         _entry("mpp", "micrometres per pixel of that slide, if its file does not state it", resolution),
-        _entry("mask", "a tissue mask of that slide", _FILE),
+        _entry("mask", "a tissue mask of that slide, an image or annotations", _FILE),
         _entry("output_dir", "where results are written", _FOLDER, "own"),
         _entry("ckpt_dir", "where weights are written and read", _FOLDER, "own"),
         _entry(
@@ -133,8 +133,15 @@ SETTINGS: dict[str, Setting] = dict(
         ),
         _entry(
             "mask_tissue",
-            "which values of masks are tissue, where a mask has several: `[1]` for GrandQC's; see "
-            "[Datalists](datalists.md)",
+            "which values of mask images are tissue, where one has several: `[1]` for GrandQC's; which classes of "
+            "annotations are: `['Tissue']`; see [Datalists](datalists.md)",
+            None,
+            "fixed provenance",
+        ),
+        _entry(
+            "mask_excluded",
+            "which classes of annotations in masks are cut out of the tissue: `['Pen', 'Fold']`; see "
+            "[Annotations](datalists.md#annotations)",
             None,
             "fixed provenance",
         ),

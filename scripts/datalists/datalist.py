@@ -81,8 +81,8 @@ def load_datalist(
         The partitions by name, empty ones left out, with a dictionary for each slide: ``image``, absolute path;
         ``label``, float32 of shape ``[K]``, 0 or 1; ``slide``, a unique name that is safe in file names; where any
         slide has one ``patient``, of the others the slide's name; where given ``mpp``, micrometres per pixel at full
-        resolution, ``mask`` and ``regions``, absolute paths, ``mask_tissue``, a list of whole numbers, and ``sha256``;
-        and the user's own keys, with paths of existing files made absolute.
+        resolution, ``mask`` and ``regions``, absolute paths, ``mask_tissue`` and ``mask_excluded``, lists, and
+        ``sha256``; and the user's own keys, with paths of existing files made absolute.
 
     Raises:
         DatalistError: if the datalist or an entry cannot be used.
@@ -153,8 +153,8 @@ def list_slides(
             list the working directory.
 
     Returns:
-        A dictionary for each slide: ``image``, ``slide`` and, where given, ``mpp``, ``mask``, ``mask_tissue`` and
-        ``sha256``, as in :func:`load_datalist`.
+        A dictionary for each slide: ``image``, ``slide`` and, where given, ``mpp``, ``mask``, ``mask_tissue``,
+        ``mask_excluded`` and ``sha256``, as in :func:`load_datalist`.
 
     Raises:
         DatalistError: if there is no slide, or one cannot be used.
@@ -174,7 +174,7 @@ def list_slides(
     raise_first([*listing.problems, *missing_files(listing.slides, ("mask",))])
     for problem in listing.problems:
         logger.warning("%s: %s. %s", problem.where, problem.what, problem.what_to_do)
-    keys = ("image", "slide", "mpp", "mask", "mask_tissue", "sha256")
+    keys = ("image", "slide", "mpp", "mask", "mask_tissue", "mask_excluded", "sha256")
     entries = [slide.entry(listing.folder) for slide in listing.slides]
     return [{key: entry[key] for key in keys if key in entry} for entry in entries]
 

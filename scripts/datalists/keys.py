@@ -22,7 +22,7 @@ __all__ = [
 
 IMAGE_KEYS = ("image", "slide", "id")
 # Besides the slide and its label.
-OPTIONAL_KEYS = ("partition", "patient", "mpp", "mask", "mask_tissue", "regions", "sha256")
+OPTIONAL_KEYS = ("partition", "patient", "mpp", "mask", "mask_tissue", "mask_excluded", "regions", "sha256")
 KEYS = (*IMAGE_KEYS, "label", *OPTIONAL_KEYS)
 # Words for a patient, each known alone and followed by each of the words for an id.
 PERSONS = ("patient", "case", "subject", "participant", "donor", "individual")

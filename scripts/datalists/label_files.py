@@ -63,7 +63,7 @@ def as_entries(
         if isinstance(label, Path) or (isinstance(label, str) and (os.path.isfile(label) or label.endswith(".json"))):
             label, others = read_label_file(label)
         vector = label_vector(label, task, class_names, positive_classes, subject=f"slide {name}")
-        given = {key: item[key] for key in ("mpp", "mask", "mask_tissue") if key in item}
+        given = {key: item[key] for key in ("mpp", "mask", "mask_tissue", "mask_excluded") if key in item}
         entries.append({"image": path, "slide": name, "patient": name, "label": vector, **others, **given})
     return entries
 

@@ -26,7 +26,7 @@ from scripts.datalists.slide_files import (
     real_path,
     slide_names,
 )
-from scripts.datalists.values import check_mask_tissue, check_mpp
+from scripts.datalists.values import check_mask_excluded, check_mask_tissue, check_mpp
 from scripts.slides.dicom_series import may_be_dicom, series_of
 
 __all__ = ["ListedSlide", "Listing", "list_file", "list_folder", "list_rows", "list_slide", "missing_files"]
@@ -51,14 +51,16 @@ class ListedSlide:
     patient: str
     mpp: float | None = None
     mask: str | None = None
-    mask_tissue: list[int] | None = None
+    mask_tissue: list[int | str] | None = None
+    mask_excluded: list[str] | None = None
     regions: str | None = None
     partition: str | None = None
     label: np.ndarray | None = None
 
     def entry(self, folder: SlideFolder) -> dict[str, Any]:
         """Its entry without the label; paths of the user's own keys start from ``folder``."""
-        known = {"mpp": self.mpp, "mask": self.mask, "mask_tissue": self.mask_tissue, "regions": self.regions}
+        keys = ("mpp", "mask", "mask_tissue", "mask_excluded", "regions")
+        known = {key: getattr(self, key) for key in keys}
         entry = {"image": self.image, "slide": self.name, "patient": self.patient}
         for key, value in self.row.fields.items():
             if key not in (*entry, *known):
@@ -170,8 +172,9 @@ def list_rows(source: str, rows: Sequence[Row | None], folder: SlideFolder, faul
             folder.path(str(row.fields[key])) if key in row.fields else None for key in ("mask", "regions")
         )
         slide.mpp, slide.partition = understood(check_mpp, row, "mpp"), row.partition
-        codes = understood(lambda value, subject: check_mask_tissue(value, subject, DatalistError), row, "mask_tissue")
-        slide.mask_tissue = None if codes is None else list(codes)
+        for key, check in (("mask_tissue", check_mask_tissue), ("mask_excluded", check_mask_excluded)):
+            found = understood(lambda value, subject, of=check: of(value, subject, DatalistError), row, key)  # type: ignore[misc]
+            setattr(slide, key, None if found is None else list(found))
         slides.append(slide)
     name_of = {slide.row.subject: slide.name for slide in slides}
     problems = [Problem.of(error, "datalist", slide=name_of.get(str(error.subject), "")) for error in faults]

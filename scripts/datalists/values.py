@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from contextlib import suppress
 
 import numpy as np
 
 from scripts.core.errors import BundleError, DatalistError, SettingsError
+from scripts.datalists.keys import composed
 
-__all__ = ["check_mask_tissue", "check_mpp", "number_in"]
+__all__ = ["check_mask_excluded", "check_mask_tissue", "check_mpp", "number_in"]
 
 LARGEST_CODE = 2**32 - 1
 
@@ -39,26 +41,77 @@ def check_mpp(value: object, subject: str) -> float | None:
 
 def check_mask_tissue(
     value: object, subject: object = "mask_tissue", error: type[BundleError] = SettingsError
-) -> tuple[int, ...] | None:
-    """The values of a mask that are tissue, ascending, each once; ``None`` for none.
+) -> tuple[int | str, ...] | None:
+    """What is tissue of masks: values of images, then classes of annotations, ascending, each once; ``None`` for none.
 
     Args:
-        value: a whole number from 0 up, a list of such, or both as text, as a CSV has them: ``1`` or ``1;2``; or None.
+        value: a whole number from 0 up, the name of a class, a list of such, or all as text, as a CSV has them: ``1``,
+            ``1;2`` or ``Tissue;Tumor``; or None.
         subject: what it belongs to, to begin an error with.
         error: what is raised.
 
     Raises:
         BundleError: if it is nothing of that kind.
     """
+    remedy = "Give the values of the mask that are tissue, whole numbers from 0 up: [1, 2], in a CSV 1;2; of "
+    remedy += "annotations the names of the classes: ['Tissue'], in a CSV Tissue."
+    parts = _parts(value)
+    found = None if parts is None else [_code(part) if _is_number(part) else _name(part) for part in parts]
+    return _each_once("mask_tissue", value, found, subject, error, remedy)
+
+
+def check_mask_excluded(
+    value: object, subject: object = "mask_excluded", error: type[BundleError] = SettingsError
+) -> tuple[str, ...] | None:
+    """The classes of annotations that are cut out of the tissue, each once; ``None`` for none.
+
+    Args:
+        value: the name of a class, a list of such, or both as text, as a CSV has them: ``Pen;Fold``; or None.
+        subject: what it belongs to, to begin an error with.
+        error: what is raised.
+
+    Raises:
+        BundleError: if it is nothing of that kind.
+    """
+    remedy = "Give the names of classes: ['Pen', 'Fold'], in a CSV Pen;Fold."
+    parts = _parts(value)
+    found = None if parts is None else [_name(part) for part in parts]
+    names = _each_once("mask_excluded", value, found, subject, error, remedy)
+    return None if names is None else tuple(map(str, names))
+
+
+def _parts(value: object) -> list[object] | None:
     if value is None:
         return None
-    text = value.strip().removeprefix("[").removesuffix("]") if isinstance(value, str) else None
-    parts = re.split("[;,]", text) if text is not None else value if isinstance(value, list | tuple) else [value]
-    codes = [_code(part) for part in parts]
-    if not codes or None in codes:
-        remedy = "Give the values of the mask that are tissue, whole numbers from 0 up: [1, 2], in a CSV 1;2."
-        raise error(subject, f"got {value!r}" if subject == "mask_tissue" else f"mask_tissue is {value!r}", remedy)
-    return tuple(sorted({code for code in codes if code is not None}))
+    if not isinstance(value, str):
+        return list(value) if isinstance(value, list | tuple) else [value]
+    text = value.strip()
+    if text.startswith("[") and text.endswith("]"):
+        text = text[1:-1]
+    return [part.strip().strip("'\"") for part in re.split("[;,]", text)]
+
+
+def _each_once(
+    key: str,
+    value: object,
+    found: Sequence[int | str | None] | None,
+    subject: object,
+    error: type[BundleError],
+    remedy: str,
+) -> tuple[int | str, ...] | None:
+    if found is None:
+        return None
+    if not found or None in found:
+        raise error(subject, f"got {value!r}" if subject == key else f"{key} is {value!r}", remedy)
+    return tuple(sorted({one for one in found if one is not None}, key=lambda one: (isinstance(one, str), one)))
+
+
+def _is_number(part: object) -> bool:
+    return not isinstance(part, str) or number_in(part) is not None
+
+
+def _name(part: object) -> str | None:
+    return composed(part.strip()) or None if isinstance(part, str) else None
 
 
 def _code(value: object) -> int | None:

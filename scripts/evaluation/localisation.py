@@ -1,7 +1,7 @@
 """Whether a map is highest where the pathologist annotated the region: compared patch by patch.
 
 A slide's ``regions`` are a label image of the whole slide, or of its bounds, at any size: 0 for none, else class
-index + 1.
+index + 1; or annotations (:mod:`scripts.evaluation.annotated_regions`).
 """
 
 from __future__ import annotations
@@ -15,10 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score, roc_auc_score
 
+from scripts.bags.annotation_files import is_annotation_file
 from scripts.bags.mask_files import read_image_of_slide
 from scripts.bags.tissue import TissueMask
 from scripts.core.errors import SettingsError, SlideError
 from scripts.datalists.labels import output_names, resolve_positive_classes
+from scripts.evaluation.annotated_regions import AnnotatedRegions, read_annotated_regions
 from scripts.evaluation.bootstrap import mean_interval
 from scripts.heatmaps.attention_maps import KINDS
 from scripts.slides.frames import Rectangle, place_image
@@ -51,6 +53,20 @@ class LabelImage:
 
     labels: NDArray[np.integer[Any]]
     place: Rectangle
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(height, width) in pixels."""
+        return self.labels.shape
+
+    def fraction(self, corners: Floats, side_level0: float, values: Sequence[int]) -> Floats:
+        """The fraction ``[n]`` of squares that has one of the values, exactly; see :func:`patch_truth`."""
+        height, width = self.labels.shape
+        x, y, across, down = self.place
+        pixel_level0 = (across / width, down / height)
+        # The areas are computed in pixels: the resolution makes no difference.
+        mask = TissueMask(np.isin(self.labels, values), pixel_level0, base_mpp=1.0, origin_level0=(x, y))
+        return mask.fraction(corners, side_level0)
 
     def over_slide(self, size_level0: tuple[int, int]) -> NDArray[np.integer[Any]]:
         """The labels over a slide of (width, height) level-0 pixels, in pixels of the same size, for pictures."""
@@ -122,23 +138,27 @@ def read_regions(
     path: str | Path,
     slide: str,
     slide_size_level0: tuple[int, int],
-    num_classes: int,
+    class_names: Sequence[str],
     bounds_level0: Rectangle | None = None,
-) -> LabelImage:
-    """A slide's label image, over the whole slide or its bounds, as :func:`scripts.slides.frames.place_image` decides.
+) -> LabelImage | AnnotatedRegions:
+    """A slide's annotations, or its label image over the whole slide or its bounds, as
+    :func:`scripts.slides.frames.place_image` decides.
 
     Args:
-        path: an image with one channel.
+        path: an image with one channel, or annotations of QuPath or ASAP.
         slide: the slide's name, to begin an error with.
         slide_size_level0: (width, height) of the slide in level-0 pixels.
-        num_classes: the highest value that the image may contain.
+        class_names: the classes: names of annotations; k + 1 in the image is class k.
         bounds_level0: see :attr:`scripts.slides.slide.Slide.bounds_level0`; ``None`` for the whole slide.
 
     Raises:
         SlideError: if the image cannot be read, has several channels, other values, or other proportions than
-            the slide and its bounds.
+            the slide and its bounds; if annotations cannot be read, or have other classes.
     """
+    bounds, num_classes = bounds_level0 or Rectangle(0, 0, *slide_size_level0), len(class_names)
     subject, image = f"slide {slide}", f"`regions` {path}"
+    if is_annotation_file(path):
+        return read_annotated_regions(path, subject, image, slide_size_level0, class_names, bounds)
     remedy = "Save it as PNG, TIFF or MHA, or remove the key `regions` from the datalist."
     regions, is_lossy = read_image_of_slide(path, subject, image, "regions", remedy)
     if is_lossy:
@@ -152,12 +172,13 @@ def read_regions(
         remedy = f"Write 0 for none and 1 to {num_classes} for the classes in order."
         raise SlideError(subject, f"its {image} contains the value {strange[0]}", remedy)
     height, width = regions.shape
-    bounds = bounds_level0 or Rectangle(0, 0, *slide_size_level0)
     place = place_image((width, height), slide_size_level0, bounds, subject, image, "regions")
     return LabelImage(np.asarray(regions, np.min_scalar_type(num_classes)), place)
 
 
-def patch_truth(corners: Floats, patch_level0: float, regions: LabelImage, values: Sequence[Sequence[int]]) -> Floats:
+def patch_truth(
+    corners: Floats, patch_level0: float, regions: LabelImage | AnnotatedRegions, values: Sequence[Sequence[int]]
+) -> Floats:
     """The fraction of each patch that lies in each class's regions.
 
     The area is exact, parts of label pixels included; beyond the label image there are no regions.
@@ -165,20 +186,13 @@ def patch_truth(corners: Floats, patch_level0: float, regions: LabelImage, value
     Args:
         corners: ``[n, 2]`` top left corners (x, y) in level-0 pixels.
         patch_level0: side of the patches in level-0 pixels, not rounded.
-        regions: the slide's label image.
-        values: for each of K classes its values in the label image.
+        regions: the slide's label image or annotations.
+        values: for each of K classes its values in the label image; of annotations, class k has the value k + 1.
 
     Returns:
         ``[n, K]``, in 0..1.
     """
-    height, width = regions.labels.shape
-    x, y, across, down = regions.place
-    # The areas are computed in pixels: the resolution makes no difference.
-    masks = [
-        TissueMask(np.isin(regions.labels, own), (across / width, down / height), base_mpp=1.0, origin_level0=(x, y))
-        for own in values
-    ]
-    return np.stack([mask.fraction(corners, patch_level0) for mask in masks], axis=1)
+    return np.stack([regions.fraction(corners, patch_level0, own) for own in values], axis=1)
 
 
 def compare_with_regions(

@@ -79,7 +79,7 @@ class LocalisationReport:
     ) -> None:
         self.output_dir, self.summary_writer, self.seed = Path(output_dir), summary_writer, seed
         self.network, self.maps, self.bag_builder = network, list(maps), bag_builder
-        self.num_region_classes = len(class_names)
+        self.region_classes = list(class_names)
         self.entries = {str(entry["slide"]): entry for entry in data if entry.get("regions")}
         self.patients, self.patients_known = patients_of(list(self.entries.values())), patients_known(data)
         self.values = region_values(task, class_names, positive_classes) if self.entries else {}
@@ -114,7 +114,7 @@ class LocalisationReport:
         if not labelled:
             return []
         name, slide = str(entry["slide"]), self.bag_builder.open_slide(entry)
-        regions = read_regions(entry["regions"], name, slide.size_level0, self.num_region_classes, slide.bounds_level0)
+        regions = read_regions(entry["regions"], name, slide.size_level0, self.region_classes, slide.bounds_level0)
         maps, classes, found = BagMaps(self.network, self.maps, item), list(self.values.items()), []
         for m, spec in enumerate(self.maps):
             any_map = maps(m, labelled[0], KINDS[0])  # All maps of a scale have the same patches.

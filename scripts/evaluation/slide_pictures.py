@@ -60,7 +60,9 @@ def extreme_slides(
     return wrong[:num_wrong], right[: min(number, len(loss) - num_wrong)]
 
 
-def regions_over_slide(entry: Mapping[str, Any], slide: Slide, num_classes: int) -> NDArray[np.integer] | None:
+def regions_over_slide(
+    entry: Mapping[str, Any], slide: Slide, class_names: Sequence[str]
+) -> NDArray[np.integer] | None:
     """The label image of an entry's regions over its whole slide; ``None`` if it has none.
 
     Raises:
@@ -69,7 +71,7 @@ def regions_over_slide(entry: Mapping[str, Any], slide: Slide, num_classes: int)
     if entry.get("regions") is None:
         return None
     size = slide.size_level0
-    return read_regions(entry["regions"], entry["slide"], size, num_classes, slide.bounds_level0).over_slide(size)
+    return read_regions(entry["regions"], entry["slide"], size, class_names, slide.bounds_level0).over_slide(size)
 
 
 class SlidePictures:
@@ -128,7 +130,7 @@ class SlidePictures:
         entry: Any = self.dataset.data[index]
         slide = self.bag_builder.open_slide(entry)
         thumbnail = read_thumbnail(slide, THUMBNAIL_PX)
-        regions = regions_over_slide(entry, slide, len(self.region_names))
+        regions = regions_over_slide(entry, slide, self.region_names)
         found = BagMaps(self.network, self.maps, self.dataset[index])
         return {
             kind: PanelRow(

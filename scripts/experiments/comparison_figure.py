@@ -72,7 +72,7 @@ def draw_panels(
     for row, (index, k) in enumerate(chosen):
         entry = testing_data[index]
         slide = builder.open_slide(entry)
-        thumbnail, regions = read_thumbnail(slide, THUMBNAIL_PX), regions_over_slide(entry, slide, len(region_names))
+        thumbnail, regions = read_thumbnail(slide, THUMBNAIL_PX), regions_over_slide(entry, slide, region_names)
         for kind in KINDS:
             of_slide = [titled for method in maps for titled in method[kind][row]]
             rows[kind].append(PanelRow(entry["slide"], class_names[k], thumbnail, regions, of_slide))

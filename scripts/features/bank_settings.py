@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from scripts.bags.annotation_files import is_annotation_file
 from scripts.bags.bag import BagBuilder
 from scripts.core.errors import SettingsError, SlideError
 from scripts.core.files import file_sha256, refuse_special
@@ -40,8 +41,8 @@ LACKING = {
 def bank_settings(entry: Mapping[str, Any], bag_builder: BagBuilder, encoder: Encoder) -> dict[str, Any]:
     """All that decides the content of an entry's bank, as plain values.
 
-    ``ink`` says that ink is left out of the tissue, where tissue is found and not given as a mask. ``slide_sha256`` is
-    the checksum that the datalist gives; without one it is absent.
+    ``ink`` says that ink is left out of the tissue, where tissue is found and not given as an image. ``slide_sha256``
+    is the checksum that the datalist gives; without one it is absent.
 
     Raises:
         SlideError: if the slide or its mask cannot be read.
@@ -55,7 +56,9 @@ def bank_settings(entry: Mapping[str, Any], bag_builder: BagBuilder, encoder: En
             "mask_fingerprint": None if mask is None else slide_fingerprint(mask),
             "mpp_given": entry.get("mpp"),
             # A mask's start and end are background, whatever was edited in it: its fingerprint is not enough.
-            **({"ink": "left out"} if mask is None else {"mask_sha256": file_sha256(mask)}),
+            # Of a slide whose annotations are all excluded the tissue is found.
+            **({"ink": "left out"} if mask is None or is_annotation_file(mask) else {}),
+            **({} if mask is None else {"mask_sha256": file_sha256(mask)}),
             **({} if sha256 is None else {"slide_sha256": sha256}),
             **bag_builder.mask_settings(entry),
         }

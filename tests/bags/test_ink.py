@@ -247,7 +247,7 @@ COLOURED = {
 def test_tissue_that_is_everywhere_is_a_warning_wherever_a_slide_is_looked_at(tmp_path, caplog, what):
     caplog.set_level(logging.INFO)
     path = write(tmp_path, COLOURED[what]())
-    checked = SlideChecker(builder(), num_classes=1)({"image": path, "slide": "s"})
+    checked = SlideChecker(builder(), class_names=["cancer"])({"image": path, "slide": "s"})
     told = [(p.severity, p.check, p.what) for p in checked.problems]
     assert [(severity, check) for severity, check, _ in told] == [(WARNS, "tissue")]
     assert "of the slide is tissue, up to all four borders" in told[0][2]
@@ -311,7 +311,7 @@ def test_a_users_mask_is_not_doubted(tmp_path, caplog):
     caplog.set_level(logging.INFO)
     builder()(entry)
     assert caplog.text == ""
-    assert SlideChecker(builder(), num_classes=1)(entry).problems == []
+    assert SlideChecker(builder(), class_names=["cancer"])(entry).problems == []
 
 
 @pytest.mark.parametrize(("rows", "level"), [(SIDE_PX // 4, logging.INFO), (SIDE_PX, logging.WARNING)])
@@ -320,7 +320,7 @@ def test_ink_is_told_of_wherever_a_slide_is_looked_at_and_more_than_tissue_is_a_
     image = picture()[0]
     image[:rows] = with_ring(image, INKS["blue"][0])[:rows]
     path = write(tmp_path, image)
-    checked = SlideChecker(builder(), num_classes=1, min_rows=1)({"image": path, "slide": "s"})
+    checked = SlideChecker(builder(), class_names=["cancer"], min_rows=1)({"image": path, "slide": "s"})
     ((severity, check, what),) = [(p.severity, p.check, p.what) for p in checked.problems]
     assert (severity, check) == (WARNS, "ink")
     assert what.endswith("mm2 of blue ink are left out of the tissue")
@@ -332,7 +332,7 @@ def test_ink_is_told_of_wherever_a_slide_is_looked_at_and_more_than_tissue_is_a_
 def test_plain_glass_is_not_warned_of(tmp_path, caplog):
     caplog.set_level(logging.INFO)
     path = write(tmp_path, picture()[0])
-    assert SlideChecker(builder(), num_classes=1, min_rows=1)({"image": path, "slide": "s"}).problems == []
+    assert SlideChecker(builder(), class_names=["cancer"], min_rows=1)({"image": path, "slide": "s"}).problems == []
     builder()({"image": path})
     assert caplog.text == ""
 
@@ -340,7 +340,9 @@ def test_plain_glass_is_not_warned_of(tmp_path, caplog):
 def test_a_real_field_that_is_all_tissue_only_warns(tmp_path):
     image = cv2.cvtColor(cv2.imread(str(shared("tissue/glas/testA_10.jpg"))), cv2.COLOR_BGR2RGB)
     path = write(tmp_path, image, mpp=0.62)
-    checked = SlideChecker(BagBuilder([10], patch_size=112), num_classes=1, min_rows=1)({"image": path, "slide": "s"})
+    checked = SlideChecker(BagBuilder([10], patch_size=112), class_names=["cancer"], min_rows=1)(
+        {"image": path, "slide": "s"}
+    )
     assert [(p.severity, p.check) for p in checked.problems] == [(WARNS, "tissue")]
     assert checked.is_usable
 

@@ -57,7 +57,7 @@ def test_a_palette_that_contradicts_its_indices_is_refused(tmp_path, suffix, val
     with pytest.raises(ValueError, match=r"its palette shows the stored values in other colours \(0 as \("):
         read_mask_pixels(path)
     with pytest.raises(SlideError, match=r"its palette shows .*Save it as"):
-        read_regions(path, "s", (400, 200), 3)
+        read_regions(path, "s", (400, 200), ["a", "b", "c"])
 
 
 @pytest.mark.parametrize(
@@ -108,7 +108,7 @@ def test_what_is_lossy_is_known_by_the_format(tmp_path, name):
         Image.fromarray(CODES).save(tmp_path / name)
     assert read_mask_pixels(tmp_path / name).is_lossy
     with pytest.raises(SlideError, match="has a format that may be lossy"):
-        read_regions(tmp_path / name, "s", (400, 200), 3)
+        read_regions(tmp_path / name, "s", (400, 200), ["a", "b", "c"])
 
 
 def test_grey_with_transparency_is_refused(tmp_path):

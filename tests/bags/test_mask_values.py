@@ -150,6 +150,7 @@ def test_transparency_says_what_the_colours_say_or_is_refused(alpha, is_certain)
     [
         (None, None), (1, (1,)), ("1", (1,)), ("1;2", (1, 2)), (" 2 ; 1 ", (1, 2)), ([2, 1, 2], (1, 2)), ((0,), (0,)),
         ("[1, 2]", (1, 2)), (1.0, (1,)), ("1.0", (1,)), (["1", 2], (1, 2)), (65535, (65535,)),
+        ("Tissue", ("Tissue",)), (["Tissue", 1], (1, "Tissue")), ("b; a", ("a", "b")), ("['a', 'b c']", ("a", "b c")),
     ],
 )  # fmt: skip
 def test_values_are_a_number_or_several_in_any_notation(given_, codes):
@@ -158,7 +159,7 @@ def test_values_are_a_number_or_several_in_any_notation(given_, codes):
 
 @pytest.mark.parametrize(
     "wrong",
-    [-1, True, [True], 1.5, "tissue", "1;tissue", [], "", "[]", {}, {"a": 1}, "1_0", float("nan"), 2**32, [[1]]],
+    [-1, True, [True], 1.5, "1.5", "1;", "Tissue;", [], "", "[]", {}, {"a": 1}, float("nan"), 2**32, [[1]]],
 )
 def test_what_are_no_values_is_refused(wrong):
     with pytest.raises(SettingsError, match=r"^mask_tissue: got .*\. Give the values of the mask that are"):
@@ -193,8 +194,8 @@ def test_a_datalist_has_them_as_a_column_or_a_key(slide, mask, column, cell, cod
 
 def test_a_datalists_values_that_are_none_are_refused_with_their_line(slide, mask):
     path = slide.with_name("wrong.csv")
-    path.write_text("image,mask,mask_tissue\ns.tif,grandqc.png,tissue\n")
-    with pytest.raises(DatalistError, match=r"wrong\.csv line 2, slide s\.tif: mask_tissue is 'tissue'"):
+    path.write_text("image,mask,mask_tissue\ns.tif,grandqc.png,-1\n")
+    with pytest.raises(DatalistError, match=r"wrong\.csv line 2, slide s\.tif: mask_tissue is '-1'"):
         list_slides(path)
 
 
@@ -216,7 +217,7 @@ def test_checking_blocks_a_coded_mask_until_its_tissue_is_listed(slide, tmp_path
         itk.imwrite(itk.image_from_array(GRANDQC), str(path))
 
     def check(setting=None, **own):
-        facts = SlideChecker(builder(mask_tissue=setting), num_classes=3)(
+        facts = SlideChecker(builder(mask_tissue=setting), class_names=["cancer", "hgd", "normal"])(
             {"image": str(slide), "slide": "s", "mask": str(path), **own}
         )
         return [(p.severity, p.check) for p in facts.problems], facts.tissue_mm2

@@ -30,7 +30,10 @@ def look(
     path, magnifications=(5, 10), where="d.csv line 2", min_rows=10, read_all=False, read_level="nearest", **entry
 ):
     checker = SlideChecker(
-        builder(magnifications, read_level=read_level), num_classes=3, min_rows=min_rows, read_all=read_all
+        builder(magnifications, read_level=read_level),
+        class_names=["cancer", "hgd", "normal"],
+        min_rows=min_rows,
+        read_all=read_all,
     )
     return checker({"image": str(path), "slide": "s", **entry}, where)
 
@@ -272,7 +275,7 @@ def test_what_nobody_thought_of_is_a_problem_of_that_slide_alone(good, monkeypat
     def fail(entry):
         raise ValueError("what is this")
 
-    checker = SlideChecker(bags := builder(), num_classes=3)
+    checker = SlideChecker(bags := builder(), class_names=["cancer", "hgd", "normal"])
     monkeypatch.setattr(bags, "look", fail)
     facts = checker({"image": str(good), "slide": "s"})
     assert [p.what for p in facts.problems] == ["looking at its tissue failed (ValueError: what is this)"]
@@ -301,7 +304,7 @@ def test_copies_and_links_are_the_same_slide(tmp_path, good):
 )
 def test_a_wrong_setting_is_refused(setting, message):
     with pytest.raises(SettingsError, match=message):
-        SlideChecker(builder(), 3, **setting)
+        SlideChecker(builder(), ["a"], **setting)
 
 
 def test_levels_that_are_not_used_and_long_slides_without_levels_are_warned_of(tmp_path, monkeypatch):
@@ -319,7 +322,7 @@ def test_levels_that_are_not_used_and_long_slides_without_levels_are_warned_of(t
         tiff.write(image, subifds=1, metadata={"PhysicalSizeX": 0.5, "PhysicalSizeY": 0.5}, **options)
         tiff.write(image[::2, ::2], subfiletype=1, **options)
     assert told(look(tmp_path / "sub.ome.tif")) == []
-    checker = SlideChecker(builder((5, 10), reader="openslide"), num_classes=3)
+    checker = SlideChecker(builder((5, 10), reader="openslide"), class_names=["cancer", "hgd", "normal"])
     problems = checker({"image": str(tmp_path / "sub.ome.tif"), "slide": "s"}).problems
     assert [(p.severity, p.what) for p in problems] == [
         (WARNS, "1 of its levels are SubIFDs, which openslide does not see")

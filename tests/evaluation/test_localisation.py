@@ -113,22 +113,22 @@ def test_x_is_the_column_and_y_the_row() -> None:
 def test_a_label_image_is_read_as_it_was_written(tmp_path: Path, suffix: str, dtype: type) -> None:
     regions = np.array([[0, 1, 2, 3], [3, 0, 0, 1]], dtype)
     path = write_labels(tmp_path / f"regions.{suffix}", regions)
-    assert np.array_equal(read_regions(path, "s1", (4000, 2000), 3).labels, regions)
+    assert np.array_equal(read_regions(path, "s1", (4000, 2000), ["a", "b", "c"]).labels, regions)
 
 
 @pytest.mark.parametrize("size", [(2000, 4000), (4000, 2600), (4000, 1000)])
 def test_a_label_image_of_other_proportions_is_refused(tmp_path: Path, size: tuple[int, int]) -> None:
     path = write_labels(tmp_path / "regions.png", np.zeros((100, 200), np.uint8))
     with pytest.raises(SlideError, match=r"slide s1: its `regions` .*regions.png is 200 x 100 px.* the key `regions`"):
-        read_regions(path, "s1", size, 3)
+        read_regions(path, "s1", size, ["a", "b", "c"])
     # The rounding of a size is no other proportion.
-    assert read_regions(path, "s1", (4000, 2020), 3).labels.shape == (100, 200)
+    assert read_regions(path, "s1", (4000, 2020), ["a", "b", "c"]).labels.shape == (100, 200)
 
 
 def test_label_images_that_cannot_be_used_say_why(tmp_path: Path) -> None:
     def refusal(path: Path) -> str:
         with pytest.raises(SlideError) as caught:
-            read_regions(path, "s1", (400, 400), 3)
+            read_regions(path, "s1", (400, 400), ["a", "b", "c"])
         return str(caught.value)
 
     assert "does not exist. Correct the key `regions`" in refusal(tmp_path / "none.png")
@@ -281,11 +281,11 @@ def test_labels_of_the_bounds_are_those_of_the_slide_padded_by_glass(seed: int, 
 def test_a_label_image_from_qupath_lies_at_the_bounds(tmp_path: Path) -> None:
     path = write_labels(tmp_path / "regions.png", np.eye(100, 200, dtype=np.uint8))
     bounds = Rectangle(4000, 5000, 1600, 800)
-    assert read_regions(path, "s1", (9000, 9000), 3, bounds).place == bounds
+    assert read_regions(path, "s1", (9000, 9000), ["a", "b", "c"], bounds).place == bounds
     with pytest.raises(
         SlideError, match=r"the slide's proportion \(9000 x 9000 px\) nor that of its bounds \(700 x 800"
     ):
-        read_regions(path, "s1", (9000, 9000), 3, Rectangle(4000, 5000, 700, 800))
+        read_regions(path, "s1", (9000, 9000), ["a", "b", "c"], Rectangle(4000, 5000, 700, 800))
 
 
 @pytest.mark.parametrize("palette", [False, True])
@@ -295,10 +295,10 @@ def test_tiff_labels_are_the_values_as_they_are_stored(tmp_path, palette):
     path = tmp_path / "regions.tif"
     colours = {"photometric": "palette", "colormap": np.zeros((3, 256), np.uint16)} if palette else {}
     tifffile.imwrite(path, regions, tile=(64, 64), **colours)
-    assert np.array_equal(read_regions(path, "s", (256, 256), 3).labels, regions)
+    assert np.array_equal(read_regions(path, "s", (256, 256), ["a", "b", "c"]).labels, regions)
 
 
 @pytest.mark.parametrize("regions", [3, True, ["a.png"]])
 def test_regions_that_are_no_path_are_refused(regions):
-    with pytest.raises(SlideError, match="is no path. Give the path of an image"):
-        read_regions(regions, "s", (64, 64), 3)
+    with pytest.raises(SlideError, match="is no path. Give the path of a file"):
+        read_regions(regions, "s", (64, 64), ["a", "b", "c"])

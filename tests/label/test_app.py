@@ -56,7 +56,7 @@ def test_a_coded_mask_is_used_once_its_values_of_tissue_are_named(start, folder)
     def patches(**more):
         return app.infer({**request, **more})["params"]["heatmap"]["patches"]
 
-    for more, says in (({}, "has the values 1, 7 beside 0"), ({"mask_tissue": "tissue"}, "mask_tissue is 'tissue'")):
+    for more, says in (({}, "has the values 1, 7 beside 0"), ({"mask_tissue": -1}, "mask_tissue is -1")):
         with pytest.raises(HTTPException, match=says) as refused:
             patches(**more)
         assert refused.value.status_code == 422

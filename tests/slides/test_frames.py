@@ -276,7 +276,7 @@ def test_checking_warns_of_what_is_uncertain(bounded, tmp_path, monkeypatch, key
     if uncertain:
         state_bounds(monkeypatch, STATED | {"openslide.bounds-height": "300"})
     cv2.imwrite(str(tmp_path / "m.png"), np.ones((64, 128) if uncertain else (60, 75), np.uint8))
-    facts = SlideChecker(BagBuilder(patch_size=64), num_classes=3)(
+    facts = SlideChecker(BagBuilder(patch_size=64), class_names=["cancer", "hgd", "normal"])(
         {"image": str(bounded), "slide": "s", key: str(tmp_path / "m.png")}
     )
     found = [(p.severity, p.check) for p in facts.problems if p.check != "tissue"]

@@ -19,6 +19,7 @@ from scripts.core.errors import mistake_in
 from scripts.core.running import ADVANCED
 from tests.conftest import ROOT
 from tests.looks import (
+    annotated,
     backend,
     bags,
     batches,
@@ -95,6 +96,7 @@ BAG = {
     "patch_size": changes(rows, 32),
     "min_tissue": changes(rows, 1.0),
     "mask_tissue": changes(coded, [1]),
+    "mask_excluded": changes(annotated, ["Pen"]),
     "read_level": changes(levels, "highest"),
     "reader": keeps(pixels, "openslide", backend, tolerance=8),
 }

@@ -29,7 +29,7 @@ COORDINATES = ("qupath", "level0")
 DEFAULTS: dict[str, Any] = {"classes": "predicted", "kind": KINDS[0], "share": 0.1}
 KEYS = ("head", "classes", "kind", "share", "threshold", "coordinates")
 # All that this app reads of a request beside what MONAI Label names.
-OWN = (*KEYS, "save_label", "label_tag", "mpp", "mask", "mask_tissue", "device", "model_filename")
+OWN = (*KEYS, "save_label", "label_tag", "mpp", "mask", "mask_tissue", "mask_excluded", "device", "model_filename")
 MOST_SHARES = 5
 # Micrometres per pixel of level 0 that a slide scanner, or its overview, can have.
 MPP_RANGE = (0.02, 20.0)

@@ -253,6 +253,7 @@ def _slide_key(data: Mapping[str, Any], stamp_of: Callable[[str], tuple[int, ...
         *(stamp_of(file) for file in files if os.path.exists(file)),
         repr(data.get("mpp")),
         repr(data.get("mask_tissue")),
+        repr(data.get("mask_excluded")),
     )
 
 

@@ -1,0 +1,260 @@
+"""Annotations of QuPath and ASAP as masks: against shapely, plain geometry, and mask images of the same shapes."""
+
+import gzip
+import json
+import logging
+import zipfile
+
+import numpy as np
+import pytest
+import shapely
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from scripts.bags.annotation_files import read_annotation_file
+from scripts.bags.bag import BagBuilder
+from scripts.bags.shapes import Shapes
+from scripts.bags.tissue import find_tissue
+from scripts.checking.slides import SlideChecker
+from scripts.core.errors import SlideError
+from scripts.features.bank_settings import bank_settings
+from scripts.slides.slide import Slide
+from tests.cohorts import builder, draw_slide, tiny_encoder
+from tests.pyramids import BOUNDS_SLIDE
+
+# On the pixels of an 8 x 8 px mask of the slide of 1024 x 512 px.
+TISSUE = shapely.Polygon(shapely.box(368, 16, 1008, 496).exterior, [shapely.box(600, 200, 728, 328).exterior])
+PEN = shapely.box(880, 16, 1008, 496)
+
+
+@pytest.fixture(scope="module")
+def slide(tmp_path_factory):
+    return draw_slide(tmp_path_factory.mktemp("annotated") / "s.tif")
+
+
+def feature(shape, class_name=None, **properties):
+    """As QuPath 0.4 to 0.6 write one."""
+    if class_name is not None:
+        properties["classification"] = {"name": class_name, "color": [200, 0, 0]}
+    return {
+        "type": "Feature",
+        "id": "f1c9a1a4-6a2b-4b0a-9f2e-0e4c9a4c6f11",
+        "geometry": json.loads(shapely.to_geojson(shape)),
+        "properties": {"objectType": "annotation", **properties},
+    }
+
+
+def collection(*features, **members):
+    return {"type": "FeatureCollection", **members, "features": list(features)}
+
+
+def write(path, data):
+    path.write_text(json.dumps(data, ensure_ascii=False), encoding="utf-8")
+    return path
+
+
+def asap(*annotations):
+    """As ASAP writes them, from (type, group, points)."""
+    text = '<?xml version="1.0"?>\n<ASAP_Annotations>\n\t<Annotations>\n'
+    for kind, group, points in annotations:
+        text += f'\t\t<Annotation Name="Annotation 0" Type="{kind}" PartOfGroup="{group}" Color="#F4FA58">\n'
+        lines = [f'<Coordinate Order="{i}" X="{x}" Y="{y}" />' for i, (x, y) in enumerate(points)]
+        # Points that were inserted later stand last.
+        text += f"\t\t\t<Coordinates>{''.join(reversed(lines))}</Coordinates>\n\t\t</Annotation>\n"
+    return text + "\t</Annotations>\n\t<AnnotationGroups />\n</ASAP_Annotations>\n"
+
+
+def grid(slide, mask, magnifications=(5, 10), **settings):
+    bag = builder(magnifications, **settings).look({"image": slide, "mask": mask})
+    return [coords.tolist() for coords in bag.grid.coords]
+
+
+# --- geometry ---------------------------------------------------------------------------------------------
+
+
+@given(seed=st.integers(0, 2**16), side=st.floats(3.0, 300.0), points=st.integers(3, 400))
+def test_fractions_are_those_of_shapely_for_any_shapes(seed, side, points):
+    rng = np.random.default_rng(seed)
+    turn = np.linspace(0, 2 * np.pi, points, endpoint=False)
+    star = rng.uniform(50, 200, points)
+    big = shapely.Polygon(np.stack([250 + star * np.cos(turn), 250 + star * np.sin(turn)], axis=1))
+    many = [big, *(shapely.Point(*xy).buffer(30) for xy in rng.uniform(0, 500, (5, 2)))]
+    corners = rng.uniform(-50, 500, (8, 2))
+    area = shapely.union_all(many)
+    expected = [shapely.box(x, y, x + side, y + side).intersection(area).area / side**2 for x, y in corners]
+    assert Shapes.union(many).fraction(corners, side) == pytest.approx(np.array(expected), abs=1e-9)
+
+
+@given(seed=st.integers(0, 2**16))
+def test_a_picture_has_the_pixels_whose_centres_are_inside(seed):
+    rng = np.random.default_rng(seed)
+    area = shapely.union_all([shapely.Point(*xy).buffer(xy[0] / 3) for xy in rng.uniform(10, 90, (6, 2))])
+    area = area.difference(shapely.Point(45, 30).buffer(9))
+    x, y = np.meshgrid(np.arange(40) + 0.5, np.arange(30) + 0.5)
+    expected = shapely.contains_xy(area, x * 2 + 5, y * 3 - 4)
+    assert np.array_equal(Shapes(area).drawn((30, 40), (2.0, 3.0), (5.0, -4.0)), expected)
+
+
+# --- as a mask --------------------------------------------------------------------------------------------
+
+
+def test_annotations_and_a_mask_image_of_the_same_shapes_give_the_same_grid(slide, tmp_path):
+    inside = TISSUE.difference(PEN)
+    x, y = np.meshgrid(np.arange(128) * 8 + 4, np.arange(64) * 8 + 4)
+    Image.fromarray(shapely.contains_xy(inside, x, y).astype(np.uint8) * 255).save(tmp_path / "m.png")
+    drawn = write(tmp_path / "m.geojson", collection(feature(TISSUE, "Tissue"), feature(PEN, "Pen")))
+    for thresholds in (0.3, 0.7, 1.0):
+        by_image = grid(slide, tmp_path / "m.png", min_tissue=thresholds)
+        assert grid(slide, drawn, min_tissue=thresholds, mask_excluded="pen") == by_image
+        assert by_image[1]
+    tissue = builder(mask_excluded=["Pen"]).look({"image": slide, "mask": drawn}).tissue
+    assert tissue.area_mm2 == pytest.approx(inside.area * 0.5**2 * 1e-6)
+
+
+def test_every_form_of_export_is_read(slide, tmp_path):
+    one, square = feature(TISSUE, "Tissue"), json.loads(shapely.to_geojson(TISSUE))
+    forms = [collection(one), [one], one, square, collection(feature(shapely.MultiPolygon([TISSUE]), "Tissue"))]
+    expected = grid(slide, write(tmp_path / "m.geojson", forms[0]))
+    assert all(grid(slide, write(tmp_path / "n.json", form)) == expected for form in forms)
+    content = json.dumps(forms[0]).encode()
+    (tmp_path / "m.geojson.gz").write_bytes(gzip.compress(content))
+    with zipfile.ZipFile(tmp_path / "m.zip", "w") as archive:
+        archive.writestr("s.geojson", content)
+    (tmp_path / "m.xml").write_text(
+        asap(("Polygon", "Tissue", list(TISSUE.exterior.coords)), ("Spline", "Hole", list(TISSUE.interiors[0].coords)))
+    )
+    assert grid(slide, tmp_path / "m.geojson.gz") == grid(slide, tmp_path / "m.zip") == expected
+    assert grid(slide, tmp_path / "m.xml", mask_excluded="Hole") == expected
+
+
+@pytest.mark.parametrize(
+    ("properties", "name"),
+    [
+        ({"classification": {"name": "Tumor", "color": [1, 2, 3]}}, "Tumor"),
+        ({"classification": {"names": ["Tumor", "Positive"], "color": [1, 2, 3]}}, "Tumor: Positive"),
+        ({"classification": {"name": "Tumor", "colorRGB": -3670016}}, "Tumor"),  # 0.2, 0.3
+        ({"classification": {"parentClass": {"name": "Tumor"}, "name": "Positive", "colorRGB": -1}}, "Tumor: Positive"),
+        ({"classification": "Tumor"}, "Tumor"),
+        ({"classification": {"name": "Tumor"}, "name": "the left one"}, "Tumor"),
+        ({"name": "the left one"}, "the left one"),
+        ({}, "Unclassified"),
+    ],
+)
+def test_classes_are_called_as_qupath_shows_them(tmp_path, properties, name):
+    path = write(tmp_path / "m.geojson", collection(feature(TISSUE, **properties)))
+    assert read_annotation_file(path).class_names == [name]
+
+
+def test_class_names_compare_in_any_case_and_encoding_of_accents(slide, tmp_path):
+    decomposed, composed = "Gewebe\u0308", "GEWEBË"
+    drawn = write(tmp_path / "m.geojson", collection(feature(TISSUE, decomposed), feature(PEN, "Pen")))
+    assert grid(slide, drawn, mask_tissue=[composed], mask_excluded=["PEN"])[1]
+
+
+def test_where_all_is_excluded_the_tissue_is_found_without_it(slide, tmp_path):
+    drawn = write(tmp_path / "m.geojson", collection(feature(PEN, "Pen")))
+    tissue = builder(mask_excluded="Pen").look({"image": slide, "mask": drawn}).tissue
+    without = find_tissue(Slide(slide))
+    x, y = np.meshgrid(*(np.arange(n) * 16 + 8 for n in reversed(without.tissue.shape)))
+    assert np.array_equal(tissue.tissue, without.tissue & ~shapely.contains_xy(PEN, x, y))
+    assert 0 < tissue.area_mm2 < without.area_mm2
+
+
+@pytest.mark.skipif(not BOUNDS_SLIDE.exists(), reason=f"needs {BOUNDS_SLIDE}")
+def test_qupath_counts_from_the_bounds_and_asap_from_the_corner(tmp_path):
+    path = BOUNDS_SLIDE
+    slide = Slide(path)
+    x, y, width, height = slide.bounds_level0
+    assert (x, y) != (0, 0)
+    corner = shapely.box(0, 0, width / 4, height / 4)  # of what QuPath shows
+    moved = shapely.transform(corner, lambda points: points + np.array((x, y)))
+    points = list(moved.exterior.coords)[:-1]
+    (tmp_path / "a.xml").write_text(asap(("Rectangle", "Tissue", points)))
+    files = [
+        write(tmp_path / "q.geojson", collection(feature(corner, "Tissue"))),
+        write(tmp_path / "l.geojson", collection(feature(moved, "Tissue"), frame={"coordinates": "level0"})),
+        tmp_path / "a.xml",
+    ]
+    for file in files:
+        tissue = BagBuilder().read_mask({"image": path, "mask": file}, slide)
+        assert tissue.shapes.area.equals(moved)
+    frame = {"coordinates": "qupath", "origin_level0": [x + 1, y]}
+    other = write(tmp_path / "o.geojson", collection(feature(corner, "Tissue"), frame=frame))
+    with pytest.raises(SlideError, match="states a frame that starts at"):
+        BagBuilder().read_mask({"image": path, "mask": other}, slide)
+
+
+def test_a_bank_says_what_decided_its_tissue(slide, tmp_path):
+    drawn = str(write(tmp_path / "m.geojson", collection(feature(TISSUE, "Tissue"), feature(PEN, "Pen"))))
+    entry = {"image": str(slide), "mask": drawn}
+    stored = bank_settings(entry, builder(mask_tissue="Tissue", mask_excluded="Pen"), tiny_encoder())
+    assert (stored["mask_tissue"], stored["mask_excluded"]) == (["Tissue"], ["Pen"])
+    assert len(stored["mask_sha256"]) == 64
+    image = bank_settings(
+        {**entry, "mask": __file__}, builder(mask_tissue="Tissue", mask_excluded="Pen"), tiny_encoder()
+    )
+    assert image["mask_tissue"] is None
+    assert "mask_excluded" not in image
+
+
+# --- what is wrong ----------------------------------------------------------------------------------------
+
+BOW_TIE = {"type": "Polygon", "coordinates": [[[400, 50], [900, 450], [900, 50], [400, 450], [400, 50]]]}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("m.geojson", collection(), "contains no area"),
+        ("m.geojson", collection(feature(shapely.Point(1, 1), "A")), r"no area \(but 1 Point, which has no area\)"),
+        ("m.geojson", collection(feature(TISSUE, "A", objectType="cell")), r"\(but 1 of QuPath's type cell\)"),
+        ("m.geojson", {"slides": []}, "it is no GeoJSON"),
+        ("m.geojson", "{", "cannot be read"),
+        ("m.geojson", '{"type": "Polygon", "coordinates": [[[0, 0], [NaN, 1], [1, 1]]]}', "are not finite"),
+        ("m.geojson", {"type": "Polygon", "coordinates": [[[0, 0], ["a", 1], [1, 1]]]}, "no pair of numbers"),
+        ("m.geojson", collection(feature(shapely.box(5000, 50, 6000, 90), "A")), "1 of 1 annotations lie outside of"),
+        (
+            "m.geojson",
+            collection(feature(shapely.box(900, 50, 1200, 90), "A")),
+            "59% of the annotated area",
+        ),
+        ("m.geojson", collection(feature(TISSUE, "A"), feature(PEN, "B")), r"has the classes 'A', 'B', and not all"),
+        ("m.geojson", collection(feature(TISSUE, "Ignore*")), "all classes of its mask .* are ignored"),
+        ("m.xml", "<html />", "its root is html"),
+        ("m.xml", '<!DOCTYPE a [<!ENTITY b "c">]><ASAP_Annotations />', r"it has a document type \(a\)"),
+        ("m.xml", asap(("Dot", "A", [(5, 5)])), r"no area \(but 1 Dot, which has no area\)"),
+        ("m.xml", asap(("Polygon", "A", [("x", 5), (1, 1), (1, 2)])), "no pair of numbers"),
+    ],
+)
+def test_bad_annotations_are_one_line_that_checking_shows_too(slide, tmp_path, name, content, says):
+    path = tmp_path / name
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    with pytest.raises(SlideError, match=says) as refused:
+        builder().look({"image": slide, "mask": path})
+    assert len(str(refused.value).splitlines()) == 1
+    facts = SlideChecker(builder(), ["A"])({"image": str(slide), "slide": "s", "mask": str(path)})
+    assert [(p.severity, p.check) for p in facts.problems] == [("blocks", "mask")]
+
+
+def test_a_class_that_is_neither_names_all_and_both_settings(slide, tmp_path):
+    shapes = [feature(TISSUE, "Tissue"), feature(PEN, "Pen"), feature(PEN, "Fold")]
+    drawn = write(tmp_path / "m.geojson", collection(*shapes))
+    says = r"'Tissue', 'Pen', 'Fold', and 'Fold' is neither.*`mask_tissue`.*`mask_excluded`"
+    with pytest.raises(SlideError, match=says):
+        builder(mask_tissue="Tissue", mask_excluded="Pen").look({"image": slide, "mask": drawn})
+    with pytest.raises(SlideError, match="both name 'pen'"):
+        builder(mask_tissue="Pen", mask_excluded="Pen").look({"image": slide, "mask": drawn})
+
+
+def test_what_crosses_itself_is_filled_and_what_has_no_area_is_counted(slide, tmp_path, caplog):
+    ring = {"type": "Feature", "geometry": BOW_TIE, "properties": {"classification": {"name": "A"}}}
+    drawn = write(tmp_path / "m.geojson", collection(ring, feature(shapely.LineString([(1, 1), (2, 2)]), "A")))
+    with caplog.at_level(logging.WARNING, logger="scripts.bags.annotations"):
+        tissue = builder().look({"image": slide, "mask": drawn}).tissue
+    assert tissue.shapes.area.area == pytest.approx(500 * 400 / 2)  # two triangles
+    assert any("1 annotations cross themselves, and were made valid, by which" in line for line in caplog.messages)
+    facts = SlideChecker(builder(), ["A"])({"image": str(slide), "slide": "s", "mask": str(drawn)})
+    warned = [p.what for p in facts.problems if (p.severity, p.check) == ("warns", "mask")]
+    assert len(warned) == 2
+    assert "1 annotations are LineString, which has no area" in warned[1]
