@@ -8,17 +8,22 @@ from numpy.typing import NDArray
 
 from scripts.bags.bag import Bag
 
-__all__ = ["linked_patches"]
+__all__ = ["linked_patches", "linked_rows"]
 
 
 def linked_patches(bag: Bag, num_rows: int) -> NDArray[np.uint8]:
-    """Up to ``num_rows`` rows of a bag, spread evenly, as one image, RGB ``[rows * H, S * W, 3]``.
+    """:func:`linked_rows` as one image, RGB ``[rows * H, S * W, 3]``."""
+    return np.concatenate([np.concatenate(patches, axis=1) for patches in linked_rows(bag, num_rows)])
+
+
+def linked_rows(bag: Bag, num_rows: int) -> list[list[NDArray[np.uint8]]]:
+    """The patches of up to ``num_rows`` rows of a bag, spread evenly: S of each, RGB ``[H, W, 3]``.
 
     Patches run from low to high magnification; a frame on each shows the area of the next.
     """
     grid = bag.grid
     chosen = np.unique(np.linspace(0, grid.num_rows - 1, num_rows).round().astype(int))
-    return np.concatenate([np.concatenate(_framed(bag, row), axis=1) for row in chosen])
+    return [_framed(bag, row) for row in chosen]
 
 
 def _framed(bag: Bag, row: int) -> list[NDArray[np.uint8]]:

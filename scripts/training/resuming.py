@@ -14,6 +14,7 @@ from ignite.handlers import Checkpoint
 
 from scripts.core.errors import BundleError, SettingsError
 from scripts.core.ranks import is_first_rank
+from scripts.core.settings import LATER
 from scripts.datalists.labels import with_positive_classes
 from scripts.training.random_state import TrainingState
 from scripts.weights.checkpoints import save_checkpoint
@@ -72,7 +73,7 @@ class SameSettings:
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Raise a :class:`SettingsError` if those of the checkpoint differ."""
-        before = with_positive_classes(state_dict)
+        before = {**LATER, **with_positive_classes(state_dict)}
         lacks = sorted(key for key, value in self.settings.items() if value is not None and key not in before)
         if lacks:
             logger.warning("the checkpoint does not contain %s: whether it fits is not known", ", ".join(lacks))
