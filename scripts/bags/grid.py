@@ -162,9 +162,7 @@ def _lay(
     def corners(cells: NDArray[np.int64], s: int) -> NDArray[np.float64]:
         return np.multiply(cells, steps[s], dtype=np.float64) + start
 
-    counts = [
-        1 + max(0, math.ceil(round((stop[axis] - start[axis] - sides[-1]) / steps[-1], 9))) for axis in range(2)
-    ]
+    counts = [1 + max(0, math.ceil(round((stop[axis] - start[axis] - sides[-1]) / steps[-1], 9))) for axis in range(2)]
     # Cells are (column, row), row by row.
     cells = np.stack(np.meshgrid(*map(np.arange, counts)), axis=-1).reshape(-1, 2)
     fraction = tissue_fraction(corners(cells, -1), sides[-1])
