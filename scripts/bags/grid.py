@@ -170,7 +170,7 @@ def _lay(
     # floats, may be slightly below 1.
     kept = (fraction > 0) & (fraction >= thresholds[-1] - 1e-9)
     cells, fraction = cells[kept], fraction[kept]
-    # Of the patches that contain a centre, the one whose centre is nearest; at the start there is none before the first.
+    # Of the patches that contain a centre, the one whose centre is nearest; there is none before the first.
     centres = (cells + 0.5 / (1 - overlap)) * steps[-1]
     ancestors = [
         np.maximum(np.floor((centres - (side - step) / 2) / step).astype(np.int64), 0)

@@ -117,7 +117,7 @@ def draw(bag: Bag) -> Figure:
         _frame(picture, grid.coords[s] / pixel_level0, scale.patch_level0 / pixel_level0, _colour(s), s, line_px)
 
     figure = Figure(figsize=(14, 8), dpi=120, layout="constrained")
-    left, right = figure.subfigures(1, 2, width_ratios=(2, 1))
+    left, right = np.asarray(figure.subfigures(1, 2, width_ratios=(2, 1)))
     overview = left.subplots()
     extent_mm = (0, picture.shape[1] * thumbnail.mpp / 1e3, picture.shape[0] * thumbnail.mpp / 1e3, 0)
     overview.imshow(picture, extent=extent_mm)

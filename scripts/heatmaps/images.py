@@ -129,8 +129,9 @@ def write_png(path: str | Path, pixels: NDArray[np.uint8], mpp: float) -> None:
 def patch_image(heat: PatchMap, size_um: tuple[float, float]) -> tuple[NDArray[np.float32], float]:
     """The values as an image ``[rows, columns]`` that covers the slide, 0 where there is no patch; and its pixel in um.
 
-    Where the patches lie on one regular grid from the slide's corner, a pixel is a patch. Where they do not (``overlap``,
-    ``grid_origin`` tissue), it is an eighth of a patch's side, and has the mean of the patches that contain its centre.
+    Where the patches lie on one regular grid from the slide's corner, a pixel is a patch. Where they do not
+    (``overlap``, ``grid_origin`` tissue), it is an eighth of a patch's side, and has the mean of the patches that
+    contain its centre.
 
     Args:
         heat: the map.
@@ -144,10 +145,8 @@ def patch_image(heat: PatchMap, size_um: tuple[float, float]) -> tuple[NDArray[n
     parts = 1 if is_regular else PATCH_PARTS
     pixel_um = heat.patch_um / parts
     columns, rows = (max(1, math.ceil(round(side / pixel_um, 6))) for side in size_um)
-    # Pixels whose centres are in the patch.
     start = np.round(cells * parts).astype(int)
     column, row = start.T
-    # The last grid of a piece may reach beyond the border, never lie outside of it.
     if min(column.min(), row.min()) < 0 or column.max() >= columns or row.max() >= rows:
         raise ValueError(f"a patch lies outside of the slide, whose grid has {columns} x {rows} cells")
     return _mean_image(heat.values, start, start + parts, (rows, columns), 0.0), pixel_um

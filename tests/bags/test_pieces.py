@@ -70,13 +70,13 @@ def test_no_two_patches_overlap_by_more_than_they_should(boxes, overlap, min_tis
 
 
 def test_a_biopsy_thinner_than_two_patches_is_covered_by_its_own_grid():
-    # 400 um thick, 1.5 patches of 10x, where the slide's grid cuts it in three: 30%, 100% and 20% of a patch.
-    mask = mask_of([(3000, 1660, 15_000, 2340)])
+    # 400 um thick, and the rows of the slide's grid contain 29%, 100% and 49% of a patch.
+    mask = mask_of([(3000, 1660, 15_000, 2460)])
     corner, own = grid_of(mask, "slide"), grid_of(mask, "tissue")
     side = SCALES[-1].patch_level0
     fractions = [mask.covered_mm2(grid.coords[-1], side) / mask.area_mm2 for grid in (corner, own)]
-    assert fractions[0] == pytest.approx(448 / 680, abs=0.02)
-    assert fractions[1] > 0.64
+    assert fractions[0] == pytest.approx(448 / 800, abs=0.02)
+    assert fractions[1] > 0.97
 
 
 def test_a_biopsy_as_thick_as_a_patch_is_lost_or_covered():

@@ -37,7 +37,7 @@ def bag(slide):
 
 
 def test_the_description_names_resolution_levels_tissue_patches_and_rows(bag, slide):
-    tissue = bag.tissue.area_mm2
+    tissue, covered = bag.tissue.area_mm2, bag.covered_mm2
     assert tissue == pytest.approx(0.64 * 0.48 / 4, rel=0.05)  # (640 x 480 px) of (0.5 um)^2
     assert describe(bag).splitlines() == [
         f"slide        {slide}",
@@ -49,7 +49,7 @@ def test_the_description_names_resolution_levels_tissue_patches_and_rows(bag, sl
         f"tissue       {tissue:.3g} mm2",
         "5x           6 patches of 64 px = 128 um, read as 64 px from level 1",
         "10x          20 patches of 64 px = 64 um, read as 128 px from level 0",
-        f"covered      {bag.covered_mm2:.3g} of {tissue:.3g} mm2 ({bag.covered_mm2 / tissue:.0%}), by the patches of 10x",
+        f"covered      {covered:.3g} of {tissue:.3g} mm2 ({covered / tissue:.0%}), by the patches of 10x",
         "rows         20 (0 patches left out without an ancestor)",
     ]
 
