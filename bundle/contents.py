@@ -7,10 +7,10 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-from scripts.core.errors import SettingsError
+from scripts.core.errors import SettingsError, printable
 from scripts.core.sums import SUMS
 
-__all__ = ["FORBIDDEN", "NAME", "NECESSARY", "belongs", "is_repository", "shared_files", "shown"]
+__all__ = ["FORBIDDEN", "NAME", "NECESSARY", "belongs", "is_repository", "shared_files"]
 
 NAME = "pathology_mustmil_classification"
 """The name of the bundle's folder. MONAI Label takes the kind of task from it: it must contain ``classification``."""
@@ -72,15 +72,10 @@ def shared_files(root: Path) -> tuple[list[str], list[str]]:
     return packed, sorted(set(found) - set(packed))
 
 
-def shown(text: str) -> str:
-    """A text in one line of signs that can be seen, the others escaped: names of files may contain anything."""
-    return "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in text)
-
-
 def _check_file(root: Path, name: str) -> None:
     # What is no UTF-8 became surrogates, which cannot be seen.
     if not name.isprintable() or any(sign in name for sign in FORBIDDEN):
-        raise SettingsError(shown(name), "has a name that not every system can have", "Give it a plain name.")
+        raise SettingsError(printable(name), "has a name that not every system can have", "Give it a plain name.")
     path = PurePosixPath(name)
     if any((root / part).is_symlink() for part in (path, *path.parents[:-1])):
         raise SettingsError(name, "is a link, or in a folder that is one", "Put the file itself there.")

@@ -9,11 +9,11 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from bundle.archive import write_archive
-from bundle.contents import NAME, NECESSARY, shared_files, shown
+from bundle.contents import NAME, NECESSARY, shared_files
 from bundle.defaults import set_defaults
 from bundle.large_files import MAX_MB, over_limit, read_large_files
 from bundle.metadata import BLOCK_START, CARD_TOP, METADATA, check_version, describe, fill_block, fit_metadata
-from scripts.core.errors import SettingsError
+from scripts.core.errors import SettingsError, printable
 from scripts.networks.methods import result_heads
 from scripts.weights.paths import weights_path
 from scripts.weights.record import DEMONSTRATION, is_demonstration, read_training
@@ -60,7 +60,9 @@ class Packed:
         lines = [f"{folder:<17} {len(sizes):4d} files {_size(sum(sizes)):>9}" for folder, sizes in folders.items()]
         lines.extend(f"  {name:<27}{_size(self.sizes[name]):>9}" for name in self.sizes if name.endswith(".pt"))
         if self.left_out:
-            lines.append(f"left out (unknown to git, or no part of a bundle): {', '.join(map(shown, self.left_out))}")
+            lines.append(
+                f"left out (unknown to git, or no part of a bundle): {', '.join(map(printable, self.left_out))}"
+            )
         lines.extend(
             f"{name} has more than {MAX_MB} MB: leave it out of a pull request to the zoo" for name in self.large
         )
@@ -151,7 +153,7 @@ def _check_settings(path: Path, settings: Mapping[str, Any]) -> None:
     for key, value in settings.items():
         if any(f'"{sign}' in json.dumps(value) for sign in EVALUATED):
             raise SettingsError(
-                path, f"its record has code or a reference as {shown(key)}", "Give a file that training wrote."
+                path, f"its record has code or a reference as {printable(key)}", "Give a file that training wrote."
             )
 
 

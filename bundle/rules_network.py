@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 from bundle.checked import Bundle, own_scripts
 from scripts.core.errors import SettingsError
+from scripts.core.running import ADVANCED
+from scripts.core.settings import with_role
 
 __all__ = ["RULES", "bag", "in_bundle", "inference_files", "inference_settings", "make_network"]
 
@@ -24,10 +26,7 @@ METADATA = "configs/metadata.json"
 NETWORK = "network_def"
 # The key of an inference config with the settings of the weights, from which it takes those that decide scores.
 TRAINED = "trained"
-SCORING = (
-    "method", "task", "class_names", "positive_classes", "magnifications", "patch_size", "min_tissue", "backbone",
-    "num_nodes",
-)  # fmt: skip
+SCORING = (*with_role("decides"), *with_role("recorded"))
 
 SHAPES = f"{METADATA}#network_data_format"
 
@@ -42,9 +41,7 @@ def data_format(bundle: Bundle) -> None:
         heads = _call("scripts.networks.methods", "result_heads", settings["method"], settings["magnifications"])
         # Bundles up to 0.3.0 have none.
         positive = [settings["positive_classes"]] if "positive_classes" in settings else []
-        names = _call(
-            "scripts.datalists.datalist", "output_names", settings["task"], settings["class_names"], *positive
-        )
+        names = _call("scripts.datalists.labels", "output_names", settings["task"], settings["class_names"], *positive)
     wanted = {
         ("inputs", "image", "spatial_shape"): [scales, num_features + 1],
         ("outputs", "pred", "num_channels"): len(heads),
@@ -110,7 +107,8 @@ def inference_files(bundle: Bundle) -> dict[str, Any]:
 def inference_settings(bundle: Bundle) -> dict[str, Any]:
     """What decides scores, of the inference config and its weights; to be called inside :func:`in_bundle`."""
     parser = _parser(bundle)
-    return {key: parser.get_parsed_content(key) for key in SCORING if key in parser}
+    places = {key: key if key in parser else f"{ADVANCED}#{key}" for key in SCORING}
+    return {key: parser.get_parsed_content(place) for key, place in places.items() if place in parser}
 
 
 def make_network(bundle: Bundle) -> nn.Module:

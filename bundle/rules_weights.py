@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ from bundle.checked import Bundle, NotChecked
 from bundle.metadata import CARD_TOP
 from bundle.rules_network import bag, in_bundle, inference_files, inference_settings, make_network
 from scripts.core.errors import SettingsError
+from scripts.core.running import ADVANCED
+from scripts.core.settings import is_same_value
 
 __all__ = ["RULES"]
 
@@ -55,11 +57,21 @@ def weights_load(bundle: Bundle) -> None:
             raise SettingsError(
                 f"models/{path.name}", "is not of the same training as model.pt", "Pack the weights of one training."
             )
-    for key, value in record["settings"].items():
-        if key in config and config[key] != value:
+    _compare_settings("inference", config, record["settings"])
+    # A repository's own configs are for any weights.
+    if bundle.kind != "repository":
+        for name in ("train", "extract"):
+            own = bundle.config(name)
+            _compare_settings(name, {**own, **own.get(ADVANCED, {})}, record["settings"])
+
+
+def _compare_settings(name: str, config: Mapping[str, Any], trained: Mapping[str, Any]) -> None:
+    for key, value in trained.items():
+        own = config.get(key, value)
+        if not str(own).startswith("$") and not is_same_value(key, own, value):
             raise SettingsError(
-                f"configs/inference.json#{key}",
-                f"is {config[key]!r}, and the weights were trained with {value!r}",
+                f"configs/{name}.json#{key}",
+                f"is {own!r}, and the weights were trained with {value!r}",
                 "Pack with `python -m bundle pack`, which takes the settings of the weights.",
             )
 

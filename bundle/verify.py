@@ -17,8 +17,7 @@ import jsonschema
 from bundle import rules_configs, rules_files, rules_metadata, rules_network, rules_weights
 from bundle.archive import unpack
 from bundle.checked import Bundle, NotChecked
-from bundle.contents import shown
-from scripts.core.errors import BundleError, SettingsError
+from scripts.core.errors import BundleError, SettingsError, printable
 from scripts.core.files import file_sha256
 from scripts.core.sums import SUMS, read_sums
 
@@ -64,7 +63,7 @@ class Finding:
     text: str = ""
 
     def __str__(self) -> str:
-        return shown(f"{self.state:<12} {self.rule}" + (f": {self.text}" if self.text else ""))
+        return printable(f"{self.state:<12} {self.rule}" + (f": {self.text}" if self.text else ""))
 
 
 def verify(path: Path, schema: Mapping[str, Any], rules: Collection[str] = tuple(RULES)) -> Iterator[Finding]:

@@ -14,7 +14,7 @@ from typing import Any
 from scripts import BUNDLE_ROOT
 from scripts.core.files import file_sha256
 from scripts.core.running import running_parser, settings_in
-from scripts.core.settings import values_with_role, with_role
+from scripts.core.settings import with_role
 from scripts.core.start import start, started
 from scripts.datalists.cohort import Cohort
 from scripts.datalists.labels import resolve_positive_classes
@@ -49,9 +49,8 @@ _MODULES = {
     "scripts.evaluation.same_split": ("warn_of_other_split",),
     "scripts.features.backbones": ("has_fast_bfloat16",),
     "scripts.features.extraction": ("left_out",),
-    "scripts.networks.methods": ("attention_maps", "check_method", "result_heads", "trained_heads"),
+    "scripts.networks.methods": ("attention_maps", "result_heads", "trained_heads"),
     "scripts.training.curves": ("training_scalars",),
-    "scripts.training.datasets": ("pad_bags",),
     "scripts.training.resuming": ("check_resumable",),
     "scripts.weights.checkpoints": ("load_weights",),
     "scripts.weights.paths": ("serving_weights", "weights_path"),
@@ -126,8 +125,9 @@ def summary_writer(folder: str) -> Any:
 
 def scoring_settings(settings: Mapping[str, Any], encoder: Any) -> dict[str, Any]:
     """What decides the meaning of scores, to be compared with the record of the weights."""
-    own = {**values_with_role(settings, "decides"), **values_with_role(settings, "recorded")}
-    return {**own, "backbone_sha256": encoder.backbone.weights_sha256}
+    from scripts.weights.record import recorded_settings
+
+    return recorded_settings(settings, encoder.backbone.weights_sha256)
 
 
 def settings_of_trainings(settings: Mapping[str, Any], cohort: Cohort) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from scripts.core.repeats import Repeats
 from scripts.core.settings import check_settings
 from scripts.datalists.values import check_mask_tissue
 from scripts.slides.checksums import given_sha256, slide_sha256
-from scripts.slides.slide import Slide, check_reader, resample
+from scripts.slides.slide import Slide, resample
 
 __all__ = ["Bag", "BagBuilder"]
 
@@ -125,8 +125,9 @@ class BagBuilder:
         grid_origin: str = "slide",
         tissue: Mapping[str, Any] | None = None,
     ) -> None:
-        check_settings(patch_size=patch_size, overlap=overlap, grid_origin=grid_origin)
-        check_reader(reader, read_level)
+        check_settings(
+            patch_size=patch_size, reader=reader, read_level=read_level, overlap=overlap, grid_origin=grid_origin
+        )
         self.magnifications = check_magnifications(magnifications)
         self.patch_size = patch_size
         self.min_tissue = tissue_thresholds(min_tissue, len(self.magnifications))

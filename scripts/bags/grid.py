@@ -17,6 +17,9 @@ from scripts.core.magnification import Scale
 
 __all__ = ["LinkedGrid", "link_grids", "of_rows", "row_log_weight", "tissue_thresholds"]
 
+# The area of a square that is all tissue, summed in floats, may be slightly below 1.
+SLACK = 1e-9
+
 TissueFraction = Callable[[NDArray[np.float64], float], NDArray[np.float64]]
 
 
@@ -166,9 +169,8 @@ def _lay(
     # Cells are (column, row), row by row.
     cells = np.stack(np.meshgrid(*map(np.arange, counts)), axis=-1).reshape(-1, 2)
     fraction = tissue_fraction(corners(cells, -1), sides[-1])
-    # A threshold of 0 asks for some tissue. The slack is for a square that is all tissue, and whose area, summed in
-    # floats, may be slightly below 1.
-    kept = (fraction > 0) & (fraction >= thresholds[-1] - 1e-9)
+    # A threshold of 0 asks for some tissue.
+    kept = (fraction > 0) & (fraction >= thresholds[-1] - SLACK)
     cells, fraction = cells[kept], fraction[kept]
     # Of the patches that contain a centre, the one whose centre is nearest; there is none before the first.
     centres = (cells + 0.5 / (1 - overlap)) * steps[-1]
@@ -179,7 +181,7 @@ def _lay(
     linked = np.ones(len(cells), dtype=bool)
     for s, lower_cells in enumerate(ancestors):
         if thresholds[s] > 0:
-            linked &= tissue_fraction(corners(lower_cells, s), sides[s]) >= thresholds[s]
+            linked &= tissue_fraction(corners(lower_cells, s), sides[s]) >= thresholds[s] - SLACK
     return LaidGrid(
         corners=tuple(corners(of_scale[linked], s) for s, of_scale in enumerate([*ancestors, cells])),
         orphans=int((~linked).sum()),

@@ -23,8 +23,8 @@ class LaidGrid:
     """The rows of one grid.
 
     Args:
-        corners: per scale, from low to high magnification, ``[N, 2]``: (x, y) of the top left corner of each row's patch
-            in level-0 pixels.
+        corners: per scale, from low to high magnification, ``[N, 2]``: (x, y) of the top left corner of each row's
+            patch in level-0 pixels.
         orphans: see :class:`scripts.bags.grid.LinkedGrid`.
         tissue: sum of the fractions of tissue of the rows' patches of the highest magnification.
     """
@@ -101,7 +101,7 @@ def _inside(place: float, start: float, lowest_step: float, highest_step: float)
 
 
 def _joined(boxes: NDArray[np.float64], extents: NDArray[np.float64], reach: float) -> NDArray[np.float64]:
-    """The bounding boxes of groups of boxes whose extents are less than the reach apart, until no more can be joined."""
+    """The bounding boxes of groups of boxes whose extents are less than the reach apart, until none can be joined."""
     while True:
         start, stop = extents[:, :2], extents[:, 2:]
         near = (start[:, None] < stop[None] + reach).all(axis=-1)

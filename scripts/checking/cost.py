@@ -8,10 +8,9 @@ from contextlib import closing
 from dataclasses import dataclass
 
 from scripts.bags.bag import Bag
-from scripts.features.backbones import get_backbone
 from scripts.features.encoding import Encoder
 
-__all__ = ["Rate", "bank_bytes", "build_encoder", "measure_rate"]
+__all__ = ["Rate", "bank_bytes", "measure_rate"]
 
 # In a bank, a feature is float32, a corner two float64, the patch of a row int64.
 FEATURE_BYTES, CORNER_BYTES, LINK_BYTES = 4, 16, 8
@@ -35,17 +34,6 @@ class Rate:
     def per_second(self) -> float:
         """Patches a second."""
         return self.patches / self.seconds
-
-
-def build_encoder(
-    backbone: str, backbone_weights: str | None, amp: bool, device: str, batch_size: int, num_workers: int, runtime: str
-) -> Encoder:
-    """The encoder of ``extracting``; built late, so that slides are checked even if its weights are missing.
-
-    Raises:
-        SettingsError: if a setting has no such value, or the weights cannot be had.
-    """
-    return Encoder(get_backbone(backbone, backbone_weights, amp), device, batch_size, num_workers, runtime)
 
 
 def measure_rate(encoder: Encoder, bag: Bag, seconds: float = 10.0) -> Rate:

@@ -16,7 +16,7 @@ from scripts.bags.linked_patches import linked_rows
 from scripts.core.errors import SettingsError
 from scripts.core.files import replacing
 from scripts.core.magnification import magnification_of
-from scripts.datalists.slide_files import slide_names
+from scripts.datalists.slide_files import slide_name
 from scripts.heatmaps.images import read_thumbnail
 
 __all__ = ["describe", "draw", "inspect_slide"]
@@ -55,7 +55,7 @@ def inspect_slide(entry: Mapping[str, Any], bag_builder: BagBuilder, output_dir:
             raise SettingsError(key, f"no such file {entry[key]}", f"Check the path: --{key} PATH.")
     bag = bag_builder.look(entry)
     path = bag.slide.path.absolute()
-    (name,) = slide_names([str(path)], str(path.parent))
+    name = slide_name(str(path))
     print(describe(bag))
     picture, mask = Path(output_dir) / f"{name}.png", Path(output_dir) / f"{name}_tissue.mha"
     with replacing(picture) as part:

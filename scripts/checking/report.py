@@ -14,6 +14,7 @@ from scripts.checking.cost import bank_bytes
 from scripts.checking.datalist import CheckedList
 from scripts.checking.problems import Problem
 from scripts.checking.slides import SlideFacts
+from scripts.core.errors import printable
 from scripts.core.files import write_csv
 from scripts.core.magnification import scale_names
 from scripts.core.repeats import first_names
@@ -117,8 +118,9 @@ def shown_problems(problems: Sequence[Problem], path: str | Path, width: int | N
     for group in shown:
         start = f"{group[0].severity:<{first}}  {group[0].check:<{second}}  "
         room = max(width, len(indent) + 40)
-        lines.append(textwrap.fill(_plain(_sentence(group)), room, initial_indent=start, subsequent_indent=indent,
-                                   break_on_hyphens=False))  # fmt: skip
+        text = printable(" ".join(_sentence(group).splitlines()))
+        fill = textwrap.TextWrapper(room, initial_indent=start, subsequent_indent=indent, break_on_hyphens=False).fill
+        lines.append(fill(text))
     if left := len(problems) - sum(map(len, shown)):
         lines.append(f"... and {left} more in {path}")
     counts = Counter(problem.check for problem in problems)
@@ -166,9 +168,3 @@ def _cell(value: Any) -> str:
     if value is None:
         return ""
     return value if isinstance(value, str) else json.dumps(value)
-
-
-def _plain(text: str) -> str:
-    """One line of characters that every terminal can print."""
-    text = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in " ".join(text.splitlines()))
-    return text.encode("utf-8", "backslashreplace").decode()

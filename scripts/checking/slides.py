@@ -12,8 +12,9 @@ from typing import Any
 from scripts.bags.bag import Bag, BagBuilder
 from scripts.bags.blocks import plan_blocks
 from scripts.checking.problems import BLOCKS, WARNS, Problem, Problems
-from scripts.core.errors import SettingsError, SlideError
+from scripts.core.errors import SlideError
 from scripts.core.magnification import MPP_RTOL, squeezed_levels
+from scripts.core.settings import check_settings
 from scripts.datalists.slide_files import missing_slide
 from scripts.evaluation.localisation import read_regions
 from scripts.slides.checksums import content_sha256, given_sha256
@@ -29,7 +30,7 @@ __all__ = ["SlideChecker", "SlideFacts", "find_duplicates", "find_unsummed"]
 RESOLUTION_RTOL = 0.05
 # A level that is reduced along one side so much more than along the other puts patches beside their place.
 PYRAMID_RTOL = 0.02
-# Of a longer slide without a pyramid, low magnifications are read slowly.
+# Low magnifications of a longer slide without a pyramid are read slowly.
 LONGEST_FLAT_PX = 20_000
 # Of a slide's tissue; less is warned of.
 LEAST_COVERED = 0.5
@@ -85,10 +86,7 @@ class SlideChecker:
     """
 
     def __init__(self, bag_builder: BagBuilder, num_classes: int, min_rows: int = 10, read_all: bool = False) -> None:
-        if not isinstance(min_rows, int) or isinstance(min_rows, bool) or min_rows < 0:
-            raise SettingsError("min_rows", f"got {min_rows!r}", "Give a whole number from 0 up.")
-        if not isinstance(read_all, bool):
-            raise SettingsError("read_all", f"got {read_all!r}", "Give True or False.")
+        check_settings(min_rows=min_rows, read_all=read_all)
         self.bag_builder, self.num_classes = bag_builder, num_classes
         self.min_rows, self.read_all = min_rows, read_all
 

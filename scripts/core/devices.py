@@ -14,7 +14,7 @@ import torch
 __all__ = ["describe_torch", "tell_unused_gpu", "use_full_float32"]
 
 DEVICE_FILES = "/dev/nvidia[0-9]*"
-# Of nvidia-smi, which wakes each GPU and waits for it.
+# Timeout of `nvidia-smi -L`, which wakes each GPU and waits for it.
 LISTING_TIMEOUT_S = 30.0
 
 logger = logging.getLogger(__name__)

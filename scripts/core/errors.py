@@ -26,19 +26,21 @@ __all__ = [
     "mistake_in",
     "no_memory",
     "no_room",
+    "printable",
+    "reason_of",
     "show_one_line",
 ]
 
-# What a file system says that takes no more, which is no fault of the program.
+# Errors of a file system that takes no more data: no fault of the program.
 NO_ROOM = {
     errno.ENOSPC: "the disk is full",
     errno.EDQUOT: "the quota of the disk is used up",
     errno.EFBIG: "it would be larger than allowed",
     errno.EROFS: "the disk is read-only",
 }
-# What it says of a path that it cannot follow.
+# Errors of a path that cannot be followed.
 NO_WAY = {errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR}
-# What PyTorch, and CUDA's libraries through it, raise as a plain RuntimeError.
+# Texts of a plain RuntimeError of PyTorch, and of CUDA's libraries.
 NO_MEMORY = re.compile(r"out of memory|DefaultCPUAllocator: |STATUS_ALLOC_FAILED", re.IGNORECASE)
 BUSY = re.compile(r"CUDA error: .*busy or unavailable", re.IGNORECASE)
 
@@ -53,10 +55,8 @@ class BundleError(Exception):
     """
 
     def __init__(self, subject: object, cause: str, remedy: str) -> None:
-        # What a library says in a cause may run over several lines, and the name of a file may hold anything: what
-        # would move the cursor of a terminal, or cannot be written as UTF-8, is escaped.
-        line = " ".join(f"{subject}: {cause}. {remedy}".splitlines())
-        super().__init__("".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in line))
+        # A cause may quote a library, over several lines.
+        super().__init__(printable(" ".join(f"{subject}: {cause}. {remedy}".splitlines())))
         self.subject, self.cause, self.remedy = subject, cause, remedy
 
     def __reduce__(self) -> tuple[type[BundleError], tuple[object, str, str]]:
@@ -76,6 +76,19 @@ class SettingsError(BundleError):
     """A setting, weights file or checkpoint that cannot be used."""
 
 
+def printable(text: str) -> str:
+    """A text as one line that every terminal can show and every file store: a file's name may contain anything.
+
+    What would move the cursor of a terminal, or cannot be written as UTF-8, is escaped.
+    """
+    return "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in text)
+
+
+def reason_of(error: BaseException) -> str:
+    """The first line of what an error says, or its kind, where it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 def show_one_line() -> None:
     """End the process with one line, instead of a traceback, on a :class:`BundleError`.
 
@@ -83,7 +96,7 @@ def show_one_line() -> None:
     searched. Every other exception keeps its traceback: it is a fault of the program. Calling it again does nothing.
     """
     make_record = logging.getLogRecordFactory()
-    # Of another copy of this package, as in the working folder of a run, no mistake is an instance of this one's.
+    # The working folder of a run may contain another copy of this package, whose errors are other classes.
     if getattr(make_record, "shown_mistakes", None) is BundleError:
         return
 
@@ -128,7 +141,7 @@ def mistake_in(error: BaseException | None) -> BundleError | None:
     found = next((cause for cause in _chain(error) if isinstance(cause, BundleError)), None)
     if found is not None:
         return found
-    # What was merely being handled when a fault came up explains nothing of it.
+    # An error that was being handled when another one was raised does not explain it.
     refusals = (_refused(cause) for cause in _chain(error, contexts=False))
     return next((refusal for refusal in refusals if refusal is not None), None)
 
@@ -144,7 +157,7 @@ def no_memory(error: BaseException) -> str | None:
     if not isinstance(error, RuntimeError | MemoryError):
         return None
     said = " ".join(str(error).split())
-    # By its name: nothing that is as large as PyTorch is imported here.
+    # By name, because this module does not import PyTorch.
     named = any(kind.__name__ == "OutOfMemoryError" for kind in type(error).__mro__)
     if not (named or isinstance(error, MemoryError) or NO_MEMORY.search(said)):
         return None

@@ -97,7 +97,7 @@ def _is_left(part: Path, machine: str, process: int) -> bool:
         if machine == MACHINE:
             os.kill(process, 0)
             return False
-        # Of a process elsewhere nothing is known but when it wrote last.
+        # Only the time of the last write is known of a process on another machine.
         return time.time() - part.stat().st_mtime > FORGOTTEN_AFTER_S
     except ProcessLookupError:
         return True

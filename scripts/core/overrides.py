@@ -18,12 +18,12 @@ from scripts.core.running import ADVANCED
 
 __all__ = ["place_advanced", "refuse_unknown", "unused_keys"]
 
-# What MONAI's experiment tracking puts at the top of a config, and lets a user override.
+# Keys that MONAI's experiment tracking adds to a config, and lets a user override.
 _TRACKING: dict[str, Any] = DEFAULT_EXP_MGMT_SETTINGS
 TRACKING_KEYS = frozenset(key for settings in _TRACKING.values() for key in settings["configs"])
 # Always there when tracking is on, and not otherwise.
 TRACKING_SIGN = "save_execute_config"
-# What MONAI reads of a config without a reference.
+# Keys that MONAI reads without a reference.
 OWN_KEYS = frozenset({ConfigParser.meta_key, "imports"})
 
 

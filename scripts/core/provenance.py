@@ -25,7 +25,7 @@ from scripts.core.settings import values_with_role
 __all__ = ["cohort_fingerprint", "data_source", "git_state", "made_by", "software"]
 
 
-# What has a part in features, weights or scores, by the names of distributions.
+# Distributions on which features, weights or scores depend.
 LIBRARIES = (
     "torch",
     "monai",
@@ -44,7 +44,7 @@ READERS = {
     "openslide": ("openslide-python", "openslide-bin"),
     "tifffile": ("tifffile", "imagecodecs"),
 }
-# What runs: another change in the work tree makes nothing else.
+# Folders whose changes can change results.
 CODE = ("scripts", "configs")
 
 logger = logging.getLogger(__name__)
@@ -74,7 +74,7 @@ def made_by(
     if "device" in configuration:
         configuration["device"] = str(configuration["device"]).partition(":")[0]
     made = {**software(), "configuration": configuration, **data_source(seed, datalist), **hashes}
-    # As it will be read back.
+    # A round trip through JSON, so that it equals what is read back.
     return dict(json.loads(json.dumps(made)))
 
 

@@ -33,6 +33,7 @@ __all__ = [
     "check_device",
     "dataset_size",
     "forget_ranks",
+    "from_every_rank",
     "from_first_rank",
     "gather_shards",
     "is_first_rank",
@@ -50,11 +51,11 @@ __all__ = [
 
 T = TypeVar("T")
 
-# What torchrun tells each process of its place.
+# Variables with which torchrun tells each process its rank.
 PLACE = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
-# What Slurm tells each task that srun started: how many there are.
+# Variable with the number of tasks that srun started.
 SLURM_TASKS = "SLURM_STEP_NUM_TASKS"
-# Of one collective call: a rank may be busy with the largest slide while the others wait.
+# Timeout of one collective call: a rank may be busy with the largest slide while the others wait.
 COLLECTIVE_TIMEOUT = timedelta(hours=2)
 POLL_SECONDS = 0.1
 
@@ -140,7 +141,7 @@ def join(device: torch.device | str) -> None:
     if dist.is_initialized():
         return
     device = torch.device(device)
-    if device.index is not None:
+    if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)
     # Under a name of its own: a second group of a process would find the addresses of the first, and hang.
     store = dist.PrefixStore(f"group/{next(_uses)}", _store()) if num_ranks() > 1 else dist.HashStore()
@@ -250,8 +251,28 @@ def from_first_rank(make: Callable[[], T]) -> T:
     return made
 
 
+def from_every_rank(value: T) -> list[T]:
+    """What each rank gives, in the order of the ranks, once all have given theirs.
+
+    Args:
+        value: this rank's, which JSON can hold.
+
+    Raises:
+        StoppedError: if another rank failed, or cannot be reached.
+    """
+    if num_ranks() == 1:
+        return [value]
+    use = next(_uses)
+    keys = [f"given/{use}/{of_rank}" for of_rank in range(num_ranks())]
+    _ask("set", keys[rank()], json.dumps(value))
+    for key in keys:
+        for _ in _until(key):
+            pass
+    return [json.loads(_ask("get", key)) for key in keys]
+
+
 def waiting() -> Iterator[None]:
-    """Wait until every rank waits; it gives the caller a turn several times a second.
+    """Barrier that yields periodically while waiting.
 
     Raises:
         StoppedError: if another rank failed, or cannot be reached.
@@ -339,7 +360,7 @@ def _tell_failures(store: dist.Store) -> None:
         except RuntimeError:  # torchrun has ended
             failed = rank()
         if failed != rank() and mistake_in(error) is None:
-            # What a collective call says when its partner is gone, in many lines.
+            # A collective call whose partner is gone raises an error of many lines.
             reason = next(iter(str(error).splitlines()), "")
             because = f" ({kind.__name__}: {reason})" if reason else ""
             tqdm.write(f"error: {_stopped(failed, because)}", file=sys.stderr)

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 __all__ = ["Repeats", "cause_of", "first_names"]
 
 SHOWN_NAMES = 5
-# Of messages that come one by one so many are shown before the rest is only counted.
+# The number of messages of one cause that are shown, if they come one by one; the rest is counted.
 SHOWN_MESSAGES = 3
 REST = "the same holds for more slides, which are not shown here: `checking` names all of them"
 

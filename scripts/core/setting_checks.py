@@ -21,12 +21,13 @@ Check = Callable[[str, Any], None]
 def number(least: float, most: float = math.inf) -> Check:
     """Numbers from ``least`` to ``most``; whole ones where ``least`` is written as such."""
     kind = "a whole number" if isinstance(least, int) else "a number"
-    upper = " up" if most == math.inf else f" to {most:g}"
+    limits = [limit if isinstance(limit, int) else f"{limit:g}" for limit in (least, most)]
+    upper = " up" if most == math.inf else f" to {limits[1]}"
 
     def check(key: str, value: Any) -> None:
         fits = isinstance(value, int if isinstance(least, int) else int | float) and not isinstance(value, bool)
         if not fits or not (math.isfinite(value) and least <= value <= most):
-            raise SettingsError(key, f"got {value!r}", f"Give {kind} from {least:g}{upper}.")
+            raise SettingsError(key, f"got {value!r}", f"Give {kind} from {limits[0]}{upper}.")
 
     return check
 

@@ -6,6 +6,7 @@ provenance of files, the grid of ``searching`` and docs/settings.md follow from 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -18,9 +19,11 @@ from scripts.core.setting_checks import Check, choice, device, magnifications, n
 __all__ = [
     "LATER",
     "OPTIMIZERS",
+    "RUNTIMES",
     "SETTINGS",
     "Setting",
     "check_settings",
+    "is_same_value",
     "optimizer_class",
     "values_with_role",
     "with_role",
@@ -29,6 +32,9 @@ __all__ = [
 OPTIMIZERS = ("Adam", "AdamW", "SGD", "RMSprop")
 LATER: dict[str, Any] = {"overlap": 0.0, "grid_origin": "slide", "tissue": {}}
 """Settings that files of earlier versions do not store, with the values with which those were made."""
+RUNTIMES = ("torch", "compile", "openvino")
+# Settings that are lists whose order has no meaning.
+UNORDERED = ("magnifications", "positive_classes")
 
 
 @dataclass(frozen=True)
@@ -150,16 +156,17 @@ SETTINGS: dict[str, Setting] = dict(
             None,
             "fixed provenance",
         ),
-        _entry("min_rows", "rows of a slide below which `checking` warns of almost no tissue"),
+        _entry("min_rows", "rows of a slide below which `checking` warns of almost no tissue", number(0)),
         _entry(
             "read_all",
             "whether `checking` reads every patch once: see [Checking a cohort](datalists.md#checking-a-cohort)",
+            switch,
         ),
         _entry(
             "reader",
             "`cucim`, `openslide`, or `auto`: cuCIM where it can, OpenSlide where not, and tifffile for levels in "
             "SubIFDs",
-            None,
+            choice("auto", "cucim", "openslide"),
             "provenance free",
         ),
         _entry(
@@ -167,13 +174,13 @@ SETTINGS: dict[str, Setting] = dict(
             "`nearest` finer level of the pyramid, or the `highest` as the paper does; `upsample` is `nearest`, and "
             "interpolates slides that are coarser than a magnification, which fail otherwise (with a `feature_dir` of "
             "its own)",
-            None,
+            choice("nearest", "highest", "upsample"),
             "recorded fixed provenance",
         ),
         _entry(
             "source",
             "train on the feature `bank`, or on `patches` read from the slides in every epoch",
-            None,
+            choice("bank", "patches"),
             "fixed provenance",
         ),
         _entry(
@@ -229,7 +236,9 @@ SETTINGS: dict[str, Setting] = dict(
             switch,
             "provenance",
         ),
-        _entry("runtime", "what computes the backbone: see [Speed](clusters.md#speed)", None, "provenance"),
+        _entry(
+            "runtime", "what computes the backbone: see [Speed](clusters.md#speed)", choice(*RUNTIMES), "provenance"
+        ),
         _entry("seed", "of the initial weights, the sampling and the bootstrap", _SEED, "fixed"),
         _entry("seeds", "the seeds with which `comparing` trains each method", None, "own"),
         _entry(
@@ -286,6 +295,14 @@ def with_role(role: str) -> tuple[str, ...]:
 def values_with_role(settings: Mapping[str, Any], role: str) -> dict[str, Any]:
     """Those of some settings that have a role, by name."""
     return {name: settings[name] for name in with_role(role) if name in settings}
+
+
+def is_same_value(name: str, one: Any, other: Any) -> bool:
+    """Whether two values of a setting mean the same: the order of magnifications and of positive classes does not."""
+    one, other = json.loads(json.dumps([one, other]))
+    if name in UNORDERED and isinstance(one, list) and isinstance(other, list):
+        return sorted(one) == sorted(other)
+    return bool(one == other)
 
 
 def check_settings(**settings: Any) -> None:

@@ -14,7 +14,7 @@ from monai.bundle.utils import EXPR_KEY, ID_REF_KEY, ID_SEP_KEY, MACRO_KEY
 from scripts.core.errors import SettingsError, show_one_line
 from scripts.core.overrides import place_advanced, refuse_unknown
 from scripts.core.running import running_workflow, settings_in
-from scripts.core.settings import with_role
+from scripts.core.settings import is_same_value, with_role
 
 __all__ = ["as_literal", "import_again", "refuse_changed", "refuse_lost", "start", "started"]
 
@@ -143,9 +143,7 @@ def _refuse_contradictions(settings: Mapping[str, Any], parser: ConfigParser) ->
     trained = parser.get_parsed_content(TRAINED) if TRAINED in parser.get() else {}
     for name in with_role("decides"):
         given, kept = settings.get(name), trained.get(name)
-        if given is None or kept is None or given == kept:
-            continue
-        if name == "magnifications" and sorted(given) == sorted(kept):
+        if given is None or kept is None or is_same_value(name, given, kept):
             continue
         remedy = "Leave the option out, or name other weights: --ckpt_dir PATH."
         raise SettingsError(name, f"got {given!r}, and the weights were trained with {kept!r}", remedy)

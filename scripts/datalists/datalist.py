@@ -17,7 +17,6 @@ from scripts.datalists.columns import by_columns
 from scripts.datalists.labels import (
     CLASS_NAMES,
     label_vector,
-    output_names,
     resolve_positive_classes,
     uses_indices,
 )
@@ -44,7 +43,6 @@ __all__ = [
     "list_slides",
     "load_datalist",
     "load_partition",
-    "num_classes",
     "understand",
 ]
 
@@ -52,11 +50,6 @@ logger = logging.getLogger(__name__)
 _repeats = Repeats()
 
 LIST_SUFFIXES = (".json", ".csv", ".txt", ".tsv")
-
-
-def num_classes(task: str, class_names: Sequence[str] = CLASS_NAMES) -> int:
-    """The number of logits of each head, K: one for each class, or one in the binary task."""
-    return len(output_names(task, class_names))
 
 
 def load_datalist(
@@ -218,7 +211,7 @@ def _read(
         _log_once(f"{path}: the partitions are those of {key!r}")
     if by := by_columns(rows):
         _log_once(f"{path}: each slide's patient is known{by}")
-    # What leaves patients open matters to a split; one patient under two names, to given partitions, too.
+    # Missing patients matter only to a split. One patient under two names matters to given partitions, too.
     for what, remedy in patient_warnings(rows, is_split):
         _log_once(f"{path}: {what}. {remedy}", logging.WARNING)
     return listing

@@ -27,7 +27,7 @@ KEYS = (*IMAGE_KEYS, "label", *OPTIONAL_KEYS)
 # Words for a patient, each known alone and followed by each of the words for an id.
 PERSONS = ("patient", "case", "subject", "participant", "donor", "individual")
 IDS = ("id", "identifier", "no", "nr", "number", "code", "barcode", "uuid")
-# What else GDC, ICGC, dbGaP, hospitals and screening studies call a patient. `sample` is not one: a patient has
+# Other names of a patient at GDC, ICGC, dbGaP, hospitals and screening studies. `sample` is not one: a patient has
 # several. A patient's column that is not recognised lets patients cross partitions.
 OTHER_PATIENTS = (
     "submitter_id", "case_submitter_id", "cases_submitter_id", "cases_0_submitter_id", "cases_case_id",
@@ -85,6 +85,6 @@ def nearest_key(name: str, class_names: Sequence[str] = ()) -> str | None:
 @cache
 def _nearest(word: str) -> str | None:
     close = difflib.get_close_matches(word, OPTIONAL_KEYS, n=1, cutoff=NEAR)
-    # Of the aliases only that of patient with an id is common enough to be misspelled.
+    # Of the aliases, only a word for patient with an id is common enough to be misspelled.
     close += difflib.get_close_matches(word.removesuffix("id").rstrip(" _-"), ["patient"], n=1, cutoff=NEAR)
     return close[0] if close else None

@@ -31,7 +31,7 @@ POSITIVE_CLASSES = ("cancer", "hgd")
 """The classes that the paper's binary task sets against the rest, as high risk."""
 
 TASKS = ("multilabel", "binary")
-# What the binary task's head is called: for the paper's positive classes, and where the classes are not known.
+# Names of the binary task's output: with the paper's positive classes, and where the classes are not known.
 HIGH_RISK, POSITIVE = "high_risk", "positive"
 WAYS = "Give names of these, 0 or 1 for each of these, or, for the binary task, one 0 or 1."
 # Columns of datalists and predictions.csv, and what localisation.json calls the mean over the classes. What names a

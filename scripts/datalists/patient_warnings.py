@@ -15,7 +15,7 @@ from scripts.datalists.values import number_in
 
 __all__ = ["offered_patients", "patient_warnings", "patients_in_names"]
 
-# What names and patients of public collections begin with: the patient.
+# Patients, with which the names of slides of public collections begin.
 COLLECTIONS = {
     "TCGA barcodes": re.compile(r"TCGA-[A-Z0-9]{2}-[A-Z0-9]{4}(?![A-Z0-9])"),
     "CPTAC case ids": re.compile(r"C3[LN]-\d{5}(?!\d)"),

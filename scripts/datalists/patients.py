@@ -8,7 +8,7 @@ from typing import Any
 
 __all__ = ["is_unknown", "look_of", "one_spelling", "patients_known", "patients_of"]
 
-# What pandas, spreadsheets, GDC and cBioPortal write where a value is missing.
+# Words for a missing value of pandas, spreadsheets, GDC and cBioPortal.
 UNKNOWN = {
     "", "-", "--", "'--", "?", "nan", "na", "n/a", "#n/a", "none", "null", "unknown", "missing", "not available",
     "not reported", "not applicable", "not collected", "not known", ".", "n.a.", "n.d.", "nd", "unk", "tbd",

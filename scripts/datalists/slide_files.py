@@ -23,11 +23,12 @@ __all__ = [
     "each_file_once",
     "missing_slide",
     "real_path",
+    "slide_name",
     "slide_names",
     "without_suffix",
 ]
 
-# What cuCIM or OpenSlide read; an ending comes before those that it ends in.
+# Suffixes that cuCIM or OpenSlide read; a longer one comes before the ones that it ends in.
 SLIDE_SUFFIXES = (
     *(".svs", ".ome.tif", ".ome.tiff", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide"),
     *(".czi", ".avs", ".dcm"),
@@ -44,8 +45,8 @@ SHOWN_FILES = 3
 # File systems allow 255 bytes; outputs add the name of a head, a class and a suffix.
 LONGEST_NAME_BYTES = 150
 
-# By the first four a spreadsheet that opens predictions.csv knows a formula, by the last three MONAI an expression in a
-# config: `comparing` puts the names of slides that failed into configs.
+# A spreadsheet that opens predictions.csv takes a name with one of the first four for a formula. MONAI takes one with
+# one of the last three for an expression: `comparing` puts the names of slides that failed into configs.
 LEADING_SIGNS = "=+-@$%"
 
 
@@ -292,7 +293,7 @@ def _short_hash(text: str) -> str:
 def _safe(name: str) -> str:
     name = composed(name).replace(os.sep, "/").removeprefix("/").replace("../", "")
     name = name.replace("/", "__")
-    # What cannot be printed is a control character, an unusual space, or cannot be written as UTF-8.
+    # Control characters, unusual spaces, and bytes that are not UTF-8 cannot be printed.
     name = "".join(c if c.isprintable() and c not in '\\:*?"<>|' else "_" for c in name)
     name = name.strip(" .") or "slide"
     if name[0] in LEADING_SIGNS:

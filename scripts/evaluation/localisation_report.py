@@ -93,7 +93,7 @@ class LocalisationReport:
             engine.add_event_handler(Events.STARTED, self._remove)
 
     def _remove(self) -> None:
-        # What an earlier evaluation left does not belong to this one.
+        # Files of an earlier evaluation do not belong to this one.
         for name in ("localisation.json", "localisation.csv"):
             (self.output_dir / name).unlink(missing_ok=True)
 

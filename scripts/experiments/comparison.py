@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from scripts.core.errors import SettingsError
+from scripts.core.errors import BundleError, SettingsError
 from scripts.core.files import replacing
 from scripts.core.ranks import is_first_rank
 from scripts.core.settings import check_settings
@@ -113,7 +113,7 @@ class Comparison:
         }
         failed = run_experiments(list(experiments.values()), self.bundle_root, self.num_processes, desc="comparing")
         for name, error in failed.items():
-            raise type(error)(f"{name}: {error.subject}", error.cause, error.remedy)
+            raise BundleError(f"{name}: {error.subject}", error.cause, error.remedy)
         if not is_first_rank():
             return ""
         runs = [

@@ -26,9 +26,9 @@ from tqdm import tqdm
 from scripts.core.errors import BundleError, SettingsError, mistake_in
 from scripts.core.files import locked, write_json
 from scripts.core.overrides import place_advanced
-from scripts.core.ranks import forget_ranks, num_ranks, rank, wait_for_ranks
+from scripts.core.ranks import forget_ranks, from_every_rank, num_ranks, rank
 from scripts.core.running import ADVANCED
-from scripts.core.settings import with_role
+from scripts.core.settings import check_settings, with_role
 from scripts.core.start import as_literal
 from scripts.datalists.labels import with_positive_classes
 
@@ -154,14 +154,14 @@ def run_experiments(
         desc: the title of the progress bar.
 
     Returns:
-        By name, the error of each experiment that failed because of a user's mistake. The others ran to their end.
+        By name, the error of each experiment of any rank that failed because of a user's mistake. The others ran to
+        their end.
 
     Raises:
         SettingsError: if ``num_processes`` is below 1, a folder contains a run with other settings, or a process
             died.
     """
-    if isinstance(num_processes, bool) or not isinstance(num_processes, int) or num_processes < 1:
-        raise SettingsError("num_processes", f"got {num_processes!r}", "Give a whole number from 1 up.")
+    check_settings(num_processes=num_processes)
     done = [experiment.is_done for experiment in experiments]
     # Shards of all, not of what is left: a rank that starts later finds less left, and would choose another shard.
     shard = list(zip(experiments, done, strict=True))[rank() :: num_ranks()]
@@ -172,8 +172,8 @@ def run_experiments(
     ) as bar:
         if mine:
             failed = _run_here(mine, bundle_root, num_processes, bar)
-    wait_for_ranks()
-    return failed
+    of_ranks = from_every_rank({name: (str(e.subject), e.cause, e.remedy) for name, e in failed.items()})
+    return {name: BundleError(*error) for of_rank in of_ranks for name, error in of_rank.items()}
 
 
 def _run_here(

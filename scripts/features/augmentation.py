@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from scripts.core.errors import SettingsError
+from scripts.core.settings import check_settings
 from scripts.datalists.classes import balanced_weights
 
 __all__ = ["augmentation_settings", "count_views", "view_transform"]
@@ -114,8 +114,7 @@ def count_views(labels: NDArray[np.float32], views: int) -> list[int]:
     Raises:
         SettingsError: if ``views`` is no whole number from 0 up.
     """
-    if not isinstance(views, int) or isinstance(views, bool) or views < 0:
-        raise SettingsError("views", f"got {views!r}", "Give a whole number from 0 up; 0 is no augmentation.")
+    check_settings(views=views)
     if views == 0:
         return [0] * len(labels)
     weights = balanced_weights(labels)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from scripts.bags.bag import Bag
 from scripts.bags.grid import of_rows, row_log_weight
-from scripts.core.errors import SettingsError
+from scripts.core.errors import SettingsError, reason_of
 from scripts.core.files import refuse_special, replacing
 from scripts.core.magnification import scale_name
 from scripts.core.provenance import software
@@ -227,7 +227,7 @@ def _opened(path: Path) -> Iterator[tuple[h5py.File, dict[str, Any]]]:
             yield bank, dict(json.loads(bank.attrs["settings"]))
     # Anything in a damaged file may be of another kind than was written.
     except (OSError, KeyError, ValueError, TypeError, AttributeError, IndexError, RuntimeError, MemoryError) as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        reason = reason_of(error)
         raise SettingsError(
             path, f"is not a feature bank ({reason})", "Delete it and run `extracting` again."
         ) from error

@@ -49,7 +49,7 @@ logger = logging.getLogger(__name__)
 GO_ON = "the same command goes on from here."
 REMEDY = f"Mend or replace them, or name them in `leave_out`; {GO_ON}"
 OR_ALLOW = f"Mend or replace them, name them in `leave_out`, or go on without them with `allow_missing`; {GO_ON}"
-# What is counted while banks are written: the log line at the end has the sums over all ranks.
+# Counted while banks are written; the log line at the end has the sums over all ranks.
 COUNTED = ("slides", "views", "patches", "orphans")
 
 # Gives a slide's bag and the SHA-256 of its file.

@@ -17,12 +17,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from scripts.core.errors import SettingsError
+from scripts.core.errors import SettingsError, reason_of
+from scripts.core.settings import check_settings
 from scripts.features.backbones import Backbone
 
-__all__ = ["RUNTIMES", "Forward", "choose_runtime", "get_forward"]
-
-RUNTIMES = ("torch", "compile", "openvino")
+__all__ = ["Forward", "choose_runtime", "get_forward"]
 
 # From patches ``[batch_size, 3, H, W]`` uint8, channels last in memory, to features ``[batch_size, F]`` float32.
 Forward = Callable[[Tensor], Tensor]
@@ -40,8 +39,7 @@ def choose_runtime(runtime: str, device: torch.device) -> str:
     Raises:
         SettingsError: if there is no such runtime, it is not installed, or it does not run on this device.
     """
-    if runtime not in RUNTIMES:
-        raise SettingsError("runtime", f"got {runtime!r}", f"Choose one of: {', '.join(RUNTIMES)}.")
+    check_settings(runtime=runtime)
     if runtime == "openvino":
         if device.type != "cpu":
             raise SettingsError("runtime", f"openvino does not run on {device}", "Set it to torch or compile.")
@@ -97,7 +95,7 @@ def _compiled(backbone: Backbone) -> Forward:
         try:
             return module(patches)
         except torch._inductor.exc.InductorError as error:
-            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            reason = reason_of(error)
             raise SettingsError("runtime", f"the backbone cannot be compiled ({reason})", "Set it to torch.") from error
 
     return forward

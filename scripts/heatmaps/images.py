@@ -85,8 +85,8 @@ def class_colour(index: int) -> tuple[int, int, int]:
 def shade_image(heat: PatchMap, thumbnail: Thumbnail) -> NDArray[np.float32]:
     """The shade at each pixel of a thumbnail, ``[h, w]``: NaN where there is no patch.
 
-    Neighbours meet without a gap; where patches overlap, a pixel has their mean. A patch smaller than a pixel still gets
-    the pixel of its centre, and the hottest of several wins.
+    Neighbours meet without a gap; where patches overlap, a pixel has their mean. A patch smaller than a pixel still
+    gets the pixel of its centre, and the hottest of several wins.
     """
     height, width = thumbnail.pixels.shape[:2]
     pixel_level0 = thumbnail.mpp / heat.base_mpp

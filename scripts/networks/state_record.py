@@ -22,7 +22,7 @@ __all__ = ["DECISIVE", "NOT_FINITE", "is_finite", "keep_record", "sign", "signed
 DECISIVE = (*with_role("decides"), "backbone_sha256")
 """With other values of these the network still runs, and its scores mean nothing."""
 
-# What each of them is in a record.
+# Checks of their values in a record.
 KINDS: dict[str, Callable[[Any], bool]] = {
     "class_names": lambda value: _is_names(value),
     # Nothing up to version 0.3.0; null in the multilabel task, and where labels said no more than 0 and 1.

@@ -20,7 +20,7 @@ from scripts.slides.tiff_tiles import TiffTiles, check_complete, tiles_under
 __all__ = ["BACKENDS", "Backend", "load_library", "openslide_properties", "subifd_levels"]
 
 WHITE = 255
-# Of OpenSlide's formats, those that are plain TIFFs.
+# OpenSlide's formats that are plain TIFFs.
 TIFF_VENDORS = ("aperio", "generic-tiff")
 
 

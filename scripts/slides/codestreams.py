@@ -9,7 +9,7 @@ __all__ = ["AS_RGB", "AS_YCBCR", "UNTRANSFORMED", "jpeg2000_colours", "jpeg_colo
 AS_RGB, AS_YCBCR, UNTRANSFORMED = "as RGB", "as YCbCr", "without that transform"
 # Markers of JPEG: application data in which JFIF and Adobe say how colours are coded, and the frame's components.
 JFIF, ADOBE, FRAMES = 0xE0, 0xEE, (0xC0, 0xC1, 0xC2)
-# Of JPEG 2000: how tiles are coded. Of both: where the data begins.
+# Marker of JPEG 2000 for how tiles are coded; markers of both formats where the data begins.
 CODING, DATA = 0x52, (0xDA, 0x90)
 
 

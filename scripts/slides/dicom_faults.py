@@ -15,7 +15,7 @@ __all__ = ["dicom_fault", "series_gaps"]
 
 JPEG, JPEG2000, JPEG2000_LOSSLESS = "1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.91", "1.2.840.10008.1.2.4.90"
 UNCOMPRESSED = "1.2.840.10008.1.2.1"
-# What OpenSlide reads: how pixels may be coded in each transfer syntax.
+# Codings of pixels that OpenSlide reads, by transfer syntax.
 READ = {
     JPEG: ("RGB", "YBR_FULL_422"),
     JPEG2000: ("RGB", "YBR_ICT", "YBR_RCT"),
@@ -23,7 +23,7 @@ READ = {
     UNCOMPRESSED: ("RGB",),
 }
 READ_ALL = "JPEG (RGB or YBR_FULL_422), JPEG 2000 (RGB, YBR_ICT or YBR_RCT) or uncompressed RGB"
-# Of a frame, where its markers end: a colour profile is the longest thing before.
+# The markers of a frame end within so many bytes: a colour profile is the longest of them.
 HEAD_BYTES = 1 << 20
 PIXEL_DATA = b"\xe0\x7f\x10\x00"
 # Names that only instances have; files with other names, such as README, are one only if they begin as one.

@@ -92,7 +92,7 @@ def _instance(path: str, *_: int) -> Instance | None:
 
     try:
         with open(path, "rb") as file:
-            # What comes after may be long: a group of elements for each tile.
+            # The elements after it may be many: a group for each tile.
             head = pydicom.filereader.read_partial(file, stop_when=lambda tag, *_: tag > SERIES_INSTANCE_UID)
         # A DICOMDIR says only in its head what it is.
         if head.file_meta.get("MediaStorageSOPClassUID") == DICOMDIR or head.SOPClassUID != WHOLE_SLIDE:

@@ -31,7 +31,7 @@ __all__ = ["ReaderError", "open_slide", "read_pixels"]
 
 # The largest region takes a second; a network's file system may take its time.
 ANSWER_SECONDS = 300.0
-# Of what a native library printed before it took its process down.
+# So much is kept of what a native library printed before it took its process down.
 SAID_BYTES = 4096
 PROGRAM = "import sys; sys.path.insert(0, sys.argv[1]); from scripts.slides.reader_process import serve; "
 PROGRAM += "serve(*map(int, sys.argv[2:]))"

@@ -16,7 +16,7 @@ from scripts.slides.slide import Slide
 
 __all__ = ["MagnificationReader"]
 
-# What is read: a level of the pyramid (int), or a resolution in micrometres per pixel (float) that no level need have.
+# A level of the pyramid (int), or a resolution in micrometres per pixel (float) that no level need have.
 Level = int | float
 
 

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from scripts.core.errors import SettingsError, SlideError
+from scripts.core.errors import SlideError
 from scripts.core.magnification import (
     MPP_RTOL,
     Scale,
@@ -23,6 +23,7 @@ from scripts.core.magnification import (
     squeezed_levels,
 )
 from scripts.core.repeats import Repeats
+from scripts.core.settings import check_settings
 from scripts.slides.checksums import Stamp, stamp_of
 from scripts.slides.dicom_series import folder_slides
 from scripts.slides.frames import find_bounds
@@ -30,13 +31,10 @@ from scripts.slides.isolation import ReaderError, open_slide, read_pixels
 from scripts.slides.opened import CONVERT, Opened
 from scripts.slides.resolution import find_resolution, stated_resolutions
 
-__all__ = ["READERS", "READ_LEVELS", "PixelError", "Slide", "check_reader", "resample"]
-
-READERS = ("auto", "cucim", "openslide")
-READ_LEVELS = ("nearest", "highest", "upsample")
+__all__ = ["PixelError", "Slide", "resample"]
 
 WHITE = 255
-# Of the files that MONAI's reader with cuCIM takes. It takes the TIFFs inside other vendors' formats for plain ones.
+# Suffixes that MONAI's reader with cuCIM takes. cuCIM takes the TIFFs inside other vendors' formats for plain ones.
 CUCIM_SUFFIXES = (".tif", ".tiff", ".svs")
 # Read at most this many pixels of a level at once: what an overview of a gigapixel slide costs in memory.
 OVERVIEW_BLOCK_PX = 2048
@@ -86,7 +84,7 @@ class Slide:
     def __init__(
         self, path: str | Path, reader: str = "auto", mpp: float | None = None, read_level: str = "nearest"
     ) -> None:
-        check_reader(reader, read_level)
+        check_settings(reader=reader, read_level=read_level)
         self.path, self.read_level = _file_of(Path(path)), read_level
         self._stamp = stamp_of(self.path)
         opened = self._open(reader)
@@ -253,17 +251,6 @@ def resample(region: NDArray[np.uint8], size_px: tuple[int, int]) -> NDArray[np.
     shrinks = width >= size_px[0] and height >= size_px[1]
     resized = cv2.resize(region, size_px, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
     return resized.astype(np.uint8, copy=False)
-
-
-def check_reader(reader: str, read_level: str) -> None:
-    """Check the settings of a :class:`Slide`.
-
-    Raises:
-        SettingsError: if one has no such value.
-    """
-    for key, value, known in (("reader", reader, READERS), ("read_level", read_level, READ_LEVELS)):
-        if value not in known:
-            raise SettingsError(key, f"got {value!r}", f"Choose one of {', '.join(known)}.")
 
 
 def _file_of(path: Path) -> Path:

@@ -11,9 +11,9 @@ __all__ = ["tiff_fault"]
 RGB = (tifffile.PHOTOMETRIC.RGB, tifffile.PHOTOMETRIC.YCBCR)
 # A slide has tens of pages. Readers go through all pages of a file that claims more, for minutes.
 MOST_PAGES = 1000
-# Of a tile, where its markers end.
+# The markers of a tile end within so many bytes.
 HEAD_BYTES = 1 << 16
-# Of OpenSlide's formats the one that takes the first image for the slide; the others know where the slide is.
+# OpenSlide's format in which the first image is the slide; in others OpenSlide knows where the slide is.
 GENERIC = "generic-tiff"
 REDUCED = 1  # a bit of NewSubfileType: a page that is a level of another
 

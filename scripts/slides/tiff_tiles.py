@@ -16,11 +16,13 @@ import simplejpeg
 import tifffile
 from numpy.typing import NDArray
 
+from scripts.core.errors import reason_of
+
 __all__ = ["TiffTiles", "check_complete", "tiles_under"]
 
 JPEG = tifffile.COMPRESSION.JPEG
 JPEG_BEGINS, JPEG_ENDS = b"\xff\xd8", b"\xff\xd9"
-# What may stand between them: tables of quantisation and of Huffman codes, restarts, application data, comments.
+# Segments between them: tables of quantisation and of Huffman codes, restarts, application data, comments.
 JPEG_TABLES = {bytes((0xFF, kind)) for kind in (0xDB, 0xC4, 0xDD, *range(0xE0, 0xF0), 0xFE)}
 RGB, YCBCR = tifffile.PHOTOMETRIC.RGB, tifffile.PHOTOMETRIC.YCBCR
 
@@ -75,7 +77,7 @@ class TiffTiles:
             try:
                 _decode(of_level, data)
             except Exception as error:  # each codec raises its own kind
-                reason = next(iter(str(error).splitlines()), type(error).__name__)
+                reason = reason_of(error)
                 raise ValueError(f"the tile at ({x}, {y}) is damaged: {reason}") from error
             of_level.checked[tile] = True
 

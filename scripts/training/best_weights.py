@@ -62,7 +62,7 @@ class BestWeights:
                 self._sign({"best_for": head, **self.origin})
                 if is_first_rank():
                     save_checkpoint(self.network.state_dict(), weights_path(self.ckpt_dir, head))
-        # What goes on from here is best for no head yet.
+        # The weights of the next epochs are best for no head yet.
         self._sign(self.origin)
 
     def _sign(self, origin: Mapping[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
@@ -20,6 +21,8 @@ from scripts.bags.bag import BagBuilder
 from scripts.bags.grid import of_rows
 from scripts.core.errors import SettingsError, fitting
 from scripts.core.magnification import check_magnifications
+from scripts.core.repeats import first_names
+from scripts.core.settings import check_settings
 from scripts.datalists.failures import without
 from scripts.datalists.label_files import as_entries
 from scripts.datalists.labels import CLASS_NAMES
@@ -32,11 +35,11 @@ from scripts.training.sampler import SampledView
 
 __all__ = ["BankBagDataset", "PatchBagDataset", "bag_dataset", "pad_bags", "training_views"]
 
-SOURCES = ("bank", "patches")
-
 # Patches are augmented when they are read, so there may be any number of views: with this many, each use of a slide
 # is a new view.
 ENDLESS_VIEWS = 2**31 - 1
+# Patches that are read ahead of the one that is used: the limit bounds the memory whatever the slide's size.
+READ_AHEAD = 64
 
 logger = logging.getLogger(__name__)
 
@@ -121,9 +124,13 @@ class PatchBagDataset(_BagDataset):
 
         if self.num_workers == 0:
             yield from map(read, range(len(dataset)))
-        else:
-            with ThreadPoolExecutor(self.num_workers) as threads:
-                yield from threads.map(read, range(len(dataset)))
+            return
+        with ThreadPoolExecutor(self.num_workers) as threads:
+            ahead = deque(threads.submit(read, patch) for patch in range(min(READ_AHEAD, len(dataset))))
+            for patch in range(READ_AHEAD, len(dataset) + READ_AHEAD):
+                yield ahead.popleft().result()
+                if patch < len(dataset):
+                    ahead.append(threads.submit(read, patch))
 
     def _encode(self, patches: NDArray[np.uint8]) -> NDArray[Any]:
         if (encoder := self.encoder) is None:
@@ -180,8 +187,7 @@ class BankBagDataset(_BagDataset):
             if not bank_path(self.feature_dir, slide, view).exists()
         ]
         if missing:
-            first = f"{', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''}"
-            cause = f"has no feature bank of {len(missing)} of {len(wanted)} {kind} ({first})"
+            cause = f"has no feature bank of {len(missing)} of {len(wanted)} {kind} ({first_names(missing)})"
             raise SettingsError(self.feature_dir, cause, remedy)
 
     def _read(self, index: int, view: int) -> dict[str, Any]:
@@ -231,7 +237,7 @@ def bag_dataset(
         SettingsError: if there is no such source.
         DatalistError: if there is no slide, or none is left, or a label cannot be used.
     """
-    _check_source(source)
+    check_settings(source=source)
     data = without(as_entries(data, task, class_names, positive_classes), left_out)
     if source == "patches":
         logger.info("%d bags of patches, read from the slides", len(data))
@@ -256,7 +262,7 @@ def training_views(source: str, data: Sequence[Entry], views: int, left_out: Seq
     Raises:
         SettingsError: if there is no such source, or ``views`` is no whole number from 0 up.
     """
-    _check_source(source)
+    check_settings(source=source)
     if not data:
         return None
     counts = count_views(np.stack([np.asarray(entry["label"]) for entry in data]), views)
@@ -264,11 +270,6 @@ def training_views(source: str, data: Sequence[Entry], views: int, left_out: Seq
         return None
     kept = [count for count, entry in zip(counts, data, strict=True) if entry.get("slide") not in left_out]
     return kept if source == "bank" else [ENDLESS_VIEWS] * len(kept)
-
-
-def _check_source(source: str) -> None:
-    if source not in SOURCES:
-        raise SettingsError("source", f"got {source!r}", f"Choose one of {', '.join(SOURCES)}.")
 
 
 def pad_bags(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -74,7 +74,7 @@ class TrainingPhases:
 
     def _start_epoch(self, engine: Engine) -> None:
         self._started = time.perf_counter()
-        phase, epoch = self._phase_and_epoch(engine)
+        phase, epoch = self._phase_and_epoch(engine.state.epoch)
         # A resumed training goes on within a phase, with the weights of its checkpoint.
         if epoch == 0 and phase > 0:
             # The first rank writes the weights that all take.
@@ -88,16 +88,16 @@ class TrainingPhases:
                 engine.logger.info("phase %d of %d: training the head %s", phase + 1, len(self.seconds), names)
 
     def _end_epoch(self, engine: Engine) -> None:
-        self.seconds[self._phase_and_epoch(engine)[0]] += time.perf_counter() - self._started
+        self.seconds[self._phase_and_epoch(engine.state.epoch)[0]] += time.perf_counter() - self._started
 
     def _end(self, engine: Engine) -> None:
         phases = []
         for phase, seconds in enumerate(self.seconds):
             self.network.start_phase(phase)
             trained = sum(p.numel() for p in self.network.parameters() if p.requires_grad)
-            phases.append(
-                {"heads": self._names(phase), "epochs": self.epochs, "seconds": seconds, "parameters": trained}
-            )
+            is_last = phase == len(self.seconds) - 1
+            epochs = engine.state.epoch - phase * self.epochs if is_last else self.epochs
+            phases.append({"heads": self._names(phase), "epochs": epochs, "seconds": seconds, "parameters": trained})
         self.network.start_phase(None)
         if not is_first_rank():
             return
@@ -105,7 +105,7 @@ class TrainingPhases:
         best = {
             head: {
                 "validation_loss": loss,
-                "epoch": (kept.epochs[head] - 1) % self.epochs + 1,
+                "epoch": self._phase_and_epoch(kept.epochs[head])[1] + 1,
                 "weights": weights_path(kept.ckpt_dir, head).name,
             }
             for head, loss in kept.losses.items()
@@ -113,10 +113,11 @@ class TrainingPhases:
         write_json(self.path, {**self.settings, "phases": phases, "best": best, **self.made_by})
         engine.logger.info("the best weights of each head are in %s", kept.ckpt_dir)
 
-    def _phase_and_epoch(self, engine: Engine) -> tuple[int, int]:
+    def _phase_and_epoch(self, epoch: int) -> tuple[int, int]:
+        """The phase of an epoch, which counts from 1, and the epochs before it in that phase."""
         # Epochs that do not divide among the phases go to the last.
-        phase = min((engine.state.epoch - 1) // self.epochs, len(self.seconds) - 1)
-        return phase, engine.state.epoch - 1 - phase * self.epochs
+        phase = min((epoch - 1) // self.epochs, len(self.seconds) - 1)
+        return phase, epoch - 1 - phase * self.epochs
 
     def _names(self, phase: int) -> list[str]:
         return [self.heads[head] for head in self.network.phases[phase]]

@@ -13,6 +13,7 @@ from scripts.features.encoding import Encoder
 from scripts.synthetic.marker import count_slides
 from scripts.training.resuming import SameSettings
 from scripts.training.slides import TrainingSlides
+from scripts.weights.record import recorded_settings
 
 __all__ = ["TrainingRecord"]
 
@@ -44,11 +45,7 @@ class TrainingRecord:
         data = cohort_fingerprint(training=training, validation=validation)
         self.record = {
             "version": __version__,
-            "settings": {
-                **values_with_role(settings, "decides"),
-                **values_with_role(settings, "recorded"),
-                "backbone_sha256": backbone_sha256,
-            },
+            "settings": recorded_settings(settings, backbone_sha256),
             "data": count_slides(training, validation),
         }
         self.same_settings = SameSettings(

@@ -14,7 +14,7 @@ from ignite.handlers import Checkpoint
 
 from scripts.core.errors import BundleError, SettingsError
 from scripts.core.ranks import is_first_rank
-from scripts.core.settings import LATER
+from scripts.core.settings import LATER, is_same_value
 from scripts.datalists.labels import with_positive_classes
 from scripts.training.random_state import TrainingState
 from scripts.weights.checkpoints import save_checkpoint
@@ -77,7 +77,11 @@ class SameSettings:
         lacks = sorted(key for key, value in self.settings.items() if value is not None and key not in before)
         if lacks:
             logger.warning("the checkpoint does not contain %s: whether it fits is not known", ", ".join(lacks))
-        differs = [key for key in sorted(before.keys() - {*OUTDATED}) if self.settings.get(key) != before[key]]
+        differs = [
+            key
+            for key in sorted(before.keys() - {*OUTDATED})
+            if not is_same_value(key, self.settings.get(key), before[key])
+        ]
         if differs == ["data"]:
             raise SettingsError(
                 "resume",

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import pickle
 import re
@@ -16,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from scripts.core.errors import SettingsError
+from scripts.core.errors import SettingsError, reason_of
 from scripts.core.files import refuse_special
-from scripts.core.settings import SETTINGS, with_role
+from scripts.core.settings import SETTINGS, is_same_value, values_with_role, with_role
 from scripts.datalists.labels import with_positive_classes
 from scripts.networks.state_record import DECISIVE, NOT_FINITE, is_finite, signed_record
 
@@ -31,6 +30,7 @@ __all__ = [
     "read_training",
     "read_weights",
     "record_problem",
+    "recorded_settings",
     "trained_settings",
     "training_of",
     "unreadable_reason",
@@ -71,6 +71,17 @@ def check_weights(network: nn.Module, settings: Mapping[str, Any] | None = None)
         raise SettingsError("weights", problem, "Use the settings of their training, or train again with these.")
 
 
+def recorded_settings(settings: Mapping[str, Any], backbone_sha256: str) -> dict[str, Any]:
+    """The settings that a record stores: what decides the meaning of scores, and what a user is warned of.
+
+    Args:
+        settings: plain values by setting.
+        backbone_sha256: of the backbone's weights file.
+    """
+    own = {**values_with_role(settings, "decides"), **values_with_role(settings, "recorded")}
+    return {**own, "backbone_sha256": backbone_sha256}
+
+
 def record_problem(record: Mapping[str, Any], settings: Mapping[str, Any]) -> str | None:
     """The settings of a training that differ from those of a use so that scores mean nothing; ``None`` without any.
 
@@ -80,15 +91,15 @@ def record_problem(record: Mapping[str, Any], settings: Mapping[str, Any]) -> st
         record: as :func:`read_record` gives it.
         settings: plain values by setting.
     """
-    trained, used = with_positive_classes(record["settings"]), json.loads(json.dumps(dict(settings)))
+    trained, used = with_positive_classes(record["settings"]), dict(settings)
     decisive = []
     for key in sorted(used.keys() & trained.keys()):
-        if not _differs(trained[key], used[key]):
+        if is_same_value(key, trained[key], used[key]):
             continue
         difference = f"{key} {trained[key]!r}, now {used[key]!r}"
         if key not in DECISIVE:
             logger.warning("the weights were trained with %s", difference)
-        # What the training did not know, it did not do otherwise.
+        # A setting that the training did not have cannot contradict.
         elif trained[key] is not None:
             decisive.append(difference)
     return f"they were trained with other settings ({', '.join(decisive)})" if decisive else None
@@ -131,7 +142,7 @@ def unreadable_reason(error: BaseException) -> str:
             return f"to load it would run {called[1]}"
         if (found := re.search(r"WeightsUnpickler error: (.*)", str(error))) is not None:
             return found[1]
-    return next(iter(str(error).splitlines()), type(error).__name__)
+    return reason_of(error)
 
 
 def read_record(path: str | Path) -> dict[str, Any]:
@@ -217,10 +228,3 @@ def _read_signed(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
     if problem:
         raise SettingsError(path, problem, WRITTEN_BY_TRAINING)
     return record, origin
-
-
-def _differs(one: Any, other: Any) -> bool:
-    # The order of magnifications has no meaning, that of classes has.
-    if isinstance(one, list) and isinstance(other, list) and all(isinstance(v, int | float) for v in one + other):
-        return sorted(one) != sorted(other)
-    return bool(one != other)

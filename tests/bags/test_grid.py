@@ -126,6 +126,13 @@ def test_patches_without_an_ancestor_are_left_out_and_counted():
     assert orphaned.log_weight().shape == (0, 2)
 
 
+def test_a_slide_that_is_all_tissue_has_every_patch_whatever_the_threshold():
+    # Areas are sums in floats, which may come out slightly below those of the squares.
+    tissue = TissueMask(np.ones((301, 299), dtype=bool), pixel_level0=(32.1, 32.1), base_mpp=0.2493)
+    grid = link_grids(scales_of([5, 10], 0.2493), (8900, 9200), tissue.fraction, [1.0, 1.0])
+    assert grid.num_rows == link_grids(scales_of([5, 10], 0.2493), (8900, 9200), tissue.fraction, 1.0).num_rows > 50
+
+
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.lists(st.integers(0, 5), min_size=2, max_size=2), min_size=1, max_size=40))
 def test_weights_of_the_rows_that_share_a_patch_add_up_to_one(rows):

@@ -15,10 +15,10 @@ from typing import Any
 import torch
 
 from scripts.bags.bag import BagBuilder
+from scripts.core.settings import RUNTIMES
 from scripts.features.backbones import has_fast_bfloat16
 from scripts.features.bank import read_bank, write_bank
 from scripts.features.encoding import Encoder
-from scripts.features.runtimes import RUNTIMES
 from tests.benchmarks.bench_slides import synthetic_slides, write_tiled
 from tests.benchmarks.extraction import BACKBONES, load
 from tests.benchmarks.memory import inference, shipped

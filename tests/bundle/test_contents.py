@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bundle.contents import NAME, belongs, is_repository, shared_files, shown
+from bundle.contents import NAME, belongs, is_repository, shared_files
 from scripts.core.errors import SettingsError
 from tests.bundles import write
 from tests.conftest import ROOT
@@ -111,8 +111,3 @@ def test_a_link_is_refused(tmp_path: Path, link: str) -> None:
     (root / link).symlink_to(tmp_path / "outside" / ("secret.txt" if "/" in link else ""))
     with pytest.raises(SettingsError, match=r"docs/secret.txt: is a link, or in a folder that is one"):
         shared_files(root)
-
-
-def test_texts_are_shown_in_one_line() -> None:
-    assert shown("größe µm") == "größe µm"
-    assert shown("a\nb\udcff\x1b") == r"a\nb\udcff\x1b"

@@ -39,6 +39,13 @@ def test_other_settings_change_their_own_lines_alone(path: Path) -> None:
     assert ('+     "magnifications": [2.5, 10, 20],' in added) == ("magnifications" in known)
 
 
+def test_a_setting_of_the_section_advanced_is_set_there() -> None:
+    text = (ROOT / "configs" / "train.json").read_text(encoding="utf-8")
+    changed = set_defaults(text, {"read_level": "highest"})
+    assert json.loads(changed)["advanced"]["read_level"] == "highest"
+    assert changed.replace("highest", "nearest") == text
+
+
 def test_a_key_of_the_same_name_further_down_is_another_one() -> None:
     text = '{\n    "settings": {\n        "task": "@task"\n    },\n    "task": "multilabel"\n}\n'
     assert set_defaults(text, {"task": "binary"}) == text.replace("multilabel", "binary")

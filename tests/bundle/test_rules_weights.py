@@ -78,6 +78,10 @@ def make_other(**settings: Any) -> Callable[[Path], object]:
             make_other(min_tissue=0.1),
             "configs/inference.json#min_tissue: is 0.7, and the weights",
         ),
+        (
+            lambda r: change_json(r, "configs/train.json", lambda c: c["advanced"].update({"read_level": "highest"})),
+            "configs/train.json#read_level: is 'highest', and the weights were trained with 'nearest'",
+        ),
     ],
 )
 def test_weights_that_do_not_load_or_fit_are_named(root: Path, edit: Callable[[Path], object], message: str) -> None:

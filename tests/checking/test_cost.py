@@ -4,8 +4,7 @@ import h5py
 import numpy as np
 import pytest
 
-from scripts.checking.cost import Rate, bank_bytes, build_encoder, measure_rate
-from scripts.core.errors import SettingsError
+from scripts.checking.cost import Rate, bank_bytes, measure_rate
 from scripts.features.bank import write_bank
 from scripts.features.encoding import Encoded
 from tests.cohorts import NUM_TINY_FEATURES, builder, draw_slide, tiny_encoder
@@ -64,8 +63,3 @@ def test_a_real_encoder_is_measured_on_its_bag(bag):
     rate = measure_rate(tiny_encoder(), bag)
     assert rate.patches == 26
     assert rate.seconds > 0
-
-
-def test_an_encoder_that_cannot_be_made_says_why():
-    with pytest.raises(SettingsError, match=r"backbone: got 'resnet5'"):
-        build_encoder("resnet5", None, amp=False, device="cpu", batch_size=8, num_workers=0, runtime="torch")

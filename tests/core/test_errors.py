@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from scripts.core.errors import BundleError, DatalistError, SettingsError, SlideError, fitting, mistake_in
+from scripts.core.errors import BundleError, DatalistError, SettingsError, SlideError, fitting, mistake_in, printable
 
 
 def run_python(code):
@@ -236,3 +236,8 @@ def test_a_full_disk_in_a_thread_ends_in_one_line_and_other_faults_of_threads_ke
     assert first.startswith("error: output_dir: cannot be written: the disk is full (No space left on device). Make")
     assert rest.count("Traceback") == 1
     assert rest.endswith("ValueError: a fault\n")
+
+
+def test_a_text_is_one_line_that_can_be_seen():
+    assert printable("größe µm") == "größe µm"
+    assert printable("a\nb\udcff\x1b") == r"a\nb\udcff\x1b"

@@ -21,6 +21,7 @@ from scripts.core.ranks import (
     StoppedError,
     _tell_failures,
     forget_ranks,
+    from_every_rank,
     from_first_rank,
     gather_shards,
     is_first_rank,
@@ -47,6 +48,7 @@ def test_without_torchrun_there_is_one_rank_that_does_all():
     assert (rank(), num_ranks(), is_first_rank()) == (0, 1, True)
     assert list(take_turns("abc")) == ["a", "b", "c"]
     assert from_first_rank(lambda: [1]) == [1]
+    assert from_every_rank({"a": 1}) == [{"a": 1}]
     assert gather_shards([3, 4], 1) == [3, 4]
     counter = SharedCounter()
     assert [counter.add(2), counter.add(), counter.add(-1)] == [2, 2, 1]
@@ -210,6 +212,11 @@ def test_a_rank_waits_until_all_do_and_gets_what_the_first_made(store):
     assert list(wait) == []
     store.set("made/1", "[1, 2]")
     assert from_first_rank(lambda: pytest.fail("the first rank's work")) == [1, 2]
+
+
+def test_every_rank_gets_what_all_have_in_their_order(store):
+    store.set("given/0/0", '{"a": "of rank 0"}')
+    assert from_every_rank({"b": "of rank 1"}) == [{"a": "of rank 0"}, {"b": "of rank 1"}]
 
 
 def test_a_rank_stops_when_another_failed(store):

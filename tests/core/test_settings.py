@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from scripts.core.errors import SettingsError
-from scripts.core.settings import OPTIMIZERS, SETTINGS, check_settings, optimizer_class, with_role
+from scripts.core.settings import OPTIMIZERS, SETTINGS, check_settings, is_same_value, optimizer_class, with_role
 from tests.worlds import CONFIGS, settings_of
 
 NUMBERS = (
@@ -62,6 +62,20 @@ def test_a_batch_fits_in_memory():
     check_settings(encode_batch=4096)
     with pytest.raises(SettingsError, match=r"encode_batch: got 1000000000\. Give a whole number from 1 to 4096"):
         check_settings(encode_batch=10**9)
+
+
+@pytest.mark.parametrize(
+    ("name", "one", "other", "same"),
+    [
+        ("magnifications", [5, 10], (10.0, 5.0), True),
+        ("positive_classes", ["cancer", "hgd"], ("hgd", "cancer"), True),
+        ("positive_classes", None, ["cancer"], False),
+        ("class_names", ["a", "b"], ["b", "a"], False),
+        ("min_tissue", [0.5, 0.7], [0.7, 0.5], False),
+    ],
+)
+def test_values_are_the_same_if_they_mean_the_same(name, one, other, same):
+    assert is_same_value(name, one, other) == same
 
 
 def test_a_seed_fits_in_32_bits():

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from scripts.checking.datalist import check_datalist
 from scripts.core.errors import DatalistError, SettingsError
-from scripts.datalists.datalist import list_labels, list_slides, load_datalist, load_partition, num_classes
+from scripts.datalists.datalist import list_labels, list_slides, load_datalist, load_partition
 from scripts.datalists.labels import CLASS_NAMES, output_names
 from scripts.datalists.partitions import PARTITIONS
 
@@ -371,13 +371,10 @@ def test_files_and_settings(tmp_path: Path) -> None:
 
 
 def test_outputs() -> None:
-    assert num_classes("multilabel") == 5
-    assert num_classes("multilabel", ["a", "b"]) == 2
-    assert num_classes("binary") == 1
     assert output_names("multilabel") == list(CLASS_NAMES)
     assert output_names("binary") == ["high_risk"]
     with pytest.raises(SettingsError, match="task"):
-        num_classes("regression")
+        output_names("regression")
 
 
 def test_list_a_folder(tmp_path: Path) -> None:

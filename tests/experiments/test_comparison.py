@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import scripts.experiments.comparison
-from scripts.core.errors import DatalistError, SettingsError
+from scripts.core.errors import BundleError, DatalistError, SettingsError
 from scripts.experiments.comparison import Comparison
 
 SETTINGS = {"task": "multilabel", "class_names": ["cancer", "normal"], "magnifications": [5, 10]}
@@ -49,7 +49,7 @@ def test_a_run_that_failed_is_named_when_the_others_are_through(tmp_path, monkey
     monkeypatch.setattr(
         scripts.experiments.comparison, "run_experiments", lambda *args, **kwargs: {"mustmil, seed 1": said}
     )
-    with pytest.raises(SettingsError, match=r"mustmil, seed 1: lr: the loss is nan\. Lower it\."):
+    with pytest.raises(BundleError, match=r"mustmil, seed 1: lr: the loss is nan\. Lower it\."):
         comparison(tmp_path).run()
 
 

@@ -186,9 +186,10 @@ def test_under_torchrun_each_rank_takes_its_share_and_waits_for_the_others(bundl
         "import os, sys\nfrom tests.experiments.test_trainings import *\n"
         f"from pathlib import Path\nroot = Path({str(bundle)!r})\n"
         "if __name__ == '__main__':\n"
-        "    several = [experiment(root, name) for name in 'abc']\n"
-        "    run_experiments(several, root)\n"
-        "    assert all(one.is_done for one in several)\n"
+        "    several = [experiment(root, name) for name in 'abc'] + [experiment(root, 'd', fails=True)]\n"
+        "    failed = run_experiments(several, root)\n"
+        "    assert all(one.is_done for one in several[:3])\n"
+        "    assert list(failed) == ['d'], failed\n"  # on both ranks, of which one ran it
         "    (root / f'rank{os.environ[\"RANK\"]}').touch()\n"
     )
     (bundle / "main.py").write_text(code)

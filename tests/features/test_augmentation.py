@@ -221,5 +221,5 @@ def test_every_slide_has_a_view_and_halves_are_rounded_up():
 
 @pytest.mark.parametrize("views", [-1, 1.5, True, "3"])
 def test_a_number_of_views_that_is_none_is_named(views):
-    with pytest.raises(SettingsError, match=rf"views: got {views!r}\. Give a whole number from 0 up; 0 is no augmen"):
+    with pytest.raises(SettingsError, match=rf"views: got {views!r}\. Give a whole number from 0 to 999"):
         count_views(np.array([[1], [0]]), views)

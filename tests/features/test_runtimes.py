@@ -9,10 +9,11 @@ from torch import nn
 from torch.nn.functional import cosine_similarity
 
 from scripts.core.errors import SettingsError
+from scripts.core.settings import RUNTIMES
 from scripts.features import runtimes
 from scripts.features.backbones import Backbone, build_resnet34, get_backbone
 from scripts.features.encoding import Encoder
-from scripts.features.runtimes import RUNTIMES, choose_runtime, get_forward
+from scripts.features.runtimes import choose_runtime, get_forward
 from tests.cohorts import builder, draw_slide, tiny_backbone
 
 FASTER = [runtime for runtime in RUNTIMES if runtime != "torch"]
@@ -104,7 +105,7 @@ assert sys.modules["openvino_telemetry"] is None
 
 
 def test_an_unknown_runtime_is_named():
-    with pytest.raises(SettingsError, match=r"runtime: got 'tvm'\. Choose one of: torch, compile, openvino"):
+    with pytest.raises(SettingsError, match=r"runtime: got 'tvm'\. Choose one of torch, compile, openvino"):
         Encoder(tiny_backbone(), runtime="tvm")
 
 

@@ -281,7 +281,7 @@ def test_training_draws_from_the_banks_views_or_from_views_without_limit(cohort)
     assert training_views("patches", data, 4) == [2**31 - 1] * 5
     for source in ("bank", "patches"):
         assert training_views(source, data, 0) is None
-        with pytest.raises(SettingsError, match=r"views: got -2\. Give a whole number from 0 up"):
+        with pytest.raises(SettingsError, match=r"views: got -2\. Give a whole number from 0 to 999"):
             training_views(source, data, -2)
     with pytest.raises(SettingsError, match="source: got 'hdf5'"):
         training_views("hdf5", data, 0)

@@ -117,6 +117,16 @@ def test_training_json_says_what_was_trained_how_long_and_how_well(tmp_path):
     assert training.network(torch.randn(1, 3, 2, 6)).shape == (1, 1, 2)  # a result, no phase any more
 
 
+def test_epochs_that_do_not_divide_among_the_phases_belong_to_the_last(tmp_path):
+    training = Training(tmp_path, EPOCHS, method="msmil")
+    training.trainer.state.max_epochs = 3 * EPOCHS + 1  # as MONAI Label sets it
+    training.run()
+    told = json.loads((tmp_path / "training.json").read_text())
+    assert [phase["epochs"] for phase in told["phases"]] == [EPOCHS, EPOCHS, EPOCHS + 1]
+    losses = [m["global_loss"] for m in training.validations[2 * EPOCHS :]]
+    assert told["best"]["global"]["epoch"] == 1 + losses.index(min(losses))
+
+
 def test_training_json_tells_what_made_it(tmp_path):
     training, path = Training(tmp_path, 1), tmp_path / "told.json"
     phases = TrainingPhases(training.network, training.heads, 1, training.best, path, made_by={"seed": 3})

@@ -24,7 +24,7 @@ BUNDLE_LOCK = threading.RLock()
 # What the app takes from a bundle's code, each with its name up to 0.4.0.
 MODULES = (
     ("networks.methods", "methods"),
-    ("datalists.datalist", "datalist"),
+    ("datalists.labels", "datalist"),
     ("heatmaps.attention_maps", "attention_maps"),
     ("heatmaps.images", "heatmaps"),
     ("heatmaps.writer", "heatmap_writer"),
