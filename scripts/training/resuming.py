@@ -73,7 +73,8 @@ class SameSettings:
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Raise a :class:`SettingsError` if those of the checkpoint differ."""
-        before = {**LATER, **with_positive_classes(state_dict)}
+        later = {key: value for key, value in LATER.items() if key in self.settings}
+        before = {**later, **with_positive_classes(state_dict)}
         lacks = sorted(key for key, value in self.settings.items() if value is not None and key not in before)
         if lacks:
             logger.warning("the checkpoint does not contain %s: whether it fits is not known", ", ".join(lacks))
