@@ -25,9 +25,9 @@ have the setting; unknown options and `None` are refused. Settings that few user
 of a config, and are options like all others.
 
 `evaluate.json` and `inference.json` take `method`, `task`, `class_names`, `positive_classes`, `magnifications`,
-`patch_size`, `min_tissue`, `read_level`, `backbone` and `num_nodes` from the weights in `ckpt_dir`: do not repeat them.
-An option that contradicts the weights is refused (`min_tissue`, `read_level`: a warning); see
-[Weights](outputs.md#weights).
+`patch_size`, `min_tissue`, `overlap`, `grid_origin`, `tissue`, `read_level`, `backbone` and `num_nodes` from the
+weights in `ckpt_dir`: do not repeat them. An option that contradicts the weights is refused (`min_tissue`, `overlap`,
+`grid_origin`, `tissue`, `read_level`: a warning); see [Weights](outputs.md#weights).
 
 This page is made from `scripts/core/settings.py` and the configs: `python -m bundle.settings_page`.
 

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from scripts.bags.annotation_files import AnnotationFile, read_annotation_file
 from scripts.bags.mask_files import read_file_of_slide
 from scripts.bags.shapes import Shapes
-from scripts.bags.tissue import TISSUE_MPP, TissueMask
+from scripts.bags.tissue import TissueMask
+from scripts.bags.tissue_settings import TissueSettings
 from scripts.core.errors import SlideError
 from scripts.core.repeats import Repeats, first_names
 from scripts.datalists.keys import spelling
@@ -30,6 +31,8 @@ MOST_OUTSIDE = 0.1
 MOST_CHANGED = 0.01
 # QuPath does not count what has such a class, as its `Ignore*`.
 IGNORED_SUFFIX = "*"
+ANNOTATED = "annotated"
+"""The name of what annotations exclude, in :attr:`scripts.bags.tissue.TissueMask.exclusions`."""
 
 logger = logging.getLogger(__name__)
 _repeats = Repeats()
@@ -180,13 +183,17 @@ def read_annotated_tissue(
             raise SlideError(slide.path, cause, "Name one as `mask_tissue` or `mask_excluded`.")
         seen = find()
         drawn = cut.drawn(seen.tissue.shape, seen.pixel_level0, seen.origin_level0)
-        return replace(seen, tissue=seen.tissue & ~drawn, warnings=found.warnings)
+        exclusions = {**seen.exclusions, ANNOTATED: drawn}
+        return replace(seen, tissue=seen.tissue & ~drawn, warnings=found.warnings, exclusions=exclusions)
     shapes = Shapes(shapely.difference(Shapes.union(list(rest.values())).area, cut.area))
-    pixel = max(TISSUE_MPP / slide.base_mpp, 1.0)
+    pixel = max(TissueSettings().mpp / slide.base_mpp, 1.0)
     width, height = slide.size_level0
     shape = (math.ceil(height / pixel), math.ceil(width / pixel))
     pixels = shapes.drawn(shape, (pixel, pixel))
-    return AnnotatedTissue(pixels, (pixel, pixel), slide.base_mpp, warnings=found.warnings, shapes=shapes)
+    exclusions = {ANNOTATED: cut.drawn(shape, (pixel, pixel))} if excluded else {}
+    return AnnotatedTissue(
+        pixels, (pixel, pixel), slide.base_mpp, warnings=found.warnings, exclusions=exclusions, shapes=shapes
+    )
 
 
 def _valid(file: AnnotationFile) -> tuple[NDArray[np.object_], list[str], list[tuple[str, str]]]:

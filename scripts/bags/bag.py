@@ -6,6 +6,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from scripts.bags.annotations import read_annotated_tissue
 from scripts.bags.blocks import Block, plan_blocks
 from scripts.bags.grid import LinkedGrid, link_grids, tissue_thresholds
 from scripts.bags.tissue import TissueMask, find_tissue, read_tissue_mask
+from scripts.bags.tissue_settings import tissue_settings
 from scripts.core.errors import SlideError
 from scripts.core.magnification import check_magnifications
 from scripts.core.repeats import Repeats
@@ -36,6 +38,16 @@ class Bag:
     slide: Slide
     tissue: TissueMask
     grid: LinkedGrid
+
+    @cached_property
+    def covered_mm2(self) -> float:
+        """Area of the tissue that patches of the highest magnification cover, in square millimetres."""
+        return self.tissue.covered_mm2(self.grid.coords[-1], self.grid.scales[-1].patch_level0)
+
+    @property
+    def covered_fraction(self) -> float:
+        """Fraction of the tissue that they cover, in 0..1; 0 without tissue."""
+        return self.covered_mm2 / self.tissue.area_mm2 if self.tissue.tissue.any() else 0.0
 
     def read_patch(self, scale_index: int, patch: int) -> NDArray[np.uint8]:
         """Patch ``patch`` of scale ``scale_index`` (from low to high), RGB ``[H, W, 3]``."""
@@ -96,6 +108,10 @@ class BagBuilder:
             :func:`scripts.bags.mask_values.tissue_in`, and classes of annotations, see
             :func:`scripts.bags.annotations.read_annotated_tissue`; an entry's own ``mask_tissue`` takes precedence.
         mask_excluded: the classes of annotations that are cut out of the tissue; an entry's own takes precedence.
+        overlap: see :func:`scripts.bags.grid.link_grids`.
+        grid_origin: ``slide``, one grid from the slide's corner, or ``tissue``, one for each piece of tissue.
+        tissue: constants of tissue detection that are changed, see
+            :class:`scripts.bags.tissue_settings.TissueSettings`; where a mask says what is tissue they do nothing.
 
     Raises:
         SettingsError: if a setting has no such value.
@@ -110,12 +126,19 @@ class BagBuilder:
         read_level: str = "nearest",
         mask_tissue: int | str | Sequence[int | str] | None = None,
         mask_excluded: str | Sequence[str] | None = None,
+        overlap: float = 0.0,
+        grid_origin: str = "slide",
+        tissue: Mapping[str, Any] | None = None,
     ) -> None:
-        check_settings(patch_size=patch_size, reader=reader, read_level=read_level)
+        check_settings(
+            patch_size=patch_size, reader=reader, read_level=read_level, overlap=overlap, grid_origin=grid_origin
+        )
         self.magnifications = check_magnifications(magnifications)
         self.patch_size = patch_size
         self.min_tissue = tissue_thresholds(min_tissue, len(self.magnifications))
         self.reader, self.read_level = reader, read_level
+        self.overlap, self.grid_origin = float(overlap), grid_origin
+        self.tissue = tissue_settings({} if tissue is None else tissue)
         self._repeats = Repeats()
         self.mask_tissue = check_mask_tissue(mask_tissue)
         self.mask_excluded = check_mask_excluded(mask_excluded)
@@ -132,8 +155,10 @@ class BagBuilder:
         """
         slide = self.open_slide(entry)
         scales = [slide.scale(m, self.patch_size) for m in self.magnifications]
-        tissue = find_tissue(slide) if entry.get("mask") is None else self.read_mask(entry, slide)
-        return Bag(slide, tissue, link_grids(scales, slide.size_level0, tissue.fraction, self.min_tissue))
+        tissue = find_tissue(slide, self.tissue) if entry.get("mask") is None else self.read_mask(entry, slide)
+        pieces = tissue.pieces_level0() if self.grid_origin == "tissue" else None
+        grid = link_grids(scales, slide.size_level0, tissue.fraction, self.min_tissue, self.overlap, pieces)
+        return Bag(slide, tissue, grid)
 
     def read_mask(self, entry: Mapping[str, Any], slide: Slide) -> TissueMask:
         """The tissue of an entry with a ``mask``.
@@ -143,7 +168,7 @@ class BagBuilder:
         """
         mask, listed, excluded = entry["mask"], self._mask_tissue_of(entry), self._mask_excluded_of(entry)
         if is_annotation_file(mask):
-            return read_annotated_tissue(mask, slide, listed, excluded, lambda: find_tissue(slide))
+            return read_annotated_tissue(mask, slide, listed, excluded, lambda: find_tissue(slide, self.tissue))
         if entry.get("mask_excluded") is not None:
             remedy = "List what is tissue of it as `mask_tissue`, or give annotations as `mask`."
             raise SlideError(slide.path, f"its mask {mask} is an image, and `mask_excluded` names classes", remedy)
@@ -209,18 +234,22 @@ class BagBuilder:
             "patch_size": self.patch_size,
             "min_tissue": list(self.min_tissue),
             "read_level": self.read_level,
+            "overlap": self.overlap,
+            "grid_origin": self.grid_origin,
         }
 
     def mask_settings(self, entry: Mapping[str, Any]) -> dict[str, Any]:
-        """What else decides the content of the bag of an entry with a ``mask``; nothing if it has none."""
+        """What else decides the content of the bag of an entry: how its ``mask`` is read, or how tissue is found."""
         if entry.get("mask") is None:
-            return {}
+            return {"tissue": self.tissue.changed()}
         listed = self._mask_tissue_of(entry)
         if is_annotation_file(entry["mask"]):
+            # Where all classes are excluded, tissue is found in the rest.
+            found = {"tissue": self.tissue.changed()}
             decides = {"mask_tissue": listed, "mask_excluded": self._mask_excluded_of(entry)}
         else:
-            decides = {"mask_tissue": _values(listed)}
-        return {key: None if value is None else list(value) for key, value in decides.items()}
+            found, decides = {}, {"mask_tissue": _values(listed)}
+        return {key: None if value is None else list(value) for key, value in decides.items()} | found
 
     def _mask_excluded_of(self, entry: Mapping[str, Any]) -> tuple[str, ...] | None:
         own = check_mask_excluded(entry.get("mask_excluded"), entry["image"], SlideError)

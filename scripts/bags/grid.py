@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from scripts.bags.pieces import LaidGrid, lay_pieces
 from scripts.core.errors import SettingsError
 from scripts.core.magnification import Scale
 
@@ -101,55 +102,88 @@ def link_grids(
     size_level0: tuple[int, int],
     tissue_fraction: TissueFraction,
     min_tissue: float | Sequence[float] = 0.7,
+    overlap: float = 0.0,
+    pieces_level0: NDArray[np.float64] | None = None,
 ) -> LinkedGrid:
     """Lay a regular grid at each scale and link its patches.
 
-    All grids start at the slide's corner. A patch's ancestor is the patch of the lower grid that contains its centre:
-    for integer ratios (5x, 10x) it contains the whole patch, for others (5x, 12.5x) the patch may reach into a
-    neighbour.
+    All grids start at the slide's corner, or at that of a piece of tissue: see :mod:`scripts.bags.pieces`. A patch's
+    ancestor is the patch of the lower grid that contains its centre; of several, where they overlap, the one whose
+    centre is nearest. Without overlap and for integer ratios (5x, 10x) it contains the whole patch; else (5x, 12.5x)
+    the patch may reach into a neighbour.
 
     Args:
         scales: one for each magnification, from low to high.
         size_level0: (width, height) of the slide in level-0 pixels.
         tissue_fraction: gives the fraction of tissue of squares, see :meth:`scripts.bags.tissue.TissueMask.fraction`.
         min_tissue: see :func:`tissue_thresholds`.
+        overlap: fraction of a patch's side that neighbours share, at least 0 and below 1.
+        pieces_level0: ``[n, 4]``, (left, top, right, bottom) of the pieces of tissue that have a grid of their own;
+            ``None`` for one grid from the slide's corner.
 
     Returns:
         The linked grid; it may have no rows.
     """
     thresholds = tissue_thresholds(min_tissue, len(scales))
-    sides = [scale.patch_level0 for scale in scales]
-    cells = _all_cells(size_level0, sides[-1])
-    fraction = tissue_fraction(_corners(cells, sides[-1]), sides[-1])
-    # A threshold of 0 asks for some tissue.
-    cells = cells[(fraction > 0) & (fraction >= thresholds[-1] - SLACK)]
-    centres = (cells + 0.5) * sides[-1]
-    ancestors = [np.floor(centres / side).astype(np.int64) for side in sides[:-1]]
 
-    linked = np.ones(len(cells), dtype=bool)
-    for lower_cells, side, threshold in zip(ancestors, sides[:-1], thresholds[:-1], strict=True):
-        if threshold > 0:
-            linked &= tissue_fraction(_corners(lower_cells, side), side) >= threshold - SLACK
+    def lay(start: tuple[float, float], stop: tuple[float, float]) -> LaidGrid:
+        return _lay(scales, start, stop, tissue_fraction, thresholds, overlap)
+
+    if pieces_level0 is None:
+        laid = [lay((0.0, 0.0), size_level0)]
+    else:
+        laid = lay_pieces(pieces_level0, lay, scales[0].patch_level0, scales[-1].patch_level0, overlap)
 
     coords, rows = [], []
-    for scale_cells, side in zip([*ancestors, cells], sides, strict=True):
-        # Cells are (column, row); sorted by row first, patches are read in the order in which a file is stored.
-        unique, index = np.unique(scale_cells[linked][:, ::-1], axis=0, return_inverse=True)
-        coords.append(_corners(unique[:, ::-1], side))
+    for s in range(len(scales)):
+        # Sorted by y first, patches are read in the order in which a file is stored.
+        corners = np.concatenate([grid.corners[s][:, ::-1] for grid in laid] or [np.zeros((0, 2))])
+        unique, index = np.unique(corners, axis=0, return_inverse=True)
+        coords.append(np.ascontiguousarray(unique[:, ::-1]))
         rows.append(index.reshape(-1))
+    linked = np.stack(rows, axis=1).astype(np.int64)
     return LinkedGrid(
         scales=tuple(scales),
         coords=tuple(coords),
-        rows=np.stack(rows, axis=1).astype(np.int64),
-        orphans=int((~linked).sum()),
+        rows=linked[np.argsort(linked[:, -1], kind="stable")],
+        orphans=sum(grid.orphans for grid in laid),
     )
 
 
-def _all_cells(size_level0: tuple[int, int], side_level0: float) -> NDArray[np.int64]:
-    """``[n, 2]`` (column, row) of every cell that overlaps the slide, row by row."""
-    columns, rows = (math.ceil(round(length / side_level0, 9)) for length in size_level0)
-    return np.stack(np.meshgrid(np.arange(columns), np.arange(rows)), axis=-1).reshape(-1, 2)
+def _lay(
+    scales: Sequence[Scale],
+    start: tuple[float, float],
+    stop: tuple[float, float],
+    tissue_fraction: TissueFraction,
+    thresholds: Sequence[float],
+    overlap: float,
+) -> LaidGrid:
+    """The linked patches of one grid that starts at (x, y), and has as many patches as reach the stop."""
+    sides = [scale.patch_level0 for scale in scales]
+    steps = [side * (1 - overlap) for side in sides]
 
+    def corners(cells: NDArray[np.int64], s: int) -> NDArray[np.float64]:
+        return np.multiply(cells, steps[s], dtype=np.float64) + start
 
-def _corners(cells: NDArray[np.int64], side_level0: float) -> NDArray[np.float64]:
-    return np.multiply(cells, side_level0, dtype=np.float64)
+    counts = [1 + max(0, math.ceil(round((stop[axis] - start[axis] - sides[-1]) / steps[-1], 9))) for axis in range(2)]
+    # Cells are (column, row), row by row.
+    cells = np.stack(np.meshgrid(*map(np.arange, counts)), axis=-1).reshape(-1, 2)
+    fraction = tissue_fraction(corners(cells, -1), sides[-1])
+    # A threshold of 0 asks for some tissue.
+    kept = (fraction > 0) & (fraction >= thresholds[-1] - SLACK)
+    cells, fraction = cells[kept], fraction[kept]
+    # Of the patches that contain a centre, the one whose centre is nearest; there is none before the first.
+    centres = (cells + 0.5 / (1 - overlap)) * steps[-1]
+    ancestors = [
+        np.maximum(np.floor((centres - (side - step) / 2) / step).astype(np.int64), 0)
+        for side, step in zip(sides[:-1], steps[:-1], strict=True)
+    ]
+    linked = np.ones(len(cells), dtype=bool)
+    for s, lower_cells in enumerate(ancestors):
+        if thresholds[s] > 0:
+            linked &= tissue_fraction(corners(lower_cells, s), sides[s]) >= thresholds[s] - SLACK
+    return LaidGrid(
+        corners=tuple(corners(of_scale[linked], s) for s, of_scale in enumerate([*ancestors, cells])),
+        orphans=int((~linked).sum()),
+        tissue=float(fraction[linked].sum()),
+    )

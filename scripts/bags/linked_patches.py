@@ -12,11 +12,16 @@ from scripts.bags.bag import Bag
 from scripts.bags.grid import of_rows
 from scripts.core.magnification import Scale
 
-__all__ = ["framed_patches", "linked_patches"]
+__all__ = ["framed_patches", "linked_patches", "linked_rows"]
 
 
 def linked_patches(bag: Bag, num_rows: int) -> NDArray[np.uint8]:
-    """Up to ``num_rows`` rows of a bag, spread evenly, as one image, RGB ``[rows * H, S * W, 3]``.
+    """:func:`linked_rows` as one image, RGB ``[rows * H, S * W, 3]``."""
+    return np.concatenate([np.concatenate(patches, axis=1) for patches in linked_rows(bag, num_rows)])
+
+
+def linked_rows(bag: Bag, num_rows: int) -> list[list[NDArray[np.uint8]]]:
+    """The patches of up to ``num_rows`` rows of a bag, spread evenly: S of each, RGB ``[H, W, 3]``.
 
     Patches run from low to high magnification; a frame on each shows the area of the next.
     """
@@ -27,7 +32,7 @@ def linked_patches(bag: Bag, num_rows: int) -> NDArray[np.uint8]:
     def read(s: int, corner_level0: tuple[float, float]) -> NDArray[np.uint8]:
         return slide.read_patch(grid.scales[s], corner_level0)
 
-    return np.concatenate([np.concatenate(framed_patches(read, grid.scales, row), axis=1) for row in corners])
+    return [framed_patches(read, grid.scales, row) for row in corners]
 
 
 def framed_patches(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -13,23 +14,17 @@ from numpy.typing import NDArray
 from scripts.bags.ink import find_ink
 from scripts.bags.mask_files import read_image_of_slide
 from scripts.bags.mask_values import tissue_in
+from scripts.bags.tissue_settings import TissueSettings
 from scripts.core.mha import write_mha
 from scripts.slides.frames import Rectangle, place_image
 from scripts.slides.slide import Slide
 
 __all__ = ["TissueMask", "find_tissue", "read_tissue_mask"]
 
-TISSUE_MPP = 8.0
-# Stain strength (see below) is 0 for grey and white. Otsu's threshold splits whatever it is given, also a slide
-# without tissue or without background, so it is kept between what paper-white noise and faint eosin reach.
-STAIN_LIMITS = (12.0, 30.0)
 # Half of the discrete Gaussian of variance 1. These are ITK's weights, so that its masks are found to the last pixel.
 HALF_GAUSSIAN = (0.008173546120060573, 0.05005045885392682, 0.20837538406328132, 0.46680122192546253)
 GAUSSIAN = np.array([*HALF_GAUSSIAN, *HALF_GAUSSIAN[-2::-1]])
 HISTOGRAM_BINS = 256
-CLOSING_RADIUS_UM = 32.0
-SMALLEST_OBJECT_UM2 = 100.0**2
-LARGEST_HOLE_UM2 = 150.0**2
 # A slide with more tissue than this, up to all four borders, is a field cut out of tissue, or its glass is no glass.
 MOST_TISSUE = 0.95
 # What scanners fill their last tiles up with, at the border: up to 1024 px.
@@ -54,6 +49,7 @@ class TissueMask:
         bounds_level0: the part of the slide that was scanned, around which scanners and readers fill up with white or
             black; by default the whole mask.
         warnings: what may be wrong with the annotations that it was made from, and what to do, as one line each.
+        exclusions: what was left out of the tissue, by its name: bool ``[h, w]`` each.
     """
 
     tissue: NDArray[np.bool_]
@@ -64,6 +60,7 @@ class TissueMask:
     origin_level0: tuple[float, float] = (0.0, 0.0)
     bounds_level0: Rectangle | None = None
     warnings: tuple[tuple[str, str], ...] = ()
+    exclusions: Mapping[str, NDArray[np.bool_]] = field(default_factory=dict)
 
     @cached_property
     def _integral(self) -> NDArray[np.float64]:
@@ -106,11 +103,45 @@ class TissueMask:
         lower = table[top + 1, left] * (1 - dx) + table[top + 1, left + 1] * dx
         return upper * (1 - dy) + lower * dy
 
+    def covered_mm2(self, xy_level0: NDArray[np.float64], side_level0: float) -> float:
+        """Area of the tissue within any of some squares, in square millimetres; where they overlap it counts once.
+
+        Args:
+            xy_level0, side_level0: as for :meth:`fraction`.
+        """
+        if not len(xy_level0):
+            return 0.0
+        # All edges make a table of rectangles, of which each is covered or not. Rounded: edges of neighbours are one.
+        starts, stops = np.round(xy_level0, 6), np.round(xy_level0 + side_level0, 6)
+        xs, ys = (np.unique(np.concatenate([starts[:, axis], stops[:, axis]])) for axis in range(2))
+        covered = np.zeros((len(ys) - 1, len(xs) - 1), dtype=bool)
+        lefts, rights = np.searchsorted(xs, starts[:, 0]), np.searchsorted(xs, stops[:, 0])
+        tops, bottoms = np.searchsorted(ys, starts[:, 1]), np.searchsorted(ys, stops[:, 1])
+        for left, right, top, bottom in zip(lefts, rights, tops, bottoms, strict=True):
+            covered[top:bottom, left:right] = True
+        pixel, origin = self.pixel_level0, self.origin_level0
+        above = self._area((xs[None] - origin[0]) / pixel[0], (ys[:, None] - origin[1]) / pixel[1])
+        return float(np.diff(np.diff(above, axis=0), axis=1)[covered].sum() * self._pixel_mm2)
+
+    def pieces_level0(self) -> NDArray[np.float64]:
+        """``[n, 4]``: (left, top, right, bottom) of each connected piece of tissue, in level-0 pixels."""
+        _, _, stats, _ = cv2.connectedComponentsWithStats(self.tissue.astype(np.uint8), connectivity=8)
+        corner = stats[1:, [cv2.CC_STAT_LEFT, cv2.CC_STAT_TOP]]
+        size = stats[1:, [cv2.CC_STAT_WIDTH, cv2.CC_STAT_HEIGHT]]
+        return np.concatenate([c * self.pixel_level0 + self.origin_level0 for c in (corner, corner + size)], axis=1)
+
     @property
     def area_mm2(self) -> float:
         """Area of the tissue in square millimetres."""
-        pixel_um2 = self.pixel_level0[0] * self.pixel_level0[1] * self.base_mpp**2
-        return float(self.tissue.sum() * pixel_um2 * 1e-6)
+        return self.mm2_of(self.tissue)
+
+    def mm2_of(self, mask: NDArray[np.bool_]) -> float:
+        """Area of a mask with the same pixels, such as one of the exclusions, in square millimetres."""
+        return float(mask.sum() * self._pixel_mm2)
+
+    @property
+    def _pixel_mm2(self) -> float:
+        return self.pixel_level0[0] * self.pixel_level0[1] * self.base_mpp**2 * 1e-6
 
     @property
     def is_everywhere(self) -> bool:
@@ -160,7 +191,7 @@ class TissueMask:
         write_mha(path, self.tissue.astype(np.uint8), spacing_mm=(x, y), origin_mm=(left + x / 2, top + y / 2))
 
 
-def find_tissue(slide: Slide, mpp: float = TISSUE_MPP) -> TissueMask:
+def find_tissue(slide: Slide, settings: TissueSettings | None = None) -> TissueMask:
     """Find a slide's tissue by its colour, without ink (:mod:`scripts.bags.ink`).
 
     Stain strength is max(R, G, B) - min(R, G, B): it is 0 for every grey, so that glass, shadows and the white
@@ -171,7 +202,7 @@ def find_tissue(slide: Slide, mpp: float = TISSUE_MPP) -> TissueMask:
 
     Args:
         slide: the slide.
-        mpp: resolution of the mask in micrometres per pixel; a slide coarser than this is used as it is.
+        settings: by default those of :class:`TissueSettings`; a slide coarser than their ``mpp`` is used as it is.
 
     Returns:
         The mask; it may be empty.
@@ -179,17 +210,20 @@ def find_tissue(slide: Slide, mpp: float = TISSUE_MPP) -> TissueMask:
     Raises:
         SlideError: if the slide or its bounds cannot be read.
     """
-    mpp = max(mpp, slide.base_mpp)
+    settings = settings or TissueSettings()
+    mpp = max(settings.mpp, slide.base_mpp)
     overview, pixel_level0 = slide.read_overview(mpp), (mpp / slide.base_mpp,) * 2
     stain = overview.max(axis=-1) - overview.min(axis=-1)
     bounds = _without_margin(overview, pixel_level0[0], slide.bounds_level0)
-    found = TissueMask(_stained(stain, mpp), pixel_level0, slide.base_mpp, bounds_level0=bounds)
+    found = TissueMask(_stained(stain, mpp, settings), pixel_level0, slide.base_mpp, bounds_level0=bounds)
     if found.is_everywhere or not (ink := find_ink(overview, mpp)).colours:
         return found
     stain[ink.mask] = 0
     ink_mm2 = float(ink.mask.sum() * mpp**2 * 1e-6)
-    tissue = _stained(stain, mpp)
-    return TissueMask(tissue, pixel_level0, slide.base_mpp, ink_mm2, ink.colours, bounds_level0=bounds)
+    tissue = _stained(stain, mpp, settings)
+    return TissueMask(
+        tissue, pixel_level0, slide.base_mpp, ink_mm2, ink.colours, bounds_level0=bounds, exclusions={"ink": ink.mask}
+    )
 
 
 def read_tissue_mask(path: str | Path, slide: Slide, mask_tissue: tuple[int, ...] | None = None) -> TissueMask:
@@ -232,10 +266,10 @@ def _without_margin(overview: NDArray[np.uint8], pixel_level0: float, bounds: Re
     return Rectangle(*(float(v * pixel_level0) for v in (left + columns[0], top + rows[0], *size)))
 
 
-def _stained(stain: NDArray[np.uint8], mpp: float) -> NDArray[np.bool_]:
+def _stained(stain: NDArray[np.uint8], mpp: float, settings: TissueSettings) -> NDArray[np.bool_]:
     smooth = _smooth(stain)
-    threshold = float(np.clip(_otsu_threshold(smooth), *STAIN_LIMITS))
-    return _clean(smooth >= threshold, mpp)
+    threshold = float(np.clip(_otsu_threshold(smooth), *settings.threshold))
+    return _clean(smooth >= threshold, mpp, settings)
 
 
 def _smooth(stain: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -262,16 +296,20 @@ def _otsu_threshold(values: NDArray[np.float32]) -> float:
     return float(edges[1:][np.argmax(between[:-1])])
 
 
-def _clean(tissue: NDArray[np.bool_], mpp: float) -> NDArray[np.bool_]:
-    radius = max(1, round(CLOSING_RADIUS_UM / mpp))
+def _clean(tissue: NDArray[np.bool_], mpp: float, settings: TissueSettings) -> NDArray[np.bool_]:
+    objects = _closed(tissue, max(1, round(settings.closing_um / mpp))) if settings.closing_um > 0 else tissue
+    objects = _without_small(objects, settings.smallest_um2 / mpp**2)
+    # A strip of glass along the border is no hole: it goes on outside.
+    glass = np.pad(~objects, 1, constant_values=True)
+    return ~_without_small(glass, settings.largest_hole_um2 / mpp**2)[1:-1, 1:-1]
+
+
+def _closed(tissue: NDArray[np.bool_], radius: int) -> NDArray[np.bool_]:
     y, x = np.ogrid[-radius : radius + 1, -radius : radius + 1]
     disc = (x**2 + y**2 <= (radius + 0.5) ** 2).astype(np.uint8)
     # Closing eats into tissue at the image's border unless the border is moved away first.
     closed = cv2.morphologyEx(np.pad(tissue, radius).astype(np.uint8), cv2.MORPH_CLOSE, disc)
-    objects = _without_small(closed[radius:-radius, radius:-radius] > 0, SMALLEST_OBJECT_UM2 / mpp**2)
-    # A strip of glass along the border is no hole: it goes on outside.
-    glass = np.pad(~objects, 1, constant_values=True)
-    return ~_without_small(glass, LARGEST_HOLE_UM2 / mpp**2)[1:-1, 1:-1]
+    return np.asarray(closed[radius:-radius, radius:-radius] > 0)
 
 
 def _without_small(objects: NDArray[np.bool_], smallest_px: float) -> NDArray[np.bool_]:

@@ -8,11 +8,11 @@ from typing import Any
 
 import cv2
 import numpy as np
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
 from numpy.typing import NDArray
 
 from scripts.bags.bag import Bag, BagBuilder
-from scripts.bags.linked_patches import linked_patches
+from scripts.bags.linked_patches import linked_rows
 from scripts.core.errors import SettingsError
 from scripts.core.files import replacing
 from scripts.core.magnification import magnification_of
@@ -24,6 +24,12 @@ __all__ = ["describe", "draw", "inspect_slide"]
 # Wide enough to see each patch, small enough for a screen.
 OVERVIEW_PX = 1600
 TISSUE_COLOUR = (0, 140, 60)
+# Of what was left out of the tissue, by its name in :attr:`scripts.bags.tissue.TissueMask.exclusions`.
+EXCLUSION_COLOURS = {"ink": (225, 0, 60)}
+OTHER_EXCLUSION = (90, 90, 90)
+ROWS_SHOWN = 4
+# A frame's line, at most, in pixels of the overview.
+LINE_PX = 3
 GRID_COLOURS = ((30, 60, 200), (220, 120, 0), (150, 0, 150), (0, 130, 130))
 
 
@@ -93,51 +99,85 @@ def describe(bag: Bag) -> str:
             f"{scale.name:<12} {len(coords)} patches of {scale.patch_size_px} px = {scale.patch_um:g} um, "
             f"read as {scale.patch_read_px} px from level {scale.level}"
         )
+    lines.append(f"covered      {_covered(bag)}, by the patches of {grid.scales[-1].name}")
     lines.append(f"rows         {grid.num_rows} ({grid.orphans} patches left out without an ancestor)")
     return "\n".join(lines)
 
 
 def draw(bag: Bag) -> Figure:
-    """The thumbnail with the tissue's outline and the linked grids, and a few rows of the bag beside it."""
+    """The thumbnail with tissue, what was left out of it, and the linked grids; and a few rows of the bag beside it."""
     slide, grid, thumbnail = bag.slide, bag.grid, read_thumbnail(bag.slide, OVERVIEW_PX)
     picture, pixel_level0 = thumbnail.pixels, thumbnail.mpp / slide.base_mpp
-    _outline_tissue(picture, bag, pixel_level0)
+    outlines = [(bag.tissue.tissue, TISSUE_COLOUR, f"tissue: {_covered(bag)} covered")]
+    for name, mask in bag.tissue.exclusions.items():
+        colour = EXCLUSION_COLOURS.get(name, OTHER_EXCLUSION)
+        outlines.append((mask, colour, f"{name}: {bag.tissue.mm2_of(mask):.3g} mm2 left out"))
+    for mask, colour, _ in outlines:
+        _outline(picture, mask, colour, bag, pixel_level0)
+    # Beside each other, the coarser outside: so both are seen where frames of two magnifications lie on one line.
+    finest_px = grid.scales[-1].patch_level0 / pixel_level0
+    line_px = int(np.clip(finest_px / (8 * len(grid.scales)), 1, LINE_PX))
     for s, scale in enumerate(grid.scales):
-        # The coarser a grid, the thicker: it stays visible under the finer ones.
-        thickness = 2 + 3 * (len(grid.scales) - 1 - s)
-        _frame(picture, grid.coords[s] / pixel_level0, scale.patch_level0 / pixel_level0, _colour(s), thickness)
+        _frame(picture, grid.coords[s] / pixel_level0, scale.patch_level0 / pixel_level0, _colour(s), s, line_px)
 
     figure = Figure(figsize=(14, 8), dpi=120, layout="constrained")
-    left, right = figure.subplots(1, 2, width_ratios=(2, 1))
+    left, right = np.asarray(figure.subfigures(1, 2, width_ratios=(2, 1)))
+    overview = left.subplots()
     extent_mm = (0, picture.shape[1] * thumbnail.mpp / 1e3, picture.shape[0] * thumbnail.mpp / 1e3, 0)
-    left.imshow(picture, extent=extent_mm)
-    left.set(title=slide.path.name, xlabel="mm", ylabel="mm")
+    overview.imshow(picture, extent=extent_mm)
+    overview.set(title=slide.path.name, xlabel="mm", ylabel="mm")
     for s, scale in enumerate(grid.scales):
-        left.plot([], [], color=np.divide(_colour(s), 255), label=f"{scale.name}: {len(grid.coords[s])} patches")
-    left.plot([], [], color=np.divide(TISSUE_COLOUR, 255), label=f"tissue: {bag.tissue.area_mm2:.3g} mm2")
-    left.legend(loc="upper right", fontsize="small")
-    right.set(title="rows of the bag: " + ", ".join(scale.name for scale in grid.scales), xticks=[], yticks=[])
+        overview.plot([], [], color=np.divide(_colour(s), 255), label=f"{scale.name}: {len(grid.coords[s])} patches")
+    for _, colour, label in outlines:
+        overview.plot([], [], color=np.divide(colour, 255), label=label)
+    overview.legend(loc="upper right", fontsize="small")
+    right.suptitle("rows of the bag")
     if grid.num_rows > 0:
-        right.imshow(linked_patches(bag, num_rows=4))
+        _show_rows(right, bag)
     return figure
 
 
-def _outline_tissue(picture: NDArray[np.uint8], bag: Bag, pixel_level0: float) -> None:
+def _show_rows(figure: SubFigure, bag: Bag) -> None:
+    rows = linked_rows(bag, ROWS_SHOWN)
+    axes = figure.subplots(len(rows), len(bag.grid.scales), squeeze=False)
+    for row, patches in enumerate(rows):
+        for column, patch in enumerate(patches):
+            axes[row, column].imshow(patch)
+            axes[row, column].set(xticks=[], yticks=[])
+    for column, scale in enumerate(bag.grid.scales):
+        axes[0, column].set_title(f"{scale.name}, {scale.patch_um:g} um", fontsize="medium")
+
+
+def _covered(bag: Bag) -> str:
+    return f"{bag.covered_mm2:.3g} of {bag.tissue.area_mm2:.3g} mm2 ({bag.covered_fraction:.0%})"
+
+
+def _outline(
+    picture: NDArray[np.uint8], mask: NDArray[np.bool_], colour: Sequence[int], bag: Bag, pixel_level0: float
+) -> None:
     scale = np.divide(bag.tissue.pixel_level0, pixel_level0)
     origin = np.divide(bag.tissue.origin_level0, pixel_level0)
-    outlines, _ = cv2.findContours(bag.tissue.tissue.astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
+    outlines, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
     for outline in outlines:
         # A contour runs through the pixels' centres.
         points = np.round(origin + (outline + 0.5) * scale).astype(np.int32)
-        cv2.polylines(picture, [points], isClosed=True, color=TISSUE_COLOUR, thickness=3)
+        cv2.polylines(picture, [points], isClosed=True, color=tuple(colour), thickness=3)
 
 
 def _frame(
-    picture: NDArray[np.uint8], corners: NDArray[np.floating], side: float, colour: Sequence[int], thickness: int
+    picture: NDArray[np.uint8],
+    corners: NDArray[np.floating],
+    side: float,
+    colour: Sequence[int],
+    inset: int,
+    line_px: int,
 ) -> None:
+    """Draw frames inside of squares, as the ``inset``-th line from their borders."""
     for start in corners:
         (x0, y0), (x1, y1) = np.round(start).astype(int), np.round(start + side).astype(int) - 1
-        cv2.rectangle(picture, (int(x0), int(y0)), (int(x1), int(y1)), tuple(colour), thickness)
+        for line in range(inset * line_px, (inset + 1) * line_px):
+            place = (int(x0) + line, int(y0) + line), (int(x1) - line, int(y1) - line)
+            cv2.rectangle(picture, *place, tuple(colour), 1)
 
 
 def _colour(scale_index: int) -> tuple[int, int, int]:

@@ -68,7 +68,7 @@ def write_slides(
     labels = ["label"] if checked.class_values is None else list(class_names)
     given = ["slide", "image", "patient", "partition", *labels, "mpp", "mask", "mask_tissue", "mask_excluded", "sha256"]
     found = ["problems", "mpp_used", "mpp_source", "width_px", "height_px", "levels", "rows"]
-    found += [f"patches_{name}" for name in names] + ["tissue_mm2", "bytes", "bank_bytes"]
+    found += [f"patches_{name}" for name in names] + ["tissue_mm2", "covered_mm2", "bytes", "bank_bytes"]
     # A list that is checked again has what was found the last time.
     own = {key: None for slide in checked.slides for key in slide.row.fields if not key.startswith("patches_")}
     columns = [*given, *found, *(key for key in own if key not in (*given, *found))]
@@ -92,7 +92,7 @@ def write_slides(
             line["width_px"], line["height_px"] = fact.size_level0
         if fact.num_patches is not None and fact.num_rows is not None:
             line |= {f"patches_{name}": n for name, n in zip(names, fact.num_patches, strict=True)}
-            line["tissue_mm2"] = f"{fact.tissue_mm2:.4g}"
+            line |= {"tissue_mm2": f"{fact.tissue_mm2:.4g}", "covered_mm2": f"{fact.covered_mm2:.4g}"}
             if num_features is not None:
                 line["bank_bytes"] = bank_bytes(fact.num_patches, fact.num_rows, num_features)
         lines.append([_cell(line.get(column)) for column in columns])

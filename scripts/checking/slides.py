@@ -33,6 +33,8 @@ RESOLUTION_RTOL = 0.05
 PYRAMID_RTOL = 0.02
 # Low magnifications of a longer slide without a pyramid are read slowly.
 LONGEST_FLAT_PX = 20_000
+# Of a slide's tissue; less is warned of.
+LEAST_COVERED = 0.5
 LEAVE_OUT = "Copy it again, or leave the slide out."
 
 
@@ -50,6 +52,7 @@ class SlideFacts:
         num_rows: N, the rows of its bag.
         num_patches: unique patches of each scale, from low to high.
         tissue_mm2: area of its tissue.
+        covered_mm2: area of the tissue that patches of the highest magnification cover.
     """
 
     problems: Problems = field(default_factory=Problems)
@@ -61,6 +64,7 @@ class SlideFacts:
     num_rows: int | None = None
     num_patches: tuple[int, ...] | None = None
     tissue_mm2: float | None = None
+    covered_mm2: float | None = None
 
     @property
     def is_usable(self) -> bool:
@@ -157,6 +161,7 @@ class SlideChecker:
         if bag is None:
             return
         facts.tissue_mm2, facts.num_rows = bag.tissue.area_mm2, bag.grid.num_rows
+        facts.covered_mm2 = bag.covered_mm2
         facts.num_patches = tuple(len(coords) for coords in bag.grid.coords)
         if problems.attempt("tissue", lambda: builder.check(bag)) is None:
             return
@@ -166,6 +171,12 @@ class SlideChecker:
         if facts.num_rows < self.min_rows:
             what = f"almost no tissue: {facts.num_rows} rows ({facts.tissue_mm2:.3g} mm2), fewer than {self.min_rows}"
             problems.add(WARNS, "tissue", what, "Look at it with `inspecting`; give a `mask`, or leave the slide out.")
+        elif bag.covered_fraction < LEAST_COVERED:
+            what = f"its patches cover {facts.covered_mm2:.3g} of {facts.tissue_mm2:.3g} mm2 of tissue"
+            remedies = [] if builder.grid_origin == "tissue" else ["set `grid_origin` to tissue"]
+            remedy = " or ".join([*remedies, "lower `min_tissue`"])
+            what = f"{what} ({bag.covered_fraction:.0%})"
+            problems.add(WARNS, "tissue", what, f"To cover more {remedy}; look at it with `inspecting`.")
         if self.read_all:
             _read_all(bag, problems)
 

@@ -17,6 +17,7 @@ import torch
 from scripts.core.setting_checks import Check, choice, device, magnifications, number, path, resolution, switch
 
 __all__ = [
+    "LATER",
     "OPTIMIZERS",
     "RUNTIMES",
     "SETTINGS",
@@ -29,6 +30,8 @@ __all__ = [
 ]
 
 OPTIMIZERS = ("Adam", "AdamW", "SGD", "RMSprop")
+LATER: dict[str, Any] = {"overlap": 0.0, "grid_origin": "slide", "tissue": {}}
+"""Settings that files of earlier versions do not store, with the values with which those were made."""
 RUNTIMES = ("torch", "compile", "openvino")
 # Settings that are lists whose order has no meaning.
 UNORDERED = ("magnifications", "positive_classes")
@@ -128,6 +131,26 @@ SETTINGS: dict[str, Setting] = dict(
         _entry(
             "min_tissue",
             "fraction of tissue that a patch needs at the highest magnification; a list gives one for each",
+            None,
+            "recorded fixed provenance",
+        ),
+        _entry(
+            "overlap",
+            "fraction of a patch's side that neighbours share, from 0 to 0.9: see [Grid](methods.md#tissue-and-grid)",
+            number(0.0, 0.9),
+            "recorded fixed provenance",
+        ),
+        _entry(
+            "grid_origin",
+            "`slide`: one grid from the slide's corner; `tissue`: one for each piece of tissue, which covers more of "
+            "small biopsies",
+            choice("slide", "tissue"),
+            "recorded fixed provenance",
+        ),
+        _entry(
+            "tissue",
+            "constants of tissue detection that you change, for example `{'closing_um': 16}`: see "
+            "[Tissue](methods.md#tissue-and-grid)",
             None,
             "recorded fixed provenance",
         ),

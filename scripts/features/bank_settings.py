@@ -14,6 +14,7 @@ from scripts.bags.bag import BagBuilder
 from scripts.core.errors import SettingsError, SlideError
 from scripts.core.files import file_sha256, refuse_special
 from scripts.core.repeats import first_names
+from scripts.core.settings import LATER
 from scripts.features.augmentation import augmentation_settings
 from scripts.features.bank import BANK_FORMAT, stored_settings
 from scripts.features.encoding import Encoder
@@ -102,7 +103,8 @@ def is_banked(path: Path, settings: Mapping[str, Any], lacking: dict[str, list[P
     """
     if not path.exists():
         return False
-    made_with = {"runtime": "torch", **stored_settings(path)}  # older banks, which do not store it, were made with it
+    # Older banks, which do not store these, were made with them.
+    made_with = {"runtime": "torch", **LATER, **stored_settings(path)}
     wanted = {"bank_format": BANK_FORMAT, **settings}
     lacked = [key for key in LACKING if key in wanted and key not in made_with]
     if wanted.get("mask_tissue") is not None and "mask_tissue" in lacked:

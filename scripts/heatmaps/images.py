@@ -38,6 +38,8 @@ LONGEST_PX = 2000
 # hottest. Contribution goes from blue (against the class) over grey (nothing) to red (for it).
 PERCENTILES = LinearSegmentedColormap.from_list("percentile", colormaps["turbo"](np.linspace(0.1, 0.9, 256)).tolist())
 COLOUR_MAPS = {"attention": PERCENTILES, "contribution": colormaps["coolwarm"]}
+# Pixels along a patch's side in an image of patches that lie on no regular grid.
+PATCH_PARTS = 8
 # Of the colour of a patch over the tissue.
 OPACITY = 0.45
 # All that a PNG with a palette can have, and how many pixels they are chosen from.
@@ -87,17 +89,19 @@ def class_colour(index: int) -> tuple[int, int, int]:
 def shade_image(heat: PatchMap, thumbnail: Thumbnail) -> NDArray[np.float32]:
     """The shade at each pixel of a thumbnail, ``[h, w]``: NaN where there is no patch.
 
-    Neighbours meet without a gap or an overlap. A patch smaller than a pixel still gets the pixel of its centre, and
-    the hottest of several wins.
+    Neighbours meet without a gap; where patches overlap, a pixel has their mean. A patch smaller than a pixel still
+    gets the pixel of its centre, and the hottest of several wins.
     """
-    picture = np.full(thumbnail.pixels.shape[:2], np.nan, dtype=np.float32)
+    height, width = thumbnail.pixels.shape[:2]
     pixel_level0 = thumbnail.mpp / heat.base_mpp
     start = np.round(heat.corners / pixel_level0).astype(int)
     stop = np.round((heat.corners + heat.patch_level0) / pixel_level0).astype(int)
     centre = np.floor((heat.corners + heat.patch_level0 / 2) / pixel_level0).astype(int)
     start = np.maximum(np.where(start < stop, start, centre), 0)
     stop = np.maximum(stop, start + 1)
-    shade = heat.shade
+    if heat.patch_level0 >= pixel_level0:
+        return _mean_image(heat.shade, start, stop, (height, width), np.nan)
+    picture, shade = np.full((height, width), np.nan, dtype=np.float32), heat.shade
     for patch in np.argsort(shade, kind="stable"):
         (left, top), (right, bottom) = start[patch], stop[patch]
         picture[top:bottom, left:right] = shade[patch]
@@ -168,26 +172,45 @@ def _codes(colours: NDArray[np.uint8]) -> NDArray[np.int32]:
     return np.asarray(colours.astype(np.int32) @ np.array([1 << 16, 1 << 8, 1], dtype=np.int32))
 
 
-def patch_image(heat: PatchMap, size_um: tuple[float, float]) -> NDArray[np.float32]:
-    """The values as an image ``[rows, columns]``: one pixel a patch of the grid, 0 where there is no patch.
+def patch_image(heat: PatchMap, size_um: tuple[float, float]) -> tuple[NDArray[np.float32], float]:
+    """The values as an image ``[rows, columns]`` that covers the slide, 0 where there is no patch; and its pixel in um.
+
+    Where the patches lie on one regular grid from the slide's corner, a pixel is a patch. Where they do not
+    (``overlap``, ``grid_origin`` tissue), it is an eighth of a patch's side, and has the mean of the patches that
+    contain its centre.
 
     Args:
-        heat: the map, whose patches lie on a regular grid from the slide's corner.
-        size_um: (width, height) of the slide in micrometres: the grid covers it.
+        heat: the map.
+        size_um: (width, height) of the slide in micrometres.
 
     Raises:
-        ValueError: if a patch is not on that grid or outside of the slide.
+        ValueError: if a patch lies outside of the slide.
     """
-    columns, rows = (max(1, math.ceil(round(side / heat.patch_um, 6))) for side in size_um)
     cells = heat.corners / heat.patch_level0
-    column, row = np.round(cells).astype(int).T
-    if np.abs(cells - np.round(cells)).max() > 0.01:
-        raise ValueError("the patches do not lie on a regular grid from the slide's corner")
+    is_regular = np.abs(cells - np.round(cells)).max() <= 0.01
+    parts = 1 if is_regular else PATCH_PARTS
+    pixel_um = heat.patch_um / parts
+    columns, rows = (max(1, math.ceil(round(side / pixel_um, 6))) for side in size_um)
+    start = np.round(cells * parts).astype(int)
+    column, row = start.T
     if min(column.min(), row.min()) < 0 or column.max() >= columns or row.max() >= rows:
         raise ValueError(f"a patch lies outside of the slide, whose grid has {columns} x {rows} cells")
-    image = np.zeros((rows, columns), dtype=np.float32)
-    image[row, column] = heat.values
-    return image
+    return _mean_image(heat.values, start, start + parts, (rows, columns), 0.0), pixel_um
+
+
+def _mean_image(
+    values: NDArray[np.float64],
+    start: NDArray[np.int64],
+    stop: NDArray[np.int64],
+    shape: tuple[int, int],
+    empty: float,
+) -> NDArray[np.float32]:
+    """The mean of the values of the rectangles from start to stop, ``[n, 2]`` (x, y), that contain each pixel."""
+    total, number = np.zeros(shape), np.zeros(shape, dtype=np.int64)
+    for value, (left, top), (right, bottom) in zip(values, start, stop, strict=True):
+        total[top:bottom, left:right] += value
+        number[top:bottom, left:right] += 1
+    return np.where(number > 0, total / np.maximum(number, 1), empty).astype(np.float32)
 
 
 def write_patch_image(path: str | Path, heat: PatchMap, size_um: tuple[float, float]) -> None:
@@ -200,6 +223,7 @@ def write_patch_image(path: str | Path, heat: PatchMap, size_um: tuple[float, fl
         SettingsError: if the folder cannot be written to.
         ValueError: as :func:`patch_image`.
     """
-    image, spacing_mm = patch_image(heat, size_um), heat.patch_um * 1e-3
+    image, pixel_um = patch_image(heat, size_um)
+    spacing_mm = pixel_um * 1e-3
     with replacing(path) as part:
         write_mha(part, image, spacing_mm=(spacing_mm,) * 2, origin_mm=(spacing_mm / 2,) * 2)

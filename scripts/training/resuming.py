@@ -14,7 +14,7 @@ from ignite.handlers import Checkpoint
 
 from scripts.core.errors import BundleError, SettingsError
 from scripts.core.ranks import is_first_rank
-from scripts.core.settings import is_same_value
+from scripts.core.settings import LATER, is_same_value
 from scripts.datalists.labels import with_positive_classes
 from scripts.training.random_state import TrainingState
 from scripts.weights.checkpoints import save_checkpoint
@@ -73,7 +73,8 @@ class SameSettings:
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Raise a :class:`SettingsError` if those of the checkpoint differ."""
-        before = with_positive_classes(state_dict)
+        later = {key: value for key, value in LATER.items() if key in self.settings}
+        before = {**later, **with_positive_classes(state_dict)}
         lacks = sorted(key for key, value in self.settings.items() if value is not None and key not in before)
         if lacks:
             logger.warning("the checkpoint does not contain %s: whether it fits is not known", ", ".join(lacks))

@@ -8,11 +8,22 @@ from tests.cohorts import PATCH_PX, builder, read_patches
 from tests.pyramids import noise, write_pyramid
 
 
-def grid_of(size_level0=(9000, 7000), magnifications=(5, 10), base_mpp=0.25, level=1, downsample=4.0, keep=0.6, seed=0):
+def grid_of(
+    size_level0=(9000, 7000),
+    magnifications=(5, 10),
+    base_mpp=0.25,
+    level=1,
+    downsample=4.0,
+    keep=0.6,
+    seed=0,
+    overlap=0.0,
+):
     """A grid of 64 px patches, of which a share is kept at random."""
     rng = np.random.default_rng(seed)
     scales = [Scale(m, PATCH_PX, base_mpp, level, downsample) for m in magnifications]
-    return link_grids(scales, size_level0, lambda corners, _: (rng.random(len(corners)) < keep).astype(float), 0.5)
+    return link_grids(
+        scales, size_level0, lambda corners, _: (rng.random(len(corners)) < keep).astype(float), 0.5, overlap
+    )
 
 
 def regions(grid, block):
@@ -25,8 +36,9 @@ def regions(grid, block):
 
 @pytest.mark.parametrize("block_px", [1, 200, 640, 10**6])
 @pytest.mark.parametrize("magnifications", [(5,), (5, 10), (5, 12.5), (2.5, 5, 10)])
-def test_every_patch_is_cut_from_one_block_just_where_it_lies(magnifications, block_px):
-    grid = grid_of(magnifications=magnifications)
+@pytest.mark.parametrize("overlap", [0.0, 0.5])
+def test_every_patch_is_cut_from_one_block_just_where_it_lies(magnifications, block_px, overlap):
+    grid = grid_of(magnifications=magnifications, overlap=overlap)
     cut = [region for block in plan_blocks(grid, block_px) for region in regions(grid, block)]
     assert sorted((s, patch) for s, patch, _ in cut) == [
         (s, patch) for s, coords in enumerate(grid.coords) for patch in range(len(coords))

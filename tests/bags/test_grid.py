@@ -20,16 +20,21 @@ def scales_of(magnifications, base_mpp=0.5, patch=224):
 
 
 def random_tissue(seed, share):
-    tissue = np.random.default_rng(seed).random((23, 31)) < share
+    rng = np.random.default_rng(seed)
+    tissue = rng.random((23, 31)) < share
+    if seed % 2:  # pieces apart from each other
+        tissue &= np.kron(rng.random((6, 8)) < 0.2, np.ones((4, 4)))[:23, :31] > 0
     return TissueMask(tissue, pixel_level0=(180.0, 180.0), base_mpp=0.5)
 
 
 grids = st.builds(
-    lambda magnifications, width, height, base_mpp, seed, share, min_tissue: link_grids(
+    lambda magnifications, width, height, base_mpp, seed, share, min_tissue, overlap, of_pieces: link_grids(
         scales_of(sorted(magnifications), base_mpp),
         (width, height),
-        random_tissue(seed, share).fraction,
+        (tissue := random_tissue(seed, share)).fraction,
         min_tissue,
+        overlap,
+        tissue.pieces_level0() if of_pieces else None,
     ),
     magnifications=st.sets(st.sampled_from([1.25, 2.5, 4, 5, 7.5, 10, 12.5, 20]), min_size=1, max_size=4),
     width=st.integers(100, 6000),
@@ -38,6 +43,8 @@ grids = st.builds(
     seed=st.integers(0, 1000),
     share=st.sampled_from([0.3, 0.8, 1.0]),
     min_tissue=st.sampled_from([0.0, 0.3, 0.7, 1.0]),
+    overlap=st.sampled_from([0.0, 0.0, 0.25, 0.5]),
+    of_pieces=st.booleans(),
 )
 
 

@@ -5,14 +5,8 @@ import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scripts.bags.tissue import (
-    LARGEST_HOLE_UM2,
-    SMALLEST_OBJECT_UM2,
-    TissueMask,
-    _stained,
-    find_tissue,
-    read_tissue_mask,
-)
+from scripts.bags.tissue import TissueMask, _stained, find_tissue, read_tissue_mask
+from scripts.bags.tissue_settings import TissueSettings
 from scripts.core.errors import SlideError
 from scripts.slides.slide import Slide
 from tests.pyramids import PINK, with_tissue, write_pyramid
@@ -81,8 +75,8 @@ def tissue_by_itk(stain, mpp):
     disc = itk.FlatStructuringElement[2].Ball([radius, radius])
     padded = itk.image_from_array(np.pad(found, radius).astype(np.uint8))
     closed = itk.binary_morphological_closing_image_filter(padded, kernel=disc, foreground_value=1)
-    objects = large(itk.array_from_image(closed)[radius:-radius, radius:-radius] > 0, SMALLEST_OBJECT_UM2 / mpp**2)
-    return ~large(np.pad(~objects, 1, constant_values=True), LARGEST_HOLE_UM2 / mpp**2)[1:-1, 1:-1]
+    objects = large(itk.array_from_image(closed)[radius:-radius, radius:-radius] > 0, 100**2 / mpp**2)
+    return ~large(np.pad(~objects, 1, constant_values=True), 150**2 / mpp**2)[1:-1, 1:-1]
 
 
 @settings(max_examples=60, deadline=None)
@@ -95,7 +89,7 @@ def test_tissue_is_what_itk_finds_to_the_last_pixel(seed, height, width, side, l
     rng = np.random.default_rng(seed)
     blocks = rng.choice(levels, (height // side + 1, width // side + 1)).repeat(side, axis=0).repeat(side, axis=1)
     stain = (blocks[:height, :width] + rng.integers(0, grain, (height, width))).clip(0, 255).astype(np.uint8)
-    assert np.array_equal(_stained(stain, mpp), tissue_by_itk(stain, mpp))
+    assert np.array_equal(_stained(stain, mpp, TissueSettings()), tissue_by_itk(stain, mpp))
 
 
 def test_tissue_of_a_real_slide_is_what_itk_finds(real_slide):

@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from dataclasses import replace
 
 import itk
 import numpy as np
@@ -7,8 +8,16 @@ import openslide
 import pytest
 from PIL import Image
 
-from scripts.bags.linked_patches import linked_patches
-from scripts.checking.inspection import GRID_COLOURS, TISSUE_COLOUR, describe, draw, inspect_slide
+from scripts.bags.linked_patches import linked_rows
+from scripts.checking.inspection import (
+    EXCLUSION_COLOURS,
+    GRID_COLOURS,
+    OTHER_EXCLUSION,
+    TISSUE_COLOUR,
+    describe,
+    draw,
+    inspect_slide,
+)
 from scripts.core.errors import SettingsError, SlideError
 from tests.cohorts import builder, draw_slide
 from tests.conftest import ROOT
@@ -28,7 +37,7 @@ def bag(slide):
 
 
 def test_the_description_names_resolution_levels_tissue_patches_and_rows(bag, slide):
-    tissue = bag.tissue.area_mm2
+    tissue, covered = bag.tissue.area_mm2, bag.covered_mm2
     assert tissue == pytest.approx(0.64 * 0.48 / 4, rel=0.05)  # (640 x 480 px) of (0.5 um)^2
     assert describe(bag).splitlines() == [
         f"slide        {slide}",
@@ -40,6 +49,7 @@ def test_the_description_names_resolution_levels_tissue_patches_and_rows(bag, sl
         f"tissue       {tissue:.3g} mm2",
         "5x           6 patches of 64 px = 128 um, read as 64 px from level 1",
         "10x          20 patches of 64 px = 64 um, read as 128 px from level 0",
+        f"covered      {covered:.3g} of {tissue:.3g} mm2 ({covered / tissue:.0%}), by the patches of 10x",
         "rows         20 (0 patches left out without an ancestor)",
     ]
 
@@ -64,10 +74,14 @@ def test_the_picture_has_the_tissues_outline_and_the_grids_frames(bag, slide):
     assert shown.shape == original.shape  # smaller than the overview's limit: shown as it is
     low, high = GRID_COLOURS[:2]
 
-    # The finer frames are drawn over the coarser, thinner: the first line of each patch is the finer one's.
+    # A frame lies within its patch, that of 10x inside of that of 5x: where both have a border, both are seen.
     for x, y in bag.grid.coords[1].astype(int):
-        for px in [(y, x + 64), (y + 64, x), (y + 127, x + 64), (y + 64, x + 127)]:
-            assert tuple(shown[px]) == high, (x, y)
+        across, down = shown[y + 64, x : x + 128], shown[y : y + 128, x + 64]
+        for line in (across, across[::-1], down, down[::-1]):
+            assert (line[3:6] == high).all(), (x, y)
+        for start, line in ((x, across), (y, down)):
+            outside = line[:3] if start % 256 == 0 else line[::-1][:3]
+            assert (outside == low).all(), (x, y)
         assert np.array_equal(shown[y + 56 : y + 72, x + 56 : x + 72], original[y + 56 : y + 72, x + 56 : x + 72])
     # The coarse grid's left column starts in the glass, where no fine patch is.
     assert bag.grid.coords[0][:, 0].min() == 256
@@ -75,9 +89,6 @@ def test_the_picture_has_the_tissues_outline_and_the_grids_frames(bag, slide):
         assert tuple(shown[y, 256]) == low
         assert tuple(shown[y, 320]) == (255, 255, 255)
         assert tuple(shown[y, 200]) == (255, 255, 255)
-    # Where both grids have a border, the coarse one's is seen on either side of the fine one's.
-    for y in (64, 180, 320, 450):
-        assert [tuple(shown[y, x]) for x in (509, 511, 512, 514)] == [low, high, high, low]
 
     # The tissue's left border is at x = 368, its outline runs through the centres of the mask's pixels (16 px).
     columns = np.flatnonzero((shown[60] == TISSUE_COLOUR).all(axis=-1))
@@ -93,16 +104,31 @@ def test_a_large_slide_is_drawn_small_and_its_grid_with_it(bag, monkeypatch):
     assert shown.shape == (128, 256, 3)
     assert image.get_extent() == pytest.approx([0, 0.512, 0.256, 0])  # in mm, whatever the picture's size
     for x, y in bag.grid.coords[1].astype(int) // 4:
-        assert tuple(shown[y + 16, x]) == tuple(shown[y, x + 16]) == GRID_COLOURS[1]
+        # Lines are thinner, 2 px.
+        assert tuple(shown[y + 16, x + 2]) == tuple(shown[y + 3, x + 16]) == GRID_COLOURS[1]
 
 
-def test_the_figure_counts_patches_and_shows_rows_of_the_bag(bag):
-    figure = draw(bag)
-    left, right = figure.axes
+def test_the_figure_counts_patches_and_tissue_and_shows_rows_under_their_magnifications(bag):
+    left, *patches = draw(bag).axes
     assert left.get_title() == "s.tif"
     legend = [text.get_text() for text in left.get_legend().get_texts()]
-    assert legend == ["5x: 6 patches", "10x: 20 patches", f"tissue: {bag.tissue.area_mm2:.3g} mm2"]
-    assert np.array_equal(right.images[0].get_array(), linked_patches(bag, 4))
+    tissue = f"{bag.covered_mm2:.3g} of {bag.tissue.area_mm2:.3g} mm2 ({bag.covered_fraction:.0%}) covered"
+    assert legend == ["5x: 6 patches", "10x: 20 patches", f"tissue: {tissue}"]
+    assert [ax.get_title() for ax in patches] == ["5x, 128 um", "10x, 64 um", *[""] * 6]
+    for ax, patch in zip(patches, (patch for row in linked_rows(bag, 4) for patch in row), strict=True):
+        assert np.array_equal(ax.images[0].get_array(), patch)
+
+
+def test_what_was_left_out_is_outlined_in_a_colour_of_its_own(bag):
+    ink, fold = np.zeros((2, *bag.tissue.tissue.shape), bool)
+    ink[4:9, 4:9] = fold[20:25, 4:9] = True
+    marked = replace(bag, tissue=replace(bag.tissue, exclusions={"ink": ink, "folds": fold}))
+    left = draw(marked).axes[0]
+    legend = [text.get_text() for text in left.get_legend().get_texts()]
+    assert legend[3:] == ["ink: 0.0016 mm2 left out", "folds: 0.0016 mm2 left out"]  # 5 x 5 pixels of 8 um
+    shown = np.asarray(left.images[0].get_array())
+    assert tuple(shown[104, 72]) == EXCLUSION_COLOURS["ink"]  # the centre of the ink's first column, at 8 um = 16 px
+    assert tuple(shown[360, 72]) == OTHER_EXCLUSION
 
 
 def test_five_magnifications_have_a_colour_each_as_far_as_colours_go(slide):

@@ -32,7 +32,7 @@ def lines_of(path):
 
 def known(name):
     resolution = Resolution(0.25, "datalist: mpp")
-    return SlideFacts(Problems(name, name), 1234, "ab" * 32, resolution, (900, 600), 3, 20, (6, 20), 0.123456)
+    return SlideFacts(Problems(name, name), 1234, "ab" * 32, resolution, (900, 600), 3, 20, (6, 20), 0.123456, 0.1)
 
 
 def test_the_csv_has_a_line_for_each_problem(tmp_path):
@@ -114,8 +114,8 @@ def test_what_was_found_stands_beside_what_was_given(tmp_path):
         "a": "1", "b": "0", "mpp": "0.25", "mask": str(tmp_path / "m.png"), "mask_tissue": "1;2",
         "sha256": "ab" * 32, "problems": "0",
         "mpp_used": "0.25", "mpp_source": "datalist: mpp", "width_px": "900", "height_px": "600", "levels": "3",
-        "rows": "20", "patches_5x": "6", "patches_10x": "20", "tissue_mm2": "0.1235", "bytes": "1234",
-        "bank_bytes": str(26 * (12 * 4 + 16) + 20 * 2 * 8), "regions": "", "stain": "",
+        "rows": "20", "patches_5x": "6", "patches_10x": "20", "tissue_mm2": "0.1235", "covered_mm2": "0.1",
+        "bytes": "1234", "bank_bytes": str(26 * (12 * 4 + 16) + 20 * 2 * 8), "regions": "", "stain": "",
     }  # fmt: skip
     assert first == wanted
     assert (second["problems"], second["rows"], second["stain"]) == ("2", "", "H&E, x")

@@ -343,3 +343,19 @@ def test_of_a_dicom_slide_all_files_count_and_copies_are_found_whichever_file_is
     assert told(look(tmp_path / "c" / "level_0.dcm")) == [(BLOCKS, "resolution")]
     write_dicom(tmp_path / "d", image, photometric="YBR_FULL")
     assert told(look(tmp_path / "d" / "level_0.dcm")) == [(BLOCKS, "colour")]
+
+
+def test_a_grid_that_covers_less_than_half_of_the_tissue_is_warned_of(tmp_path):
+    # A square that is a patch of 128 px at 10x; and a strip of which two rows of patches contain half each: 38% tissue.
+    strip = with_tissue(512, 1024, [(64, 80, 960, 176), (512, 256, 640, 384)])
+    path = write_pyramid(tmp_path / "thin.tif", strip, mpp=0.5, downsamples=(1, 4))
+    facts, wanted = {}, {}
+    for origin in ("slide", "tissue"):
+        checker = SlideChecker(builder(min_tissue=0.5, grid_origin=origin), num_classes=3, min_rows=0)
+        facts[origin] = checker({"image": str(path), "slide": "s"})
+        wanted[origin] = [p for p in facts[origin].problems if "cover" in p.what]
+    assert facts["tissue"].covered_mm2 > 1.5 * facts["slide"].covered_mm2
+    (problem,) = wanted["slide"]
+    assert (problem.severity, problem.check) == (WARNS, "tissue")
+    assert problem.what_to_do.startswith("To cover more set `grid_origin` to tissue or lower `min_tissue`")
+    assert not wanted["tissue"]

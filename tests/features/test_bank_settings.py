@@ -10,6 +10,7 @@ import tifffile
 import torch
 
 from scripts.core.errors import SettingsError
+from scripts.core.settings import LATER
 from scripts.features.bank import write_bank
 from scripts.features.bank_settings import LACKING, bank_settings, is_banked, slide_fingerprint
 from tests.cohorts import builder, draw_slide, tiny_encoder
@@ -56,9 +57,21 @@ def test_a_bank_of_before_a_setting_was_stored_is_used_and_named(bank, slide, ke
     assert lacking == {key: [bank]}
 
 
+@pytest.mark.parametrize("key", LATER)
+def test_a_bank_of_before_a_setting_of_the_grid_is_that_of_its_default(bank, slide, key):
+    with h5py.File(bank, "r+") as file:
+        settings = json.loads(file.attrs["settings"])
+        file.attrs["settings"] = json.dumps({name: value for name, value in settings.items() if name != key})
+    assert is_banked(bank, settings_of(slide))
+    other = {"overlap": 0.5, "grid_origin": "tissue", "tissue": {"closing_um": 16}}[key]
+    with pytest.raises(SettingsError, match=f"was made otherwise .{key} .*, now "):
+        is_banked(bank, settings_of(slide, builder(**{key: other})))
+
+
 def test_a_mask_says_what_is_tissue_whatever_ink_there_is(slide):
     assert "ink" in settings_of(slide)
     assert "ink" not in settings_of(slide, mask=slide)
+    assert "tissue" not in settings_of(slide, mask=slide)
 
 
 def test_a_bank_is_reused_for_the_same_settings_only(bank, slide):

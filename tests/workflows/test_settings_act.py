@@ -95,6 +95,9 @@ BAG = {
     "magnifications": changes(rows, [10]),
     "patch_size": changes(rows, 32),
     "min_tissue": changes(rows, 1.0),
+    "overlap": changes(rows, 0.5),
+    "grid_origin": changes(rows, "tissue"),
+    "tissue": changes(rows, {"threshold": [120, 120]}),
     "mask_tissue": changes(coded, [1]),
     "mask_excluded": changes(annotated, ["Pen"]),
     "read_level": changes(levels, "highest"),
@@ -277,7 +280,7 @@ def test_a_value_of_another_kind_ends_in_one_line(world, config):
     faults = []
     for setting in sorted(settings_of(config) - {"grid"}):
         default = {**load(config), **load(config)[ADVANCED]}[setting]
-        is_number = isinstance(default, int | float) or setting in ("split_seed", "mask_tissue")
+        is_number = isinstance(default, int | float) or setting in ("split_seed", "mask_tissue", "overlap")
         for wrong in ({"a": 1}, "yes" if isinstance(default, bool) else True if is_number else 2024):
             try:
                 made = world.start(config, **{setting: wrong})

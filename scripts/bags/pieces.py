@@ -1,0 +1,124 @@
+"""A grid for each piece of tissue, where the slide's corner would cut thin pieces badly. Geometry alone."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse.csgraph import connected_components
+
+__all__ = ["LaidGrid", "Lay", "lay_pieces"]
+
+# A grid may start at multiples of this part of the step of the highest magnification.
+PHASES = 8
+
+
+@dataclass(frozen=True)
+class LaidGrid:
+    """The rows of one grid.
+
+    Args:
+        corners: per scale, from low to high magnification, ``[N, 2]``: (x, y) of the top left corner of each row's
+            patch in level-0 pixels.
+        orphans: see :class:`scripts.bags.grid.LinkedGrid`.
+        tissue: sum of the fractions of tissue of the rows' patches of the highest magnification.
+    """
+
+    corners: tuple[NDArray[np.float64], ...]
+    orphans: int
+    tissue: float
+
+
+Lay = Callable[[tuple[float, float], tuple[float, float]], LaidGrid]
+"""Lays a grid from (x, y) as far as (x, y), in level-0 pixels."""
+
+
+def lay_pieces(
+    pieces_level0: NDArray[np.float64], lay: Lay, lowest_level0: float, highest_level0: float, overlap: float
+) -> list[LaidGrid]:
+    """One grid for each piece of tissue.
+
+    Pieces share a grid if they are so near that a patch of the lowest magnification covers parts of both, or if
+    their grids would overlap: so no patch is in two grids, and no two patches overlap by more than ``overlap``. A grid
+    starts where the piece's bounding box is centred on whole patches of the lowest magnification, moved by up to
+    half a step of the highest magnification to where its rows contain most tissue. Without overlap they contain at
+    least as much as those of one grid from the slide's corner.
+
+    Args:
+        pieces_level0: ``[n, 4]``, (left, top, right, bottom) of each piece.
+        lay: lays one grid.
+        lowest_level0, highest_level0: side of the patches of the lowest and the highest magnification.
+        overlap: fraction of a patch's side that neighbours share.
+    """
+    if not len(pieces_level0):
+        return []
+    steps = lowest_level0 * (1 - overlap), highest_level0 * (1 - overlap)
+
+    @cache
+    def best(left: float, top: float, right: float, bottom: float) -> LaidGrid:
+        across, down = _starts(left, right, lowest_level0, *steps), _starts(top, bottom, lowest_level0, *steps)
+        laid: LaidGrid | None = None
+        # The centred start comes first, and stays where others are no better.
+        for x, y in sorted(itertools.product(range(len(across)), repeat=2), key=sum):
+            other = lay((across[x], down[y]), (right, bottom))
+            if laid is None or other.tissue > laid.tissue + 1e-6:
+                laid = other
+        assert laid is not None
+        return laid
+
+    boxes = _joined(pieces_level0, pieces_level0, lowest_level0)
+    while True:
+        grids = [best(*box) for box in boxes.tolist()]
+        extents = [_extent(grid, lowest_level0, highest_level0) for grid in grids]
+        joined = _joined(boxes, np.array(extents).reshape(-1, 4), -1e-6)
+        if len(joined) == len(boxes):
+            return grids
+        boxes = _joined(joined, joined, lowest_level0)
+
+
+def _starts(start: float, stop: float, lowest: float, lowest_step: float, highest_step: float) -> list[float]:
+    """Where a grid that covers all from start to stop may start along one axis: the centred place first.
+
+    The last one continues the grid of the slide's corner, so that the best is no worse than that.
+    """
+    count = 1 + max(0, math.ceil(round((stop - start - lowest) / lowest_step, 9)))
+    centred = (start + stop - lowest - (count - 1) * lowest_step) / 2
+    shifts = sorted(range(-PHASES // 2, PHASES - PHASES // 2), key=abs)
+    places = [_inside(centred + shift * highest_step / PHASES, start, lowest_step, highest_step) for shift in shifts]
+    return [*places, math.floor(start / lowest_step) * lowest_step]
+
+
+def _inside(place: float, start: float, lowest_step: float, highest_step: float) -> float:
+    """The place, or one that is whole steps away: not outside of the slide, and not within the piece if that can be."""
+    if place > start and place >= lowest_step:
+        return place - lowest_step
+    return place if place >= 0 else place + math.ceil(-place / highest_step) * highest_step
+
+
+def _joined(boxes: NDArray[np.float64], extents: NDArray[np.float64], reach: float) -> NDArray[np.float64]:
+    """The bounding boxes of groups of boxes whose extents are less than the reach apart, until none can be joined."""
+    while True:
+        start, stop = extents[:, :2], extents[:, 2:]
+        near = (start[:, None] < stop[None] + reach).all(axis=-1)
+        number, labels = connected_components(near & near.T, directed=False)
+        if number == len(boxes):
+            return boxes
+        boxes, extents = (
+            np.array([[*of[labels == n, :2].min(axis=0), *of[labels == n, 2:].max(axis=0)] for n in range(number)])
+            for of in (boxes, extents)
+        )
+
+
+def _extent(grid: LaidGrid, lowest_level0: float, highest_level0: float) -> NDArray[np.float64]:
+    """(left, top, right, bottom) of a grid's patches; NaN, which is near nothing, for none."""
+    if not len(grid.corners[-1]):
+        return np.full(4, np.nan)
+    starts = np.min([corners.min(axis=0) for corners in grid.corners], axis=0)
+    sides = [lowest_level0] * (len(grid.corners) - 1) + [highest_level0]
+    stops = np.max([corners.max(axis=0) + side for corners, side in zip(grid.corners, sides, strict=True)], axis=0)
+    return np.concatenate([starts, stops])
