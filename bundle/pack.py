@@ -120,6 +120,10 @@ def pack(root: Path, ckpt_dir: Path, output_dir: Path) -> Packed:
 def _weights(ckpt_dir: Path) -> tuple[dict[str, Path], dict[str, Any]]:
     """The files of weights by their name in the bundle, and their one record."""
     main = weights_path(ckpt_dir, "global")
+    others = sorted(ckpt_dir.glob("model_*.pt"))
+    if not main.is_file() and others:
+        method = read_training(others[0])["record"]["settings"]["method"]
+        raise _not_served(others[0], method)
     if not main.is_file():
         raise SettingsError(
             main, "there is no such file", f"Train first ({TRAIN}), or give the folder of the weights: --ckpt_dir"
@@ -130,11 +134,7 @@ def _weights(ckpt_dir: Path) -> tuple[dict[str, Path], dict[str, Any]]:
     _check_settings(main, settings)
     paths = [weights_path(ckpt_dir, head) for head in result_heads(settings["method"], settings["magnifications"])]
     if main not in paths:
-        raise SettingsError(
-            main,
-            f"is of the method {settings['method']}, which has no global output to be served",
-            "Pack weights of mustmil or msmil.",
-        )
+        raise _not_served(main, settings["method"])
     for path in paths:
         if read_training(path) != training:
             raise SettingsError(
@@ -143,6 +143,11 @@ def _weights(ckpt_dir: Path) -> tuple[dict[str, Path], dict[str, Any]]:
                 "Pack the weights of one training, from a folder that no other training wrote to.",
             )
     return {f"models/{path.name}": path for path in paths}, record
+
+
+def _not_served(path: Path, method: str) -> SettingsError:
+    cause = f"is of the method {method}, which has no global output to be served"
+    return SettingsError(path, cause, "Pack weights of mustmil or msmil.")
 
 
 def _check_settings(path: Path, settings: Mapping[str, Any]) -> None:

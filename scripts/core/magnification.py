@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any
@@ -94,7 +94,7 @@ def check_magnifications(magnifications: Sequence[float]) -> tuple[float, ...]:
             5.0000001 are both ``"5x"``).
     """
     remedy = "Give positive numbers, each once, for example [5, 10]."
-    listed = isinstance(magnifications, Iterable) and not isinstance(magnifications, str | bytes | Mapping)
+    listed = isinstance(magnifications, Iterable) and not isinstance(magnifications, str | bytes | Mapping | Set)
     found = list(magnifications) if listed else magnifications
     if not isinstance(found, list) or not found or not all(_is_magnification(m) for m in found):
         raise SettingsError("magnifications", f"got {found!r}", remedy)

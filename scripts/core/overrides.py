@@ -16,7 +16,7 @@ from scripts import BUNDLE_ROOT
 from scripts.core.errors import SettingsError
 from scripts.core.running import ADVANCED
 
-__all__ = ["place_advanced", "refuse_unknown", "unused_keys"]
+__all__ = ["check_section", "place_advanced", "refuse_unknown", "unused_keys"]
 
 # Keys that MONAI's experiment tracking adds to a config, and lets a user override.
 _TRACKING: dict[str, Any] = DEFAULT_EXP_MGMT_SETTINGS
@@ -36,6 +36,28 @@ def place_advanced(parser: ConfigParser) -> None:
             del parser.get()[name]
             advanced[name] = value
         parser.parse(reset=True)
+
+
+def check_section(workflow: ConfigWorkflow) -> None:
+    """Refuse a section ``advanced`` that is not the config's own, with other values.
+
+    Raises:
+        SettingsError: if it was replaced, as a second config file does that has one, or if it has another setting.
+    """
+    section = workflow.parser.get().get(ADVANCED, {})
+    if not isinstance(section, Mapping):
+        remedy = "Give each of its settings as an option: --reader openslide."
+        raise SettingsError(ADVANCED, f"got {section!r}, and is a section of settings", remedy)
+    for content in _files(workflow):
+        own = content.get(ADVANCED, {})
+        if lost := sorted(own.keys() - section.keys()):
+            remedy = "Write its settings at the top of the second config file, or give them as options."
+            raise SettingsError(ADVANCED, f"was replaced as a whole, without {', '.join(lost)}", remedy)
+        if other := sorted(section.keys() - own.keys()) if own else []:
+            remedy = (
+                f"Give --{other[0]}." if other[0] in content else "docs/settings.md lists the options of each config."
+            )
+            raise SettingsError(f"{ADVANCED}#{other[0]}", "the config has no such option", remedy)
 
 
 def refuse_unknown(workflow: ConfigWorkflow) -> None:
@@ -64,20 +86,28 @@ def refuse_unknown(workflow: ConfigWorkflow) -> None:
 
 
 def _keys_of_files(workflow: ConfigWorkflow) -> set[str]:
-    """The keys of the running config's files: an option may take away what referred to a key of theirs.
+    """The keys of the running config's files: an option may take away what referred to a key of theirs."""
+    return {
+        key
+        for content in _files(workflow)
+        for key in (*content, *(f"{ADVANCED}#{name}" for name in content.get(ADVANCED, {})))
+    }
+
+
+def _files(workflow: ConfigWorkflow) -> Iterator[dict[str, Any]]:
+    """The content of the running config's files.
 
     A workflow forgets its files once it has read them. They are those all of whose keys it has.
     """
     folders = {Path(folder).resolve() for folder in (workflow.config_root_path, BUNDLE_ROOT / "configs")}
-    keys: set[str] = set()
+    config = workflow.parser.get()
     for file in (path for folder in folders for path in folder.glob("*.json")):
         try:
             content = json.loads(file.read_bytes())
         except (OSError, ValueError):
             continue  # what cannot be read was not read by MONAI either
-        if isinstance(content, dict) and {key for key in content if "#" not in key} <= workflow.parser.get().keys():
-            keys |= {*content, *(f"{ADVANCED}#{name}" for name in content.get(ADVANCED, {}))}
-    return keys
+        if isinstance(content, dict) and {key for key in content if "#" not in key} <= config.keys():
+            yield content
 
 
 def unused_keys(config: Mapping[str, Any]) -> list[str]:

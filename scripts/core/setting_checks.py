@@ -13,7 +13,7 @@ from scripts.core.errors import SettingsError
 from scripts.core.magnification import check_magnifications
 from scripts.core.ranks import check_device
 
-__all__ = ["Check", "choice", "device", "magnifications", "number", "path", "resolution", "switch"]
+__all__ = ["Check", "choice", "device", "magnifications", "names", "number", "path", "resolution", "switch"]
 
 Check = Callable[[str, Any], None]
 
@@ -82,6 +82,12 @@ def device(key: str, value: Any) -> None:
     if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
         raise SettingsError(key, f"got {value!r}, and torch sees {torch.cuda.device_count()} GPUs", remedy)
     check_device(found)
+
+
+def names(key: str, value: Any) -> None:
+    """A list of names, or ``None``."""
+    if value is not None and not (isinstance(value, list | tuple) and all(isinstance(name, str) for name in value)):
+        raise SettingsError(key, f"got {value!r}", "Give a list of names, for example ['cancer', 'normal'].")
 
 
 def magnifications(_key: str, value: Any) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from scripts.core.setting_checks import Check, choice, device, magnifications, number, path, resolution, switch
+from scripts.core.setting_checks import Check, choice, device, magnifications, names, number, path, resolution, switch
 
 __all__ = [
     "LATER",
@@ -105,7 +105,7 @@ SETTINGS: dict[str, Setting] = dict(
             "class_names",
             r"the classes, in the labels' order, without `;`, `\|` and `#`; no numbers; not head, all, or a key of "
             "datalists (image, slide, id, label, partition, patient, mpp, mask, ...)",
-            None,
+            names,
             "decides fixed provenance",
         ),
         _entry(
@@ -113,7 +113,7 @@ SETTINGS: dict[str, Setting] = dict(
             "the classes that count as 1 in the binary task (high risk in the paper): "
             "`--positive_classes \"['malignant']\"`. By default cancer and hgd, where both are among the classes, or a "
             "class that is the only one; with other classes give it, unless labels are one 0 or 1 a slide",
-            None,
+            names,
             "decides fixed provenance",
         ),
         _entry(
@@ -323,9 +323,9 @@ def values_with_role(settings: Mapping[str, Any], role: str) -> dict[str, Any]:
 
 def is_same_value(name: str, one: Any, other: Any) -> bool:
     """Whether two values of a setting mean the same: the order of magnifications and of positive classes does not."""
-    one, other = json.loads(json.dumps([one, other]))
+    one, other = json.loads(json.dumps([one, other], default=str))
     if name in UNORDERED and isinstance(one, list) and isinstance(other, list):
-        return sorted(one) == sorted(other)
+        return sorted(one, key=str) == sorted(other, key=str)
     return bool(one == other)
 
 

@@ -12,7 +12,7 @@ from monai.bundle import ConfigParser
 from monai.bundle.utils import EXPR_KEY, ID_REF_KEY, ID_SEP_KEY, MACRO_KEY
 
 from scripts.core.errors import SettingsError, show_one_line
-from scripts.core.overrides import place_advanced, refuse_unknown
+from scripts.core.overrides import check_section, place_advanced, refuse_unknown
 from scripts.core.running import running_workflow, settings_in
 from scripts.core.settings import is_same_value, with_role
 
@@ -49,6 +49,7 @@ def start() -> None:
         refuse_lost(sys.argv[1:])
     if workflow.final_id != FINAL_ID and workflow.final_id not in parser:
         raise _stray("final_id", workflow.final_id, "which the config does not have")
+    check_section(workflow)
     place_advanced(parser)
     refuse_unknown(workflow)
     for key, value in parser.get().items():

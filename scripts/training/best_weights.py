@@ -49,7 +49,15 @@ class BestWeights:
         self._evaluator: Engine | None = None
 
     def attach(self, engine: Engine) -> None:
-        """Compare and save whenever a validation is complete."""
+        """Compare and save whenever a validation is complete.
+
+        Raises:
+            SettingsError: if the folder has weights of another training, which this one would not replace.
+        """
+        own = {weights_path(self.ckpt_dir, head) for head in self.losses}
+        if is_first_rank() and (others := sorted({*self.ckpt_dir.glob("model*.pt")} - own)):
+            cause = "is of another training, which this one would not replace"
+            raise SettingsError(others[0], cause, "Give another `ckpt_dir`, or delete the file.")
         self._evaluator = engine
         engine.add_event_handler(Events.EPOCH_COMPLETED, self)
 

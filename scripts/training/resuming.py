@@ -166,6 +166,8 @@ class Resume:
             raise SettingsError(self.path, f"has {state.epoch} epochs, asked for are {max_epochs}", "Raise `epochs`.")
         state.max_epochs = max_epochs
         engine.logger.info("going on after epoch %d", state.epoch)
+        if state.epoch == max_epochs:
+            engine.logger.warning("nothing is left to train: all %d epochs are done. Raise `epochs`.", max_epochs)
         if state.epoch_length != epoch_length:
             raise SettingsError(
                 self.path,

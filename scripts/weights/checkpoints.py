@@ -18,6 +18,7 @@ from scripts.networks.bag_network import BagNetwork
 from scripts.networks.state_record import signed_record, weights_sha256
 from scripts.weights.record import (
     DEMONSTRATION,
+    ONE_TRAINING,
     check_weights,
     is_demonstration,
     read_weights,
@@ -115,7 +116,7 @@ class HeadwiseNetwork(nn.Module):
                 raise SettingsError(
                     path,
                     f"is not of the same training as {Path(weights[0]).name}",
-                    "Give a `ckpt_dir` into which one training wrote, and no other; or train again.",
+                    ONE_TRAINING,
                 )
 
     @torch.jit.unused

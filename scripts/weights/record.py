@@ -23,6 +23,7 @@ from scripts.networks.state_record import DECISIVE, NOT_FINITE, is_finite, signe
 
 __all__ = [
     "DEMONSTRATION",
+    "ONE_TRAINING",
     "check_weights",
     "is_demonstration",
     "read_origin",
@@ -42,6 +43,8 @@ DEMONSTRATION = (
 """What a user reads wherever such weights are used or handed on."""
 
 WRITTEN_BY_TRAINING = "Give a file that training wrote."
+ONE_TRAINING = "Give a `ckpt_dir` into which one training wrote, and no other; or train again."
+"""What to do about a folder with weights of several trainings."""
 
 logger = logging.getLogger(__name__)
 
@@ -141,8 +144,8 @@ def unreadable_reason(error: BaseException) -> str:
         if (called := re.search(r"GLOBAL (\S+)", str(error))) is not None:
             return f"to load it would run {called[1]}"
         if (found := re.search(r"WeightsUnpickler error: (.*)", str(error))) is not None:
-            return found[1]
-    return reason_of(error)
+            return found[1].split(". ")[0]
+    return reason_of(error).split(". ")[0]
 
 
 def read_record(path: str | Path) -> dict[str, Any]:
@@ -165,16 +168,26 @@ def trained_settings(ckpt_dir: str | Path) -> dict[str, Any]:
 
     Nothing where there are no weights, or none that can be read: loading them says why. Nothing, and a warning, where
     they have no record.
+
+    Raises:
+        SettingsError: if the folder has weights of several trainings.
     """
     paths = sorted(Path(ckpt_dir).glob("model*.pt"), key=lambda path: (len(path.name), path.name))
     if not paths:
         return {}
-    try:
-        record, _, problem = signed_record(read_weights(paths[0]))
-    except SettingsError:
-        return {}
-    if problem:
-        return {}
+    signed = []
+    for path in paths:
+        try:
+            record, origin, problem = signed_record(read_weights(path))
+        except SettingsError:
+            return {}
+        if problem:
+            return {}
+        signed.append((record, training_of(record, origin)))
+        if signed[-1][1] != signed[0][1]:
+            cause = f"has weights of several trainings: {path.name} is not of that of {paths[0].name}"
+            raise SettingsError(ckpt_dir, cause, ONE_TRAINING)
+    record = signed[0][0]
     if not record:
         logger.warning("%s has no record of its training: the config's own settings are used", paths[0])
         return {}
