@@ -112,6 +112,7 @@ def test_what_was_found_stands_beside_what_was_given(tmp_path):
     wanted = {
         "slide": "s0", "image": str(tmp_path / "in" / "s0.svs"), "patient": "P 0", "partition": "training",
         "a": "1", "b": "0", "mpp": "0.25", "mask": str(tmp_path / "m.png"), "mask_tissue": "1;2",
+            "mask_excluded": "",
         "sha256": "ab" * 32, "problems": "0",
         "mpp_used": "0.25", "mpp_source": "datalist: mpp", "width_px": "900", "height_px": "600", "levels": "3",
         "rows": "20", "patches_5x": "6", "patches_10x": "20", "tissue_mm2": "0.1235", "covered_mm2": "0.1",
