@@ -190,3 +190,16 @@ def test_every_key_of_a_shipped_config_is_used(name):
     # `settings()` looks at every setting.
     unused = {key.removeprefix("advanced#") for key in unused_keys(load(name))} - SETTINGS.keys()
     assert unused <= {"imports", "initialize", "run", "advanced"}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"advanced": 3}, "advanced: got 3, and is a section of settings. Give each of its settings as an option"),
+        ({"advanced": {"cache_gb": 1}}, "advanced: was replaced as a whole, without val_interval. Write its settings"),
+        ({"advanced#lr": 0.1}, "advanced#lr: the config has no such option. Give --lr."),
+        ({"advanced#cache_gbb": 1}, "advanced#cache_gbb: the config has no such option. docs/settings.md lists"),
+    ],
+)
+def test_a_section_that_is_not_the_configs_own_is_refused(start, options, message):
+    assert refusal(start, **options).startswith(message)

@@ -132,3 +132,10 @@ def test_kept_weights_that_are_gone_are_missed_before_a_training_goes_on(tmp_pat
         r"\. Put it back beside the checkpoint, or start anew\.",
     ):
         Training(tmp_path, epochs=3, resume=True).run()
+
+
+def test_weights_of_another_training_that_would_stay_are_refused(tmp_path):
+    weights_path(tmp_path, "20x").touch()
+    best = BestWeights(tmp_path, torch.nn.Linear(1, 1), HEADS)
+    with pytest.raises(SettingsError, match=r"model_20x.pt: is of another training, which this one would not replace"):
+        best.attach(Engine(lambda engine, batch: None))

@@ -22,7 +22,14 @@ from scripts.networks.baselines import MSMIL
 from scripts.networks.mustmil import MuSTMIL
 from scripts.networks.state_record import sign, signed_record, weights_sha256
 from scripts.weights.checkpoints import load_weights
-from scripts.weights.record import check_weights, is_demonstration, read_origin, read_record, training_of
+from scripts.weights.record import (
+    check_weights,
+    is_demonstration,
+    read_origin,
+    read_record,
+    trained_settings,
+    training_of,
+)
 
 SETTINGS = {
     "method": "mustmil",
@@ -341,3 +348,12 @@ def test_a_training_is_told_by_what_stays_from_its_first_file_to_its_last() -> N
         assert training_of(record, {"made_by": {**made_by, **change}}) != one
     assert training_of({**record, "data": {"training_slides": 4}}, {"made_by": made_by}) != one
     assert training_of(record, {}) == training_of(record, {"best_for": "5x"}) != one
+
+
+def test_settings_are_not_taken_from_a_folder_with_weights_of_several_trainings(tmp_path: Path) -> None:
+    write(tmp_path / "model.pt")
+    write(tmp_path / "model_5x.pt", seed=2)
+    assert trained_settings(tmp_path)["method"] == "mustmil"
+    write(tmp_path / "model_10x.pt", {**RECORD, "settings": {**SETTINGS, "method": "ssmil"}})
+    with pytest.raises(SettingsError, match=r"several trainings: model_10x.pt is not of that of model.pt. Give a"):
+        trained_settings(tmp_path)
