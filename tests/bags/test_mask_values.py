@@ -257,8 +257,8 @@ def test_a_bank_says_which_values_it_was_made_with(slide, mask, tmp_path):
 
 
 def test_banks_of_before_stay_valid_and_are_named(slide, mask, tmp_path, caplog):
-    # Without a mask, nothing is stored; with one, what an older bank does not say is that no values were listed.
-    assert BagBuilder(mask_tissue=[1]).mask_settings({"image": slide}) == {}
+    # Without a mask, how tissue is found is stored. With one, an older bank without this key listed no values.
+    assert BagBuilder(mask_tissue=[1]).mask_settings({"image": slide}) == {"tissue": {}}
     assert BagBuilder().mask_settings({"image": slide, "mask": mask}) == {"mask_tissue": None}
     whole = slide.with_name("whole.png")
     Image.fromarray(((GRANDQC != 7) * 255).astype(np.uint8)).save(whole)

@@ -351,7 +351,7 @@ def test_a_grid_that_covers_less_than_half_of_the_tissue_is_warned_of(tmp_path):
     path = write_pyramid(tmp_path / "thin.tif", strip, mpp=0.5, downsamples=(1, 4))
     facts, wanted = {}, {}
     for origin in ("slide", "tissue"):
-        checker = SlideChecker(builder(min_tissue=0.5, grid_origin=origin), num_classes=3, min_rows=0)
+        checker = SlideChecker(builder(min_tissue=0.5, grid_origin=origin), class_names=["a", "b", "c"], min_rows=0)
         facts[origin] = checker({"image": str(path), "slide": "s"})
         wanted[origin] = [p for p in facts[origin].problems if "cover" in p.what]
     assert facts["tissue"].covered_mm2 > 1.5 * facts["slide"].covered_mm2

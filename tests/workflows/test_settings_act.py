@@ -156,6 +156,7 @@ EFFECTS: dict[str, dict[str, Effect]] = {
         "num_nodes": changes(shapes, 64),
         "batch_size": keeps(predictions, 2, bags, tolerance=1e-6),
         "seed": changes(intervals, 1, split_seed=0, partition="training"),
+        "report": changes(files, False),
     },
     "inference": {
         **BAG, **ENCODER,
@@ -175,6 +176,7 @@ EFFECTS: dict[str, dict[str, Effect]] = {
         "heatmap_kinds": changes(files, ["attention"]),
         "heatmap_formats": changes(files, ["plain", "geojson"]),
         "top_patches": changes(files, 0),
+        "report": changes(files, False),
         "coordinates": changes(contents, "level0", heatmap_kinds=["attention"]),
         "strict": changes(contents, True, dataset_dir=lambda world: str(world.broken), heatmaps=False),
     },
