@@ -183,15 +183,15 @@ def trained_settings(ckpt_dir: str | Path) -> dict[str, Any]:
             return {}
         if problem:
             return {}
-        signed.append((record, training_of(record, origin)))
-        if signed[-1][1] != signed[0][1]:
-            cause = f"has weights of several trainings: {path.name} is not of that of {paths[0].name}"
-            raise SettingsError(ckpt_dir, cause, ONE_TRAINING)
-    record = signed[0][0]
-    if not record:
+        if record:
+            signed.append((path, record, training_of(record, origin)))
+            if signed[-1][2] != signed[0][2]:
+                raise SettingsError(path, f"is not of the same training as {signed[0][0].name}", ONE_TRAINING)
+    if not signed:
         logger.warning("%s has no record of its training: the config's own settings are used", paths[0])
         return {}
-    return {name: value for name, value in with_positive_classes(record["settings"]).items() if name in SETTINGS}
+    own = with_positive_classes(signed[0][1]["settings"])
+    return {name: value for name, value in own.items() if name in SETTINGS}
 
 
 def read_origin(path: str | Path) -> dict[str, Any]:

@@ -355,5 +355,5 @@ def test_settings_are_not_taken_from_a_folder_with_weights_of_several_trainings(
     write(tmp_path / "model_5x.pt", seed=2)
     assert trained_settings(tmp_path)["method"] == "mustmil"
     write(tmp_path / "model_10x.pt", {**RECORD, "settings": {**SETTINGS, "method": "ssmil"}})
-    with pytest.raises(SettingsError, match=r"several trainings: model_10x.pt is not of that of model.pt. Give a"):
+    with pytest.raises(SettingsError, match=r"model_10x.pt: is not of the same training as model.pt. Give a"):
         trained_settings(tmp_path)

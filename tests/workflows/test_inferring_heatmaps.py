@@ -109,7 +109,7 @@ def test_by_default_the_predicted_classes_are_shown_and_false_writes_none(workfl
     workflow("inferring", "inference", output_dir=str(tmp_path / "default"), **setting)
     shown = sorted(path.name for path in (tmp_path / "default" / "heatmaps" / "corner").glob("*.geojson"))
     assert shown == sorted(f"{m}_cancer{ending}.geojson" for m in MAPS for ending in ("", "_contribution"))
-    workflow("inferring", "inference", output_dir=str(tmp_path / "none"), heatmaps=False, **setting)
+    workflow("inferring", "inference", output_dir=str(tmp_path / "none"), heatmaps=False, report=False, **setting)
     assert sorted(path.name for path in (tmp_path / "none").iterdir()) == ["predictions.csv"]
     tables = [(tmp_path / name / "predictions.csv").read_text() for name in ("default", "none")]
     assert tables[0] == tables[1]

@@ -194,6 +194,7 @@ def _with_settings(models: Path, cohort: Path, change: Mapping[str, Any], backbo
         network.load_state_dict(read_weights(path))
         network.record = {}  # type: ignore[assignment]
         sign(network, {**record, "settings": {**record["settings"], **changed}})
+        path.unlink()
         torch.save(network.state_dict(), renamed)
     return models
 

@@ -114,7 +114,7 @@ def test_extraction_gives_the_banks_that_one_rank_gives(two, data, workflow, tmp
 def test_the_first_rank_alone_tells_of_it(two):
     log = (two / "log.txt").read_text()
     assert log.count("extracting 6 of 6 slides into") == log.count("extracted 6 slides, ") == 1
-    assert log.count("wrote ") == 6  # predictions.csv, metrics.json and localisation.json of two evaluations
+    assert log.count("wrote ") == 8  # predictions.csv, metrics.json, localisation.json and the report, twice
     for folder in (two / "mustmil" / "tensorboard" / "training", two / "testing" / "tensorboard" / "evaluation"):
         assert len(list(folder.iterdir())) == 1
 
