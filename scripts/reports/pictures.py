@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -38,6 +38,7 @@ def write_pictures(
     maps: BagMaps,
     specs: Sequence[MapSpec],
     class_names: Sequence[str],
+    galleries: Mapping[tuple[int, int], NDArray[np.uint8]],
 ) -> dict[str, Any]:
     """Write the pictures of a slide into ``report/<slide>``.
 
@@ -48,11 +49,14 @@ def write_pictures(
         maps: its maps.
         specs: their names, in order.
         class_names: the names of a head's K outputs.
+        galleries: pictures of top patches (:func:`scripts.heatmaps.top_patches.gallery`), by the indices of map and
+            class.
 
     Returns:
         Plain values for the page: ``thumbnail``, ``small``, ``width``, ``height`` and ``um`` (the slide's size in
         micrometres), and for each map ``overlays`` with ``map``, ``head``, ``class``, ``kind``, ``src``, and the values
-        ``low`` and ``high`` of its colour scale's ends. Paths start from the page.
+        ``low`` and ``high`` of its colour scale's ends; for each gallery ``top`` with ``map``, ``class`` and ``src``.
+        Paths start from the page.
 
     Raises:
         SlideError: if the slide cannot be read.
@@ -77,6 +81,10 @@ def write_pictures(
                     {"map": spec.name, "head": spec.head, "class": class_name, "kind": kind, "low": low}
                     | {"high": high, "src": _url(slide, name)}
                 )
+    top = []
+    for (m, k), gallery in galleries.items():
+        written[f"{m}_{k}_top.jpg"] = Image.fromarray(gallery)
+        top.append({"map": specs[m].name, "class": class_names[k], "src": _url(slide, f"{m}_{k}_top.jpg")})
     for old in folder.glob("*"):
         if old.name not in written:
             old.unlink()
@@ -87,7 +95,7 @@ def write_pictures(
             )
     sources = {"thumbnail": _url(slide, "slide.jpg"), "small": _url(slide, "small.jpg")}
     size = {"width": width, "height": height, "um": [round(side, 1) for side in thumbnail.size_um]}
-    return {**sources, **size, "overlays": overlays}
+    return {**sources, **size, "overlays": overlays, "top": top}
 
 
 def _overlay(heat: PatchMap, thumbnail: Thumbnail) -> Image.Image:

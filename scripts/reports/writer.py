@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,17 @@ from scripts.core.ranks import dataset_size, gather_shards, is_first_rank
 from scripts.core.settings import check_settings
 from scripts.datalists.failures import FailedSlides
 from scripts.evaluation.reports import EvaluationReport, label_text
+from scripts.heatmaps.attention_maps import KINDS
 from scripts.heatmaps.bag_maps import BagMaps
+from scripts.heatmaps.legend import Title
+from scripts.heatmaps.top_patches import gallery
+from scripts.heatmaps.writer import predicted_classes
 from scripts.networks.methods import MapSpec, method_title
 from scripts.reports.page import write_page
 from scripts.reports.pictures import write_pictures
 from scripts.reports.scores import evaluation_content
+from scripts.slides.frames import frame_of
+from scripts.slides.slide import Slide
 from scripts.weights.record import DEMONSTRATION, is_demonstration
 
 __all__ = ["ReportWriter"]
@@ -54,6 +61,8 @@ class ReportWriter:
         bag_builder: opens the slides.
         data: the datalist's entries, whose ``slide`` the batches name, with ``label`` where it is known.
         report: False writes none.
+        top_patches: how many patches a gallery shows; 0 for no galleries.
+        coordinates: the frame of the positions in galleries, see :mod:`scripts.slides.frames`.
         key: of the probabilities in the evaluator's output.
         failures: the slides that failed, which the page lists, and where slides are recorded that cannot be read
             again; ``None`` ends the run with the first.
@@ -78,11 +87,14 @@ class ReportWriter:
         bag_builder: BagBuilder,
         data: Sequence[Mapping[str, Any]],
         report: bool = True,
+        top_patches: int = 5,
+        coordinates: str = "qupath",
         key: str = CommonKeys.PRED,
         failures: FailedSlides | None = None,
         evaluation: EvaluationReport | None = None,
     ) -> None:
-        check_settings(report=report)
+        check_settings(report=report, top_patches=top_patches, coordinates=coordinates)
+        self.top_patches, self.coordinates = top_patches, coordinates
         self.output_dir, self.title, self.report = Path(output_dir), title, report
         scales = ", ".join(scale_names(magnifications))
         self.facts = [("Method", f"{method_title(method)}, {task}, at {scales}"), ("Encoder", backbone)]
@@ -119,7 +131,9 @@ class ReportWriter:
         entry, own = self.entries[slide], probabilities[self.head_index]
         label = np.asarray(entry[CommonKeys.LABEL]) if CommonKeys.LABEL in entry else None
         maps, opened = BagMaps(self.network, self.maps, item), self.bag_builder.open_slide(entry)
-        pictures = write_pictures(self.output_dir, slide, opened, maps, self.maps, self.class_names)
+        known = set() if label is None else set(np.flatnonzero(label > 0.5).tolist())
+        galleries = self._galleries(slide, opened, maps, probabilities, known)
+        pictures = write_pictures(self.output_dir, slide, opened, maps, self.maps, self.class_names, galleries)
         return {
             "name": slide,
             "label": "" if label is None else label_text(label, self.class_names),
@@ -128,6 +142,26 @@ class ReportWriter:
             "probabilities": np.round(probabilities.astype(np.float64), 4).tolist(),
             **pictures,
         }
+
+    def _galleries(
+        self, slide: str, opened: Slide, maps: BagMaps, probabilities: NDArray[np.floating], labelled: set[int]
+    ) -> dict[tuple[int, int], NDArray[np.uint8]]:
+        """The top patches of each map, for the classes that its head predicts and those of the label."""
+        if not self.top_patches:
+            return {}
+        builder, frame = self.bag_builder, frame_of(self.coordinates, opened.bounds_level0)
+        scales = [opened.scale(magnification, builder.patch_size) for magnification in builder.magnifications]
+        read = cache(lambda s, corner: opened.read_patch(scales[s], corner))
+        galleries = {}
+        for m, spec in enumerate(self.maps):
+            own = probabilities[self.heads.index(spec.head)]
+            for k in sorted(labelled | set(predicted_classes(own))):
+                title = Title(slide, spec.name, spec.head, self.class_names[k], float(own[k]))
+                heats = [maps(m, k, kind) for kind in KINDS]
+                galleries[m, k] = gallery(
+                    heats, self.top_patches, title, maps.corners, scales, spec.scale_index, read, frame
+                )
+        return galleries
 
     def _prediction(self, probabilities: NDArray[np.floating]) -> str:
         classes = [self.class_names[k] for k in np.flatnonzero(probabilities >= 0.5)]

@@ -6,6 +6,7 @@ import io
 import json
 import re
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
@@ -106,6 +107,13 @@ def test_an_overlay_is_hottest_where_the_colour_of_its_class_is(page, map_name, 
     assert top <= y * height <= bottom
     assert overlay.info["transparency"] == 0
     assert (index == 0).any()  # where there is no patch, the slide is seen
+
+
+def test_the_top_patches_of_predicted_and_labelled_classes_are_there(page):
+    wrong, right = data_of(page)["slides"]
+    assert {(one["map"], one["class"]) for one in right["top"]} == {(map_name, "dark") for map_name in HEADS}
+    assert {(one["map"], one["class"]) for one in wrong["top"]} == {(m, name) for m in HEADS for name in CLASSES}
+    assert all((page.parent / unquote(one["src"])).is_file() for one in wrong["top"])
 
 
 def test_it_opens_in_a_browser_without_a_complaint_and_shows_its_pictures(browser, page):  # noqa: F811
