@@ -28,7 +28,7 @@ from scripts.core.files import locked, write_json
 from scripts.core.overrides import place_advanced
 from scripts.core.ranks import forget_ranks, from_every_rank, num_ranks, rank
 from scripts.core.running import ADVANCED
-from scripts.core.settings import check_settings, with_role
+from scripts.core.settings import LATER, check_settings, with_role
 from scripts.core.start import as_literal
 from scripts.datalists.labels import with_positive_classes
 
@@ -76,6 +76,7 @@ class Experiment:
         wanted = json.loads(json.dumps(dict(self.settings)))
         if "runtime" in wanted:
             found.setdefault("runtime", "torch")  # runs of version 0.3 do not record it
+        found = {name: value for name, value in LATER.items() if name in wanted} | found
         keys = sorted((wanted.keys() | found.keys()) - set(with_role("free")))
         differs = [key for key in keys if found.get(key) != wanted.get(key)]
         if differs:
@@ -94,6 +95,7 @@ class Experiment:
             "bundle_root": str(bundle_root),
             "output_dir": str(self.folder),
             "ckpt_dir": str(self.folder / "models"),
+            "report": False,  # one report shows all runs
         }
         known = known.keys() | known.get(ADVANCED, {}).keys()
         return {key: as_literal(value) for key, value in {**self.settings, **places}.items() if key in known}

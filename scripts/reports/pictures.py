@@ -26,7 +26,7 @@ FOLDER = "report"
 # Enough to tell glands apart on a screen; a page of a thousand slides loads them as they come into view.
 LONGEST_PX = 1000
 SMALL_PX = 160
-JPEG_QUALITY = 82
+JPEG_QUALITY = 75
 # Index 0 of an overlay's palette is transparent, where there is no patch.
 SHADES = 255
 

@@ -36,6 +36,9 @@ from scripts.weights.record import DEMONSTRATION, is_demonstration
 
 __all__ = ["ReportWriter"]
 
+# More patches in each gallery would make the pictures of a large cohort too large.
+MOST_TOP = 3
+
 
 class ReportWriter:
     """Writes ``report.html`` and, beside it, the folder ``report`` with the pictures of each slide.
@@ -61,7 +64,7 @@ class ReportWriter:
         bag_builder: opens the slides.
         data: the datalist's entries, whose ``slide`` the batches name, with ``label`` where it is known.
         report: False writes none.
-        top_patches: how many patches a gallery shows; 0 for no galleries.
+        top_patches: how many patches a gallery shows, at most 3 here; 0 for no galleries.
         coordinates: the frame of the positions in galleries, see :mod:`scripts.slides.frames`.
         key: of the probabilities in the evaluator's output.
         failures: the slides that failed, which the page lists, and where slides are recorded that cannot be read
@@ -146,20 +149,22 @@ class ReportWriter:
     def _galleries(
         self, slide: str, opened: Slide, maps: BagMaps, probabilities: NDArray[np.floating], labelled: set[int]
     ) -> dict[tuple[int, int], NDArray[np.uint8]]:
-        """The top patches of each map, for the classes that its head predicts and those of the label."""
+        """The top patches of the served head's maps, for the classes that it predicts and those of the label."""
         if not self.top_patches:
             return {}
         builder, frame = self.bag_builder, frame_of(self.coordinates, opened.bounds_level0)
         scales = [opened.scale(magnification, builder.patch_size) for magnification in builder.magnifications]
         read = cache(lambda s, corner: opened.read_patch(scales[s], corner))
         galleries = {}
+        own = probabilities[self.head_index]
         for m, spec in enumerate(self.maps):
-            own = probabilities[self.heads.index(spec.head)]
+            if spec.head != self.heads[self.head_index]:
+                continue
             for k in sorted(labelled | set(predicted_classes(own))):
                 title = Title(slide, spec.name, spec.head, self.class_names[k], float(own[k]))
                 heats = [maps(m, k, kind) for kind in KINDS]
                 galleries[m, k] = gallery(
-                    heats, self.top_patches, title, maps.corners, scales, spec.scale_index, read, frame
+                    heats, min(self.top_patches, MOST_TOP), title, maps.corners, scales, spec.scale_index, read, frame
                 )
         return galleries
 
