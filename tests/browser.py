@@ -1,16 +1,19 @@
-"""A real browser without a screen, for tests of pages."""
+"""Pages in tests: their data, and a real browser without a screen."""
 
 from __future__ import annotations
 
+import json
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 
-__all__ = ["browser", "errors_of"]
+__all__ = ["browser", "data_of", "errors_of", "open_page"]
 
 # No window, no calls home.
 ARGUMENTS = (
@@ -35,6 +38,13 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chro
         yield chrome
     finally:
         chrome.quit()
+
+
+def data_of(page: Path) -> Any:
+    """What a report gives its script."""
+    found = re.search(r'id="data">(.*?)</script>', page.read_text(encoding="utf-8"))
+    assert found is not None, page
+    return json.loads(found[1])
 
 
 def errors_of(chrome: webdriver.Chrome) -> list[str]:

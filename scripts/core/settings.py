@@ -74,8 +74,15 @@ _SEED = number(0, 2**32 - 1)
 SETTINGS: dict[str, Setting] = dict(
     [
         _entry("bundle_root", "the bundle's folder", _FOLDER, "own"),
-        _entry("dataset_dir", "folder that the paths in the datalist start from", _FILE, "free"),
-        _entry("datalist", "the slides and their labels", _FILE, "free"),
+        _entry(
+            "dataset_dir", "folder that the paths in the datalist start from; by default the datalist's", _FILE, "free"
+        ),
+        _entry(
+            "datalist",
+            "the slides and their labels; by default the one in `dataset_dir`; without both, the demonstration's",
+            _FILE,
+            "free",
+        ),
         _entry("partition", "the partition that `evaluating` evaluates", None, "provenance"),
         _entry("image", "the slide that `inspecting` looks at", _FILE),
         _entry("mpp", "micrometres per pixel of that slide, if its file does not state it", resolution),
@@ -291,7 +298,10 @@ SETTINGS: dict[str, Setting] = dict(
         _entry("heatmaps", "whether `inferring` draws heatmaps", switch),
         _entry("report", "whether `report.html` is written, with pictures of each slide", switch),
         _entry("heatmap_kinds", "`attention`, `contribution`, or both: see [Heatmaps](heatmaps.md)"),
-        _entry("heatmap_classes", "the classes whose heatmaps are drawn; by default the predicted ones"),
+        _entry(
+            "heatmap_classes",
+            "the classes whose heatmaps are drawn; by default the predicted ones, or the most probable where none is",
+        ),
         _entry(
             "heatmap_formats",
             "`png` with a legend, `plain` PNG without, `geojson`, `mha`, or a list of these: see "

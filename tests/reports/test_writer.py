@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import re
 from typing import Any
 from urllib.parse import unquote
@@ -24,7 +23,7 @@ from scripts.datalists.failures import FailedSlides
 from scripts.inference.transforms import EncodeSlided
 from scripts.networks.methods import attention_maps
 from scripts.reports.writer import ReportWriter
-from tests.browser import browser, errors_of, open_page  # noqa: F401 (a fixture)
+from tests.browser import browser, data_of, errors_of, open_page  # noqa: F401 (a fixture)
 from tests.cohorts import tiny_encoder
 from tests.heatmaps.test_images import BASE_MPP, COLD_BOX, HOT_BOX, PATCH_PX, write_corner_slide
 from tests.heatmaps.test_writer import CLASSES, HEADS, colour_network
@@ -56,10 +55,6 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Any:
         val_handlers=[writer],
     ).run()
     return folder / "report.html"
-
-
-def data_of(page: Any) -> Any:
-    return json.loads(re.search(r'id="data">(.*?)</script>', page.read_text(encoding="utf-8"))[1])
 
 
 def pixels(chrome: Any, css: str) -> Any:

