@@ -37,7 +37,6 @@ _MODULES = {
     "scripts.core.ranks": (
         "is_first_rank", "join", "leave", "num_ranks", "own_device", "rank", "refuse_several",
     ),
-    "scripts.core.settings": ("optimizer_class",),
     "scripts.checking.cohort": ("choose_source",),
     "scripts.checking.inspection": ("inspect_slide",),
     "scripts.core.provenance": ("cohort_fingerprint", "data_source"),
@@ -52,6 +51,7 @@ _MODULES = {
     "scripts.features.extraction": ("left_out",),
     "scripts.networks.methods": ("attention_maps", "result_heads", "trained_heads"),
     "scripts.training.curves": ("loss_and_metric_layout", "training_scalars", "write_validation"),
+    "scripts.training.optimizers": ("optimizer_class",),
     "scripts.training.resuming": ("check_resumable",),
     "scripts.weights.checkpoints": ("load_weights",),
     "scripts.weights.paths": ("serving_weights", "weights_path"),

@@ -14,14 +14,13 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from types import TracebackType
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from ignite.engine import Engine
 from tqdm import tqdm
 
 from scripts.core.devices import tell_unused_gpu
@@ -31,11 +30,9 @@ __all__ = [
     "SharedCounter",
     "StoppedError",
     "check_device",
-    "dataset_size",
     "forget_ranks",
     "from_every_rank",
     "from_first_rank",
-    "gather_shards",
     "is_first_rank",
     "join",
     "leave",
@@ -43,7 +40,6 @@ __all__ = [
     "own_device",
     "rank",
     "refuse_several",
-    "shard",
     "take_turns",
     "wait_for_ranks",
     "waiting",
@@ -166,33 +162,6 @@ def leave() -> None:
         dist.destroy_process_group()
 
 
-def shard(items: Sequence[T], of_rank: int, ranks: int) -> list[T]:
-    """A rank's shard of a sequence: every ``ranks``-th item, as many for each rank, wrapping around for the last."""
-    size = -(-len(items) // ranks)
-    return [items[(of_rank + ranks * i) % len(items)] for i in range(size)]
-
-
-def gather_shards(items: Sequence[T], total: int | None = None) -> list[T]:
-    """The shards of all ranks, in the order of the sequence that :func:`shard` divided; the same on each rank.
-
-    Args:
-        items: this rank's, which can be pickled.
-        total: the length of the sequence, after which it wraps around; by default nothing is cut off.
-    """
-    if not dist.is_initialized():
-        return list(items)
-    shards: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(shards, list(items))
-    rounds = itertools.zip_longest(*shards, fillvalue=_Nothing)
-    return [item for one in rounds for item in one if item is not _Nothing][:total]
-
-
-def dataset_size(engine: Engine) -> int | None:
-    """The number of items in the dataset that an engine runs over, of all ranks; ``None`` where it is not known."""
-    dataset: Any = getattr(engine.state.dataloader, "dataset", None)
-    return len(dataset) if isinstance(dataset, Sized) else None
-
-
 class SharedCounter:
     """A number to which every rank adds. All ranks make their counters in the same order."""
 
@@ -293,10 +262,6 @@ def wait_for_ranks() -> None:
     """
     for _ in waiting():
         pass
-
-
-class _Nothing:
-    pass
 
 
 def _refuse_tasks() -> None:

@@ -7,12 +7,9 @@ provenance of files, the grid of ``searching`` and docs/settings.md follow from 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
-
-import torch
 
 from scripts.core.setting_checks import Check, choice, device, magnifications, names, number, path, resolution, switch
 
@@ -24,7 +21,6 @@ __all__ = [
     "Setting",
     "check_settings",
     "is_same_value",
-    "optimizer_class",
     "values_with_role",
     "with_role",
 ]
@@ -350,16 +346,3 @@ def check_settings(**settings: Any) -> None:
         check = SETTINGS[name].check
         if check is not None:
             check(name, value)
-
-
-def optimizer_class(name: str) -> Callable[..., torch.optim.Optimizer]:
-    """An optimiser of torch by its name, of those that take ``lr`` and ``weight_decay`` and need nothing else.
-
-    It is torch's fused form where there is one, which passes over the weights once a step.
-
-    Raises:
-        SettingsError: if there is none of that name.
-    """
-    check_settings(optimizer_name=name)
-    optimizer: Callable[..., torch.optim.Optimizer] = getattr(torch.optim, name)
-    return optimizer if name == "RMSprop" else partial(optimizer, fused=True)

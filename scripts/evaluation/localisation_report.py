@@ -14,7 +14,8 @@ from torch.utils.tensorboard import SummaryWriter
 
 from scripts.bags.bag import BagBuilder
 from scripts.core.files import write_csv, write_json
-from scripts.core.ranks import dataset_size, gather_shards, is_first_rank
+from scripts.core.ranks import is_first_rank
+from scripts.core.shards import dataset_size, gather_shards
 from scripts.datalists.patients import patients_known, patients_of
 from scripts.evaluation.bootstrap import patients_text, warn_of_few
 from scripts.evaluation.localisation import (

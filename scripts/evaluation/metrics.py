@@ -29,7 +29,7 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from scripts.core.errors import SettingsError
-from scripts.core.ranks import dataset_size, gather_shards
+from scripts.core.shards import dataset_size, gather_shards
 
 __all__ = [
     "CLASS_SCORE_NAMES",

@@ -17,8 +17,9 @@ from scripts import __version__
 from scripts.bags.bag import BagBuilder
 from scripts.core.errors import SlideError
 from scripts.core.magnification import scale_names
-from scripts.core.ranks import dataset_size, gather_shards, is_first_rank
+from scripts.core.ranks import is_first_rank
 from scripts.core.settings import check_settings
+from scripts.core.shards import dataset_size, gather_shards
 from scripts.datalists.failures import FailedSlides
 from scripts.evaluation.reports import EvaluationReport, label_text
 from scripts.heatmaps.attention_maps import KINDS

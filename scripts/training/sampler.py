@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from monai.data import DistributedWeightedRandomSampler
 
-from scripts.core.ranks import shard
+from scripts.core.shards import shard
 from scripts.datalists.classes import balanced_weights
 
 __all__ = ["BalancedSampler", "SampledView"]

@@ -23,7 +23,6 @@ from scripts.core.ranks import (
     forget_ranks,
     from_every_rank,
     from_first_rank,
-    gather_shards,
     is_first_rank,
     join,
     leave,
@@ -31,12 +30,12 @@ from scripts.core.ranks import (
     own_device,
     rank,
     refuse_several,
-    shard,
     take_turns,
     wait_for_ranks,
     waiting,
 )
 from scripts.core.settings import check_settings
+from scripts.core.shards import gather_shards, shard
 from scripts.features.extraction import Extractor
 from tests.cohorts import builder, draw_cohort, tiny_encoder
 from tests.torchruns import torchrun

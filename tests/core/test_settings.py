@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from scripts.core.errors import SettingsError
-from scripts.core.settings import OPTIMIZERS, SETTINGS, check_settings, is_same_value, optimizer_class, with_role
+from scripts.core.settings import SETTINGS, check_settings, is_same_value, with_role
 from tests.worlds import CONFIGS, settings_of
 
 NUMBERS = (
@@ -123,19 +123,6 @@ def test_a_resolution_is_a_positive_number(wrong):
 def test_a_device_must_be_there(wrong):
     with pytest.raises(SettingsError, match=r"device: got .* Give cpu, cuda, or cuda:N with a GPU that is there"):
         check_settings(device=wrong)
-
-
-@pytest.mark.parametrize("name", OPTIMIZERS)
-def test_an_optimiser_moves_weights_as_torchs_own_does(name):
-    weights = [torch.linspace(-1, 1, 12).reshape(3, 4).requires_grad_() for _ in range(2)]
-    made = optimizer_class(name)([weights[0]], lr=0.01, weight_decay=0.1)
-    plain = getattr(torch.optim, name)([weights[1]], lr=0.01, weight_decay=0.1, foreach=False)
-    for step in range(5):
-        for weight, optimizer in zip(weights, (made, plain), strict=True):
-            weight.grad = torch.cos(torch.arange(12.0) * (step + 1)).reshape(3, 4)
-            optimizer.step()
-    assert torch.allclose(*weights, rtol=0, atol=1e-6)
-    assert not torch.allclose(weights[0], torch.linspace(-1, 1, 12).reshape(3, 4), atol=1e-3)
 
 
 @pytest.mark.parametrize("key", SWITCHES)
