@@ -8,7 +8,9 @@ from hypothesis import strategies as st
 from scripts.core.magnification import Scale
 from scripts.heatmaps.attention_maps import PatchMap, gather_rows
 from scripts.heatmaps.legend import Title
+from scripts.heatmaps.lettering import text_block
 from scripts.heatmaps.top_patches import central_row, gallery, top_patches
+from scripts.slides.frames import LEVEL0, Frame
 
 TITLE = Title("slide", "10x", "10x", "cancer", 0.5)
 
@@ -81,3 +83,24 @@ def test_padding_is_no_patch_and_fewer_patches_than_asked_for_are_shown():
     gallery([heat, heat], 100, TITLE, padded, scales, 1, read)
     assert len(asked) == 2 * 16 * 2
     assert np.isfinite([corner for _, corner in asked]).all()
+
+
+@pytest.mark.parametrize("frame", [LEVEL0, Frame("qupath", (300.0, 200.0))])
+def test_a_gallery_says_value_percentile_and_where_the_patch_is_counted_from_its_frame(monkeypatch, frame):
+    scales, corners = a_bag(2)
+    heat = gather_rows(np.arange(16) / 120, corners[:, -1], scales[-1].patch_level0, 0.5)
+    said = []
+
+    def text_block_of(lines, *size):
+        said.extend(text for text, _ in lines)
+        return text_block(lines, *size)
+
+    monkeypatch.setattr("scripts.heatmaps.top_patches.text_block", text_block_of)
+    gallery([heat], 1, TITLE, corners, scales, 1, lambda s, corner: np.zeros((32, 32, 3), np.uint8), frame)
+    x, y = corners[15, -1] + scales[-1].patch_level0 / 2 - frame.origin_level0
+    assert said[:3] == [
+        f"1.  attention 0.125, percentile {heat.percentile.max():.1f}",
+        f"centre x {x / 2000:.3f} mm, y {y / 2000:.3f} mm",
+        f"x {x:.0f} px, y {y:.0f} px of level 0 ({frame.coordinates})",
+    ]
+    assert said[3:] == ["Highest attention", *(text for text, _ in TITLE.lines())]

@@ -1,5 +1,6 @@
 """The handler, run by MONAI's evaluator on bags whose attention follows a colour."""
 
+import csv
 import json
 
 import cv2
@@ -142,7 +143,7 @@ def test_attention_that_follows_a_colour_is_hottest_where_that_colour_is(both_cl
 
 
 @pytest.mark.parametrize("coordinates", ["qupath", "level0"])
-def test_geojson_starts_where_qupath_does_and_mha_at_level_0(entry, tmp_path, monkeypatch, coordinates):
+def test_geojson_and_the_table_start_where_qupath_does_and_mha_at_level_0(entry, tmp_path, monkeypatch, coordinates):
     monkeypatch.setattr("scripts.slides.slide.find_bounds", lambda *_: Rectangle(300, 200, 1000, 900))
     predict(
         tmp_path, entry, heatmap_classes="dark", heatmap_kinds="attention", coordinates=coordinates, **WITHOUT_PICTURES
@@ -152,6 +153,17 @@ def test_geojson_starts_where_qupath_does_and_mha_at_level_0(entry, tmp_path, mo
     found = np.add(hottest_um_of_geojson(folder / "10x_dark.geojson", BASE_MPP), np.multiply(origin, BASE_MPP))
     assert found == pytest.approx(hottest_um_of_mha(folder / "10x_dark.mha"), abs=0.01)
     assert is_in(HOT_BOX, found, slack_um=PATCH_PX / 2)
+    with (folder / "patches.csv").open(encoding="utf-8", newline="") as file:
+        lines = [line for line in csv.DictReader(file) if line["scale"] == "10x"]
+    hottest = max(lines, key=lambda line: float(line["10x_dark_attention"]))
+    centre = [
+        (float(hottest[axis]) + float(hottest["side_level0"]) / 2) * BASE_MPP for axis in ("x_level0", "y_level0")
+    ]
+    assert centre == pytest.approx(hottest_um_of_mha(folder / "10x_dark.mha"), abs=0.01)
+    for axis, start in zip("xy", origin, strict=True):
+        assert all(
+            float(line[f"{axis}_level0"]) - float(line[axis]) == pytest.approx(start, abs=0.011) for line in lines
+        )
 
 
 def test_a_frame_that_there_is_not_is_refused(entry, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
@@ -23,20 +24,18 @@ from scripts.datalists.failures import FailedSlides
 from scripts.inference.transforms import EncodeSlided
 from scripts.networks.methods import attention_maps
 from scripts.reports.writer import ReportWriter
+from scripts.slides.frames import Rectangle
 from tests.browser import browser, data_of, errors_of, open_page  # noqa: F401 (a fixture)
 from tests.cohorts import tiny_encoder
-from tests.heatmaps.test_images import BASE_MPP, COLD_BOX, HOT_BOX, PATCH_PX, write_corner_slide
+from tests.heatmaps.test_images import BASE_MPP, COLD_BOX, HOT_BOX, PATCH_PX, SIZE, write_corner_slide
 from tests.heatmaps.test_writer import CLASSES, HEADS, colour_network
 
 NAME = "corner #1 <b>50%"
 REASON = "it ends </script><script>alert(1)</script>"
 
 
-@pytest.fixture(scope="module")
-def page(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """The report of a slide that is wrongly predicted, of one without a label, and of one that failed."""
-    folder = tmp_path_factory.mktemp("report")
-    path = write_corner_slide(tmp_path_factory.mktemp("slide") / "corner.tif", mpp=None)
+def write_report(folder: Path, path: Path) -> Path:
+    """The report of a slide that is wrongly predicted, of one that is rightly, and of one that failed."""
     wrong = {"image": str(path), "slide": NAME, "mpp": BASE_MPP, "label": np.array([0, 1], np.float32)}
     data = [{**wrong, "slide": "second", "label": np.array([1, 0], np.float32)}, wrong]
     builder, network = BagBuilder((5, 10), patch_size=PATCH_PX, min_tissue=0.4), colour_network((0.9, 0.2))
@@ -55,6 +54,16 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Any:
         val_handlers=[writer],
     ).run()
     return folder / "report.html"
+
+
+@pytest.fixture(scope="module")
+def slide(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_corner_slide(tmp_path_factory.mktemp("slide") / "corner.tif", mpp=None)
+
+
+@pytest.fixture(scope="module")
+def page(slide: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_report(tmp_path_factory.mktemp("report"), slide)
 
 
 def pixels(chrome: Any, css: str) -> Any:
@@ -102,6 +111,20 @@ def test_an_overlay_is_hottest_where_the_colour_of_its_class_is(page, map_name, 
     assert top <= y * height <= bottom
     assert overlay.info["transparency"] == 0
     assert (index == 0).any()  # where there is no patch, the slide is seen
+
+
+def test_bounds_move_no_overlay_and_no_picture_of_the_slide(page, slide, tmp_path, monkeypatch):
+    # QuPath counts from the bounds; the report shows all of level 0, so that map and slide lie on each other.
+    monkeypatch.setattr("scripts.slides.slide.find_bounds", lambda *_: Rectangle(300, 200, 1000, 900))
+    cropped = write_report(tmp_path, slide)
+    (one, _), (other, _) = data_of(page)["slides"], data_of(cropped)["slides"]
+    assert one["um"] == other["um"] == pytest.approx(np.multiply(SIZE, BASE_MPP), abs=0.1)
+    assert one["overlays"] == other["overlays"]
+    for source in (one["thumbnail"], *(overlay["src"] for overlay in one["overlays"])):
+        assert (page.parent / unquote(source)).read_bytes() == (cropped.parent / unquote(source)).read_bytes()
+    # The positions under the top patches are those of QuPath, and differ.
+    top = unquote(one["top"][0]["src"])
+    assert (page.parent / top).read_bytes() != (cropped.parent / top).read_bytes()
 
 
 def test_the_top_patches_of_predicted_and_labelled_classes_are_there(page):
