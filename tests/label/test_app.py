@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -136,3 +137,34 @@ def test_a_remote_slide_is_fetched_whole_and_a_label_that_cannot_be_kept_is_told
     with pytest.raises(HTTPException) as refusal:
         app.infer({**request, "image": "gone"}, RemoteDatastore(folder))
     assert refusal.value.status_code == 404
+
+
+def test_annotations_are_a_mask_of_which_classes_can_be_cut_out(start, folder):
+    with openslide.OpenSlide(str(folder / f"{DRAWN}.tif")) as slide:
+        width, height = slide.dimensions
+    features = [annotation("Tissue", 0, 0, width, height), annotation("Pen", width // 2, 0, width, height)]
+    (folder / "drawn.geojson").write_text(json.dumps({"type": "FeatureCollection", "features": features}))
+    app, request = start(folder, models=NAME), {"model": NAME, "image": DRAWN, "mask": "drawn.geojson"}
+
+    def heatmap(**more):
+        return app.infer({**request, **more})["params"]
+
+    with pytest.raises(HTTPException, match="'Tissue', 'Pen', and not all of them need be tissue") as refused:
+        heatmap()
+    assert refused.value.status_code == 422
+    cut, whole = heatmap(mask_excluded=["Pen"]), heatmap(mask_tissue=["Tissue", "Pen"])
+    assert 0 < cut["heatmap"]["patches"] < whole["heatmap"]["patches"]
+    assert cut["annotation"]["elements"]
+    for element in cut["annotation"]["elements"]:
+        # At least half of a patch is tissue, and with that its centre.
+        centres = np.array(element["contours"])[:, :4, 0].mean(axis=1)
+        assert (centres <= width / 2).all()
+
+
+def annotation(name, left, top, right, bottom):
+    ring = [[left, top], [right, top], [right, bottom], [left, bottom], [left, top]]
+    return {
+        "type": "Feature",
+        "geometry": {"type": "Polygon", "coordinates": [ring]},
+        "properties": {"objectType": "annotation", "classification": {"name": name}},
+    }

@@ -81,9 +81,10 @@ class SlideInferTask(BundleInferTask):
         file, files = request.get("model_filename"), self._config["model_filename"]
         if file is not None and file != files and file not in files:
             raise RequestError(BAD_REQUEST, "model_filename", f"got {show(file)}", f"Give one of {', '.join(files)}.")
-        if request.get("mask_tissue") is not None and "qupath" not in self.parts.offer.coordinates:
-            remedy = "Leave it out, or serve a newer version."
-            raise RequestError(BAD_REQUEST, "mask_tissue", f"version {self.version} does not know it", remedy)
+        for key in ("mask_tissue", "mask_excluded"):
+            if request.get(key) is not None and "qupath" not in self.parts.offer.coordinates:
+                remedy = "Leave it out, or serve a newer version."
+                raise RequestError(BAD_REQUEST, key, f"version {self.version} does not know it", remedy)
         _find_device(request)
         check_logging(request.get("logging"))
         return read_choice(request, self.parts.offer, self.defaults)
