@@ -90,14 +90,18 @@ def test_what_differs_is_noticed_to_the_last_digit_and_what_is_the_runs_own_is_n
     one, other = whole_files(tmp_path / "one"), whole_files(tmp_path / "other")
     training, extracting = JOBS["training"].content, JOBS["extracting"].content
     (other / "training.json").write_text('{"seconds": 2, "loss": 0.5}\n')
-    assert differing(training(one), training(other)) == []
+    assert differing(training(one), training(other)) == {}
     torch.save({"weight": torch.arange(9.0).nextafter(torch.tensor(99.0))}, other / "model.pt")
     (other / "training.json").write_text('{"seconds": 1, "loss": 0.5000001}\n')
     (one / "model_5x.pt").write_bytes((one / "model.pt").read_bytes())
-    assert differing(training(one), training(other)) == ["model.pt", "model_5x.pt", "training.json"]
+    assert differing(training(one), training(other)) == {
+        "model.pt": "/model.pt/weight: by 9.54e-07 of 8",
+        "model_5x.pt": "/model_5x.pt: in one of them only",
+        "training.json": "/training.json/loss: 0.5, 0.5000001",
+    }
     with h5py.File(other / "s1.h5", "a") as bank:
         bank["5x/features"].attrs["frame"] = "level-0 pixels"
-    assert differing(extracting(one), extracting(other)) == ["s1.h5"]
+    assert differing(extracting(one), extracting(other)) .keys() == {"s1.h5"}
 
 
 def test_temporary_files_that_stay_are_noticed(tmp_path):

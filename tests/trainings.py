@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -113,11 +113,28 @@ def checkpoint(folder: Path, name: str = "last.ckpt") -> dict[str, Any]:
 
 def same(a: Any, b: Any) -> bool:
     """Whether two checkpoints are equal to the last bit."""
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
-    if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(map(same, a, b))
-    return torch.equal(a, b) if isinstance(a, torch.Tensor) else bool(a == b)
+    return next(differences(a, b), None) is None
+
+
+def differences(a: Any, b: Any, place: str = "") -> Iterator[str]:
+    """Where two checkpoints are not equal to the last bit, and by how much tensors differ."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        for key in a.keys() | b.keys():
+            inside = f"{place}/{key}"
+            if key in a and key in b:
+                yield from differences(a[key], b[key], inside)
+            else:
+                yield f"{inside}: in one of them only"
+    elif isinstance(a, list | tuple) and isinstance(b, list | tuple) and len(a) == len(b):
+        for number, (one, other) in enumerate(zip(a, b, strict=True)):
+            yield from differences(one, other, f"{place}/{number}")
+    elif isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
+        if a.shape != b.shape:
+            yield f"{place}: shapes {list(a.shape)}, {list(b.shape)}"
+        elif not torch.equal(a, b):
+            yield f"{place}: by {(a.double() - b.double()).abs().max():.3g} of {a.double().abs().max():.3g}"
+    elif not bool(a == b):
+        yield f"{place}: {str(a)[:100]}, {str(b)[:100]}"
 
 
 class Interrupt:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import signal
@@ -21,7 +22,7 @@ import torch
 
 from tests.cohorts import PATCH_PX, draw_slide
 from tests.conftest import ROOT
-from tests.trainings import same
+from tests.trainings import differences
 
 __all__ = ["JOBS", "Job", "Workplace", "broken_files", "differing", "finish", "kill", "left_parts", "start"]
 
@@ -115,10 +116,14 @@ def kill(process: Any) -> None:
     process.wait()
 
 
-def differing(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
-    """The names under which two contents differ."""
-    both = one.keys() & other.keys()
-    return sorted((one.keys() ^ other.keys()) | {name for name in both if not same(one[name], other[name])})
+def differing(one: dict[str, Any], other: dict[str, Any]) -> dict[str, str]:
+    """The names under which two contents differ, with the first difference of each."""
+    found = {}
+    for name in sorted(one.keys() | other.keys()):
+        of_name = [{name: content[name]} if name in content else {} for content in (one, other)]
+        for difference in itertools.islice(differences(*of_name), 1):
+            found[name] = difference
+    return found
 
 
 def broken_files(folder: Path) -> list[str]:

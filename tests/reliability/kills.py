@@ -118,7 +118,7 @@ def try_job(
     wrong = {
         FAILED: [f"exit code {code}"] if code else [],
         HALF: broken_files(output),
-        OTHER: differing(undisturbed.content, content),
+        OTHER: list(differing(undisturbed.content, content).values()),
         PARTS: left_parts(output),
     }
     outcome = next((outcome for outcome, found in wrong.items() if found), EQUAL)
