@@ -101,7 +101,7 @@ def test_what_differs_is_noticed_to_the_last_digit_and_what_is_the_runs_own_is_n
     }
     with h5py.File(other / "s1.h5", "a") as bank:
         bank["5x/features"].attrs["frame"] = "level-0 pixels"
-    assert differing(extracting(one), extracting(other)) .keys() == {"s1.h5"}
+    assert differing(extracting(one), extracting(other)).keys() == {"s1.h5"}
 
 
 def test_temporary_files_that_stay_are_noticed(tmp_path):
