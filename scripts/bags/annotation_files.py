@@ -29,10 +29,18 @@ GEOJSON_SUFFIXES = (".geojson", ".json", ".geojson.gz", ".json.gz", ".zip")
 ANNOTATION_SUFFIXES = (*GEOJSON_SUFFIXES, *ASAP_SUFFIXES)
 # What QuPath shows of an annotation without a class.
 UNCLASSIFIED = "Unclassified"
-# QuPath's objects of a hierarchy that nobody annotated as a region.
-NO_REGIONS = ("cell", "tmaCore", "tma_core", "root")
+# QuPath's objects of a hierarchy that nobody annotated as a region: also what programs found, as the bundle's heatmaps.
+NO_REGIONS = ("cell", "detection", "tile", "tmaCore", "tma_core", "root")
 # How QuPath 0.2 named the type of an object.
-OLD_TYPES = {"PathCellObject": "cell", "TMACoreObject": "tmaCore", "PathRootObject": "root"}
+OLD_TYPES = {
+    "PathCellObject": "cell",
+    "PathDetectionObject": "detection",
+    "PathTileObject": "tile",
+    "TMACoreObject": "tmaCore",
+    "PathRootObject": "root",
+}
+# No slide is so large; areas of coordinates far beyond it would overflow.
+MOST_PX = 1e9
 # ASAP draws a spline through its points, and makes masks of the polygon between them, as here.
 ASAP_AREAS = ("Polygon", "Rectangle", "Spline")
 
@@ -76,7 +84,7 @@ def read_annotation_file(path: Path) -> AnnotationFile:
     name = path.name.lower()
     if name.endswith(".zip"):
         with zipfile.ZipFile(path) as archive:
-            names = [entry for entry in archive.namelist() if entry.lower().endswith((".geojson", ".json"))]
+            names = [entry for entry in archive.namelist() if _is_geojson(entry)]
             if len(names) != 1:
                 raise ValueError(f"it contains {len(names)} files of GeoJSON, and must contain one")
             content = archive.read(names[0])
@@ -85,13 +93,19 @@ def read_annotation_file(path: Path) -> AnnotationFile:
     return _read_asap(content) if name.endswith(ASAP_SUFFIXES) else _read_geojson(content)
 
 
+def _is_geojson(entry: str) -> bool:
+    # Beside each file macOS packs one of its own, whose name starts with "._".
+    name = entry.rpartition("/")[2].lower()
+    return name.endswith((".geojson", ".json")) and not name.startswith("._")
+
+
 def _read_geojson(content: bytes) -> AnnotationFile:
     data = json.loads(content.decode("utf-8-sig"))
     file = AnnotationFile("qupath")
     if isinstance(data, dict) and data.get("frame") is not None:
         _read_frame(data["frame"], file)
     for feature in _features(data):
-        properties = feature.get("properties") or {}
+        properties = _properties(feature)
         kind = str(properties.get("objectType") or properties.get("object_type") or feature.get("id"))
         kind = OLD_TYPES.get(kind, kind)
         geometry = feature.get("geometry")
@@ -133,7 +147,7 @@ def _features(data: Any) -> Iterator[dict[str, Any]]:
         yield from _features(_list(data.get("features")))
     elif kind == "Feature":
         yield data
-        properties = data.get("properties") or {}
+        properties = _properties(data)
         yield from _features(properties.get("childObjects") or properties.get("children") or [])
     elif kind == "GeometryCollection":
         yield from _features(_list(data.get("geometries")))
@@ -141,6 +155,13 @@ def _features(data: Any) -> Iterator[dict[str, Any]]:
         yield {"type": "Feature", "geometry": data}
     else:
         raise ValueError("it is no GeoJSON: expected are a FeatureCollection, features, or geometries")
+
+
+def _properties(feature: dict[str, Any]) -> dict[str, Any]:
+    properties = feature.get("properties") or {}
+    if not isinstance(properties, dict):
+        raise ValueError(f"the `properties` of a feature are a {type(properties).__name__}, and no object")
+    return properties
 
 
 def _geojson_class(properties: dict[str, Any]) -> str:
@@ -202,8 +223,8 @@ def _points(ring: Any) -> NDArray[np.float64]:
         points = np.array([[one[0], one[1]] for one in _list(ring)], dtype=np.float64).reshape(-1, 2)
     except (TypeError, ValueError, IndexError, KeyError) as error:
         raise ValueError(f"a position in it is no pair of numbers ({error})") from error
-    if not np.isfinite(points).all():
-        raise ValueError("some of its coordinates are not finite")
+    if not (np.abs(points) <= MOST_PX).all():  # also where they are not a number
+        raise ValueError(f"some of its coordinates are not finite, or beyond {MOST_PX:g} px")
     return points
 
 

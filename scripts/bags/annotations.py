@@ -29,10 +29,12 @@ __all__ = ["AnnotatedTissue", "Annotations", "read_annotated_tissue", "read_anno
 MOST_OUTSIDE = 0.1
 # Rounding and small loops of a hand change less of an area when it is made valid.
 MOST_CHANGED = 0.01
+LIST_BOTH = (
+    "List those that are tissue as `mask_tissue`, and those to cut out as `mask_excluded`, settings or keys of the "
+    "datalist."
+)
 # QuPath does not count what has such a class, as its `Ignore*`.
 IGNORED_SUFFIX = "*"
-ANNOTATED = "annotated"
-"""The name of what annotations exclude, in :attr:`scripts.bags.tissue.TissueMask.exclusions`."""
 
 logger = logging.getLogger(__name__)
 _repeats = Repeats()
@@ -78,6 +80,9 @@ class AnnotatedTissue(TissueMask):
     def area_mm2(self) -> float:
         """Area of the shapes in square millimetres."""
         return float(self.shapes.area.area * self.base_mpp**2 * 1e-6)
+
+    def _mm2_within(self, rectangles: NDArray[np.float64]) -> float:
+        return float(self.shapes.areas_within(rectangles).sum() * self.base_mpp**2 * 1e-6)
 
 
 def read_annotations(
@@ -149,12 +154,13 @@ def read_annotated_tissue(
     Args:
         path: of the annotations.
         slide: the slide that they belong to.
-        mask_tissue: the classes that are tissue; by default the only one that is not excluded.
+        mask_tissue: the classes that are tissue; by default the only one that is not excluded, of which one line is
+            logged.
         mask_excluded: the classes that are cut out of it.
         find: finds the tissue if all classes are excluded; what they cover is then left out to the pixel.
 
     Raises:
-        SlideError: as :func:`read_annotations`, and if a class is neither tissue nor excluded.
+        SlideError: as :func:`read_annotations`, and if it is not certain of each class whether it is tissue.
     """
     image = f"mask {path}"
     found = read_annotations(path, slide.path, image, "mask", slide.size_level0, slide.bounds_level0)
@@ -168,29 +174,41 @@ def read_annotated_tissue(
         cause = f"`mask_tissue` and `mask_excluded` both name {min(both)!r}"
         raise SlideError(slide.path, cause, "Name each class in one of them.")
     classes = found.without_ignored(slide.path, image, (*tissue_names, *excluded_names))
-    excluded = [area.area for name, area in classes.items() if spelling(name) in excluded_names]
-    rest = {name: area.area for name, area in classes.items() if spelling(name) not in excluded_names}
+    excluded = {name: area for name, area in classes.items() if spelling(name) in excluded_names}
+    rest = {name: area.area for name, area in classes.items() if name not in excluded}
     neither = [name for name in rest if spelling(name) not in tissue_names]
     if neither and (tissue_names or len(rest) > 1):
-        cause = f"its {image} has the classes {', '.join(map(repr, classes))}, and "
+        cause = f"its {image} has the classes {first_names([*map(repr, classes)])}, and "
         cause += f"{neither[0]!r} is neither tissue nor excluded" if tissue_names else "not all of them need be tissue"
-        remedy = "List those that are tissue as `mask_tissue`, and those to cut out as `mask_excluded`, settings or "
-        raise SlideError(slide.path, cause, remedy + "keys of the datalist.")
-    cut = Shapes.union(excluded)
+        raise SlideError(slide.path, cause, LIST_BOTH)
+    if neither and excluded_names and not excluded:
+        # Misspelt it would be what should be cut out.
+        cause = f"its {image} has the class {neither[0]!r}, which `mask_excluded` does not name, and no other class"
+        raise SlideError(slide.path, cause, LIST_BOTH)
+    if neither:
+        text = f"{slide.path}: the only class of its {image}, {neither[0]!r}, counts as tissue"
+        _repeats.log(logger, logging.INFO, text, str(slide.path))
     if not rest:
         if not excluded:
             cause = f"all classes of its {image} are ignored, as QuPath ignores those that end in *"
             raise SlideError(slide.path, cause, "Name one as `mask_tissue` or `mask_excluded`.")
         seen = find()
-        drawn = cut.drawn(seen.tissue.shape, seen.pixel_level0, seen.origin_level0)
-        exclusions = {**seen.exclusions, ANNOTATED: drawn}
-        return replace(seen, tissue=seen.tissue & ~drawn, warnings=found.warnings, exclusions=exclusions)
-    shapes = Shapes(shapely.difference(Shapes.union(list(rest.values())).area, cut.area))
+        drawn = {
+            f"{name} (drawn)" if name in seen.exclusions else name: area.drawn(
+                seen.tissue.shape, seen.pixel_level0, seen.origin_level0
+            )
+            for name, area in excluded.items()
+        }
+        tissue = seen.tissue & ~np.logical_or.reduce([*drawn.values()])
+        return replace(seen, tissue=tissue, warnings=found.warnings, exclusions={**seen.exclusions, **drawn})
+    shapes = Shapes.union(list(rest.values()))
+    if excluded:
+        shapes = Shapes(shapely.difference(shapes.area, Shapes.union([area.area for area in excluded.values()]).area))
     pixel = max(TissueSettings().mpp / slide.base_mpp, 1.0)
     width, height = slide.size_level0
     shape = (math.ceil(height / pixel), math.ceil(width / pixel))
     pixels = shapes.drawn(shape, (pixel, pixel))
-    exclusions = {ANNOTATED: cut.drawn(shape, (pixel, pixel))} if excluded else {}
+    exclusions = {name: area.drawn(shape, (pixel, pixel)) for name, area in excluded.items()}
     return AnnotatedTissue(
         pixels, (pixel, pixel), slide.base_mpp, warnings=found.warnings, exclusions=exclusions, shapes=shapes
     )
@@ -202,8 +220,7 @@ def _valid(file: AnnotationFile) -> tuple[NDArray[np.object_], list[str], list[t
     invalid = ~shapely.is_valid(shapes)
     if invalid.any():
         before = shapely.area(shapes[invalid])
-        # As a self-crossing outline is filled: everything that it goes around.
-        shapes[invalid] = shapely.make_valid(shapes[invalid], method="structure", keep_collapsed=False)
+        shapes[invalid] = _filled(shapes[invalid])
         after = shapely.area(shapes[invalid])
         what = f"{invalid.sum()} annotations cross themselves, and were made valid"
         changed = np.abs(after - before).sum() / max(after.sum(), before.sum(), 1e-9)
@@ -220,6 +237,15 @@ def _valid(file: AnnotationFile) -> tuple[NDArray[np.object_], list[str], list[t
         )
     names = [name for name, is_kept in zip(file.class_names, has_area, strict=True) if is_kept]
     return shapes[has_area], names, warnings
+
+
+def _filled(shapes: NDArray[np.object_]) -> NDArray[np.object_]:
+    """Shapes made valid, as a self-crossing outline is filled: everything that it goes around, but for its holes."""
+    polygons, shape = shapely.get_parts(shapes, return_index=True)
+    outlines = shapely.multipolygons(shapely.polygons(shapely.get_exterior_ring(polygons)), indices=shape)
+    filled, within = (shapely.make_valid(s, method="structure", keep_collapsed=False) for s in (shapes, outlines))
+    # A hole that lies outside of its outline would become an area.
+    return np.asarray(shapely.intersection(filled, within))
 
 
 def _within(

@@ -19,7 +19,7 @@ from scripts.bags.grid import LinkedGrid, link_grids, tissue_thresholds
 from scripts.bags.tissue import TissueMask, find_tissue, read_tissue_mask
 from scripts.bags.tissue_settings import tissue_settings
 from scripts.core.errors import SlideError
-from scripts.core.magnification import check_magnifications
+from scripts.core.magnification import Scale, check_magnifications
 from scripts.core.repeats import Repeats
 from scripts.core.settings import check_settings
 from scripts.datalists.values import check_mask_excluded, check_mask_tissue
@@ -47,7 +47,7 @@ class Bag:
     @property
     def covered_fraction(self) -> float:
         """Fraction of the tissue that they cover, in 0..1; 0 without tissue."""
-        return self.covered_mm2 / self.tissue.area_mm2 if self.tissue.tissue.any() else 0.0
+        return self.covered_mm2 / self.tissue.area_mm2 if self.tissue.area_mm2 > 0 else 0.0
 
     def read_patch(self, scale_index: int, patch: int) -> NDArray[np.uint8]:
         """Patch ``patch`` of scale ``scale_index`` (from low to high), RGB ``[H, W, 3]``."""
@@ -155,37 +155,45 @@ class BagBuilder:
         """
         slide = self.open_slide(entry)
         scales = [slide.scale(m, self.patch_size) for m in self.magnifications]
-        tissue = find_tissue(slide, self.tissue) if entry.get("mask") is None else self.read_mask(entry, slide)
+        return self.link(slide, scales, self.tissue_of(entry, slide))
+
+    def link(self, slide: Slide, scales: Sequence[Scale], tissue: TissueMask) -> Bag:
+        """The bag of a slide with its tissue, at the slide's scales for the magnifications, from low to high."""
         pieces = tissue.pieces_level0() if self.grid_origin == "tissue" else None
         grid = link_grids(scales, slide.size_level0, tissue.fraction, self.min_tissue, self.overlap, pieces)
         return Bag(slide, tissue, grid)
 
-    def read_mask(self, entry: Mapping[str, Any], slide: Slide) -> TissueMask:
-        """The tissue of an entry with a ``mask``.
+    def tissue_of(self, entry: Mapping[str, Any], slide: Slide) -> TissueMask:
+        """The tissue of an entry: by its ``mask``, or else found.
 
         Raises:
-            SlideError: if it cannot be read, or it is not known which of its values or classes are tissue.
+            SlideError: if slide or mask cannot be read, or it is not known which of the mask's values or classes are
+                tissue.
         """
+        if entry.get("mask") is None:
+            return find_tissue(slide, self.tissue)
         mask, listed, excluded = entry["mask"], self._mask_tissue_of(entry), self._mask_excluded_of(entry)
         if is_annotation_file(mask):
             return read_annotated_tissue(mask, slide, listed, excluded, lambda: find_tissue(slide, self.tissue))
-        if entry.get("mask_excluded") is not None:
-            remedy = "List what is tissue of it as `mask_tissue`, or give annotations as `mask`."
-            raise SlideError(slide.path, f"its mask {mask} is an image, and `mask_excluded` names classes", remedy)
+        own = check_mask_tissue(entry.get("mask_tissue"), entry["image"], SlideError) or ()
+        names = {"mask_excluded": entry.get("mask_excluded"), "mask_tissue": [v for v in own if isinstance(v, str)]}
+        if key := next((key for key, given in names.items() if given), None):
+            remedy = "List the values that are tissue as its `mask_tissue`, or give annotations as `mask`."
+            raise SlideError(slide.path, f"its mask {mask} is an image, and `{key}` names classes", remedy)
         return read_tissue_mask(mask, slide, _values(listed))
 
     def __call__(self, entry: Mapping[str, Any]) -> Bag:
         """The bag of an entry with ``image`` and, optionally, ``mpp``, ``mask``, ``mask_tissue``, ``mask_excluded``.
 
         For the first few slides, once each, it logs ink that was left out, and warns of more ink than tissue and of
-        tissue that is everywhere; not where the user gives a mask.
+        tissue that is everywhere; not where a mask says what is tissue.
 
         Raises:
             SlideError: as :meth:`look`, and if there is no tissue, or no patch has enough.
         """
         bag = self.look(entry)
         path = str(bag.slide.path)
-        if entry.get("mask") is None:
+        if bag.tissue.is_found:
             # Melanin and some blue stains look like ink, and may be all that the slide has.
             of_ink = logging.WARNING if bag.tissue.ink_mm2 > bag.tissue.area_mm2 else logging.INFO
             for level, message in ((logging.WARNING, bag.tissue.doubt()), (of_ink, bag.tissue.ink())):
@@ -217,7 +225,7 @@ class BagBuilder:
         if bag.grid.num_rows > 0:
             return bag
         cause, first = "no tissue was found", " (without a stain it has none)"
-        if bag.tissue.tissue.any():
+        if bag.tissue.area_mm2 > 0:
             cause = (
                 f"no patch of {bag.grid.scales[-1].patch_um:g} um contains enough tissue (min_tissue "
                 f"{list(self.min_tissue)}; {bag.tissue.area_mm2:.3g} mm2 of tissue; {bag.grid.orphans} patches "

@@ -12,7 +12,7 @@ __all__ = ["Shapes"]
 
 # Cutting a square out of a polygon takes as long as the polygon has points.
 MOST_POINTS = 128
-SQUARES_AT_ONCE = 20_000
+RECTANGLES_AT_ONCE = 20_000
 
 
 class Shapes:
@@ -28,6 +28,8 @@ class Shapes:
     @staticmethod
     def union(shapes: list[shapely.Geometry]) -> Shapes:
         """The area of valid shapes, which may overlap."""
+        if len(shapes) == 1:
+            return Shapes(shapes[0])
         # Most annotations touch no other, and shapely unites those that do.
         return Shapes(shapely.disjoint_subset_union_all(shapes))
 
@@ -45,14 +47,25 @@ class Shapes:
         Returns:
             ``[n]``, in 0..1.
         """
-        covered = np.zeros(len(xy_level0))
-        for start in range(0, len(xy_level0), SQUARES_AT_ONCE):
-            corners = xy_level0[start : start + SQUARES_AT_ONCE]
-            squares = shapely.box(*corners.T, *(corners + side_level0).T)
-            square, piece = self._tree.query(squares, predicate="intersects")
-            areas = shapely.area(shapely.intersection(squares[square], self._tree.geometries[piece]))
-            covered[start : start + SQUARES_AT_ONCE] = np.bincount(square, areas, len(corners))
-        return np.clip(covered / side_level0**2, 0.0, 1.0)
+        areas = self.areas_within(np.concatenate([xy_level0, xy_level0 + side_level0], axis=1))
+        return np.clip(areas / side_level0**2, 0.0, 1.0)
+
+    def areas_within(self, rectangles: NDArray[np.float64]) -> NDArray[np.float64]:
+        """How much of the area lies in each rectangle, in square level-0 pixels, exactly.
+
+        Args:
+            rectangles: ``[n, 4]`` (left, top, right, bottom) in level-0 pixels.
+
+        Returns:
+            ``[n]``.
+        """
+        found = np.zeros(len(rectangles))
+        for start in range(0, len(rectangles), RECTANGLES_AT_ONCE):
+            boxes = shapely.box(*rectangles[start : start + RECTANGLES_AT_ONCE].T)
+            box, piece = self._tree.query(boxes, predicate="intersects")
+            areas = shapely.area(shapely.intersection(boxes[box], self._tree.geometries[piece]))
+            found[start : start + RECTANGLES_AT_ONCE] = np.bincount(box, areas, len(boxes))
+        return found
 
     def drawn(
         self, shape: tuple[int, int], pixel_level0: tuple[float, float], origin_level0: tuple[float, float] = (0.0, 0.0)

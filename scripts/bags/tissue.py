@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -50,6 +50,7 @@ class TissueMask:
             black; by default the whole mask.
         warnings: what may be wrong with the annotations that it was made from, and what to do, as one line each.
         exclusions: what was left out of the tissue, by its name: bool ``[h, w]`` each.
+        is_found: whether it was found by its colour, and not given by the user.
     """
 
     tissue: NDArray[np.bool_]
@@ -61,6 +62,7 @@ class TissueMask:
     bounds_level0: Rectangle | None = None
     warnings: tuple[tuple[str, str], ...] = ()
     exclusions: Mapping[str, NDArray[np.bool_]] = field(default_factory=dict)
+    is_found: bool = False
 
     @cached_property
     def _integral(self) -> NDArray[np.float64]:
@@ -111,17 +113,14 @@ class TissueMask:
         """
         if not len(xy_level0):
             return 0.0
-        # All edges make a table of rectangles, of which each is covered or not. Rounded: edges of neighbours are one.
-        starts, stops = np.round(xy_level0, 6), np.round(xy_level0 + side_level0, 6)
-        xs, ys = (np.unique(np.concatenate([starts[:, axis], stops[:, axis]])) for axis in range(2))
-        covered = np.zeros((len(ys) - 1, len(xs) - 1), dtype=bool)
-        lefts, rights = np.searchsorted(xs, starts[:, 0]), np.searchsorted(xs, stops[:, 0])
-        tops, bottoms = np.searchsorted(ys, starts[:, 1]), np.searchsorted(ys, stops[:, 1])
-        for left, right, top, bottom in zip(lefts, rights, tops, bottoms, strict=True):
-            covered[top:bottom, left:right] = True
-        pixel, origin = self.pixel_level0, self.origin_level0
-        above = self._area((xs[None] - origin[0]) / pixel[0], (ys[:, None] - origin[1]) / pixel[1])
-        return float(np.diff(np.diff(above, axis=0), axis=1)[covered].sum() * self._pixel_mm2)
+        return self._mm2_within(_disjoint(xy_level0, side_level0))
+
+    def _mm2_within(self, rectangles: NDArray[np.float64]) -> float:
+        """Area of the tissue in rectangles that do not overlap, ``[n, 4]`` (left, top, right, bottom)."""
+        corners = (rectangles.reshape(-1, 2, 2) - self.origin_level0) / self.pixel_level0
+        (left, top), (right, bottom) = corners.transpose(1, 2, 0)
+        areas = self._area(right, bottom) - self._area(left, bottom) - self._area(right, top) + self._area(left, top)
+        return float(areas.sum() * self._pixel_mm2)
 
     def pieces_level0(self) -> NDArray[np.float64]:
         """``[n, 4]``: (left, top, right, bottom) of each connected piece of tissue, in level-0 pixels."""
@@ -215,15 +214,14 @@ def find_tissue(slide: Slide, settings: TissueSettings | None = None) -> TissueM
     overview, pixel_level0 = slide.read_overview(mpp), (mpp / slide.base_mpp,) * 2
     stain = overview.max(axis=-1) - overview.min(axis=-1)
     bounds = _without_margin(overview, pixel_level0[0], slide.bounds_level0)
-    found = TissueMask(_stained(stain, mpp, settings), pixel_level0, slide.base_mpp, bounds_level0=bounds)
+    tissue = _stained(stain, mpp, settings)
+    found = TissueMask(tissue, pixel_level0, slide.base_mpp, bounds_level0=bounds, is_found=True)
     if found.is_everywhere or not (ink := find_ink(overview, mpp)).colours:
         return found
     stain[ink.mask] = 0
     ink_mm2 = float(ink.mask.sum() * mpp**2 * 1e-6)
-    tissue = _stained(stain, mpp, settings)
-    return TissueMask(
-        tissue, pixel_level0, slide.base_mpp, ink_mm2, ink.colours, bounds_level0=bounds, exclusions={"ink": ink.mask}
-    )
+    tissue, exclusions = _stained(stain, mpp, settings), {"ink": ink.mask}
+    return replace(found, tissue=tissue, ink_mm2=ink_mm2, ink_colours=ink.colours, exclusions=exclusions)
 
 
 def read_tissue_mask(path: str | Path, slide: Slide, mask_tissue: tuple[int, ...] | None = None) -> TissueMask:
@@ -250,6 +248,22 @@ def read_tissue_mask(path: str | Path, slide: Slide, mask_tissue: tuple[int, ...
     pixel_level0 = (place.width / width, place.height / height)
     tissue = tissue_in(pixels, mask_tissue, slide.path, path, is_lossy)
     return TissueMask(tissue, pixel_level0, slide.base_mpp, origin_level0=(place.x, place.y))
+
+
+def _disjoint(xy_level0: NDArray[np.float64], side_level0: float) -> NDArray[np.float64]:
+    """What squares cover, as rectangles that do not overlap, ``[n, 4]`` (left, top, right, bottom)."""
+    # All edges make a table of cells, of which each is covered or not. Rounded: edges of neighbours are one.
+    starts, stops = np.round(xy_level0, 6), np.round(xy_level0 + side_level0, 6)
+    xs, ys = (np.unique(np.concatenate([starts[:, axis], stops[:, axis]])) for axis in range(2))
+    covered = np.zeros((len(ys) - 1, len(xs) + 1), dtype=np.int8)  # a column of glass on both sides
+    lefts, rights = np.searchsorted(xs, starts[:, 0]), np.searchsorted(xs, stops[:, 0])
+    tops, bottoms = np.searchsorted(ys, starts[:, 1]), np.searchsorted(ys, stops[:, 1])
+    for left, right, top, bottom in zip(lefts, rights, tops, bottoms, strict=True):
+        covered[top:bottom, left + 1 : right + 1] = 1
+    # Neighbours in a row are one rectangle.
+    change = np.diff(covered, axis=1)
+    (row, first), (_, last) = np.nonzero(change == 1), np.nonzero(change == -1)
+    return np.stack([xs[first], ys[row], xs[last], ys[row + 1]], axis=1)
 
 
 def _without_margin(overview: NDArray[np.uint8], pixel_level0: float, bounds: Rectangle) -> Rectangle:
@@ -297,7 +311,8 @@ def _otsu_threshold(values: NDArray[np.float32]) -> float:
 
 
 def _clean(tissue: NDArray[np.bool_], mpp: float, settings: TissueSettings) -> NDArray[np.bool_]:
-    objects = _closed(tissue, max(1, round(settings.closing_um / mpp))) if settings.closing_um > 0 else tissue
+    radius = round(settings.closing_um / mpp)
+    objects = _closed(tissue, radius) if radius > 0 else tissue
     objects = _without_small(objects, settings.smallest_um2 / mpp**2)
     # A strip of glass along the border is no hole: it goes on outside.
     glass = np.pad(~objects, 1, constant_values=True)

@@ -21,7 +21,7 @@ class TissueSettings:
         threshold: (lowest, highest) of the threshold on stain strength, max(R, G, B) - min(R, G, B) in 0..255, between
             which Otsu's is kept: equal ones fix it. Otsu splits whatever it is given, also a slide without tissue or
             without background; the defaults are what paper-white noise and faint eosin reach.
-        closing_um: radius of the disc that closes gaps, in micrometres; 0 closes none.
+        closing_um: radius of the disc that closes gaps, in micrometres; less than half a pixel closes none.
         smallest_um2: smaller objects are removed, in square micrometres.
         largest_hole_um2: smaller holes are filled, in square micrometres.
     """

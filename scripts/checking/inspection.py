@@ -26,7 +26,7 @@ OVERVIEW_PX = 1600
 TISSUE_COLOUR = (0, 140, 60)
 # Of what was left out of the tissue, by its name in :attr:`scripts.bags.tissue.TissueMask.exclusions`.
 EXCLUSION_COLOURS = {"ink": (225, 0, 60)}
-OTHER_EXCLUSION = (90, 90, 90)
+OTHER_EXCLUSIONS = ((90, 90, 90), (130, 70, 20), (0, 90, 120), (110, 0, 130))
 ROWS_SHOWN = 4
 # A frame's line, at most, in pixels of the overview.
 LINE_PX = 3
@@ -87,6 +87,8 @@ def describe(bag: Bag) -> str:
         mpp = slide.base_mpp * downsample
         lines.append(f"level {level}      {w} x {h} px, {mpp:.4g} um/px ({magnification_of(mpp):.4g}x)")
     lines.append(f"tissue       {bag.tissue.area_mm2:.3g} mm2")
+    for name, mask in bag.tissue.exclusions.items():
+        lines.append(f"excluded     {name}, {bag.tissue.mm2_of(mask):.3g} mm2")
     for name, message in (
         ("ink", bag.tissue.ink()),
         ("warning", bag.tissue.doubt()),
@@ -109,9 +111,9 @@ def draw(bag: Bag) -> Figure:
     slide, grid, thumbnail = bag.slide, bag.grid, read_thumbnail(bag.slide, OVERVIEW_PX)
     picture, pixel_level0 = thumbnail.pixels, thumbnail.mpp / slide.base_mpp
     outlines = [(bag.tissue.tissue, TISSUE_COLOUR, f"tissue: {_covered(bag)} covered")]
-    for name, mask in bag.tissue.exclusions.items():
-        colour = EXCLUSION_COLOURS.get(name, OTHER_EXCLUSION)
-        outlines.append((mask, colour, f"{name}: {bag.tissue.mm2_of(mask):.3g} mm2 left out"))
+    for number, (name, mask) in enumerate(bag.tissue.exclusions.items()):
+        colour = EXCLUSION_COLOURS.get(name, OTHER_EXCLUSIONS[number % len(OTHER_EXCLUSIONS)])
+        outlines.append((mask, colour, f"{name}: {bag.tissue.mm2_of(mask):.3g} mm2, not tissue"))
     for mask, colour, _ in outlines:
         _outline(picture, mask, colour, bag, pixel_level0)
     # Beside each other, the coarser outside: so both are seen where frames of two magnifications lie on one line.

@@ -150,14 +150,15 @@ class SlideChecker:
                 what = f"{scale.name} is upsampled: the slide has {slide.base_mpp:g} um/px, asked for are {scale.mpp:g}"
                 problems.add(WARNS, "magnification", what, "`read_level` asks for it; else leave the slide out.")
         mask = entry.get("mask")
-        if mask is not None:
-            tissue = problems.attempt("mask", lambda: builder.read_mask(entry, slide))
-            if tissue is None:
-                return
-            _check_mask("mask", mask, tissue, tissue.tissue.shape, slide, problems)
-        if None in scales:
+        wanted = [scale for scale in scales if scale is not None]
+        if mask is None and len(wanted) < len(scales):
             return
-        bag = problems.attempt("tissue", lambda: builder.look(entry))
+        tissue = problems.attempt("tissue" if mask is None else "mask", lambda: builder.tissue_of(entry, slide))
+        if tissue is not None and mask is not None:
+            _check_mask("mask", mask, tissue, tissue.tissue.shape, slide, problems)
+        if tissue is None or len(wanted) < len(scales):
+            return
+        bag = problems.attempt("tissue", lambda: builder.link(slide, wanted, tissue))
         if bag is None:
             return
         facts.tissue_mm2, facts.num_rows = bag.tissue.area_mm2, bag.grid.num_rows
@@ -166,7 +167,7 @@ class SlideChecker:
         if problems.attempt("tissue", lambda: builder.check(bag)) is None:
             return
         for check, message in (("tissue", bag.tissue.doubt()), ("ink", bag.tissue.ink())):
-            if message is not None and mask is None:
+            if message is not None and bag.tissue.is_found:
                 problems.add(WARNS, check, *message)
         if facts.num_rows < self.min_rows:
             what = f"almost no tissue: {facts.num_rows} rows ({facts.tissue_mm2:.3g} mm2), fewer than {self.min_rows}"

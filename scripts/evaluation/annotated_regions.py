@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from scripts.bags.annotations import read_annotations
 from scripts.bags.shapes import Shapes
 from scripts.core.errors import SlideError
+from scripts.core.repeats import first_names
 from scripts.datalists.keys import spelling
 from scripts.slides.frames import Rectangle
 
@@ -83,7 +84,9 @@ def read_annotated_regions(
     classes = found.without_ignored(subject, image, class_names)
     values = {spelling(name): k + 1 for k, name in enumerate(class_names)}
     if unknown := [name for name in classes if spelling(name) not in values]:
-        cause = f"its {image} has {', '.join(map(repr, unknown))}, no classes of the task ({', '.join(class_names)})"
+        cause = (
+            f"its {image} has {first_names([*map(repr, unknown)])}, no classes of the task ({', '.join(class_names)})"
+        )
         remedy = "Rename these classes, remove their annotations, or end their names in *, which QuPath ignores."
         raise SlideError(subject, cause, remedy)
     areas = {values[spelling(name)]: area for name, area in classes.items()}

@@ -21,7 +21,7 @@ from scripts.core.errors import SlideError
 from scripts.features.bank_settings import bank_settings
 from scripts.slides.slide import Slide
 from tests.cohorts import builder, draw_slide, tiny_encoder
-from tests.pyramids import BOUNDS_SLIDE
+from tests.pyramids import BOUNDS_SLIDE, with_tissue, write_pyramid
 
 # On the pixels of an 8 x 8 px mask of the slide of 1024 x 512 px.
 TISSUE = shapely.Polygon(shapely.box(368, 16, 1008, 496).exterior, [shapely.box(600, 200, 728, 328).exterior])
@@ -158,6 +158,7 @@ def test_where_all_is_excluded_the_tissue_is_found_without_it(slide, tmp_path):
     without = find_tissue(Slide(slide))
     x, y = np.meshgrid(*(np.arange(n) * 16 + 8 for n in reversed(without.tissue.shape)))
     assert np.array_equal(tissue.tissue, without.tissue & ~shapely.contains_xy(PEN, x, y))
+    assert np.array_equal(tissue.exclusions["Pen"], shapely.contains_xy(PEN, x, y))
     assert 0 < tissue.area_mm2 < without.area_mm2
 
 
@@ -177,12 +178,12 @@ def test_qupath_counts_from_the_bounds_and_asap_from_the_corner(tmp_path):
         tmp_path / "a.xml",
     ]
     for file in files:
-        tissue = BagBuilder().read_mask({"image": path, "mask": file}, slide)
+        tissue = BagBuilder().tissue_of({"image": path, "mask": file}, slide)
         assert tissue.shapes.area.equals(moved)
     frame = {"coordinates": "qupath", "origin_level0": [x + 1, y]}
     other = write(tmp_path / "o.geojson", collection(feature(corner, "Tissue"), frame=frame))
     with pytest.raises(SlideError, match="states a frame that starts at"):
-        BagBuilder().read_mask({"image": path, "mask": other}, slide)
+        BagBuilder().tissue_of({"image": path, "mask": other}, slide)
 
 
 def test_a_bank_says_what_decided_its_tissue(slide, tmp_path):
@@ -209,6 +210,10 @@ BOW_TIE = {"type": "Polygon", "coordinates": [[[400, 50], [900, 450], [900, 50],
         ("m.geojson", collection(), "contains no area"),
         ("m.geojson", collection(feature(shapely.Point(1, 1), "A")), r"no area \(but 1 Point, which has no area\)"),
         ("m.geojson", collection(feature(TISSUE, "A", objectType="cell")), r"\(but 1 of QuPath's type cell\)"),
+        ("m.geojson", collection(feature(TISSUE, "A", objectType="tile")), r"\(but 1 of QuPath's type tile\)"),
+        ("m.geojson", collection({**feature(TISSUE, "A"), "properties": [1]}), "`properties` of a feature are a list"),
+        ("m.geojson", collection(feature(shapely.box(0, 0, 1e200, 9), "A")), r"not finite, or beyond 1e\+09 px"),
+        ("m.geojson", collection(feature(shapely.box(400, 400, 402, 402), "A")), "no patch of .* contains enough"),
         ("m.geojson", {"slides": []}, "it is no GeoJSON"),
         ("m.geojson", "{", "cannot be read"),
         ("m.geojson", '{"type": "Polygon", "coordinates": [[[0, 0], [NaN, 1], [1, 1]]]}', "are not finite"),
@@ -231,10 +236,10 @@ def test_bad_annotations_are_one_line_that_checking_shows_too(slide, tmp_path, n
     path = tmp_path / name
     path.write_text(content if isinstance(content, str) else json.dumps(content))
     with pytest.raises(SlideError, match=says) as refused:
-        builder().look({"image": slide, "mask": path})
+        builder()({"image": slide, "mask": path})
     assert len(str(refused.value).splitlines()) == 1
     facts = SlideChecker(builder(), ["A"])({"image": str(slide), "slide": "s", "mask": str(path)})
-    assert [(p.severity, p.check) for p in facts.problems] == [("blocks", "mask")]
+    assert [(p.severity, p.check) for p in facts.problems] in ([("blocks", "mask")], [("blocks", "tissue")])
 
 
 def test_a_class_that_is_neither_names_all_and_both_settings(slide, tmp_path):
@@ -245,6 +250,88 @@ def test_a_class_that_is_neither_names_all_and_both_settings(slide, tmp_path):
         builder(mask_tissue="Tissue", mask_excluded="Pen").look({"image": slide, "mask": drawn})
     with pytest.raises(SlideError, match="both name 'pen'"):
         builder(mask_tissue="Pen", mask_excluded="Pen").look({"image": slide, "mask": drawn})
+
+
+def test_a_class_that_mask_excluded_does_not_name_is_not_tissue_unless_it_is_said(slide, tmp_path, caplog):
+    drawn = write(tmp_path / "m.geojson", collection(feature(PEN, "Pens")))
+    with pytest.raises(SlideError, match="the class 'Pens', which `mask_excluded` does not name, and no other class"):
+        builder(mask_excluded="Pen").look({"image": slide, "mask": drawn})
+    assert builder(mask_tissue="Pens", mask_excluded="Pen").look({"image": slide, "mask": drawn}).tissue.area_mm2 > 0
+    with caplog.at_level(logging.INFO, logger="scripts.bags.annotations"):
+        builder().look({"image": slide, "mask": drawn})
+    assert [line for line in caplog.messages if "the only class of its mask" in line and "'Pens', counts as" in line]
+
+
+def test_what_qupath_shows_of_the_bundles_heatmaps_is_no_annotation(slide, tmp_path):
+    tiles = [feature(shapely.box(x, 16, x + 64, 80), "Tissue", objectType="tile") for x in range(0, 1024, 64)]
+    both = write(tmp_path / "m.geojson", collection(feature(TISSUE, "Tissue"), *tiles))
+    alone = write(tmp_path / "n.geojson", collection(feature(TISSUE, "Tissue")))
+    assert grid(slide, both) == grid(slide, alone)
+    assert read_annotation_file(both).left_out == {"of QuPath's type tile": 16}
+
+
+def test_an_image_as_mask_refuses_class_names_of_its_own_and_a_settings_names_do_not_concern_it(slide, tmp_path):
+    mask = tmp_path / "m.png"
+    Image.fromarray(np.full((64, 128), 1, np.uint8)).save(mask)
+    assert builder(mask_tissue=[1, "Tissue"]).look({"image": slide, "mask": mask}).grid.num_rows
+    for key in ("mask_tissue", "mask_excluded"):
+        with pytest.raises(SlideError, match=f"is an image, and `{key}` names classes"):
+            builder().look({"image": slide, "mask": mask, key: ["Tissue"]})
+
+
+def test_macos_own_files_in_a_zip_are_no_geojson(slide, tmp_path):
+    with zipfile.ZipFile(tmp_path / "m.zip", "w") as archive:
+        archive.writestr("s.geojson", json.dumps(collection(feature(TISSUE, "Tissue"))))
+        archive.writestr("__MACOSX/._s.geojson", b"\x00\x05\x16\x07")
+    assert grid(slide, tmp_path / "m.zip")[1]
+
+
+def test_a_hole_outside_of_its_outline_is_no_tissue(slide, tmp_path):
+    square, hole = shapely.box(400, 50, 600, 250), shapely.box(700, 300, 800, 400)
+    rings = [[*map(list, ring.exterior.coords)] for ring in (square, hole)]
+    wrong = {**feature(square, "A"), "geometry": {"type": "Polygon", "coordinates": rings}}
+    tissue = builder().look({"image": slide, "mask": write(tmp_path / "m.geojson", collection(wrong))}).tissue
+    assert tissue.shapes.area.area == pytest.approx(square.area)
+
+
+@pytest.mark.parametrize("overlap", [0.0, 0.4])
+def test_patches_cover_exactly_what_is_drawn_of_them(slide, tmp_path, overlap):
+    # Its borders lie between the pixels of any mask.
+    drawn = shapely.union_all([shapely.box(371, 21, 383, 467), shapely.box(391.3, 33.7, 903.1, 301.9)])
+    mask = write(tmp_path / "m.geojson", collection(feature(drawn, "A")))
+    bag = builder(min_tissue=0.1, overlap=overlap).look({"image": slide, "mask": mask})
+    corners, side = bag.grid.coords[1], bag.grid.scales[1].patch_level0
+    covered = drawn.intersection(shapely.union_all(shapely.box(*corners.T, *(corners + side).T))).area
+    assert bag.covered_mm2 == pytest.approx(covered * 0.5**2 * 1e-6, rel=1e-6)
+    assert 0 < bag.covered_fraction <= 1
+
+
+def test_tissue_that_is_found_beside_what_is_excluded_is_doubted_as_any(tmp_path):
+    path = write_pyramid(tmp_path / "s.tif", with_tissue(512, 1024, [(0, 0, 1024, 512)]))
+    excluded = write(tmp_path / "m.geojson", collection(feature(shapely.box(0, 0, 40, 40), "Pen")))
+    entry = {"image": str(path), "slide": "s"}
+    alone, beside = (
+        [p.what for p in SlideChecker(bags, ["A"])(own).problems if p.check == "tissue"]
+        for bags, own in ((builder(), entry), (builder(mask_excluded="Pen"), {**entry, "mask": str(excluded)}))
+    )
+    assert len(alone) == len(beside) == 1
+
+
+def test_a_hundred_thousand_annotations_are_united_once(slide, tmp_path, monkeypatch):
+    x, y = (axis.ravel() for axis in np.meshgrid(np.arange(400) * 2.5 + 4, np.arange(250) * 2.0 + 4))
+    squares = shapely.box(x, y, x + 1, y + 1)
+    collected = json.loads(shapely.to_geojson(shapely.geometrycollections(squares)))
+    united, union = [], shapely.disjoint_subset_union_all
+
+    def counting(shapes):
+        united.append(len(shapes))
+        return union(shapes)
+
+    monkeypatch.setattr(shapely, "disjoint_subset_union_all", counting)
+    path = write(tmp_path / "m.geojson", collected)
+    tissue = BagBuilder().tissue_of({"image": slide, "mask": path}, Slide(slide))
+    assert united == [100_000]
+    assert tissue.area_mm2 == pytest.approx(100_000 * 0.5**2 * 1e-6)
 
 
 def test_what_crosses_itself_is_filled_and_what_has_no_area_is_counted(slide, tmp_path, caplog):

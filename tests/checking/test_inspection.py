@@ -12,7 +12,7 @@ from scripts.bags.linked_patches import linked_rows
 from scripts.checking.inspection import (
     EXCLUSION_COLOURS,
     GRID_COLOURS,
-    OTHER_EXCLUSION,
+    OTHER_EXCLUSIONS,
     TISSUE_COLOUR,
     describe,
     draw,
@@ -125,10 +125,10 @@ def test_what_was_left_out_is_outlined_in_a_colour_of_its_own(bag):
     marked = replace(bag, tissue=replace(bag.tissue, exclusions={"ink": ink, "folds": fold}))
     left = draw(marked).axes[0]
     legend = [text.get_text() for text in left.get_legend().get_texts()]
-    assert legend[3:] == ["ink: 0.0016 mm2 left out", "folds: 0.0016 mm2 left out"]  # 5 x 5 pixels of 8 um
+    assert legend[3:] == ["ink: 0.0016 mm2, not tissue", "folds: 0.0016 mm2, not tissue"]  # 5 x 5 pixels of 8 um
     shown = np.asarray(left.images[0].get_array())
     assert tuple(shown[104, 72]) == EXCLUSION_COLOURS["ink"]  # the centre of the ink's first column, at 8 um = 16 px
-    assert tuple(shown[360, 72]) == OTHER_EXCLUSION
+    assert tuple(shown[360, 72]) == OTHER_EXCLUSIONS[1]
 
 
 def test_five_magnifications_have_a_colour_each_as_far_as_colours_go(slide):

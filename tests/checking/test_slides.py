@@ -272,11 +272,11 @@ def test_a_damaged_slide_is_told_or_can_be_read_to_its_end(tmp_path, good, seed)
 
 
 def test_what_nobody_thought_of_is_a_problem_of_that_slide_alone(good, monkeypatch):
-    def fail(entry):
+    def fail(*_):
         raise ValueError("what is this")
 
     checker = SlideChecker(bags := builder(), class_names=["cancer", "hgd", "normal"])
-    monkeypatch.setattr(bags, "look", fail)
+    monkeypatch.setattr(bags, "tissue_of", fail)
     facts = checker({"image": str(good), "slide": "s"})
     assert [p.what for p in facts.problems] == ["looking at its tissue failed (ValueError: what is this)"]
 
