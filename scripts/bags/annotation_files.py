@@ -194,7 +194,7 @@ def _read_asap(content: bytes) -> AnnotationFile:
             continue
         found = annotation.findall("Coordinates/Coordinate")
         # The order of the lines is not that of the points, once some were inserted.
-        found.sort(key=lambda one: int(one.get("Order", "0")))
+        found.sort(key=lambda one: float(one.get("Order", "0")))
         group = annotation.get("PartOfGroup", "None")
         class_name = UNCLASSIFIED if group == "None" else composed(group.strip())
         file.add(class_name, [_polygon([[[one.get("X"), one.get("Y")] for one in found]])])

@@ -92,6 +92,7 @@ def read_annotations(
     key: str,
     size_level0: tuple[int, int],
     bounds_level0: Rectangle,
+    may_be_empty: bool = False,
 ) -> Annotations:
     """Read annotations of QuPath or ASAP, and place them on their slide.
 
@@ -105,6 +106,7 @@ def read_annotations(
         key: of the datalist, which names it.
         size_level0: (width, height) of the slide in level-0 pixels.
         bounds_level0: of the slide.
+        may_be_empty: whether a file without any object is right, as where a slide has nothing to annotate.
 
     Raises:
         SlideError: if the file cannot be read, contains no area, or is of another slide.
@@ -120,6 +122,8 @@ def read_annotations(
         (f"{count} annotations are {what}, and are left out", "If they should count, draw areas.")
         for what, count in file.left_out.items()
     ]
+    if may_be_empty and not file.shapes and not file.left_out:
+        return Annotations({})
     if not len(shapes):
         beside = ", ".join(f"{count} {what}" for what, count in file.left_out.items())
         cause = f"its {image} contains no area" + (f" (but {beside})" if beside else "")

@@ -224,7 +224,10 @@ class BagBuilder:
         """
         if bag.grid.num_rows > 0:
             return bag
-        cause, first = "no tissue was found", " (without a stain it has none)"
+        if bag.tissue.is_found:
+            cause, first, mask = "no tissue was found", " (without a stain it has none)", "give a `mask`"
+        else:
+            cause, first, mask = "its `mask` leaves no tissue", "", "correct the `mask`"
         if bag.tissue.area_mm2 > 0:
             cause = (
                 f"no patch of {bag.grid.scales[-1].patch_um:g} um contains enough tissue (min_tissue "
@@ -232,7 +235,7 @@ class BagBuilder:
                 "without an ancestor)"
             )
             first = ", lower `min_tissue`"
-        remedy = f"Look at it with `inspecting`{first}, give a `mask`, or leave the slide out."
+        remedy = f"Look at it with `inspecting`{first}, {mask}, or leave the slide out."
         raise SlideError(bag.slide.path, cause, remedy)
 
     def settings(self) -> dict[str, Any]:

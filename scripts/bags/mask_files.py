@@ -60,6 +60,8 @@ def read_file_of_slide(
     """What ``read`` makes of a slide's mask or regions, whatever it raises; see :func:`read_image_of_slide`."""
     if not isinstance(path, str | Path):
         raise SlideError(subject, f"its {image} is no path", f"Give the path of a file, or remove the key `{key}`.")
+    if Path(path).is_dir():
+        raise SlideError(subject, f"its {image} is a folder", f"Give a file as `{key}`.")
     if not Path(path).is_file():
         raise SlideError(subject, f"its {image} does not exist", f"Correct the key `{key}` in the datalist.")
     try:

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
+import shapely
 from numpy.typing import NDArray
+from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 __all__ = ["LaidGrid", "Lay", "lay_pieces"]
@@ -102,16 +104,39 @@ def _inside(place: float, start: float, lowest_step: float, highest_step: float)
 
 def _joined(boxes: NDArray[np.float64], extents: NDArray[np.float64], reach: float) -> NDArray[np.float64]:
     """The bounding boxes of groups of boxes whose extents are less than the reach apart, until none can be joined."""
+    if reach > 0:
+        # Those that start in one cell of this size are near each other: else a noisy mask has millions of pairs.
+        cells = np.floor(extents[:, :2] / reach)
+        _, first, labels = np.unique(cells, axis=0, return_index=True, return_inverse=True)
+        labels = np.argsort(np.argsort(first))[labels]  # in the order of the boxes
+        boxes, extents = (_enclosing(of, labels) for of in (boxes, extents))
     while True:
-        start, stop = extents[:, :2], extents[:, 2:]
-        near = (start[:, None] < stop[None] + reach).all(axis=-1)
-        number, labels = connected_components(near & near.T, directed=False)
+        number, labels = connected_components(_near(extents, reach), directed=False)
         if number == len(boxes):
             return boxes
-        boxes, extents = (
-            np.array([[*of[labels == n, :2].min(axis=0), *of[labels == n, 2:].max(axis=0)] for n in range(number)])
-            for of in (boxes, extents)
-        )
+        boxes, extents = (_enclosing(of, labels) for of in (boxes, extents))
+
+
+def _near(extents: NDArray[np.float64], reach: float) -> coo_array:
+    """``[n, n]``: which extents are less than the reach apart."""
+    known = np.flatnonzero(~np.isnan(extents).any(axis=1))
+    start, stop = extents[known, :2], extents[known, 2:]
+    one, other = known[
+        shapely.STRtree(shapely.box(*start.T, *stop.T)).query(shapely.box(*(start - reach).T, *(stop + reach).T))
+    ]
+    # The tree also finds those that are as far apart as the reach.
+    is_near = (extents[one, :2] < extents[other, 2:] + reach) & (extents[other, :2] < extents[one, 2:] + reach)
+    pairs = one[is_near.all(axis=1)], other[is_near.all(axis=1)]
+    return coo_array((np.ones(len(pairs[0]), bool), pairs), shape=(len(extents),) * 2)
+
+
+def _enclosing(boxes: NDArray[np.float64], labels: NDArray[np.intp]) -> NDArray[np.float64]:
+    """The bounding box of each group of boxes."""
+    groups = np.empty((labels.max() + 1, 4))
+    groups[:, :2], groups[:, 2:] = np.inf, -np.inf
+    np.minimum.at(groups[:, :2], labels, boxes[:, :2])
+    np.maximum.at(groups[:, 2:], labels, boxes[:, 2:])
+    return groups
 
 
 def _extent(grid: LaidGrid, lowest_level0: float, highest_level0: float) -> NDArray[np.float64]:

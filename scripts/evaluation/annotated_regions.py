@@ -37,6 +37,11 @@ class AnnotatedRegions:
     shape: tuple[int, ...]
     warnings: tuple[tuple[str, str], ...] = ()
 
+    @property
+    def values(self) -> frozenset[int]:
+        """The values of the classes that are annotated."""
+        return frozenset(self.classes)
+
     def fraction(self, corners: NDArray[np.float64], side_level0: float, values: Sequence[int]) -> NDArray[np.float64]:
         """The fraction ``[n]`` of squares that lies in one of the classes, exactly.
 
@@ -80,7 +85,7 @@ def read_annotated_regions(
     Raises:
         SlideError: as that function, and if the file has other classes.
     """
-    found = read_annotations(path, subject, image, "regions", size_level0, bounds_level0)
+    found = read_annotations(path, subject, image, "regions", size_level0, bounds_level0, may_be_empty=True)
     classes = found.without_ignored(subject, image, class_names)
     values = {spelling(name): k + 1 for k, name in enumerate(class_names)}
     if unknown := [name for name in classes if spelling(name) not in values]:

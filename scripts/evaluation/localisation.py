@@ -17,6 +17,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from scripts.bags.annotation_files import is_annotation_file
 from scripts.bags.mask_files import read_image_of_slide
+from scripts.bags.mask_values import distinct_values
 from scripts.bags.tissue import TissueMask
 from scripts.core.errors import SettingsError, SlideError
 from scripts.datalists.labels import output_names, resolve_positive_classes
@@ -58,6 +59,11 @@ class LabelImage:
     def shape(self) -> tuple[int, ...]:
         """(height, width) in pixels."""
         return self.labels.shape
+
+    @property
+    def values(self) -> frozenset[int]:
+        """The values of the classes that are annotated."""
+        return frozenset(distinct_values(self.labels).tolist()) - {0}
 
     def fraction(self, corners: Floats, side_level0: float, values: Sequence[int]) -> Floats:
         """The fraction ``[n]`` of squares that has one of the values, exactly; see :func:`patch_truth`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from torch.utils.tensorboard import SummaryWriter
 from scripts.bags.bag import BagBuilder
 from scripts.core.files import write_csv, write_json
 from scripts.core.ranks import is_first_rank
+from scripts.core.repeats import Repeats, first_names
 from scripts.core.shards import dataset_size, gather_shards
 from scripts.datalists.patients import patients_known, patients_of
 from scripts.evaluation.bootstrap import patients_text, warn_of_few
@@ -33,6 +35,8 @@ from scripts.heatmaps.bag_maps import BagMaps
 from scripts.networks.methods import MapSpec
 
 __all__ = ["LocalisationReport"]
+
+logger = logging.getLogger(__name__)
 
 COLUMNS = ("slide", "map", "kind", "class", "patches", "positive_share", "roc_auc", "average_precision")
 
@@ -84,16 +88,17 @@ class LocalisationReport:
         self.entries = {str(entry["slide"]): entry for entry in data if entry.get("regions")}
         self.patients, self.patients_known = patients_of(list(self.entries.values())), patients_known(data)
         self.values = region_values(task, class_names, positive_classes) if self.entries else {}
+        self._repeats = Repeats()
         self._clear()
 
     def attach(self, engine: Engine) -> None:
         """Compare after every iteration, write when the run is complete."""
+        if is_first_rank():
+            engine.add_event_handler(Events.STARTED, self._remove)
         if self.entries:
             engine.add_event_handler(Events.STARTED, self._clear)
             engine.add_event_handler(Events.ITERATION_COMPLETED, self._compare)
             engine.add_event_handler(Events.COMPLETED, self._end)
-        elif is_first_rank():
-            engine.add_event_handler(Events.STARTED, self._remove)
 
     def _remove(self) -> None:
         # Files of an earlier evaluation do not belong to this one.
@@ -117,6 +122,10 @@ class LocalisationReport:
         name, slide = str(entry["slide"]), self.bag_builder.open_slide(entry)
         regions = read_regions(entry["regions"], name, slide.size_level0, self.region_classes, slide.bounds_level0)
         maps, classes, found = BagMaps(self.network, self.maps, item), list(self.values.items()), []
+        others = [n for k, (n, values) in enumerate(classes) if k not in labelled and regions.values & {*values}]
+        if others:
+            text = f"slide {name}: its regions have {first_names(others)}, its label has not: they are not compared"
+            self._repeats.log(logger, logging.WARNING, f"{text}. Correct the label or the regions.", name)
         for m, spec in enumerate(self.maps):
             any_map = maps(m, labelled[0], KINDS[0])  # All maps of a scale have the same patches.
             values = [classes[k][1] for k in labelled]

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from ignite.engine import Engine, Events
@@ -74,6 +74,8 @@ class PredictionReport:
             ``None`` writes when the run is complete.
     """
 
+    files: ClassVar[tuple[str, ...]] = ("predictions.csv",)
+
     def __init__(
         self,
         output_dir: str | Path,
@@ -88,11 +90,18 @@ class PredictionReport:
 
     def attach(self, engine: Engine) -> None:
         """Collect every iteration, write when the run is complete, or as ``write_seconds`` says."""
+        if is_first_rank():
+            engine.add_event_handler(Events.STARTED, self._remove)
         engine.add_event_handler(Events.STARTED, self._clear)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._collect)
         engine.add_event_handler(Events.COMPLETED, self._end)
         if self.write_seconds is not None:
             engine.add_event_handler(Events.EXCEPTION_RAISED, self._fail)
+
+    def _remove(self) -> None:
+        # Should this run fail, those of an earlier one are not taken for its own.
+        for name in self.files:
+            (self.output_dir / name).unlink(missing_ok=True)
 
     def _clear(self) -> None:
         self.slides: list[str] = []
@@ -161,6 +170,8 @@ class EvaluationReport(PredictionReport):
         report: the heads' content of ``metrics.json``, once it is written, undefined values as NaN.
         num_patients: how many there are; ``None`` where they are not known.
     """
+
+    files: ClassVar[tuple[str, ...]] = ("predictions.csv", "metrics.json")
 
     def __init__(
         self,

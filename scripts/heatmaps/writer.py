@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
@@ -38,6 +39,7 @@ FORMATS = {"png": ".png", "plain": "_plain.png", "geojson": ".geojson", "mha": "
 """What ``heatmap_formats`` can name, and how the files of each end."""
 DEFAULT_FORMATS = ("png", "geojson", "mha")
 GALLERY = "top"
+PATCHES = "patches.csv"
 THRESHOLD = 0.5
 # In bytes it is at most four times as much; file systems allow 255.
 LONGEST_CLASS = 40
@@ -52,8 +54,9 @@ class HeatmapWriter:
     highest values of these kinds, and ``patches.csv`` has every patch, map and class, whatever is chosen for pictures.
 
     Attach to an evaluator whose postprocessing makes probabilities ``[heads, K]`` and whose batch has what
-    :class:`scripts.inference.transforms.EncodeSlided` makes. Heatmaps of the same slide that an earlier run left and
-    this one does not write are removed: they would show beside these what other weights make of it.
+    :class:`scripts.inference.transforms.EncodeSlided` makes. When the run starts, what an earlier one left
+    of these slides is removed, whatever this one writes: it would show beside its scores what other weights make of
+    them.
 
     Args:
         output_dir: where the folder ``heatmaps`` is made.
@@ -112,7 +115,8 @@ class HeatmapWriter:
         self.file_names = class_file_names(self.class_names)
 
     def attach(self, engine: Engine) -> None:
-        """Write after every iteration."""
+        """Remove what an earlier run left of these slides, and write after every iteration."""
+        engine.add_event_handler(Events.STARTED, self._remove)
         if self.heatmaps:
             engine.add_event_handler(Events.ITERATION_COMPLETED, self)
 
@@ -173,16 +177,21 @@ class HeatmapWriter:
         columns = patch_columns(self.maps, self.class_names)
         names = [scale_name(m) for m in self.bag_builder.magnifications]
         lines = patch_table(maps, self.maps, len(self.class_names), names, frame)
-        write_csv(folder / "patches.csv", columns, lines)
-        every = {
-            _stem(spec.name, name, kind) + ending
-            for spec in self.maps
-            for name in self.file_names
-            for kind, ending in [*product(KINDS, FORMATS.values()), (GALLERY, ".png")]
-        }
-        for name in every - written:
-            (folder / name).unlink(missing_ok=True)
+        write_csv(folder / PATCHES, columns, lines)
         return written
+
+    def _remove(self) -> None:
+        kinds = [*product(KINDS, FORMATS.values()), (GALLERY, ".png")]
+        heatmaps = product(self.maps, self.file_names, kinds)
+        names = {_stem(spec.name, name, kind) + ending for spec, name, (kind, ending) in heatmaps}
+        for slide in self.entries:
+            folder = self.folder / slide
+            if folder.is_dir():
+                for path in folder.iterdir():
+                    if path.name in {*names, PATCHES}:
+                        path.unlink()
+                with contextlib.suppress(OSError):  # it contains other files
+                    folder.rmdir()
 
 
 def predicted_classes(probabilities: NDArray[Any]) -> list[int]:

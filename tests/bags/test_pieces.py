@@ -1,11 +1,14 @@
 """Overlap, and a grid for each piece of tissue, on thin biopsies."""
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scripts.bags.grid import link_grids
+from scripts.bags.pieces import _joined
 from scripts.bags.tissue import TissueMask
 from scripts.core.magnification import Scale
 
@@ -119,3 +122,29 @@ def test_tissue_that_several_patches_cover_counts_once(boxes, overlap):
 
 def test_tissue_nowhere_has_no_rows():
     assert grid_of(mask_of([]), "tissue").num_rows == 0
+
+
+def test_a_noisy_mask_of_thousands_of_specks_is_one_piece():
+    tissue = np.random.default_rng(0).random((SIZE[1] // 20, SIZE[0] // 20)) < 0.25
+    noisy = TissueMask(tissue, (20.0, 20.0), 0.5)
+    assert len(noisy.pieces_level0()) > 20_000
+    grid = link_grids(SCALES, SIZE, noisy.fraction, 0.2, 0.0, noisy.pieces_level0())
+    x, y = grid.coords[1].T
+    assert len(set(x % 448)) == len(set(y % 448)) == 1
+
+
+@given(st.integers(0, 2**16), st.integers(1, 40), st.sampled_from([0.0, 37.5, 448.0]))
+def test_pieces_are_joined_as_by_looking_at_all_pairs(seed, number, reach):
+    rng = np.random.default_rng(seed)
+    corners = rng.integers(0, 8000, (number, 2)).astype(float)
+    boxes = np.concatenate([corners, corners + rng.integers(1, 900, (number, 2))], axis=1)
+
+    def is_near(a, b):
+        return all(a[axis] < b[axis + 2] + reach and b[axis] < a[axis + 2] + reach for axis in range(2))
+
+    expected = [list(box) for box in boxes]
+    while pair := next(((a, b) for a, b in itertools.combinations(expected, 2) if is_near(a, b)), None):
+        expected = [box for box in expected if box not in pair]
+        a, b = pair
+        expected.append([min(a[0], b[0]), min(a[1], b[1]), max(a[2], b[2]), max(a[3], b[3])])
+    assert sorted(_joined(boxes, boxes, reach).tolist()) == sorted(expected)

@@ -65,6 +65,14 @@ def test_other_classes_are_named_and_ignored_ones_logged(tmp_path, caplog):
     assert any("Ignore* is left out" in line for line in caplog.messages)
 
 
+def test_a_slide_with_nothing_to_annotate_may_have_an_empty_file(tmp_path):
+    path = write(tmp_path / "r.geojson")
+    empty = read_regions(path, "s", SIZE, CLASSES)
+    assert not empty.values
+    assert patch_truth(np.array([[40.0, 20.0]]), 100.0, empty, [(1,), (2, 3)]).tolist() == [[0.0, 0.0]]
+    assert not empty.over_slide(SIZE).any()
+
+
 def test_checking_blocks_regions_of_another_slide(tmp_path):
     slide = draw_slide(tmp_path / "s.tif")
     entry = {"image": str(slide), "slide": "s"}

@@ -157,6 +157,15 @@ def test_attention_on_the_regions_scores_1_reversed_0_and_constant_a_half(
     assert (lines[0]["roc_auc"], lines[1]["roc_auc"], lines[1]["positive_share"]) == ("1", "", "0")
 
 
+def test_regions_of_a_class_that_the_label_has_not_are_warned_of(
+    tmp_path: Path, halves: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    entry = {**halves, "label": np.array([0.0, 1.0, 0.0], np.float32)}
+    evaluate(tmp_path, [entry], [item(entry, np.full((32, 3, 3), 1 / 32))])
+    (warned,) = [line for line in caplog.messages if "its label has not" in line]
+    assert "its regions have cancer" in warned
+
+
 def test_the_contribution_is_compared_on_its_own_and_by_its_sign(tmp_path: Path, halves: dict[str, Any]) -> None:
     is_left = rows()[:, 1, 0] < SIZE[0] / 2
     contribution = np.zeros((32, 3, 3))

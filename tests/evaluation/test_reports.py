@@ -328,9 +328,11 @@ def test_a_run_that_fails_leaves_the_predictions_that_were_made(tmp_path):
     assert [row["slide"] for row in read_csv(tmp_path)[::3]] == ["slide 00", "slide 01", "slide 02"]
 
 
-def test_a_run_that_writes_at_its_end_leaves_none(tmp_path):
+def test_a_run_that_writes_at_its_end_leaves_none_and_none_of_an_earlier_run(tmp_path):
+    evaluation(tmp_path, some_slides(5, 3))
+    assert {path.name for path in tmp_path.iterdir()} == {"predictions.csv", "metrics.json"}
     with pytest.raises(OSError, match="the disk is gone"):
-        evaluate_until(some_slides(5, 3), PredictionReport(tmp_path, HEADS, CLASSES), 4)
+        evaluate_until(some_slides(5, 3), EvaluationReport(tmp_path, HEADS, CLASSES, "multilabel"), 4)
     assert not list(tmp_path.iterdir())
 
 

@@ -256,6 +256,7 @@ def test_what_an_earlier_run_left_goes_and_what_is_not_ours_stays(entry, tmp_pat
     files = predict(tmp_path, entry, colour_network((0.9, 0.1)))
     assert "notes.txt" in files
     assert not any("pink" in name for name in files)
+    assert set(predict(tmp_path, entry, heatmaps=False)) == {"notes.txt"}
 
 
 def test_a_slide_is_read_and_explained_once_for_all_its_maps(entry, tmp_path, monkeypatch):

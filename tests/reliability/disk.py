@@ -137,6 +137,8 @@ def _disk(folder: Path, mounts: bool) -> Iterator[_Disk | None]:
 def _try_full(job: Job, place: Workplace, folder: Path, number: int, draw: random.Random, disk: _Disk | None) -> str:
     undisturbed, output, log = place.undisturbed(job.name), folder / "output", place.folder / f"full_{number}.log"
     before = _leave_old_files(undisturbed, output)
+    if job.name == "inferring":
+        before = []  # it begins by removing what an earlier one left
     # A bank is taken over as it is; everything else is written anew.
     there = [path for path in before if path.suffix == ".h5"]
     sizes = [
