@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from scripts.core.errors import SlideError
 from scripts.core.repeats import first_names
 
-__all__ = ["distinct_values", "tissue_in"]
+__all__ = ["OtherValues", "distinct_values", "tissue_in"]
 
 # Codes of tissue and artefacts are few. Lossy compression and smoothed edges leave more.
 MOST_CODES = 16
@@ -72,6 +73,37 @@ def tissue_in(
             "List those that are as `mask_tissue`, a setting or a key of the datalist (of GrandQC's masks: 1).",
         )
     return pixels != 0
+
+
+class OtherValues(Mapping[str, NDArray[np.bool_]]):
+    """The values of a mask beside 0 that are not tissue, such as those of folds and pen marks, for pictures.
+
+    Each is a mask ``[h, w]``, by ``"value 3"``, made when it is asked for: masks may be large, and most runs show none.
+
+    Args:
+        pixels: of the mask.
+        mask_tissue: the values that are tissue; without it there are no others.
+    """
+
+    def __init__(self, pixels: NDArray[Any], mask_tissue: Sequence[int] | None) -> None:
+        self._pixels, self._tissue = pixels, () if mask_tissue is None else tuple(mask_tissue)
+
+    @cached_property
+    def _values(self) -> dict[str, Any]:
+        if not self._tissue or self._pixels.ndim != 2:
+            return {}
+        values = distinct_values(self._pixels)
+        others = values[~np.isin(values, (0, *self._tissue))]
+        return {f"value {_listed(others[i : i + 1])}": others[i] for i in range(min(len(others), MOST_CODES))}
+
+    def __getitem__(self, name: str) -> NDArray[np.bool_]:
+        return np.asarray(self._pixels == self._values[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
 
 
 def _is_transparent_elsewhere(pixels: NDArray[Any]) -> bool:

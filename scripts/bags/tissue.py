@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from scripts.bags.ink import find_ink
 from scripts.bags.mask_files import read_image_of_slide
-from scripts.bags.mask_values import tissue_in
+from scripts.bags.mask_values import OtherValues, tissue_in
 from scripts.bags.tissue_settings import TissueSettings
 from scripts.core.mha import write_mha
 from scripts.slides.frames import Rectangle, place_image
@@ -247,7 +247,8 @@ def read_tissue_mask(path: str | Path, slide: Slide, mask_tissue: tuple[int, ...
     place = place_image((width, height), slide.size_level0, slide.bounds_level0, slide.path, f"mask {path}", "mask")
     pixel_level0 = (place.width / width, place.height / height)
     tissue = tissue_in(pixels, mask_tissue, slide.path, path, is_lossy)
-    return TissueMask(tissue, pixel_level0, slide.base_mpp, origin_level0=(place.x, place.y))
+    others = OtherValues(pixels, mask_tissue)
+    return TissueMask(tissue, pixel_level0, slide.base_mpp, origin_level0=(place.x, place.y), exclusions=others)
 
 
 def _disjoint(xy_level0: NDArray[np.float64], side_level0: float) -> NDArray[np.float64]:

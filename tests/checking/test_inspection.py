@@ -131,6 +131,19 @@ def test_what_was_left_out_is_outlined_in_a_colour_of_its_own(bag):
     assert tuple(shown[360, 72]) == OTHER_EXCLUSIONS[1]
 
 
+def test_what_is_coded_or_drawn_as_no_tissue_is_outlined_and_counted(slide, tmp_path):
+    codes = np.full((64, 128), 1, np.uint8)
+    codes[:16, 64:96], codes[48:, 64:80] = 4, 7
+    Image.fromarray(codes).save(tmp_path / "codes.png")
+    coded = builder(mask_tissue=[1]).look({"image": slide, "mask": tmp_path / "codes.png"})
+    mm2 = (8 * 0.5e-3) ** 2  # of a mask pixel
+    assert [f"excluded     value {v}, {n * mm2:.3g} mm2" in describe(coded) for v, n in ((4, 512), (7, 256))] == [
+        True
+    ] * 2
+    legend = [text.get_text() for text in draw(coded).axes[0].get_legend().get_texts()]
+    assert legend[3:] == [f"value 4: {512 * mm2:.3g} mm2, not tissue", f"value 7: {256 * mm2:.3g} mm2, not tissue"]
+
+
 def test_five_magnifications_have_a_colour_each_as_far_as_colours_go(slide):
     figure = draw(builder([4, 5, 8, 10, 20])({"image": slide}))
     colours = [tuple(line.get_color()) for line in figure.axes[0].lines]

@@ -95,8 +95,8 @@ def file_names(classes, kinds, suffixes=(".png", ".geojson", ".mha"), galleries=
     return sorted([*files, "patches.csv"])
 
 
-def predict(output, entry, network=None, **given):
-    builder = BagBuilder((5, 10), patch_size=PATCH_PX, min_tissue=0.4)
+def predict(output, entry, network=None, overlap=0.0, **given):
+    builder = BagBuilder((5, 10), patch_size=PATCH_PX, min_tissue=0.4, overlap=overlap)
     network = network or colour_network()
     writer = HeatmapWriter(
         output,
@@ -140,6 +140,27 @@ def test_attention_that_follows_a_colour_is_hottest_where_that_colour_is(both_cl
             hottest_um_of_geojson(folder / f"{map_name}_{name}.geojson", BASE_MPP),
         ):
             assert is_in(box, found, slack_um=patch_um / 2)
+
+
+def test_overlapping_patches_are_overlapping_polygons_and_the_hottest_lies_where_it_did(entry, tmp_path):
+    predict(tmp_path, entry, overlap=0.5, heatmap_kinds="attention", **WITHOUT_PICTURES)
+    folder = tmp_path / "heatmaps" / "corner"
+    with open(folder / "patches.csv", newline="", encoding="utf-8") as file:
+        patches = [line for line in csv.DictReader(file) if line["scale"] == "10x"]
+    rings = [feature["geometry"]["coordinates"][0] for feature in read(folder / "10x_dark.geojson")["features"]]
+    side = PATCH_PX * 1.0 / BASE_MPP  # a patch at 10x is of 1 um/px
+    corners = [min(ring) for ring in rings]
+    written = np.array(sorted((float(p["x"]), float(p["y"])) for p in patches))
+    assert np.array(sorted(corners)) == pytest.approx(written, abs=0.1)
+    assert all(
+        max(ring) == pytest.approx([x + side, y + side], abs=0.2) for ring, (x, y) in zip(rings, corners, strict=True)
+    )
+    assert min(np.diff(np.unique([x for x, _ in corners]))) == pytest.approx(side / 2, abs=0.2)
+    for found in (
+        hottest_um_of_geojson(folder / "10x_dark.geojson", BASE_MPP),
+        hottest_um_of_mha(folder / "10x_dark.mha"),
+    ):
+        assert is_in(HOT_BOX, found, slack_um=PATCH_PX / 2)
 
 
 @pytest.mark.parametrize("coordinates", ["qupath", "level0"])
