@@ -82,7 +82,8 @@ class FailedSlides:
 
     def rows(self) -> list[dict[str, str]]:
         """The lines of the file: ``slide``, ``image``, ``step`` and ``reason`` of each slide that failed."""
-        if not self.path.exists():
+        # Before the start the file is that of an earlier run.
+        if self._count is None or not self.path.exists():
             return []
         with open(self.path, newline="", encoding="utf-8", errors="surrogateescape") as file:
             return list(csv.DictReader(file))

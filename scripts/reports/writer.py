@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -40,6 +41,8 @@ __all__ = ["ReportWriter"]
 # More patches in each gallery would make the pictures of a large cohort too large.
 MOST_TOP = 3
 
+logger = logging.getLogger(__name__)
+
 
 class ReportWriter:
     """Writes ``report.html`` and, beside it, the folder ``report`` with the pictures of each slide.
@@ -70,7 +73,8 @@ class ReportWriter:
         key: of the probabilities in the evaluator's output.
         failures: the slides that failed, which the page lists, and where slides are recorded that cannot be read
             again; ``None`` ends the run with the first.
-        evaluation: the handler of an evaluation, which comes before this one: its scores and figures are shown.
+        evaluation: the handler of an evaluation, which comes before this one: its scores and figures are shown. A slide
+            that cannot be read again then keeps its row without pictures, and a warning names it: it has its scores.
 
     Raises:
         SettingsError: if ``report`` is no switch.
@@ -122,30 +126,43 @@ class ReportWriter:
     def _show(self, engine: Engine) -> None:
         state: Any = engine.state
         for item, output in zip(state.batch, state.output, strict=True):
-            probabilities = output[self.key].float().cpu().numpy()
+            slide, probabilities = str(item["slide"]), output[self.key].float().cpu().numpy()
+            row = self._row(slide, probabilities)
             try:
-                self.slides.append(self._slide(str(item["slide"]), item, probabilities))
+                row |= self._pictures(slide, item, probabilities)
             except SlideError as error:
-                if self.failures is None:
+                if self.evaluation is not None:
+                    logger.warning("no pictures of slide %s in the report: %s", slide, error)
+                elif self.failures is not None:
+                    self.failures.record(self.entries[slide], error)
+                    continue
+                else:
                     raise
-                self.failures.record(self.entries[str(item["slide"])], error)
+            self.slides.append(row)
 
-    def _slide(self, slide: str, item: Mapping[str, Any], probabilities: NDArray[np.floating]) -> dict[str, Any]:
-        """What the page says of a slide, once its pictures are written."""
-        entry, own = self.entries[slide], probabilities[self.head_index]
-        label = np.asarray(entry[CommonKeys.LABEL]) if CommonKeys.LABEL in entry else None
-        maps, opened = BagMaps(self.network, self.maps, item), self.bag_builder.open_slide(entry)
-        known = set() if label is None else set(np.flatnonzero(label > 0.5).tolist())
-        galleries = self._galleries(slide, opened, maps, probabilities, known)
-        pictures = write_pictures(self.output_dir, slide, opened, maps, self.maps, self.class_names, galleries)
+    def _row(self, slide: str, probabilities: NDArray[np.floating]) -> dict[str, Any]:
+        """What the page says of a slide whether or not it has pictures."""
+        own, label = probabilities[self.head_index], self._label(slide)
         return {
             "name": slide,
             "label": "" if label is None else label_text(label, self.class_names),
             "prediction": self._prediction(own),
             "is_wrong": label is not None and not np.array_equal(own >= 0.5, label > 0.5),
             "probabilities": np.round(probabilities.astype(np.float64), 4).tolist(),
-            **pictures,
+            "small": "",
         }
+
+    def _label(self, slide: str) -> NDArray[Any] | None:
+        entry = self.entries[slide]
+        return np.asarray(entry[CommonKeys.LABEL]) if CommonKeys.LABEL in entry else None
+
+    def _pictures(self, slide: str, item: Mapping[str, Any], probabilities: NDArray[np.floating]) -> dict[str, Any]:
+        """Write the pictures of a slide; returns what the page needs to show them."""
+        maps, opened = BagMaps(self.network, self.maps, item), self.bag_builder.open_slide(self.entries[slide])
+        label = self._label(slide)
+        known = set() if label is None else set(np.flatnonzero(label > 0.5).tolist())
+        galleries = self._galleries(slide, opened, maps, probabilities, known)
+        return write_pictures(self.output_dir, slide, opened, maps, self.maps, self.class_names, galleries)
 
     def _galleries(
         self, slide: str, opened: Slide, maps: BagMaps, probabilities: NDArray[np.floating], labelled: set[int]

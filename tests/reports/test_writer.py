@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -21,6 +23,7 @@ from selenium.webdriver.support.ui import Select, WebDriverWait
 from scripts.bags.bag import BagBuilder
 from scripts.core.errors import SlideError
 from scripts.datalists.failures import FailedSlides
+from scripts.evaluation.reports import EvaluationReport
 from scripts.inference.transforms import EncodeSlided
 from scripts.networks.methods import attention_maps
 from scripts.reports.writer import ReportWriter
@@ -198,6 +201,41 @@ def test_every_control_and_picture_has_a_name(browser, page):  # noqa: F811
     browser.find_elements(By.CSS_SELECTOR, "button.look")[0].click()
     for element in browser.find_elements(By.CSS_SELECTOR, "dialog button, dialog input, dialog select, dialog img"):
         assert element.accessible_name, element.get_attribute("outerHTML")
+
+
+@pytest.mark.parametrize("damage", ["gone", "cut off"])
+def test_an_evaluation_keeps_the_scores_of_a_slide_that_can_no_longer_be_read(slide, tmp_path, caplog, damage):
+    image = tmp_path / "a.tif"
+    shutil.copy(slide, image)
+    there = {"image": str(slide), "slide": "there", "mpp": BASE_MPP, "label": np.array([1, 0], np.float32)}
+    data = [{**there, "image": str(image), "slide": "lost"}, there]
+    builder, network = BagBuilder((5, 10), patch_size=PATCH_PX, min_tissue=0.4), colour_network((0.9, 0.2))
+    encode = EncodeSlided("image", builder, tiny_encoder())
+    bags = [encode(entry) for entry in data]  # it could be read when its features were made
+    if damage == "gone":
+        image.unlink()
+    else:
+        image.write_bytes(image.read_bytes()[:2000])
+    scores = EvaluationReport(tmp_path, HEADS, CLASSES, "multilabel")
+    writer = ReportWriter(
+        tmp_path, "t", "mustmil", "multilabel", (5, 10), "tiny", attention_maps("mustmil", [5, 10]), HEADS, CLASSES,
+        network, builder, data, evaluation=scores,
+    )  # fmt: skip
+    SupervisedEvaluator(
+        device="cpu",
+        val_data_loader=DataLoader(bags, batch_size=1),
+        network=network,
+        postprocessing=Activationsd(keys="pred", sigmoid=True),
+        val_handlers=[scores, writer],
+    ).run()
+    assert json.loads((tmp_path / "metrics.json").read_text())["slides"] == 2
+    rows = {row["name"]: row for row in data_of(tmp_path / "report.html")["slides"]}
+    assert rows["lost"]["probabilities"] == rows["there"]["probabilities"]
+    assert [name for name, row in rows.items() if row["small"]] == ["there"]
+    assert (tmp_path / "report.html").read_text(encoding="utf-8").count('class="look" aria-haspopup') == 1
+    (warned,) = (text for text in caplog.messages if "lost" in text)
+    assert "\n" not in warned
+    assert warned.startswith(f"no pictures of slide lost in the report: {image}: ")
 
 
 def test_a_switch_writes_none(tmp_path):
