@@ -28,9 +28,9 @@ from scripts.heatmaps.bag_maps import BagMaps
 from scripts.heatmaps.legend import Title
 from scripts.heatmaps.top_patches import gallery
 from scripts.heatmaps.writer import predicted_classes
-from scripts.networks.methods import MapSpec, method_title
+from scripts.networks.methods import MapSpec, method_title, served_head
 from scripts.reports.page import write_page
-from scripts.reports.pictures import write_pictures
+from scripts.reports.pictures import remove_other_pictures, write_pictures
 from scripts.reports.scores import evaluation_content
 from scripts.slides.frames import frame_of
 from scripts.slides.slide import Slide
@@ -49,7 +49,7 @@ class ReportWriter:
 
     The page opens without a network: style, script and figures are in the file, and it loads a slide's pictures from
     the folder when they come into view. It shows the slides with their predictions, the maps of each over its
-    thumbnail, and what failed.
+    thumbnail, and what failed. Pictures of slides that are not on the page, which an earlier run left, are removed.
 
     Attach to an evaluator whose postprocessing makes probabilities ``[H, K]``, after the handlers that it shows. Of
     several ranks each writes the pictures of its slides, and the first the page.
@@ -110,7 +110,7 @@ class ReportWriter:
         self.network, self.bag_builder, self.key, self.failures = network, bag_builder, key, failures
         self.evaluation = evaluation
         self.entries = {str(entry["slide"]): entry for entry in data}
-        self.head_index = self.heads.index("global") if "global" in self.heads else len(self.heads) - 1
+        self.head_index = served_head(self.heads)
         self.slides: list[dict[str, Any]] = []
 
     def attach(self, engine: Engine) -> None:
@@ -149,7 +149,7 @@ class ReportWriter:
             "prediction": self._prediction(own),
             "is_wrong": label is not None and not np.array_equal(own >= 0.5, label > 0.5),
             "probabilities": np.round(probabilities.astype(np.float64), 4).tolist(),
-            "small": "",
+            "folder": "",
         }
 
     def _label(self, slide: str) -> NDArray[Any] | None:
@@ -197,6 +197,7 @@ class ReportWriter:
         if is_first_rank():
             path = self.output_dir / "report.html"
             write_page(path, **self._content())
+            remove_other_pictures(self.output_dir, [slide["name"] for slide in self.slides if slide["folder"]])
             engine.logger.info("wrote %s (%d slides)", path, len(self.slides))
 
     def _content(self) -> dict[str, Any]:
@@ -221,6 +222,8 @@ class ReportWriter:
                 "heads": self.heads,
                 "head_index": self.head_index,
                 "classes": self.class_names,
+                "maps": [{"name": spec.name, "head": spec.head} for spec in self.maps],
+                "kinds": KINDS,
                 "slides": slides,
             },
         }

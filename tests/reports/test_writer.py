@@ -28,7 +28,7 @@ from scripts.inference.transforms import EncodeSlided
 from scripts.networks.methods import attention_maps
 from scripts.reports.writer import ReportWriter
 from scripts.slides.frames import Rectangle
-from tests.browser import browser, data_of, errors_of, open_page  # noqa: F401 (a fixture)
+from tests.browser import browser, data_of, errors_of, open_page, overlays_of  # noqa: F401 (a fixture)
 from tests.cohorts import tiny_encoder
 from tests.heatmaps.test_images import BASE_MPP, COLD_BOX, HOT_BOX, PATCH_PX, SIZE, write_corner_slide
 from tests.heatmaps.test_writer import CLASSES, HEADS, colour_network
@@ -94,18 +94,13 @@ def test_the_page_has_every_probability_the_wrong_slides_first_and_names_what_fa
 def test_nothing_on_the_page_comes_from_elsewhere(page):
     text = page.read_text(encoding="utf-8")
     assert not re.search(r"(?:src|href)\s*=\s*[\"']?(?:https?:)?//", text)
-    assert {one["src"].split("/")[0] for slide in data_of(page)["slides"] for one in slide["overlays"]} == {"report"}
+    assert {slide["folder"].split("/")[0] for slide in data_of(page)["slides"]} == {"report"}
 
 
 @pytest.mark.parametrize(("name", "box"), [("dark", HOT_BOX), ("pink", COLD_BOX)])
 @pytest.mark.parametrize("map_name", HEADS)
 def test_an_overlay_is_hottest_where_the_colour_of_its_class_is(page, map_name, name, box):
-    (one,) = (
-        one
-        for one in data_of(page)["slides"][1]["overlays"]
-        if (one["map"], one["class"], one["kind"]) == (map_name, name, "attention")
-    )
-    overlay = Image.open(page.parent / one["src"])
+    overlay = Image.open(page.parent / overlays_of(page, 1)[map_name, name, "attention"])
     index = np.asarray(overlay)
     y, x = np.argwhere(index == index.max()).mean(axis=0) / index.shape
     width, height = data_of(page)["slides"][1]["um"]
@@ -122,19 +117,18 @@ def test_bounds_move_no_overlay_and_no_picture_of_the_slide(page, slide, tmp_pat
     cropped = write_report(tmp_path, slide)
     (one, _), (other, _) = data_of(page)["slides"], data_of(cropped)["slides"]
     assert one["um"] == other["um"] == pytest.approx(np.multiply(SIZE, BASE_MPP), abs=0.1)
-    assert one["overlays"] == other["overlays"]
-    for source in (one["thumbnail"], *(overlay["src"] for overlay in one["overlays"])):
-        assert (page.parent / unquote(source)).read_bytes() == (cropped.parent / unquote(source)).read_bytes()
+    assert one["limits"] == other["limits"]
+    for url in (f"{one['folder']}/slide.jpg", *overlays_of(page, 0).values()):
+        assert (page.parent / unquote(url)).read_bytes() == (cropped.parent / unquote(url)).read_bytes()
     # The positions under the top patches are those of QuPath, and differ.
-    top = unquote(one["top"][0]["src"])
+    top = unquote("{}/{}_{}_top.jpg".format(one["folder"], *one["top"][0]))
     assert (page.parent / top).read_bytes() != (cropped.parent / top).read_bytes()
 
 
 def test_the_top_patches_of_predicted_and_labelled_classes_are_there(page):
     wrong, right = data_of(page)["slides"]
-    assert {(one["map"], one["class"]) for one in right["top"]} == {("global", "dark")}
-    assert {(one["map"], one["class"]) for one in wrong["top"]} == {("global", name) for name in CLASSES}
-    assert all((page.parent / unquote(one["src"])).is_file() for one in wrong["top"])
+    assert (right["top"], wrong["top"]) == ([[0, 0]], [[0, 0], [0, 1]])  # of the map global
+    assert all((page.parent / unquote(f"{wrong['folder']}/0_{k}_top.jpg")).is_file() for k in range(len(CLASSES)))
 
 
 def test_it_opens_in_a_browser_without_a_complaint_and_shows_its_pictures(browser, page):  # noqa: F811
@@ -176,6 +170,8 @@ def test_head_class_and_kind_choose_the_map_and_the_text(browser, page):  # noqa
             assert said == f"The head {map_name} gives {class_name} a probability of {probability}. Label: dark."
             for kind in ("attention", "contribution"):
                 Select(browser.find_element(By.ID, "kind")).select_by_value(kind)
+                ends = [browser.find_element(By.ID, end).text for end in ("low", "high")]
+                assert ends == ["0", "100"] if kind == "attention" else ends[0] == f"-{ends[1].removeprefix('+')}"
                 sources.add(loaded(browser, "#overlay").get_attribute("src"))
     assert len(sources) == 3 * 2 * 2
     assert errors_of(browser) == []
@@ -207,6 +203,9 @@ def test_every_control_and_picture_has_a_name(browser, page):  # noqa: F811
 def test_an_evaluation_keeps_the_scores_of_a_slide_that_can_no_longer_be_read(slide, tmp_path, caplog, damage):
     image = tmp_path / "a.tif"
     shutil.copy(slide, image)
+    for left in ("lost", "another"):  # by an earlier run
+        (tmp_path / "report" / left).mkdir(parents=True)
+        (tmp_path / "report" / left / "small.jpg").write_text("")
     there = {"image": str(slide), "slide": "there", "mpp": BASE_MPP, "label": np.array([1, 0], np.float32)}
     data = [{**there, "image": str(image), "slide": "lost"}, there]
     builder, network = BagBuilder((5, 10), patch_size=PATCH_PX, min_tissue=0.4), colour_network((0.9, 0.2))
@@ -231,7 +230,8 @@ def test_an_evaluation_keeps_the_scores_of_a_slide_that_can_no_longer_be_read(sl
     assert json.loads((tmp_path / "metrics.json").read_text())["slides"] == 2
     rows = {row["name"]: row for row in data_of(tmp_path / "report.html")["slides"]}
     assert rows["lost"]["probabilities"] == rows["there"]["probabilities"]
-    assert [name for name, row in rows.items() if row["small"]] == ["there"]
+    assert [name for name, row in rows.items() if row["folder"]] == ["there"]
+    assert [folder.name for folder in (tmp_path / "report").iterdir()] == ["there"]
     assert (tmp_path / "report.html").read_text(encoding="utf-8").count('class="look" aria-haspopup') == 1
     (warned,) = (text for text in caplog.messages if "lost" in text)
     assert "\n" not in warned
