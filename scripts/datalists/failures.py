@@ -57,7 +57,7 @@ class FailedSlides:
         from_first_rank(self._remove)
 
     def record(self, entry: Mapping[str, Any], error: SlideError) -> None:
-        """Record that a slide failed, and warn, of slides that fail for the same reason only for the first few.
+        """Record that a slide failed, once, and warn, of slides that fail for the same reason only for the first few.
 
         Raises:
             SlideError: ``error``, if the run is strict.
@@ -65,6 +65,8 @@ class FailedSlides:
         """
         assert self._count is not None, "start comes first"
         slide = str(entry["slide"])
+        if slide in self._own:  # Heatmaps and report show the same slide.
+            return
         self._append([slide, str(entry["image"]), self.step, str(error)])
         self._own.append(slide)
         self._count.add(1)

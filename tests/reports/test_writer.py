@@ -24,10 +24,13 @@ from scripts.bags.bag import BagBuilder
 from scripts.core.errors import SlideError
 from scripts.datalists.failures import FailedSlides
 from scripts.evaluation.reports import EvaluationReport
+from scripts.heatmaps.mapped_slides import MappedSlides
+from scripts.heatmaps.writer import HeatmapWriter
 from scripts.inference.transforms import EncodeSlided
 from scripts.networks.methods import attention_maps
 from scripts.reports.writer import ReportWriter
 from scripts.slides.frames import Rectangle
+from scripts.slides.slide import Slide
 from tests.browser import browser, data_of, errors_of, open_page, overlays_of  # noqa: F401 (a fixture)
 from tests.cohorts import tiny_encoder
 from tests.heatmaps.test_images import BASE_MPP, COLD_BOX, HOT_BOX, PATCH_PX, SIZE, write_corner_slide
@@ -45,10 +48,10 @@ def write_report(folder: Path, path: Path) -> Path:
     failures = FailedSlides(folder, "inferring")
     failures.start()
     failures.record({"slide": "third", "image": "third.tif"}, SlideError("third.tif", REASON, "Mend it."))
+    mapped = MappedSlides(network, attention_maps("mustmil", [5, 10]), builder, data)
     writer = ReportWriter(
-        folder, "A <report>", "mustmil", "multilabel", (5, 10), "tiny", attention_maps("mustmil", [5, 10]), HEADS,
-        CLASSES, network, builder, data, failures=failures,
-    )  # fmt: skip
+        folder, "A <report>", "mustmil", "multilabel", (5, 10), "tiny", mapped, HEADS, CLASSES, failures=failures
+    )
     SupervisedEvaluator(
         device="cpu",
         val_data_loader=DataLoader(Dataset(data, EncodeSlided("image", builder, tiny_encoder())), batch_size=1),
@@ -216,10 +219,10 @@ def test_an_evaluation_keeps_the_scores_of_a_slide_that_can_no_longer_be_read(sl
     else:
         image.write_bytes(image.read_bytes()[:2000])
     scores = EvaluationReport(tmp_path, HEADS, CLASSES, "multilabel")
+    mapped = MappedSlides(network, attention_maps("mustmil", [5, 10]), builder, data)
     writer = ReportWriter(
-        tmp_path, "t", "mustmil", "multilabel", (5, 10), "tiny", attention_maps("mustmil", [5, 10]), HEADS, CLASSES,
-        network, builder, data, evaluation=scores,
-    )  # fmt: skip
+        tmp_path, "t", "mustmil", "multilabel", (5, 10), "tiny", mapped, HEADS, CLASSES, evaluation=scores
+    )
     SupervisedEvaluator(
         device="cpu",
         val_data_loader=DataLoader(bags, batch_size=1),
@@ -238,8 +241,36 @@ def test_an_evaluation_keeps_the_scores_of_a_slide_that_can_no_longer_be_read(sl
     assert warned.startswith(f"no pictures of slide lost in the report: {image}: ")
 
 
+def test_heatmaps_and_report_share_a_slides_maps_and_patches(slide, tmp_path, monkeypatch):
+    data = [{"image": str(slide), "slide": name, "mpp": BASE_MPP} for name in ("a", "b")]
+    builder, network = BagBuilder((5, 10), patch_size=PATCH_PX, min_tissue=0.4), colour_network((0.9, 0.2))
+    encode = EncodeSlided("image", builder, tiny_encoder())
+    bags = [encode(entry) for entry in data]
+    passes, reads, explain, read_patch = [], [], network.explain, Slide.read_patch
+    monkeypatch.setattr(network, "explain", lambda *inputs: passes.append(inputs) or explain(*inputs))
+    monkeypatch.setattr(
+        Slide, "read_patch", lambda self, *of: reads.append((self, *map(repr, of))) or read_patch(self, *of)
+    )
+    mapped = MappedSlides(network, attention_maps("mustmil", [5, 10]), builder, data)
+    SupervisedEvaluator(
+        device="cpu",
+        val_data_loader=DataLoader(bags, batch_size=1),
+        network=network,
+        postprocessing=Activationsd(keys="pred", sigmoid=True),
+        val_handlers=[
+            HeatmapWriter(tmp_path, mapped, HEADS, CLASSES, heatmap_formats=["mha"]),
+            ReportWriter(tmp_path, "t", "mustmil", "multilabel", (5, 10), "tiny", mapped, HEADS, CLASSES),
+        ],
+    ).run()
+    assert len(passes) == len(data)
+    assert len(reads) == len({(id(read), *of) for read, *of in reads}) > 0
+    for entry in data:
+        assert (tmp_path / "heatmaps" / entry["slide"] / "global_dark_top.png").is_file()
+        assert (tmp_path / "report" / entry["slide"] / "0_0_top.jpg").is_file()
+
+
 def test_a_switch_writes_none(tmp_path):
-    writer = ReportWriter(tmp_path, "t", "mustmil", "multilabel", (5, 10), "b", [], HEADS, CLASSES, colour_network(),
-                          BagBuilder(), [], report=False)  # fmt: skip
+    mapped = MappedSlides(colour_network(), [], BagBuilder(), [])
+    writer = ReportWriter(tmp_path, "t", "mustmil", "multilabel", (5, 10), "b", mapped, HEADS, CLASSES, report=False)
     engine = SupervisedEvaluator(device="cpu", val_data_loader=[], network=colour_network(), val_handlers=[writer])
     assert not [h for handlers in engine._event_handlers.values() for h, *_ in handlers if "ReportWriter" in repr(h)]
