@@ -13,7 +13,7 @@ import pytest
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 
-__all__ = ["browser", "data_of", "errors_of", "open_page"]
+__all__ = ["browser", "data_of", "errors_of", "open_page", "overlays_of"]
 
 # No window, no calls home.
 ARGUMENTS = (
@@ -45,6 +45,18 @@ def data_of(page: Path) -> Any:
     found = re.search(r'id="data">(.*?)</script>', page.read_text(encoding="utf-8"))
     assert found is not None, page
     return json.loads(found[1])
+
+
+def overlays_of(page: Path, slide: int) -> dict[tuple[str, str, str], str]:
+    """The URLs of a slide's overlays, by map, class and kind, as the script of a report makes them."""
+    data = data_of(page)
+    folder = data["slides"][slide]["folder"]
+    return {
+        (spec["name"], class_name, kind): f"{folder}/{m}_{k}_{kind}.png"
+        for m, spec in enumerate(data["maps"])
+        for k, class_name in enumerate(data["classes"])
+        for kind in data["kinds"]
+    }
 
 
 def errors_of(chrome: webdriver.Chrome) -> list[str]:

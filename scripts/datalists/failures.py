@@ -57,7 +57,7 @@ class FailedSlides:
         from_first_rank(self._remove)
 
     def record(self, entry: Mapping[str, Any], error: SlideError) -> None:
-        """Record that a slide failed, and warn, of slides that fail for the same reason only for the first few.
+        """Record that a slide failed, once, and warn, of slides that fail for the same reason only for the first few.
 
         Raises:
             SlideError: ``error``, if the run is strict.
@@ -65,6 +65,8 @@ class FailedSlides:
         """
         assert self._count is not None, "start comes first"
         slide = str(entry["slide"])
+        if slide in self._own:  # Heatmaps and report show the same slide.
+            return
         self._append([slide, str(entry["image"]), self.step, str(error)])
         self._own.append(slide)
         self._count.add(1)
@@ -82,7 +84,8 @@ class FailedSlides:
 
     def rows(self) -> list[dict[str, str]]:
         """The lines of the file: ``slide``, ``image``, ``step`` and ``reason`` of each slide that failed."""
-        if not self.path.exists():
+        # Before the start the file is that of an earlier run.
+        if self._count is None or not self.path.exists():
             return []
         with open(self.path, newline="", encoding="utf-8", errors="surrogateescape") as file:
             return list(csv.DictReader(file))

@@ -157,12 +157,19 @@ class Comparison:
         for name, figure in figures.items():
             with replacing(self.output_dir / f"{name}.png") as part:
                 figure.savefig(part)
+        # Inside the page, pictures of slides would take megabytes.
+        sources = {name: f"{name}.png" if name in panels else figure_url(figure) for name, figure in figures.items()}
+        beside = ", ".join(sources[name] for name in panels)
         write_page(
             self.output_dir / "report.html",
             title="Comparison of methods",
-            facts=[("Methods", ", ".join(map(method_title, self.methods))), ("Task", task)],
+            facts=[
+                ("Methods", ", ".join(map(method_title, self.methods))),
+                ("Task", task),
+                ("Beside this page", f"{beside}. Copy them with it to hand it on."),
+            ],
             tables=tables,
-            figures=[{"src": figure_url(figure), "alt": FIGURES[name]} for name, figure in figures.items()],
+            figures=[{"src": source, "alt": FIGURES[name]} for name, source in sources.items()],
         )
         write_comparison(self.output_dir / "tensorboard", runs, text, figures, self.settings)
         print(text)

@@ -12,7 +12,7 @@ from scripts.heatmaps.attention_maps import PatchMap
 from scripts.heatmaps.images import BLACK_AND_WHITE, OPACITY, Thumbnail, overlay, shade_colours
 from scripts.heatmaps.lettering import MARGIN_PX, font, stacked, text_block
 
-__all__ = ["Title", "bar_length_um", "heatmap_with_legend", "legend", "legend_colours", "shade_limits"]
+__all__ = ["Title", "bar_length_um", "heatmap_with_legend", "legend", "legend_colours", "shade_limits", "shade_text"]
 
 TITLE_PX, TEXT_PX = 24, 18
 BAR_HEIGHT_PX = 24
@@ -76,11 +76,10 @@ def legend(heat: PatchMap, title: Title, width_px: int, mpp: float) -> NDArray[n
     colours = legend_colours(heat.kind)[np.arange(bar_px) * BAR_STEPS // bar_px]
     bars.paste(Image.fromarray(np.repeat(colours[None], BAR_HEIGHT_PX, axis=0)), (MARGIN_PX, top))
     least, most = shade_limits(heat)
-    sign = "+" if heat.kind == "contribution" else ""
     for value, place, anchor in ((least, 0.0, "lt"), ((least + most) / 2, 0.5, "mt"), (most, 1.0, "rt")):
         x = MARGIN_PX + round(place * (bar_px - 1))
         draw.line([(x, bottom), (x, bottom + 4)], fill="black")
-        text = f"{value:{sign if value else ''}.3g}"
+        text = shade_text(value, heat.kind)
         draw.text((x, bottom + 7), text, fill="black", font=font(TEXT_PX), anchor=anchor)
     length_um = bar_length_um(width_px * mpp)
     left, length_px = width // 2 + MARGIN_PX, max(1, round(length_um / mpp))
@@ -103,6 +102,11 @@ def shade_limits(heat: PatchMap) -> tuple[float, float]:
         return 0.0, 100.0
     most = float(np.abs(heat.values).max())
     return -most, most
+
+
+def shade_text(value: float, kind: str) -> str:
+    """A value of a map's colours in three digits; a contribution has its sign."""
+    return f"{value:{'+' if value and kind == 'contribution' else ''}.3g}"
 
 
 def bar_length_um(width_um: float) -> float:

@@ -6,31 +6,26 @@ import contextlib
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
-from functools import cache
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from ignite.engine import Engine, Events
 from monai.utils import CommonKeys
 from numpy.typing import NDArray
 
-from scripts.bags.bag import BagBuilder
 from scripts.core.errors import SettingsError, SlideError
 from scripts.core.files import write_csv
 from scripts.core.magnification import scale_name
 from scripts.core.settings import check_settings
 from scripts.datalists.failures import FailedSlides
 from scripts.heatmaps.attention_maps import KINDS
-from scripts.heatmaps.bag_maps import BagMaps
 from scripts.heatmaps.geojson import feature_collection, write_geojson
 from scripts.heatmaps.images import class_colour, overlay, read_thumbnail, write_patch_image, write_png
 from scripts.heatmaps.legend import Title, heatmap_with_legend, legend_colours
+from scripts.heatmaps.mapped_slides import MappedSlides
 from scripts.heatmaps.patch_table import patch_columns, patch_table
-from scripts.heatmaps.top_patches import gallery
-from scripts.networks.methods import MapSpec
 from scripts.slides.frames import check_coordinates, frame_of
 
 __all__ = ["FORMATS", "HeatmapWriter", "class_file_names", "predicted_classes"]
@@ -60,12 +55,9 @@ class HeatmapWriter:
 
     Args:
         output_dir: where the folder ``heatmaps`` is made.
-        maps: the network's maps, in the order of its ``explain``.
+        mapped: the slides with their maps.
         heads: the heads' names.
         class_names: the names of a head's K logits.
-        network: has ``explain``.
-        bag_builder: opens the slides as they were opened for their bags.
-        data: the datalist's entries, whose ``slide`` the batches name.
         heatmaps: False writes none.
         heatmap_classes: the classes that are shown, or one; by default those that the map's head predicts
             (:func:`predicted_classes`).
@@ -86,12 +78,9 @@ class HeatmapWriter:
     def __init__(
         self,
         output_dir: str | Path,
-        maps: Sequence[MapSpec],
+        mapped: MappedSlides,
         heads: Sequence[str],
         class_names: Sequence[str],
-        network: torch.nn.Module,
-        bag_builder: BagBuilder,
-        data: Sequence[Mapping[str, Any]],
         heatmaps: bool = True,
         heatmap_classes: Sequence[str] | str | None = None,
         heatmap_kinds: Sequence[str] | str = KINDS,
@@ -103,10 +92,9 @@ class HeatmapWriter:
     ) -> None:
         check_settings(heatmaps=heatmaps, top_patches=top_patches)
         self.folder, self.heatmaps = Path(output_dir) / "heatmaps", heatmaps
-        self.maps, self.class_names = list(maps), list(class_names)
-        self.head_of_map = [list(heads).index(spec.head) for spec in self.maps]
-        self.network, self.bag_builder, self.key, self.failures = network, bag_builder, key, failures
-        self.entries = {str(entry["slide"]): entry for entry in data}
+        self.mapped, self.class_names = mapped, list(class_names)
+        self.head_of_map = [list(heads).index(spec.head) for spec in mapped.maps]
+        self.key, self.failures = key, failures
         self.chosen = _class_indices(heatmap_classes, self.class_names)
         self.kinds = _chosen("heatmap_kinds", heatmap_kinds, KINDS)
         self.formats = _chosen("heatmap_formats", heatmap_formats, tuple(FORMATS))
@@ -135,20 +123,17 @@ class HeatmapWriter:
             except SlideError as error:
                 if self.failures is None:
                     raise
-                self.failures.record(self.entries[slide], error)
+                self.failures.record(self.mapped.entries[slide], error)
                 continue
             engine.logger.info("wrote %d heatmaps and galleries of %s to %s", len(written), slide, self.folder / slide)
 
     def _write(self, slide: str, item: Mapping[str, Any], probabilities: NDArray[Any]) -> set[str]:
         """Write all files of a slide, and return the names of its heatmaps and galleries."""
-        maps = BagMaps(self.network, self.maps, item)
-        opened = self.bag_builder.open_slide(self.entries[slide])
+        shown, specs = self.mapped(item), self.mapped.maps
+        opened, maps = shown.opened, shown.maps
         thumbnail, frame = read_thumbnail(opened), frame_of(self.coordinates, opened.bounds_level0)
-        scales = [opened.scale(m, self.bag_builder.patch_size) for m in self.bag_builder.magnifications]
-        # The maps and classes of a slide share many of their top patches.
-        read = cache(lambda s, corner: opened.read_patch(scales[s], corner))
         folder, written = self.folder / slide, set()
-        for m, (spec, head) in enumerate(zip(self.maps, self.head_of_map, strict=True)):
+        for m, (spec, head) in enumerate(zip(specs, self.head_of_map, strict=True)):
             for k in self.chosen if self.chosen is not None else predicted_classes(probabilities[head]):
                 name, heats = self.class_names[k], [maps(m, k, kind) for kind in self.kinds]
                 title = Title(slide, spec.name, spec.head, name, float(probabilities[head][k]))
@@ -169,22 +154,19 @@ class HeatmapWriter:
                         write_patch_image(paths["mha"], heat, thumbnail.size_um)
                 if self.top_patches:
                     path = folder / f"{_stem(spec.name, self.file_names[k], GALLERY)}.png"
-                    picture = gallery(
-                        heats, self.top_patches, title, maps.corners, scales, spec.scale_index, read, frame
-                    )
-                    write_png(path, picture)
+                    write_png(path, shown.gallery(m, k, self.kinds, self.top_patches, title, frame))
                     written.add(path.name)
-        columns = patch_columns(self.maps, self.class_names)
-        names = [scale_name(m) for m in self.bag_builder.magnifications]
-        lines = patch_table(maps, self.maps, len(self.class_names), names, frame)
+        columns = patch_columns(specs, self.class_names)
+        names = [scale_name(m) for m in self.mapped.bag_builder.magnifications]
+        lines = patch_table(maps, specs, len(self.class_names), names, frame)
         write_csv(folder / PATCHES, columns, lines)
         return written
 
     def _remove(self) -> None:
         kinds = [*product(KINDS, FORMATS.values()), (GALLERY, ".png")]
-        heatmaps = product(self.maps, self.file_names, kinds)
+        heatmaps = product(self.mapped.maps, self.file_names, kinds)
         names = {_stem(spec.name, name, kind) + ending for spec, name, (kind, ending) in heatmaps}
-        for slide in self.entries:
+        for slide in self.mapped.entries:
             folder = self.folder / slide
             if folder.is_dir():
                 for path in folder.iterdir():

@@ -21,6 +21,7 @@ from scripts.datalists.slide_files import slide_name
 from scripts.features.bank import bank_path, read_bank, write_bank
 from scripts.features.bank_settings import bank_settings, is_banked, warn_of_older
 from scripts.features.encoding import Encoder
+from scripts.networks.methods import served_head
 from scripts.slides.slide import Slide
 
 __all__ = ["EncodeSlided", "ServingHeadd"]
@@ -153,7 +154,7 @@ class ServingHeadd(MapTransform):
 
     def __init__(self, keys: KeysCollection, heads: Sequence[str]) -> None:
         super().__init__(keys)
-        self.index = list(heads).index("global") if "global" in heads else len(heads) - 1
+        self.index = served_head(heads)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Choose the scores of each key."""

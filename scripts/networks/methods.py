@@ -27,6 +27,7 @@ __all__ = [
     "get_network",
     "method_title",
     "result_heads",
+    "served_head",
     "trained_heads",
 ]
 
@@ -95,6 +96,11 @@ def result_heads(method: str, magnifications: Sequence[float]) -> list[str]:
     scales = scale_names(magnifications)
     heads = {"mustmil": ["global", *scales], "msmil": ["global"], "ssmil": scales}
     return heads.get(check_method(method), scales[-1:])
+
+
+def served_head(heads: Sequence[str]) -> int:
+    """The index of the head whose scores stand for all: the global one or, without it, the highest magnification."""
+    return list(heads).index("global") if "global" in heads else len(heads) - 1
 
 
 def trained_heads(method: str, magnifications: Sequence[float]) -> list[str]:

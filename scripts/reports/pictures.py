@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import re
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -15,10 +17,11 @@ from scripts.core.files import replacing
 from scripts.heatmaps.attention_maps import KINDS, PatchMap
 from scripts.heatmaps.bag_maps import BagMaps
 from scripts.heatmaps.images import Thumbnail, read_thumbnail, shade_colours, shade_image
+from scripts.heatmaps.legend import shade_limits, shade_text
 from scripts.networks.methods import MapSpec
 from scripts.slides.slide import Slide
 
-__all__ = ["FOLDER", "write_pictures"]
+__all__ = ["FOLDER", "remove_other_pictures", "write_pictures"]
 
 FOLDER = "report"
 """The folder of the pictures, beside the page."""
@@ -27,6 +30,9 @@ FOLDER = "report"
 LONGEST_PX = 1000
 SMALL_PX = 160
 JPEG_QUALITY = 75
+# Written first and removed last: a folder without it is not a report's.
+MARK = "small.jpg"
+PICTURE = re.compile(rf"{re.escape(MARK)}|slide\.jpg|\d+_\d+_(top\.jpg|({'|'.join(KINDS)})\.png)")
 # Index 0 of an overlay's palette is transparent, where there is no patch.
 SHADES = 255
 
@@ -53,10 +59,10 @@ def write_pictures(
             class.
 
     Returns:
-        Plain values for the page: ``thumbnail``, ``small``, ``width``, ``height`` and ``um`` (the slide's size in
-        micrometres), and for each map ``overlays`` with ``map``, ``head``, ``class``, ``kind``, ``src``, and the values
-        ``low`` and ``high`` of its colour scale's ends; for each gallery ``top`` with ``map``, ``class`` and ``src``.
-        Paths start from the page.
+        Plain values for the page: ``folder``, the pictures' folder as a URL from the page; ``width``, ``height`` and
+        ``um`` (the slide's size in micrometres); ``limits`` ``[maps, K, kinds, 2]``, the texts of the ends of each
+        map's colours; and ``top``, the indices of map and class of each gallery. The page's script makes the names of
+        the files from the indices.
 
     Raises:
         SlideError: if the slide cannot be read.
@@ -69,33 +75,54 @@ def write_pictures(
     picture = Image.fromarray(thumbnail.pixels)
     small = picture.copy()
     small.thumbnail((SMALL_PX, SMALL_PX))
-    written = {"slide.jpg": picture, "small.jpg": small}
-    overlays = []
-    for m, spec in enumerate(specs):
-        for k, class_name in enumerate(class_names):
-            for kind in KINDS:
-                heat, name = maps(m, k, kind), f"{m}_{k}_{kind}.png"
-                written[name] = _overlay(heat, coarse)
-                low, high = _ends(heat)
-                overlays.append(
-                    {"map": spec.name, "head": spec.head, "class": class_name, "kind": kind, "low": low}
-                    | {"high": high, "src": _url(slide, name)}
-                )
-    top = []
-    for (m, k), gallery in galleries.items():
-        written[f"{m}_{k}_top.jpg"] = Image.fromarray(gallery)
-        top.append({"map": specs[m].name, "class": class_names[k], "src": _url(slide, f"{m}_{k}_top.jpg")})
-    for old in folder.glob("*"):
-        if old.name not in written:
-            old.unlink()
+    written = {MARK: small, "slide.jpg": picture}
+    limits: list[list[list[list[str]]]] = []
+    for m in range(len(specs)):
+        limits.append([])
+        for k in range(len(class_names)):
+            heats = [maps(m, k, kind) for kind in KINDS]
+            written |= {f"{m}_{k}_{heat.kind}.png": _overlay(heat, coarse) for heat in heats}
+            limits[m].append([[shade_text(value, heat.kind) for value in shade_limits(heat)] for heat in heats])
+    written |= {f"{m}_{k}_top.jpg": Image.fromarray(gallery) for (m, k), gallery in galleries.items()}
     for name, image in written.items():
         with replacing(folder / name) as part:
             image.save(part, quality=JPEG_QUALITY) if name.endswith(".jpg") else image.save(
                 part, transparency=0, optimize=True
             )
-    sources = {"thumbnail": _url(slide, "slide.jpg"), "small": _url(slide, "small.jpg")}
+    for old in _pictures_in(folder):
+        if old.name not in written:
+            old.unlink(missing_ok=True)
     size = {"width": width, "height": height, "um": [round(side, 1) for side in thumbnail.size_um]}
-    return {**sources, **size, "overlays": overlays, "top": top}
+    return {"folder": quote(f"{FOLDER}/{slide}"), **size, "limits": limits, "top": [list(of) for of in galleries]}
+
+
+def remove_other_pictures(output_dir: Path, slides: Collection[str]) -> None:
+    """Remove what an earlier report left of other slides: somebody else's slides would be handed on with the folder.
+
+    Only pictures that a report wrote go, and their folders if nothing else is in them.
+
+    Args:
+        output_dir: the folder of the page.
+        slides: those that stay.
+    """
+    root = output_dir / FOLDER
+    # Not by name, since some file systems ignore case.
+    stay = {(root / slide).stat().st_ino for slide in slides}
+    for folder in root.glob("*"):
+        if folder.is_symlink() or folder.stat().st_ino in stay or not (folder / MARK).is_file():
+            continue
+        # No rank of this run writes here: temporary files are those of a run that was killed. The mark goes last, so
+        # that what an interrupted removal leaves goes with the next.
+        old_files = [*_pictures_in(folder), *folder.glob(".*.part.*")]
+        for old in sorted(old_files, key=lambda path: path.name == MARK):
+            old.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # not empty
+            folder.rmdir()
+
+
+def _pictures_in(folder: Path) -> list[Path]:
+    """What a report wrote into the folder of a slide; no temporary file, which another rank may be writing."""
+    return [path for path in folder.glob("*") if PICTURE.fullmatch(path.name)]
 
 
 def _overlay(heat: PatchMap, thumbnail: Thumbnail) -> Image.Image:
@@ -106,15 +133,3 @@ def _overlay(heat: PatchMap, thumbnail: Thumbnail) -> Image.Image:
     colours: NDArray[np.uint8] = shade_colours(np.linspace(0, 100, SHADES), heat.kind)
     image.putpalette([0, 0, 0, *colours.reshape(-1).tolist()])
     return image
-
-
-def _ends(heat: PatchMap) -> tuple[str, str]:
-    """What the two ends of the colour scale stand for."""
-    if heat.kind == "attention":
-        return "0", "100"
-    most = float(np.abs(heat.values).max())
-    return f"{-most:.3g}", f"+{most:.3g}"
-
-
-def _url(slide: str, name: str) -> str:
-    return quote(f"{FOLDER}/{slide}/{name}")

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from ignite.engine import Engine, Events
 from monai.utils import CommonKeys
 from numpy.typing import NDArray
 
 from scripts import __version__
-from scripts.bags.bag import BagBuilder
 from scripts.core.errors import SlideError
 from scripts.core.magnification import scale_names
 from scripts.core.ranks import is_first_rank
@@ -23,22 +21,23 @@ from scripts.core.shards import dataset_size, gather_shards
 from scripts.datalists.failures import FailedSlides
 from scripts.evaluation.reports import EvaluationReport, label_text
 from scripts.heatmaps.attention_maps import KINDS
-from scripts.heatmaps.bag_maps import BagMaps
 from scripts.heatmaps.legend import Title
-from scripts.heatmaps.top_patches import gallery
+from scripts.heatmaps.mapped_slides import MappedSlide, MappedSlides
 from scripts.heatmaps.writer import predicted_classes
-from scripts.networks.methods import MapSpec, method_title
+from scripts.networks.methods import method_title, served_head
 from scripts.reports.page import write_page
-from scripts.reports.pictures import write_pictures
+from scripts.reports.pictures import remove_other_pictures, write_pictures
 from scripts.reports.scores import evaluation_content
 from scripts.slides.frames import frame_of
-from scripts.slides.slide import Slide
 from scripts.weights.record import DEMONSTRATION, is_demonstration
 
 __all__ = ["ReportWriter"]
 
 # More patches in each gallery would make the pictures of a large cohort too large.
 MOST_TOP = 3
+PAGE = "report.html"
+
+logger = logging.getLogger(__name__)
 
 
 class ReportWriter:
@@ -46,7 +45,7 @@ class ReportWriter:
 
     The page opens without a network: style, script and figures are in the file, and it loads a slide's pictures from
     the folder when they come into view. It shows the slides with their predictions, the maps of each over its
-    thumbnail, and what failed.
+    thumbnail, and what failed. Pictures of slides that are not on the page, which an earlier run left, are removed.
 
     Attach to an evaluator whose postprocessing makes probabilities ``[H, K]``, after the handlers that it shows. Of
     several ranks each writes the pictures of its slides, and the first the page.
@@ -58,19 +57,17 @@ class ReportWriter:
         task: ``"multilabel"`` or ``"binary"``.
         magnifications: the scales.
         backbone: the encoder's name.
-        maps: the network's maps, in the order of its ``explain``.
+        mapped: the slides with their maps; the datalist's entries have ``label`` where it is known.
         heads: the H heads' names.
         class_names: the names of a head's K outputs.
-        network: has ``explain``.
-        bag_builder: opens the slides.
-        data: the datalist's entries, whose ``slide`` the batches name, with ``label`` where it is known.
         report: False writes none.
         top_patches: how many patches a gallery shows, at most 3 here; 0 for no galleries.
         coordinates: the frame of the positions in galleries, see :mod:`scripts.slides.frames`.
         key: of the probabilities in the evaluator's output.
         failures: the slides that failed, which the page lists, and where slides are recorded that cannot be read
             again; ``None`` ends the run with the first.
-        evaluation: the handler of an evaluation, which comes before this one: its scores and figures are shown.
+        evaluation: the handler of an evaluation, which comes before this one: its scores and figures are shown. A slide
+            that cannot be read again then keeps its row without pictures, and a warning names it: it has its scores.
 
     Raises:
         SettingsError: if ``report`` is no switch.
@@ -84,12 +81,9 @@ class ReportWriter:
         task: str,
         magnifications: Sequence[float],
         backbone: str,
-        maps: Sequence[MapSpec],
+        mapped: MappedSlides,
         heads: Sequence[str],
         class_names: Sequence[str],
-        network: torch.nn.Module,
-        bag_builder: BagBuilder,
-        data: Sequence[Mapping[str, Any]],
         report: bool = True,
         top_patches: int = 5,
         coordinates: str = "qupath",
@@ -102,19 +96,25 @@ class ReportWriter:
         self.output_dir, self.title, self.report = Path(output_dir), title, report
         scales = ", ".join(scale_names(magnifications))
         self.facts = [("Method", f"{method_title(method)}, {task}, at {scales}"), ("Encoder", backbone)]
-        self.maps, self.heads, self.class_names = list(maps), list(heads), list(class_names)
-        self.network, self.bag_builder, self.key, self.failures = network, bag_builder, key, failures
-        self.evaluation = evaluation
-        self.entries = {str(entry["slide"]): entry for entry in data}
-        self.head_index = self.heads.index("global") if "global" in self.heads else len(self.heads) - 1
+        self.mapped, self.heads, self.class_names = mapped, list(heads), list(class_names)
+        self.key, self.failures, self.evaluation = key, failures, evaluation
+        self.head_index = served_head(self.heads)
         self.slides: list[dict[str, Any]] = []
 
     def attach(self, engine: Engine) -> None:
-        """Write the pictures after every iteration, and the page when the run is complete."""
+        """Remove an earlier page, write the pictures after every iteration, and the page when the run is complete."""
+        if is_first_rank():
+            engine.add_event_handler(Events.STARTED, self._remove)
         if self.report:
             engine.add_event_handler(Events.STARTED, self._clear)
             engine.add_event_handler(Events.ITERATION_COMPLETED, self._show)
             engine.add_event_handler(Events.COMPLETED, self._end)
+
+    def _remove(self) -> None:
+        # An interrupted run would leave its pictures under the numbers of an earlier one.
+        (self.output_dir / PAGE).unlink(missing_ok=True)
+        if not self.report:  # else other ranks may be writing some already
+            remove_other_pictures(self.output_dir, [])
 
     def _clear(self) -> None:
         self.slides = []
@@ -122,52 +122,60 @@ class ReportWriter:
     def _show(self, engine: Engine) -> None:
         state: Any = engine.state
         for item, output in zip(state.batch, state.output, strict=True):
-            probabilities = output[self.key].float().cpu().numpy()
+            slide, probabilities = str(item["slide"]), output[self.key].float().cpu().numpy()
+            row = self._row(slide, probabilities)
             try:
-                self.slides.append(self._slide(str(item["slide"]), item, probabilities))
+                row |= self._pictures(slide, item, probabilities)
             except SlideError as error:
-                if self.failures is None:
+                if self.evaluation is not None:
+                    logger.warning("no pictures of slide %s in the report: %s", slide, error)
+                elif self.failures is not None:
+                    self.failures.record(self.mapped.entries[slide], error)
+                    continue
+                else:
                     raise
-                self.failures.record(self.entries[str(item["slide"])], error)
+            self.slides.append(row)
 
-    def _slide(self, slide: str, item: Mapping[str, Any], probabilities: NDArray[np.floating]) -> dict[str, Any]:
-        """What the page says of a slide, once its pictures are written."""
-        entry, own = self.entries[slide], probabilities[self.head_index]
-        label = np.asarray(entry[CommonKeys.LABEL]) if CommonKeys.LABEL in entry else None
-        maps, opened = BagMaps(self.network, self.maps, item), self.bag_builder.open_slide(entry)
-        known = set() if label is None else set(np.flatnonzero(label > 0.5).tolist())
-        galleries = self._galleries(slide, opened, maps, probabilities, known)
-        pictures = write_pictures(self.output_dir, slide, opened, maps, self.maps, self.class_names, galleries)
+    def _row(self, slide: str, probabilities: NDArray[np.floating]) -> dict[str, Any]:
+        """What the page says of a slide whether or not it has pictures."""
+        own, label = probabilities[self.head_index], self._label(slide)
         return {
             "name": slide,
             "label": "" if label is None else label_text(label, self.class_names),
             "prediction": self._prediction(own),
             "is_wrong": label is not None and not np.array_equal(own >= 0.5, label > 0.5),
             "probabilities": np.round(probabilities.astype(np.float64), 4).tolist(),
-            **pictures,
+            "folder": "",
         }
 
+    def _label(self, slide: str) -> NDArray[Any] | None:
+        entry = self.mapped.entries[slide]
+        return np.asarray(entry[CommonKeys.LABEL]) if CommonKeys.LABEL in entry else None
+
+    def _pictures(self, slide: str, item: Mapping[str, Any], probabilities: NDArray[np.floating]) -> dict[str, Any]:
+        """Write the pictures of a slide; returns what the page needs to show them."""
+        shown, label = self.mapped(item), self._label(slide)
+        known = set() if label is None else set(np.flatnonzero(label > 0.5).tolist())
+        galleries = self._galleries(slide, shown, probabilities[self.head_index], known)
+        return write_pictures(
+            self.output_dir, slide, shown.opened, shown.maps, self.mapped.maps, self.class_names, galleries
+        )
+
     def _galleries(
-        self, slide: str, opened: Slide, maps: BagMaps, probabilities: NDArray[np.floating], labelled: set[int]
+        self, slide: str, shown: MappedSlide, own: NDArray[np.floating], labelled: set[int]
     ) -> dict[tuple[int, int], NDArray[np.uint8]]:
         """The top patches of the served head's maps, for the classes that it predicts and those of the label."""
         if not self.top_patches:
             return {}
-        builder, frame = self.bag_builder, frame_of(self.coordinates, opened.bounds_level0)
-        scales = [opened.scale(magnification, builder.patch_size) for magnification in builder.magnifications]
-        read = cache(lambda s, corner: opened.read_patch(scales[s], corner))
-        galleries = {}
-        own = probabilities[self.head_index]
-        for m, spec in enumerate(self.maps):
-            if spec.head != self.heads[self.head_index]:
-                continue
-            for k in sorted(labelled | set(predicted_classes(own))):
-                title = Title(slide, spec.name, spec.head, self.class_names[k], float(own[k]))
-                heats = [maps(m, k, kind) for kind in KINDS]
-                galleries[m, k] = gallery(
-                    heats, min(self.top_patches, MOST_TOP), title, maps.corners, scales, spec.scale_index, read, frame
-                )
-        return galleries
+        frame, count = frame_of(self.coordinates, shown.opened.bounds_level0), min(self.top_patches, MOST_TOP)
+        return {
+            (m, k): shown.gallery(
+                m, k, KINDS, count, Title(slide, spec.name, spec.head, self.class_names[k], float(own[k])), frame
+            )
+            for m, spec in enumerate(self.mapped.maps)
+            if spec.head == self.heads[self.head_index]
+            for k in sorted(labelled | set(predicted_classes(own)))
+        }
 
     def _prediction(self, probabilities: NDArray[np.floating]) -> str:
         classes = [self.class_names[k] for k in np.flatnonzero(probabilities >= 0.5)]
@@ -178,13 +186,15 @@ class ReportWriter:
     def _end(self, engine: Engine) -> None:
         self.slides = gather_shards(self.slides, dataset_size(engine))
         if is_first_rank():
-            path = self.output_dir / "report.html"
+            path = self.output_dir / PAGE
             write_page(path, **self._content())
+            remove_other_pictures(self.output_dir, [slide["name"] for slide in self.slides if slide["folder"]])
             engine.logger.info("wrote %s (%d slides)", path, len(self.slides))
 
     def _content(self) -> dict[str, Any]:
         """What ``page.html`` names."""
-        networks: Any = getattr(self.network, "copies", [self.network])
+        network = self.mapped.network
+        networks: Any = getattr(network, "copies", [network])
         record = getattr(networks[0], "record", None)
         scores = {} if self.evaluation is None else evaluation_content(self.evaluation)
         labelled = any(slide["label"] for slide in self.slides)
@@ -204,6 +214,8 @@ class ReportWriter:
                 "heads": self.heads,
                 "head_index": self.head_index,
                 "classes": self.class_names,
+                "maps": [{"name": spec.name, "head": spec.head} for spec in self.mapped.maps],
+                "kinds": KINDS,
                 "slides": slides,
             },
         }

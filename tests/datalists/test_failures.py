@@ -47,6 +47,23 @@ def test_a_slide_that_fails_is_in_the_file_at_once_and_warned_of(tmp_path, capsy
     assert [row["slide"] for row in rows(tmp_path / "out")] == ["a", "b"]
 
 
+def test_a_slide_that_fails_in_two_handlers_counts_once(tmp_path, capsys):
+    failures = started(tmp_path)
+    for _ in range(2):
+        failures.record(entry("a"), unreadable())
+    assert len(rows(tmp_path)) == len(capsys.readouterr().err.splitlines()) == 1
+    with pytest.raises(FailedSlidesError, match=r"1 of 3 slides failed \(a\): see"):
+        failures.end(3)
+
+
+def test_a_file_of_an_earlier_run_is_not_shown_by_a_run_in_which_nothing_was_tried(tmp_path):
+    started(tmp_path).record(entry("a"), unreadable())
+    later = FailedSlides(tmp_path, "extracting")
+    assert later.rows() == []
+    later.start()
+    assert later.rows() == []
+
+
 def test_of_many_slides_that_fail_for_one_reason_the_first_few_are_shown_and_all_are_counted(tmp_path, capsys):
     failures = started(tmp_path)
     for i in range(165):
@@ -73,8 +90,8 @@ def test_of_many_slides_that_fail_for_one_reason_the_first_few_are_shown_and_all
 def test_any_name_of_a_file_comes_back_as_it_was(tmp_path_factory, names):
     folder = tmp_path_factory.mktemp("names")
     failures = started(folder)
-    for name in names:
-        failures.record({"slide": "s", "image": name}, unreadable())
+    for number, name in enumerate(names):
+        failures.record({"slide": f"s{number}", "image": name}, unreadable())
     assert [row["image"] for row in rows(folder)] == names
 
 

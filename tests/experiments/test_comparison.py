@@ -1,13 +1,20 @@
-"""What a comparison refuses before anything runs."""
+"""What a comparison refuses before anything runs, and the page that it writes."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
+from selenium.webdriver.common.by import By
 
 import scripts.experiments.comparison
 from scripts.core.errors import BundleError, DatalistError, SettingsError
 from scripts.experiments.comparison import Comparison
+from scripts.heatmaps.attention_maps import KINDS
+from scripts.heatmaps.figures import PanelRow, panel
+from scripts.heatmaps.images import Thumbnail
+from tests.browser import browser, errors_of, open_page  # noqa: F401 (a fixture)
+from tests.comparisons import CLASSES, write_cohort
+from tests.pyramids import noise
 
 SETTINGS = {"task": "multilabel", "class_names": ["cancer", "normal"], "magnifications": [5, 10]}
 TESTING = [{"slide": "a", "label": np.array([1.0, 0.0])}, {"slide": "b", "label": np.array([0.0, 1.0])}]
@@ -72,3 +79,24 @@ def test_no_run_and_no_picture_has_a_slide_that_is_left_out(tmp_path, monkeypatc
         comparison(tmp_path, figure_slides=["b"]).run(["b"])
     with pytest.raises(DatalistError, match="no slide of a partition is left, of a, b"):
         comparison(tmp_path).run(["a", "b"])
+
+
+def test_the_page_shows_the_pictures_beside_it_and_stays_small(browser, tmp_path, monkeypatch):  # noqa: F811
+    # Noise, as hard to compress as tissue.
+    row = PanelRow("s00", "cancer", Thumbnail(noise(800, 600), 4.0, (3200.0, 2400.0)), None)
+    monkeypatch.setattr(
+        scripts.experiments.comparison, "draw_panels", lambda *_: {kind: panel([row] * 2, CLASSES) for kind in KINDS}
+    )
+    runs = write_cohort(tmp_path / "runs", seeds=(0, 1))
+    labels = np.random.default_rng([0, 99]).integers(0, 2, (12, len(CLASSES))).astype(float)  # those of the runs
+    data = [{"slide": f"s{i:02d}", "label": label} for i, label in enumerate(labels)]
+    made = comparison(tmp_path, settings={**SETTINGS, "class_names": CLASSES}, training_data=data, testing_data=data)
+    made._write(runs, [], data, data)
+    assert (tmp_path / "attention.png").stat().st_size > 500_000
+    assert (tmp_path / "report.html").stat().st_size < 100_000
+    open_page(browser, tmp_path / "report.html")
+    images = browser.find_elements(By.CSS_SELECTOR, "figure img")
+    assert len(images) == 3
+    assert all(image.get_property("naturalWidth") > 0 for image in images)
+    assert "attention.png, contribution.png. Copy them with it" in browser.find_element(By.TAG_NAME, "dl").text
+    assert errors_of(browser) == []

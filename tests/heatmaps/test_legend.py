@@ -7,7 +7,15 @@ from hypothesis import strategies as st
 
 from scripts.heatmaps.attention_maps import KINDS, PatchMap
 from scripts.heatmaps.images import OPACITY, Thumbnail, overlay, shade_colours, write_png
-from scripts.heatmaps.legend import Title, bar_length_um, heatmap_with_legend, legend, legend_colours, shade_limits
+from scripts.heatmaps.legend import (
+    Title,
+    bar_length_um,
+    heatmap_with_legend,
+    legend,
+    legend_colours,
+    shade_limits,
+    shade_text,
+)
 from scripts.heatmaps.lettering import font, text_block
 from tests.heatmaps.test_images import read_png
 
@@ -76,6 +84,8 @@ def test_the_ends_of_the_colours_are_percentiles_or_the_greatest_contribution_of
     assert shade_limits(heat) == (-1.5, 1.5)
     least, most = shade_limits(heat)
     assert least + (most - least) * heat.shade / 100 == pytest.approx(heat.values)
+    assert [shade_text(value, heat.kind) for value in (least, 0, most)] == ["-1.5", "0", "+1.5"]
+    assert [shade_text(value, "attention") for value in (0, 100)] == ["0", "100"]
 
 
 def test_a_title_names_slide_map_class_kind_and_probability_and_the_head_where_it_is_another():

@@ -17,6 +17,7 @@ from scripts.bags.bag import BagBuilder
 from scripts.core.errors import SettingsError, SlideError
 from scripts.datalists.failures import FailedSlides
 from scripts.heatmaps.attention_maps import gather_rows
+from scripts.heatmaps.mapped_slides import MappedSlides
 from scripts.heatmaps.writer import HeatmapWriter, class_file_names
 from scripts.inference.transforms import EncodeSlided
 from scripts.networks.methods import attention_maps
@@ -100,12 +101,9 @@ def predict(output, entry, network=None, overlap=0.0, **given):
     network = network or colour_network()
     writer = HeatmapWriter(
         output,
-        maps=attention_maps("mustmil", [5, 10]),
+        mapped=MappedSlides(network, attention_maps("mustmil", [5, 10]), builder, [entry]),
         heads=HEADS,
         class_names=CLASSES,
-        network=network,
-        bag_builder=builder,
-        data=[entry],
         **given,
     )
     SupervisedEvaluator(
@@ -289,10 +287,8 @@ def test_a_slide_is_read_and_explained_once_for_all_its_maps(entry, tmp_path, mo
     network, passes = colour_network(), []
     explain = network.explain
     monkeypatch.setattr(network, "explain", lambda *inputs: passes.append(inputs) or explain(*inputs))
-    writer = HeatmapWriter(
-        tmp_path, attention_maps("mustmil", [5, 10]), HEADS, CLASSES, network, builder, [entry],
-        heatmap_classes=CLASSES,
-    )  # fmt: skip
+    mapped = MappedSlides(network, attention_maps("mustmil", [5, 10]), builder, [entry])
+    writer = HeatmapWriter(tmp_path, mapped, HEADS, CLASSES, heatmap_classes=CLASSES)
     SupervisedEvaluator(
         device="cpu",
         val_data_loader=DataLoader(Dataset([item]), batch_size=1),
@@ -359,7 +355,8 @@ def test_no_class_takes_the_files_of_another(spelled):
 def test_maps_that_are_not_the_networks_are_refused(entry, tmp_path):
     builder = BagBuilder((5, 10), patch_size=PATCH_PX, min_tissue=0.4)
     network = colour_network()
-    writer = HeatmapWriter(tmp_path, attention_maps("ssmil", [5, 10]), HEADS, CLASSES, network, builder, [entry])
+    mapped = MappedSlides(network, attention_maps("ssmil", [5, 10]), builder, [entry])
+    writer = HeatmapWriter(tmp_path, mapped, HEADS, CLASSES)
     evaluator = SupervisedEvaluator(
         device="cpu",
         val_data_loader=DataLoader(Dataset([entry], EncodeSlided("image", builder, tiny_encoder())), batch_size=1),

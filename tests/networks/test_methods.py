@@ -16,6 +16,7 @@ from scripts.networks.methods import (
     get_network,
     method_title,
     result_heads,
+    served_head,
     trained_heads,
 )
 from scripts.networks.mustmil import MuSTMIL
@@ -51,6 +52,7 @@ def test_the_methods_of_the_paper_and_of_monai():
     assert trained_heads("msmil", [5, 10]) == ["global", "5x", "10x"]
     assert result_heads("ssmil", [5, 10]) == ["5x", "10x"]
     assert result_heads("mil_att", [5, 10]) == ["10x"]
+    assert [served_head(heads) for heads in (["global", "5x", "10x"], ["5x", "10x"], ["10x"])] == [0, 1, 0]
     assert [(m.name, m.head, m.scale_index) for m in attention_maps("mustmil", [5, 10])] == [
         ("global", "global", 1), ("5x", "5x", 0), ("10x", "10x", 1),
     ]  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
@@ -10,6 +11,7 @@ from matplotlib.figure import Figure
 from selenium.webdriver.common.by import By
 
 from scripts.core.errors import SettingsError
+from scripts.heatmaps.attention_maps import KINDS
 from scripts.reports.page import figure_url, write_page
 from tests.browser import browser, errors_of, open_page  # noqa: F401 (a fixture)
 
@@ -42,19 +44,40 @@ def test_tables_and_figures_are_shown_without_a_complaint(browser, tmp_path):  #
     assert errors_of(browser) == []
 
 
-def test_of_a_thousand_slides_the_page_loads_the_pictures_in_view_alone(browser, tmp_path):  # noqa: F811
-    picture = {"small": "report/a/small.jpg", "thumbnail": "report/a/slide.jpg", "width": 9, "height": 9, "um": [9, 9]}
+def write_large(path: Path, number: int) -> None:
+    """A page of slides with the values of real ones: three maps of five classes and two kinds for each."""
+    heads, classes = ["global", "5x", "10x"], ["cancer", "hgd", "lgd", "hyperplastic", "normal"]
     slides = [
-        {"name": f"slide {i}", "label": "a", "prediction": "b", "is_wrong": i % 2 == 0, "overlays": [], **picture}
-        | {"probabilities": [[0.1, 0.9]] * 3}
-        for i in range(1000)
-    ]
-    heads, classes = ["global", "5x", "10x"], ["a", "b"]
-    write_page(
-        tmp_path / "a.html", title="t", facts=[], slides=slides, heads=heads, head_index=0, classes=classes,
-        has_labels=True, data={"heads": heads, "head_index": 0, "classes": classes, "slides": slides},
-    )  # fmt: skip
+        {
+            "name": f"TCGA-AA-{i:04d}-01Z-00-DX1", "folder": f"report/TCGA-AA-{i:04d}-01Z-00-DX1",
+            "label": "cancer", "prediction": "cancer, hgd", "is_wrong": i % 2 == 0,
+            "probabilities": [[0.9123, 0.5678, 0.1234, 0.0456, 0.0012]] * 3,
+            "width": 1000, "height": 812, "um": [24321.5, 19750.1], "top": [[0, 0], [0, 1]],
+            "limits": [[[["0", "100"], ["-0.0123", "+0.0123"]]] * len(classes)] * 3,
+        }
+        for i in range(number)
+    ]  # fmt: skip
+    maps = [{"name": head, "head": head} for head in heads]
+    shared = {"heads": heads, "head_index": 0, "classes": classes, "slides": slides}
+    data = {**shared, "maps": maps, "kinds": KINDS}
+    write_page(path, title="t", facts=[], has_labels=True, data=data, **shared)
+
+
+def test_a_slide_adds_less_than_two_kilobytes_to_the_page(tmp_path):
+    for number in (0, 1000):
+        write_large(tmp_path / f"{number}.html", number)
+    empty, full = ((tmp_path / f"{number}.html").stat().st_size for number in (0, 1000))
+    assert (full - empty) / 1000 < 2000
+
+
+def test_of_a_thousand_slides_the_page_loads_the_pictures_in_view_alone(browser, tmp_path):  # noqa: F811
+    write_large(tmp_path / "a.html", 1000)
     open_page(browser, tmp_path / "a.html")
+    # Printed with `pytest -s`, and not asserted: it depends on what else the machine does.
+    entry = browser.execute_script("return performance.getEntriesByType('navigation')[0].toJSON()")
+    print(
+        f"1,000 slides: {(tmp_path / 'a.html').stat().st_size} bytes, interactive in {entry['domInteractive']:.0f} ms"
+    )
     # Pictures that are not in view are not asked for.
     asked = browser.execute_script("return performance.getEntriesByType('resource').length")
     assert asked < 100

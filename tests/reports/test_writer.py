@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -21,11 +23,15 @@ from selenium.webdriver.support.ui import Select, WebDriverWait
 from scripts.bags.bag import BagBuilder
 from scripts.core.errors import SlideError
 from scripts.datalists.failures import FailedSlides
+from scripts.evaluation.reports import EvaluationReport
+from scripts.heatmaps.mapped_slides import MappedSlides
+from scripts.heatmaps.writer import HeatmapWriter
 from scripts.inference.transforms import EncodeSlided
 from scripts.networks.methods import attention_maps
 from scripts.reports.writer import ReportWriter
 from scripts.slides.frames import Rectangle
-from tests.browser import browser, data_of, errors_of, open_page  # noqa: F401 (a fixture)
+from scripts.slides.slide import Slide
+from tests.browser import browser, data_of, errors_of, open_page, overlays_of  # noqa: F401 (a fixture)
 from tests.cohorts import tiny_encoder
 from tests.heatmaps.test_images import BASE_MPP, COLD_BOX, HOT_BOX, PATCH_PX, SIZE, write_corner_slide
 from tests.heatmaps.test_writer import CLASSES, HEADS, colour_network
@@ -42,10 +48,10 @@ def write_report(folder: Path, path: Path) -> Path:
     failures = FailedSlides(folder, "inferring")
     failures.start()
     failures.record({"slide": "third", "image": "third.tif"}, SlideError("third.tif", REASON, "Mend it."))
+    mapped = MappedSlides(network, attention_maps("mustmil", [5, 10]), builder, data)
     writer = ReportWriter(
-        folder, "A <report>", "mustmil", "multilabel", (5, 10), "tiny", attention_maps("mustmil", [5, 10]), HEADS,
-        CLASSES, network, builder, data, failures=failures,
-    )  # fmt: skip
+        folder, "A <report>", "mustmil", "multilabel", (5, 10), "tiny", mapped, HEADS, CLASSES, failures=failures
+    )
     SupervisedEvaluator(
         device="cpu",
         val_data_loader=DataLoader(Dataset(data, EncodeSlided("image", builder, tiny_encoder())), batch_size=1),
@@ -91,18 +97,13 @@ def test_the_page_has_every_probability_the_wrong_slides_first_and_names_what_fa
 def test_nothing_on_the_page_comes_from_elsewhere(page):
     text = page.read_text(encoding="utf-8")
     assert not re.search(r"(?:src|href)\s*=\s*[\"']?(?:https?:)?//", text)
-    assert {one["src"].split("/")[0] for slide in data_of(page)["slides"] for one in slide["overlays"]} == {"report"}
+    assert {slide["folder"].split("/")[0] for slide in data_of(page)["slides"]} == {"report"}
 
 
 @pytest.mark.parametrize(("name", "box"), [("dark", HOT_BOX), ("pink", COLD_BOX)])
 @pytest.mark.parametrize("map_name", HEADS)
 def test_an_overlay_is_hottest_where_the_colour_of_its_class_is(page, map_name, name, box):
-    (one,) = (
-        one
-        for one in data_of(page)["slides"][1]["overlays"]
-        if (one["map"], one["class"], one["kind"]) == (map_name, name, "attention")
-    )
-    overlay = Image.open(page.parent / one["src"])
+    overlay = Image.open(page.parent / overlays_of(page, 1)[map_name, name, "attention"])
     index = np.asarray(overlay)
     y, x = np.argwhere(index == index.max()).mean(axis=0) / index.shape
     width, height = data_of(page)["slides"][1]["um"]
@@ -119,19 +120,18 @@ def test_bounds_move_no_overlay_and_no_picture_of_the_slide(page, slide, tmp_pat
     cropped = write_report(tmp_path, slide)
     (one, _), (other, _) = data_of(page)["slides"], data_of(cropped)["slides"]
     assert one["um"] == other["um"] == pytest.approx(np.multiply(SIZE, BASE_MPP), abs=0.1)
-    assert one["overlays"] == other["overlays"]
-    for source in (one["thumbnail"], *(overlay["src"] for overlay in one["overlays"])):
-        assert (page.parent / unquote(source)).read_bytes() == (cropped.parent / unquote(source)).read_bytes()
+    assert one["limits"] == other["limits"]
+    for url in (f"{one['folder']}/slide.jpg", *overlays_of(page, 0).values()):
+        assert (page.parent / unquote(url)).read_bytes() == (cropped.parent / unquote(url)).read_bytes()
     # The positions under the top patches are those of QuPath, and differ.
-    top = unquote(one["top"][0]["src"])
+    top = unquote("{}/{}_{}_top.jpg".format(one["folder"], *one["top"][0]))
     assert (page.parent / top).read_bytes() != (cropped.parent / top).read_bytes()
 
 
 def test_the_top_patches_of_predicted_and_labelled_classes_are_there(page):
     wrong, right = data_of(page)["slides"]
-    assert {(one["map"], one["class"]) for one in right["top"]} == {("global", "dark")}
-    assert {(one["map"], one["class"]) for one in wrong["top"]} == {("global", name) for name in CLASSES}
-    assert all((page.parent / unquote(one["src"])).is_file() for one in wrong["top"])
+    assert (right["top"], wrong["top"]) == ([[0, 0]], [[0, 0], [0, 1]])  # of the map global
+    assert all((page.parent / unquote(f"{wrong['folder']}/0_{k}_top.jpg")).is_file() for k in range(len(CLASSES)))
 
 
 def test_it_opens_in_a_browser_without_a_complaint_and_shows_its_pictures(browser, page):  # noqa: F811
@@ -173,6 +173,8 @@ def test_head_class_and_kind_choose_the_map_and_the_text(browser, page):  # noqa
             assert said == f"The head {map_name} gives {class_name} a probability of {probability}. Label: dark."
             for kind in ("attention", "contribution"):
                 Select(browser.find_element(By.ID, "kind")).select_by_value(kind)
+                ends = [browser.find_element(By.ID, end).text for end in ("low", "high")]
+                assert ends == ["0", "100"] if kind == "attention" else ends[0] == f"-{ends[1].removeprefix('+')}"
                 sources.add(loaded(browser, "#overlay").get_attribute("src"))
     assert len(sources) == 3 * 2 * 2
     assert errors_of(browser) == []
@@ -200,8 +202,75 @@ def test_every_control_and_picture_has_a_name(browser, page):  # noqa: F811
         assert element.accessible_name, element.get_attribute("outerHTML")
 
 
+@pytest.mark.parametrize("damage", ["gone", "cut off"])
+def test_an_evaluation_keeps_the_scores_of_a_slide_that_can_no_longer_be_read(slide, tmp_path, caplog, damage):
+    image = tmp_path / "a.tif"
+    shutil.copy(slide, image)
+    for left in ("lost", "another"):  # by an earlier run
+        (tmp_path / "report" / left).mkdir(parents=True)
+        (tmp_path / "report" / left / "small.jpg").write_text("")
+    there = {"image": str(slide), "slide": "there", "mpp": BASE_MPP, "label": np.array([1, 0], np.float32)}
+    data = [{**there, "image": str(image), "slide": "lost"}, there]
+    builder, network = BagBuilder((5, 10), patch_size=PATCH_PX, min_tissue=0.4), colour_network((0.9, 0.2))
+    encode = EncodeSlided("image", builder, tiny_encoder())
+    bags = [encode(entry) for entry in data]  # it could be read when its features were made
+    if damage == "gone":
+        image.unlink()
+    else:
+        image.write_bytes(image.read_bytes()[:2000])
+    scores = EvaluationReport(tmp_path, HEADS, CLASSES, "multilabel")
+    mapped = MappedSlides(network, attention_maps("mustmil", [5, 10]), builder, data)
+    writer = ReportWriter(
+        tmp_path, "t", "mustmil", "multilabel", (5, 10), "tiny", mapped, HEADS, CLASSES, evaluation=scores
+    )
+    SupervisedEvaluator(
+        device="cpu",
+        val_data_loader=DataLoader(bags, batch_size=1),
+        network=network,
+        postprocessing=Activationsd(keys="pred", sigmoid=True),
+        val_handlers=[scores, writer],
+    ).run()
+    assert json.loads((tmp_path / "metrics.json").read_text())["slides"] == 2
+    rows = {row["name"]: row for row in data_of(tmp_path / "report.html")["slides"]}
+    assert rows["lost"]["probabilities"] == rows["there"]["probabilities"]
+    assert [name for name, row in rows.items() if row["folder"]] == ["there"]
+    assert [folder.name for folder in (tmp_path / "report").iterdir()] == ["there"]
+    assert (tmp_path / "report.html").read_text(encoding="utf-8").count('class="look" aria-haspopup') == 1
+    (warned,) = (text for text in caplog.messages if "lost" in text)
+    assert "\n" not in warned
+    assert warned.startswith(f"no pictures of slide lost in the report: {image}: ")
+
+
+def test_heatmaps_and_report_share_a_slides_maps_and_patches(slide, tmp_path, monkeypatch):
+    data = [{"image": str(slide), "slide": name, "mpp": BASE_MPP} for name in ("a", "b")]
+    builder, network = BagBuilder((5, 10), patch_size=PATCH_PX, min_tissue=0.4), colour_network((0.9, 0.2))
+    encode = EncodeSlided("image", builder, tiny_encoder())
+    bags = [encode(entry) for entry in data]
+    passes, reads, explain, read_patch = [], [], network.explain, Slide.read_patch
+    monkeypatch.setattr(network, "explain", lambda *inputs: passes.append(inputs) or explain(*inputs))
+    monkeypatch.setattr(
+        Slide, "read_patch", lambda self, *of: reads.append((self, *map(repr, of))) or read_patch(self, *of)
+    )
+    mapped = MappedSlides(network, attention_maps("mustmil", [5, 10]), builder, data)
+    SupervisedEvaluator(
+        device="cpu",
+        val_data_loader=DataLoader(bags, batch_size=1),
+        network=network,
+        postprocessing=Activationsd(keys="pred", sigmoid=True),
+        val_handlers=[
+            HeatmapWriter(tmp_path, mapped, HEADS, CLASSES, heatmap_formats=["mha"]),
+            ReportWriter(tmp_path, "t", "mustmil", "multilabel", (5, 10), "tiny", mapped, HEADS, CLASSES),
+        ],
+    ).run()
+    assert len(passes) == len(data)
+    assert len(reads) == len({(id(read), *of) for read, *of in reads}) > 0
+    for entry in data:
+        assert (tmp_path / "heatmaps" / entry["slide"] / "global_dark_top.png").is_file()
+        assert (tmp_path / "report" / entry["slide"] / "0_0_top.jpg").is_file()
+
+
 def test_a_switch_writes_none(tmp_path):
-    writer = ReportWriter(tmp_path, "t", "mustmil", "multilabel", (5, 10), "b", [], HEADS, CLASSES, colour_network(),
-                          BagBuilder(), [], report=False)  # fmt: skip
+    mapped = MappedSlides(colour_network(), [], BagBuilder(), [])
+    writer = ReportWriter(tmp_path, "t", "mustmil", "multilabel", (5, 10), "b", mapped, HEADS, CLASSES, report=False)
     engine = SupervisedEvaluator(device="cpu", val_data_loader=[], network=colour_network(), val_handlers=[writer])
     assert not [h for handlers in engine._event_handlers.values() for h, *_ in handlers if "ReportWriter" in repr(h)]

@@ -132,6 +132,10 @@ def test_evaluating_stops_or_goes_on_in_the_same_way(workflow, slides, extracted
     assert not (tmp_path / "predictions.csv").exists()
     workflow("evaluating", "evaluate", allow_missing=True, **settings)
     assert predicted(tmp_path) == ["e1", "e2"]
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    _, _, shown = page.partition("Slides that failed")
+    assert "unknown" in shown
+    assert REASONS["unknown"] in shown
 
 
 def test_a_partition_of_which_nothing_is_left_is_an_error(workflow, slides, extracted, tmp_path):
