@@ -12,6 +12,7 @@ from urllib.parse import unquote
 
 import numpy as np
 import pytest
+from ignite.engine import Events
 from monai.data import DataLoader, Dataset
 from monai.engines import SupervisedEvaluator
 from monai.transforms import Activationsd
@@ -269,8 +270,22 @@ def test_heatmaps_and_report_share_a_slides_maps_and_patches(slide, tmp_path, mo
         assert (tmp_path / "report" / entry["slide"] / "0_0_top.jpg").is_file()
 
 
-def test_a_switch_writes_none(tmp_path):
+def test_a_switch_writes_none_and_leaves_none_of_an_earlier_run(slide, tmp_path):
+    write_report(tmp_path, slide)
+    (tmp_path / "report" / "notes").mkdir()
     mapped = MappedSlides(colour_network(), [], BagBuilder(), [])
     writer = ReportWriter(tmp_path, "t", "mustmil", "multilabel", (5, 10), "b", mapped, HEADS, CLASSES, report=False)
     engine = SupervisedEvaluator(device="cpu", val_data_loader=[], network=colour_network(), val_handlers=[writer])
-    assert not [h for handlers in engine._event_handlers.values() for h, *_ in handlers if "ReportWriter" in repr(h)]
+    for event in (Events.STARTED, Events.COMPLETED):
+        engine.fire_event(event)
+    assert [path.name for path in (tmp_path / "report").iterdir()] == ["notes"]
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_a_run_that_is_interrupted_leaves_no_page_of_an_earlier_one(slide, tmp_path):
+    page = write_report(tmp_path, slide)
+    mapped = MappedSlides(colour_network(), [], BagBuilder(), [])
+    writer = ReportWriter(tmp_path, "t", "mustmil", "multilabel", (5, 10), "b", mapped, HEADS, CLASSES)
+    engine = SupervisedEvaluator(device="cpu", val_data_loader=[], network=colour_network(), val_handlers=[writer])
+    engine.fire_event(Events.STARTED)
+    assert not page.exists()
