@@ -14,6 +14,7 @@ from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
 from scripts.bags.bag import BagBuilder
+from scripts.core.errors import SlideError
 from scripts.core.files import write_csv, write_json
 from scripts.core.ranks import is_first_rank
 from scripts.core.repeats import Repeats, first_names
@@ -40,6 +41,8 @@ logger = logging.getLogger(__name__)
 
 COLUMNS = ("slide", "map", "kind", "class", "patches", "positive_share", "roc_auc", "average_precision")
 
+logger = logging.getLogger(__name__)
+
 
 class LocalisationReport:
     """Compares the maps with the regions of those slides whose entry in the datalist has ``regions``.
@@ -49,7 +52,7 @@ class LocalisationReport:
     of their area or more, have the highest values? Writes ``localisation.json`` (see
     :func:`scripts.evaluation.localisation.localisation_summary`; what is not defined is null), ``localisation.csv`` (a
     line for each slide, map, kind and class) and a table in TensorBoard's Text tab. Does nothing if no entry has
-    ``regions``.
+    ``regions``. A slide that can no longer be opened is left out, with a warning.
 
     Attach to an evaluator that decollates its batches, of a bag dataset. Of several ranks the first writes, for all.
 
@@ -119,7 +122,13 @@ class LocalisationReport:
         labelled = [int(k) for k in np.flatnonzero(np.asarray(entry[CommonKeys.LABEL]) > 0.5)]
         if not labelled:
             return []
-        name, slide = str(entry["slide"]), self.bag_builder.open_slide(entry)
+        name = str(entry["slide"])
+        try:
+            slide = self.bag_builder.open_slide(entry)
+        except SlideError as error:
+            # The scores of all slides are not lost for one that has gone since its features were made.
+            logger.warning("no localisation of slide %s: %s", name, error)
+            return []
         regions = read_regions(entry["regions"], name, slide.size_level0, self.region_classes, slide.bounds_level0)
         maps, classes, found = BagMaps(self.network, self.maps, item), list(self.values.items()), []
         others = [n for k, (n, values) in enumerate(classes) if k not in labelled and regions.values & {*values}]

@@ -123,6 +123,17 @@ def halves(tmp_path: Path) -> dict[str, Any]:
     return make_slide(tmp_path, "halves", (1, 1, 0), regions)
 
 
+def test_a_slide_that_is_gone_is_left_out_with_a_warning(
+    tmp_path: Path, halves: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    gone = {**halves, "slide": "gone", "image": str(tmp_path / "gone.tif")}
+    attention = np.zeros((32, 3, 3))
+    evaluate(tmp_path, [gone, halves], [item(entry, attention) for entry in (gone, halves)])
+    assert {line["slide"] for line in read_csv(tmp_path)} == {"halves"}
+    (warned,) = (text for text in caplog.messages if "slide gone" in text)
+    assert warned.startswith(f"no localisation of slide gone: {gone['image']}: ")
+
+
 def test_attention_on_the_regions_scores_1_reversed_0_and_constant_a_half(
     tmp_path: Path, halves: dict[str, Any]
 ) -> None:
