@@ -48,6 +48,7 @@ _MODULES = {
     "scripts.evaluation.metrics": ("head_metrics", "key_metric", "lower_is_better", "score_names"),
     "scripts.evaluation.same_split": ("warn_of_other_split",),
     "scripts.features.backbones": ("has_fast_bfloat16",),
+    "scripts.features.exporting": ("export_banks",),
     "scripts.features.extraction": ("left_out",),
     "scripts.networks.methods": ("attention_maps", "result_heads", "trained_heads"),
     "scripts.training.curves": ("loss_and_metric_layout", "training_scalars", "write_validation"),
@@ -100,7 +101,7 @@ def encoder_of(settings: Mapping[str, Any], **others: Any) -> Any:
 
     if "backbone" not in others:
         others["backbone"] = get_backbone(settings["backbone"], settings["backbone_weights"], settings["amp"])
-    taken = {"device": settings["device"], "num_workers": settings["num_workers"], "runtime": settings["runtime"]}
+    taken = {key: settings[key] for key in ("device", "num_workers", "runtime", "feature_dtype") if key in settings}
     return Encoder(**{**taken, "batch_size": settings["encode_batch"], **others})
 
 

@@ -166,6 +166,13 @@ def files(world: World, config: str, **settings: Any) -> Any:
     return [name for name in found if "tfevents" not in name]
 
 
+def exported(world: World, config: str, **settings: Any) -> Any:
+    """The files that ``exporting`` writes."""
+    settings, out = world.settings_for(config, **settings), world.last
+    world.run(config, "exporting", **settings)
+    return sorted(str(path.relative_to(out)) for path in out.rglob("*") if path.is_file())
+
+
 def contents(world: World, config: str, **settings: Any) -> Any:
     """What is in the files that a workflow writes, and how it ends."""
     settings, out = world.settings_for(config, **settings), world.last

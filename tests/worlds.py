@@ -140,18 +140,18 @@ class World:
         parts = [parser.get_parsed_content(id_) for id_ in ids]
         return parts[0] if len(parts) == 1 else parts
 
-    def run(self, config: str, **given: Any) -> Path:
-        """Run a workflow in this process; returns its ``output_dir``."""
+    def run(self, config: str, run_id: str | None = None, **given: Any) -> Path:
+        """Run a workflow, by default the config's first, in this process; returns its ``output_dir``."""
         given = self.settings_for(config, **given)
-        workflow = self.start(config, **given)
+        workflow = self.start(config, run_id, **given)
         workflow.run()
         workflow.finalize()
         return Path(given["output_dir"])
 
-    def start(self, config: str, **given: Any) -> ConfigWorkflow:
+    def start(self, config: str, run_id: str | None = None, **given: Any) -> ConfigWorkflow:
         """A workflow that is ready to run."""
         path, given = ROOT / "configs" / f"{config}.json", self.settings_for(config, **given)
-        workflow = ConfigWorkflow(str(path), workflow_type="infer", run_id=CONFIGS[config], **given)
+        workflow = ConfigWorkflow(str(path), workflow_type="infer", run_id=run_id or CONFIGS[config], **given)
         workflow.initialize()
         return workflow
 

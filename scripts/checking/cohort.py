@@ -136,10 +136,10 @@ class CohortChecker:
         general = Problems(where=self.feature_dir)
         encoder = general.attempt("backbone", self.make_encoder)
         rate = None if encoder is None else self._measure(encoder, checked, facts, general)
-        num_features = None if encoder is None else encoder.num_features
+        feature_bytes = None if encoder is None else encoder.feature_bytes
         print(self._summary(checked, facts))
-        if num_features is not None:
-            print(self._cost(checked, facts, num_features, rate, general))
+        if feature_bytes is not None:
+            print(self._cost(checked, facts, feature_bytes, rate, general))
         # The measurement may have added one to the slides' own.
         problems = [*checked.problems, *(p for fact in facts for p in fact.problems), *duplicates]
         problems += [*find_unsummed(checked.entries(), checked.source), *general]
@@ -148,7 +148,7 @@ class CohortChecker:
         write_problems(path, problems)
         magnifications = self.bag_builder.magnifications
         slides_path = self.output_dir / "slides.csv"
-        write_slides(slides_path, checked, facts, problems, magnifications, self.class_names, num_features)
+        write_slides(slides_path, checked, facts, problems, magnifications, self.class_names, feature_bytes)
         print(f"{shown_problems(problems, path) if problems else f'no problems: {path}'}\nslides: {slides_path}")
         blocking = sum(problem.blocks for problem in problems)
         if blocking:
@@ -213,10 +213,15 @@ class CohortChecker:
         )
 
     def _cost(
-        self, checked: CheckedList, facts: Sequence[SlideFacts], num_features: int, rate: Rate | None, general: Problems
+        self,
+        checked: CheckedList,
+        facts: Sequence[SlideFacts],
+        feature_bytes: int,
+        rate: Rate | None,
+        general: Problems,
     ) -> str:
         pairs = [(f, 1 + n) for f, n in zip(facts, self._views(checked), strict=True) if f.is_usable]
-        disk = sum(bank_bytes(f.num_patches or (), f.num_rows or 0, num_features) * n for f, n in pairs)
+        disk = sum(bank_bytes(f.num_patches or (), f.num_rows or 0, feature_bytes) * n for f, n in pairs)
         patches = sum(sum(f.num_patches or ()) * n for f, n in pairs)
         free = shutil.disk_usage(_existing(self.feature_dir)).free
         if disk > free:

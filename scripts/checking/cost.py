@@ -13,7 +13,7 @@ from scripts.features.encoding import Encoder
 __all__ = ["Rate", "bank_bytes", "measure_rate"]
 
 # In a bank, a feature is float32, a corner two float64, the patch of a row int64.
-FEATURE_BYTES, CORNER_BYTES, LINK_BYTES = 4, 16, 8
+CORNER_BYTES, LINK_BYTES = 16, 8
 
 
 @dataclass(frozen=True)
@@ -48,9 +48,15 @@ def measure_rate(encoder: Encoder, bag: Bag, seconds: float = 10.0) -> Rate:
     return Rate(bag.slide.path.name, patches, taken)
 
 
-def bank_bytes(num_patches: Sequence[int], num_rows: int, num_features: int) -> int:
-    """The size in bytes of the feature bank of a slide with so many patches at each scale, without HDF5's own 10 kB."""
-    patches = sum(num_patches) * (num_features * FEATURE_BYTES + CORNER_BYTES)
+def bank_bytes(num_patches: Sequence[int], num_rows: int, feature_bytes: int) -> int:
+    """The size in bytes of the feature bank of a slide with so many patches at each scale, without HDF5's own 10 kB.
+
+    Args:
+        num_patches: of each scale.
+        num_rows: of the bag.
+        feature_bytes: of the features of a patch.
+    """
+    patches = sum(num_patches) * (feature_bytes + CORNER_BYTES)
     return patches + num_rows * len(num_patches) * LINK_BYTES
 
 

@@ -43,7 +43,7 @@ def write_slides(
     problems: Sequence[Problem],
     magnifications: Sequence[float],
     class_names: Sequence[str],
-    num_features: int | None,
+    feature_bytes: int | None,
 ) -> None:
     """Write ``slides.csv``: one line a slide, which is a datalist again.
 
@@ -59,7 +59,7 @@ def write_slides(
         problems: all of them.
         magnifications: the scales.
         class_names: the classes in order.
-        num_features: F; ``None`` if no encoder could be built.
+        feature_bytes: of the features of a patch; ``None`` if no encoder could be built.
 
     Raises:
         SettingsError: if the folder cannot be written to.
@@ -93,8 +93,8 @@ def write_slides(
         if fact.num_patches is not None and fact.num_rows is not None:
             line |= {f"patches_{name}": n for name, n in zip(names, fact.num_patches, strict=True)}
             line |= {"tissue_mm2": f"{fact.tissue_mm2:.4g}", "covered_mm2": f"{fact.covered_mm2:.4g}"}
-            if num_features is not None:
-                line["bank_bytes"] = bank_bytes(fact.num_patches, fact.num_rows, num_features)
+            if feature_bytes is not None:
+                line["bank_bytes"] = bank_bytes(fact.num_patches, fact.num_rows, feature_bytes)
         lines.append([_cell(line.get(column)) for column in columns])
     write_csv(path, columns, lines)
 

@@ -13,7 +13,7 @@ from scripts.core.errors import SettingsError
 from scripts.core.magnification import check_magnifications
 from scripts.core.ranks import check_device
 
-__all__ = ["Check", "choice", "device", "magnifications", "names", "number", "path", "resolution", "switch"]
+__all__ = ["Check", "choice", "device", "magnifications", "names", "number", "path", "resolution", "several", "switch"]
 
 Check = Callable[[str, Any], None]
 
@@ -52,6 +52,17 @@ def choice(*choices: str) -> Check:
     def check(key: str, value: Any) -> None:
         if value not in choices:
             raise SettingsError(key, f"got {value!r}", f"Choose one of {', '.join(choices)}.")
+
+    return check
+
+
+def several(*choices: str) -> Check:
+    """One of several names, or a list of some of them."""
+
+    def check(key: str, value: Any) -> None:
+        chosen = [value] if isinstance(value, str) else value
+        if not isinstance(chosen, list | tuple) or not chosen or any(one not in choices for one in chosen):
+            raise SettingsError(key, f"got {value!r}", f"Give {' or '.join(choices)}, or a list of these.")
 
     return check
 

@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
-from scripts.core.setting_checks import Check, choice, device, magnifications, names, number, path, resolution, switch
+from scripts.core.setting_checks import choice, device, magnifications, names, number, path, resolution, several, switch
+from scripts.core.setting_entry import Setting, entry
 
 __all__ = [
+    "EXPORT_FORMATS",
+    "FEATURE_DTYPES",
     "LATER",
     "OPTIMIZERS",
     "RUNTIMES",
     "SETTINGS",
-    "Setting",
     "check_settings",
     "is_same_value",
     "values_with_role",
@@ -26,42 +27,13 @@ __all__ = [
 ]
 
 OPTIMIZERS = ("Adam", "AdamW", "SGD", "RMSprop")
-LATER: dict[str, Any] = {"overlap": 0.0, "grid_origin": "slide", "tissue": {}}
+LATER: dict[str, Any] = {"overlap": 0.0, "grid_origin": "slide", "tissue": {}, "feature_dtype": "float32"}
 """Settings that files of earlier versions do not store, with the values with which those were made."""
 RUNTIMES = ("torch", "compile", "openvino")
+EXPORT_FORMATS = ("h5", "pt")
+FEATURE_DTYPES = ("float32", "float16")
 # Settings that are lists whose order has no meaning.
 UNORDERED = ("magnifications", "positive_classes")
-
-
-@dataclass(frozen=True)
-class Setting:
-    """One setting.
-
-    Args:
-        name: its key in the configs.
-        help: its line in docs/settings.md.
-        check: raises a :class:`SettingsError` at a wrong value; ``None`` where the component that takes it checks it.
-        roles: what depends on it:
-
-            - ``decides``: with another value, scores of the same weights are meaningless. Stored in the record of the
-              weights; whatever uses the weights takes it from there, and refuses another value.
-            - ``recorded``: stored in the record of the weights; another value is warned of.
-            - ``fixed``: a training is resumed with the same value alone.
-            - ``provenance``: stored in every file that comes out.
-            - ``grid``: ``searching`` tries several values.
-            - ``free``: says where and how a run computes. ``comparing`` and ``searching`` use results with other
-              values.
-            - ``own``: of a workflow itself; ``comparing`` and ``searching`` do not hand it to their trainings.
-    """
-
-    name: str
-    help: str
-    check: Check | None = None
-    roles: frozenset[str] = frozenset()
-
-
-def _entry(name: str, help_line: str, check: Check | None = None, roles: str = "") -> tuple[str, Setting]:
-    return name, Setting(name, help_line, check, frozenset(roles.split()))
 
 
 _FOLDER, _FILE = path(is_joined=True), path(is_optional=True)
@@ -69,49 +41,49 @@ _SEED = number(0, 2**32 - 1)
 
 SETTINGS: dict[str, Setting] = dict(
     [
-        _entry("bundle_root", "the bundle's folder", _FOLDER, "own"),
-        _entry(
+        entry("bundle_root", "the bundle's folder", _FOLDER, "own"),
+        entry(
             "dataset_dir", "folder that the paths in the datalist start from; by default the datalist's", _FILE, "free"
         ),
-        _entry(
+        entry(
             "datalist",
             "the slides and their labels; by default the one in `dataset_dir`; without both, the demonstration's",
             _FILE,
             "free",
         ),
-        _entry("partition", "the partition that `evaluating` evaluates", None, "provenance"),
-        _entry("image", "the slide that `inspecting` looks at", _FILE),
-        _entry("mpp", "micrometres per pixel of that slide, if its file does not state it", resolution),
-        _entry("mask", "a tissue mask of that slide, an image or annotations", _FILE),
-        _entry("output_dir", "where results are written", _FOLDER, "own"),
-        _entry("ckpt_dir", "where weights are written and read", _FOLDER, "own"),
-        _entry(
+        entry("partition", "the partition that `evaluating` evaluates", None, "provenance"),
+        entry("image", "the slide that `inspecting` looks at", _FILE),
+        entry("mpp", "micrometres per pixel of that slide, if its file does not state it", resolution),
+        entry("mask", "a tissue mask of that slide, an image or annotations", _FILE),
+        entry("output_dir", "where results are written", _FOLDER, "own"),
+        entry("ckpt_dir", "where weights are written and read", _FOLDER, "own"),
+        entry(
             "feature_dir",
             "where the feature bank is; `inferring` reads and writes none unless it is given",
             path(is_optional=True),
             "free",
         ),
-        _entry(
+        entry(
             "method",
             "what is trained: see [Methods](methods.md)",
             choice("mustmil", "msmil", "ssmil", "mil_att", "mil_att_trans"),
             "decides fixed provenance",
         ),
-        _entry("methods", "what `comparing` trains", None, "own"),
-        _entry(
+        entry("methods", "what `comparing` trains", None, "own"),
+        entry(
             "task",
             "`multilabel`, or `binary`: the classes of `positive_classes` against the rest",
             choice("multilabel", "binary"),
             "decides fixed provenance",
         ),
-        _entry(
+        entry(
             "class_names",
             r"the classes, in the labels' order, without `;`, `\|` and `#`; no numbers; not head, all, or a key of "
             "datalists (image, slide, id, label, partition, patient, mpp, mask, ...)",
             names,
             "decides fixed provenance",
         ),
-        _entry(
+        entry(
             "positive_classes",
             "the classes that count as 1 in the binary task (high risk in the paper): "
             "`--positive_classes \"['malignant']\"`. By default cancer and hgd, where both are among the classes, or a "
@@ -119,72 +91,72 @@ SETTINGS: dict[str, Setting] = dict(
             names,
             "decides fixed provenance",
         ),
-        _entry(
+        entry(
             "magnifications",
             "one or more, in any order; 10x means 1 um/px",
             magnifications,
             "decides fixed provenance",
         ),
-        _entry(
+        entry(
             "patch_size",
             "side of the patches in pixels, at every magnification",
             number(1),
             "decides fixed provenance",
         ),
-        _entry(
+        entry(
             "min_tissue",
             "fraction of tissue that a patch needs at the highest magnification; a list gives one for each",
             None,
             "recorded fixed provenance",
         ),
-        _entry(
+        entry(
             "overlap",
             "fraction of a patch's side that neighbours share, from 0 to 0.9: see [Grid](methods.md#tissue-and-grid)",
             number(0.0, 0.9),
             "recorded fixed provenance",
         ),
-        _entry(
+        entry(
             "grid_origin",
             "`slide`: one grid from the slide's corner; `tissue`: one for each piece of tissue, which covers more of "
             "small biopsies",
             choice("slide", "tissue"),
             "recorded fixed provenance",
         ),
-        _entry(
+        entry(
             "tissue",
             "constants of tissue detection that you change, for example `{'closing_um': 16}`: see "
             "[Tissue](methods.md#tissue-and-grid)",
             None,
             "recorded fixed provenance",
         ),
-        _entry(
+        entry(
             "mask_tissue",
             "which values of mask images are tissue, where one has several: `[1]` for GrandQC's; which classes of "
             "annotations are: `['Tissue']`; see [Datalists](datalists.md)",
             None,
             "fixed provenance",
         ),
-        _entry(
+        entry(
             "mask_excluded",
             "which classes of annotations in masks are cut out of the tissue: `['Pen', 'Fold']`; see "
             "[Annotations](datalists.md#annotations)",
             None,
             "fixed provenance",
         ),
-        _entry("min_rows", "rows of a slide below which `checking` warns of almost no tissue", number(0)),
-        _entry(
+        entry("min_rows", "rows of a slide below which `checking` warns of almost no tissue", number(0)),
+        entry(
             "read_all",
             "whether `checking` reads every patch once: see [Checking a cohort](datalists.md#checking-a-cohort)",
             switch,
         ),
-        _entry(
+        entry(
             "reader",
             "`cucim`, `openslide`, or `auto`: cuCIM where it can, OpenSlide where not, and tifffile for levels in "
             "SubIFDs",
             choice("auto", "cucim", "openslide"),
             "provenance free",
         ),
-        _entry(
+        entry(
             "read_level",
             "`nearest` finer level of the pyramid, or the `highest` as the paper does; `upsample` is `nearest`, and "
             "interpolates slides that are coarser than a magnification, which fail otherwise (with a `feature_dir` of "
@@ -192,123 +164,134 @@ SETTINGS: dict[str, Setting] = dict(
             choice("nearest", "highest", "upsample"),
             "recorded fixed provenance",
         ),
-        _entry(
+        entry(
             "source",
             "train on the feature `bank`, or on `patches` read from the slides in every epoch",
             choice("bank", "patches"),
             "fixed provenance",
         ),
-        _entry(
+        entry(
             "views",
             "class-wise augmentation: see [Augmentation](methods.md#augmentation)",
             number(0, 999),
             "fixed provenance",
         ),
-        _entry(
+        entry(
             "cache_gb",
             "banks are kept in memory once read, up to so many gigabytes for training and as many for validation",
             number(0.0),
             "free",
         ),
-        _entry("backbone", "`efficientnet_lite0`, or `resnet34`, the paper's", None, "decides fixed provenance"),
-        _entry("backbone_weights", "a weights file, instead of the official one", _FILE),
-        _entry(
+        entry("backbone", "`efficientnet_lite0`, or `resnet34`, the paper's", None, "decides fixed provenance"),
+        entry("backbone_weights", "a weights file, instead of the official one", _FILE),
+        entry(
             "epochs",
             "of each phase of the training; an epoch samples as many slides as there are training slides, balanced "
             "over classes; raise it for small cohorts (the paper's have 1,826, the demo takes 40 epochs of 23)",
             number(1),
             "provenance grid",
         ),
-        _entry("optimizer_name", "`Adam`, `AdamW`, `SGD` or `RMSprop`", choice(*OPTIMIZERS), "fixed provenance grid"),
-        _entry("lr", "learning rate of the optimiser", number(0.0), "fixed provenance grid"),
-        _entry("weight_decay", "weight decay of the optimiser", number(0.0), "fixed provenance grid"),
-        _entry(
+        entry("optimizer_name", "`Adam`, `AdamW`, `SGD` or `RMSprop`", choice(*OPTIMIZERS), "fixed provenance grid"),
+        entry("lr", "learning rate of the optimiser", number(0.0), "fixed provenance grid"),
+        entry("weight_decay", "weight decay of the optimiser", number(0.0), "fixed provenance grid"),
+        entry(
             "num_nodes",
             "size of an instance's embedding; MONAI's `MILModel` has sizes of its own",
             number(2),
             "decides fixed provenance grid",
         ),
-        _entry(
+        entry(
             "alpha",
             "weight of MuSTMIL's global loss; other methods have one loss at a time",
             number(0.0),
             "fixed provenance grid",
         ),
-        _entry("beta", "weight of the loss of each of MuSTMIL's scales", number(0.0), "fixed provenance grid"),
-        _entry(
+        entry("beta", "weight of the loss of each of MuSTMIL's scales", number(0.0), "fixed provenance grid"),
+        entry(
             "val_interval",
             "epochs from one validation to the next; weights are kept at validations alone",
             number(1),
             "fixed provenance",
         ),
-        _entry("batch_size", "bags a step", number(1), "fixed provenance"),
-        _entry("encode_batch", "patches that the backbone encodes at once", number(1, 4096), "provenance free"),
-        _entry("num_workers", "threads that read patches", number(0), "free"),
-        _entry(
+        entry("batch_size", "bags a step", number(1), "fixed provenance"),
+        entry("encode_batch", "patches that the backbone encodes at once", number(1, 4096), "provenance free"),
+        entry("num_workers", "threads that read patches", number(0), "free"),
+        entry(
             "amp",
             "bfloat16 in the backbone, by default where `device` is fast at it, else float32 without TF32; the heads "
             "compute in float32 always",
             switch,
             "provenance",
         ),
-        _entry(
-            "runtime", "what computes the backbone: see [Speed](clusters.md#speed)", choice(*RUNTIMES), "provenance"
+        entry("runtime", "what computes the backbone: see [Speed](clusters.md#speed)", choice(*RUNTIMES), "provenance"),
+        entry(
+            "feature_dtype",
+            "`float32`, or `float16`: features of half the size, rounded where they are made; training computes in "
+            "float32 with either. See [Half the disk](clusters.md#half-the-disk)",
+            choice(*FEATURE_DTYPES),
+            "recorded fixed provenance",
         ),
-        _entry("seed", "of the initial weights, the sampling and the bootstrap", _SEED, "fixed"),
-        _entry("seeds", "the seeds with which `comparing` trains each method", None, "own"),
-        _entry(
+        entry("seed", "of the initial weights, the sampling and the bootstrap", _SEED, "fixed"),
+        entry("seeds", "the seeds with which `comparing` trains each method", None, "own"),
+        entry(
             "split_seed",
             "of the split of a datalist without partitions: keep it where `seed` changes",
             _SEED,
             "fixed provenance",
         ),
-        _entry("grid", "what `searching` tries: lists of values by setting", None, "own"),
-        _entry(
+        entry("grid", "what `searching` tries: lists of values by setting", None, "own"),
+        entry(
             "num_processes",
             "how many trainings of `comparing` and `searching` run at the same time",
             number(1, 10**4),
             "own",
         ),
-        _entry(
+        entry(
             "figure_slides",
             "slides of the figure of `comparing`, by name; by default the first of each class",
             None,
             "own",
         ),
-        _entry(
+        entry(
             "device",
             "`cpu`, `cuda`, `cuda:1`; by default a GPU if torch sees one, else the CPU, with a warning where the "
             "machine has a GPU that torch cannot use",
             device,
             "provenance free",
         ),
-        _entry("resume", "continue from `ckpt_dir/last.ckpt`", switch, "own"),
-        _entry(
+        entry("resume", "continue from `ckpt_dir/last.ckpt`", switch, "own"),
+        entry(
             "strict", "stop at the first slide that fails: see [When a slide fails](troubleshooting.md)", switch, "own"
         ),
-        _entry("allow_missing", "continue without slides that have no features", switch, "own"),
-        _entry(
+        entry("allow_missing", "continue without slides that have no features", switch, "own"),
+        entry(
             "leave_out",
             "names of slides of the datalist that are not used (`--leave_out \"['a','b']\"`); the split stays as it is",
         ),
-        _entry("heatmaps", "whether `inferring` draws heatmaps", switch),
-        _entry("report", "whether `report.html` is written, with pictures of each slide", switch),
-        _entry("heatmap_kinds", "`attention`, `contribution`, or both: see [Heatmaps](heatmaps.md)"),
-        _entry(
+        entry("heatmaps", "whether `inferring` draws heatmaps", switch),
+        entry("report", "whether `report.html` is written, with pictures of each slide", switch),
+        entry("heatmap_kinds", "`attention`, `contribution`, or both: see [Heatmaps](heatmaps.md)"),
+        entry(
             "heatmap_classes",
             "the classes whose heatmaps are drawn; by default the predicted ones, or the most probable where none is",
         ),
-        _entry(
+        entry(
             "heatmap_formats",
             "`png` with a legend, `plain` PNG without, `geojson`, `mha`, or a list of these: see "
             "[Heatmaps](heatmaps.md)",
         ),
-        _entry(
+        entry(
+            "export_formats",
+            "`h5`, as TRIDENT, torchmil and MIL-Lab read it, `pt`, as CLAM's training does, or a list of these",
+            several(*EXPORT_FORMATS),
+            "own",
+        ),
+        entry(
             "top_patches",
             "how many patches the galleries show of each kind; 0 writes no galleries",
             number(0, 100),
         ),
-        _entry(
+        entry(
             "coordinates",
             "the frame of GeoJSON, galleries and `patches.csv`: `qupath`, or `level0`: see "
             "[Frames](heatmaps.md#frames)",
@@ -318,7 +301,7 @@ SETTINGS: dict[str, Setting] = dict(
 
 
 def with_role(role: str) -> tuple[str, ...]:
-    """The names of the settings with a role of :class:`Setting`, in the registry's order."""
+    """The names of the settings with a role of :class:`scripts.core.setting_entry.Setting`, in the registry's order."""
     return tuple(name for name, setting in SETTINGS.items() if role in setting.roles)
 
 

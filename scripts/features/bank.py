@@ -24,7 +24,17 @@ from scripts.core.provenance import software
 from scripts.features.encoding import Encoder, PatchTransform
 from scripts.features.hdf5 import writing_hdf5
 
-__all__ = ["BANK_FORMAT", "BankedBag", "bank_path", "read_bank", "seal_bank", "stored_settings", "write_bank"]
+__all__ = [
+    "BANK_FORMAT",
+    "BankedBag",
+    "bank_path",
+    "bank_slides",
+    "read_bank",
+    "seal_bank",
+    "stored_settings",
+    "stored_size",
+    "write_bank",
+]
 
 # Raised when the same settings would give other contents: banks of an older format are then made again.
 BANK_FORMAT = 1
@@ -79,6 +89,11 @@ def bank_path(feature_dir: str | Path, slide: str, view: int = 0) -> Path:
     return Path(feature_dir) / (f"views/{slide}/{view:03d}.h5" if view else f"{slide}.h5")
 
 
+def bank_slides(feature_dir: str | Path) -> dict[str, Path]:
+    """The banks of a folder by the names of their slides, in order; without those of augmented views."""
+    return {path.name.removesuffix(".h5"): path for path in sorted(Path(feature_dir).glob("*.h5"))}
+
+
 def write_bank(
     path: Path,
     bag: Bag,
@@ -121,7 +136,7 @@ def write_bank(
             group["coords"].attrs["patch_level0"] = scale.patch_level0
             group["coords"].attrs["patch_read_px"] = scale.patch_read_px
             group["coords"].attrs["read_level"] = scale.level
-            group.create_dataset("features", (len(coords), encoder.num_features), dtype=np.float32)
+            group.create_dataset("features", (len(coords), encoder.num_features), dtype=encoder.feature_dtype)
         for scale_index, patches, features in encoder.encode(bag, transform):
             bank[grid.scales[scale_index].name]["features"][patches] = features
             check()
@@ -167,7 +182,7 @@ def read_bank(path: Path, magnifications: tuple[float, ...]) -> BankedBag:
         if sum(dataset.nbytes for dataset in datasets) > os.path.getsize(path):
             raise ValueError("it claims to contain more than it does")
         arrays = [dataset[:] for dataset in datasets]
-        rows, coords, features = arrays[0], tuple(arrays[1::2]), tuple(arrays[2::2])
+        rows, coords, features = arrays[0], tuple(arrays[1::2]), tuple(map(_float32, arrays[2::2]))
         banked = BankedBag(features, coords, _sides(datasets), rows, float(bank.attrs["mpp"]))
         _check_shapes(banked)
         for dataset, array in zip(datasets, arrays, strict=True):
@@ -192,10 +207,26 @@ def stored_settings(path: Path) -> dict[str, Any]:
         return settings
 
 
+def stored_size(path: Path) -> tuple[int, int]:
+    """(width, height) of a bank's slide in level-0 pixels.
+
+    Raises:
+        SettingsError: if it is damaged, or no bank.
+    """
+    with _opened(path) as (bank, _):
+        width, height = map(int, bank.attrs["size_level0"])
+        return width, height
+
+
 def _datasets(bank: h5py.File, scales: Sequence[str]) -> list[h5py.Dataset]:
     """The rows, then the coordinates and the features of each scale."""
     groups = [bank[scale] for scale in scales]
     return [bank["rows"], *(group[name] for group in groups for name in ("coords", "features"))]
+
+
+def _float32(features: NDArray[Any]) -> NDArray[Any]:
+    """Features in float32 if they are in float16; what is neither is refused later."""
+    return features.astype(np.float32) if features.dtype == np.float16 else features
 
 
 def _sides(datasets: Sequence[h5py.Dataset]) -> tuple[float, ...]:

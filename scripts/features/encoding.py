@@ -15,7 +15,7 @@ from torch import Tensor
 
 from scripts.bags.bag import Bag
 from scripts.bags.blocks import Block, plan_blocks
-from scripts.core.errors import fitting
+from scripts.core.errors import SettingsError, fitting
 from scripts.core.settings import check_settings
 from scripts.features.backbones import Backbone
 from scripts.features.runtimes import Forward, choose_runtime, get_forward
@@ -41,12 +41,12 @@ class Encoded(NamedTuple):
     Args:
         scale_index: the scale, counted from low to high.
         patches: ``[n]``, the patches, as they are numbered in the grid; not in order.
-        features: ``[n, F]``.
+        features: ``[n, F]`` of the encoder's ``feature_dtype``.
     """
 
     scale_index: int
     patches: NDArray[np.int64]
-    features: NDArray[np.float32]
+    features: NDArray[np.floating]
 
 
 class Encoder:
@@ -62,6 +62,7 @@ class Encoder:
         batch_size: patches that are encoded together.
         num_workers: threads that read patches meanwhile; 0 reads and encodes in turn.
         runtime: what computes the backbone, see :func:`scripts.features.runtimes.choose_runtime`.
+        feature_dtype: ``"float32"``, or ``"float16"``, to which the features are then rounded, wherever they go.
 
     Raises:
         SettingsError: if a setting has no such value, or cannot be used here.
@@ -74,8 +75,10 @@ class Encoder:
         batch_size: int = 32,
         num_workers: int = 2,
         runtime: str = "torch",
+        feature_dtype: str = "float32",
     ) -> None:
-        check_settings(encode_batch=batch_size, num_workers=num_workers)
+        check_settings(encode_batch=batch_size, num_workers=num_workers, feature_dtype=feature_dtype)
+        self.feature_dtype: np.dtype[np.floating] = np.dtype(feature_dtype)
         self.backbone, self.batch_size, self.num_workers = backbone, batch_size, num_workers
         self._wanted_runtime = runtime
         self._forward: Forward | None = None
@@ -105,6 +108,11 @@ class Encoder:
         """F, the features of a patch."""
         return self.backbone.num_features
 
+    @property
+    def feature_bytes(self) -> int:
+        """The bytes that the features of a patch take in a bank."""
+        return self.num_features * self.feature_dtype.itemsize
+
     def settings(self) -> dict[str, Any]:
         """What decides the features of a patch, as plain values that are stored with them.
 
@@ -116,6 +124,7 @@ class Encoder:
             "weights_sha256": self.backbone.weights_sha256,
             "amp": self.backbone.amp,
             "runtime": self.runtime,
+            "feature_dtype": self.feature_dtype.name,
             **({"device": self.device.type} if self.backbone.amp else {}),
         }
 
@@ -131,7 +140,8 @@ class Encoder:
 
         Raises:
             SlideError: if the slide cannot be read, or, at the end, if it was changed since it was opened.
-            SettingsError: if the runtime cannot compute the backbone, or a batch does not fit into memory.
+            SettingsError: if the runtime cannot compute the backbone, a batch does not fit into memory, or a feature
+                into float16.
         """
         self.backbone.to(self.device)
         if self._forward is None:
@@ -142,9 +152,9 @@ class Encoder:
         for numbers, batch in self._batches(bag, transform, buffers=1 + in_flight):
             computing.append((numbers, self._compute(self._forward, batch)))
             if len(computing) > in_flight:
-                yield from _fetched(*computing.popleft())
+                yield from self._fetched(*computing.popleft())
         while computing:
-            yield from _fetched(*computing.popleft())
+            yield from self._fetched(*computing.popleft())
         bag.slide.check_unchanged()
 
     def _compute(self, forward: Forward, batch: Tensor) -> _Fetch:
@@ -238,9 +248,17 @@ class Encoder:
             while waiting:
                 yield from waiting.popleft().result()
 
+    def _fetched(self, numbers: list[_Numbers], fetch: _Fetch) -> Iterator[Encoded]:
+        features = self._rounded(fetch())
+        for scale_index, patches in numbers:
+            yield Encoded(scale_index, patches, features[: len(patches)])
+            features = features[len(patches) :]
 
-def _fetched(numbers: list[_Numbers], fetch: _Fetch) -> Iterator[Encoded]:
-    features = fetch()
-    for scale_index, patches in numbers:
-        yield Encoded(scale_index, patches, features[: len(patches)])
-        features = features[len(patches) :]
+    def _rounded(self, features: NDArray[np.float32]) -> NDArray[np.floating]:
+        if features.dtype == self.feature_dtype:
+            return features
+        most = float(np.finfo(self.feature_dtype).max)
+        if (largest := float(np.abs(features).max(initial=0))) > most:
+            cause = f"is {self.feature_dtype}, and a feature of {self.backbone.name} is {largest:g}, beyond {most:g}"
+            raise SettingsError("feature_dtype", cause, "Set it to float32.")
+        return features.astype(self.feature_dtype)

@@ -13,7 +13,8 @@ from bundle.settings_page import PAGE, settings_page
 from scripts.core import settings
 from scripts.core.errors import SettingsError, mistake_in
 from scripts.core.setting_checks import number
-from scripts.core.settings import Setting, values_with_role, with_role
+from scripts.core.setting_entry import Setting
+from scripts.core.settings import values_with_role, with_role
 from tests.conftest import ROOT
 
 

@@ -22,7 +22,7 @@ def test_a_bank_holds_as_many_bytes_as_reckoned(bag, tmp_path):
     with h5py.File(path) as bank:
         bank.visititems(lambda _, item: sizes.append(item.nbytes) if isinstance(item, h5py.Dataset) else None)
     num_patches = [len(coords) for coords in bag.grid.coords]
-    reckoned = bank_bytes(num_patches, bag.grid.num_rows, NUM_TINY_FEATURES)
+    reckoned = bank_bytes(num_patches, bag.grid.num_rows, 4 * NUM_TINY_FEATURES)
     assert reckoned == sum(sizes) == (6 + 20) * (12 * 4 + 16) + 20 * 2 * 8
     assert 0 < path.stat().st_size - reckoned < 20_000
 

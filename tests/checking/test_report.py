@@ -87,7 +87,7 @@ def test_the_list_of_slides_is_a_datalist_that_says_the_same(tmp_path, task):
     path, checked = cohort(tmp_path, task)
     written = tmp_path / "output" / "slides.csv"
     facts = [known(slide.name) for slide in checked.slides]
-    write_slides(written, checked, facts, [], (5, 10), ("a", "b"), 12)
+    write_slides(written, checked, facts, [], (5, 10), ("a", "b"), 48)
 
     before = load_datalist(path, tmp_path, task, ("a", "b"))
     after = load_datalist(written, None, task, ("a", "b"))
@@ -98,7 +98,7 @@ def test_the_list_of_slides_is_a_datalist_that_says_the_same(tmp_path, task):
             assert new["sha256"] == "ab" * 32
     # Written again from itself, it stays as it is.
     again = check_datalist(written, written.parent, task, ("a", "b"))
-    write_slides(tmp_path / "again.csv", again, facts, [], (5, 10), ("a", "b"), 12)
+    write_slides(tmp_path / "again.csv", again, facts, [], (5, 10), ("a", "b"), 48)
     assert (tmp_path / "again.csv").read_bytes() == written.read_bytes()
 
 
@@ -107,7 +107,7 @@ def test_what_was_found_stands_beside_what_was_given(tmp_path):
     facts = [known("s0"), SlideFacts(Problems("s1", "s1")), known("s2")]
     facts[2].resolution = Resolution(0.5, "file: objective power 20")
     problems = [Problem(WARNS, "x", "", "", "", "s1"), Problem(BLOCKS, "y", "", "", "", "s1"), SMALL]
-    write_slides(tmp_path / "slides.csv", checked, facts, problems, (5, 10), ("a", "b"), 12)
+    write_slides(tmp_path / "slides.csv", checked, facts, problems, (5, 10), ("a", "b"), 48)
     first, second, third = lines_of(tmp_path / "slides.csv")
     wanted = {
         "slide": "s0", "image": str(tmp_path / "in" / "s0.svs"), "patient": "P 0", "partition": "training",

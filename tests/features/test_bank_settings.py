@@ -58,14 +58,14 @@ def test_a_bank_of_before_a_setting_was_stored_is_used_and_named(bank, slide, ke
 
 
 @pytest.mark.parametrize("key", LATER)
-def test_a_bank_of_before_a_setting_of_the_grid_is_that_of_its_default(bank, slide, key):
+def test_a_bank_of_before_a_setting_is_that_of_its_default(bank, slide, key):
     with h5py.File(bank, "r+") as file:
         settings = json.loads(file.attrs["settings"])
         file.attrs["settings"] = json.dumps({name: value for name, value in settings.items() if name != key})
     assert is_banked(bank, settings_of(slide))
-    other = {"overlap": 0.5, "grid_origin": "tissue", "tissue": {"closing_um": 16}}[key]
+    other = {"overlap": 0.5, "grid_origin": "tissue", "tissue": {"closing_um": 16}, "feature_dtype": "float16"}[key]
     with pytest.raises(SettingsError, match=f"was made otherwise .{key} .*, now "):
-        is_banked(bank, settings_of(slide, builder(**{key: other})))
+        is_banked(bank, {**settings_of(slide), key: other})
 
 
 def test_a_mask_says_what_is_tissue_whatever_ink_there_is(slide):

@@ -166,8 +166,20 @@ def test_the_callers_gradient_mode_stays_as_it_is(bag, grad):
 
 def test_settings_name_the_encoder():
     encoder = Encoder(tiny_backbone("tiny", "ab" * 32))
-    assert encoder.settings() == {"backbone": "tiny", "weights_sha256": "ab" * 32, "amp": False, "runtime": "torch"}
+    assert encoder.settings() == {
+        "backbone": "tiny", "weights_sha256": "ab" * 32, "amp": False, "runtime": "torch", "feature_dtype": "float32",
+    }  # fmt: skip
     assert encoder.num_features == 12
+
+
+def test_features_in_float16_are_those_in_float32_rounded_and_those_beyond_it_are_refused(bag):
+    half = Encoder(tiny_backbone(), feature_dtype="float16")
+    rounded = tiny_encoder().encode_rows(bag).astype(np.float16)
+    assert np.array_equal(half.encode_rows(bag), rounded.astype(np.float32))
+    assert {features.dtype for _, _, features in half.encode(bag)} == {np.dtype(np.float16)}
+    half.backbone.std /= 1e6
+    with pytest.raises(SettingsError, match="feature_dtype: is float16, and a feature of tiny is .*, beyond 65504"):
+        half.encode_rows(bag)
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda", "cuda:1"])

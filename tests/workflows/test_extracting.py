@@ -4,7 +4,9 @@ import h5py
 import numpy as np
 
 
-def test_every_slide_of_the_datalist_gets_its_bank_and_a_second_run_makes_none(workflow, cohort, tmp_path):
+def test_every_slide_of_the_datalist_gets_its_bank_which_a_second_run_keeps_and_others_can_read(
+    workflow, cohort, tmp_path
+):
     settings = {"dataset_dir": str(cohort), "output_dir": str(tmp_path)}
     workflow("extracting", "extract", **settings)
     banks = sorted((tmp_path / "features").iterdir())
@@ -17,3 +19,6 @@ def test_every_slide_of_the_datalist_gets_its_bank_and_a_second_run_makes_none(w
         assert bank["5x/features"].shape == (len(bank["5x/coords"]), 1280)
         assert np.isfinite(bank["10x/features"][:]).all()
         assert bank["10x/features"][:].std(axis=0).max() > 0
+    workflow("exporting", "extract", **settings)
+    folder = tmp_path / "trident" / "10x_224px_0px_overlap" / "features_efficientnet_lite0"
+    assert sorted(path.stem for path in folder.iterdir()) == [bank.stem for bank in banks]

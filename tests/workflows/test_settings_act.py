@@ -28,6 +28,7 @@ from tests.looks import (
     data,
     device,
     end,
+    exported,
     extraction,
     features,
     figure,
@@ -110,6 +111,7 @@ ENCODER = {
     "num_workers": keeps(features, 0, threads),
     "amp": changes(features, True),
     "runtime": changes(forward, "openvino"),
+    "feature_dtype": changes(features, "float16"),
     "device": changes(device, "cuda"),
 }
 BANKS = {"strict": changes(extraction, True)}
@@ -186,6 +188,7 @@ EFFECTS: dict[str, dict[str, Effect]] = {
         "feature_dir": changes(files, "OUT/elsewhere", datalist=lambda world: world.fewest),
         "views": changes(files, 2, feature_dir="OUT/features", datalist=lambda world: world.fewest),
         "seed": changes(data, 7, datalist=lambda world: world.unsplit),
+        "export_formats": changes(exported, "pt"),
     },
     "inspect": {
         **PLACES, **BAG,
