@@ -33,6 +33,8 @@ LIST_BOTH = (
     "List those that are tissue as `mask_tissue`, and those to cut out as `mask_excluded`, settings or keys of the "
     "datalist."
 )
+# A grid of its own for each piece of tissue is tried out at 81 places: of so many shapes that would take minutes.
+MANY_SHAPES = 5000
 # QuPath does not count what has such a class, as its `Ignore*`.
 IGNORED_SUFFIX = "*"
 
@@ -75,6 +77,16 @@ class AnnotatedTissue(TissueMask):
     def fraction(self, xy_level0: NDArray[np.float64], side_level0: float) -> NDArray[np.float64]:
         """As :meth:`scripts.bags.tissue.TissueMask.fraction`, of the shapes."""
         return self.shapes.fraction(xy_level0, side_level0)
+
+    def quick_fraction(self, xy_level0: NDArray[np.float64], side_level0: float) -> NDArray[np.float64]:
+        """The same, of very many shapes by their pixels."""
+        is_slow = shapely.get_num_geometries(self.shapes.area) > MANY_SHAPES
+        fraction = super().fraction if is_slow else self.fraction
+        return fraction(xy_level0, side_level0)
+
+    def pieces_level0(self) -> NDArray[np.float64]:
+        """``[n, 4]``: (left, top, right, bottom) of each shape, in level-0 pixels."""
+        return np.asarray(shapely.bounds(shapely.get_parts(self.shapes.area))).reshape(-1, 4)
 
     @property
     def area_mm2(self) -> float:

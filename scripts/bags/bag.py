@@ -160,7 +160,8 @@ class BagBuilder:
     def link(self, slide: Slide, scales: Sequence[Scale], tissue: TissueMask) -> Bag:
         """The bag of a slide with its tissue, at the slide's scales for the magnifications, from low to high."""
         pieces = tissue.pieces_level0() if self.grid_origin == "tissue" else None
-        grid = link_grids(scales, slide.size_level0, tissue.fraction, self.min_tissue, self.overlap, pieces)
+        size, fraction = slide.size_level0, tissue.fraction
+        grid = link_grids(scales, size, fraction, self.min_tissue, self.overlap, pieces, tissue.quick_fraction)
         return Bag(slide, tissue, grid)
 
     def tissue_of(self, entry: Mapping[str, Any], slide: Slide) -> TissueMask:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from scripts.bags.pieces import LaidGrid, lay_pieces
+from scripts.bags.pieces import LaidGrid, Lay, lay_pieces
 from scripts.core.errors import SettingsError
 from scripts.core.magnification import Scale
 
@@ -104,6 +104,7 @@ def link_grids(
     min_tissue: float | Sequence[float] = 0.7,
     overlap: float = 0.0,
     pieces_level0: NDArray[np.float64] | None = None,
+    quick_fraction: TissueFraction | None = None,
 ) -> LinkedGrid:
     """Lay a regular grid at each scale and link its patches.
 
@@ -120,19 +121,22 @@ def link_grids(
         overlap: fraction of a patch's side that neighbours share, at least 0 and below 1.
         pieces_level0: ``[n, 4]``, (left, top, right, bottom) of the pieces of tissue that have a grid of their own;
             ``None`` for one grid from the slide's corner.
+        quick_fraction: as ``tissue_fraction``, and perhaps less exact, to find the place of a piece's grid.
 
     Returns:
         The linked grid; it may have no rows.
     """
     thresholds = tissue_thresholds(min_tissue, len(scales))
 
-    def lay(start: tuple[float, float], stop: tuple[float, float]) -> LaidGrid:
-        return _lay(scales, start, stop, tissue_fraction, thresholds, overlap)
+    def laying(fraction: TissueFraction) -> Lay:
+        return lambda start, stop: _lay(scales, start, stop, fraction, thresholds, overlap)
 
+    lay = laying(tissue_fraction)
     if pieces_level0 is None:
         laid = [lay((0.0, 0.0), size_level0)]
     else:
-        laid = lay_pieces(pieces_level0, lay, scales[0].patch_level0, scales[-1].patch_level0, overlap)
+        try_out = None if quick_fraction is None else laying(quick_fraction)
+        laid = lay_pieces(pieces_level0, lay, scales[0].patch_level0, scales[-1].patch_level0, overlap, try_out)
 
     coords, rows = [], []
     for s in range(len(scales)):

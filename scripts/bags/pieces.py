@@ -41,7 +41,12 @@ Lay = Callable[[tuple[float, float], tuple[float, float]], LaidGrid]
 
 
 def lay_pieces(
-    pieces_level0: NDArray[np.float64], lay: Lay, lowest_level0: float, highest_level0: float, overlap: float
+    pieces_level0: NDArray[np.float64],
+    lay: Lay,
+    lowest_level0: float,
+    highest_level0: float,
+    overlap: float,
+    try_out: Lay | None = None,
 ) -> list[LaidGrid]:
     """One grid for each piece of tissue.
 
@@ -56,6 +61,7 @@ def lay_pieces(
         lay: lays one grid.
         lowest_level0, highest_level0: side of the patches of the lowest and the highest magnification.
         overlap: fraction of a patch's side that neighbours share.
+        try_out: lays the grids that are compared, where ``lay`` is too slow for many; by default ``lay``.
     """
     if not len(pieces_level0):
         return []
@@ -65,13 +71,13 @@ def lay_pieces(
     def best(left: float, top: float, right: float, bottom: float) -> LaidGrid:
         across, down = _starts(left, right, lowest_level0, *steps), _starts(top, bottom, lowest_level0, *steps)
         laid: LaidGrid | None = None
+        start = across[0], down[0]
         # The centred start comes first, and stays where others are no better.
         for x, y in sorted(itertools.product(range(len(across)), repeat=2), key=sum):
-            other = lay((across[x], down[y]), (right, bottom))
+            other = (try_out or lay)((across[x], down[y]), (right, bottom))
             if laid is None or other.tissue > laid.tissue + 1e-6:
-                laid = other
-        assert laid is not None
-        return laid
+                laid, start = other, (across[x], down[y])
+        return laid if laid is not None and try_out is None else lay(start, (right, bottom))
 
     boxes = _joined(pieces_level0, pieces_level0, lowest_level0)
     while True:

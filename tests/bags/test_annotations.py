@@ -108,8 +108,20 @@ def test_annotations_and_a_mask_image_of_the_same_shapes_give_the_same_grid(slid
         by_image = grid(slide, tmp_path / "m.png", min_tissue=thresholds)
         assert grid(slide, drawn, min_tissue=thresholds, mask_excluded="pen") == by_image
         assert by_image[1]
+        own = {"min_tissue": thresholds, "grid_origin": "tissue"}
+        assert grid(slide, drawn, mask_excluded="pen", **own) == grid(slide, tmp_path / "m.png", **own) != by_image
     tissue = builder(mask_excluded=["Pen"]).look({"image": slide, "mask": drawn}).tissue
     assert tissue.area_mm2 == pytest.approx(inside.area * 0.5**2 * 1e-6)
+
+
+def test_tissue_thinner_than_a_pixel_of_the_mask_has_its_own_grid(slide, tmp_path):
+    stripes = [feature(shapely.box(401 + 40 * i, 20, 404 + 40 * i, 480), "A") for i in range(12)]
+    drawn = write(tmp_path / "m.geojson", collection(*stripes))
+    bags = [
+        builder(min_tissue=0.0, grid_origin=origin).look({"image": slide, "mask": drawn})
+        for origin in ("slide", "tissue")
+    ]
+    assert all(bag.covered_fraction == pytest.approx(1) for bag in bags)
 
 
 def test_every_form_of_export_is_read(slide, tmp_path):
