@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import struct
+import sys
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -90,10 +92,34 @@ def read_mask_pixels(path: Path) -> MaskPixels:
     return MaskPixels(pixels, is_lossy)
 
 
-def _read_itk(path: Path) -> MaskPixels:
-    # Here and not above, because ITK takes three seconds to load, and most runs read no mask.
-    import itk
+@cache
+def _itk() -> Any:
+    """ITK, loaded when it is first used: it takes three seconds, and most runs read no mask.
 
+    It loads its parts one by one, and meanwhile changes the working folder of the whole process, where other threads
+    then do not find a slide or a bank by a relative path. Only Windows needs that.
+    """
+    import itk
+    from itk.support.base import LibraryLoader
+
+    if sys.platform != "win32":
+        LibraryLoader.setup, LibraryLoader.cleanup = _extend_path, _restore_path
+    return itk
+
+
+def _extend_path(loader: Any) -> None:
+    from itk.support.base import itkConfig
+
+    loader.old_path = sys.path
+    sys.path = [itkConfig.swig_lib, itkConfig.swig_py, *sys.path]
+
+
+def _restore_path(loader: Any) -> None:
+    sys.path = loader.old_path
+
+
+def _read_itk(path: Path) -> MaskPixels:
+    itk = _itk()
     image_io = itk.ImageIOFactory.CreateImageIO(str(path), itk.CommonEnums.IOFileMode_ReadMode)
     if image_io is None:
         raise ValueError("it is of no format that can be read")

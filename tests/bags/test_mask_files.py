@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ from PIL import Image
 from scripts.bags.mask_files import read_mask_pixels
 from scripts.core.errors import SlideError
 from scripts.evaluation.localisation import read_regions
+from tests.conftest import ROOT
 
 CODES = np.zeros((20, 40), np.uint8)
 CODES[5:15, 10:25] = 1
@@ -115,3 +118,15 @@ def test_grey_with_transparency_is_refused(tmp_path):
     Image.fromarray(np.stack([TISSUE, TISSUE * 255], axis=-1), "LA").save(tmp_path / "m.png")
     with pytest.raises(ValueError, match="it has 2 channels"):
         read_mask_pixels(tmp_path / "m.png")
+
+
+def test_reading_a_mask_leaves_the_working_folder_as_it_is(tmp_path):
+    """Else a thread that reads a bank or a slide by a relative path meanwhile does not find it."""
+    Image.fromarray(np.eye(8, dtype=np.uint8)).save(tmp_path / "m.png")
+    program = (
+        "import sys; from pathlib import Path; from scripts.bags.mask_files import read_mask_pixels\n"
+        "sys.addaudithook(lambda event, _: sys.exit(event) if event == 'os.chdir' else None)\n"
+        f"print(read_mask_pixels(Path({str(tmp_path / 'm.png')!r})).pixels.sum())"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "8\n"), done.stderr
