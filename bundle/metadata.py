@@ -10,7 +10,7 @@ from typing import Any
 from scripts.core.errors import SettingsError
 from scripts.core.magnification import scale_names
 from scripts.datalists.labels import output_names
-from scripts.features.backbones import num_features
+from scripts.encoders.backbones import num_features
 from scripts.networks.methods import method_title, result_heads
 from scripts.weights.record import DEMONSTRATION, is_demonstration
 

@@ -37,7 +37,7 @@ def data_format(bundle: Bundle) -> None:
     with in_bundle(bundle):
         settings = inference_settings(bundle)
         scales = len(settings["magnifications"])
-        num_features = _call("scripts.features.backbones", "num_features", settings["backbone"])
+        num_features = _call("scripts.encoders.backbones", "num_features", settings["backbone"])
         heads = _call("scripts.networks.methods", "result_heads", settings["method"], settings["magnifications"])
         # Bundles up to 0.3.0 have none.
         positive = [settings["positive_classes"]] if "positive_classes" in settings else []

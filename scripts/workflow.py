@@ -47,7 +47,7 @@ _MODULES = {
     "scripts.evaluation.board": ("EvaluationBoard",),
     "scripts.evaluation.metrics": ("head_metrics", "key_metric", "lower_is_better", "score_names"),
     "scripts.evaluation.same_split": ("warn_of_other_split",),
-    "scripts.features.backbones": ("has_fast_bfloat16",),
+    "scripts.encoders.backbones": ("has_fast_bfloat16",),
     "scripts.features.exporting": ("export_banks",),
     "scripts.features.extraction": ("left_out",),
     "scripts.networks.methods": ("attention_maps", "result_heads", "trained_heads"),
@@ -96,7 +96,7 @@ def from_settings(target: str, settings: Mapping[str, Any], **others: Any) -> An
 
 def encoder_of(settings: Mapping[str, Any], **others: Any) -> Any:
     """The encoder of the settings; others are arguments of :class:`scripts.features.encoding.Encoder`."""
-    from scripts.features.backbones import get_backbone
+    from scripts.encoders.backbones import get_backbone
     from scripts.features.encoding import Encoder
 
     if "backbone" not in others:
@@ -107,7 +107,7 @@ def encoder_of(settings: Mapping[str, Any], **others: Any) -> Any:
 
 def network_of(settings: Mapping[str, Any], num_classes: int, **others: Any) -> Any:
     """The network of the settings; others are arguments of :class:`scripts.networks.mustmil.MuSTMIL`."""
-    from scripts.features.backbones import num_features
+    from scripts.encoders.backbones import num_features
     from scripts.networks.methods import get_network
 
     if "num_features" not in others:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from scripts.bags.bag import Bag, BagBuilder
-from scripts.features.backbones import Backbone
+from scripts.encoders.backbones import Backbone
 from scripts.features.encoding import Encoder
 from tests.pyramids import noise, with_tissue, write_pyramid
 

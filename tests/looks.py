@@ -21,9 +21,9 @@ from monai.bundle import ConfigParser
 import scripts.experiments.comparison
 import scripts.experiments.search
 from scripts.core.errors import mistake_in
+from scripts.encoders.runtimes import get_forward
 from scripts.experiments.comparison_figure import choose_figure_slides
 from scripts.features.encoding import Encoder
-from scripts.features.runtimes import get_forward
 from scripts.slides.slide import Slide
 from tests.conftest import ROOT
 from tests.worlds import CLASSES, World, load

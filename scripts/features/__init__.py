@@ -1,5 +1,5 @@
 """From patches to feature files.
 
-Other rooms use ``backbones`` (frozen encoders), ``encoding.Encoder`` (features of a bag), ``extraction.Extractor``
-(banks of a datalist), ``bank`` (read, write and locate them) and ``augmentation`` (the views of a slide).
+Other rooms use ``encoding.Encoder`` (features of a bag), ``extraction.Extractor`` (banks of a datalist), ``bank``
+(read, write and locate them) and ``augmentation`` (the views of a slide).
 """

@@ -17,8 +17,8 @@ from scripts.bags.bag import Bag
 from scripts.bags.blocks import Block, plan_blocks
 from scripts.core.errors import SettingsError, fitting
 from scripts.core.settings import check_settings
-from scripts.features.backbones import Backbone
-from scripts.features.runtimes import Forward, choose_runtime, get_forward
+from scripts.encoders.backbones import Backbone
+from scripts.encoders.runtimes import Forward, choose_runtime, get_forward
 
 __all__ = ["Encoded", "Encoder", "PatchTransform"]
 
@@ -61,7 +61,7 @@ class Encoder:
         device: where it runs.
         batch_size: patches that are encoded together.
         num_workers: threads that read patches meanwhile; 0 reads and encodes in turn.
-        runtime: what computes the backbone, see :func:`scripts.features.runtimes.choose_runtime`.
+        runtime: what computes the backbone, see :func:`scripts.encoders.runtimes.choose_runtime`.
         feature_dtype: ``"float32"``, or ``"float16"``, to which the features are then rounded, wherever they go.
 
     Raises:

@@ -26,10 +26,10 @@ from scripts.core.settings import check_settings
 from scripts.datalists.failures import without
 from scripts.datalists.label_files import as_entries
 from scripts.datalists.labels import CLASS_NAMES
+from scripts.encoders.runtimes import Forward, get_forward
 from scripts.features.augmentation import count_views, view_transform
 from scripts.features.bank import BankedBag, bank_path, read_bank
 from scripts.features.encoding import Encoder
-from scripts.features.runtimes import Forward, get_forward
 from scripts.training.patch_grid import Entry, PatchGridDataset
 from scripts.training.sampler import SampledView
 

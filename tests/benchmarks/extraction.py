@@ -24,10 +24,10 @@ from torch.nn.functional import cosine_similarity
 from scripts.bags.bag import BagBuilder
 from scripts.core.errors import SettingsError
 from scripts.core.settings import RUNTIMES
-from scripts.features.backbones import Backbone, build_resnet34, get_backbone, has_fast_bfloat16
+from scripts.encoders.backbones import Backbone, build_resnet34, get_backbone, has_fast_bfloat16
+from scripts.encoders.runtimes import choose_runtime, get_forward
 from scripts.features.encoding import Encoder
 from scripts.features.extraction import Extractor
-from scripts.features.runtimes import choose_runtime, get_forward
 from tests.benchmarks import reference
 from tests.benchmarks.bench_slides import synthetic_slides, write_40x, write_tiled
 

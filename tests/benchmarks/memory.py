@@ -17,7 +17,7 @@ from monai.bundle import ConfigParser
 
 from scripts.bags.bag import BagBuilder
 from scripts.core.files import replacing
-from scripts.features.backbones import get_backbone, has_fast_bfloat16
+from scripts.encoders.backbones import get_backbone, has_fast_bfloat16
 from scripts.features.encoding import Encoder
 from scripts.features.extraction import Extractor
 from scripts.networks.state_record import sign

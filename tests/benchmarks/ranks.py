@@ -12,7 +12,7 @@ from pathlib import Path
 
 from scripts.bags.bag import BagBuilder
 from scripts.core.ranks import is_first_rank, wait_for_ranks
-from scripts.features.backbones import has_fast_bfloat16
+from scripts.encoders.backbones import has_fast_bfloat16
 from scripts.features.encoding import Encoder
 from scripts.features.extraction import Extractor
 from tests.benchmarks.bench_slides import synthetic_slides

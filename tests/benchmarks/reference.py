@@ -18,7 +18,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from scripts.bags.bag import Bag
-from scripts.features.backbones import Backbone
+from scripts.encoders.backbones import Backbone
 
 __all__ = ["extract"]
 

@@ -16,7 +16,7 @@ import torch
 
 from scripts.bags.bag import BagBuilder
 from scripts.core.settings import RUNTIMES
-from scripts.features.backbones import has_fast_bfloat16
+from scripts.encoders.backbones import has_fast_bfloat16
 from scripts.features.bank import read_bank, write_bank
 from scripts.features.encoding import Encoder
 from tests.benchmarks.bench_slides import synthetic_slides, write_tiled
@@ -25,9 +25,9 @@ from tests.benchmarks.memory import inference, shipped
 
 TIMES = 3
 FORWARD = {
-    "torch": ("features/backbones.py", "forward"),
-    "compile": ("features/runtimes.py", "forward"),
-    "openvino": ("features/runtimes.py", "__call__"),
+    "torch": ("encoders/backbones.py", "forward"),
+    "compile": ("encoders/runtimes.py", "forward"),
+    "openvino": ("encoders/runtimes.py", "__call__"),
 }
 
 

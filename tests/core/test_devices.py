@@ -15,7 +15,7 @@ import torch
 from scripts.core import devices
 from scripts.core.devices import describe_torch, tell_unused_gpu, use_full_float32
 from scripts.core.ranks import own_device
-from scripts.features.backbones import Backbone
+from scripts.encoders.backbones import Backbone
 from scripts.networks.methods import METHODS, get_network
 from tests.conftest import ROOT
 

@@ -10,7 +10,7 @@ from scripts.bags.blocks import BLOCK_PX
 from scripts.bags.grid import LinkedGrid
 from scripts.core.errors import SettingsError, SlideError
 from scripts.core.magnification import Scale
-from scripts.features.backbones import get_backbone
+from scripts.encoders.backbones import get_backbone
 from scripts.features.encoding import BLOCKS_AHEAD, Encoder
 from tests.cohorts import builder, draw_slide, read_patches, tiny_backbone, tiny_encoder
 

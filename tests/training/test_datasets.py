@@ -10,8 +10,8 @@ from torch.utils.data import BatchSampler
 
 import scripts.training.datasets
 from scripts.core.errors import SettingsError, SlideError
+from scripts.encoders.backbones import get_backbone
 from scripts.features.augmentation import view_transform
-from scripts.features.backbones import get_backbone
 from scripts.features.bank import bank_path, read_bank
 from scripts.features.encoding import Encoder
 from scripts.features.extraction import Extractor

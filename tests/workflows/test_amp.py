@@ -11,7 +11,7 @@ import pytest
 from monai.bundle import ConfigParser
 
 from tests.conftest import ROOT
-from tests.features.test_backbones import ASKED, machine_with
+from tests.encoders.test_backbones import ASKED, machine_with
 
 CONFIGS = sorted(path for path in ROOT.glob("configs/[!m]*.json") if "amp" in json.loads(path.read_text("utf-8")))
 

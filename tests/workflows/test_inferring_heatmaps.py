@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from scripts.features.backbones import get_backbone
+from scripts.encoders.backbones import get_backbone
 from scripts.networks.mustmil import MuSTMIL
 from tests.heatmaps.test_geojson import hottest_um_of_geojson, read
 from tests.heatmaps.test_images import (

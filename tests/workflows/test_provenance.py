@@ -16,7 +16,7 @@ import torch
 from bundle.pack import pack
 from scripts.core.errors import SettingsError, mistake_in
 from scripts.core.magnification import scale_name
-from scripts.features.backbones import get_backbone
+from scripts.encoders.backbones import get_backbone
 from scripts.networks.state_record import weights_sha256
 from scripts.weights.paths import weights_path
 from scripts.weights.record import read_origin, read_record, read_weights

@@ -19,7 +19,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from scripts.core.errors import SettingsError, reason_of
 from scripts.core.settings import check_settings
-from scripts.features.backbones import Backbone
+from scripts.encoders.backbones import Backbone
 
 __all__ = ["Forward", "choose_runtime", "get_forward"]
 

@@ -10,10 +10,10 @@ from torch.nn.functional import cosine_similarity
 
 from scripts.core.errors import SettingsError
 from scripts.core.settings import RUNTIMES
-from scripts.features import runtimes
-from scripts.features.backbones import Backbone, build_resnet34, get_backbone
+from scripts.encoders import runtimes
+from scripts.encoders.backbones import Backbone, build_resnet34, get_backbone
+from scripts.encoders.runtimes import choose_runtime, get_forward
 from scripts.features.encoding import Encoder
-from scripts.features.runtimes import choose_runtime, get_forward
 from tests.cohorts import builder, draw_slide, tiny_backbone
 
 FASTER = [runtime for runtime in RUNTIMES if runtime != "torch"]
@@ -95,7 +95,7 @@ def test_openvino_is_used_without_a_word_to_anybody():
 import socket, sys, torch
 def refuse(*args, **kwargs): raise AssertionError("it tells somebody")
 socket.socket.connect = socket.create_connection = socket.getaddrinfo = refuse
-from scripts.features.runtimes import get_forward
+from scripts.encoders.runtimes import get_forward
 from tests.cohorts import tiny_backbone
 print(get_forward("openvino", tiny_backbone(), 2)(torch.zeros(2, 3, 8, 8, dtype=torch.uint8)).shape)
 assert sys.modules["openvino_telemetry"] is None

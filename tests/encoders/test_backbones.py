@@ -20,8 +20,8 @@ import torch
 import torch.nn.functional as F
 
 from scripts.core.errors import SettingsError
-from scripts.features import backbones
-from scripts.features.backbones import Backbone, get_backbone, has_fast_bfloat16, num_features
+from scripts.encoders import backbones
+from scripts.encoders.backbones import Backbone, get_backbone, has_fast_bfloat16, num_features
 
 BLOCKS = {"layer1": (3, 64), "layer2": (4, 128), "layer3": (6, 256), "layer4": (3, 512)}
 
