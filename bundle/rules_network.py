@@ -37,7 +37,9 @@ def data_format(bundle: Bundle) -> None:
     with in_bundle(bundle):
         settings = inference_settings(bundle)
         scales = len(settings["magnifications"])
-        num_features = _call("scripts.encoders.backbones", "num_features", settings["backbone"])
+        # Only a network's file knows the length of its features: the record of the weights does, too.
+        num_features = settings.get("num_features")
+        num_features = num_features or _call("scripts.encoders.backbones", "num_features", settings["backbone"])
         heads = _call("scripts.networks.methods", "result_heads", settings["method"], settings["magnifications"])
         # Bundles up to 0.3.0 have none.
         positive = [settings["positive_classes"]] if "positive_classes" in settings else []
@@ -105,10 +107,15 @@ def inference_files(bundle: Bundle) -> dict[str, Any]:
 
 
 def inference_settings(bundle: Bundle) -> dict[str, Any]:
-    """What decides scores, of the inference config and its weights; to be called inside :func:`in_bundle`."""
+    """What decides scores, of the inference config and its weights; to be called inside :func:`in_bundle`.
+
+    With ``num_features``, where the weights say it.
+    """
     parser = _parser(bundle)
     places = {key: key if key in parser else f"{ADVANCED}#{key}" for key in SCORING}
-    return {key: parser.get_parsed_content(place) for key, place in places.items() if place in parser}
+    trained = parser.get_parsed_content(TRAINED) if TRAINED in parser else {}
+    own = {key: trained[key] for key in ("num_features",) if key in trained}
+    return {**own, **{key: parser.get_parsed_content(place) for key, place in places.items() if place in parser}}
 
 
 def make_network(bundle: Bundle) -> nn.Module:

@@ -29,7 +29,7 @@ of a config, and are options like all others.
 weights in `ckpt_dir`: do not repeat them. An option that contradicts the weights is refused (`min_tissue`, `overlap`,
 `grid_origin`, `tissue`, `read_level`: a warning); see [Weights](outputs.md#weights).
 
-This page is made from `scripts/core/settings.py` and the configs: `python -m bundle.settings_page`.
+This page is made from `scripts/core/setting_table.py` and the configs: `python -m bundle.settings_page`.
 
 | setting | default | in | what it is |
 |---|---|---|---|

@@ -44,6 +44,7 @@ _MODULES = {
     "scripts.datalists.datalist": ("list_slides",),
     "scripts.datalists.labels": ("output_names",),
     "scripts.datalists.failures": ("FailedSlides", "without"),
+    "scripts.encoders.registry": ("list_encoders",),
     "scripts.evaluation.board": ("EvaluationBoard",),
     "scripts.evaluation.metrics": ("head_metrics", "key_metric", "lower_is_better", "score_names"),
     "scripts.evaluation.same_split": ("warn_of_other_split",),
@@ -100,18 +101,24 @@ def encoder_of(settings: Mapping[str, Any], **others: Any) -> Any:
     from scripts.features.encoding import Encoder
 
     if "backbone" not in others:
-        others["backbone"] = get_backbone(settings["backbone"], settings["backbone_weights"], settings["amp"])
+        others["backbone"] = get_backbone(
+            settings["backbone"], settings["backbone_weights"], settings["amp"], settings.get("backbone_input")
+        )
     taken = {key: settings[key] for key in ("device", "num_workers", "runtime", "feature_dtype") if key in settings}
     return Encoder(**{**taken, "batch_size": settings["encode_batch"], **others})
 
 
 def network_of(settings: Mapping[str, Any], num_classes: int, **others: Any) -> Any:
-    """The network of the settings; others are arguments of :class:`scripts.networks.mustmil.MuSTMIL`."""
+    """The network of the settings; others are arguments of :class:`scripts.networks.mustmil.MuSTMIL`.
+
+    Without ``num_features`` the backbone says it.
+    """
     from scripts.encoders.backbones import num_features
     from scripts.networks.methods import get_network
 
-    if "num_features" not in others:
-        others["num_features"] = num_features(settings["backbone"])
+    if others.get("num_features") is None:
+        given = settings.get("backbone_weights"), settings.get("backbone_input")
+        others["num_features"] = num_features(settings["backbone"], *given)
     taken = {"num_scales": len(settings["magnifications"]), "num_nodes": settings["num_nodes"]}
     return get_network(settings["method"], num_classes=num_classes, **{**taken, **others})
 

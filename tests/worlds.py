@@ -17,7 +17,8 @@ from monai.bundle import ConfigParser, ConfigWorkflow
 from scripts.core.overrides import place_advanced
 from scripts.core.running import ADVANCED
 from scripts.core.settings import SETTINGS
-from scripts.encoders.backbones import build_resnet34, get_backbone
+from scripts.encoders.backbones import get_backbone
+from scripts.encoders.baselines import build_resnet34
 from scripts.features.encoding import Encoder
 from tests.cohorts import SIZES, draw_slide
 from tests.conftest import ROOT

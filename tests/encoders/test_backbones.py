@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +21,18 @@ import torch
 import torch.nn.functional as F
 
 from scripts.core.errors import SettingsError
-from scripts.encoders import backbones
+from scripts.encoders import downloads
 from scripts.encoders.backbones import Backbone, get_backbone, has_fast_bfloat16, num_features
+from scripts.encoders.baselines import RESNET34_URL
+from scripts.encoders.registry import ENCODERS
+from scripts.encoders.weight_files import hash_in_name
+
+
+def at_address(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    """ResNet34's official weights, as if they were elsewhere."""
+    entry = replace(ENCODERS["resnet34"], url=url, default_weights=functools.partial(downloads.cached, url))
+    monkeypatch.setitem(ENCODERS, "resnet34", entry)
+
 
 BLOCKS = {"layer1": (3, 64), "layer2": (4, 128), "layer3": (6, 256), "layer4": (3, 512)}
 
@@ -351,7 +362,9 @@ def test_of_no_device_it_is_not_said(monkeypatch: pytest.MonkeyPatch, device: ob
 @pytest.mark.parametrize("call", [get_backbone, num_features])
 @pytest.mark.parametrize("name", ["resnet35", "", None])
 def test_unknown_name(call: object, name: object) -> None:
-    with pytest.raises(SettingsError, match=r"backbone: got .*Choose one of: resnet34, efficientnet_lite0\."):
+    with pytest.raises(
+        SettingsError, match=r"backbone: got .*Choose one of: efficientnet_lite0, resnet34, .*; or timm/NAME"
+    ):
         call(name)  # type: ignore[operator]
 
 
@@ -407,7 +420,14 @@ def test_weights_of_another_network(weights: Path) -> None:
         get_backbone("efficientnet_lite0", weights)
 
 
-@pytest.mark.parametrize("content", [[torch.zeros(1)], {"state_dict": {"conv1.weight": torch.zeros(1)}}])
+def test_a_state_dict_inside_of_a_checkpoint_is_found(tmp_path: Path, weights: Path, patches: torch.Tensor) -> None:
+    torch.save({"epoch": 3, "state_dict": torch.load(weights)}, tmp_path / "checkpoint.pth")
+    torch.testing.assert_close(
+        get_backbone("resnet34", tmp_path / "checkpoint.pth")(patches), get_backbone("resnet34", weights)(patches)
+    )
+
+
+@pytest.mark.parametrize("content", [[torch.zeros(1)], {"conv1.weight": "none"}, {"state_dict": [torch.zeros(1)]}])
 def test_not_a_state_dict(tmp_path: Path, content: object) -> None:
     torch.save(content, tmp_path / "other.pth")
     with pytest.raises(SettingsError, match="do not fit the backbone: it is not a plain state_dict of tensors"):
@@ -433,19 +453,33 @@ def test_efficientnet_is_not_installed(monkeypatch: pytest.MonkeyPatch, package:
 def test_download(
     hub: Path, server: str, weights: Path, patches: torch.Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(backbones, "RESNET34_URL", f"{server}/{weights.name}")
+    at_address(monkeypatch, f"{server}/{weights.name}")
     socket.setdefaulttimeout(None)
-    downloaded = get_backbone("resnet34")
+    downloaded = get_backbone("resnet34", "hub")
     assert [path.name for path in hub.iterdir()] == [weights.name]
     assert socket.getdefaulttimeout() is None
     torch.testing.assert_close(downloaded(patches), get_backbone("resnet34", weights)(patches))
     # The second time it comes from the cache.
-    monkeypatch.setattr(backbones, "RESNET34_URL", f"http://127.0.0.1:9/{weights.name}")
+    at_address(monkeypatch, f"http://127.0.0.1:9/{weights.name}")
     assert get_backbone("resnet34").weights_sha256 == downloaded.weights_sha256
 
 
+@pytest.mark.parametrize(
+    ("name", "where"), [("resnet34", "downloads http"), ("uni2_h", "MahmoodLab/UNI2-h, which asks")]
+)
+def test_nothing_is_downloaded_unasked(hub: Path, monkeypatch: pytest.MonkeyPatch, name: str, where: str) -> None:
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise AssertionError("it looks up an address")
+
+    for function in ("create_connection", "getaddrinfo"):
+        monkeypatch.setattr(socket, function, refuse)
+    with pytest.raises(SettingsError, match=f"its weights are not here, and nothing is downloaded unasked.*{where}"):
+        get_backbone(name)
+    assert not hub.exists()
+
+
 def test_damaged_cache(hub: Path, weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backbones, "RESNET34_URL", f"http://127.0.0.1:9/{weights.name}")
+    at_address(monkeypatch, f"http://127.0.0.1:9/{weights.name}")
     hub.mkdir(parents=True)
     (hub / weights.name).write_bytes(weights.read_bytes()[:-1])
     with pytest.raises(SettingsError, match=f"{weights.name}: its name says that its SHA-256 begins with"):
@@ -454,24 +488,24 @@ def test_damaged_cache(hub: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_damaged_download(hub: Path, server: str, weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (weights.parent / "resnet34-00000000.pth").write_bytes(b"something else")
-    monkeypatch.setattr(backbones, "RESNET34_URL", f"{server}/resnet34-00000000.pth")
+    at_address(monkeypatch, f"{server}/resnet34-00000000.pth")
     with pytest.raises(SettingsError, match=r'cannot be downloaded .*expected "00000000"'):
-        get_backbone("resnet34")
+        get_backbone("resnet34", "hub")
     assert list(hub.iterdir()) == []
 
 
 def test_no_such_address(hub: Path, server: str, monkeypatch: pytest.MonkeyPatch) -> None:
     del hub
-    monkeypatch.setattr(backbones, "RESNET34_URL", f"{server}/gone-00000000.pth")
+    at_address(monkeypatch, f"{server}/gone-00000000.pth")
     with pytest.raises(SettingsError, match=r"cannot be downloaded .*404"):
-        get_backbone("resnet34")
+        get_backbone("resnet34", "hub")
 
 
 def test_no_network(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backbones, "RESNET34_URL", "http://127.0.0.1:9/resnet34-b627a593.pth")
+    at_address(monkeypatch, "http://127.0.0.1:9/resnet34-b627a593.pth")
     started = time.monotonic()
     with pytest.raises(SettingsError) as caught:
-        get_backbone("resnet34")
+        get_backbone("resnet34", "hub")
     assert time.monotonic() - started < 10
     message = str(caught.value)
     assert "http://127.0.0.1:9/resnet34-b627a593.pth" in message
@@ -482,15 +516,15 @@ def test_no_network(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_silent_server(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     del hub
-    monkeypatch.setattr(backbones, "DOWNLOAD_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(downloads, "DOWNLOAD_TIMEOUT_S", 0.3)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}/resnet34-b627a593.pth"
-        monkeypatch.setattr(backbones, "RESNET34_URL", url)
+        at_address(monkeypatch, url)
         with pytest.raises(SettingsError, match=r"cannot be downloaded .*timed out"):
-            get_backbone("resnet34")
+            get_backbone("resnet34", "hub")
     assert socket.getdefaulttimeout() is None
 
 
 def test_the_official_address_carries_its_hash() -> None:
-    assert backbones.RESNET34_URL == "https://download.pytorch.org/models/resnet34-b627a593.pth"
-    assert backbones._hash_in_name(Path(backbones.RESNET34_URL)) == "b627a593"
+    assert RESNET34_URL == "https://download.pytorch.org/models/resnet34-b627a593.pth"
+    assert hash_in_name(Path(RESNET34_URL)) == "b627a593"

@@ -11,7 +11,8 @@ from torch.nn.functional import cosine_similarity
 from scripts.core.errors import SettingsError
 from scripts.core.settings import RUNTIMES
 from scripts.encoders import runtimes
-from scripts.encoders.backbones import Backbone, build_resnet34, get_backbone
+from scripts.encoders.backbones import Backbone, get_backbone
+from scripts.encoders.baselines import build_resnet34
 from scripts.encoders.runtimes import choose_runtime, get_forward
 from scripts.features.encoding import Encoder
 from tests.cohorts import builder, draw_slide, tiny_backbone

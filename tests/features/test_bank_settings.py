@@ -57,7 +57,8 @@ def test_a_bank_of_before_a_setting_was_stored_is_used_and_named(bank, slide, ke
     assert lacking == {key: [bank]}
 
 
-@pytest.mark.parametrize("key", LATER)
+# Banks store what `backbone_input` says as `mean`, `std` and `input_px`.
+@pytest.mark.parametrize("key", sorted(LATER.keys() - {"backbone_input"}))
 def test_a_bank_of_before_a_setting_is_that_of_its_default(bank, slide, key):
     with h5py.File(bank, "r+") as file:
         settings = json.loads(file.attrs["settings"])
@@ -66,6 +67,26 @@ def test_a_bank_of_before_a_setting_is_that_of_its_default(bank, slide, key):
     other = {"overlap": 0.5, "grid_origin": "tissue", "tissue": {"closing_um": 16}, "feature_dtype": "float16"}[key]
     with pytest.raises(SettingsError, match=f"was made otherwise .{key} .*, now "):
         is_banked(bank, {**settings_of(slide), key: other})
+
+
+def test_a_bank_of_before_its_encoder_was_described_is_that_of_its_backbone(bank, slide):
+    settings = settings_of(slide)
+    described = {"mean": [128.0] * 3, "std": [64.0] * 3, "input_px": None, "resize": None, "pooling": None}
+    assert described.items() <= settings.items()
+    with h5py.File(bank, "r+") as file:
+        stored = json.loads(file.attrs["settings"])
+        file.attrs["settings"] = json.dumps({name: stored[name] for name in stored if name not in described})
+    assert is_banked(bank, settings)
+    with pytest.raises(SettingsError, match="backbone 'tiny', now 'large'"):
+        is_banked(bank, {**settings, "backbone": "large"})
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("mean", [127.5] * 3), ("std", [1.0] * 3), ("input_px", 224), ("pooling", "class token")]
+)
+def test_banks_of_two_encoders_are_not_mixed(bank, slide, key, value):
+    with pytest.raises(SettingsError, match=f"was made otherwise .{key} .*, now "):
+        is_banked(bank, {**settings_of(slide), key: value})
 
 
 def test_a_mask_says_what_is_tissue_whatever_ink_there_is(slide):

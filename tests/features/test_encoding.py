@@ -167,7 +167,9 @@ def test_the_callers_gradient_mode_stays_as_it_is(bag, grad):
 def test_settings_name_the_encoder():
     encoder = Encoder(tiny_backbone("tiny", "ab" * 32))
     assert encoder.settings() == {
-        "backbone": "tiny", "weights_sha256": "ab" * 32, "amp": False, "runtime": "torch", "feature_dtype": "float32",
+        "backbone": "tiny", "weights_sha256": "ab" * 32, "mean": [128.0] * 3, "std": [64.0] * 3,
+        "input_px": None, "resize": None, "pooling": None,
+        "amp": False, "runtime": "torch", "feature_dtype": "float32",
     }  # fmt: skip
     assert encoder.num_features == 12
 

@@ -1,0 +1,146 @@
+"""Reading published weights: which file, whether it is whole, and whether it fits the network."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from scripts.core.errors import SettingsError
+from scripts.core.files import file_sha256, refuse_special
+from scripts.encoders.entry import EncoderEntry, State
+
+__all__ = ["check_hash", "hash_in_name", "load_into", "read_state", "weights_file"]
+
+# Keys under which a published file may have its state dict.
+WRAPPERS = ("state_dict", "model", "teacher")
+FORMATS = "*.safetensors, *.bin, *.pth and *.pt"
+
+
+def weights_file(path: str | Path, entry: EncoderEntry) -> Path:
+    """The file of weights that a path means: itself, or the one of a downloaded snapshot's folder.
+
+    Raises:
+        SettingsError: if there is no such file, or a folder has none or several.
+    """
+    path = Path(path).expanduser()
+    refuse_special(path)
+    if path.is_file():
+        return path
+    if not path.is_dir():
+        remedy = f"Give the path of a weights file for {entry.name}, or leave backbone_weights empty."
+        raise SettingsError(f"backbone_weights {path}", "no such file", remedy)
+    for name in entry.hub_files:
+        if (path / name).is_file():
+            return path / name
+    suffixes = (".safetensors", ".bin", ".pth", ".pt")
+    found = sorted(file for file in path.iterdir() if file.suffix in suffixes and file.is_file())
+    if len(found) == 1 and not re.search(r"-\d+-of-\d+$", found[0].stem):
+        return found[0]
+    listed = f"has {len(found)} of {FORMATS}" if found else f"has none of {FORMATS}"
+    raise SettingsError(f"backbone_weights {path}", f"the folder {listed}", f"Name the file that is {entry.title}'s.")
+
+
+def read_state(path: Path) -> State:
+    """The state dict of a file, on the CPU; no code in it is run.
+
+    Raises:
+        SettingsError: if it is damaged, something else, or needs a package that is not installed.
+    """
+    try:
+        state: Any = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
+    except SettingsError:
+        raise
+    except Exception as error:  # torch does not document what it raises on a damaged file, and it varies
+        raise SettingsError(
+            f"backbone_weights {path}",
+            f"not a readable weights file ({type(error).__name__})",
+            "It may be cut off or contain more than tensors: download it again, or save a plain state_dict.",
+        ) from error
+    if isinstance(state, Mapping):
+        wrapped = [state[key] for key in WRAPPERS if isinstance(state.get(key), Mapping)]
+        state = wrapped[0] if wrapped else state
+    if not isinstance(state, Mapping) or not all(
+        isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()
+    ):
+        raise _unfit(path, "it is not a plain state_dict of tensors")
+    return state
+
+
+def load_into(network: nn.Module, state: State, path: Path, entry: EncoderEntry) -> None:
+    """Give a network the weights of a file, in float32.
+
+    Args:
+        network: of ``entry``; its parameters may be on the meta device.
+        state: of the file.
+        path: that file, for errors.
+        entry: whose weights they should be.
+
+    Raises:
+        SettingsError: if names or shapes do not fit.
+    """
+    needed = {key: value for key, value in state.items() if not key.startswith(entry.dropped)}
+    named = entry.naming(needed, network)
+    if faults := list(_misfits(network.state_dict(), named)):
+        more = f", and {len(faults) - 3} more" if len(faults) > 3 else ""
+        raise _unfit(path, f"{', '.join(faults[:3])}{more}")
+    network.load_state_dict({key: value.float() for key, value in named.items()}, strict=False, assign=True)
+
+
+def hash_in_name(path: Path) -> str | None:
+    """The start of the file's SHA-256 that its name states, as ``b627a593`` in ``resnet34-b627a593.pth``."""
+    match = re.search(r"-([0-9a-f]{8,64})\.[^.]+$", path.name)
+    return match.group(1) if match else None
+
+
+def check_hash(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal.
+
+    Raises:
+        SettingsError: if its name states another.
+    """
+    sha256 = file_sha256(path)
+    expected = hash_in_name(path)
+    if expected and not sha256.startswith(expected):
+        raise SettingsError(
+            f"backbone_weights {path}",
+            f"its name says that its SHA-256 begins with {expected}, but it is {sha256}",
+            "The file is damaged or another one: delete it and download it again "
+            "(or rename it, if the end of its name is no hash).",
+        )
+    return sha256
+
+
+def _read_pickle(path: Path) -> Any:
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _read_safetensors(path: Path) -> Any:
+    try:
+        from safetensors.torch import load_file
+    except ImportError as error:
+        raise SettingsError(f"backbone_weights {path}", str(error), "Run: pip install safetensors.") from error
+    return load_file(path)
+
+
+def _unfit(path: Path, cause: str) -> SettingsError:
+    return SettingsError(
+        f"backbone_weights {path}",
+        f"the weights do not fit the backbone: {cause}",
+        "Give the weights file of the backbone that is set.",
+    )
+
+
+def _misfits(expected: State, state: State) -> Iterator[str]:
+    # Older files lack the batch counters; evaluation mode does not use them.
+    yield from (f"{key} is missing" for key in expected if key not in state and not key.endswith("num_batches_tracked"))
+    yield from (f"{key} is unknown" for key in state if key not in expected)
+    for key, value in expected.items():
+        if key in state and state[key].shape != value.shape:
+            yield f"{key} is {list(state[key].shape)} instead of {list(value.shape)}"
+        elif key in state and not (state[key].is_floating_point() or key.endswith("num_batches_tracked")):
+            yield f"{key} is of {state[key].dtype}"

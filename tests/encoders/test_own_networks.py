@@ -1,0 +1,236 @@
+"""Encoders without a name: network files, Python functions and models of timm, with what they were trained on."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from scripts.core.errors import SettingsError
+from scripts.encoders.backbones import get_backbone, num_features
+from scripts.encoders.own_networks import FILE_KINDS
+from scripts.encoders.runtimes import get_forward
+from scripts.features.encoding import Encoder
+
+GIVEN = {"mean": [0.7, 0.6, 0.5], "std": [0.2, 0.25, 0.3]}
+PX = 64
+
+
+class Small(nn.Module):
+    """Two convolutions and an average: ``[n, 3, H, W]`` to ``[n, 6]``."""
+
+    def __init__(self, features: int = 6) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 4, 3, stride=2)
+        self.norm = nn.BatchNorm2d(4)
+        self.second = nn.Conv2d(4, features, 3, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.second(torch.relu(self.norm(self.first(x))))).mean(dim=(2, 3))
+
+
+def make_small(features: int = 6) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        network = Small(features).eval()
+        nn.init.uniform_(network.norm.running_mean)
+        nn.init.uniform_(network.norm.running_var, 0.5, 2.0)
+    return network
+
+
+def make_text() -> str:
+    return "no module"
+
+
+def make_map() -> nn.Module:
+    return nn.Conv2d(3, 4, 3)
+
+
+def make_broken() -> nn.Module:
+    raise ValueError("there is\nno licence")
+
+
+def save(kind: str, folder: Path, network: nn.Module | None = None) -> Path:
+    network = make_small() if network is None else network
+    example = torch.zeros(2, 3, PX, PX)
+    path = folder / {"torchscript": "small.pt", "torch_export": "small.pt2", "onnx": "small.onnx"}[kind]
+    batch = torch.export.Dim("batch", min=1, max=4096)
+    if kind == "torchscript":
+        torch.jit.save(torch.jit.trace(network, example), path)
+    elif kind == "torch_export":
+        torch.export.save(torch.export.export(network, (example,), dynamic_shapes=({0: batch},)), path)
+    else:
+        torch.onnx.export(network, (example,), path, dynamo=True, dynamic_shapes=({0: batch},), verbose=False)
+    return path
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return {kind: save(kind, tmp_path_factory.mktemp(kind)) for kind in FILE_KINDS}
+
+
+@pytest.fixture
+def patches() -> Tensor:
+    return torch.randint(0, 256, (3, 3, PX, PX), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+
+
+def plain(patches: Tensor) -> Tensor:
+    mean, std = (torch.tensor(GIVEN[key]).view(1, 3, 1, 1) for key in ("mean", "std"))
+    with torch.inference_mode():
+        features: Tensor = make_small()((patches.float() / 255 - mean) / std)
+    return features
+
+
+@pytest.mark.parametrize("kind", FILE_KINDS)
+def test_a_network_file_gives_the_features_of_its_network(kind: str, files: dict[str, Path], patches: Tensor) -> None:
+    backbone = get_backbone(kind, files[kind], given={**GIVEN, "size": PX})
+    with torch.inference_mode():
+        torch.testing.assert_close(backbone(patches), plain(patches), rtol=1e-4, atol=1e-5)
+    assert backbone.num_features == num_features(kind, files[kind], {**GIVEN, "size": PX}) == 6
+    assert not backbone.training
+    assert backbone.settings()["input_px"] == PX
+
+
+@pytest.mark.parametrize("runtime", ["compile", "openvino"])
+@pytest.mark.parametrize("kind", ["torchscript", "torch_export"])
+def test_each_runtime_computes_a_file_of_torch(
+    kind: str, runtime: str, files: dict[str, Path], patches: Tensor
+) -> None:
+    forward = get_forward(runtime, get_backbone(kind, files[kind], given={**GIVEN, "size": PX}), batch_size=2)
+    with torch.inference_mode():
+        found = torch.cat([forward(batch.contiguous(memory_format=torch.channels_last)) for batch in patches.split(2)])
+    torch.testing.assert_close(found, plain(patches), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("runtime", ["compile", "openvino"])
+def test_no_other_runtime_computes_an_onnx_file(runtime: str, files: dict[str, Path]) -> None:
+    backbone = get_backbone("onnx", files["onnx"], amp=True, given={**GIVEN, "size": PX})
+    assert not backbone.amp  # onnxruntime computes in what the file says
+    with pytest.raises(SettingsError, match=rf"runtime: {runtime} cannot compute an onnx file, .* Set it to torch"):
+        Encoder(backbone, runtime=runtime)
+
+
+def test_a_python_function_gives_a_network_and_takes_weights(patches: Tensor, tmp_path: Path) -> None:
+    name = f"{__name__}.make_small"
+    first = get_backbone(name, given=GIVEN)
+    with torch.inference_mode():
+        torch.testing.assert_close(first(patches), plain(patches), rtol=1e-4, atol=1e-5)
+    torch.save({key: value * 2 for key, value in make_small().state_dict().items()}, tmp_path / "other.pth")
+    other = get_backbone(name, tmp_path / "other.pth", given=GIVEN)
+    assert other.weights_sha256 != first.weights_sha256 == get_backbone(name, given=GIVEN).weights_sha256
+    assert not torch.allclose(other(patches), first(patches))
+
+
+def test_what_it_was_trained_on_may_stand_beside_the_file(patches: Tensor, tmp_path: Path) -> None:
+    path = save("torchscript", tmp_path)
+    path.with_suffix(".json").write_text(json.dumps({**GIVEN, "size": PX}))
+    beside = get_backbone("torchscript", path)
+    with torch.inference_mode():
+        torch.testing.assert_close(beside(patches), plain(patches), rtol=1e-4, atol=1e-5)
+    # The setting goes before it.
+    assert get_backbone("torchscript", path, given={"mean": [0.1] * 3}).settings() != beside.settings()
+
+
+@pytest.mark.parametrize(
+    ("beside", "told"),
+    [
+        ("{", "is not JSON"),
+        ('{"mean": [1, 2, 3]}', r"#mean: got \[1, 2, 3\]\. Give three numbers in 0\.\.1"),
+        ('{"means": [0.5, 0.5, 0.5]}', "has 'means'. Give size, mean and std"),
+        ('{"size": "224"}', "#size: got '224'"),
+        ("[]", "Give a dictionary"),
+        (
+            '{"mean": [0.5, 0.5, 0.5]}',
+            r"does not say its std\. Set --backbone_input .* or in small\.json beside the file",
+        ),
+    ],
+)
+def test_a_wrong_file_beside_it_is_told(beside: str, told: str, files: dict[str, Path], tmp_path: Path) -> None:
+    path = tmp_path / "small.pt"
+    path.write_bytes(files["torchscript"].read_bytes())
+    path.with_suffix(".json").write_text(beside)
+    with pytest.raises(SettingsError, match=told):
+        get_backbone("torchscript", path)
+
+
+@pytest.mark.parametrize("kind", FILE_KINDS)
+@pytest.mark.parametrize("content", ["half", "nothing", "another kind"])
+def test_a_file_that_is_not_whole_or_of_another_kind_is_refused(
+    kind: str, content: str, files: dict[str, Path], tmp_path: Path
+) -> None:
+    data = files[kind].read_bytes()
+    other = files["onnx" if kind != "onnx" else "torchscript"].read_bytes()
+    path = tmp_path / files[kind].name
+    path.write_bytes({"half": data[: len(data) // 2], "nothing": b"", "another kind": other}[content])
+    with pytest.raises(SettingsError, match=rf"{path.name}: is not a readable {kind} file") as caught:
+        get_backbone(kind, path, given=GIVEN)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "weights", "told"),
+    [
+        ("torchscript", None, r"needs its network's file\. Give --backbone_weights PATH"),
+        ("onnx", "hub", r"needs its network's file\. Give --backbone_weights PATH"),
+        ("onnx", "gone.onnx", r"gone\.onnx: no such file\. Give the path of a onnx file"),
+        (f"{__name__}.make_nothing", None, r"cannot be made \(.*no attribute 'make_nothing'\)"),
+        ("no_such_package.make", None, r"cannot be made \(.*No module named 'no_such_package'\)"),
+        (f"{__name__}.make_text", None, r"gives a str\. Give the dotted name of a function"),
+        (f"{__name__}.make_broken", None, r"cannot be made \(there is\)"),
+        (f"{__name__}.make_map", None, r"gives torch\.float32 \[2, 4, 222, 222\] for 2 patches"),
+    ],
+)
+def test_what_is_no_encoder_is_told_in_one_line(name: str, weights: str | None, told: str) -> None:
+    with pytest.raises(SettingsError, match=told) as caught:
+        get_backbone(name, weights, given=GIVEN)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_network_of_a_fixed_size_asks_for_it(files: dict[str, Path]) -> None:
+    with pytest.raises(SettingsError, match=r"cannot compute patches \[2, 3, 224, 224\] .*Give the size"):
+        get_backbone("torch_export", files["torch_export"], given=GIVEN)
+
+
+def test_an_encoder_with_a_name_states_its_own_input() -> None:
+    with pytest.raises(SettingsError, match=r"backbone_input: is for encoders without an entry; that of resnet34"):
+        get_backbone("resnet34", given=GIVEN)
+
+
+@pytest.fixture
+def timm_weights(tmp_path: Path) -> Any:
+    timm = pytest.importorskip("timm", reason="timm is not installed: `make test-encoders` has an environment with it")
+    network = timm.create_model("vit_tiny_patch16_224", pretrained=False)  # with its classifier, as on the hub
+    torch.save(network.state_dict(), tmp_path / "vit_tiny.pth")
+    return network, tmp_path / "vit_tiny.pth"
+
+
+def test_any_model_of_timm_is_an_encoder(timm_weights: Any, patches: Tensor) -> None:
+    network, path = timm_weights
+    backbone = get_backbone("timm/vit_tiny_patch16_224", path)
+    assert backbone.num_features == num_features("timm/vit_tiny_patch16_224") == 192
+    network.reset_classifier(0)
+    large = torch.nn.functional.interpolate(patches.float(), (224, 224), mode="nearest")
+    mean, std = (torch.tensor(network.pretrained_cfg[key]).view(1, 3, 1, 1) for key in ("mean", "std"))
+    with torch.inference_mode():
+        expected = network.eval()((large / 255 - mean) / std)
+        torch.testing.assert_close(backbone(large), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_a_model_that_timm_lacks_is_told(timm_weights: Any) -> None:
+    with pytest.raises(SettingsError, match=r"backbone: timm .* cannot build vit_nano .*timm\.list_models"):
+        get_backbone("timm/vit_nano", timm_weights[1])
+    with pytest.raises(SettingsError, match=r"backbone timm/resnet18: needs weights\. Give the path"):
+        get_backbone("timm/resnet18")
+
+
+def test_without_timm_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(sys.modules, "timm", None)
+    (tmp_path / "weights.bin").write_bytes(b"")
+    for name in ("uni2_h", "conch", "timm/vit_tiny_patch16_224"):
+        with pytest.raises(SettingsError, match=r"needs timm, which cannot be imported .*pip install timm safetensors"):
+            get_backbone(name, tmp_path / "weights.bin")
