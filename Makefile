@@ -23,7 +23,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 TYPED = $(foreach d,scripts bundle,$(if $(shell find $(d) -name '*.py' 2>/dev/null),$(d)))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-slow coverage lint format demo compare-demo bench bench-comparison reliability label-env test-label clean
+.PHONY: help setup test test-slow coverage lint format demo compare-demo bench bench-comparison reliability label-env test-label test-encoders clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -73,6 +73,10 @@ label-env: $(LABEL_STAMP) ## make .venv-label with MONAI Label and all that the 
 
 test-label: $(LABEL_STAMP) ## run the tests against a real MONAI Label server; ARGS adds options of pytest
 	$(LABEL_PYTHON) -m pytest -c tests/label/pytest.ini tests/label $(ARGS)
+
+# timm needs a torchvision that fits torch, as that environment has.
+test-encoders: $(LABEL_STAMP) ## run the tests of encoders that timm builds, at their real sizes
+	$(LABEL_PYTHON) -m pytest -c tests/label/pytest.ini tests/encoders/test_pathology.py tests/encoders/test_own_networks.py $(ARGS)
 
 clean: ## remove build output and caches; data/, models/, output/, .venv and .venv-label stay
 	rm -rf build dist *.egg-info htmlcov .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

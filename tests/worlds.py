@@ -80,6 +80,11 @@ class World:
         torch.manual_seed(0)
         self.resnet = folder / "resnet.pth"
         torch.save(build_resnet34().state_dict(), self.resnet)
+        self.script = folder / "script.pt"
+        averages = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(2), torch.nn.Flatten())
+        torch.jit.save(torch.jit.script(averages), self.script)
+        said = {"size": 64, "mean": [0.5] * 3, "std": [0.25] * 3}
+        self.script.with_suffix(".json").write_text(json.dumps(said), encoding="utf-8")
         self.trained = folder / "trained"
         own = {
             "output_dir": self.trained,

@@ -33,7 +33,7 @@ LIST_BOTH = (
     "List those that are tissue as `mask_tissue`, and those to cut out as `mask_excluded`, settings or keys of the "
     "datalist."
 )
-# A grid of its own for each piece of tissue is tried out at 81 places: of so many shapes that would take minutes.
+# With `grid_origin: tissue` 81 grids are tried for each piece; exact areas of more shapes than these take minutes.
 MANY_SHAPES = 5000
 # QuPath does not count what has such a class, as its `Ignore*`.
 IGNORED_SUFFIX = "*"
@@ -86,7 +86,8 @@ class AnnotatedTissue(TissueMask):
 
     def pieces_level0(self) -> NDArray[np.float64]:
         """``[n, 4]``: (left, top, right, bottom) of each shape, in level-0 pixels."""
-        return np.asarray(shapely.bounds(shapely.get_parts(self.shapes.area))).reshape(-1, 4)
+        parts = shapely.get_parts(self.shapes.area)
+        return np.asarray(shapely.bounds(parts[~shapely.is_empty(parts)])).reshape(-1, 4)
 
     @property
     def area_mm2(self) -> float:
@@ -210,7 +211,7 @@ def read_annotated_tissue(
             raise SlideError(slide.path, cause, "Name one as `mask_tissue` or `mask_excluded`.")
         seen = find()
         drawn = {
-            f"{name} (drawn)" if name in seen.exclusions else name: area.drawn(
+            f"{name} (annotated)" if name in seen.exclusions else name: area.drawn(
                 seen.tissue.shape, seen.pixel_level0, seen.origin_level0
             )
             for name, area in excluded.items()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -100,10 +101,13 @@ def _itk() -> Any:
     then do not find a slide or a bank by a relative path. Only Windows needs that.
     """
     import itk
-    from itk.support.base import LibraryLoader
 
     if sys.platform != "win32":
-        LibraryLoader.setup, LibraryLoader.cleanup = _extend_path, _restore_path
+        # Another version of ITK may load in another way.
+        with suppress(ImportError):
+            from itk.support.base import LibraryLoader
+
+            LibraryLoader.setup, LibraryLoader.cleanup = _extend_path, _restore_path
     return itk
 
 

@@ -49,13 +49,11 @@ def tissue_in(
     def refusal(cause: str, remedy: str) -> SlideError:
         return SlideError(subject, f"its mask {path} {cause}", remedy)
 
+    if pixels.ndim == 3 and _is_transparent_elsewhere(pixels):
+        raise refusal("is transparent in other places than those where its colours are 0", ONE_CHANNEL)
+    pixels = _without_channels(pixels)
     if pixels.ndim == 3:
-        if _is_transparent_elsewhere(pixels):
-            raise refusal("is transparent in other places than those where its colours are 0", ONE_CHANNEL)
-        red, green, blue = np.moveaxis(pixels[..., :3], -1, 0)
-        if not (np.array_equal(red, green) and np.array_equal(green, blue)):
-            return _painted(pixels[..., :3], mask_tissue, refusal)
-        pixels = red
+        return _painted(pixels[..., :3], mask_tissue, refusal)
     values = distinct_values(pixels)
     codes = values[values != 0]
     is_changed = len(codes) > 1 and is_lossy
@@ -90,7 +88,10 @@ class OtherValues(Mapping[str, NDArray[np.bool_]]):
 
     @cached_property
     def _values(self) -> dict[str, Any]:
-        if not self._tissue or self._pixels.ndim != 2:
+        if not self._tissue:
+            return {}
+        self._pixels = _without_channels(self._pixels)
+        if self._pixels.ndim != 2:
             return {}
         values = distinct_values(self._pixels)
         others = values[~np.isin(values, (0, *self._tissue))]
@@ -104,6 +105,14 @@ class OtherValues(Mapping[str, NDArray[np.bool_]]):
 
     def __len__(self) -> int:
         return len(self._values)
+
+
+def _without_channels(pixels: NDArray[Any]) -> NDArray[Any]:
+    """A mask ``[h, w]`` of one in grey that was saved as RGB or RGBA; masks in colours stay as they are."""
+    if pixels.ndim == 2:
+        return pixels
+    red, green, blue = np.moveaxis(pixels[..., :3], -1, 0)
+    return red if np.array_equal(red, green) and np.array_equal(green, blue) else pixels
 
 
 def _is_transparent_elsewhere(pixels: NDArray[Any]) -> bool:

@@ -52,8 +52,8 @@ def lay_pieces(
 
     Pieces share a grid if they are so near that a patch of the lowest magnification covers parts of both, or if
     their grids would overlap: so no patch is in two grids, and no two patches overlap by more than ``overlap``. A grid
-    starts where the piece's bounding box is centred on whole patches of the lowest magnification, moved by up to
-    half a step of the highest magnification to where its rows contain most tissue. Without overlap they contain at
+    starts where the piece's bounding box is centred on whole patches of the lowest magnification, moved to the
+    one of 81 nearby positions where its rows contain most tissue. Without overlap they contain at
     least as much as those of one grid from the slide's corner.
 
     Args:

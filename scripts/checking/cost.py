@@ -12,7 +12,7 @@ from scripts.features.encoding import Encoder
 
 __all__ = ["Rate", "bank_bytes", "measure_rate"]
 
-# In a bank, a feature is float32, a corner two float64, the patch of a row int64.
+# In a bank, a corner is two float64, the patch of a row int64.
 CORNER_BYTES, LINK_BYTES = 16, 8
 
 

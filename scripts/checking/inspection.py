@@ -88,6 +88,8 @@ def describe(bag: Bag) -> str:
         lines.append(f"level {level}      {w} x {h} px, {mpp:.4g} um/px ({magnification_of(mpp):.4g}x)")
     lines.append(f"tissue       {bag.tissue.area_mm2:.3g} mm2")
     for name, mask in bag.tissue.exclusions.items():
+        if name == "ink":  # which has a line of its own, with advice
+            continue
         lines.append(f"excluded     {name}, {bag.tissue.mm2_of(mask):.3g} mm2")
     for name, message in (
         ("ink", bag.tissue.ink()),

@@ -37,8 +37,6 @@ from scripts.networks.methods import MapSpec
 
 __all__ = ["LocalisationReport"]
 
-logger = logging.getLogger(__name__)
-
 COLUMNS = ("slide", "map", "kind", "class", "patches", "positive_share", "roc_auc", "average_precision")
 
 logger = logging.getLogger(__name__)
@@ -125,15 +123,18 @@ class LocalisationReport:
         name = str(entry["slide"])
         try:
             slide = self.bag_builder.open_slide(entry)
+            regions = read_regions(entry["regions"], name, slide.size_level0, self.region_classes, slide.bounds_level0)
         except SlideError as error:
-            # The scores of all slides are not lost for one that has gone since its features were made.
-            logger.warning("no localisation of slide %s: %s", name, error)
+            # The scores of all slides are not lost for one that has gone since its features were made, or for regions
+            # that cannot be read.
+            self._repeats.log(logger, logging.WARNING, f"no localisation of slide {name}: {error}", name)
             return []
-        regions = read_regions(entry["regions"], name, slide.size_level0, self.region_classes, slide.bounds_level0)
         maps, classes, found = BagMaps(self.network, self.maps, item), list(self.values.items()), []
-        others = [n for k, (n, values) in enumerate(classes) if k not in labelled and regions.values & {*values}]
+        annotated = regions.values
+        others = [n for k, (n, values) in enumerate(classes) if k not in labelled and annotated & {*values}]
         if others:
-            text = f"slide {name}: its regions have {first_names(others)}, its label has not: they are not compared"
+            contained = first_names(others)
+            text = f"slide {name}: its regions contain {contained}, which its label does not: these are not evaluated"
             self._repeats.log(logger, logging.WARNING, f"{text}. Correct the label or the regions.", name)
         for m, spec in enumerate(self.maps):
             any_map = maps(m, labelled[0], KINDS[0])  # All maps of a scale have the same patches.

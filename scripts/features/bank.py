@@ -91,7 +91,9 @@ def bank_path(feature_dir: str | Path, slide: str, view: int = 0) -> Path:
 
 def bank_slides(feature_dir: str | Path) -> dict[str, Path]:
     """The banks of a folder by the names of their slides, in order; without those of augmented views."""
-    return {path.name.removesuffix(".h5"): path for path in sorted(Path(feature_dir).glob("*.h5"))}
+    paths = sorted(Path(feature_dir).glob("*.h5"))
+    # Files that begin with a dot are being written.
+    return {path.name.removesuffix(".h5"): path for path in paths if not path.name.startswith(".")}
 
 
 def write_bank(

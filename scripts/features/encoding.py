@@ -247,12 +247,17 @@ class Encoder:
                 yield from waiting.popleft().result()
 
     def _fetched(self, numbers: list[_Numbers], fetch: _Fetch) -> Iterator[Encoded]:
-        features = self._rounded(fetch())
+        features = self.rounded(fetch())
         for scale_index, patches in numbers:
             yield Encoded(scale_index, patches, features[: len(patches)])
             features = features[len(patches) :]
 
-    def _rounded(self, features: NDArray[np.float32]) -> NDArray[np.floating]:
+    def rounded(self, features: NDArray[np.float32]) -> NDArray[np.floating]:
+        """Features in ``feature_dtype``.
+
+        Raises:
+            SettingsError: if a feature does not fit into float16.
+        """
         if features.dtype == self.feature_dtype:
             return features
         most = float(np.finfo(self.feature_dtype).max)

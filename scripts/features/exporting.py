@@ -32,11 +32,11 @@ logger = logging.getLogger(__name__)
 def export_banks(
     feature_dir: str | Path, folder: str | Path, export_formats: Sequence[str] | str = ("h5",)
 ) -> list[Path]:
-    """Write each bank of a folder, but for augmented views, as others read features: one file a magnification.
+    """Write each bank of a folder as other tools read features: one file a magnification, without augmented views.
 
     In ``<magnification>x_<patch size>px_<overlap>px_overlap`` of ``folder``:
 
-    - ``h5``: ``features_<encoder>/<slide>.h5`` with ``features`` ``[n, F]``, as the bank stores them, and ``coords``
+    - ``h5``: ``features_<encoder>/<slide>.h5`` with ``features`` ``[n, F]`` in float32, and ``coords``
       int64 ``[n, 2]``, (x, y) of the patches' top left corners in level-0 pixels; ``patches/<slide>_patches.h5`` has
       ``coords`` alone.
     - ``pt``: ``features_<encoder>/pt_files/<slide>.pt``, the features as a tensor.
@@ -50,8 +50,8 @@ def export_banks(
         the folders ``features_<encoder>``.
 
     Raises:
-        SettingsError: if there is no such format, there are no banks, one is damaged, or ``folder`` cannot be written
-            to.
+        SettingsError: if there is no such format, there are no banks, one is damaged or of other weights, or ``folder``
+            cannot be written to.
     """
     check_settings(export_formats=export_formats)
     formats = [export_formats] if isinstance(export_formats, str) else export_formats
@@ -59,8 +59,13 @@ def export_banks(
     if not banks:
         raise SettingsError("feature_dir", f"there is no feature bank in {feature_dir}", "Run `extracting` first.")
     written: dict[Path, None] = {}
+    made_by: dict[str, str] = {}
     for slide, path in tqdm(banks.items(), desc="exporting", unit="slide", dynamic_ncols=True):
         for scale in _scales(slide, path):
+            first = made_by.setdefault(scale.encoder, scale.of_features["weights_sha256"])
+            if first != scale.of_features["weights_sha256"]:
+                cause = f"is of {scale.encoder} with other weights than the banks before it"
+                raise SettingsError(path, cause, "Export the banks of one encoder.")
             features = Path(folder) / scale.folder / f"features_{scale.encoder}"
             if "h5" in formats:
                 arrays = {"features": (scale.features, scale.of_features), "coords": (scale.coords, scale.of_coords)}
@@ -93,7 +98,6 @@ def _scales(slide: str, path: Path) -> Iterator[_Scale]:
     magnifications, patch_size = settings["magnifications"], int(settings["patch_size"])
     bank: BankedBag = read_bank(path, tuple(magnifications))
     overlap, encoder = round(settings.get("overlap", 0.0) * patch_size), str(settings["backbone"])
-    dtype = np.dtype(settings.get("feature_dtype", "float32"))
     for s, magnification in enumerate(magnifications):
         folder = f"{scale_name(magnification)}_{patch_size}px_{overlap}px_overlap"
         own = {"name": slide, "savetodir": folder}
@@ -111,7 +115,8 @@ def _scales(slide: str, path: Path) -> Iterator[_Scale]:
             "level0_mpp": bank.base_mpp,
         }
         coords = np.rint(bank.coords[s]).astype(np.int64)
-        yield _Scale(encoder, folder, bank.features[s].astype(dtype), coords, of_features, of_coords)
+        # In float32, whatever the bank stores: the tools' own networks compute in it, and do not convert.
+        yield _Scale(encoder, folder, bank.features[s], coords, of_features, of_coords)
 
 
 def _write_h5(path: Path, arrays: dict[str, tuple[NDArray[Any], dict[str, Any]]]) -> None:

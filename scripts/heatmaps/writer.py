@@ -50,8 +50,8 @@ class HeatmapWriter:
 
     Attach to an evaluator whose postprocessing makes probabilities ``[heads, K]`` and whose batch has what
     :class:`scripts.inference.transforms.EncodeSlided` makes. When the run starts, what an earlier one left
-    of these slides is removed, whatever this one writes: it would show beside its scores what other weights make of
-    them.
+    of these slides, classes and outputs is removed, whatever this one writes: otherwise maps of other weights would
+    remain beside the new scores.
 
     Args:
         output_dir: where the folder ``heatmaps`` is made.
@@ -165,12 +165,12 @@ class HeatmapWriter:
     def _remove(self) -> None:
         kinds = [*product(KINDS, FORMATS.values()), (GALLERY, ".png")]
         heatmaps = product(self.mapped.maps, self.file_names, kinds)
-        names = {_stem(spec.name, name, kind) + ending for spec, name, (kind, ending) in heatmaps}
+        names = {_stem(spec.name, name, kind) + ending for spec, name, (kind, ending) in heatmaps} | {PATCHES}
         for slide in self.mapped.entries:
             folder = self.folder / slide
             if folder.is_dir():
                 for path in folder.iterdir():
-                    if path.name in {*names, PATCHES}:
+                    if path.name in names:
                         path.unlink()
                 with contextlib.suppress(OSError):  # it contains other files
                     folder.rmdir()

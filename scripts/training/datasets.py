@@ -140,7 +140,8 @@ class PatchBagDataset(_BagDataset):
             if self._forward is None:
                 backbone = encoder.backbone.to(encoder.device)
                 self._forward = get_forward(encoder.runtime, backbone, encoder.batch_size)
-            return self._forward(batch.to(encoder.device)).cpu().numpy()  # [n, F]
+            features = encoder.rounded(self._forward(batch.to(encoder.device)).cpu().numpy())
+        return features.astype(np.float32)  # [n, F]
 
 
 class BankBagDataset(_BagDataset):

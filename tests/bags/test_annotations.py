@@ -262,8 +262,9 @@ def test_a_class_that_is_neither_names_all_and_both_settings(slide, tmp_path):
     with pytest.raises(SlideError, match=says):
         builder(mask_tissue="Tissue", mask_excluded="Pen").look({"image": slide, "mask": drawn})
     twice = write(tmp_path / "n.geojson", collection(feature(PEN, "Tissue"), feature(PEN, "Pen")))
-    with pytest.raises(SlideError, match="its `mask` leaves no tissue.*correct the `mask`"):
-        builder(mask_excluded="Pen")({"image": slide, "mask": twice})
+    for origin in ("slide", "tissue"):
+        with pytest.raises(SlideError, match="its `mask` leaves no tissue.*correct the `mask`"):
+            builder(mask_excluded="Pen", grid_origin=origin)({"image": slide, "mask": twice})
     with pytest.raises(SlideError, match="is a folder. Give a file as `mask`"):
         builder()({"image": slide, "mask": tmp_path})
     with pytest.raises(SlideError, match="both name 'pen'"):

@@ -82,7 +82,7 @@ def test_clams_training_finds_the_features_as_tensors(slide, tmp_path):
     bank = make_bank(tmp_path / "features", slide, dtype="float16")
     _, data_dir = export_banks(tmp_path / "features", tmp_path / "out", "pt")
     features = torch.load(data_dir / "pt_files" / "s.pt", weights_only=True)
-    assert features.dtype == torch.float16  # as the bank has them
+    assert features.dtype == torch.float32  # CLAM's network does not convert
     assert np.array_equal(features.float().numpy(), bank.features[1])
     assert not list(data_dir.glob("*.h5"))
 
@@ -106,3 +106,20 @@ def test_what_cannot_be_exported_is_one_line(slide, tmp_path):
     (tmp_path / "features" / "t.h5").write_text(json.dumps({}))
     with pytest.raises(SettingsError, match=r"t\.h5: is not a feature bank"):
         export_banks(tmp_path / "features", tmp_path / "out")
+
+
+def test_banks_of_two_encoders_are_not_exported_together(slide, tmp_path):
+    make_bank(tmp_path / "features", slide, "a")
+    make_bank(tmp_path / "features", slide, "b")
+    bank = bank_path(tmp_path / "features", "b")
+    with h5py.File(bank, "r+") as file:
+        file.attrs["settings"] = json.dumps({**json.loads(file.attrs["settings"]), "weights_sha256": "ab" * 32})
+    with pytest.raises(SettingsError, match=r"b\.h5: is of tiny with other weights than the banks before it"):
+        export_banks(tmp_path / "features", tmp_path / "out")
+
+
+def test_a_bank_that_is_being_written_is_none_yet(slide, tmp_path):
+    make_bank(tmp_path / "features", slide, "a")
+    (tmp_path / "features" / ".b.here-12.part.h5").write_bytes(b"half")
+    (folder, *_) = export_banks(tmp_path / "features", tmp_path / "out")
+    assert [path.name for path in folder.glob("*.h5")] == ["a.h5"]

@@ -107,6 +107,9 @@ BAG = {
 ENCODER = {
     "backbone": changes(features, "resnet34", backbone_weights=lambda world: str(world.resnet)),
     "backbone_weights": changes(features, lambda world: str(world.weights)),
+    "backbone_input": changes(
+        features, {"mean": [0.1] * 3}, backbone="torchscript", backbone_weights=lambda world: str(world.script)
+    ),
     "encode_batch": keeps(features, 5, batches, tolerance=1e-5),
     "num_workers": keeps(features, 0, threads),
     "amp": changes(features, True),
@@ -305,7 +308,7 @@ def seen(world: World, look: Callable[..., Any], config: str, effect: Effect, se
     if key not in world.seen or setting is not None:
         settings = dict(effect.others) | ({} if setting is None else {setting: effect.value})
         # Others may hang on the setting: a backbone that is not the default needs weights that fit it.
-        if setting is None:
+        if setting is None and "backbone" not in settings:
             settings.pop("backbone_weights", None)
         world.seen[key] = look(world, config, **settings)
     return world.seen[key]
