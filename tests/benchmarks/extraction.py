@@ -22,10 +22,9 @@ import torch
 from torch.nn.functional import cosine_similarity
 
 from scripts.bags.bag import BagBuilder
-from scripts.core.errors import SettingsError
 from scripts.core.settings import RUNTIMES
 from scripts.encoders.backbones import Backbone, get_backbone, has_fast_bfloat16
-from scripts.encoders.baselines import build_resnet34
+from scripts.encoders.registry import ENCODERS
 from scripts.encoders.runtimes import choose_runtime, get_forward
 from scripts.features.encoding import Encoder
 from scripts.features.extraction import Extractor
@@ -34,14 +33,18 @@ from tests.benchmarks.bench_slides import synthetic_slides, write_40x, write_til
 
 BACKBONES = ("resnet34", "efficientnet_lite0")
 BATCH_SIZE = 32
+# Large encoders take seconds a patch: of these only the forward pass of a few patches is measured.
+PARTS = ("forward", "reference", "cosine")
+FEW_BATCHES, FEW_PATCHES = 2, 8
 
 
 def main() -> None:
     """Print the measurements."""
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.extraction", description=__doc__)
     parser.add_argument("--dataset_dir", type=Path, default=Path("data/demo"), help="slides; made if absent")
-    parser.add_argument("--backbones", nargs="+", default=BACKBONES, choices=BACKBONES)
-    parser.add_argument("--parts", nargs="+", default=["forward", "reference"], choices=["forward", "reference"])
+    parser.add_argument("--backbones", nargs="+", default=BACKBONES, help="names, as of the setting `backbone`")
+    parser.add_argument("--backbone_weights", help="of one backbone; without, numbers at random if there are none")
+    parser.add_argument("--parts", nargs="+", default=["forward", "reference"], choices=PARTS)
     args = parser.parse_args()
     entry = synthetic_slides(args.dataset_dir, 1)[0]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -49,8 +52,11 @@ def main() -> None:
     BagBuilder()(entry)  # ITK's start, once a process, is not to be measured
     with tempfile.TemporaryDirectory() as folder:
         scans = write_scans(Path(entry["image"]), Path(folder))
-        for name in args.backbones if "forward" in args.parts else ():
-            compare_with_forward(name, scans["20x"], device)
+        for name in args.backbones:
+            if "forward" in args.parts:
+                compare_with_forward(name, scans["20x"], device)
+            if "cosine" in args.parts:
+                compare_runtimes(name, args.backbone_weights, scans["20x"], device)
         if "reference" in args.parts:
             compare_with_reference(scans)
 
@@ -102,6 +108,22 @@ def compare_with_forward(name: str, entry: dict[str, Any], device: torch.device)
         )
 
 
+def compare_runtimes(name: str, weights: str | None, entry: dict[str, Any], device: torch.device) -> None:
+    """Patches a second of the forward pass by each runtime, and the cosine of its features to those in float32."""
+    patches = torch.from_numpy(np.concatenate(BagBuilder()(entry).read_all()))[: FEW_BATCHES * FEW_PATCHES]
+    batches = [batch.to(device) for batch in patches.contiguous(memory_format=torch.channels_last).split(FEW_PATCHES)]
+    print(f"\n{name}, {len(patches)} patches\n{'runtime':<12}{'arithmetic':<12}{'patches/s':>10}   cosine to float32")
+    exact = features(get_forward("torch", load(name, False, weights).to(device), FEW_PATCHES), batches)
+    for runtime, amp in settings(device):
+        forward = get_forward(runtime, load(name, amp, weights).to(device), FEW_PATCHES)
+        cosines = cosine_similarity(exact, features(forward, batches))
+        start = time.perf_counter()
+        features(forward, batches)
+        rate = len(patches) / (time.perf_counter() - start)
+        arithmetic = "bfloat16" if amp else "float32"
+        print(f"{runtime:<12}{arithmetic:<12}{rate:>10.2f}{cosines.mean():>12.5f}{cosines.min():>9.5f}", flush=True)
+
+
 def compare_with_reference(scans: dict[str, dict[str, Any]]) -> None:
     """Seconds a slide of the published way with ResNet34, and of ours, on a slide scanned at 20x and at 40x."""
     print("\nresnet34, seconds a slide")
@@ -133,17 +155,21 @@ def published_way(entry: dict[str, Any], backbone: Backbone) -> None:
         reference.extract(BagBuilder()(entry), backbone, Path(folder), BATCH_SIZE)
 
 
-def load(name: str, amp: bool) -> Backbone:
-    """A backbone; one whose weights cannot be had gets random ones, which are as fast."""
-    try:
-        return get_backbone(name, amp=amp)
-    except SettingsError:
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "random.pth"
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(0)
-                torch.save(build_resnet34().state_dict(), path)
-            return get_backbone(name, weights=path, amp=amp)
+def load(name: str, amp: bool, weights: str | None = None) -> Backbone:
+    """A backbone; one whose weights are not here gets random ones, which are as fast."""
+    if weights is not None or name not in ENCODERS or ENCODERS[name].default_weights() is not None:
+        return get_backbone(name, weights, amp)
+    entry = ENCODERS[name]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = entry.build()
+        if any(parameter.is_meta for parameter in network.parameters()):
+            network.to_empty(device="cpu")
+            for key, parameter in network.named_parameters():
+                parameter.data.normal_(1.0 if ".norm" in key else 0.0, 0.02)
+    mean, std = ([255 * value for value in values] for values in (entry.mean, entry.std))
+    sizes = {"input_px": entry.input_px, "resize": entry.resize, "pooling": entry.pooling}
+    return Backbone(name, network, entry.num_features, mean, std, "0" * 64, amp, **sizes)  # type: ignore[arg-type]
 
 
 def features(forward: Callable[[torch.Tensor], torch.Tensor], batches: list[torch.Tensor]) -> torch.Tensor:

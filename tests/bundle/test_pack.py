@@ -43,6 +43,14 @@ def test_the_zip_has_the_files_of_a_bundle_and_nothing_else(trained_repository: 
     root = copied(trained_repository, tmp_path)
     for name in ("models/last.ckpt", "models/model_40x.pt", "scripts/__pycache__/x.pyc", "output/x", "dist/x", ".env"):
         write(root, name, "junk")
+    # An encoder's weights may be gated: wherever a user puts them, they are not handed on.
+    for name in (
+        "pytorch_model.bin",
+        "models/uni/pytorch_model.bin",
+        "models/encoder.safetensors",
+        "models/encoder.onnx",
+    ):
+        write(root, name, "junk")
     write(root, "docs/guide.md~", "junk")
     result = pack(root, root / "models", tmp_path / "dist")
 
