@@ -76,7 +76,7 @@ test-label: $(LABEL_STAMP) ## run the tests against a real MONAI Label server; A
 
 # timm needs a torchvision that fits torch, as that environment has.
 test-encoders: $(LABEL_STAMP) ## run the tests of encoders that timm builds, at their real sizes
-	$(LABEL_PYTHON) -m pytest -c tests/label/pytest.ini tests/encoders/test_pathology.py tests/encoders/test_own_networks.py $(ARGS)
+	$(LABEL_PYTHON) -m pytest -c tests/label/pytest.ini tests/encoders/test_pathology.py tests/encoders/test_timm_models.py $(ARGS)
 
 clean: ## remove build output and caches; data/, models/, output/, .venv and .venv-label stay
 	rm -rf build dist *.egg-info htmlcov .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -199,33 +198,6 @@ def test_a_network_of_a_fixed_size_asks_for_it(files: dict[str, Path]) -> None:
 def test_an_encoder_with_a_name_states_its_own_input() -> None:
     with pytest.raises(SettingsError, match=r"backbone_input: is for encoders without an entry; that of resnet34"):
         get_backbone("resnet34", given=GIVEN)
-
-
-@pytest.fixture
-def timm_weights(tmp_path: Path) -> Any:
-    timm = pytest.importorskip("timm", reason="timm is not installed: `make test-encoders` has an environment with it")
-    network = timm.create_model("vit_tiny_patch16_224", pretrained=False)  # with its classifier, as on the hub
-    torch.save(network.state_dict(), tmp_path / "vit_tiny.pth")
-    return network, tmp_path / "vit_tiny.pth"
-
-
-def test_any_model_of_timm_is_an_encoder(timm_weights: Any, patches: Tensor) -> None:
-    network, path = timm_weights
-    backbone = get_backbone("timm/vit_tiny_patch16_224", path)
-    assert backbone.num_features == num_features("timm/vit_tiny_patch16_224") == 192
-    network.reset_classifier(0)
-    large = torch.nn.functional.interpolate(patches.float(), (224, 224), mode="nearest")
-    mean, std = (torch.tensor(network.pretrained_cfg[key]).view(1, 3, 1, 1) for key in ("mean", "std"))
-    with torch.inference_mode():
-        expected = network.eval()((large / 255 - mean) / std)
-        torch.testing.assert_close(backbone(large), expected, rtol=1e-3, atol=1e-4)
-
-
-def test_a_model_that_timm_lacks_is_told(timm_weights: Any) -> None:
-    with pytest.raises(SettingsError, match=r"backbone: timm .* cannot build vit_nano .*timm\.list_models"):
-        get_backbone("timm/vit_nano", timm_weights[1])
-    with pytest.raises(SettingsError, match=r"backbone timm/resnet18: needs weights\. Give the path"):
-        get_backbone("timm/resnet18")
 
 
 def test_without_timm_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -285,6 +285,7 @@ def weights_of(name: str, more: dict[str, int]) -> State:
 def test_weights_under_their_published_names_give_the_features_of_the_published_recipe(
     name: str, layers: dict[str, int], patches: Tensor, tmp_path: Path
 ) -> None:
+    print(f"{name}: {f'{layers} for want of memory' if layers else 'all layers'}")
     state = weights_of(name, layers)
     expected = expected_features(name, state, patches, layers)
     path = tmp_path / "weights.bin"
