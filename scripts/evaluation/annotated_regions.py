@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from scripts.bags.annotations import read_annotations
 from scripts.bags.shapes import Shapes
 from scripts.core.errors import SlideError
-from scripts.core.repeats import first_names
+from scripts.core.repeats import Repeats, first_names
 from scripts.datalists.keys import spelling
 from scripts.slides.frames import Rectangle
 
@@ -21,6 +22,10 @@ __all__ = ["AnnotatedRegions", "read_annotated_regions"]
 
 # The longer side of a picture of regions.
 PICTURE_PX = 2048
+NO_MORE_SHOWN = "more slides have `regions` without an annotation, which are not shown here"
+
+logger = logging.getLogger(__name__)
+_repeats = Repeats()
 
 
 @dataclass(frozen=True)
@@ -74,6 +79,8 @@ def read_annotated_regions(
 ) -> AnnotatedRegions:
     """Read annotated regions; see :func:`scripts.bags.annotations.read_annotations`.
 
+    A file without any annotation is right where a slide has no region; of the first few one line is logged.
+
     Args:
         path: of the file.
         subject: the slide, to begin an error with.
@@ -86,6 +93,9 @@ def read_annotated_regions(
         SlideError: as that function, and if the file has other classes.
     """
     found = read_annotations(path, subject, image, "regions", size_level0, bounds_level0, may_be_empty=True)
+    if not found.classes:
+        text = f"{subject}: its {image} has no annotation: nothing counts as a region"
+        _repeats.log(logger, logging.INFO, text, str(subject), NO_MORE_SHOWN)
     classes = found.without_ignored(subject, image, class_names)
     values = {spelling(name): k + 1 for k, name in enumerate(class_names)}
     if unknown := [name for name in classes if spelling(name) not in values]:

@@ -1,5 +1,6 @@
 """Annotations of QuPath and ASAP as masks: against shapely, plain geometry, and mask images of the same shapes."""
 
+import codecs
 import gzip
 import json
 import logging
@@ -20,6 +21,7 @@ from scripts.checking.slides import SlideChecker
 from scripts.core.errors import SlideError
 from scripts.features.bank_settings import bank_settings
 from scripts.slides.slide import Slide
+from tests.annotations import asap, collection, feature, write
 from tests.cohorts import builder, draw_slide, tiny_encoder
 from tests.pyramids import BOUNDS_SLIDE, with_tissue, write_pyramid
 
@@ -31,38 +33,6 @@ PEN = shapely.box(880, 16, 1008, 496)
 @pytest.fixture(scope="module")
 def slide(tmp_path_factory):
     return draw_slide(tmp_path_factory.mktemp("annotated") / "s.tif")
-
-
-def feature(shape, class_name=None, **properties):
-    """As QuPath 0.4 to 0.6 write one."""
-    if class_name is not None:
-        properties["classification"] = {"name": class_name, "color": [200, 0, 0]}
-    return {
-        "type": "Feature",
-        "id": "f1c9a1a4-6a2b-4b0a-9f2e-0e4c9a4c6f11",
-        "geometry": json.loads(shapely.to_geojson(shape)),
-        "properties": {"objectType": "annotation", **properties},
-    }
-
-
-def collection(*features, **members):
-    return {"type": "FeatureCollection", **members, "features": list(features)}
-
-
-def write(path, data):
-    path.write_text(json.dumps(data, ensure_ascii=False), encoding="utf-8")
-    return path
-
-
-def asap(*annotations):
-    """As ASAP writes them, from (type, group, points)."""
-    text = '<?xml version="1.0"?>\n<ASAP_Annotations>\n\t<Annotations>\n'
-    for kind, group, points in annotations:
-        text += f'\t\t<Annotation Name="Annotation 0" Type="{kind}" PartOfGroup="{group}" Color="#F4FA58">\n'
-        lines = [f'<Coordinate Order="{i}" X="{x}" Y="{y}" />' for i, (x, y) in enumerate(points)]
-        # Points that were inserted later stand last.
-        text += f"\t\t\t<Coordinates>{''.join(reversed(lines))}</Coordinates>\n\t\t</Annotation>\n"
-    return text + "\t</Annotations>\n\t<AnnotationGroups />\n</ASAP_Annotations>\n"
 
 
 def grid(slide, mask, magnifications=(5, 10), **settings):
@@ -138,6 +108,45 @@ def test_every_form_of_export_is_read(slide, tmp_path):
     )
     assert grid(slide, tmp_path / "m.geojson.gz") == grid(slide, tmp_path / "m.zip") == expected
     assert grid(slide, tmp_path / "m.xml", mask_excluded="Hole") == expected
+
+
+def test_a_multipolygon_is_the_sum_of_its_parts_without_their_holes(slide, tmp_path):
+    holed = shapely.Polygon(shapely.box(372, 20, 692, 340).exterior, [shapely.box(450.5, 100, 580, 250.25).exterior])
+    apart = shapely.box(755, 205, 1005, 495)
+    many = write(tmp_path / "m.geojson", collection(feature(shapely.MultiPolygon([holed, apart]), "Tissue")))
+    two = write(tmp_path / "n.geojson", collection(feature(holed, "Tissue"), feature(apart, "Tissue")))
+    tissue = builder().look({"image": slide, "mask": many}).tissue
+    expected = 320 * 320 - 129.5 * 150.25 + 250 * 290
+    assert tissue.area_mm2 == pytest.approx(expected * 0.5**2 * 1e-6)
+    assert tissue.fraction(np.array([[470.0, 120.0], [700.0, 120.0], [600.0, 120.0]]), 50.0).tolist() == [0, 0, 1]
+    for origin in ("slide", "tissue"):
+        own = {"min_tissue": 0.3, "grid_origin": origin}
+        assert grid(slide, many, **own) == grid(slide, two, **own)
+        assert grid(slide, many, **own)[1]
+
+
+def test_a_byte_order_mark_before_the_file_is_no_part_of_it(slide, tmp_path):
+    geojson = json.dumps(collection(feature(TISSUE, "Tissue"))).encode()
+    xml = asap(("Polygon", "Tissue", list(TISSUE.exterior.coords))).encode()
+    for name, content in (("m.geojson", geojson), ("m.xml", xml)):
+        (tmp_path / name).write_bytes(content)
+        plain = grid(slide, tmp_path / name)
+        (tmp_path / name).write_bytes(codecs.BOM_UTF8 + content)
+        assert grid(slide, tmp_path / name) == plain
+        assert plain[1]
+
+
+@pytest.mark.parametrize("member", ["childObjects", "children"])
+def test_annotations_within_annotations_are_read_as_if_they_stood_beside_them(slide, tmp_path, member):
+    cell = feature(shapely.box(900, 30, 910, 40), objectType="cell")
+    pen, fold = feature(PEN, "Pen", **{member: [cell]}), feature(shapely.box(400, 30, 500, 130), "Fold")
+    nested = write(tmp_path / "m.geojson", collection(feature(TISSUE, "Tissue", **{member: [pen, fold]})))
+    beside = write(tmp_path / "n.geojson", collection(feature(TISSUE, "Tissue"), feature(PEN, "Pen"), fold))
+    excluded = {"mask_excluded": ["Pen", "Fold"]}
+    assert read_annotation_file(nested).class_names == ["Tissue", "Pen", "Fold"]
+    assert read_annotation_file(nested).left_out == {"of QuPath's type cell": 1}
+    assert grid(slide, nested, **excluded) == grid(slide, beside, **excluded)
+    assert grid(slide, nested, **excluded)[1]
 
 
 @pytest.mark.parametrize(
