@@ -121,7 +121,8 @@ def draw(bag: Bag) -> Figure:
     # Beside each other, the coarser outside: so both are seen where frames of two magnifications lie on one line.
     finest_px = grid.scales[-1].patch_level0 / pixel_level0
     line_px = int(np.clip(finest_px / (8 * len(grid.scales)), 1, LINE_PX))
-    for s, scale in enumerate(grid.scales):
+    # The coarser on top, where their lines cross.
+    for s, scale in reversed([*enumerate(grid.scales)]):
         _frame(picture, grid.coords[s] / pixel_level0, scale.patch_level0 / pixel_level0, _colour(s), s, line_px)
 
     figure = Figure(figsize=(14, 8), dpi=120, layout="constrained")
@@ -176,11 +177,19 @@ def _frame(
     inset: int,
     line_px: int,
 ) -> None:
-    """Draw frames inside of squares, as the ``inset``-th line from their borders."""
-    for start in corners:
-        (x0, y0), (x1, y1) = np.round(start).astype(int), np.round(start + side).astype(int) - 1
-        for line in range(inset * line_px, (inset + 1) * line_px):
-            place = (int(x0) + line, int(y0) + line), (int(x1) - line, int(y1) - line)
+    """Draw frames inside of squares, as the ``inset``-th line from their borders.
+
+    Where two squares have an edge in common it is drawn once, inside of the right or the lower one.
+    """
+    # Rounded first to less than a pixel: the edges of neighbours are one.
+    starts, stops = (np.round(np.round(edge, 6)).astype(int) for edge in (corners, corners + side))
+    known = {tuple(start) for start in starts.tolist()}
+    near, far = inset * line_px, (inset + 1) * line_px
+    for (x0, y0), (x1, y1) in zip(starts.tolist(), stops.tolist(), strict=True):
+        right = x1 + near if (x1, y0) in known else x1 - far
+        lower = y1 + near if (x0, y1) in known else y1 - far
+        for line in range(line_px):
+            place = (x0 + near + line, y0 + near + line), (right + line_px - 1 - line, lower + line_px - 1 - line)
             cv2.rectangle(picture, *place, tuple(colour), 1)
 
 

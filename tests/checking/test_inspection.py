@@ -6,6 +6,7 @@ import itk
 import numpy as np
 import openslide
 import pytest
+import shapely
 from PIL import Image
 
 from scripts.bags.linked_patches import linked_rows
@@ -19,6 +20,8 @@ from scripts.checking.inspection import (
     inspect_slide,
 )
 from scripts.core.errors import SettingsError, SlideError
+from scripts.slides.frames import Rectangle
+from tests.annotations import collection, feature, write
 from tests.cohorts import builder, draw_slide
 from tests.conftest import ROOT
 from tests.dicoms import write_dicom
@@ -74,14 +77,21 @@ def test_the_picture_has_the_tissues_outline_and_the_grids_frames(bag, slide):
     assert shown.shape == original.shape  # smaller than the overview's limit: shown as it is
     low, high = GRID_COLOURS[:2]
 
-    # A frame lies within its patch, that of 10x inside of that of 5x: where both have a border, both are seen.
-    for x, y in bag.grid.coords[1].astype(int):
-        across, down = shown[y + 64, x : x + 128], shown[y : y + 128, x + 64]
-        for line in (across, across[::-1], down, down[::-1]):
-            assert (line[3:6] == high).all(), (x, y)
-        for start, line in ((x, across), (y, down)):
-            outside = line[:3] if start % 256 == 0 else line[::-1][:3]
-            assert (outside == low).all(), (x, y)
+    # That of 10x lies inside of that of 5x: where both have a border, both are seen. What neighbours share lies in the
+    # right or the lower one of them, and other borders in their patch.
+    corners = {tuple(corner) for corner in bag.grid.coords[1].astype(int).tolist()}
+    for x, y in corners:
+        across, down = shown[y + 64], shown[:, x + 64]
+        for line, start, neighbour in ((across, x, (x + 128, y)), (down, y, (x, y + 128))):
+            stop = start + 128 if neighbour in corners else start + 128 - 9
+            assert (line[start + 3 : start + 6] == high).all(), (x, y)
+            assert (line[stop + 3 : stop + 6] == high).all(), (x, y)
+            if start % 256 == 0:
+                assert (line[start : start + 3] == low).all(), (x, y)
+            elif neighbour in corners:
+                assert (line[stop : stop + 3] == low).all(), (x, y)
+            else:
+                assert (line[start + 125 : start + 128] == low).all(), (x, y)
         assert np.array_equal(shown[y + 56 : y + 72, x + 56 : x + 72], original[y + 56 : y + 72, x + 56 : x + 72])
     # The coarse grid's left column starts in the glass, where no fine patch is.
     assert bag.grid.coords[0][:, 0].min() == 256
@@ -95,6 +105,54 @@ def test_the_picture_has_the_tissues_outline_and_the_grids_frames(bag, slide):
     assert columns.size > 0
     assert np.abs(columns - 376).min() <= 2
     assert (np.minimum(np.abs(columns - 376), np.abs(columns - 1000)) <= 20).all()
+
+
+def runs(line, colour):
+    """How many times a line of pixels ``[n, 3]`` meets a colour."""
+    is_colour = (line == colour).all(axis=-1).astype(int)
+    return int((np.diff(is_colour, prepend=0) == 1).sum())
+
+
+@pytest.mark.parametrize(
+    ("overview_px", "settings"),
+    [
+        (1600, {}),
+        (1600, {"overlap": 0.5}),
+        (1600, {"grid_origin": "tissue"}),
+        (700, {}),
+        (333, {"magnifications": [10]}),
+    ],
+)
+def test_a_line_across_a_shared_edge_meets_one_line_of_the_grid(slide, monkeypatch, overview_px, settings):
+    monkeypatch.setattr("scripts.checking.inspection.OVERVIEW_PX", overview_px)
+    bag = builder(**settings)({"image": slide})
+    shown = np.asarray(draw(bag).axes[0].images[0].get_array())
+    pixel = 1024 / shown.shape[1]
+    shared = 0
+    for scale, coords, colour in zip(bag.grid.scales, bag.grid.coords, GRID_COLOURS, strict=False):
+        side, step = scale.patch_level0 / pixel, scale.patch_level0 * (1 - settings.get("overlap", 0.0)) / pixel
+        corners = {tuple(corner) for corner in np.round(coords, 3).tolist()}
+        for x, y in corners:
+            for axis, neighbour in ((0, (x + scale.patch_level0, y)), (1, (x, y + scale.patch_level0))):
+                if neighbour not in corners:
+                    continue
+                shared += 1
+                # From an eighth of a step before the edge to as far behind it, away from all other edges.
+                edge, along = neighbour[axis] / pixel, (y, x)[axis] / pixel + 0.4 * step
+                line = (shown, shown.transpose(1, 0, 2))[axis][int(along)]
+                assert runs(line[int(edge - side / 8) : int(edge + side / 8) + 1], colour) == 1, (scale.name, x, y)
+    assert shared > 4
+
+
+def test_bounds_move_nothing_in_the_picture_which_shows_all_of_level_0(bag, slide, monkeypatch):
+    without = np.asarray(draw(bag).axes[0].images[0].get_array())
+    monkeypatch.setattr("scripts.slides.slide.find_bounds", lambda *_: Rectangle(300, 40, 700, 400))
+    within = builder()({"image": slide})
+    assert within.slide.bounds_level0 == (300, 40, 700, 400)
+    axes = draw(within).axes[0]
+    assert np.array_equal(np.asarray(axes.images[0].get_array()), without)
+    assert axes.images[0].get_extent() == pytest.approx([0, 0.512, 0.256, 0])
+    assert "bounds       700 x 400 px at (300, 40): the part that QuPath shows" in describe(within)
 
 
 def test_a_large_slide_is_drawn_small_and_its_grid_with_it(bag, monkeypatch):
@@ -131,7 +189,7 @@ def test_what_was_left_out_is_outlined_in_a_colour_of_its_own(bag):
     assert tuple(shown[360, 72]) == OTHER_EXCLUSIONS[1]
 
 
-def test_what_is_coded_or_drawn_as_no_tissue_is_outlined_and_counted(slide, tmp_path):
+def test_other_values_of_a_mask_are_outlined_and_counted(slide, tmp_path):
     codes = np.full((64, 128), 1, np.uint8)
     codes[:16, 64:96], codes[48:, 64:80] = 4, 7
     Image.fromarray(codes).save(tmp_path / "codes.png")
@@ -140,8 +198,37 @@ def test_what_is_coded_or_drawn_as_no_tissue_is_outlined_and_counted(slide, tmp_
     assert [f"excluded     value {v}, {n * mm2:.3g} mm2" in describe(coded) for v, n in ((4, 512), (7, 256))] == [
         True
     ] * 2
-    legend = [text.get_text() for text in draw(coded).axes[0].get_legend().get_texts()]
+    left = draw(coded).axes[0]
+    legend = [text.get_text() for text in left.get_legend().get_texts()]
     assert legend[3:] == [f"value 4: {512 * mm2:.3g} mm2, not tissue", f"value 7: {256 * mm2:.3g} mm2, not tissue"]
+    shown = np.asarray(left.images[0].get_array())
+    # Through the centres of their first columns, pixels of 8 x 8 px.
+    assert tuple(shown[64, 64 * 8 + 4]) == OTHER_EXCLUSIONS[0]
+    assert tuple(shown[440, 64 * 8 + 4]) == OTHER_EXCLUSIONS[1]
+
+
+def test_classes_that_annotations_exclude_are_outlined_and_counted(slide, tmp_path):
+    # On the mask's pixels of 16 x 16 px.
+    tissue, pen, fold = shapely.box(368, 16, 1008, 496), shapely.box(848, 16, 1008, 96), shapely.box(448, 304, 480, 464)
+    drawn = write(
+        tmp_path / "m.geojson", collection(feature(tissue, "Tissue"), feature(pen, "Pen"), feature(fold, "Fold"))
+    )
+    bag = builder(mask_excluded=["Pen", "Fold"]).look({"image": slide, "mask": drawn})
+    areas = {"Pen": 160 * 80 * 0.25e-6, "Fold": 32 * 160 * 0.25e-6}
+    lines = describe(bag).splitlines()
+    for name, mm2 in areas.items():
+        assert f"excluded     {name}, {mm2:.3g} mm2" in lines
+    assert f"tissue       {640 * 480 * 0.25e-6 - sum(areas.values()):.3g} mm2" in lines
+
+    left = draw(bag).axes[0]
+    labels = [text.get_text() for text in left.get_legend().get_texts()]
+    colours = [tuple(np.rint(np.multiply(line.get_color(), 255)).astype(int).tolist()) for line in left.lines]
+    legend = dict(zip(labels, colours, strict=True))
+    shown = np.asarray(left.images[0].get_array())
+    # Through the centres of their last columns, clear of the grid's lines.
+    for (name, mm2), x, y in zip(areas.items(), (1000, 472), (56, 360), strict=True):
+        assert tuple(shown[y, x]) == legend[f"{name}: {mm2:.3g} mm2, not tissue"]
+    assert len(set(colours)) == len(colours) == 5
 
 
 def test_five_magnifications_have_a_colour_each_as_far_as_colours_go(slide):
