@@ -108,9 +108,9 @@ def test_the_picture_has_the_tissues_outline_and_the_grids_frames(bag, slide):
 
 
 def runs(line, colour):
-    """How many times a line of pixels ``[n, 3]`` meets a colour."""
-    is_colour = (line == colour).all(axis=-1).astype(int)
-    return int((np.diff(is_colour, prepend=0) == 1).sum())
+    """Of each time that a line of pixels ``[n, 3]`` meets a colour the number of pixels."""
+    is_colour = np.pad((line == colour).all(axis=-1).astype(int), 1)
+    return (np.flatnonzero(np.diff(is_colour) == -1) - np.flatnonzero(np.diff(is_colour) == 1)).tolist()
 
 
 @pytest.mark.parametrize(
@@ -128,20 +128,21 @@ def test_a_line_across_a_shared_edge_meets_one_line_of_the_grid(slide, monkeypat
     bag = builder(**settings)({"image": slide})
     shown = np.asarray(draw(bag).axes[0].images[0].get_array())
     pixel = 1024 / shown.shape[1]
-    shared = 0
     for scale, coords, colour in zip(bag.grid.scales, bag.grid.coords, GRID_COLOURS, strict=False):
         side, step = scale.patch_level0 / pixel, scale.patch_level0 * (1 - settings.get("overlap", 0.0)) / pixel
         corners = {tuple(corner) for corner in np.round(coords, 3).tolist()}
+        widths = {True: set(), False: set()}
         for x, y in corners:
-            for axis, neighbour in ((0, (x + scale.patch_level0, y)), (1, (x, y + scale.patch_level0))):
-                if neighbour not in corners:
-                    continue
-                shared += 1
-                # From an eighth of a step before the edge to as far behind it, away from all other edges.
-                edge, along = neighbour[axis] / pixel, (y, x)[axis] / pixel + 0.4 * step
+            for axis, neighbour in ((0, (x - scale.patch_level0, y)), (1, (x, y - scale.patch_level0))):
+                edge, along = (x, y)[axis] / pixel, (y, x)[axis] / pixel + 0.4 * step
                 line = (shown, shown.transpose(1, 0, 2))[axis][int(along)]
-                assert runs(line[int(edge - side / 8) : int(edge + side / 8) + 1], colour) == 1, (scale.name, x, y)
-    assert shared > 4
+                # From an eighth of a side before the edge to as far behind it, away from all other edges.
+                met = runs(line[max(0, int(edge - side / 8)) : int(edge + side / 8) + 1], colour)
+                assert len(met) == 1, (scale.name, x, y)
+                widths[neighbour in corners].update(met)
+        # No wider than where there is no neighbour.
+        assert len(widths[True]) == len(widths[False]) == 1
+        assert widths[True] == widths[False]
 
 
 def test_bounds_move_nothing_in_the_picture_which_shows_all_of_level_0(bag, slide, monkeypatch):
