@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scripts.core.errors import SlideError
-from scripts.core.repeats import first_names
+from scripts.core.repeats import Repeats, first_names
 
 __all__ = ["OtherValues", "distinct_values", "tissue_in"]
 
@@ -19,6 +20,12 @@ __all__ = ["OtherValues", "distinct_values", "tissue_in"]
 MOST_CODES = 16
 PIXELS_AT_ONCE = 1 << 24
 ONE_CHANNEL = "Save it with one channel: 0, and a value for each kind of tissue."
+NO_MORE_SHOWN = (
+    "masks of more slides have values that are left out, which are not shown here: `inspecting` outlines them"
+)
+
+logger = logging.getLogger(__name__)
+_repeats = Repeats()
 
 
 def tissue_in(
@@ -31,7 +38,8 @@ def tissue_in(
     """Where a mask has tissue, ``[h, w]``.
 
     A mask with one value beside 0 has tissue where it is. The values of one with several may be codes of tissue,
-    artefacts and background, as GrandQC's are: it is refused unless ``mask_tissue`` is given.
+    artefacts and background, as GrandQC's are: it is refused unless ``mask_tissue`` is given. One line is logged of
+    those that are left out, for the first few slides.
 
     Args:
         pixels: ``[h, w]``, or RGB or RGBA ``[h, w, 3]`` or ``[h, w, 4]``.
@@ -61,6 +69,11 @@ def tissue_in(
         if not np.isin(values, mask_tissue).any():
             cause = f"has none of the values {list(mask_tissue)} of `mask_tissue` (it has {_listed(values)})"
             raise refusal(cause, "Correct `mask_tissue`, or the mask.")
+        others = codes[~np.isin(codes, mask_tissue)]
+        if len(others):
+            text = f"{subject}: of its mask {path}, all with another value ({_listed(others)}) is left out, "
+            text += f"as `mask_tissue` is {[*mask_tissue]}"
+            _repeats.log(logger, logging.INFO, text, str(subject), NO_MORE_SHOWN)
         return np.isin(pixels, mask_tissue)
     if is_changed or len(codes) > MOST_CODES:
         cause = f"has {len(codes)} values beside 0, as lossy compression and smoothed edges leave them"

@@ -5,6 +5,7 @@ import gzip
 import json
 import logging
 import zipfile
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -14,9 +15,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from scripts.bags.annotation_files import read_annotation_file
+from scripts.bags.annotations import AnnotatedTissue
 from scripts.bags.bag import BagBuilder
 from scripts.bags.shapes import Shapes
-from scripts.bags.tissue import find_tissue
+from scripts.bags.tissue import TissueMask, find_tissue
 from scripts.checking.slides import SlideChecker
 from scripts.core.errors import SlideError
 from scripts.features.bank_settings import bank_settings
@@ -360,6 +362,42 @@ def test_a_hundred_thousand_annotations_are_united_once(slide, tmp_path, monkeyp
     tissue = BagBuilder().tissue_of({"image": slide, "mask": path}, Slide(slide))
     assert united == [100_000]
     assert tissue.area_mm2 == pytest.approx(100_000 * 0.5**2 * 1e-6)
+
+
+def test_a_hundred_thousand_annotations_have_a_grid_of_their_own_and_their_exact_coverage(slide, tmp_path, monkeypatch):
+    # With borders between pixels, and at most 2 x 1.5 px: a hundredth of a pixel of the mask.
+    rng = np.random.default_rng(0)
+    left, top = (axis.ravel() for axis in np.meshgrid(np.arange(400) * 2.5 + 4, np.arange(250) * 2.0 + 4))
+    boxes = np.stack([left, top, left + rng.uniform(0.5, 2, 100_000), top + rng.uniform(0.5, 1.5, 100_000)])
+    path = write(tmp_path / "m.geojson", collection(*(feature(box, "Tissue") for box in shapely.box(*boxes))))
+    asked = Counter()
+
+    def counting(kind, fraction):
+        def counted(self, corners, side):
+            asked[kind] += len(corners)
+            return fraction(self, corners, side)
+
+        return counted
+
+    monkeypatch.setattr(AnnotatedTissue, "fraction", counting("exact", AnnotatedTissue.fraction))
+    monkeypatch.setattr(TissueMask, "fraction", counting("by pixels", TissueMask.fraction))
+    bag = builder(min_tissue=0.2, grid_origin="tissue").look({"image": slide, "mask": path})
+    assert bag.grid.num_rows > 0
+    # The one grid that is kept is laid by exact areas, and the 81 of which it is the best by pixels.
+    assert asked["by pixels"] > 50 * asked["exact"] > 0
+
+    # By pixels of a quarter of level 0's, which tell the areas of so many boxes to half a percent.
+    drawn, covered = np.zeros((2, 512 * 4, 1024 * 4), bool)
+    for x0, y0, x1, y1 in np.rint(boxes.T * 4).astype(int):
+        drawn[y0:y1, x0:x1] = True
+    side = bag.grid.scales[-1].patch_level0
+    for (x0, y0), (x1, y1) in (
+        np.rint(np.stack([corner, corner + side]) * 4).astype(int) for corner in bag.grid.coords[-1]
+    ):
+        covered[y0:y1, x0:x1] = True
+    mm2 = (0.25 * 0.5e-3) ** 2
+    assert bag.tissue.area_mm2 == pytest.approx(drawn.sum() * mm2, rel=0.005)
+    assert bag.covered_mm2 == pytest.approx((drawn & covered).sum() * mm2, rel=0.005)
 
 
 def test_what_crosses_itself_is_filled_and_what_has_no_area_is_counted(slide, tmp_path, caplog):

@@ -17,6 +17,7 @@ from scripts.bags.mask_values import tissue_in
 from scripts.checking.inspection import inspect_slide
 from scripts.checking.slides import SlideChecker
 from scripts.core.errors import DatalistError, SettingsError, SlideError
+from scripts.core.repeats import Repeats
 from scripts.datalists.datalist import list_slides, load_partition
 from scripts.datalists.label_files import as_entries
 from scripts.datalists.values import check_mask_tissue
@@ -140,6 +141,33 @@ def test_transparency_says_what_the_colours_say_or_is_refused(alpha, is_certain)
     else:
         with pytest.raises(SlideError, match=r"is transparent in other places .*Save it with one channel"):
             say(colours, (255,))
+
+
+def test_a_run_says_once_which_values_are_left_out(slide, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr("scripts.bags.mask_values._repeats", Repeats())
+    codes = np.array([0, 1, 0, 3, 0, 0, 2, 0], np.uint8)[GRANDQC]
+    path = tmp_path / "m.png"
+    Image.fromarray(codes).save(path)
+    bags, entry = builder(mask_tissue=[1]), {"image": slide, "mask": path}
+    with caplog.at_level(logging.INFO):
+        bags(entry)
+        bags(entry)
+    line = f"{slide}: of its mask {path}, all with another value (2, 3) is left out, as `mask_tissue` is [1]"
+    assert [(record.levelno, record.message) for record in caplog.records] == [(logging.INFO, line)]
+    caplog.clear()
+    with caplog.at_level(logging.INFO):
+        builder(mask_tissue=[1, 2, 3])(entry)
+    assert not caplog.records
+
+
+def test_of_a_thousand_slides_with_the_same_values_the_first_few_are_logged(caplog, monkeypatch):
+    monkeypatch.setattr("scripts.bags.mask_values._repeats", Repeats())
+    with caplog.at_level(logging.INFO):
+        for i in range(1000):
+            tissue_in(np.array([[0, 1, 2, 3]]), (1,), f"/slides/s{i}.tif", f"/masks/m{i}.png")
+    *lines, last = caplog.messages
+    assert [line.partition(":")[0] for line in lines] == [f"/slides/s{i}.tif" for i in range(3)]
+    assert "`inspecting` outlines them" in last
 
 
 # --- what a user writes -----------------------------------------------------------------------------------

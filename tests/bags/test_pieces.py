@@ -1,16 +1,19 @@
 """Overlap, and a grid for each piece of tissue, on thin biopsies."""
 
 import itertools
+import re
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from scripts.bags.bag import BagBuilder
 from scripts.bags.grid import link_grids
 from scripts.bags.pieces import _joined
 from scripts.bags.tissue import TissueMask
 from scripts.core.magnification import Scale
+from tests.conftest import ROOT
 
 SCALES = (Scale(5, 224, 0.5), Scale(10, 224, 0.5))  # patches of 896 and 448 px at level 0
 SIZE = (20_000, 12_000)
@@ -148,3 +151,21 @@ def test_pieces_are_joined_as_by_looking_at_all_pairs(seed, number, reach):
         a, b = pair
         expected.append([min(a[0], b[0]), min(a[1], b[1]), max(a[2], b[2]), max(a[3], b[3])])
     assert sorted(_joined(boxes, boxes, reach).tolist()) == sorted(expected)
+
+
+@pytest.mark.parametrize(
+    ("row", "overlap"), [("CMU-1-Small-Region, 0.633 mm2", 0.0), ("CMU-1-Small-Region, `--o", 0.5)]
+)
+def test_a_real_slide_is_covered_as_the_documentation_says(real_slide, row, overlap):
+    (line,) = [line for line in (ROOT / "docs" / "methods.md").read_text().splitlines() if line.startswith(f"| {row}")]
+    documented = re.findall(r"(\d+)% \((\d\.\d+) mm2\)", line)
+    bags = [BagBuilder(overlap=overlap, grid_origin=origin)({"image": real_slide}) for origin in ("slide", "tissue")]
+    assert [(f"{100 * bag.covered_fraction:.0f}", f"{bag.covered_mm2:.3f}") for bag in bags] == documented
+    for bag in bags:
+        assert bag.tissue.area_mm2 == pytest.approx(0.633, abs=5e-4)
+        # Of the tissue's pixels, of 8 um, those whose centres lie in a patch.
+        y, x = (np.stack(np.nonzero(bag.tissue.tissue)) + 0.5) * bag.tissue.pixel_level0[0]
+        left, top = bag.grid.coords[-1].T[..., None]
+        side = bag.grid.scales[-1].patch_level0
+        inside = ((x >= left) & (x < left + side) & (y >= top) & (y < top + side)).any(axis=0)
+        assert bag.covered_mm2 == pytest.approx(inside.mean() * bag.tissue.area_mm2, rel=0.02)

@@ -56,6 +56,31 @@ def test_specks_are_removed_and_cracks_are_closed(tmp_path):
     assert mask.fraction(np.array([[1650.0, 150.0]]), 150.0) == 0
 
 
+def test_a_crack_stays_open_where_nothing_is_closed(tmp_path):
+    # 20 um wide, from the top to the bottom of the tissue.
+    slide = slide_with(tmp_path, [(400, 400, 790, 1000), (800, 400, 1200, 1000)])
+    within = np.stack([np.full(50, 793.0), np.linspace(420.0, 970.0, 50)], axis=1)
+    closed, left_open = find_tissue(slide), find_tissue(slide, TissueSettings(closing_um=0))
+    assert closed.fraction(within, 2.0) == pytest.approx(np.ones(50))
+    assert left_open.fraction(within, 2.0) == pytest.approx(np.zeros(50))
+    assert (len(closed.pieces_level0()), len(left_open.pieces_level0())) == (1, 2)
+    # Between nothing and all of the crack of 600 px is missing, and a pixel of the mask to either side.
+    missing_um2 = (closed.area_mm2 - left_open.area_mm2) * 1e6
+    assert 0 < missing_um2 <= (20 + 2 * 8) * 1200
+
+
+@pytest.mark.parametrize("mpp", [4.0, 8.0, 16.0])
+def test_masks_have_the_resolution_that_was_set(tmp_path, mpp):
+    box = (404, 404, 1196, 996)
+    mask = find_tissue(slide_with(tmp_path, [box]), TissueSettings(mpp=mpp))
+    assert mask.pixel_level0 == (mpp / 2, mpp / 2)
+    assert mask.tissue.shape == (1600 * 2 / mpp, 2000 * 2 / mpp)
+    # In micrometres it is the same tissue: its borders are where they are, to a pixel of the mask.
+    (found,) = mask.pieces_level0()
+    assert np.abs(found - box).max() <= mpp / 2
+    assert mask.area_mm2 == pytest.approx(1.584 * 1.184, rel=0.05)
+
+
 def tissue_by_itk(stain, mpp):
     """The same by the filters of ITK, with which banks were made before."""
 
