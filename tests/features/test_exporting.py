@@ -13,6 +13,7 @@ from scripts.features.bank import bank_path, read_bank, write_bank
 from scripts.features.bank_settings import bank_settings
 from scripts.features.encoding import Encoder
 from scripts.features.exporting import export_banks
+from scripts.slides.frames import Rectangle
 from tests.cohorts import builder, draw_slide, tiny_backbone
 from tests.conftest import ROOT
 
@@ -48,6 +49,21 @@ def test_each_magnification_is_a_folder_of_trident(slide, tmp_path):
         with h5py.File(folder.parent / "patches" / "s_patches.h5") as file:
             assert list(file) == ["coords"]
             assert np.array_equal(file["coords"][:], bank.coords[s])
+
+
+@pytest.mark.parametrize("bounds", [None, (300, 40, 700, 400)])
+def test_coordinates_are_pixels_of_level_0_whatever_bounds_a_slide_has(slide, tmp_path, monkeypatch, bounds):
+    if bounds is not None:
+        monkeypatch.setattr("scripts.slides.slide.find_bounds", lambda *_: Rectangle(*bounds))
+    bank = make_bank(tmp_path / "features", slide)
+    for s, folder in enumerate(export_banks(tmp_path / "features", tmp_path / "out")):
+        # All multiples of a patch's side that reach into the tissue by most of a patch of 10x, from (368, 16).
+        side = (256, 128)[s]
+        expected = [(x, y) for y in range(0, 512, side) for x in range(256 if side == 256 else 384, 1024, side)]
+        for file in (folder / "s.h5", folder.parent / "patches" / "s_patches.h5"):
+            with h5py.File(file) as exported:
+                assert exported["coords"][:].tolist() == bank.coords[s].tolist() == [[x, y] for x, y in expected]
+                assert [exported["coords"].attrs[f"level0_{side}"] for side in ("width", "height")] == [1024, 512]
 
 
 @pytest.mark.skipif(not TRIDENT.is_dir(), reason=f"needs {TRIDENT}")
