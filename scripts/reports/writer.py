@@ -156,26 +156,29 @@ class ReportWriter:
         """Write the pictures of a slide; returns what the page needs to show them."""
         shown, label = self.mapped(item), self._label(slide)
         known = set() if label is None else set(np.flatnonzero(label > 0.5).tolist())
-        galleries = self._galleries(slide, shown, probabilities[self.head_index], known)
+        galleries = self._galleries(slide, shown, probabilities, known)
         return write_pictures(
             self.output_dir, slide, shown.opened, shown.maps, self.mapped.maps, self.class_names, galleries
         )
 
     def _galleries(
-        self, slide: str, shown: MappedSlide, own: NDArray[np.floating], labelled: set[int]
+        self, slide: str, shown: MappedSlide, probabilities: NDArray[np.floating], labelled: set[int]
     ) -> dict[tuple[int, int], NDArray[np.uint8]]:
-        """The top patches of the served head's maps, for the classes that it predicts and those of the label."""
+        """The top patches of every map, for the classes of the label and those that any head predicts.
+
+        Whoever compares the maps of a class finds the patches of each.
+        """
         if not self.top_patches:
             return {}
         frame, count = frame_of(self.coordinates, shown.opened.bounds_level0), min(self.top_patches, MOST_TOP)
-        return {
-            (m, k): shown.gallery(
-                m, k, KINDS, count, Title(slide, spec.name, spec.head, self.class_names[k], float(own[k])), frame
-            )
-            for m, spec in enumerate(self.mapped.maps)
-            if spec.head == self.heads[self.head_index]
-            for k in sorted(labelled | set(predicted_classes(own)))
-        }
+        classes = labelled.union(*map(predicted_classes, probabilities))
+        galleries = {}
+        for m, spec in enumerate(self.mapped.maps):
+            of_head = probabilities[self.heads.index(spec.head)]
+            for k in sorted(classes):
+                title = Title(slide, spec.name, spec.head, self.class_names[k], float(of_head[k]))
+                galleries[m, k] = shown.gallery(m, k, KINDS, count, title, frame)
+        return galleries
 
     def _prediction(self, probabilities: NDArray[np.floating]) -> str:
         classes = [self.class_names[k] for k in np.flatnonzero(probabilities >= 0.5)]

@@ -12,11 +12,13 @@ from urllib.parse import unquote
 
 import numpy as np
 import pytest
+import torch
 from ignite.engine import Events
 from monai.data import DataLoader, Dataset
 from monai.engines import SupervisedEvaluator
-from monai.transforms import Activationsd
+from monai.transforms import Activationsd, Compose, Lambdad
 from PIL import Image
+from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select, WebDriverWait
@@ -41,11 +43,15 @@ NAME = "corner #1 <b>50%"
 REASON = "it ends </script><script>alert(1)</script>"
 
 
-def write_report(folder: Path, path: Path) -> Path:
+BLANK = np.full((9, 9, 3), 255, np.uint8)
+
+
+def write_report(folder: Path, path: Path, network: Any = None) -> Path:
     """The report of a slide that is wrongly predicted, of one that is rightly, and of one that failed."""
     wrong = {"image": str(path), "slide": NAME, "mpp": BASE_MPP, "label": np.array([0, 1], np.float32)}
     data = [{**wrong, "slide": "second", "label": np.array([1, 0], np.float32)}, wrong]
-    builder, network = BagBuilder((5, 10), patch_size=PATCH_PX, min_tissue=0.4), colour_network((0.9, 0.2))
+    builder = BagBuilder((5, 10), patch_size=PATCH_PX, min_tissue=0.4)
+    network = network or colour_network((0.9, 0.2))
     failures = FailedSlides(folder, "inferring")
     failures.start()
     failures.record({"slide": "third", "image": "third.tif"}, SlideError("third.tif", REASON, "Mend it."))
@@ -66,6 +72,38 @@ def write_report(folder: Path, path: Path) -> Path:
 @pytest.fixture(scope="module")
 def slide(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_corner_slide(tmp_path_factory.mktemp("slide") / "corner.tif", mpp=None)
+
+
+@pytest.fixture(scope="module")
+def evaluated(slide: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The report of an evaluation of slides whose probabilities differ from slide to slide and head to head."""
+    folder, labels = tmp_path_factory.mktemp("evaluated"), [(0, 1), (1, 0), (1, 1), (0, 0)] * 3
+    data = [
+        {"image": str(slide), "slide": f"s{i:02d}", "mpp": BASE_MPP, "label": np.array(label, np.float32)}
+        for i, label in enumerate(labels)
+    ]
+    builder, network = BagBuilder((5, 10), patch_size=PATCH_PX, min_tissue=0.4), colour_network()
+    bag = EncodeSlided("image", builder, tiny_encoder())(data[0])
+    bags = [{**bag, "slide": one["slide"], "label": torch.as_tensor(one["label"])} for one in data]
+    rng = np.random.default_rng(3)
+    scores = EvaluationReport(folder, HEADS, CLASSES, "multilabel")
+    mapped = MappedSlides(network, attention_maps("mustmil", [5, 10]), builder, data)
+    writer = ReportWriter(
+        folder, "t", "mustmil", "multilabel", (5, 10), "tiny", mapped, HEADS, CLASSES, top_patches=0, evaluation=scores
+    )
+    SupervisedEvaluator(
+        device="cpu",
+        val_data_loader=DataLoader(bags, batch_size=1),
+        network=network,
+        postprocessing=Compose(
+            [
+                Activationsd(keys="pred", sigmoid=True),
+                Lambdad(keys="pred", func=lambda p: torch.from_numpy(rng.random(p.shape).astype(np.float32))),
+            ]
+        ),
+        val_handlers=[scores, writer],
+    ).run()
+    return folder / "report.html"
 
 
 @pytest.fixture(scope="module")
@@ -129,10 +167,47 @@ def test_bounds_move_no_overlay_and_no_picture_of_the_slide(page, slide, tmp_pat
     assert (page.parent / top).read_bytes() != (cropped.parent / top).read_bytes()
 
 
-def test_the_top_patches_of_predicted_and_labelled_classes_are_there(page):
+def test_every_map_has_the_top_patches_of_predicted_and_labelled_classes(page):
     wrong, right = data_of(page)["slides"]
-    assert (right["top"], wrong["top"]) == ([[0, 0]], [[0, 0], [0, 1]])  # of the map global
-    assert all((page.parent / unquote(f"{wrong['folder']}/0_{k}_top.jpg")).is_file() for k in range(len(CLASSES)))
+    maps = range(len(HEADS))
+    assert right["top"] == [[m, 0] for m in maps]
+    assert wrong["top"] == [[m, k] for m in maps for k in range(len(CLASSES))]
+    for slide in (wrong, right):
+        folder = page.parent / unquote(slide["folder"])
+        found = sorted(path.name for path in folder.glob("*_top.jpg"))
+        assert found == sorted(f"{m}_{k}_top.jpg" for m, k in slide["top"])
+        # Whose probability stands above the patches differs from head to head, and so do the patches.
+        assert len({(folder / name).read_bytes() for name in found}) == len(found)
+
+
+def test_a_class_that_only_one_head_predicts_has_top_patches_in_every_map(slide, tmp_path):
+    network = colour_network((0.9, 0.2))
+    with torch.no_grad():
+        network.myfc[HEADS.index("10x")].bias[:] = torch.logit(torch.tensor([0.1, 0.8]))
+    page = write_report(tmp_path, slide, network)
+    (found,) = [one for one in data_of(page)["slides"] if one["name"] == "second"]
+    assert np.allclose(found["probabilities"], [[0.9, 0.2], [0.9, 0.2], [0.1, 0.8]], atol=1e-3)
+    assert found["top"] == [[m, k] for m in range(len(HEADS)) for k in range(len(CLASSES))]
+
+
+def test_the_title_above_top_patches_has_the_probability_of_their_own_head(slide, tmp_path, monkeypatch):
+    titles = []
+    monkeypatch.setattr(
+        "scripts.heatmaps.mapped_slides.gallery", lambda heats, count, title, *_: titles.append(title) or BLANK
+    )
+    network = colour_network((0.9, 0.2))
+    with torch.no_grad():
+        network.myfc[HEADS.index("10x")].bias[:] = torch.logit(torch.tensor([0.7, 0.8]))
+    write_report(tmp_path, slide, network)
+    of_second = {(t.map_name, t.head, t.class_name): t.probability for t in titles if t.slide == "second"}
+    assert of_second == pytest.approx(
+        {
+            (head, head, name): probability
+            for head in HEADS
+            for name, probability in zip(CLASSES, (0.7, 0.8) if head == "10x" else (0.9, 0.2), strict=True)
+        },
+        abs=1e-6,
+    )
 
 
 def test_it_opens_in_a_browser_without_a_complaint_and_shows_its_pictures(browser, page):  # noqa: F811
@@ -201,6 +276,146 @@ def test_every_control_and_picture_has_a_name(browser, page):  # noqa: F811
     browser.find_elements(By.CSS_SELECTOR, "button.look")[0].click()
     for element in browser.find_elements(By.CSS_SELECTOR, "dialog button, dialog input, dialog select, dialog img"):
         assert element.accessible_name, element.get_attribute("outerHTML")
+
+
+def test_tab_alone_leads_to_a_slide_to_its_slider_and_out_again(browser, page):  # noqa: F811
+    open_page(browser, page)
+
+    def focused(key: str) -> Any:
+        """What has the focus after a key that is sent to whatever has it."""
+        ActionChains(browser).send_keys(key).perform()
+        return browser.execute_script("return document.activeElement")
+
+    def tab_to(css: str) -> Any:
+        for _ in range(40):
+            element = focused(Keys.TAB)
+            if browser.execute_script("return arguments[0].matches(arguments[1])", element, css):
+                return element
+        raise AssertionError(f"Tab does not lead to {css}")
+
+    button = tab_to("button.look")
+    assert button.accessible_name == f"Look at {NAME}"
+    focused(Keys.ENTER)
+    dialog = browser.find_element(By.ID, "viewer")
+    assert dialog.get_property("open")
+    slider = tab_to("#opacity")
+    before = float(slider.get_property("value"))
+    assert focused(Keys.ARROW_RIGHT) == slider
+    assert float(slider.get_property("value")) == before + 1
+    assert float(browser.find_element(By.ID, "overlay").value_of_css_property("opacity")) == pytest.approx(
+        (before + 1) / 100, abs=1e-3
+    )
+    assert tab_to("#close").accessible_name == "Close"
+    assert focused(Keys.ENTER) == button  # where it was before
+    assert not dialog.get_property("open")
+
+
+def test_zoom_enlarges_slide_map_and_scale_bar_alike_and_is_undone(browser, page):  # noqa: F811
+    open_page(browser, page)
+    browser.find_elements(By.CSS_SELECTOR, "button.look")[0].click()
+    slide = data_of(page)["slides"][0]
+
+    def width(css: str) -> float:
+        return float(browser.execute_script(f"return document.querySelector('{css}').getBoundingClientRect().width"))
+
+    def sizes() -> dict[str, float]:
+        found = {css: width(css) for css in ("#sheet", "#slide-image", "#overlay", "#mm")}
+        percent = browser.find_element(By.ID, "zoom").text
+        assert percent == f"{100 * found['#sheet'] / slide['width']:.0f}%"
+        number, unit = browser.find_element(By.ID, "mm").text.split()
+        length_um = float(number) * {"mm": 1000, "\u00b5m": 1}[unit]
+        assert found["#mm"] / found["#sheet"] == pytest.approx(length_um / slide["um"][0], rel=5e-3)
+        return found
+
+    start = sizes()
+    for clicks in (1, 2):
+        browser.find_element(By.ID, "in").click()
+        assert sizes() == pytest.approx({css: size * 2 ** (clicks / 2) for css, size in start.items()}, rel=5e-3)
+    for _ in range(2):
+        browser.find_element(By.ID, "out").click()
+    assert sizes() == pytest.approx(start, rel=1e-3)
+    browser.find_element(By.ID, "out").click()
+    assert sizes() == pytest.approx({css: size / 2**0.5 for css, size in start.items()}, rel=5e-3)
+
+
+def test_the_top_patches_are_those_of_the_chosen_map_and_class(browser, page):  # noqa: F811
+    open_page(browser, page)
+    for row, slide in enumerate(data_of(page)["slides"]):
+        browser.find_elements(By.CSS_SELECTOR, "button.look")[row].click()
+        for m, map_name in enumerate(HEADS):
+            Select(browser.find_element(By.ID, "map")).select_by_value(map_name)
+            for k, class_name in enumerate(CLASSES):
+                Select(browser.find_element(By.ID, "class")).select_by_value(class_name)
+                if [m, k] in slide["top"]:
+                    image = loaded(browser, "#top img")
+                    assert image.get_attribute("src").endswith(f"{slide['folder']}/{m}_{k}_top.jpg")
+                    for said in (map_name, class_name):
+                        assert said in image.accessible_name
+                else:
+                    assert not browser.find_elements(By.CSS_SELECTOR, "#top img")
+        browser.find_element(By.ID, "close").click()
+    assert errors_of(browser) == []
+
+
+TITLES = {
+    "micro-accuracy": "micro_accuracy", "micro-F1": "micro_f1", "macro-F1": "macro_f1", "ROC-AUC": "roc_auc",
+    "accuracy": "accuracy", "precision": "precision", "recall": "recall", "F1": "f1",
+    "average precision": "average_precision",
+}  # fmt: skip
+
+
+def test_the_tables_of_an_evaluation_have_the_numbers_of_its_metrics(browser, evaluated):  # noqa: F811
+    open_page(browser, evaluated)
+    metrics = json.loads((evaluated.parent / "metrics.json").read_text())
+    found = {}
+    for table in browser.find_elements(By.CSS_SELECTOR, "table.scores"):
+        _, *columns = (cell.text for cell in table.find_elements(By.CSS_SELECTOR, "thead th"))
+        rows = {
+            row.find_element(By.TAG_NAME, "th").text: [cell.text for cell in row.find_elements(By.TAG_NAME, "td")]
+            for row in table.find_elements(By.CSS_SELECTOR, "tbody tr")
+        }
+        found[table.find_element(By.TAG_NAME, "caption").text] = columns, rows
+
+    def cell(score: dict[str, Any]) -> str:
+        return "{:.3f} [{:.3f}, {:.3f}]".format(score["value"], *score["ci95"])
+
+    def same(columns: list[str], cells: list[str], scores: dict[str, Any]) -> None:
+        assert {TITLES[column] for column in columns} == {
+            name for name, score in scores.items() if isinstance(score, dict) and "ci95" in score
+        }
+        for column, text in zip(columns, cells, strict=True):
+            assert text == cell(scores[TITLES[column]])
+
+    (caption, (columns, rows)), *of_heads = found.items()
+    assert caption.startswith("Scores with 95% intervals, on 12 slides")
+    assert list(rows) == HEADS
+    for head, cells in rows.items():
+        same(columns, cells, metrics[head])
+    assert len({tuple(cells) for cells in rows.values()}) == len(HEADS)
+    assert [caption for caption, _ in of_heads] == [f"Each class by the head {head}" for head in HEADS]
+    for head, (_, ((number, *columns), rows)) in zip(HEADS, of_heads, strict=True):
+        assert (number, list(rows)) == ("slides", CLASSES)
+        for name, (slides, *cells) in rows.items():
+            assert int(slides) == metrics[head]["classes"][name]["slides"] == 6
+            same(columns, cells, metrics[head]["classes"][name])
+    assert errors_of(browser) == []
+
+
+def test_the_figures_of_each_head_are_shown_with_their_names(browser, evaluated):  # noqa: F811
+    open_page(browser, evaluated)
+    images = browser.find_elements(By.CSS_SELECTOR, ".figures img")
+    assert [image.accessible_name for image in images] == [
+        text
+        for head in HEADS
+        for text in (
+            f"ROC curves of the head {head}",
+            f"Precision-recall curves of the head {head}",
+            f"Confusion of the head {head}, at a probability of 0.5",
+            f"Calibration of the head {head}",
+        )
+    ]
+    assert all(image.get_property("naturalWidth") > 0 for image in images)
+    assert len({image.get_attribute("src") for image in images}) == 4 * len(HEADS)
 
 
 @pytest.mark.parametrize("damage", ["gone", "cut off"])
