@@ -8,8 +8,10 @@ import cv2
 import numpy as np
 import pytest
 from monai.data import Dataset
+from sklearn.metrics import precision_score, recall_score
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+from tensorboard.util.tensor_util import make_ndarray
 from torch.utils.tensorboard import SummaryWriter
 
 from scripts.bags.bag import BagBuilder
@@ -17,7 +19,7 @@ from scripts.evaluation.board import MOST_SCALARS, EvaluationBoard
 from scripts.evaluation.metrics import CLASS_SCORE_NAMES, score_names
 from scripts.evaluation.reports import EvaluationReport
 from tests.evaluation.test_localisation_report import Given, item, make_slide
-from tests.evaluation.test_reports import evaluate, some_slides
+from tests.evaluation.test_reports import evaluate, read_csv, some_slides
 
 CLASSES, HEADS = ["cancer", "hgd", "normal"], ["global", "5x", "10x"]
 SETTINGS = {
@@ -145,6 +147,22 @@ def test_every_head_has_its_figures_and_curves(shown):
         assert decoded.shape == (image.height, image.width, 3)
         assert 300 <= min(decoded.shape[:2]) <= max(decoded.shape[:2]) <= 2000
         assert decoded.std() > 5  # something is drawn
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("name", CLASSES)
+def test_a_precision_recall_curve_is_that_of_the_predictions(shown, head, name):
+    _, events, folder = shown
+    _, _, _, _, precision, recall = make_ndarray(events.Tensors(f"{head}/{name}")[0].tensor_proto)
+    rows = [row for row in read_csv(folder) if row["head"] == head]
+    p = np.array([float(row[name]) for row in rows])
+    has = np.array([name in row["label"].split(";") for row in rows])
+    assert 0 < has.sum() < len(has) == 8
+    thresholds = np.arange(len(recall)) / (len(recall) - 1)  # of TensorBoard
+    for threshold, of_curve in zip(thresholds, zip(precision, recall, strict=True), strict=True):
+        expected = [score(has, p >= threshold, zero_division=0) for score in (precision_score, recall_score)]
+        assert of_curve == pytest.approx(expected, abs=1e-6)
+    assert len({*recall.round(6).tolist()}) > 3  # it is a curve
 
 
 def test_the_training_and_the_evaluation_are_a_line_of_the_hparams_tab(shown):

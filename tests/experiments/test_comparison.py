@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+
 import numpy as np
 import pytest
 from selenium.webdriver.common.by import By
@@ -81,17 +83,21 @@ def test_no_run_and_no_picture_has_a_slide_that_is_left_out(tmp_path, monkeypatc
         comparison(tmp_path).run(["a", "b"])
 
 
-def test_the_page_shows_the_pictures_beside_it_and_stays_small(browser, tmp_path, monkeypatch):  # noqa: F811
-    # Noise, as hard to compress as tissue.
+def write_comparison(folder, monkeypatch):
+    """The page and the tables of runs with known results; the heatmaps are noise, as hard to compress as tissue."""
     row = PanelRow("s00", "cancer", Thumbnail(noise(800, 600), 4.0, (3200.0, 2400.0)), None)
     monkeypatch.setattr(
         scripts.experiments.comparison, "draw_panels", lambda *_: {kind: panel([row] * 2, CLASSES) for kind in KINDS}
     )
-    runs = write_cohort(tmp_path / "runs", seeds=(0, 1))
+    runs = write_cohort(folder / "runs", seeds=(0, 1))
     labels = np.random.default_rng([0, 99]).integers(0, 2, (12, len(CLASSES))).astype(float)  # those of the runs
     data = [{"slide": f"s{i:02d}", "label": label} for i, label in enumerate(labels)]
-    made = comparison(tmp_path, settings={**SETTINGS, "class_names": CLASSES}, training_data=data, testing_data=data)
+    made = comparison(folder, settings={**SETTINGS, "class_names": CLASSES}, training_data=data, testing_data=data)
     made._write(runs, [], data, data)
+
+
+def test_the_page_shows_the_pictures_beside_it_and_stays_small(browser, tmp_path, monkeypatch):  # noqa: F811
+    write_comparison(tmp_path, monkeypatch)
     assert (tmp_path / "attention.png").stat().st_size > 500_000
     assert (tmp_path / "report.html").stat().st_size < 100_000
     open_page(browser, tmp_path / "report.html")
@@ -99,4 +105,36 @@ def test_the_page_shows_the_pictures_beside_it_and_stays_small(browser, tmp_path
     assert len(images) == 3
     assert all(image.get_property("naturalWidth") > 0 for image in images)
     assert "attention.png, contribution.png. Copy them with it" in browser.find_element(By.TAG_NAME, "dl").text
+    assert errors_of(browser) == []
+
+
+def test_the_page_has_the_tables_with_the_numbers_of_the_csv(browser, tmp_path, monkeypatch):  # noqa: F811
+    write_comparison(tmp_path, monkeypatch)
+    open_page(browser, tmp_path / "report.html")
+    tables = browser.find_elements(By.CSS_SELECTOR, "table.scores")
+    captions = [table.find_element(By.TAG_NAME, "caption").text for table in tables]
+    of_scores, *of_classes_and_maps = captions
+    assert of_scores.startswith("12 test slides")
+    assert "2 trainings of each method (seeds 0, 1): mean ± standard deviation over trainings." in of_scores
+    assert of_classes_and_maps[:2] == ["F1 of each class:", "ROC-AUC of each class:"]
+    assert [caption.split(", ")[2] for caption in of_classes_and_maps[2:]] == ["ROC-AUC", "average precision"]
+    with open(tmp_path / "comparison.csv", newline="", encoding="utf-8") as file:
+        lines = list(csv.DictReader(file))
+
+    def cell(table, row_title, column):
+        names = [one.text for one in table.find_elements(By.CSS_SELECTOR, "thead th")]
+        (row,) = (
+            row for row in table.find_elements(By.CSS_SELECTOR, "tbody tr")
+            if row.find_element(By.TAG_NAME, "th").text == row_title
+        )  # fmt: skip
+        return row.find_elements(By.CSS_SELECTOR, "th, td")[names.index(column)].text
+
+    def in_csv(**wanted):
+        (line,) = (line for line in lines if all(line[key] == value for key, value in wanted.items()))
+        return "{:.3f} ± {:.3f}".format(*(float(line[key]) for key in ("mean", "sd")))
+
+    for method, head, title in (("mustmil", "global", "MuSTMIL global"), ("ssmil", "5x", "SSMIL 5x")):
+        of_head = {"method": method, "output": head}
+        assert cell(tables[0], title, "micro-F1") == in_csv(**of_head, **{"class": ""}, score="micro_f1")
+        assert cell(tables[2], title, "hgd") == in_csv(**of_head, **{"class": "hgd"}, score="roc_auc")
     assert errors_of(browser) == []

@@ -2,6 +2,7 @@
 
 import json
 import uuid
+from decimal import Context, Decimal
 
 import numpy as np
 import pytest
@@ -69,6 +70,38 @@ def test_every_patch_survives_the_round_trip(tmp_path_factory, heat):
             percentile_name: pytest.approx(heat.percentile[patch], abs=0.05 + 1e-9),
             value_name: pytest.approx(heat.values[patch], rel=5.1e-4),
         }
+
+
+def rounded(number, digits=None, significant=None):
+    """A binary number in decimal digits, by Python's decimal arithmetic."""
+    if significant is not None:
+        return Context(prec=significant).create_decimal(Decimal(float(number)))
+    return Decimal(float(number)).quantize(Decimal(1).scaleb(-digits))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("size", [1e-5, 1.0, 1e4])
+def test_the_file_has_no_more_digits_than_matter_and_those_are_right(tmp_path, kind, size):
+    rng = np.random.default_rng(4)
+    # Of 41 patches, so that percentiles have no end, and no number lies in the middle between two that it may become.
+    values = size * (rng.random(41) - (kind == "contribution") / 2)
+    heat = PatchMap(rng.uniform(-1e3, 1e5, (41, 2)), 253.66629, 0.2523, values, kind)
+    write_geojson(tmp_path / "map.geojson", feature_collection(heat, "slide", "10x", "cancer", RED))
+    text = (tmp_path / "map.geojson").read_text(encoding="utf-8")
+    features = json.loads(text, parse_float=Decimal, parse_int=Decimal)["features"]
+    percentile_name, value_name = measurement_names("10x", "cancer", kind)
+    for patch, feature in enumerate(features):
+        measured = feature["properties"]["measurements"]
+        value, percentile = measured[value_name], measured[percentile_name]
+        assert len(value.normalize().as_tuple().digits) <= 4
+        assert value == rounded(values[patch], significant=4)
+        assert percentile.normalize().as_tuple().exponent >= -1
+        assert percentile == rounded(heat.percentile[patch], digits=1)
+        (ring,) = feature["geometry"]["coordinates"]
+        left, top = heat.corners[patch]
+        expected = [[rounded(v, digits=3) for v in ends] for ends in ((left, left + 253.66629), (top, top + 253.66629))]
+        assert all(v.normalize().as_tuple().exponent >= -3 for point in ring for v in point)
+        assert [sorted(set(axis)) for axis in zip(*ring, strict=True)] == expected
 
 
 @settings(max_examples=60, deadline=None)

@@ -1,5 +1,8 @@
 """The legend of a heatmap, read back from its pixels."""
 
+from dataclasses import replace
+from itertools import combinations
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -59,6 +62,28 @@ def test_the_bar_runs_through_the_colours_of_the_map_and_its_file_keeps_them(kin
         shade = 100 * (np.arange(left, right + 1) - left + 0.5) / (right + 1 - left)
         expected = 255 * (1 - OPACITY) + OPACITY * shade_colours(shade, kind).astype(float)
         assert np.abs(bar[left : right + 1] - expected).max() < 8
+
+
+def test_whatever_a_legend_says_is_seen_in_its_pixels():
+    contribution = a_map("contribution", (-1.5, 0.2, 1.0))
+    titles = [
+        TITLE,
+        replace(TITLE, slide="another slide"),
+        replace(TITLE, map_name="5x", head="5x"),
+        replace(TITLE, head="5x"),
+        replace(TITLE, class_name="gutartig"),
+        replace(TITLE, probability=0.751),
+        replace(TITLE, probability=None),
+    ]
+    pictures = [legend(a_map(), title, 900, 0.5) for title in titles]
+    # The range of a contribution's values is that of the map; percentiles always run from 0 to 100.
+    pictures += [legend(contribution, TITLE, 900, 0.5), legend(a_map("contribution", (-3, 0.4, 2)), TITLE, 900, 0.5)]
+    pictures += [legend(a_map(), TITLE, 900, 20.0)]  # another scale bar
+    for one, other in combinations(pictures, 2):
+        # At the least a letter's height and width of pixels that are black in one of them alone.
+        assert one.shape == other.shape
+        assert (np.abs(one.astype(int) - other).max(axis=-1) > 200).sum() > 10
+    assert (legend(a_map(values=(0.2, 0.4, 1.4)), TITLE, 900, 0.5) == pictures[0]).all()
 
 
 @settings(max_examples=40, deadline=None)

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from itertools import product
 
 import cv2
 import numpy as np
@@ -17,8 +18,10 @@ from scripts.bags.bag import BagBuilder
 from scripts.core.errors import SettingsError, SlideError
 from scripts.datalists.failures import FailedSlides
 from scripts.heatmaps.attention_maps import gather_rows
+from scripts.heatmaps.images import read_thumbnail
+from scripts.heatmaps.legend import Title, legend
 from scripts.heatmaps.mapped_slides import MappedSlides
-from scripts.heatmaps.writer import HeatmapWriter, class_file_names
+from scripts.heatmaps.writer import FORMATS, HeatmapWriter, class_file_names
 from scripts.inference.transforms import EncodeSlided
 from scripts.networks.methods import attention_maps
 from scripts.networks.mustmil import MuSTMIL
@@ -117,6 +120,22 @@ def predict(output, entry, network=None, overlap=0.0, **given):
     return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
 
 
+LEVEL0_COLUMNS = ("x_level0", "y_level0")
+
+
+def patches_of(output):
+    """The lines of the table of patches."""
+    with (output / "heatmaps" / "corner" / "patches.csv").open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def hottest_of(table, column):
+    """The lines with the highest value of a column."""
+    filled = [line for line in table if line[column]]
+    most = max(float(line[column]) for line in filled)
+    return [line for line in filled if float(line[column]) == most]
+
+
 @pytest.fixture(scope="module")
 def both_classes(entry, tmp_path_factory):
     """The folder with the heatmaps of both classes."""
@@ -138,6 +157,126 @@ def test_attention_that_follows_a_colour_is_hottest_where_that_colour_is(both_cl
             hottest_um_of_geojson(folder / f"{map_name}_{name}.geojson", BASE_MPP),
         ):
             assert is_in(box, found, slack_um=patch_um / 2)
+
+
+BOUNDS = Rectangle(300, 200, 1000, 900)
+
+
+@pytest.mark.parametrize("bounds", [None, BOUNDS])
+def test_every_format_has_the_tissue_of_a_class_at_the_same_micrometres(entry, tmp_path, monkeypatch, bounds):
+    if bounds is not None:
+        monkeypatch.setattr("scripts.slides.slide.find_bounds", lambda *_: bounds)
+    given = {"heatmap_classes": CLASSES, "heatmap_kinds": "attention", "heatmap_formats": list(FORMATS)}
+    predict(tmp_path, entry, top_patches=0, **given)
+    folder, table = tmp_path / "heatmaps" / "corner", patches_of(tmp_path)
+    plain = cv2.resize(corner_image(), (2000, 1275), interpolation=cv2.INTER_AREA)
+    origin_um = np.multiply((0, 0) if bounds is None else bounds[:2], BASE_MPP)
+    for map_name, name in product(HEADS, CLASSES):
+        stem, patch_um = f"{map_name}_{name}", PATCH_PX * (2.0 if map_name == "5x" else 1.0)
+        # Of patches with the same attention any may be the hottest.
+        hottest_um = {
+            columns: [[(float(line[v]) + float(line["side_level0"]) / 2) * BASE_MPP for v in columns] for line in lines]
+            for lines in [hottest_of(table, f"{stem}_attention")]
+            for columns in (LEVEL0_COLUMNS, ("x", "y"))
+        }
+        found = {
+            "png": hottest_um_of_png(folder / f"{stem}.png", plain, patch_um),
+            "plain": hottest_um_of_png(folder / f"{stem}_plain.png", plain, patch_um),
+            "mha": hottest_um_of_mha(folder / f"{stem}.mha"),
+            "geojson": np.add(hottest_um_of_geojson(folder / f"{stem}.geojson", BASE_MPP), origin_um),
+            "csv": hottest_um[LEVEL0_COLUMNS][0],
+            "csv, in the frame": np.add(hottest_um["x", "y"][0], origin_um),
+        }
+        assert stem == "5x_pink" or len(hottest_um[LEVEL0_COLUMNS]) == 1
+        for form, place in found.items():
+            assert is_in({"dark": HOT_BOX, "pink": COLD_BOX}[name], place), (stem, form)
+            # Pictures have whole pixels and 256 colours.
+            error_um = 6 if form in ("png", "plain") else 0.01
+            assert any(place == pytest.approx(one, abs=error_um) for one in hottest_um[LEVEL0_COLUMNS]), (stem, form)
+
+
+def test_a_png_is_the_plain_picture_with_its_legend_below(entry, tmp_path):
+    network = colour_network(crossed=True)
+    predict(tmp_path, entry, network, heatmap_classes="pink", heatmap_formats=("png", "plain"), top_patches=0)
+    builder = BagBuilder((5, 10), patch_size=PATCH_PX, min_tissue=0.4)
+    item, specs = EncodeSlided("image", builder, tiny_encoder())(entry), attention_maps("mustmil", [5, 10])
+    shown = MappedSlides(network, specs, builder, [entry])(item)
+    thumbnail = read_thumbnail(shown.opened)
+    image = item["image"].as_tensor()[None]
+    with torch.no_grad():
+        probabilities = torch.sigmoid(network(image[..., :-1], image[..., -1]))[0]
+    for (m, spec), kind in product(enumerate(specs), KNOWN_KINDS):
+        stem = tmp_path / "heatmaps" / "corner" / f"{spec.name}_pink{'' if kind == 'attention' else '_contribution'}"
+        stored, mpp = read_png(stem.with_suffix(".png"))
+        plain, mpp_of_plain = read_png(stem.with_name(f"{stem.name}_plain.png"))
+        assert mpp == mpp_of_plain
+        height, width = plain.shape[:2]
+        title = Title("corner", spec.name, spec.head, "pink", float(probabilities[HEADS.index(spec.head), 1]))
+        expected = legend(shown.maps(m, 1, kind), title, width, thumbnail.mpp)
+        assert len(stored) == height + len(expected) > height
+        # The palette has few greys for the edges of letters; another letter changes pixels by 255.
+        assert np.abs(stored[height:].astype(int) - expected).max() < 64
+
+
+@pytest.mark.parametrize("bounds", [None, BOUNDS])
+def test_a_gallery_starts_with_the_hottest_patch_of_the_table(entry, tmp_path, monkeypatch, bounds):
+    if bounds is not None:
+        monkeypatch.setattr("scripts.slides.slide.find_bounds", lambda *_: bounds)
+    # A patch is of the colour of its scale and place.
+    monkeypatch.setattr(Slide, "read_patch", lambda self, scale, corner: np.tile(
+        (np.array([RED_OF[scale.name], 10, 20]) + [0, 15, 25] * place_in_grid(scale, corner)).astype(np.uint8),
+        (scale.patch_size_px, scale.patch_size_px, 1),
+    ))  # fmt: skip
+    predict(tmp_path, entry, colour_network(crossed=True), heatmap_classes=CLASSES, heatmap_formats="mha")
+    table = patches_of(tmp_path)
+    for map_name, name in product(HEADS, CLASSES):
+        gallery = cv2.imread(str(tmp_path / "heatmaps" / "corner" / f"{map_name}_{name}_top.png"))[..., ::-1]
+        halves = dict(zip(KNOWN_KINDS, np.array_split(gallery.astype(int), 2, axis=1), strict=True))
+        scale = "5x" if map_name == "5x" else "10x"
+        side = PATCH_PX * (2.0 if scale == "5x" else 1.0) / BASE_MPP
+        found = {}
+        for kind, half in halves.items():
+            _, green, blue = first_patch(half, RED_OF[scale])
+            found[kind] = np.round([(green - 10) / 15, (blue - 20) / 25]) * side
+            hottest = [
+                [float(line[v]) for v in LEVEL0_COLUMNS] for line in hottest_of(table, f"{map_name}_{name}_{kind}")
+            ]
+            assert any(found[kind] == pytest.approx(place, abs=0.01) for place in hottest), (map_name, name, kind)
+        # Where it looks for a class is not where it concludes it.
+        assert np.abs(found["attention"] - found["contribution"]).max() > side
+
+
+RED_OF = {"5x": 60, "10x": 180}
+
+
+def place_in_grid(scale, corner):
+    """Column and row of a patch, for the green and the blue of its colour, behind a nought for the red."""
+    return np.array([0, *np.round(np.divide(corner, scale.patch_level0))]).astype(int)
+
+
+def first_patch(picture, red):
+    """The colour of the uppermost large area with this red and with other green and blue than a grey has."""
+    mask = (np.abs(picture[..., 0] - red) < 4) & (np.ptp(picture, axis=-1) > 8)
+    _, parts, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8))
+    large = [i for i in range(1, len(stats)) if stats[i, cv2.CC_STAT_AREA] > 500]
+    first = min(large, key=lambda i: stats[i, cv2.CC_STAT_TOP])
+    return np.median(picture[parts == first], axis=0)
+
+
+def test_every_head_and_class_that_is_asked_for_has_a_gallery_of_its_own(entry, tmp_path):
+    found = predict(tmp_path, entry, heatmap_classes=CLASSES, heatmap_formats="mha", heatmap_kinds="contribution")
+    galleries = [name for name in found if name.endswith("_top.png")]
+    assert galleries == sorted(f"{head}_{name}_top.png" for head, name in product(HEADS, CLASSES))
+    folder = tmp_path / "heatmaps" / "corner"
+    assert all(cv2.imread(str(folder / name)).std() > 10 for name in galleries)
+    assert len({(folder / name).read_bytes() for name in galleries}) == len(galleries)
+
+
+def test_the_files_of_a_small_slide_take_less_than_two_and_a_half_megabytes(entry, tmp_path):
+    predict(tmp_path, entry, heatmap_classes="dark")
+    sizes = {path.name: path.stat().st_size for path in (tmp_path / "heatmaps" / "corner").iterdir()}
+    assert len(sizes) == 3 * 2 * 3 + 3 + 1  # of three maps two kinds in three formats, galleries, and the table
+    assert sum(sizes.values()) < 2_500_000
 
 
 def test_overlapping_patches_are_overlapping_polygons_and_the_hottest_lies_where_it_did(entry, tmp_path):
