@@ -62,7 +62,7 @@ def write_large(path: Path, number: int) -> None:
             "name": f"TCGA-AA-{i:04d}-01Z-00-DX1", "folder": f"report/TCGA-AA-{i:04d}-01Z-00-DX1",
             "label": "cancer", "prediction": "cancer, hgd", "is_wrong": i % 2 == 0,
             "probabilities": [[0.9123, 0.5678, 0.1234, 0.0456, 0.0012]] * 3,
-            "width": 1000, "height": 812, "um": [24321.5, 19750.1], "top": [[0, 0], [0, 1]],
+            "width": 1000, "height": 812, "um": [24321.5, 19750.1], "top": [[m, k] for m in range(3) for k in (0, 1)],
             "limits": [[[["0", "100"], ["-0.0123", "+0.0123"]]] * len(classes)] * 3,
         }
         for i in range(number)
