@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from scripts.core.files import output_folder, replacing, write_json
 from scripts.demo.run import run_config
-from scripts.features.bank import seal_bank
+from scripts.features.bank_writing import seal_bank
 from scripts.synthetic.cohort import ensure_cohort
 
 __all__ = ["main", "write_control_banks", "write_few"]

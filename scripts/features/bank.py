@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,30 +15,27 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from scripts.bags.bag import Bag
 from scripts.bags.grid import of_rows, row_log_weight
 from scripts.core.errors import SettingsError, reason_of
-from scripts.core.files import refuse_special, replacing
+from scripts.core.files import refuse_special
+from scripts.core.imported import IMPORTED
 from scripts.core.magnification import scale_name
-from scripts.core.provenance import software
-from scripts.features.encoding import Encoder, PatchTransform
-from scripts.features.hdf5 import writing_hdf5
 
 __all__ = [
     "BANK_FORMAT",
     "BankedBag",
+    "bank_datasets",
     "bank_path",
     "bank_slides",
+    "geometry_crc32",
+    "patch_sides",
     "read_bank",
-    "seal_bank",
     "stored_settings",
     "stored_size",
-    "write_bank",
 ]
 
 # Raised when the same settings would give other contents: banks of an older format are then made again.
 BANK_FORMAT = 1
-ROWS_AT_ONCE = 4096
 
 
 @dataclass(frozen=True)
@@ -96,68 +93,6 @@ def bank_slides(feature_dir: str | Path) -> dict[str, Path]:
     return {path.name.removesuffix(".h5"): path for path in paths if not path.name.startswith(".")}
 
 
-def write_bank(
-    path: Path,
-    bag: Bag,
-    encoder: Encoder,
-    settings: Mapping[str, Any],
-    on_batch: Callable[[int], object] | None = None,
-    transform: PatchTransform | None = None,
-    made_by: Mapping[str, Any] | None = None,
-) -> None:
-    """Encode a bag batch by batch into a bank; the file appears under its name when it is complete.
-
-    Args:
-        path: the bank file.
-        bag: the slide's bag.
-        encoder: encodes the patches.
-        settings: of :func:`scripts.features.bank_settings.bank_settings`, which decide whether the bank is used again.
-        on_batch: called with the number of patches of each batch.
-        transform: that of the view, applied to the patches before they are encoded.
-        made_by: stored beside the versions of the software, such as the seed; never compared.
-
-    Raises:
-        SlideError: if the slide cannot be read, or was changed since it was opened; there is no bank then.
-    """
-    grid = bag.grid
-    with replacing(path) as part, writing_hdf5(part) as (bank, check):
-        bank.attrs["settings"] = json.dumps({"bank_format": BANK_FORMAT, **settings})
-        bank.attrs["made_by"] = json.dumps({**software(bag.slide.backend), **(made_by or {})})
-        # HDF5 stores UTF-8, and the name of a file may be anything.
-        bank.attrs["slide"] = os.fsencode(bag.slide.path.name).decode(errors="backslashreplace")
-        bank.attrs["reader"] = bag.slide.backend
-        bank.attrs["mpp"] = bag.slide.base_mpp
-        bank.attrs["mpp_source"] = bag.slide.resolution.source
-        bank.attrs["size_level0"] = bag.slide.size_level0
-        bank.attrs["orphans"] = grid.orphans
-        bank["rows"] = grid.rows
-        for scale, coords in zip(grid.scales, grid.coords, strict=True):
-            group = bank.create_group(scale.name)
-            group["coords"] = coords
-            group["coords"].attrs["frame"] = "(x, y) of the top left corner, level-0 pixels"
-            group["coords"].attrs["patch_level0"] = scale.patch_level0
-            group["coords"].attrs["patch_read_px"] = scale.patch_read_px
-            group["coords"].attrs["read_level"] = scale.level
-            group.create_dataset("features", (len(coords), encoder.num_features), dtype=encoder.feature_dtype)
-        for scale_index, patches, features in encoder.encode(bag, transform):
-            bank[grid.scales[scale_index].name]["features"][patches] = features
-            check()
-            if on_batch is not None:
-                on_batch(len(features))
-        seal_bank(bank, [scale.name for scale in grid.scales])
-
-
-def seal_bank(bank: h5py.File, scales: Sequence[str]) -> None:
-    """Store the checksum of each array of an open bank, and of its geometry, for :func:`read_bank` to compare."""
-    datasets = _datasets(bank, scales)
-    for dataset in datasets:
-        crc = 0
-        for first in range(0, len(dataset), ROWS_AT_ONCE):
-            crc = zlib.crc32(dataset[first : first + ROWS_AT_ONCE], crc)
-        dataset.attrs["crc32"] = crc
-    bank.attrs["crc32"] = _geometry_crc32(float(bank.attrs["mpp"]), _sides(datasets))
-
-
 def read_bank(path: Path, magnifications: tuple[float, ...]) -> BankedBag:
     """A slide's bank.
 
@@ -179,13 +114,13 @@ def read_bank(path: Path, magnifications: tuple[float, ...]) -> BankedBag:
                 "Set `magnifications` to the same, or choose another `feature_dir`.",
             )
         # Each look into the file costs, and a training reads thousands of banks an epoch.
-        datasets = _datasets(bank, [scale_name(m) for m in magnifications])
+        datasets = bank_datasets(bank, [scale_name(m) for m in magnifications])
         # A damaged file may claim terabytes. Nothing in it is compressed.
         if sum(dataset.nbytes for dataset in datasets) > os.path.getsize(path):
             raise ValueError("it claims to contain more than it does")
         arrays = [dataset[:] for dataset in datasets]
         rows, coords, features = arrays[0], tuple(arrays[1::2]), tuple(map(_float32, arrays[2::2]))
-        banked = BankedBag(features, coords, _sides(datasets), rows, float(bank.attrs["mpp"]))
+        banked = BankedBag(features, coords, patch_sides(datasets), rows, float(bank.attrs["mpp"]))
         _check_shapes(banked)
         for dataset, array in zip(datasets, arrays, strict=True):
             written = dataset.attrs.get("crc32")
@@ -194,7 +129,7 @@ def read_bank(path: Path, magnifications: tuple[float, ...]) -> BankedBag:
                     raise ValueError(f"its {dataset.name[1:]} are not all finite numbers")
             elif written != zlib.crc32(np.ascontiguousarray(array).data):
                 raise ValueError(f"its {dataset.name[1:]} are not those that were written")
-        if bank.attrs.get("crc32", (crc := _geometry_crc32(banked.base_mpp, banked.patch_level0))) != crc:
+        if bank.attrs.get("crc32", (crc := geometry_crc32(banked.base_mpp, banked.patch_level0))) != crc:
             raise ValueError("its resolution or the size of its patches is not what was written")
         return banked
 
@@ -209,18 +144,20 @@ def stored_settings(path: Path) -> dict[str, Any]:
         return settings
 
 
-def stored_size(path: Path) -> tuple[int, int]:
-    """(width, height) of a bank's slide in level-0 pixels.
+def stored_size(path: Path) -> tuple[int, int] | None:
+    """(width, height) of a bank's slide in level-0 pixels; ``None`` of imported features that do not say it.
 
     Raises:
         SettingsError: if it is damaged, or no bank.
     """
-    with _opened(path) as (bank, _):
+    with _opened(path) as (bank, settings):
+        if "size_level0" not in bank.attrs and settings.get("backbone") == IMPORTED:
+            return None
         width, height = map(int, bank.attrs["size_level0"])
         return width, height
 
 
-def _datasets(bank: h5py.File, scales: Sequence[str]) -> list[h5py.Dataset]:
+def bank_datasets(bank: h5py.File, scales: Sequence[str]) -> list[h5py.Dataset]:
     """The rows, then the coordinates and the features of each scale."""
     groups = [bank[scale] for scale in scales]
     return [bank["rows"], *(group[name] for group in groups for name in ("coords", "features"))]
@@ -231,11 +168,13 @@ def _float32(features: NDArray[Any]) -> NDArray[Any]:
     return features.astype(np.float32) if features.dtype == np.float16 else features
 
 
-def _sides(datasets: Sequence[h5py.Dataset]) -> tuple[float, ...]:
+def patch_sides(datasets: Sequence[h5py.Dataset]) -> tuple[float, ...]:
+    """The side of a patch of each scale in level-0 pixels, from :func:`bank_datasets`."""
     return tuple(float(coords.attrs["patch_level0"]) for coords in datasets[1::2])
 
 
-def _geometry_crc32(base_mpp: float, patch_level0: Sequence[float]) -> int:
+def geometry_crc32(base_mpp: float, patch_level0: Sequence[float]) -> int:
+    """The checksum of what decides where a bank's patches lie."""
     return zlib.crc32(np.array([base_mpp, *patch_level0], dtype=np.float64).tobytes())
 
 

@@ -62,8 +62,8 @@ def export_banks(
     made_by: dict[str, str] = {}
     for slide, path in tqdm(banks.items(), desc="exporting", unit="slide", dynamic_ncols=True):
         for scale in _scales(slide, path):
-            first = made_by.setdefault(scale.encoder, scale.of_features["weights_sha256"])
-            if first != scale.of_features["weights_sha256"]:
+            weights = scale.of_features.get("weights_sha256", "")
+            if made_by.setdefault(scale.encoder, weights) != weights:
                 cause = f"is of {scale.encoder} with other weights than the banks before it"
                 raise SettingsError(path, cause, "Export the banks of one encoder.")
             features = Path(folder) / scale.folder / f"features_{scale.encoder}"
@@ -97,11 +97,14 @@ def _scales(slide: str, path: Path) -> Iterator[_Scale]:
     settings, size = stored_settings(path), stored_size(path)
     magnifications, patch_size = settings["magnifications"], int(settings["patch_size"])
     bank: BankedBag = read_bank(path, tuple(magnifications))
-    overlap, encoder = round(settings.get("overlap", 0.0) * patch_size), str(settings["backbone"])
+    overlap = round(settings.get("overlap", 0.0) * patch_size)
+    # Imported features name what made them, and its weights are not known.
+    encoder = str(settings.get("encoder", settings["backbone"]))
+    weights = {"weights_sha256": settings["weights_sha256"]} if "weights_sha256" in settings else {}
     for s, magnification in enumerate(magnifications):
         folder = f"{scale_name(magnification)}_{patch_size}px_{overlap}px_overlap"
         own = {"name": slide, "savetodir": folder}
-        of_features = {**own, "encoder": encoder, "weights_sha256": settings["weights_sha256"]}
+        of_features = {**own, "encoder": encoder, **weights}
         of_coords = {
             **own,
             "patch_size": patch_size,
@@ -109,8 +112,7 @@ def _scales(slide: str, path: Path) -> Iterator[_Scale]:
             "level0_magnification": round(magnification_of(bank.base_mpp)),
             "target_magnification": float(magnification),
             "overlap": overlap,
-            "level0_width": size[0],
-            "level0_height": size[1],
+            **({} if size is None else {"level0_width": size[0], "level0_height": size[1]}),
             # Magnifications of level 0 are rounded; this is not, and TRIDENT does not have it.
             "level0_mpp": bank.base_mpp,
         }

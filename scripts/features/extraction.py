@@ -37,8 +37,9 @@ from scripts.core.repeats import first_names
 from scripts.core.setting_checks import path as any_path
 from scripts.datalists.failures import FailedSlides
 from scripts.features.augmentation import view_transform
-from scripts.features.bank import bank_path, write_bank
+from scripts.features.bank import bank_path
 from scripts.features.bank_settings import bank_settings, is_banked, of_view, warn_of_older
+from scripts.features.bank_writing import write_bank
 from scripts.features.encoding import Encoder
 from scripts.features.progress import ExtractionProgress, SlideToExtract
 from scripts.slides.checksums import given_sha256
@@ -78,7 +79,7 @@ class Extractor:
         views: the number of augmented views of each entry, from 0 up; ``None`` is 0 for all.
         failures: where slides that fail are recorded; ``None`` ends the run with the first.
         allow_missing: whether what follows goes on without the slides that failed; ``None`` where nothing follows.
-        made_by: stored in each bank, see :func:`scripts.features.bank.write_bank`.
+        made_by: stored in each bank, see :func:`scripts.features.bank_writing.write_bank`.
     """
 
     def __init__(

@@ -18,8 +18,9 @@ from scripts.bags.bag import BagBuilder
 from scripts.bags.grid import of_rows
 from scripts.core.errors import SlideError
 from scripts.datalists.slide_files import slide_name
-from scripts.features.bank import bank_path, read_bank, write_bank
+from scripts.features.bank import bank_path, read_bank
 from scripts.features.bank_settings import bank_settings, is_banked, warn_of_older
+from scripts.features.bank_writing import write_bank
 from scripts.features.encoding import Encoder
 from scripts.networks.methods import served_head
 from scripts.slides.slide import Slide

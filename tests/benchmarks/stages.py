@@ -17,7 +17,8 @@ import torch
 from scripts.bags.bag import BagBuilder
 from scripts.core.settings import RUNTIMES
 from scripts.encoders.backbones import has_fast_bfloat16
-from scripts.features.bank import read_bank, write_bank
+from scripts.features.bank import read_bank
+from scripts.features.bank_writing import write_bank
 from scripts.features.encoding import Encoder
 from tests.benchmarks.bench_slides import synthetic_slides, write_tiled
 from tests.benchmarks.extraction import BACKBONES, load

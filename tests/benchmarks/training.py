@@ -34,8 +34,9 @@ from scripts.bags.grid import link_grids
 from scripts.core.magnification import Scale
 from scripts.core.overrides import place_advanced
 from scripts.encoders.baselines import build_resnet34
-from scripts.features.bank import bank_path, write_bank
+from scripts.features.bank import bank_path
 from scripts.features.bank_settings import is_banked
+from scripts.features.bank_writing import write_bank
 from scripts.features.encoding import Encoded
 from tests.benchmarks.comparison import BatchClock
 

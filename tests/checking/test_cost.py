@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from scripts.checking.cost import Rate, bank_bytes, measure_rate
-from scripts.features.bank import write_bank
+from scripts.features.bank_writing import write_bank
 from scripts.features.encoding import Encoded
 from tests.cohorts import NUM_TINY_FEATURES, builder, draw_slide, tiny_encoder
 

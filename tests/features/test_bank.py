@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from scripts.core.errors import SettingsError, SlideError
-from scripts.features.bank import BankedBag, bank_path, read_bank, write_bank
+from scripts.features.bank import BankedBag, bank_path, read_bank
 from scripts.features.bank_settings import bank_settings, is_banked, slide_fingerprint
+from scripts.features.bank_writing import write_bank
 from scripts.features.encoding import Encoder
 from tests.cohorts import builder, draw_slide, tiny_backbone, tiny_encoder
 

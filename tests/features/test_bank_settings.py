@@ -11,8 +11,8 @@ import torch
 
 from scripts.core.errors import SettingsError
 from scripts.core.settings import LATER
-from scripts.features.bank import write_bank
 from scripts.features.bank_settings import LACKING, bank_settings, is_banked, slide_fingerprint
+from scripts.features.bank_writing import write_bank
 from tests.cohorts import builder, draw_slide, tiny_encoder
 from tests.limits import within
 

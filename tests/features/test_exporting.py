@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from scripts.core.errors import SettingsError
-from scripts.features.bank import bank_path, read_bank, write_bank
+from scripts.features.bank import bank_path, read_bank
 from scripts.features.bank_settings import bank_settings
+from scripts.features.bank_writing import write_bank
 from scripts.features.encoding import Encoder
 from scripts.features.exporting import export_banks
 from scripts.slides.frames import Rectangle

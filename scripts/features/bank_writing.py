@@ -1,0 +1,172 @@
+"""Writing a feature bank: the file is there when it is complete, with a checksum of each array."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from scripts.bags.bag import Bag
+from scripts.core.files import replacing
+from scripts.core.provenance import software
+from scripts.features.bank import BANK_FORMAT, bank_datasets, geometry_crc32, patch_sides
+from scripts.features.encoding import Encoder, PatchTransform
+from scripts.features.hdf5 import writing_hdf5
+
+__all__ = ["ROWS_AT_ONCE", "NewBank", "NewScale", "seal_bank", "write_bank", "writing_bank"]
+
+ROWS_AT_ONCE = 4096
+
+
+@dataclass(frozen=True)
+class NewScale:
+    """One scale of a bank that is written.
+
+    Args:
+        name: ``"5x"``.
+        coords: ``[n, 2]`` float64, (x, y) of the patches' top left corners in level-0 pixels.
+        patch_level0: side of a patch in level-0 pixels.
+        attributes: what else is stored with the coordinates.
+    """
+
+    name: str
+    coords: NDArray[np.float64]
+    patch_level0: float
+    attributes: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class NewBank:
+    """What a bank that is written contains, but for its features.
+
+    Args:
+        settings: which decide whether the bank is used again.
+        made_by: what made it; never compared.
+        slide: the name of the file that the features are of.
+        reader: what read it.
+        mpp: micrometres per pixel of level 0.
+        mpp_source: where that was found, in words.
+        size_level0: (width, height) of level 0; ``None`` where it is not known.
+        rows: ``[N, S]`` int64, see :class:`BankedBag`.
+        orphans: see :class:`scripts.bags.grid.LinkedGrid`.
+        scales: from low to high magnification.
+        num_features: F.
+        feature_dtype: of the features.
+    """
+
+    settings: Mapping[str, Any]
+    made_by: Mapping[str, Any]
+    slide: str
+    reader: str
+    mpp: float
+    mpp_source: str
+    size_level0: tuple[int, int] | None
+    rows: NDArray[np.int64]
+    orphans: int
+    scales: Sequence[NewScale]
+    num_features: int
+    feature_dtype: np.dtype[np.floating]
+
+
+@contextlib.contextmanager
+def writing_bank(path: Path, new: NewBank) -> Iterator[tuple[list[h5py.Dataset], Callable[[], None]]]:
+    """Write a bank; the file appears under its name, with checksums, when the block ends without an error.
+
+    Yields:
+        the features of each scale ``[n_s, F]``, to be filled, and a function that raises the error of a failed write.
+
+    Raises:
+        SettingsError: if it cannot be written.
+    """
+    with replacing(path) as part, writing_hdf5(part) as (bank, check):
+        bank.attrs["settings"] = json.dumps({"bank_format": BANK_FORMAT, **new.settings})
+        bank.attrs["made_by"] = json.dumps(new.made_by)
+        # HDF5 stores UTF-8, and the name of a file may be anything.
+        bank.attrs["slide"] = os.fsencode(new.slide).decode(errors="backslashreplace")
+        bank.attrs["reader"] = new.reader
+        bank.attrs["mpp"] = new.mpp
+        bank.attrs["mpp_source"] = new.mpp_source
+        if new.size_level0 is not None:
+            bank.attrs["size_level0"] = new.size_level0
+        bank.attrs["orphans"] = new.orphans
+        bank["rows"] = new.rows
+        datasets = []
+        for scale in new.scales:
+            group = bank.create_group(scale.name)
+            group["coords"] = scale.coords
+            group["coords"].attrs["frame"] = "(x, y) of the top left corner, level-0 pixels"
+            group["coords"].attrs["patch_level0"] = scale.patch_level0
+            group["coords"].attrs.update(scale.attributes)
+            shape = (len(scale.coords), new.num_features)
+            datasets.append(group.create_dataset("features", shape, dtype=new.feature_dtype))
+        yield datasets, check
+        seal_bank(bank, [scale.name for scale in new.scales])
+
+
+def write_bank(
+    path: Path,
+    bag: Bag,
+    encoder: Encoder,
+    settings: Mapping[str, Any],
+    on_batch: Callable[[int], object] | None = None,
+    transform: PatchTransform | None = None,
+    made_by: Mapping[str, Any] | None = None,
+) -> None:
+    """Encode a bag batch by batch into a bank; the file appears under its name when it is complete.
+
+    Args:
+        path: the bank file.
+        bag: the slide's bag.
+        encoder: encodes the patches.
+        settings: of :func:`scripts.features.bank_settings.bank_settings`, which decide whether the bank is used again.
+        on_batch: called with the number of patches of each batch.
+        transform: that of the view, applied to the patches before they are encoded.
+        made_by: stored beside the versions of the software, such as the seed; never compared.
+
+    Raises:
+        SlideError: if the slide cannot be read, or was changed since it was opened; there is no bank then.
+    """
+    grid, slide = bag.grid, bag.slide
+    new = NewBank(
+        settings=settings,
+        made_by={**software(slide.backend), **(made_by or {})},
+        slide=slide.path.name,
+        reader=slide.backend,
+        mpp=slide.base_mpp,
+        mpp_source=slide.resolution.source,
+        size_level0=slide.size_level0,
+        rows=grid.rows,
+        orphans=grid.orphans,
+        scales=[
+            NewScale(s.name, coords, s.patch_level0, {"patch_read_px": s.patch_read_px, "read_level": s.level})
+            for s, coords in zip(grid.scales, grid.coords, strict=True)
+        ],
+        num_features=encoder.num_features,
+        feature_dtype=encoder.feature_dtype,
+    )
+    with writing_bank(path, new) as (datasets, check):
+        for scale_index, patches, features in encoder.encode(bag, transform):
+            datasets[scale_index][patches] = features
+            check()
+            if on_batch is not None:
+                on_batch(len(features))
+
+
+def seal_bank(bank: h5py.File, scales: Sequence[str]) -> None:
+    """Store the checksum of each array of an open bank, and of its geometry, for :func:`read_bank` to compare."""
+    datasets = bank_datasets(bank, scales)
+    for dataset in datasets:
+        crc = 0
+        for first in range(0, len(dataset), ROWS_AT_ONCE):
+            crc = zlib.crc32(dataset[first : first + ROWS_AT_ONCE], crc)
+        dataset.attrs["crc32"] = crc
+    bank.attrs["crc32"] = geometry_crc32(float(bank.attrs["mpp"]), patch_sides(datasets))
