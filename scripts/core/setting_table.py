@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from scripts.core import setting_checks as checks
+from scripts.core.imported import features_are, folders
 from scripts.core.setting_entry import Setting, entry
 
 __all__ = ["EXPORT_FORMATS", "FEATURE_DTYPES", "LATER", "OPTIMIZERS", "RUNTIMES", "SETTINGS"]
@@ -172,8 +173,8 @@ SETTINGS: dict[str, Setting] = dict(
         ),
         entry(
             "backbone",
-            "`efficientnet_lite0`, `resnet34` (the paper's), an encoder of pathology such as `uni2_h`, or your own: "
-            "see [Encoders](encoders.md)",
+            "`efficientnet_lite0`, `resnet34` (the paper's), an encoder of pathology such as `uni2_h`, your own, or "
+            "`imported`: see [Encoders](encoders.md) and [I already have features](features.md)",
             None,
             "decides fixed provenance",
         ),
@@ -298,6 +299,20 @@ SETTINGS: dict[str, Setting] = dict(
             "export_formats",
             "`h5`, as TRIDENT, torchmil and MIL-Lab read it, `pt`, as CLAM's training does, or a list of these",
             checks.several(*EXPORT_FORMATS),
+            "own",
+        ),
+        entry(
+            "features",
+            "folders with the features of another tool, one for each magnification: see "
+            "[I already have features](features.md)",
+            folders,
+            "own",
+        ),
+        entry(
+            "features_are",
+            "what those files do not say, for example `{'encoder': 'uni', 'mpp': 0.25}`: see "
+            "[What is asked for](features.md#what-is-asked-for)",
+            features_are,
             "own",
         ),
         entry(

@@ -1,0 +1,271 @@
+"""What imported features are: resolution, patch size, magnification and encoder, from what files say and users give."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scripts.core.errors import SettingsError, SlideError
+from scripts.core.imported import features_are
+from scripts.core.magnification import MPP_RTOL, magnification_of, mpp_of, scale_name
+from scripts.features.layouts.foreign import ForeignFile
+
+__all__ = ["Base", "Given", "ImportedScale", "MissingValueError", "base_of", "missing_as_slide_error", "scale_of"]
+
+T = TypeVar("T")
+
+# Magnifications of objectives and of what is made of their pixels: resolutions within 5% of one have its name.
+USUAL = (0.3125, 0.625, 1.25, 2.5, 5.0, 10.0, 20.0, 40.0, 80.0)
+# Tools that know magnifications alone call a scan of 0.22 um/px 40x. What is nearer to another magnification, each
+# being twice the one before, is another.
+MOST_OFF = math.sqrt(2)
+# Two exact resolutions of one slide, of which one may have been written with fewer digits.
+SAME_MPP_RTOL = 0.01
+
+
+class MissingValueError(SettingsError):
+    """A value that the files do not say and the user did not give."""
+
+    def __init__(self, file: ForeignFile, what: str, key: str, example: object) -> None:
+        option = f"""--features_are "{{'{key}': {example!r}}}\""""
+        super().__init__(file.path, f"does not say {what}", f"Give it: {option}.")
+
+
+@dataclass(frozen=True)
+class Given:
+    """What the user says of features whose files do not; see the setting ``features_are``.
+
+    Args:
+        encoder: the name of what made the features.
+        patch_size: side of a patch in pixels.
+        patch_size_level0: of each folder, in the order in which they are given: side of a patch in level-0 pixels.
+        mpp: micrometres per pixel of level 0.
+        magnifications: of each folder.
+        patches: of each folder, where the positions are (CLAM).
+    """
+
+    encoder: str | None
+    patch_size: int | None
+    patch_size_level0: tuple[float | None, ...]
+    mpp: float | None
+    magnifications: tuple[float | None, ...]
+    patches: tuple[Path | None, ...]
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any], num_folders: int) -> Given:
+        """From the setting's value.
+
+        Raises:
+            SettingsError: if it has no such value, or a list does not have one item for each folder.
+        """
+        features_are("features_are", values)
+
+        def each(key: str) -> tuple[Any, ...]:
+            value = values.get(key)
+            listed = list(value) if isinstance(value, list | tuple) else [value] * num_folders
+            is_one = key == "magnifications" and value is not None and not isinstance(value, list | tuple)
+            if len(listed) != num_folders or (is_one and num_folders > 1):
+                cause = f"got {value!r} for {num_folders} folders in `features`"
+                raise SettingsError(f"features_are#{key}", cause, "Give one for each folder, in their order.")
+            return tuple(listed)
+
+        return cls(
+            encoder=values.get("encoder"),
+            patch_size=values.get("patch_size"),
+            patch_size_level0=each("patch_size_level0"),
+            mpp=values.get("mpp"),
+            magnifications=each("magnifications"),
+            patches=tuple(None if path is None else Path(path).expanduser() for path in each("patches")),
+        )
+
+
+@dataclass(frozen=True)
+class Base:
+    """Level 0 of a slide.
+
+    Args:
+        mpp: micrometres per pixel.
+        source: where that was found, in words.
+        size: (width, height) in pixels; ``None`` where it is not known.
+    """
+
+    mpp: float
+    source: str
+    size: tuple[int, int] | None
+
+
+@dataclass(frozen=True)
+class ImportedScale:
+    """The patches of a slide at one magnification.
+
+    Args:
+        magnification: its name in the bank.
+        patch_size: side of a patch in pixels at it.
+        patch_level0: side of a patch in level-0 pixels.
+        corners: ``[n, 2]``, (x, y) of the patches' top left corners in level-0 pixels.
+        encoder: what made the features.
+        file: they are in.
+        doubt: what a user should know of its resolution; or ``None``.
+    """
+
+    magnification: float
+    patch_size: int
+    patch_level0: float
+    corners: NDArray[np.float64]
+    encoder: str
+    file: ForeignFile
+    doubt: str | None
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether positions and side are whole pixels, so that nothing was rounded."""
+        return float(self.patch_level0).is_integer() and bool((self.corners % 1 == 0).all())
+
+
+def base_of(slide: str, files: Sequence[ForeignFile], given: Given, at_hand: Base | None) -> Base:
+    """Level 0 of a slide: exact where a file or the slide says it, else as the user gives it, else rounded.
+
+    Args:
+        slide: its name, to begin an error with.
+        files: its features at each magnification.
+        given: by the user.
+        at_hand: as the slide itself or the datalist says it, where it is there.
+
+    Raises:
+        SlideError: if two of these contradict each other.
+        MissingValueError: if nobody knows the resolution.
+    """
+    size = _same(slide, "level-0 size in pixels", files, "size_level0")
+    if at_hand is not None and at_hand.size is not None:
+        if size not in (None, at_hand.size):
+            cause = f"its features are of a slide of {size[0]} x {size[1]} px, and the slide has {at_hand.size[0]} x "
+            raise SlideError(slide, f"{cause}{at_hand.size[1]} px", "Give the slide that the features are of.")
+        size = at_hand.size
+    stated = _same(slide, "um/px of level 0", files, "mpp", SAME_MPP_RTOL)
+    rounded = _same(slide, "magnification of level 0", files, "level0_magnification")
+    known = [(stated, f"file: level0_mpp of {files[0].path.name}")] if stated is not None else []
+    known += [(at_hand.mpp, at_hand.source)] if at_hand is not None else []
+    known += [(given.mpp, "features_are: mpp")] if given.mpp is not None else []
+    if not known and rounded is None:
+        raise MissingValueError(files[0], "the resolution of level 0, in micrometres per pixel", "mpp", 0.25)
+    if not known:
+        assert rounded is not None
+        return Base(mpp_of(rounded), f"file: level0_magnification {rounded:g}, rounded", size)
+    mpp, source = known[0]
+    assert mpp is not None
+    for other, where in known[1:]:
+        tolerance = MPP_RTOL if where.startswith("features_are") else SAME_MPP_RTOL
+        if other is not None and abs(mpp - other) > tolerance * mpp:
+            cause = f"its level 0 has {mpp:g} um/px ({source}), and {other:g} um/px ({where})"
+            raise SlideError(slide, cause, "Correct `mpp`, or give the slide that the features are of.")
+    return Base(mpp, source, size)
+
+
+def scale_of(slide: str, file: ForeignFile, given: Given, folder: int, base: Base) -> ImportedScale:
+    """The patches of a slide in one of the folders.
+
+    Raises:
+        SlideError: if patches are not at the magnification that they are said to be, or not on the slide.
+        SettingsError: if the user gives another value than the file says.
+        MissingValueError: if nobody knows a value.
+    """
+    stated = file.stated
+    encoder = _one_of(file, "encoder", stated.encoder, given.encoder)
+    if encoder is None:
+        raise MissingValueError(file, "which encoder made it", "encoder", "uni")
+    patch_size = _one_of(file, "patch_size", stated.patch_size, given.patch_size)
+    if patch_size is None:
+        raise MissingValueError(file, "the side of a patch in pixels", "patch_size", 256)
+    magnification = _one_of(file, "magnifications", stated.magnification, given.magnifications[folder])
+    side = _one_of(file, "patch_size_level0", stated.patch_level0, given.patch_size_level0[folder])
+    if side is None and stated.patch_um is not None:
+        side = stated.patch_um / base.mpp
+        # slideflow leaves out what follows the point.
+        side = float(int(side)) if file.is_centre else side
+    if side is None and magnification is not None:
+        side = patch_size * mpp_of(magnification) / base.mpp
+        side = float(int(side)) if file.is_centre else side
+    exact = stated.patch_um / patch_size if stated.patch_um is not None else None
+    if magnification is None:
+        magnification = _named(file, None if side is None else side * base.mpp / patch_size, exact)
+    assert side is not None
+    doubt = _check_resolution(slide, side * base.mpp / patch_size, magnification)
+    corners = file.positions / base.mpp if file.is_um else file.positions
+    if file.is_centre:
+        corners = corners - side // 2
+    _check_corners(file, corners, base)
+    return ImportedScale(magnification, patch_size, side, corners, encoder, file, doubt)
+
+
+def _named(file: ForeignFile, mpp: float | None, exact: float | None) -> float:
+    """The magnification of patches with so many um/px: a usual one, or what the tool was asked for."""
+    if mpp is not None:
+        nearest = min(USUAL, key=lambda usual: abs(math.log(mpp / mpp_of(usual))))
+        if abs(mpp - mpp_of(nearest)) <= MPP_RTOL * mpp_of(nearest):
+            return nearest
+    if exact is None:
+        found = "" if mpp is None else f" ({mpp:.4g} um/px is no usual one)"
+        raise MissingValueError(file, f"at which magnification its patches are{found}", "magnifications", [10])
+    return float(f"{magnification_of(exact):.4g}")
+
+
+def _check_resolution(slide: str, mpp: float, magnification: float) -> str | None:
+    wanted = mpp_of(magnification)
+    off = max(mpp / wanted, wanted / mpp)
+    text = f"its patches at {scale_name(magnification)} have {mpp:.4g} um/px, and {scale_name(magnification)} is "
+    if off > MOST_OFF:
+        remedy = "Correct the magnification or the um/px of level 0, or leave the slide out."
+        raise SlideError(slide, f"{text}{wanted:g} um/px", remedy)
+    return f"{text}{wanted:g}: used as they are" if off > 1 + MPP_RTOL else None
+
+
+def _check_corners(file: ForeignFile, corners: NDArray[np.float64], base: Base) -> None:
+    remedy = "Extract the features of this slide again, or leave it out."
+    if not np.isfinite(corners).all():
+        raise SlideError(file.path, "has positions that are no numbers", remedy)
+    if (corners < 0).any():
+        x, y = corners[(corners < 0).any(axis=1)][0]
+        raise SlideError(file.path, f"has a patch at ({x:g}, {y:g}), outside of the slide", remedy)
+    if base.size is not None and (corners >= base.size).any():
+        x, y = corners[(corners >= base.size).any(axis=1)][0]
+        cause = f"has a patch at ({x:g}, {y:g}) px of level 0, outside of the slide of {base.size[0]} x {base.size[1]}"
+        raise SlideError(file.path, cause, remedy)
+    unique, counts = np.unique(corners, axis=0, return_counts=True)
+    if (counts > 1).any():
+        x, y = unique[counts > 1][0]
+        cause = f"has {int((counts - 1).sum())} patches twice, such as that at ({x:g}, {y:g})"
+        raise SlideError(file.path, cause, remedy)
+
+
+def _one_of(file: ForeignFile, key: str, stated: T | None, given: T | None) -> T | None:
+    """A value that the file says or the user gives."""
+    if stated is not None and given is not None and stated != given:
+        cause = f"got {given!r}, and {file.path} says {stated!r}"
+        raise SettingsError(f"features_are#{key}", cause, "Leave it out: what files say is taken from them.")
+    return given if stated is None else stated
+
+
+def _same(slide: str, what: str, files: Sequence[ForeignFile], name: str, rtol: float = 0.0) -> Any:
+    """What the files of a slide say of level 0; ``None`` if none of them says it."""
+    said = [(file.path, value) for file in files if (value := getattr(file.stated, name)) is not None]
+    for path, value in said[1:]:
+        first = said[0][1]
+        if value != first and (isinstance(value, tuple) or abs(value - first) > rtol * first):
+            cause = f"{said[0][0]} and {path} have another {what}: {_shown(first)} and {_shown(value)}"
+            raise SlideError(slide, cause, "Give features of the same scan of the slide.")
+    return said[0][1] if said else None
+
+
+def _shown(value: Any) -> str:
+    return " x ".join(map(str, value)) if isinstance(value, tuple) else f"{value:g}"
+
+
+def missing_as_slide_error(error: MissingValueError) -> SlideError:
+    """The same for one slide of several, of which the others may say more."""
+    return SlideError(error.subject, error.cause, error.remedy)

@@ -1,0 +1,271 @@
+"""Importing: the features that another tool extracted become feature banks, linked across magnifications."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from scripts.bags.bag import BagBuilder
+from scripts.bags.free_links import link_patches
+from scripts.core.errors import SettingsError, SlideError
+from scripts.core.files import output_folder
+from scripts.core.imported import IMPORTED, folders
+from scripts.core.magnification import scale_name
+from scripts.core.provenance import software
+from scripts.core.repeats import Repeats, first_names
+from scripts.core.setting_checks import path as any_path
+from scripts.datalists.failures import FailedSlides
+from scripts.features.bank import bank_path, bank_slides, stored_settings
+from scripts.features.bank_settings import is_banked, slide_fingerprint
+from scripts.features.bank_writing import ROWS_AT_ONCE, NewBank, NewScale, writing_bank
+from scripts.features.imported import IDENTITY, difference
+from scripts.features.imported_scales import (
+    Base,
+    Given,
+    ImportedScale,
+    MissingValueError,
+    base_of,
+    missing_as_slide_error,
+    scale_of,
+)
+from scripts.features.known_slides import KnownSlides
+from scripts.features.layouts.foreign import ForeignFile
+from scripts.features.layouts.recognition import recognise
+
+__all__ = ["Importer"]
+
+logger = logging.getLogger(__name__)
+
+REMEDY = "Extract their features again, or leave them out; the same command goes on from here."
+
+
+class Importer:
+    """Writes a feature bank of each slide whose features another tool extracted at one or several magnifications.
+
+    The patches of the highest magnification are rows; the ancestor of a row at a lower one is the patch that contains
+    its centre (:func:`scripts.bags.free_links.link_patches`). The bank's magnifications, patch size and encoder are
+    those of the files, not of the config.
+
+    A slide that fails is recorded, and the run goes on; it ends with an error when all else is done.
+
+    Args:
+        features: a folder for each magnification, in any order.
+        feature_dir: where the banks are written, one file a slide.
+        failures: where slides that fail are recorded.
+        features_are: what the files do not say, see :class:`scripts.features.imported_scales.Given`.
+        dataset_dir: the folder of the slides, where they are at hand; resolution, size and checksum are then theirs.
+        datalist: the slides, which need not be at hand; their ``mpp`` and ``sha256`` are used.
+        bag_builder: opens the slides.
+
+    Raises:
+        SettingsError: if ``features`` names no folder, or one that is of no known tool.
+    """
+
+    def __init__(
+        self,
+        features: str | Path | Sequence[str | Path] | None,
+        feature_dir: str | Path,
+        failures: FailedSlides,
+        features_are: Mapping[str, Any] | None = None,
+        dataset_dir: str | Path | None = None,
+        datalist: str | Path | None = None,
+        bag_builder: BagBuilder | None = None,
+    ) -> None:
+        folders("features", features)
+        any_path()("feature_dir", feature_dir)
+        if features is None:
+            remedy = "Name a folder for each magnification: --features \"['/data/5x','/data/10x']\"."
+            raise SettingsError("features", "names no folder", remedy)
+        listed = [features] if isinstance(features, str | os.PathLike) else list(features)
+        self.folders = [recognise(folder) for folder in listed]
+        self.given = Given.of(features_are or {}, len(listed))
+        self.feature_dir, self.failures = Path(feature_dir), failures
+        self.known = KnownSlides(dataset_dir, datalist, bag_builder or BagBuilder(), self.given.mpp)
+        self._identity: tuple[str, dict[str, Any]] | None = None
+        self._repeats = Repeats()
+
+    def run(self) -> None:
+        """Import what has no bank yet; a second time, nothing.
+
+        Raises:
+            FailedSlidesError: at the end, if slides failed.
+            SlideError: if a slide failed, and the run is strict.
+            SettingsError: if no slide is in all folders, if a value is missing that the files do not say, or if there
+                is a bank of other features.
+        """
+        self.failures.start()
+        output_folder(self.feature_dir)
+        for path in list(bank_slides(self.feature_dir).values())[:1]:
+            settings = stored_settings(path)
+            if settings.get("backbone") != IMPORTED:
+                cause = f"{path} is a bank of {settings.get('backbone')}, which would be mixed with imported features"
+                raise SettingsError("feature_dir", cause, "Choose another `feature_dir`.")
+            self._identity = str(path), {key: settings.get(key) for key in IDENTITY}
+        slides, counts = self._slides(), Counter[str]()
+        for slide in tqdm(slides, desc="importing", unit="slide", dynamic_ncols=True):
+            paths = [found[slide] for _, found in self.folders]
+            try:
+                self._import(slide, paths, counts)
+            except SlideError as error:
+                self.failures.record({"slide": self.known.name_of(slide), "image": str(paths[0])}, error)
+        logger.info(
+            "imported %d slides into %s (%d were there): %d rows; left out: %d patches of the highest magnification "
+            "without an ancestor, %d of lower ones without a row",
+            *(counts["slides"], self.feature_dir, counts["there"], counts["rows"], counts["orphans"], counts["unused"]),
+        )
+        self.failures.end(len(slides), REMEDY)
+        if self._identity is not None:
+            values = self._identity[1]
+            options = "--backbone imported --feature_dir {} --magnifications '{}' --patch_size {}"
+            told = options.format(self.feature_dir, values["magnifications"], values["patch_size"])
+            logger.info("features of %s: use them with %s", values["encoder"], told)
+
+    def _slides(self) -> list[str]:
+        """The names of the slides that are in all folders."""
+        found = [set(slides) for _, slides in self.folders]
+        common = sorted(set.intersection(*found))
+        if not common:
+            folders = " and ".join(f"{layout.tool} ({min(of)}, ...)" for (layout, of) in self.folders)
+            cause = f"no slide is in all folders: they have slides of {folders}"
+            raise SettingsError("features", cause, "Give folders with features of the same slides.")
+        left = sorted(set.union(*found).difference(common))
+        if left:
+            text = "%d of %d slides are not in all folders, and left out: %s"
+            logger.warning(text, len(left), len(left) + len(common), first_names(left))
+        return common
+
+    def _import(self, slide: str, paths: Sequence[Path], counts: Counter[str]) -> None:
+        files = [
+            layout.read(path, patches)
+            for (layout, _), path, patches in zip(self.folders, paths, self.given.patches, strict=True)
+        ]
+        at_hand, sha256 = self.known.look(slide)
+        try:
+            base = base_of(slide, files, self.given, at_hand)
+            scales = [scale_of(slide, file, self.given, i, base) for i, file in enumerate(files)]
+        except MissingValueError as error:
+            if self.known:
+                raise missing_as_slide_error(error) from error
+            raise
+        scales.sort(key=lambda scale: scale.magnification)
+        identity = self._check_same(slide, scales)
+        settings = {
+            **identity,
+            "feature_dtype": _dtype_of(scales).name,
+            "imported_from": " + ".join(dict.fromkeys(layout.tool for layout, _ in self.folders)),
+            "base_mpp": base.mpp,
+            "patch_level0": [scale.patch_level0 for scale in scales],
+            "features_fingerprint": [slide_fingerprint(scale.file.path) for scale in scales],
+            **({} if sha256 is None else {"slide_sha256": sha256}),
+        }
+        name = self.known.name_of(slide)
+        path = bank_path(self.feature_dir, name)
+        if is_banked(path, settings):
+            counts.update(there=1)
+            return
+        for scale in scales:
+            if scale.doubt is not None:
+                self._repeats.log(logger, logging.WARNING, f"slide {slide}: {scale.doubt}", slide)
+        counts.update(slides=1, **self._write(path, slide, base, scales, settings))
+        self.known.check_unchanged()
+
+    def _check_same(self, slide: str, scales: Sequence[ImportedScale]) -> dict[str, Any]:
+        """What the features are, if it is the same at all magnifications of a slide, and as of the slides before."""
+        first = scales[0]
+        for scale in scales[1:]:
+            here, there = ((scale_name(of.magnification), of) for of in (first, scale))
+            if here[0] == there[0]:
+                cause = f"{first.file.path} and {scale.file.path} are both at {here[0]}"
+                raise SettingsError("features", cause, "Give one folder for each magnification.")
+            for what, values in {
+                "encoders": (first.encoder, scale.encoder),
+                "feature lengths": (first.file.num_features, scale.file.num_features),
+                "patch sizes": (first.patch_size, scale.patch_size),
+            }.items():
+                if values[0] != values[1]:
+                    cause = f"has different {what}: {values[0]} at {here[0]}, {values[1]} at {there[0]}"
+                    raise SlideError(slide, cause, "Extract both magnifications in the same way.")
+        identity = {
+            "backbone": IMPORTED,
+            "encoder": first.encoder,
+            "num_features": first.file.num_features,
+            "magnifications": [scale.magnification for scale in scales],
+            "patch_size": first.patch_size,
+        }
+        if self._identity is None:
+            self._identity = slide, identity
+        name, known = self._identity
+        if (other := difference(name, known, slide, identity)) is not None:
+            raise SlideError(slide, other, "Import it into another `feature_dir`, or extract its features again.")
+        return identity
+
+    def _write(
+        self, path: Path, slide: str, base: Base, scales: Sequence[ImportedScale], settings: Mapping[str, Any]
+    ) -> dict[str, int]:
+        """Link and write a slide; returns what is counted."""
+        # Positions of whole pixels that were rounded differ by up to one from those that link exactly.
+        tolerance = 0.0 if all(scale.is_whole for scale in scales) else 1.0
+        links = link_patches([s.corners for s in scales], [s.patch_level0 for s in scales], tolerance)
+        if not len(links.rows):
+            names = [scale_name(scale.magnification) for scale in scales]
+            cause = f"none of its {links.orphans} patches at {names[-1]} has its centre in one at {names[0]}"
+            raise SlideError(slide, cause, "Do all folders have the same slide, and is its resolution right?")
+        new = NewBank(
+            settings=settings,
+            made_by={**software(), "imported": [str(scale.file.path) for scale in scales]},
+            slide=slide,
+            reader=str(settings["imported_from"]),
+            mpp=base.mpp,
+            mpp_source=base.source,
+            size_level0=base.size,
+            rows=links.rows,
+            orphans=links.orphans,
+            scales=[
+                NewScale(scale_name(scale.magnification), scale.corners[patches], scale.patch_level0, {})
+                for scale, patches in zip(scales, links.patches, strict=True)
+            ],
+            num_features=scales[0].file.num_features,
+            feature_dtype=_dtype_of(scales),
+        )
+        with writing_bank(path, new) as (datasets, check):
+            for scale, patches, dataset in zip(scales, links.patches, datasets, strict=True):
+                _copy(scale.file, patches, dataset, check)
+        return {"rows": len(links.rows), "orphans": links.orphans, "unused": links.unused}
+
+
+def _dtype_of(scales: Sequence[ImportedScale]) -> np.dtype[np.floating]:
+    """What a bank of these is stored as: half of the size where all of them are."""
+    return np.dtype(np.float16 if all(scale.file.dtype == np.float16 for scale in scales) else np.float32)
+
+
+def _copy(file: ForeignFile, patches: NDArray[np.int64], dataset: h5py.Dataset, check: Callable[[], None]) -> None:
+    """Copy the features of some patches ``[n]`` into a bank; in memory are those of the file once, and a few rows.
+
+    Raises:
+        SlideError: if features, of whichever patch, are not finite numbers.
+    """
+    features = file.load()
+    if features.shape != (len(file.positions), file.num_features):
+        raise SlideError(file.path, "was changed while it was read", "Run again once it is complete.")
+    for part in _parts(len(features)):
+        is_finite = np.isfinite(features[part]).all(axis=1)
+        if not is_finite.all():
+            number = part.start + int(np.argmin(is_finite))
+            cause = f"its features are not all finite numbers, such as those of patch {number}"
+            raise SlideError(file.path, cause, "Extract the features of this slide again.")
+    for part in _parts(len(patches)):
+        dataset[part] = features[patches[part]].astype(dataset.dtype, copy=False)
+        check()
+
+
+def _parts(length: int) -> Iterator[slice]:
+    return (slice(first, first + ROWS_AT_ONCE) for first in range(0, length, ROWS_AT_ONCE))

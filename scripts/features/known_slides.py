@@ -1,0 +1,106 @@
+"""What is known of the slides of imported features: by the datalist, and by the slides themselves, where they are."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from scripts.bags.bag import BagBuilder
+from scripts.core.errors import DatalistError
+from scripts.datalists.cohort import DATALISTS
+from scripts.datalists.keys import composed
+from scripts.datalists.listed import list_file, list_folder
+from scripts.datalists.problems import raise_first
+from scripts.datalists.slide_files import as_on_disk, without_suffix
+from scripts.features.imported_scales import Base
+from scripts.slides.checksums import slide_sha256
+from scripts.slides.resolution import ResolutionError
+from scripts.slides.slide import Slide
+
+__all__ = ["KnownSlides"]
+
+
+class KnownSlides:
+    """The slides of a datalist or folder, found by the names that other tools give them: the file's without suffix.
+
+    Args:
+        dataset_dir: the folder of the slides, or ``None``.
+        datalist: the datalist, by default that in ``dataset_dir``; labels are not looked at, and files need not exist.
+            Without both, nothing is known.
+        bag_builder: opens the slides.
+        mpp: micrometres per pixel of level 0, for slides whose files do not say it.
+
+    Raises:
+        DatalistError: if the datalist or the folder cannot be used.
+    """
+
+    def __init__(
+        self,
+        dataset_dir: str | Path | None,
+        datalist: str | Path | None,
+        bag_builder: BagBuilder,
+        mpp: float | None = None,
+    ) -> None:
+        self.bag_builder, self.mpp = bag_builder, mpp
+        self._entries: dict[str, dict[str, Any]] = {}
+        self._opened: Slide | None = None
+        for entry in _listed(dataset_dir, datalist):
+            image = os.path.basename(str(entry["image"]))
+            for name in (entry["slide"], without_suffix(image), os.path.splitext(image)[0]):
+                self._entries.setdefault(composed(str(name)), entry)
+
+    def __bool__(self) -> bool:
+        return bool(self._entries)
+
+    def name_of(self, slide: str) -> str:
+        """The datalist's name of a slide; a slide that is not in it keeps its own."""
+        entry = self._entries.get(composed(slide))
+        return slide if entry is None else str(entry["slide"])
+
+    def look(self, slide: str) -> tuple[Base | None, str | None]:
+        """Level 0 of a slide, as far as it is known, and the SHA-256 of its file, if that is there.
+
+        Raises:
+            SlideError: if its file is there and cannot be read, or is not the one that the datalist means.
+        """
+        self._opened = None
+        entry = self._entries.get(composed(slide))
+        if entry is None:
+            return None, None
+        if not os.path.exists(entry["image"]):
+            base = None if entry.get("mpp") is None else Base(float(entry["mpp"]), "datalist: mpp", None)
+            return base, None
+        sha256, stamp = slide_sha256(entry)
+        try:
+            opened = self.bag_builder.open_slide(entry)
+        except ResolutionError:
+            if self.mpp is None or entry.get("mpp") is not None:
+                raise
+            opened = self.bag_builder.open_slide({**entry, "mpp": self.mpp})
+        opened.check_unchanged(since=stamp)
+        self._opened = opened
+        return Base(opened.base_mpp, opened.resolution.source, opened.size_level0), sha256
+
+    def check_unchanged(self) -> None:
+        """Refuse what was read of the last slide, if its file was changed since; raises a :class:`SlideError`."""
+        if self._opened is not None:
+            self._opened.check_unchanged()
+
+
+def _listed(dataset_dir: str | Path | None, datalist: str | Path | None) -> list[dict[str, Any]]:
+    if dataset_dir is None and datalist is None:
+        return []
+    if dataset_dir is not None:
+        folder = Path(as_on_disk(os.path.expanduser(dataset_dir)))
+        if not folder.is_dir():
+            raise DatalistError(f"dataset_dir {dataset_dir}", "no such folder", "Give the folder of the slides.")
+        datalist = datalist or next((folder / name for name in DATALISTS if (folder / name).is_file()), None)
+        if datalist is None:
+            listing = list_folder(folder)
+            raise_first(listing.problems)
+            return [slide.entry(listing.folder) for slide in listing.slides]
+    assert datalist is not None
+    listing = list_file(Path(datalist).expanduser(), dataset_dir, labelled=False)
+    raise_first(listing.problems)
+    return [slide.entry(listing.folder) for slide in listing.slides]

@@ -1,0 +1,94 @@
+"""CLAM: ``h5_files/<slide>.h5`` and ``pt_files/<slide>.pt`` of its extraction; ``patches/<slide>.h5`` of its patching.
+
+``features`` ``[n, F]`` and ``coords`` ``[n, 2]``, (x, y) of the top left corners in level-0 pixels, in the order of the
+patches' file, whose ``coords`` have the attributes ``patch_size`` (in pixels of ``patch_level``) and ``downsample``. A
+``.pt`` file has the features alone. A grid starts at each contour. Read in ``wsi_core/WholeSlideImage.py`` and
+``extract_features_fp.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from scripts.core.errors import SlideError
+from scripts.features.layouts.foreign import (
+    ForeignFile,
+    Layout,
+    Stated,
+    h5_features,
+    h5_positions,
+    load_tensor,
+    number_of,
+    reading_h5,
+    whole,
+)
+from scripts.features.layouts.h5_kinds import h5_kind
+
+__all__ = ["CLAM"]
+
+H5, PT, PATCHES = "h5_files", "pt_files", "patches"
+
+
+def _find(folder: Path) -> dict[str, Path]:
+    tensors = _tensors(folder / PT) or (_tensors(folder) if folder.name == PT else {})
+    files = sorted((folder / H5).glob("*.h5")) or sorted(folder.glob("*.h5"))
+    if files:
+        # A folder of TRIDENT's or ours may have tensors for CLAM's training beside its own files.
+        return tensors | {path.stem: path for path in files} if h5_kind(files) == "clam" else {}
+    return tensors
+
+
+def _tensors(folder: Path) -> dict[str, Path]:
+    return {path.stem: path for path in sorted(folder.glob("*.pt"))}
+
+
+def _read(path: Path, patches: Path | None) -> ForeignFile:
+    beside = next((place for place in _places(path, patches) if place.is_file()), None)
+    if path.suffix == ".h5":
+        with reading_h5(path) as file:
+            arguments = h5_features(path, "features", file["features"])
+            positions = h5_positions(file["coords"], len(file["features"]))
+            # A later version of CLAM, or a fork of it, may describe the positions here.
+            attributes = dict(file["coords"].attrs)
+        if beside is not None:
+            with reading_h5(beside) as file:
+                attributes |= dict(file["coords"].attrs)
+    else:
+        count, arguments = load_tensor(path)
+        if beside is None:
+            folder = _root(path) / PATCHES
+            cause = f"a tensor has no positions, and there is neither {folder / path.stem}.h5 nor {H5}/{path.stem}.h5"
+            remedy = "Put CLAM's `patches` there, or name it: --features_are \"{'patches': 'PATH'}\"."
+            raise SlideError(path, cause, remedy)
+        with reading_h5(beside) as file:
+            positions, attributes = h5_positions(file["coords"], count), dict(file["coords"].attrs)
+    return ForeignFile(path, positions, stated=_stated(attributes), **arguments)
+
+
+def _stated(attributes: Mapping[str, Any]) -> Stated:
+    size, downsample = number_of(attributes, "patch_size"), number_of(attributes, "downsample")
+    # As CLAM computes the side of a patch: with the downsample as a whole number.
+    level0 = None if size is None or downsample is None else size * int(downsample)
+    return Stated(patch_size=whole(size), patch_level0=level0)
+
+
+def _root(path: Path) -> Path:
+    return path.parent.parent if path.parent.name in (H5, PT) else path.parent
+
+
+def _places(path: Path, patches: Path | None) -> Iterator[Path]:
+    """Where the positions of a slide's patches may be."""
+    name = f"{path.stem}.h5"
+    if patches is not None:
+        yield from (patches / name, patches / PATCHES / name)
+    root = _root(path)
+    yield from (root / PATCHES / name, root.parent / PATCHES / name)
+    if path.suffix != ".h5":
+        yield root / H5 / name
+
+
+CLAM = Layout(
+    "clam", "h5_files/SLIDE.h5 with features and coords, or pt_files/SLIDE.pt and patches/SLIDE.h5", _find, _read
+)

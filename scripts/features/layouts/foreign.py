@@ -1,0 +1,226 @@
+"""What the features of a slide are, whichever tool stored them, and reading files that somebody else wrote."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from scripts.core.errors import SettingsError, SlideError, reason_of
+from scripts.core.files import refuse_special
+
+__all__ = [
+    "EXTRACT_AGAIN",
+    "UNREADABLE",
+    "ForeignFile",
+    "Layout",
+    "Stated",
+    "checked_positions",
+    "h5_features",
+    "h5_positions",
+    "load_tensor",
+    "number_of",
+    "reading_h5",
+    "text_of",
+    "whole",
+]
+
+EXTRACT_AGAIN = "Copy it again, or extract the features of this slide again."
+# What a damaged file makes h5py, numpy and torch raise: anything in it may be of another kind than was written.
+UNREADABLE = (OSError, KeyError, ValueError, TypeError, AttributeError, IndexError, RuntimeError, MemoryError, EOFError)
+
+
+@dataclass(frozen=True)
+class Stated:
+    """What the files of a tool say of its patches; what they do not say is ``None``.
+
+    Args:
+        encoder: the name of what made the features.
+        patch_size: side of a patch in pixels, as the encoder's patches were cut.
+        magnification: which the user of the tool asked for; nominal, as the tool understands it.
+        patch_um: side of a patch in micrometres.
+        patch_level0: side of a patch in level-0 pixels.
+        mpp: micrometres per pixel of level 0, not rounded.
+        level0_magnification: of level 0, rounded, as ``40``.
+        size_level0: (width, height) of level 0.
+    """
+
+    encoder: str | None = None
+    patch_size: int | None = None
+    magnification: float | None = None
+    patch_um: float | None = None
+    patch_level0: float | None = None
+    mpp: float | None = None
+    level0_magnification: float | None = None
+    size_level0: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
+class ForeignFile:
+    """The features of one slide at one magnification.
+
+    Args:
+        path: the file with the features.
+        positions: ``[n, 2]`` float64, (x, y) of each patch.
+        num_features: F.
+        dtype: of the features in the file.
+        load: reads the features, ``[n, F]``.
+        stated: what the files say of the patches.
+        is_um: whether positions are in micrometres, else in level-0 pixels.
+        is_centre: whether they are those of the patches' centres, else of their top left corners.
+    """
+
+    path: Path
+    positions: NDArray[np.float64]
+    num_features: int
+    dtype: np.dtype[Any]
+    load: Callable[[], NDArray[Any]]
+    stated: Stated
+    is_um: bool = False
+    is_centre: bool = False
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How one tool stores features.
+
+    Args:
+        tool: its name.
+        expects: what a folder of it contains, in words.
+        find: the file of each slide in a folder, by the slide's name; nothing in a folder that is not of this tool.
+        read: reads the file of a slide; also gets the folder that the user names for the positions, or ``None``.
+    """
+
+    tool: str
+    expects: str
+    find: Callable[[Path], dict[str, Path]]
+    read: Callable[[Path, Path | None], ForeignFile]
+
+
+@contextlib.contextmanager
+def reading_h5(path: Path) -> Iterator[h5py.File]:
+    """Open an HDF5 file.
+
+    Raises:
+        SlideError: if there is none, it is damaged, or what is read from it meanwhile is not there.
+    """
+    with _one_line(path), h5py.File(path, "r") as file:
+        yield file
+
+
+@contextlib.contextmanager
+def _one_line(path: Path) -> Iterator[None]:
+    try:
+        refuse_special(path)
+        yield
+    except SettingsError as error:
+        raise SlideError(error.subject, error.cause, error.remedy) from error
+    except UNREADABLE as error:
+        raise SlideError(path, f"cannot be read ({reason_of(error)})", EXTRACT_AGAIN) from error
+
+
+def h5_positions(dataset: h5py.Dataset, num_patches: int) -> NDArray[np.float64]:
+    """The positions of a file, ``[n, 2]``.
+
+    Raises:
+        SlideError: if they are of another shape, or not as many as the features.
+    """
+    return checked_positions(Path(dataset.file.filename), dataset[()], num_patches)
+
+
+def checked_positions(path: Path, positions: Any, num_patches: int) -> NDArray[np.float64]:
+    """Positions as float64 ``[n, 2]``; raises as :func:`h5_positions`."""
+    array = np.asarray(positions)
+    if array.ndim != 2 or array.shape[1] != 2 or array.dtype.kind not in "iuf":
+        raise SlideError(path, f"its positions are {array.dtype} {list(array.shape)}, not [n, 2]", EXTRACT_AGAIN)
+    if len(array) != num_patches:
+        raise SlideError(path, f"has features of {num_patches} patches and positions of {len(array)}", EXTRACT_AGAIN)
+    return array.astype(np.float64)
+
+
+def h5_features(path: Path, name: str, dataset: h5py.Dataset) -> dict[str, Any]:
+    """The arguments of :class:`ForeignFile` that say what the features of an HDF5 file are.
+
+    Raises:
+        SlideError: if they are not ``[n, F]`` numbers, there are none, or the file is cut off.
+    """
+    shape, dtype = dataset.shape, dataset.dtype
+    num_features = _checked_shape(path, shape, str(dtype), dtype.kind == "f")
+    # A damaged file may claim terabytes.
+    if dataset.compression is None and dataset.nbytes > os.path.getsize(path):
+        raise SlideError(path, "claims to contain more features than it does", EXTRACT_AGAIN)
+
+    def load() -> NDArray[Any]:
+        with reading_h5(path) as file:
+            features: NDArray[Any] = file[name][()]
+            return features
+
+    return {"num_features": num_features, "dtype": dtype, "load": load}
+
+
+def load_tensor(path: Path) -> tuple[int, dict[str, Any]]:
+    """The features of a ``.pt`` file, which is not read into memory before they are needed.
+
+    No code in the file is run: whatever is not a plain tensor is refused.
+
+    Returns:
+        the number of patches, and the arguments of :class:`ForeignFile` that say what the features are.
+
+    Raises:
+        SlideError: if it is no such file, or not ``[n, F]`` numbers.
+    """
+
+    def load_it() -> torch.Tensor:
+        with _one_line(path):
+            try:
+                loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            except RuntimeError:  # PyTorch's format of before version 1.6 cannot be mapped into memory
+                loaded = torch.load(path, map_location="cpu", weights_only=True)
+            except Exception as error:  # Of bytes that are no pickle, unpickling may raise anything.
+                raise ValueError(f"no file of one plain tensor: {type(error).__name__}") from error
+        if not isinstance(loaded, torch.Tensor):
+            raise SlideError(path, f"contains a {type(loaded).__name__}, not a tensor", EXTRACT_AGAIN)
+        return loaded.float() if loaded.dtype == torch.bfloat16 else loaded
+
+    features = load_it()
+    kind = str(features.dtype).removeprefix("torch.")
+    num_features = _checked_shape(path, tuple(features.shape), kind, features.is_floating_point())
+    arguments = {"num_features": num_features, "dtype": np.dtype(kind), "load": lambda: load_it().numpy()}
+    return len(features), arguments
+
+
+def number_of(attributes: Mapping[str, Any], name: str) -> float | None:
+    """A number of a file's attributes above 0, the first of several; ``None`` if there is none."""
+    try:
+        value = float(np.asarray(attributes[name]).reshape(-1)[0])
+    except (KeyError, ValueError, TypeError, IndexError):
+        return None
+    return value if 0 < value < float("inf") else None
+
+
+def text_of(attributes: Mapping[str, Any], name: str) -> str | None:
+    """A text of a file's attributes; ``None`` if there is none, or it says so."""
+    value = attributes.get(name)
+    value = value.decode(errors="replace") if isinstance(value, bytes) else value
+    return value.strip() if isinstance(value, str) and value.strip() not in ("", "None") else None
+
+
+def whole(number: float | None) -> int | None:
+    """A number that counts something."""
+    return None if number is None else round(number)
+
+
+def _checked_shape(path: Path, shape: tuple[int, ...], dtype: str, is_float: bool) -> int:
+    if len(shape) > 0 and shape[0] == 0:
+        raise SlideError(path, "has no patches", "Extract the features of this slide again, or leave it out.")
+    if len(shape) != 2 or not shape[1] or not is_float:
+        raise SlideError(path, f"its features are {dtype} {list(shape)}, not [n, F] floats", EXTRACT_AGAIN)
+    return int(shape[1])

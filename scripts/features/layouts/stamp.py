@@ -1,0 +1,62 @@
+"""STAMP 2: ``<slide>.h5``, in the folders in which the slides are, with ``feats`` ``[n, F]`` float16 and ``coords``.
+
+``coords`` ``[n, 2]`` are (x, y) of the top left corners in micrometres. Attributes of the file: ``extractor``,
+``tile_size_um``, ``tile_size_px`` and ``unit``; before version 2.1 ``tile_size`` in micrometres. Read in
+``stamp/preprocessing/__init__.py`` and ``stamp/modeling/data.py``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from scripts.core.errors import SettingsError, SlideError
+from scripts.features.layouts.foreign import (
+    ForeignFile,
+    Layout,
+    Stated,
+    h5_features,
+    h5_positions,
+    number_of,
+    reading_h5,
+    text_of,
+    whole,
+)
+from scripts.features.layouts.h5_kinds import h5_kind
+
+__all__ = ["STAMP"]
+
+
+def _find(folder: Path) -> dict[str, Path]:
+    files = sorted(folder.rglob("*.h5"))
+    if h5_kind(files) != "stamp":
+        return {}
+    found: dict[str, Path] = {}
+    for path in files:
+        if (other := found.setdefault(path.stem, path)) != path:
+            cause = f"{other} and {path} are of slides of the same name"
+            raise SettingsError("features", cause, "Rename one of them, here and in the datalist.")
+    return found
+
+
+def _read(path: Path, _: Path | None) -> ForeignFile:
+    with reading_h5(path) as file:
+        if (kind := text_of(file.attrs, "feat_type")) not in (None, "tile"):
+            raise SlideError(path, f"has features of a {kind}, not of tiles", "Give what `stamp preprocess` wrote.")
+        unit = text_of(file.attrs, "unit")
+        side = number_of(file.attrs, "tile_size_um")
+        if side is None and unit == "um":
+            side = number_of(file.attrs, "tile_size")
+        if side is None:
+            cause = "does not say the unit of its positions, as files of STAMP before version 2"
+            raise SlideError(path, cause, "Extract the features again with STAMP 2.")
+        feats = file["feats"]
+        stated = Stated(
+            encoder=text_of(file.attrs, "extractor"),
+            patch_size=whole(number_of(file.attrs, "tile_size_px")),
+            patch_um=side,
+        )
+        arguments = h5_features(path, "feats", feats)
+        return ForeignFile(path, h5_positions(file["coords"], len(feats)), stated=stated, is_um=True, **arguments)
+
+
+STAMP = Layout("stamp", "SLIDE.h5 with feats and coords", _find, _read)

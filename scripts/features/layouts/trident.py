@@ -1,0 +1,61 @@
+"""TRIDENT 0.3.0: ``features_<encoder>/<slide>.h5`` in a folder for each magnification, patch size and overlap.
+
+``features`` ``[n, F]``; ``coords`` ``[n, 2]``, (x, y) of the top left corners in level-0 pixels, with attributes. Its
+``target_magnification`` and ``level0_magnification`` are classes of resolution (10x is 0.6 to 1.2 um/px), not
+resolutions. ``exporting`` writes the same, and adds ``level0_mpp``, which is exact. Read in ``trident/IO.py`` and
+``trident/wsi_objects/WSI.py``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from scripts.core.errors import SettingsError
+from scripts.features.layouts.foreign import (
+    ForeignFile,
+    Layout,
+    Stated,
+    h5_features,
+    h5_positions,
+    number_of,
+    reading_h5,
+    text_of,
+    whole,
+)
+from scripts.features.layouts.h5_kinds import h5_kind
+
+__all__ = ["TRIDENT"]
+
+
+def _find(folder: Path) -> dict[str, Path]:
+    found = sorted(folder.glob("*.h5"))
+    if not found:
+        inner = sorted(path for path in folder.glob("features_*") if path.is_dir())
+        if len(inner) > 1:
+            cause = f"{folder} has the features of several encoders ({', '.join(path.name for path in inner)})"
+            raise SettingsError("features", cause, f"Name one of them, such as {inner[0]}.")
+        found = sorted(inner[0].glob("*.h5")) if inner else []
+    return {path.stem: path for path in found} if h5_kind(found) == "trident" else {}
+
+
+def _read(path: Path, _: Path | None) -> ForeignFile:
+    with reading_h5(path) as file:
+        features, coords = file["features"], file["coords"]
+        arguments = h5_features(path, "features", features)
+        attributes = dict(coords.attrs)
+        width, height = (whole(number_of(attributes, f"level0_{side}")) for side in ("width", "height"))
+        stated = Stated(
+            encoder=text_of(features.attrs, "encoder"),
+            patch_size=whole(number_of(attributes, "patch_size")),
+            magnification=number_of(attributes, "target_magnification"),
+            patch_level0=number_of(attributes, "patch_size_level0"),
+            mpp=number_of(attributes, "level0_mpp"),
+            level0_magnification=number_of(attributes, "level0_magnification"),
+            size_level0=None if width is None or height is None else (width, height),
+        )
+        return ForeignFile(path, h5_positions(coords, len(features)), stated=stated, **arguments)
+
+
+TRIDENT = Layout(
+    "trident", "SLIDE.h5 with features and coords and their attributes, in features_<encoder>", _find, _read
+)
