@@ -14,6 +14,7 @@ from bundle.defaults import set_defaults
 from bundle.large_files import MAX_MB, over_limit, read_large_files
 from bundle.metadata import BLOCK_START, CARD_TOP, METADATA, check_version, describe, fill_block, fit_metadata
 from scripts.core.errors import SettingsError, printable
+from scripts.core.imported import IMPORTED
 from scripts.networks.methods import result_heads
 from scripts.weights.paths import weights_path
 from scripts.weights.record import DEMONSTRATION, is_demonstration, read_training
@@ -151,6 +152,9 @@ def _not_served(path: Path, method: str) -> SettingsError:
 
 
 def _check_settings(path: Path, settings: Mapping[str, Any]) -> None:
+    if settings.get("backbone") == IMPORTED:
+        cause = "was trained on imported features, and a bundle has to encode slides itself"
+        raise SettingsError(path, cause, "Pack weights of a training with the encoder as `backbone`.")
     missing = [key for key in DESCRIBED if key not in settings]
     if missing:
         raise SettingsError(path, f"its record has no {', '.join(missing)}", "Give a file that training wrote.")

@@ -13,6 +13,7 @@ from typing import Any
 
 from scripts import BUNDLE_ROOT
 from scripts.core.files import file_sha256
+from scripts.core.imported import IMPORTED
 from scripts.core.running import running_parser, settings_in
 from scripts.core.settings import with_role
 from scripts.core.start import start, started
@@ -96,7 +97,14 @@ def from_settings(target: str, settings: Mapping[str, Any], **others: Any) -> An
 
 
 def encoder_of(settings: Mapping[str, Any], **others: Any) -> Any:
-    """The encoder of the settings; others are arguments of :class:`scripts.features.encoding.Encoder`."""
+    """The encoder of the settings; others are arguments of :class:`scripts.features.encoding.Encoder`.
+
+    Where features are imported, what stands for it (:class:`scripts.features.imported.ImportedFeatures`).
+    """
+    if settings["backbone"] == IMPORTED and "backbone" not in others:
+        from scripts.features.imported import imported_features
+
+        return imported_features(settings)
     from scripts.encoders.backbones import get_backbone
     from scripts.features.encoding import Encoder
 
@@ -116,6 +124,8 @@ def network_of(settings: Mapping[str, Any], num_classes: int, **others: Any) -> 
     from scripts.encoders.backbones import num_features
     from scripts.networks.methods import get_network
 
+    if others.get("num_features") is None and settings["backbone"] == IMPORTED:
+        others["num_features"] = encoder_of(settings).num_features
     if others.get("num_features") is None:
         given = settings.get("backbone_weights"), settings.get("backbone_input")
         others["num_features"] = num_features(settings["backbone"], *given)

@@ -20,6 +20,7 @@ from scripts.checking.report import shown_duration, shown_problems, shown_size, 
 from scripts.checking.slides import SlideChecker, SlideFacts, find_duplicates, find_unsummed
 from scripts.core.errors import BundleError
 from scripts.core.files import output_folder
+from scripts.core.imported import IMPORTED
 from scripts.core.magnification import scale_names
 from scripts.core.setting_checks import path as any_path
 from scripts.datalists.cohort import DATALISTS, choose_cohort
@@ -28,6 +29,7 @@ from scripts.datalists.partitions import PARTITIONS
 from scripts.datalists.slide_files import as_on_disk
 from scripts.features.augmentation import count_views
 from scripts.features.encoding import Encoder
+from scripts.features.imported import refuse_imported
 
 __all__ = ["CheckingError", "CohortChecker", "choose_source"]
 
@@ -79,6 +81,7 @@ class CohortChecker:
         min_rows: see :class:`scripts.checking.slides.SlideChecker`.
         read_all: see :class:`scripts.checking.slides.SlideChecker`.
         num_workers: slides that are looked at at the same time; 0 is one.
+        backbone: the encoder's name.
 
     Raises:
         SettingsError: if a setting has no such value.
@@ -100,7 +103,10 @@ class CohortChecker:
         min_rows: int = 10,
         read_all: bool = False,
         num_workers: int = 2,
+        backbone: str = "",
     ) -> None:
+        if backbone == IMPORTED:
+            raise refuse_imported("`checking` looks at slides for an encoder", "`importing` checks imported features.")
         self.dataset_dir, self.datalist = source
         self.bag_builder, self.make_encoder = bag_builder, make_encoder
         any_path()("feature_dir", feature_dir)

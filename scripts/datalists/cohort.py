@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from scripts.core.errors import DatalistError
+from scripts.core.imported import IMPORTED
 from scripts.core.ranks import from_first_rank
 from scripts.datalists.classes import warn_of_one_sided
 from scripts.datalists.datalist import list_labels, load_datalist, load_partition
@@ -93,6 +94,7 @@ class Cohort:
         positive_classes: those that count as 1 in the binary task; ``None`` for the default.
         split_seed: of the split of a datalist without partitions.
         leave_out: names of slides that are not used; the split stays as it is.
+        backbone: the files of slides need not be there where features are imported.
 
     Attributes:
         positive_classes: as they are used; ``None`` in the multilabel task.
@@ -112,12 +114,13 @@ class Cohort:
         positive_classes: Sequence[str] | None = None,
         split_seed: int = 0,
         leave_out: Sequence[str] = (),
+        backbone: str = "",
     ) -> None:
         self.positive_classes = resolve_positive_classes(task, class_names, positive_classes)
         self.output_names = output_names(task, class_names, self.positive_classes)
         self.task, self.class_names = task, class_names
         self._place = (dataset_dir, datalist, bundle_root)
-        self._split: dict[str, Any] = {"seed": split_seed, "leave_out": leave_out}
+        self._split: dict[str, Any] = {"seed": split_seed, "leave_out": leave_out, "need_files": backbone != IMPORTED}
 
     @cached_property
     def place(self) -> tuple[Path, Path]:

@@ -60,6 +60,7 @@ def load_datalist(
     seed: int = 0,
     positive_classes: Sequence[str] | None = None,
     leave_out: Sequence[str] = (),
+    need_files: bool = True,
 ) -> dict[str, list[dict[str, Any]]]:
     """Load a datalist.
 
@@ -76,6 +77,7 @@ def load_datalist(
         positive_classes: those that count as 1 in the binary task, see
             :func:`scripts.datalists.labels.resolve_positive_classes`.
         leave_out: names of slides of the datalist that are not used; the split is that of all.
+        need_files: whether the files of slides and masks have to be there.
 
     Returns:
         The partitions by name, empty ones left out, with a dictionary for each slide: ``image``, absolute path;
@@ -89,7 +91,7 @@ def load_datalist(
         SettingsError: if ``task``, ``class_names``, ``positive_classes`` or ``leave_out`` are wrong.
     """
     listing = _read(datalist, dataset_dir, task, class_names, seed, positive_classes, leave_out)
-    entries = _entries(listing, listing.kept)
+    entries = _entries(listing, listing.kept, need_files)
     partitions: dict[str, list[dict[str, Any]]] = {name: [] for name in PARTITIONS}
     for slide, entry in zip(listing.kept, entries, strict=True):
         partitions[str(slide.partition)].append(entry)
@@ -102,12 +104,14 @@ def load_partition(
     partition: str,
     task: str,
     class_names: Sequence[str] = CLASS_NAMES,
+    need_files: bool = True,
     **options: Any,
 ) -> list[dict[str, Any]]:
     """Load one partition as :func:`load_datalist` does. Slides of the others need no file here, and no label.
 
     Args:
         partition: ``"training"``, ``"validation"`` or ``"testing"``.
+        need_files: see :func:`load_datalist`.
         options: ``seed``, ``positive_classes`` and ``leave_out``.
 
     Raises:
@@ -122,7 +126,7 @@ def load_partition(
         found = ", ".join(name for name in PARTITIONS if any(slide.partition == name for slide in listing.kept))
         remedy = f"Add slides to {wanted}, or leave all partitions out to have the slides split."
         raise DatalistError(listing.source, f"no slides for {wanted} (it has: {found})", remedy)
-    return _entries(listing, slides)
+    return _entries(listing, slides, need_files)
 
 
 def list_labels(
@@ -137,12 +141,15 @@ def list_labels(
 
     Takes and raises what :func:`load_partition` does; returns an empty list if the datalist has no such partition.
     """
+    options.pop("need_files", None)
     listing = _read(datalist, dataset_dir, task, class_names, **options, partition=partition)
     return [{"slide": slide.name, "label": slide.label} for slide in listing.kept if slide.partition == partition]
 
 
 def list_slides(
-    source: str | Path | Sequence[str | Path | dict[str, Any]], dataset_dir: str | Path | None = None
+    source: str | Path | Sequence[str | Path | dict[str, Any]],
+    dataset_dir: str | Path | None = None,
+    need_files: bool = True,
 ) -> list[dict[str, Any]]:
     """List slides without labels, for prediction.
 
@@ -151,6 +158,7 @@ def list_slides(
             with one a line; of labels and partitions nothing is used), or a Python list of paths or entries.
         dataset_dir: the folder that paths in a list start from, by default that of the list, for a Python
             list the working directory.
+        need_files: see :func:`load_datalist`.
 
     Returns:
         A dictionary for each slide: ``image``, ``slide`` and, where given, ``mpp``, ``mask``, ``mask_tissue``,
@@ -171,7 +179,7 @@ def list_slides(
             listing = list_folder(path)
         else:
             listing = list_slide(path) if _is_slide(path) else list_file(Path(path), dataset_dir, labelled=False)
-    raise_first([*listing.problems, *missing_files(listing.slides, ("mask",))])
+    raise_first([*listing.problems, *(missing_files(listing.slides, ("mask",)) if need_files else ())])
     for problem in listing.problems:
         logger.warning("%s: %s. %s", problem.where, problem.what, problem.what_to_do)
     keys = ("image", "slide", "mpp", "mask", "mask_tissue", "mask_excluded", "sha256")
@@ -301,8 +309,8 @@ def _crossing(slides: Sequence[ListedSlide], source: str) -> Problem:
     return Problem(BLOCKS, "patient", source, what, remedy, names=(patient, *example.values()))
 
 
-def _entries(listing: Listing, slides: Sequence[ListedSlide]) -> list[dict[str, Any]]:
-    raise_first(missing_files(slides, ("mask", "regions")))
+def _entries(listing: Listing, slides: Sequence[ListedSlide], need_files: bool) -> list[dict[str, Any]]:
+    raise_first(missing_files(slides, ("mask", "regions") if need_files else ("regions",), need_files))
     entries = [{**slide.entry(listing.folder), "label": slide.label} for slide in slides]
     if any("patient" in slide.row.fields for slide in listing.slides):
         return entries

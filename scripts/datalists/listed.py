@@ -208,10 +208,10 @@ def _find(rows: Sequence[Row], folder: SlideFolder, faults: Faults) -> dict[str,
     return row_of_image
 
 
-def missing_files(slides: Sequence[ListedSlide], keys: Sequence[str]) -> Iterator[Problem]:
-    """The slides, and of their files those under ``keys``, that are not there."""
+def missing_files(slides: Sequence[ListedSlide], keys: Sequence[str], need_slides: bool = True) -> Iterator[Problem]:
+    """The slides, unless these need not be there, and of their files those under ``keys``, that are not there."""
     for slide in slides:
-        if not os.path.isfile(slide.image):
+        if need_slides and not os.path.isfile(slide.image):
             yield Problem(BLOCKS, "file", slide.row.subject, *missing_slide(slide.image), slide.name)
         for key in keys:
             file = getattr(slide, key)

@@ -131,7 +131,8 @@ class SlidePictures:
         slide = self.bag_builder.open_slide(entry)
         thumbnail = read_thumbnail(slide, THUMBNAIL_PX)
         regions = regions_over_slide(entry, slide, self.region_names)
-        found = BagMaps(self.network, self.maps, self.dataset[index])
+        # Imported features may know the resolution of level 0 less exactly than the slide.
+        found = BagMaps(self.network, self.maps, {**self.dataset[index], "base_mpp": slide.base_mpp})
         return {
             kind: PanelRow(
                 f"{name}\n{text}",

@@ -166,7 +166,7 @@ class Comparison:
             facts=[
                 ("Methods", ", ".join(map(method_title, self.methods))),
                 ("Task", task),
-                ("Beside this page", f"{beside}. Copy them with it to hand it on."),
+                *([("Beside this page", f"{beside}. Copy them with it to hand it on.")] if panels else []),
             ],
             tables=tables,
             figures=[{"src": source, "alt": FIGURES[name]} for name, source in sources.items()],

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from scripts.core.errors import SettingsError
+from scripts.core.imported import IMPORTED
+from scripts.core.repeats import first_names
 from scripts.datalists.keys import composed
 from scripts.evaluation.metrics import SCORE_TITLES, score_names
 from scripts.evaluation.slide_pictures import THUMBNAIL_PX, regions_over_slide
@@ -25,6 +29,8 @@ __all__ = ["choose_figure_slides", "draw_panels", "draw_scores"]
 
 # More rows would be too small to see.
 MOST_SLIDES = 5
+
+logger = logging.getLogger(__name__)
 
 
 def draw_scores(rows: Sequence[Row], task: str) -> Figure:
@@ -66,12 +72,20 @@ def draw_panels(
         figure_slides: see :func:`choose_figure_slides`.
     """
     chosen = choose_figure_slides(testing_data, class_names, figure_slides)
+    if experiments[0].settings.get("backbone") == IMPORTED:
+        missing = [testing_data[i]["slide"] for i, _ in chosen if not os.path.exists(testing_data[i]["image"])]
+        if missing:
+            logger.warning("no pictures of slides whose files are not there: %s", first_names(missing))
+            chosen = [(i, k) for i, k in chosen if testing_data[i]["slide"] not in missing]
+    if not chosen:
+        return {}
     builder = experiments[0].open("evaluating", bundle_root).get_parsed_content("bag_builder")
-    maps = [_maps(experiment, bundle_root, chosen) for experiment in experiments]
+    slides = [builder.open_slide(testing_data[index]) for index, _ in chosen]
+    mpps = [slide.base_mpp for slide in slides]
+    maps = [_maps(experiment, bundle_root, chosen, mpps) for experiment in experiments]
     rows: dict[str, list[PanelRow]] = {kind: [] for kind in KINDS}
     for row, (index, k) in enumerate(chosen):
-        entry = testing_data[index]
-        slide = builder.open_slide(entry)
+        entry, slide = testing_data[index], slides[row]
         thumbnail, regions = read_thumbnail(slide, THUMBNAIL_PX), regions_over_slide(entry, slide, region_names)
         for kind in KINDS:
             of_slide = [titled for method in maps for titled in method[kind][row]]
@@ -80,7 +94,7 @@ def draw_panels(
 
 
 def _maps(
-    experiment: Experiment, bundle_root: str | Path, chosen: Sequence[tuple[int, int]]
+    experiment: Experiment, bundle_root: str | Path, chosen: Sequence[tuple[int, int]], mpps: Sequence[float]
 ) -> dict[str, list[list[tuple[str, PatchMap]]]]:
     """For each kind and slide, a method's maps with their titles."""
     config = experiment.open("evaluating", bundle_root)
@@ -88,8 +102,9 @@ def _maps(
     method = experiment.settings["method"]
     specs = attention_maps(method, experiment.settings["magnifications"])
     found: dict[str, list[list[tuple[str, PatchMap]]]] = {kind: [] for kind in KINDS}
-    for index, k in chosen:
-        maps = BagMaps(network, specs, dataset[index])
+    for (index, k), mpp in zip(chosen, mpps, strict=True):
+        # Imported features may know the resolution of level 0 less exactly than the slide.
+        maps = BagMaps(network, specs, {**dataset[index], "base_mpp": mpp})
         for kind, of_kind in found.items():
             titles = (f"{method_title(method)} {spec.name.replace('_', ' ')}" for spec in specs)
             of_kind.append([(title, maps(m, k, kind)) for m, title in enumerate(titles)])

@@ -18,6 +18,7 @@ from scripts.core.settings import LATER
 from scripts.features.augmentation import augmentation_settings
 from scripts.features.bank import BANK_FORMAT, stored_settings
 from scripts.features.encoding import Encoder
+from scripts.features.imported import ImportedFeatures
 from scripts.slides.checksums import given_sha256
 from scripts.slides.dicom_series import slide_parts
 
@@ -47,10 +48,15 @@ def bank_settings(entry: Mapping[str, Any], bag_builder: BagBuilder, encoder: En
     ``ink`` says that ink is left out of the tissue, where tissue is found and not given as an image. ``slide_sha256``
     is the checksum that the datalist gives; without one it is absent.
 
+    Of imported features it is what their files say: slides need not be there, and no grid was laid.
+
     Raises:
         SlideError: if the slide or its mask cannot be read.
     """
     mask, sha256 = entry.get("mask"), given_sha256(entry)
+    if isinstance(encoder, ImportedFeatures):
+        own = {"magnifications": list(bag_builder.magnifications), "patch_size": bag_builder.patch_size}
+        return {**own, **encoder.settings(), **({} if sha256 is None else {"slide_sha256": sha256})}
     try:
         return {
             **bag_builder.settings(),

@@ -41,6 +41,7 @@ from scripts.features.bank import bank_path
 from scripts.features.bank_settings import bank_settings, is_banked, of_view, warn_of_older
 from scripts.features.bank_writing import write_bank
 from scripts.features.encoding import Encoder
+from scripts.features.imported import ImportedFeatures, refuse_imported
 from scripts.features.progress import ExtractionProgress, SlideToExtract
 from scripts.slides.checksums import given_sha256
 
@@ -121,6 +122,8 @@ class Extractor:
             as :meth:`run`.
         """
         if self._left_out is None:
+            if isinstance(self.encoder, ImportedFeatures) and self.allow_missing is None:
+                raise refuse_imported("there is nothing to extract", "Run `importing`, or choose another `backbone`.")
             self._check_ranks()
             if self.failures is not None:
                 self.failures.start()
@@ -242,7 +245,10 @@ class Extractor:
                 continue
             paths = [bank_path(self.feature_dir, entry["slide"], view) for view in range(views + 1)]
             missing = [view for view, path in enumerate(paths) if not is_banked(path, of_view(settings, view), lacking)]
-            if missing:
+            if missing and isinstance(self.encoder, ImportedFeatures):
+                self._unread.append(number)
+                self._record(number, self.encoder.missing(f"slide {entry['slide']}"))
+            elif missing:
                 todo.append(SlideToExtract(number, missing, os.path.getsize(entry["image"])))
         warn_of_older(lacking, self.feature_dir)
         return sorted(todo, key=lambda slide: -slide.size) if num_ranks() > 1 else todo

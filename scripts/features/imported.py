@@ -20,7 +20,14 @@ from scripts.core.settings import check_settings, is_same_value
 from scripts.features.bank import bank_slides, stored_settings
 from scripts.features.encoding import Encoded, Encoder, PatchTransform
 
-__all__ = ["IDENTITY", "ImportedBackbone", "ImportedFeatures", "difference", "refuse_imported"]
+__all__ = [
+    "IDENTITY",
+    "ImportedBackbone",
+    "ImportedFeatures",
+    "difference",
+    "imported_features",
+    "refuse_imported",
+]
 
 IDENTITY = ("backbone", "encoder", "num_features", "magnifications", "patch_size")
 """The settings of a bank that all imported banks of a run share."""
@@ -106,6 +113,23 @@ class ImportedFeatures(Encoder):
     def missing(self, slide: object) -> SlideError:
         """The error of a slide that has no bank."""
         return SlideError(slide, f"has no imported features in {self.feature_dir}", RUN_IMPORTING)
+
+
+def imported_features(settings: Mapping[str, Any]) -> ImportedFeatures:
+    """The imported features of a run.
+
+    Args:
+        settings: of the run, by name.
+
+    Raises:
+        SettingsError: as :class:`ImportedFeatures`, and if the run would read patches.
+    """
+    if settings.get("source") == "patches":
+        raise refuse_imported("`source` patches reads slides", "Set `source` to bank, or choose another `backbone`.")
+    if settings.get("views"):
+        raise refuse_imported("augmented `views` are encoded", "Set `views` to 0, or choose another `backbone`.")
+    taken = {key: settings[key] for key in ("magnifications", "patch_size", "device") if key in settings}
+    return ImportedFeatures(settings.get("feature_dir"), **taken)
 
 
 def refuse_imported(what: str, remedy: str) -> SettingsError:

@@ -55,6 +55,11 @@ class BagMaps:
         return self._made[m, class_index, kind]
 
     @property
+    def sides_level0(self) -> tuple[float, ...]:
+        """The side of a patch of each scale in level-0 pixels, from low to high."""
+        return tuple(map(float, self._sides))
+
+    @property
     def corners(self) -> NDArray[np.float64]:
         """``[N, S, 2]``, (x, y) of each row's patches in level-0 pixels."""
         return self._corners

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from scripts.bags.bag import BagBuilder
+from scripts.core.magnification import MPP_RTOL, Scale, mpp_of
 from scripts.heatmaps.bag_maps import BagMaps
 from scripts.heatmaps.legend import Title
 from scripts.heatmaps.top_patches import gallery
@@ -36,7 +38,10 @@ class MappedSlide:
 
     def __init__(self, opened: Slide, maps: BagMaps, specs: Sequence[MapSpec], bag_builder: BagBuilder) -> None:
         self.opened, self.maps, self._specs = opened, maps, list(specs)
-        self._scales = [opened.scale(m, bag_builder.patch_size) for m in bag_builder.magnifications]
+        self._scales = [
+            _scale(opened, m, bag_builder.patch_size, side)
+            for m, side in zip(bag_builder.magnifications, maps.sides_level0, strict=True)
+        ]
         self._read = cache(lambda s, corner: opened.read_patch(self._scales[s], corner))
 
     def gallery(
@@ -73,6 +78,10 @@ class MappedSlides:
         self.entries = {str(entry["slide"]): entry for entry in data}
         self._last: tuple[Mapping[str, Any], MappedSlide] | None = None
 
+    def is_at_hand(self, slide: str) -> bool:
+        """Whether the file of a slide is there: of imported features it need not be."""
+        return os.path.exists(self.entries[slide]["image"])
+
     def __call__(self, item: Mapping[str, Any]) -> MappedSlide:
         """The slide of an item; the last one is kept for the next handler that asks for it.
 
@@ -82,6 +91,24 @@ class MappedSlides:
         if self._last is None or self._last[0] is not item:
             self._last = None  # Two slides with their patches need not be in memory.
             opened = self.bag_builder.open_slide(self.entries[str(item["slide"])])
-            maps = BagMaps(self.network, self.maps, item)
+            # Imported features may know the resolution of level 0 less exactly than the slide.
+            maps = BagMaps(self.network, self.maps, {**item, "base_mpp": opened.base_mpp})
             self._last = item, MappedSlide(opened, maps, self.maps, self.bag_builder)
         return self._last[1]
+
+
+def _scale(opened: Slide, magnification: float, patch_size: int, side_level0: float) -> Scale:
+    """How patches of a slide are read whose side was so many level-0 pixels when they were encoded.
+
+    Of imported features the magnification may be nominal: a patch is shown as it was cut.
+
+    Raises:
+        SlideError: if the slide is too coarse.
+    """
+    if abs(patch_size * mpp_of(magnification) / opened.base_mpp - side_level0) < 1e-6 * side_level0:
+        return opened.scale(magnification, patch_size)
+    fine = [level for level, d in enumerate(opened.downsamples) if d <= side_level0 / patch_size * (1 + MPP_RTOL)]
+    level = max(fine, key=lambda level: opened.downsamples[level], default=0)
+    # The resolution with which the patch has this magnification.
+    base_mpp = patch_size * mpp_of(magnification) / side_level0
+    return Scale(magnification, patch_size, base_mpp, level, opened.downsamples[level])

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from scripts.core.errors import SettingsError, SlideError
 from scripts.core.files import write_csv
+from scripts.core.imported import IMPORTED
 from scripts.core.magnification import scale_name
 from scripts.core.settings import check_settings
 from scripts.datalists.failures import FailedSlides
@@ -69,6 +70,7 @@ class HeatmapWriter:
             ``.mha`` files are in the frame of level 0.
         key: of the probabilities in the evaluator's output.
         failures: where slides are written down that cannot be read again; ``None`` ends the run with the first.
+        backbone: the encoder's name. Slides of imported features that are not there are named in a warning.
 
     Raises:
         SettingsError: if ``heatmaps`` is no switch, ``top_patches`` no such number, or there is no such class, kind,
@@ -89,12 +91,13 @@ class HeatmapWriter:
         coordinates: str = "qupath",
         key: str = CommonKeys.PRED,
         failures: FailedSlides | None = None,
+        backbone: str = "",
     ) -> None:
         check_settings(heatmaps=heatmaps, top_patches=top_patches)
         self.folder, self.heatmaps = Path(output_dir) / "heatmaps", heatmaps
         self.mapped, self.class_names = mapped, list(class_names)
         self.head_of_map = [list(heads).index(spec.head) for spec in mapped.maps]
-        self.key, self.failures = key, failures
+        self.key, self.failures, self.is_imported = key, failures, backbone == IMPORTED
         self.chosen = _class_indices(heatmap_classes, self.class_names)
         self.kinds = _chosen("heatmap_kinds", heatmap_kinds, KINDS)
         self.formats = _chosen("heatmap_formats", heatmap_formats, tuple(FORMATS))
@@ -118,6 +121,10 @@ class HeatmapWriter:
         state: Any = engine.state
         for item, output in zip(state.batch, state.output, strict=True):
             slide = str(item["slide"])
+            if self.is_imported and not self.mapped.is_at_hand(slide):
+                image = self.mapped.entries[slide]["image"]
+                engine.logger.warning("no heatmaps of slide %s: its file %s is not there", slide, image)
+                continue
             try:
                 written = self._write(slide, item, output[self.key].float().cpu().numpy())
             except SlideError as error:

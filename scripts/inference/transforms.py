@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,12 @@ from scripts.bags.bag import BagBuilder
 from scripts.bags.grid import of_rows
 from scripts.core.errors import SlideError
 from scripts.datalists.slide_files import slide_name
-from scripts.features.bank import bank_path, read_bank
+from scripts.features.bank import BankedBag, bank_path, read_bank, stored_size
 from scripts.features.bank_settings import bank_settings, is_banked, warn_of_older
 from scripts.features.bank_writing import write_bank
 from scripts.features.encoding import Encoder
+from scripts.features.imported import ImportedFeatures
 from scripts.networks.methods import served_head
-from scripts.slides.slide import Slide
 
 __all__ = ["EncodeSlided", "ServingHeadd"]
 
@@ -42,7 +43,7 @@ class EncodeSlided(MapTransform):
     QuPath shows of the slide, ``bounds_level0`` float64 ``[4]``: (x, y, width, height) in level-0 pixels.
 
     With a ``feature_dir`` a slide is encoded once: its features come from its bank, which is written where there is
-    none yet. They are the same to the last digit.
+    none yet. They are the same to the last digit. Imported features are read alone; their slides need not be there.
 
     Args:
         keys: the key of the path.
@@ -84,9 +85,8 @@ class EncodeSlided(MapTransform):
                 continue
             count += is_banked(bank_path(self.feature_dir, str(entry["slide"])), settings, lacking)
         warn_of_older(lacking, self.feature_dir)
-        logger.info(
-            "%d of %d slides have features in %s; those of the others are added", count, len(data), self.feature_dir
-        )
+        others = "the others fail" if isinstance(self.encoder, ImportedFeatures) else "those of the others are added"
+        logger.info("%d of %d slides have features in %s; %s", count, len(data), self.feature_dir, others)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Encode the slide of each key, or read its features.
@@ -117,11 +117,14 @@ class EncodeSlided(MapTransform):
         self.encoder.encode_rows(bag, out=joined[..., :-1])
         joined[..., -1] = grid.log_weight()
         sides = [scale.patch_level0 for scale in grid.scales]
-        return joined, _place(bag.slide, of_rows(grid.coords, grid.rows), sides)
+        return joined, _place(bag.slide.base_mpp, bag.slide.bounds_level0, of_rows(grid.coords, grid.rows), sides)
 
     def _read(self, entry: Mapping[str, Any], feature_dir: Path) -> _Made:
         path, settings = bank_path(feature_dir, entry["slide"]), bank_settings(entry, self.bag_builder, self.encoder)
-        if not is_banked(path, settings):
+        is_there, imported = is_banked(path, settings), isinstance(self.encoder, ImportedFeatures)
+        if not is_there and isinstance(self.encoder, ImportedFeatures):
+            raise self.encoder.missing(f"slide {entry['slide']}")
+        if not is_there:
             bag, sha256 = self.bag_builder.verified(entry, always=True)
             write_bank(path, bag, self.encoder, {**settings, "slide_sha256": sha256})
         bank = read_bank(path, self.bag_builder.magnifications)
@@ -129,17 +132,30 @@ class EncodeSlided(MapTransform):
         for s, (features, patches) in enumerate(zip(bank.features, bank.rows.T, strict=True)):
             joined[:, s, :-1] = features[patches]
         joined[..., -1] = bank.log_weight()
-        return joined, _place(self.bag_builder.open_slide(entry), bank.row_corners(), bank.patch_level0)
+        if imported and not os.path.exists(entry["image"]):
+            base_mpp, bounds = bank.base_mpp, _bounds(bank, stored_size(path))
+        else:
+            slide = self.bag_builder.open_slide(entry)
+            base_mpp, bounds = slide.base_mpp, slide.bounds_level0
+        return joined, _place(base_mpp, bounds, bank.row_corners(), bank.patch_level0)
 
 
-def _place(slide: Slide, corners: NDArray[np.float64], sides: Sequence[float]) -> dict[str, Any]:
+def _place(
+    base_mpp: float, bounds_level0: Sequence[float], corners: NDArray[np.float64], sides: Sequence[float]
+) -> dict[str, Any]:
     """Where the patches lie."""
     return {
         "corners": torch.from_numpy(corners),
         "patch_level0": torch.tensor(sides, dtype=torch.float64),
-        "base_mpp": slide.base_mpp,
-        "bounds_level0": torch.tensor(slide.bounds_level0, dtype=torch.float64),
+        "base_mpp": base_mpp,
+        "bounds_level0": torch.tensor(bounds_level0, dtype=torch.float64),
     }
+
+
+def _bounds(bank: BankedBag, size: tuple[int, int] | None) -> tuple[float, ...]:
+    """The bounds of a slide that is not there: all of it, or as far as its patches reach."""
+    reach = np.max([c.max(axis=0) + side for c, side in zip(bank.coords, bank.patch_level0, strict=True)], axis=0)
+    return (0.0, 0.0, *map(float, reach if size is None else size))
 
 
 class ServingHeadd(MapTransform):

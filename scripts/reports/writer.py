@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from scripts import __version__
 from scripts.core.errors import SlideError
+from scripts.core.imported import IMPORTED
 from scripts.core.magnification import scale_names
 from scripts.core.ranks import is_first_rank
 from scripts.core.settings import check_settings
@@ -68,6 +69,7 @@ class ReportWriter:
             again; ``None`` ends the run with the first.
         evaluation: the handler of an evaluation, which comes before this one: its scores and figures are shown. A slide
             that cannot be read again then keeps its row without pictures, and a warning names it: it has its scores.
+            So does a slide of imported features that is not there.
 
     Raises:
         SettingsError: if ``report`` is no switch.
@@ -93,6 +95,7 @@ class ReportWriter:
     ) -> None:
         check_settings(report=report, top_patches=top_patches, coordinates=coordinates)
         self.top_patches, self.coordinates = top_patches, coordinates
+        self.is_imported = backbone == IMPORTED
         self.output_dir, self.title, self.report = Path(output_dir), title, report
         scales = ", ".join(scale_names(magnifications))
         self.facts = [("Method", f"{method_title(method)}, {task}, at {scales}"), ("Encoder", backbone)]
@@ -127,7 +130,7 @@ class ReportWriter:
             try:
                 row |= self._pictures(slide, item, probabilities)
             except SlideError as error:
-                if self.evaluation is not None:
+                if self.evaluation is not None or (self.is_imported and not self.mapped.is_at_hand(slide)):
                     logger.warning("no pictures of slide %s in the report: %s", slide, error)
                 elif self.failures is not None:
                     self.failures.record(self.mapped.entries[slide], error)

@@ -11,6 +11,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from scripts.bags.bag import Bag, BagBuilder
 from scripts.bags.linked_patches import linked_patches
+from scripts.core.imported import IMPORTED
 
 __all__ = ["LinkedPatchImages", "captioned_patches"]
 
@@ -28,6 +29,7 @@ class LinkedPatchImages:
         bag_builder: makes a slide's bag.
         num_slides: how many slides.
         num_rows: how many rows of each, spread evenly over the bag.
+        backbone: the encoder's name; of imported features, whose patches were cut by another tool, nothing is shown.
     """
 
     def __init__(
@@ -37,9 +39,10 @@ class LinkedPatchImages:
         bag_builder: BagBuilder,
         num_slides: int = 3,
         num_rows: int = 4,
+        backbone: str = "",
     ) -> None:
         self.summary_writer, self.bag_builder = summary_writer, bag_builder
-        self.data, self.num_rows = data[:num_slides], num_rows
+        self.data, self.num_rows = [] if backbone == IMPORTED else data[:num_slides], num_rows
 
     def attach(self, engine: Engine) -> None:
         """Write the images once, when the training starts."""
