@@ -35,6 +35,7 @@ __all__ = [
 
 _MODULES = {
     "scripts.core.files": ("lock", "unlock"),
+    "scripts.core.imported": ("needs_slides",),
     "scripts.core.ranks": (
         "is_first_rank", "join", "leave", "num_ranks", "own_device", "rank", "refuse_several",
     ),

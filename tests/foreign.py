@@ -9,10 +9,39 @@ from typing import Any
 
 import h5py
 import numpy as np
+import pytest
 import torch
 from numpy.typing import ArrayLike
 
-__all__ = ["grid", "random_features", "write_clam", "write_slideflow", "write_stamp", "write_trident"]
+from scripts.core.errors import BundleError
+from scripts.features.importing import Importer
+
+__all__ = [
+    "grid",
+    "importing",
+    "random_features",
+    "refusal",
+    "write_clam",
+    "write_slideflow",
+    "write_stamp",
+    "write_trident",
+]
+
+
+def importing(
+    folders: Any, out: Path, given: Mapping[str, Any] | None = None, strict: bool = True, **places: Any
+) -> Path:
+    """Import, ending with the first slide that fails; returns the folder of the banks."""
+    Importer(folders, out / "features", out, given, strict=strict, **places).run()
+    return out / "features"
+
+
+def refusal(folders: Any, out: Path, given: Mapping[str, Any] | None = None, **places: Any) -> str:
+    """The one line with which an import ends."""
+    with pytest.raises(BundleError) as error:
+        importing(folders, out, given, **places)
+    assert "\n" not in str(error.value)
+    return str(error.value)
 
 
 def grid(columns: int, rows: int, side: int, start: tuple[int, int] = (0, 0)) -> np.ndarray:
@@ -68,7 +97,7 @@ def write_clam(
     downsample: float = 2.0,
     files: tuple[str, ...] = ("h5", "pt", "patches"),
 ) -> Path:
-    """``patches/SLIDE.h5`` of ``process_contours``; ``h5_files/SLIDE.h5`` and ``pt_files/SLIDE.pt`` of the extraction."""
+    """``patches/SLIDE.h5`` of ``process_contours``; ``h5_files/SLIDE.h5`` and ``pt_files/SLIDE.pt`` of extraction."""
     coords = np.asarray(coords)
     for folder in ("patches", "h5_files", "pt_files"):
         (root / folder).mkdir(parents=True, exist_ok=True)

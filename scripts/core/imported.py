@@ -9,10 +9,18 @@ from typing import Any
 from scripts.core.errors import SettingsError
 from scripts.core.setting_checks import Check, magnifications, number, path, resolution
 
-__all__ = ["IMPORTED", "features_are", "folders"]
+__all__ = ["IMPORTED", "features_are", "folders", "needs_slides"]
 
 IMPORTED = "imported"
 """The ``backbone`` of a run whose features ``importing`` wrote into the feature bank."""
+
+
+def needs_slides(backbone: str) -> bool:
+    """Whether the slides of a run have to be there: of imported features they need not.
+
+    MONAI's config parser takes an expression with the word "import" in it for a statement: hence the function.
+    """
+    return backbone != IMPORTED
 
 
 def folders(key: str, value: Any) -> None:

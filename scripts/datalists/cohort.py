@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from scripts.core.errors import DatalistError
-from scripts.core.imported import IMPORTED
+from scripts.core.imported import needs_slides
 from scripts.core.ranks import from_first_rank
 from scripts.datalists.classes import warn_of_one_sided
 from scripts.datalists.datalist import list_labels, load_datalist, load_partition
@@ -120,7 +120,7 @@ class Cohort:
         self.output_names = output_names(task, class_names, self.positive_classes)
         self.task, self.class_names = task, class_names
         self._place = (dataset_dir, datalist, bundle_root)
-        self._split: dict[str, Any] = {"seed": split_seed, "leave_out": leave_out, "need_files": backbone != IMPORTED}
+        self._split: dict[str, Any] = {"seed": split_seed, "leave_out": leave_out, "need_files": needs_slides(backbone)}
 
     @cached_property
     def place(self) -> tuple[Path, Path]:

@@ -60,11 +60,12 @@ class Importer:
     Args:
         features: a folder for each magnification, in any order.
         feature_dir: where the banks are written, one file a slide.
-        failures: where slides that fail are recorded.
+        output_dir: where slides that fail are recorded, in ``failed.csv``.
         features_are: what the files do not say, see :class:`scripts.features.imported_scales.Given`.
         dataset_dir: the folder of the slides, where they are at hand; resolution, size and checksum are then theirs.
         datalist: the slides, which need not be at hand; their ``mpp`` and ``sha256`` are used.
         bag_builder: opens the slides.
+        strict: end the run with the first slide that fails.
 
     Raises:
         SettingsError: if ``features`` names no folder, or one that is of no known tool.
@@ -74,11 +75,12 @@ class Importer:
         self,
         features: str | Path | Sequence[str | Path] | None,
         feature_dir: str | Path,
-        failures: FailedSlides,
+        output_dir: str | Path,
         features_are: Mapping[str, Any] | None = None,
         dataset_dir: str | Path | None = None,
         datalist: str | Path | None = None,
         bag_builder: BagBuilder | None = None,
+        strict: bool = False,
     ) -> None:
         folders("features", features)
         any_path()("feature_dir", feature_dir)
@@ -88,7 +90,7 @@ class Importer:
         listed = [features] if isinstance(features, str | os.PathLike) else list(features)
         self.folders = [recognise(folder) for folder in listed]
         self.given = Given.of(features_are or {}, len(listed))
-        self.feature_dir, self.failures = Path(feature_dir), failures
+        self.feature_dir, self.failures = Path(feature_dir), FailedSlides(output_dir, "importing", strict)
         self.known = KnownSlides(dataset_dir, datalist, bag_builder or BagBuilder(), self.given.mpp)
         self._identity: tuple[str, dict[str, Any]] | None = None
         self._repeats = Repeats()
