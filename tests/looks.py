@@ -173,6 +173,17 @@ def exported(world: World, config: str, **settings: Any) -> Any:
     return sorted(str(path.relative_to(out)) for path in out.rglob("*") if path.is_file())
 
 
+def imported(world: World, config: str, **settings: Any) -> Any:
+    """How ``importing`` ends, and where level 0 of the banks is said to be."""
+    settings, out = world.settings_for(config, **{"feature_dir": "OUT/banks", **settings}), world.last
+    told = outcome(lambda: world.run(config, "importing", **settings) and "to its end")
+    found = {}
+    for path in out.rglob("*.h5"):
+        with h5py.File(path) as bank:
+            found[path.name] = (bank.attrs["mpp"], bank.attrs["mpp_source"])
+    return told, found
+
+
 def contents(world: World, config: str, **settings: Any) -> Any:
     """What is in the files that a workflow writes, and how it ends."""
     settings, out = world.settings_for(config, **settings), world.last

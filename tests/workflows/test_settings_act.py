@@ -18,6 +18,7 @@ from monai.bundle import ConfigWorkflow
 from scripts.core.errors import mistake_in
 from scripts.core.running import ADVANCED
 from tests.conftest import ROOT
+from tests.foreign import grid, random_features, write_trident
 from tests.looks import (
     annotated,
     backend,
@@ -35,6 +36,7 @@ from tests.looks import (
     files,
     forward,
     heads,
+    imported,
     intervals,
     last_epoch,
     levels,
@@ -80,6 +82,12 @@ def keeps(
     look: Callable[..., Any], value: Any, proof: Callable[..., Any], tolerance: float = 0.0, **others: Any
 ) -> Effect:
     return Effect(look, value, proof, tolerance, others)
+
+
+def features_of_others(world: World) -> str:
+    """A folder with features of a slide that is not in the world's cohort."""
+    path = world.folder / "foreign" / "elsewhere.h5"
+    return str(write_trident(path, grid(3, 2, 128), random_features(6)).parent)
 
 
 PLACES = {"bundle_root": changes(places, "elsewhere")}
@@ -192,6 +200,8 @@ EFFECTS: dict[str, dict[str, Effect]] = {
         "views": changes(files, 2, feature_dir="OUT/features", datalist=lambda world: world.fewest),
         "seed": changes(data, 7, datalist=lambda world: world.unsplit),
         "export_formats": changes(exported, "pt"),
+        "features": changes(imported, features_of_others),
+        "features_are": changes(imported, {"mpp": 0.25}, features=features_of_others),
     },
     "inspect": {
         **PLACES, **BAG,
