@@ -17,6 +17,7 @@ from scripts.core.errors import SlideError
 from scripts.core.imported import IMPORTED
 from scripts.core.magnification import scale_names
 from scripts.core.ranks import is_first_rank
+from scripts.core.repeats import Repeats
 from scripts.core.settings import check_settings
 from scripts.core.shards import dataset_size, gather_shards
 from scripts.datalists.failures import FailedSlides
@@ -95,7 +96,7 @@ class ReportWriter:
     ) -> None:
         check_settings(report=report, top_patches=top_patches, coordinates=coordinates)
         self.top_patches, self.coordinates = top_patches, coordinates
-        self.is_imported = backbone == IMPORTED
+        self.is_imported, self._repeats = backbone == IMPORTED, Repeats()
         self.output_dir, self.title, self.report = Path(output_dir), title, report
         scales = ", ".join(scale_names(magnifications))
         self.facts = [("Method", f"{method_title(method)}, {task}, at {scales}"), ("Encoder", backbone)]
@@ -127,10 +128,15 @@ class ReportWriter:
         for item, output in zip(state.batch, state.output, strict=True):
             slide, probabilities = str(item["slide"]), output[self.key].float().cpu().numpy()
             row = self._row(slide, probabilities)
+            if self.is_imported and not self.mapped.is_at_hand(slide):
+                text = f"no pictures of slide {slide} in the report: its file is not there"
+                self._repeats.log(logger, logging.WARNING, text, slide, "more slides are not there")
+                self.slides.append(row)
+                continue
             try:
                 row |= self._pictures(slide, item, probabilities)
             except SlideError as error:
-                if self.evaluation is not None or (self.is_imported and not self.mapped.is_at_hand(slide)):
+                if self.evaluation is not None:
                     logger.warning("no pictures of slide %s in the report: %s", slide, error)
                 elif self.failures is not None:
                     self.failures.record(self.mapped.entries[slide], error)
