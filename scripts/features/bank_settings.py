@@ -13,6 +13,7 @@ from scripts.bags.annotation_files import is_annotation_file
 from scripts.bags.bag import BagBuilder
 from scripts.core.errors import SettingsError, SlideError
 from scripts.core.files import file_sha256, refuse_special
+from scripts.core.imported import IMPORTED
 from scripts.core.repeats import first_names
 from scripts.core.settings import LATER
 from scripts.features.augmentation import augmentation_settings
@@ -124,7 +125,8 @@ def is_banked(path: Path, settings: Mapping[str, Any], lacking: dict[str, list[P
         raise SettingsError(
             path, f"was made otherwise ({both})", "Choose another `feature_dir`, or delete the file to make it again."
         )
-    if lacking is not None:
+    # Imported features lack the checksums of slides that were not at hand, whatever the version.
+    if lacking is not None and made_with.get("backbone") != IMPORTED:
         for key in lacked:
             lacking.setdefault(key, []).append(path)
     return True

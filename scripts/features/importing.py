@@ -150,7 +150,7 @@ class Importer:
             layout.read(path, patches)
             for (layout, _), path, patches in zip(self.folders, paths, self.given.patches, strict=True)
         ]
-        at_hand, sha256 = self.known.look(slide)
+        at_hand = self.known.look(slide)
         try:
             base = base_of(slide, files, self.given, at_hand)
             scales = [scale_of(slide, file, self.given, i, base) for i, file in enumerate(files)]
@@ -167,34 +167,37 @@ class Importer:
             "base_mpp": base.mpp,
             "patch_level0": [scale.patch_level0 for scale in scales],
             "features_fingerprint": [slide_fingerprint(scale.file.path) for scale in scales],
-            **({} if sha256 is None else {"slide_sha256": sha256}),
         }
         name = self.known.name_of(slide)
         path = bank_path(self.feature_dir, name)
         if is_banked(path, settings):
             counts.update(there=1)
+            self._identity = self._identity or (slide, identity)
             return
         for scale in scales:
             if scale.doubt is not None:
                 self._repeats.log(logger, logging.WARNING, f"slide {slide}: {scale.doubt}", slide)
+        if (sha256 := self.known.sha256(slide)) is not None:
+            settings["slide_sha256"] = sha256
         counts.update(slides=1, **self._write(path, slide, base, scales, settings))
-        self.known.check_unchanged()
+        self._identity = self._identity or (slide, identity)
 
     def _check_same(self, slide: str, scales: Sequence[ImportedScale]) -> dict[str, Any]:
         """What the features are, if it is the same at all magnifications of a slide, and as of the slides before."""
-        first = scales[0]
-        for scale in scales[1:]:
-            here, there = ((scale_name(of.magnification), of) for of in (first, scale))
-            if here[0] == there[0]:
-                cause = f"{first.file.path} and {scale.file.path} are both at {here[0]}"
+        names = [scale_name(scale.magnification) for scale in scales]
+        for name, one, other in zip(names[1:], scales, scales[1:], strict=False):
+            if name == scale_name(one.magnification):
+                cause = f"{one.file.path} and {other.file.path} are both at {name}"
                 raise SettingsError("features", cause, "Give one folder for each magnification.")
+        first = scales[0]
+        for name, scale in zip(names[1:], scales[1:], strict=True):
             for what, values in {
                 "encoders": (first.encoder, scale.encoder),
                 "feature lengths": (first.file.num_features, scale.file.num_features),
                 "patch sizes": (first.patch_size, scale.patch_size),
             }.items():
                 if values[0] != values[1]:
-                    cause = f"has different {what}: {values[0]} at {here[0]}, {values[1]} at {there[0]}"
+                    cause = f"has different {what}: {values[0]} at {names[0]}, {values[1]} at {name}"
                     raise SlideError(slide, cause, "Extract both magnifications in the same way.")
         identity = {
             "backbone": IMPORTED,
@@ -203,11 +206,8 @@ class Importer:
             "magnifications": [scale.magnification for scale in scales],
             "patch_size": first.patch_size,
         }
-        if self._identity is None:
-            self._identity = slide, identity
-        name, known = self._identity
-        if (other := difference(name, known, slide, identity)) is not None:
-            raise SlideError(slide, other, "Import it into another `feature_dir`, or extract its features again.")
+        if self._identity is not None and (text := difference(*self._identity, slide, identity)) is not None:
+            raise SlideError(slide, text, "Import it into another `feature_dir`, or extract its features again.")
         return identity
 
     def _write(

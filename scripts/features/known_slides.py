@@ -58,34 +58,37 @@ class KnownSlides:
         entry = self._entries.get(composed(slide))
         return slide if entry is None else str(entry["slide"])
 
-    def look(self, slide: str) -> tuple[Base | None, str | None]:
-        """Level 0 of a slide, as far as it is known, and the SHA-256 of its file, if that is there.
+    def look(self, slide: str) -> Base | None:
+        """Level 0 of a slide; ``None`` where nothing is known of it.
 
         Raises:
-            SlideError: if its file is there and cannot be read, or is not the one that the datalist means.
+            SlideError: if its file is there and cannot be read.
         """
-        self._opened = None
-        entry = self._entries.get(composed(slide))
+        entry, self._opened = self._entries.get(composed(slide)), None
         if entry is None:
-            return None, None
+            return None
         if not os.path.exists(entry["image"]):
-            base = None if entry.get("mpp") is None else Base(float(entry["mpp"]), "datalist: mpp", None)
-            return base, None
-        sha256, stamp = slide_sha256(entry)
+            return None if entry.get("mpp") is None else Base(float(entry["mpp"]), "datalist: mpp", None)
         try:
             opened = self.bag_builder.open_slide(entry)
         except ResolutionError:
             if self.mpp is None or entry.get("mpp") is not None:
                 raise
             opened = self.bag_builder.open_slide({**entry, "mpp": self.mpp})
-        opened.check_unchanged(since=stamp)
         self._opened = opened
-        return Base(opened.base_mpp, opened.resolution.source, opened.size_level0), sha256
+        return Base(opened.base_mpp, opened.resolution.source, opened.size_level0)
 
-    def check_unchanged(self) -> None:
-        """Refuse what was read of the last slide, if its file was changed since; raises a :class:`SlideError`."""
-        if self._opened is not None:
-            self._opened.check_unchanged()
+    def sha256(self, slide: str) -> str | None:
+        """The SHA-256 of the file of the slide that was looked at last; ``None`` if it is not there. Reads all of it.
+
+        Raises:
+            SlideError: if it is not the one that the datalist means, or was changed since.
+        """
+        if self._opened is None:
+            return None
+        found, stamp = slide_sha256(self._entries[composed(slide)])
+        self._opened.check_unchanged(since=stamp)
+        return found
 
 
 def _listed(dataset_dir: str | Path | None, datalist: str | Path | None) -> list[dict[str, Any]]:

@@ -115,6 +115,31 @@ def test_one_magnification_alone_has_a_row_for_each_patch(tool, features, tmp_pa
     assert (bank.log_weight() == 0).all()
 
 
+def test_three_magnifications_and_a_nearest_lower_patch(tmp_path):
+    """CLAM's grids of two pieces of tissue, which overlap."""
+    scales = {
+        5: np.concatenate([grid(2, 2, 256, (100, 40)), grid(2, 1, 256, (150, 90))]),
+        10: np.concatenate([grid(3, 2, 128, (110, 50)), grid(2, 2, 128, (401, 60))]),
+        20: np.concatenate([grid(8, 7, 64, (104, 44)), grid(4, 3, 64, (430, 100))]),
+    }
+    for magnification, coords in scales.items():
+        features = random_features(len(coords), seed=magnification)
+        write_clam(tmp_path / f"{magnification}x", "s", coords, features, downsample=20 / magnification)
+    folders = [tmp_path / f"{magnification}x" for magnification in (10, 20, 5)]
+    bank = read_bank(importing(folders, tmp_path, {"mpp": 0.5, "encoder": "uni"}) / "s.h5", (5.0, 10.0, 20.0))
+    assert bank.rows.shape[1] == 3
+    centres = bank.coords[2] + 32
+    for s, side in ((0, 256), (1, 128)):
+        inside = centres[bank.rows[:, 2]] - bank.coords[s][bank.rows[:, s]]
+        assert ((inside >= 0) & (inside < side)).all()
+        distances = np.linalg.norm(inside - side / 2, axis=1)
+        low = scales[(5, 10)[s]]
+        to_all = centres[bank.rows[:, 2]][:, None] - low
+        holds = ((to_all >= 0) & (to_all < side)).all(axis=2)
+        nearest = np.where(holds, np.linalg.norm(to_all - side / 2, axis=2), np.inf).min(axis=1)
+        assert np.allclose(distances, nearest)
+
+
 @needs_trident
 def test_files_that_trident_wrote(tmp_path):
     folders = [TRIDENT / "10x_224px_0px_overlap", TRIDENT / "5x_224px_0px_overlap" / "features_resnet34x"]

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import h5py
+import numpy as np
 import pytest
 import torch
 
@@ -13,6 +14,7 @@ from bundle.pack import pack
 from scripts.core.errors import mistake_in
 from scripts.features.bank import read_bank
 from tests.conftest import ROOT
+from tests.foreign import grid, random_features, write_trident
 from tests.worlds import CLASSES, World
 
 
@@ -92,6 +94,28 @@ def test_inferring_gives_the_scores_and_heatmaps_of_our_own_banks(world):
     assert any(path.suffix == ".png" for path in maps)
     for path in maps:
         assert (own / path).read_bytes() == (imported / path).read_bytes(), path
+
+
+def test_patches_in_any_grid_have_heatmaps(world, tmp_path):
+    """Grids that start at contours, and overlap, with the slides at hand."""
+    for i in range(8):
+        for magnification, side in ((5, 256), (10, 128)):
+            grids = [grid(2, 2, side, (37 + i, 20)), grid(2, 1, side, (411, 133 + i))]
+            coords = np.concatenate(grids)
+            features = random_features(len(coords), seed=i)
+            path = tmp_path / f"{magnification}x" / f"s{i}.h5"
+            write_trident(path, coords, features, magnification=magnification, size=None)
+    banks, folders = str(tmp_path / "banks"), [str(tmp_path / f"{m}x") for m in (5, 10)]
+    world.run("extract", "importing", features=folders, feature_dir=banks)
+    places = {"output_dir": str(tmp_path / "out"), "ckpt_dir": str(tmp_path / "models"), "feature_dir": banks}
+    world.run("train", **places, backbone="imported")
+    formats = ["png", "plain", "geojson", "mha"]
+    out = world.run("inference", **places, dataset_dir=world.slide, heatmap_formats=formats)
+    found = {path.suffix for path in (out / "heatmaps" / "s0").iterdir()}
+    assert found == {".png", ".geojson", ".mha", ".csv"}
+    polygons = json.loads(next((out / "heatmaps" / "s0").glob("10x*.geojson")).read_text())["features"]
+    corners = {tuple(np.min(shape["geometry"]["coordinates"][0], axis=0)) for shape in polygons}
+    assert corners == {tuple(corner) for corner in read_bank(Path(banks) / "s0.h5", (5.0, 10.0)).coords[1]}
 
 
 def test_slides_need_not_be_there(world, capfd):
