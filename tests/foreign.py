@@ -125,7 +125,7 @@ def write_stamp(
     features: np.ndarray,
     tile_um: float = 64.0,
     tile_px: int = 64,
-    extractor: str = "uni",
+    extractor: str | None = "uni",
     **others: Any,
 ) -> Path:
     """``SLIDE.h5`` of ``stamp preprocess``: float16 features, positions as float32 in micrometres."""

@@ -16,7 +16,7 @@ from scripts.core.imported import features_are
 from scripts.core.magnification import MPP_RTOL, magnification_of, mpp_of, scale_name
 from scripts.features.layouts.foreign import ForeignFile
 
-__all__ = ["Base", "Given", "ImportedScale", "MissingValueError", "base_of", "missing_as_slide_error", "scale_of"]
+__all__ = ["Base", "Given", "ImportedScale", "MissingValueError", "base_of", "scale_of"]
 
 T = TypeVar("T")
 
@@ -200,7 +200,7 @@ def scale_of(slide: str, file: ForeignFile, given: Given, folder: int, base: Bas
     if file.is_centre:
         corners = corners - side // 2
     _check_corners(file, corners, base)
-    return ImportedScale(magnification, patch_size, side, corners, encoder, file, doubt)
+    return ImportedScale(float(magnification), patch_size, float(side), corners, encoder, file, doubt)
 
 
 def _named(file: ForeignFile, mpp: float | None, exact: float | None) -> float:
@@ -264,8 +264,3 @@ def _same(slide: str, what: str, files: Sequence[ForeignFile], name: str, rtol: 
 
 def _shown(value: Any) -> str:
     return " x ".join(map(str, value)) if isinstance(value, tuple) else f"{value:g}"
-
-
-def missing_as_slide_error(error: MissingValueError) -> SlideError:
-    """The same for one slide of several, of which the others may say more."""
-    return SlideError(error.subject, error.cause, error.remedy)

@@ -34,7 +34,6 @@ from scripts.features.imported_scales import (
     ImportedScale,
     MissingValueError,
     base_of,
-    missing_as_slide_error,
     scale_of,
 )
 from scripts.features.known_slides import KnownSlides
@@ -153,11 +152,11 @@ class Importer:
         at_hand = self.known.look(slide)
         try:
             base = base_of(slide, files, self.given, at_hand)
-            scales = [scale_of(slide, file, self.given, i, base) for i, file in enumerate(files)]
         except MissingValueError as error:
-            if self.known:
-                raise missing_as_slide_error(error) from error
+            if self.known:  # The resolution of others may be known by the slides or the datalist.
+                raise SlideError(error.subject, error.cause, error.remedy) from error
             raise
+        scales = [scale_of(slide, file, self.given, i, base) for i, file in enumerate(files)]
         scales.sort(key=lambda scale: scale.magnification)
         identity = self._check_same(slide, scales)
         settings = {

@@ -193,3 +193,18 @@ def test_imported_features_are_not_mixed_with_banks_of_ours(features, tmp_path):
     write_bank(bank_path(tmp_path / "features", "own"), bags(entry), encoder, bank_settings(entry, bags, encoder))
     write_trident(tmp_path / "a" / "s.h5", HIGH, features[1])
     assert "own.h5 is a bank of tiny, which would be mixed" in refusal(tmp_path / "a", tmp_path)
+
+
+def test_a_resolution_that_one_slide_lacks_costs_that_slide(features, tmp_path):
+    for name in "ab":
+        write_stamp(tmp_path / "in" / f"{name}.h5", HIGH * 0.25, features[1], tile_um=32.0)
+    datalist = tmp_path / "list.csv"
+    datalist.write_text("image,mpp\na.svs,0.25\nb.svs,\n")
+    with pytest.raises(FailedSlidesError, match=r"importing: 1 of 2 slides failed \(b\)"):
+        importing(tmp_path / "in", tmp_path, strict=False, datalist=datalist)
+    assert "b.h5: does not say the resolution of level 0" in (tmp_path / "failed.csv").read_text()
+    # What no datalist says ends the run with the first slide: the others lack it, too.
+    write_stamp(tmp_path / "again" / "a.h5", HIGH, features[1], extractor=None)
+    told = refusal(tmp_path / "again", tmp_path / "out", datalist=datalist)
+    assert "a.h5: does not say which encoder made it" in told
+    assert not (tmp_path / "out" / "failed.csv").exists()
