@@ -88,6 +88,40 @@ def test_qupath_gets_and_sends_positions_from_its_bounds_on(start, tmp_path):
     assert half == pytest.approx(drawn(location=[4000, 5000], size=[1536, 3584])[0] - (4000, 5000), abs=2e-3)
 
 
+@pytest.mark.skipif(not BOUNDS_SLIDE.is_file(), reason=f"no file {BOUNDS_SLIDE}")
+def test_the_digital_slide_archive_gets_positions_from_the_corner_of_level_0(start, tmp_path):
+    slide, app = shutil.copy(BOUNDS_SLIDE, tmp_path), start(tmp_path, models=NAME, classes="cancer", share="1")
+
+    def drawn(**request):
+        # As its plugin asks: the rectangle is that of the viewer, in level 0.
+        answer = app.infer_wsi({"model": NAME, "image": slide, "output": "dsa", **request})
+        document = json.loads(Path(answer["file"]).read_text())
+        points = np.array([element["points"] for element in document["elements"]])
+        assert not points[..., 2].any()
+        return points[..., :2], json.loads(document["description"])
+
+    squares, description = drawn(location=[-1.0, -1.0], size=[-1.0, -1.0])
+    assert description["count"] == len(squares) > 2
+    assert "Coordinates: level0, from (0, 0) of level 0." in description["desc"]
+    with openslide.OpenSlide(slide) as opened:
+        x, y, width, height = (int(opened.properties[f"openslide.bounds-{n}"]) for n in ("x", "y", "width", "height"))
+        assert (x, y) != (0, 0)
+        for square in squares:
+            left, top, right, bottom = np.rint([*square.min(axis=0), *square.max(axis=0)]).astype(int)
+            pixels = np.asarray(opened.read_region((left, top), 0, (right - left, bottom - top)))
+            # Scanned, and stained.
+            assert (pixels[..., 3] > 0).mean() > 0.5
+            assert np.ptp(pixels[..., :3], axis=-1)[pixels[..., 3] > 0].mean() > 12
+    middles = squares.mean(axis=1)
+    assert (middles > (x, y)).all()
+    assert (middles < (x + width, y + height)).all()
+    # Of a rectangle, also in level 0, those whose middles lie in it.
+    half = drawn(location=[x, y], size=[width // 2, height])[0]
+    inside = middles[:, 0] < x + width // 2
+    assert 0 < inside.sum() < len(squares)
+    assert sorted(half.tolist()) == sorted(squares[inside].tolist())
+
+
 @pytest.mark.parametrize(
     ("conf", "text"),
     [
