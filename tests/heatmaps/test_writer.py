@@ -136,29 +136,6 @@ def hottest_of(table, column):
     return [line for line in filled if float(line[column]) == most]
 
 
-@pytest.fixture(scope="module")
-def both_classes(entry, tmp_path_factory):
-    """The folder with the heatmaps of both classes."""
-    output = tmp_path_factory.mktemp("both")
-    predict(output, entry, heatmap_classes=CLASSES, heatmap_kinds="attention", top_patches=0)
-    return output / "heatmaps" / "corner"
-
-
-@pytest.mark.parametrize("map_name", HEADS)
-def test_attention_that_follows_a_colour_is_hottest_where_that_colour_is(both_classes, map_name):
-    folder = both_classes
-    patch_um = PATCH_PX * (2.0 if map_name == "5x" else 1.0)
-    width, height = 2000, 1275
-    plain = cv2.resize(corner_image(), (width, height), interpolation=cv2.INTER_AREA)
-    for name, box in (("dark", HOT_BOX), ("pink", COLD_BOX)):
-        for found in (
-            hottest_um_of_png(folder / f"{map_name}_{name}.png", plain, patch_um),
-            hottest_um_of_mha(folder / f"{map_name}_{name}.mha"),
-            hottest_um_of_geojson(folder / f"{map_name}_{name}.geojson", BASE_MPP),
-        ):
-            assert is_in(box, found, slack_um=patch_um / 2)
-
-
 BOUNDS = Rectangle(300, 200, 1000, 900)
 
 
