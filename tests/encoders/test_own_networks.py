@@ -125,6 +125,14 @@ def test_a_python_function_gives_a_network_and_takes_weights(patches: Tensor, tm
     assert not torch.allclose(other(patches), first(patches))
 
 
+def test_patches_of_another_size_are_resized_once_before_they_are_normalised(files: dict[str, Path]) -> None:
+    backbone = get_backbone("torchscript", files["torchscript"], given={**GIVEN, "size": PX})
+    large = torch.randint(0, 256, (2, 3, 96, 80), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    resized = torch.nn.functional.interpolate(large.float(), (PX, PX), mode="bicubic", antialias=True)
+    with torch.inference_mode():
+        torch.testing.assert_close(backbone(large), plain(resized), rtol=1e-4, atol=1e-5)
+
+
 def test_what_it_was_trained_on_may_stand_beside_the_file(patches: Tensor, tmp_path: Path) -> None:
     path = save("torchscript", tmp_path)
     path.with_suffix(".json").write_text(json.dumps({**GIVEN, "size": PX}))

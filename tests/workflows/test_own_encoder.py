@@ -140,3 +140,10 @@ def test_a_packed_bundle_names_the_encoder_and_does_not_contain_it(
     assert metadata["network_data_format"]["inputs"]["image"]["spatial_shape"] == [2, 17]
     findings = list(verify(packed.path, load_schema()))
     assert not [str(finding) for finding in findings if finding.state == FAILED]
+
+
+def test_encoders_are_listed_without_slides(command: Any) -> None:
+    done = command("encoders", "extract")
+    assert done.returncode == 0
+    assert "uni2_h" in done.stdout
+    assert "CC-BY-NC-ND-4.0" in done.stdout
