@@ -254,7 +254,7 @@ def _copy(file: ForeignFile, patches: NDArray[np.int64], dataset: h5py.Dataset, 
     Raises:
         SlideError: if features, of whichever patch, are not finite numbers.
     """
-    features = file.load()
+    features = file.read_features()
     if features.shape != (len(file.positions), file.num_features):
         raise SlideError(file.path, "was changed while it was read", "Run again once it is complete.")
     for part in _parts(len(features)):

@@ -72,7 +72,7 @@ class ForeignFile:
         positions: ``[n, 2]`` float64, (x, y) of each patch.
         num_features: F.
         dtype: of the features in the file.
-        load: reads the features, ``[n, F]``.
+        read_features: reads the features, ``[n, F]``.
         stated: what the files say of the patches.
         is_um: whether positions are in micrometres, else in level-0 pixels.
         is_centre: whether they are those of the patches' centres, else of their top left corners.
@@ -82,7 +82,7 @@ class ForeignFile:
     positions: NDArray[np.float64]
     num_features: int
     dtype: np.dtype[Any]
-    load: Callable[[], NDArray[Any]]
+    read_features: Callable[[], NDArray[Any]]
     stated: Stated
     is_um: bool = False
     is_centre: bool = False
@@ -158,12 +158,12 @@ def h5_features(path: Path, name: str, dataset: h5py.Dataset) -> dict[str, Any]:
     if dataset.compression is None and dataset.nbytes > os.path.getsize(path):
         raise SlideError(path, "claims to contain more features than it does", EXTRACT_AGAIN)
 
-    def load() -> NDArray[Any]:
+    def read_features() -> NDArray[Any]:
         with reading_h5(path) as file:
             features: NDArray[Any] = file[name][()]
             return features
 
-    return {"num_features": num_features, "dtype": dtype, "load": load}
+    return {"num_features": num_features, "dtype": dtype, "read_features": read_features}
 
 
 def load_tensor(path: Path) -> tuple[int, dict[str, Any]]:
@@ -193,7 +193,7 @@ def load_tensor(path: Path) -> tuple[int, dict[str, Any]]:
     features = load_it()
     kind = str(features.dtype).removeprefix("torch.")
     num_features = _checked_shape(path, tuple(features.shape), kind, features.is_floating_point())
-    arguments = {"num_features": num_features, "dtype": np.dtype(kind), "load": lambda: load_it().numpy()}
+    arguments = {"num_features": num_features, "dtype": np.dtype(kind), "read_features": lambda: load_it().numpy()}
     return len(features), arguments
 
 
