@@ -205,6 +205,7 @@ def test_features_of_another_encoder_are_refused_with_weights(world, tmp_path):
     assert "model.pt: they were trained with other settings (backbone_sha256 " in told
 
 
+@pytest.mark.slow
 def test_comparing_and_searching_with_features_alone(world):
     given = {**world.imported, "dataset_dir": str(world.empty)}
     out = world.run("compare", **given, epochs=1, methods=["ssmil"], seeds=[0])
