@@ -126,6 +126,9 @@ def imported_features(settings: Mapping[str, Any]) -> ImportedFeatures:
     """
     if settings.get("source") == "patches":
         raise refuse_imported("`source` patches reads slides", "Set `source` to bank, or choose another `backbone`.")
+    for name in ("backbone_weights", "backbone_input"):
+        if settings.get(name):
+            raise refuse_imported(f"`{name}` is for encoders that run here", f"Leave `{name}` out.")
     if settings.get("views"):
         raise refuse_imported("augmented `views` are encoded", "Set `views` to 0, or choose another `backbone`.")
     taken = {key: settings[key] for key in ("magnifications", "patch_size", "device") if key in settings}

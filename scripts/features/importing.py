@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 from collections import Counter
@@ -87,7 +88,19 @@ class Importer:
             remedy = "Name a folder for each magnification: --features \"['/data/5x','/data/10x']\"."
             raise SettingsError("features", "names no folder", remedy)
         listed = [features] if isinstance(features, str | os.PathLike) else list(features)
+        paths = [Path(folder).expanduser().resolve() for folder in listed]
+        if twice := [path for path, count in Counter(paths).items() if count > 1]:
+            raise SettingsError("features", f"names {twice[0]} twice", "Give one folder for each magnification.")
+        if any(Path(feature_dir).expanduser().resolve().is_relative_to(path) for path in paths):
+            cause = f"{feature_dir} is in a folder of `features`, whose files are no banks"
+            raise SettingsError("feature_dir", cause, "Choose a `feature_dir` of its own.")
         self.folders = [recognise(folder) for folder in listed]
+        for (layout, _), patches in zip(self.folders, Given.of(features_are or {}, len(listed)).patches, strict=True):
+            if patches is not None and layout.tool != "clam":
+                cause = f"is for CLAM, and {layout.tool} has its positions beside the features"
+                raise SettingsError("features_are#patches", cause, "Leave it out.")
+            if patches is not None and not patches.is_dir():
+                raise SettingsError("features_are#patches", f"{patches} is no folder", "Give CLAM's `patches`.")
         self.given = Given.of(features_are or {}, len(listed))
         self.feature_dir, self.failures = Path(feature_dir), FailedSlides(output_dir, "importing", strict)
         self.known = KnownSlides(dataset_dir, datalist, bag_builder or BagBuilder(), self.given.mpp)
@@ -138,6 +151,14 @@ class Importer:
             folders = " and ".join(f"{layout.tool} ({min(of)}, ...)" for (layout, of) in self.folders)
             cause = f"no slide is in all folders: they have slides of {folders}"
             raise SettingsError("features", cause, "Give folders with features of the same slides.")
+        names = Counter(self.known.name_of(slide) for slide in common)
+        if twice := [name for name, count in names.items() if count > 1]:
+            files = [slide for slide in common if self.known.name_of(slide) == twice[0]]
+            cause = f"has {first_names(files)}, which are all {twice[0]} of the datalist"
+            raise SettingsError("features", cause, "Leave one of them there.")
+        if unknown := [slide for slide in common if self.known and not self.known.has(slide)]:
+            text = "%d of %d slides are not in the datalist, and keep their own names: %s"
+            logger.warning(text, len(unknown), len(common), first_names(unknown))
         left = sorted(set.union(*found).difference(common))
         if left:
             text = "%d of %d slides are not in all folders, and left out: %s"
@@ -166,6 +187,8 @@ class Importer:
             "base_mpp": base.mpp,
             "patch_level0": [scale.patch_level0 for scale in scales],
             "features_fingerprint": [slide_fingerprint(scale.file.path) for scale in scales],
+            # Positions may be in another file than the features.
+            "positions_sha256": [hashlib.sha256(scale.file.positions.tobytes()).hexdigest() for scale in scales],
         }
         name = self.known.name_of(slide)
         path = bank_path(self.feature_dir, name)
@@ -258,10 +281,12 @@ def _copy(file: ForeignFile, patches: NDArray[np.int64], dataset: h5py.Dataset, 
     if features.shape != (len(file.positions), file.num_features):
         raise SlideError(file.path, "was changed while it was read", "Run again once it is complete.")
     for part in _parts(len(features)):
-        is_finite = np.isfinite(features[part]).all(axis=1)
+        with np.errstate(over="ignore"):  # what is beyond float32 becomes infinite
+            stored = features[part].astype(dataset.dtype, copy=False)
+        is_finite = np.isfinite(stored).all(axis=1)
         if not is_finite.all():
             number = part.start + int(np.argmin(is_finite))
-            cause = f"its features are not all finite numbers, such as those of patch {number}"
+            cause = f"its features are not all finite numbers in {dataset.dtype}, such as those of patch {number}"
             raise SlideError(file.path, cause, "Extract the features of this slide again.")
     for part in _parts(len(patches)):
         dataset[part] = features[patches[part]].astype(dataset.dtype, copy=False)

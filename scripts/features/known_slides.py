@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from scripts.bags.bag import BagBuilder
-from scripts.core.errors import DatalistError
+from scripts.core.errors import DatalistError, SlideError
 from scripts.datalists.cohort import DATALISTS
 from scripts.datalists.keys import composed
 from scripts.datalists.listed import list_file, list_folder
@@ -45,13 +45,24 @@ class KnownSlides:
         self.bag_builder, self.mpp = bag_builder, mpp
         self._entries: dict[str, dict[str, Any]] = {}
         self._opened: Slide | None = None
-        for entry in _listed(dataset_dir, datalist):
+        listed = _listed(dataset_dir, datalist)
+        for entry in listed:
+            self._entries[composed(str(entry["slide"]))] = entry
+        # The name of a file may be that of two slides in two folders; a slide's own name is that of one.
+        by_file: dict[str, list[dict[str, Any]]] = {}
+        for entry in listed:
             image = os.path.basename(str(entry["image"]))
-            for name in (entry["slide"], without_suffix(image), os.path.splitext(image)[0]):
-                self._entries.setdefault(composed(str(name)), entry)
+            for name in {composed(without_suffix(image)), composed(os.path.splitext(image)[0])}:
+                by_file.setdefault(name, []).append(entry)
+        self._ambiguous = {name: of for name, of in by_file.items() if len(of) > 1 and name not in self._entries}
+        self._entries = {name: of[0] for name, of in by_file.items() if len(of) == 1} | self._entries
 
     def __bool__(self) -> bool:
         return bool(self._entries)
+
+    def has(self, slide: str) -> bool:
+        """Whether a slide is in the datalist."""
+        return composed(slide) in self._entries or composed(slide) in self._ambiguous
 
     def name_of(self, slide: str) -> str:
         """The datalist's name of a slide; a slide that is not in it keeps its own."""
@@ -62,8 +73,11 @@ class KnownSlides:
         """Level 0 of a slide; ``None`` where nothing is known of it.
 
         Raises:
-            SlideError: if its file is there and cannot be read.
+            SlideError: if its file is there and cannot be read, or two slides of the datalist have its name.
         """
+        if (several := self._ambiguous.get(composed(slide))) is not None:
+            cause = f"is the name of {' and '.join(str(entry['image']) for entry in several)}"
+            raise SlideError(slide, cause, "Rename the slide and its features.")
         entry, self._opened = self._entries.get(composed(slide)), None
         if entry is None:
             return None

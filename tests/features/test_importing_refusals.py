@@ -37,7 +37,7 @@ def test_slides_that_fail_are_recorded_and_the_others_are_imported(features, tmp
     with open(tmp_path / "failed.csv") as file:
         reasons = {row["slide"]: row["reason"] for row in csv.DictReader(file)}
     assert "a.h5: cannot be read (" in reasons["a"]
-    assert "its features are not all finite numbers, such as those of patch 3" in reasons["b"]
+    assert "its features are not all finite numbers in float32, such as those of patch 3" in reasons["b"]
 
 
 def broken_trident(change):
@@ -65,7 +65,11 @@ def broken_trident(change):
         (broken_trident(lambda c, f: (c, f.astype(int))), "its features are int64 [20, 8], not [n, F] floats"),
         (
             broken_trident(lambda c, f: (c, f * np.inf)),
-            "its features are not all finite numbers, such as those of patch 0",
+            "its features are not all finite numbers in float32, such as those of patch 0",
+        ),
+        (
+            broken_trident(lambda c, f: (c, np.where(f < 9, 1e300, f))),
+            "its features are not all finite numbers in float32, such as those of patch 0",
         ),
         (
             lambda folder: write_trident(folder / "s.h5", HIGH, random_features(20), patch_size_level0=512),

@@ -12,6 +12,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from scripts.core.errors import SlideError
 from scripts.features.layouts.foreign import (
     ForeignFile,
@@ -54,6 +56,9 @@ def _read(path: Path, patches: Path | None) -> ForeignFile:
             attributes = dict(file["coords"].attrs)
         if beside is not None:
             with reading_h5(beside) as file:
+                if not np.array_equal(h5_positions(file["coords"], len(file["coords"])), positions):
+                    cause = f"has other positions than {beside}"
+                    raise SlideError(path, cause, "Give the `patches` that these features are of, or remove others.")
                 attributes |= dict(file["coords"].attrs)
     else:
         count, arguments = load_tensor(path)

@@ -33,6 +33,7 @@ __all__ = [
     "whole",
 ]
 
+PLAIN = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 EXTRACT_AGAIN = "Copy it again, or extract the features of this slide again."
 # What a damaged file makes h5py, numpy and torch raise: anything in it may be of another kind than was written.
 UNREADABLE = (OSError, KeyError, ValueError, TypeError, AttributeError, IndexError, RuntimeError, MemoryError, EOFError)
@@ -181,13 +182,18 @@ def load_tensor(path: Path) -> tuple[int, dict[str, Any]]:
     def load_it() -> torch.Tensor:
         with _one_line(path):
             try:
-                loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-            except RuntimeError:  # PyTorch's format of before version 1.6 cannot be mapped into memory
-                loaded = torch.load(path, map_location="cpu", weights_only=True)
+                try:
+                    loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+                except RuntimeError:  # PyTorch's format of before version 1.6 cannot be mapped into memory
+                    loaded = torch.load(path, map_location="cpu", weights_only=True)
             except Exception as error:  # Of bytes that are no pickle, unpickling may raise anything.
                 raise ValueError(f"no file of one plain tensor: {type(error).__name__}") from error
         if not isinstance(loaded, torch.Tensor):
             raise SlideError(path, f"contains a {type(loaded).__name__}, not a tensor", EXTRACT_AGAIN)
+        if loaded.is_meta or loaded.layout != torch.strided or loaded.dtype not in PLAIN:
+            cause = f"contains a tensor of {loaded.dtype}, {loaded.layout}, on {loaded.device}, not plain numbers"
+            raise SlideError(path, cause, EXTRACT_AGAIN)
+        loaded = loaded.detach()
         return loaded.float() if loaded.dtype == torch.bfloat16 else loaded
 
     features = load_it()

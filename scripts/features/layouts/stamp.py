@@ -43,6 +43,8 @@ def _read(path: Path, _: Path | None) -> ForeignFile:
         if (kind := text_of(file.attrs, "feat_type")) not in (None, "tile"):
             raise SlideError(path, f"has features of a {kind}, not of tiles", "Give what `stamp preprocess` wrote.")
         unit = text_of(file.attrs, "unit")
+        if unit not in (None, "um"):
+            raise SlideError(path, f"has positions in {unit}, not in um", "Extract the features again with STAMP 2.")
         side = number_of(file.attrs, "tile_size_um")
         if side is None and unit == "um":
             side = number_of(file.attrs, "tile_size")
