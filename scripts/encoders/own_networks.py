@@ -93,7 +93,8 @@ def feature_length(name: str, network: nn.Module, input_px: int | None) -> int:
     except Exception as error:  # whatever a network of others raises
         cause = f"cannot compute patches [2, 3, {px}, {px}] ({reason_of(error)})"
         raise SettingsError(f"backbone {name}", cause, "Give the size that it takes as backbone_input.") from error
-    if not isinstance(features, Tensor) or features.ndim != 2 or len(features) != 2 or not features.is_floating_point():
+    is_table = isinstance(features, Tensor) and features.ndim == 2 and len(features) == 2 and features.shape[1] > 0
+    if not is_table or not features.is_floating_point():
         found = f"{features.dtype} {list(features.shape)}" if isinstance(features, Tensor) else type(features).__name__
         cause = f"gives {found} for 2 patches, and not one vector of floats for each"
         raise SettingsError(f"backbone {name}", cause, "Give a network that ends in pooling, without a classifier.")
@@ -102,8 +103,8 @@ def feature_length(name: str, network: nn.Module, input_px: int | None) -> int:
 
 def timm_length(name: str, given: Mapping[str, Any]) -> int:
     """:func:`feature_length` of a model of timm, without its weights."""
-    network, normalisation = _timm_network(name, given)
-    return feature_length(name, network, normalisation["size"])
+    network, normalisation = _timm_network(name, given, "cpu")
+    return feature_length(name, network.eval(), normalisation["size"])
 
 
 def _is_dotted(name: str) -> bool:
@@ -111,8 +112,8 @@ def _is_dotted(name: str) -> bool:
     return len(parts) > 1 and all(part.isidentifier() for part in parts)
 
 
-def _timm_network(name: str, given: Mapping[str, Any]) -> tuple[nn.Module, dict[str, Any]]:
-    network = create_timm_model(name.removeprefix(TIMM))
+def _timm_network(name: str, given: Mapping[str, Any], device: str) -> tuple[nn.Module, dict[str, Any]]:
+    network = create_timm_model(name.removeprefix(TIMM), device)
     own: Any = network.pretrained_cfg
     size = own["input_size"][-1] if own.get("fixed_input_size") else None
     normalisation = {"size": size, "mean": own["mean"], "std": own["std"], **given}
@@ -120,7 +121,8 @@ def _timm_network(name: str, given: Mapping[str, Any]) -> tuple[nn.Module, dict[
 
 
 def _of_timm(name: str, weights: str | Path | None, given: Mapping[str, Any]) -> OwnNetwork:
-    network, normalisation = _timm_network(name, given)
+    # Many of timm's networks have constants beside their weights, such as tables of relative positions.
+    network, normalisation = _timm_network(name, given, "cpu")
     own: Any = network.pretrained_cfg
     classifier = own.get("classifier") or ()
     entry = EncoderEntry(
@@ -150,6 +152,9 @@ def _of_file(name: str, weights: str | Path | None, given: Mapping[str, Any]) ->
         raise SettingsError(f"backbone_weights {path}", "no such file", f"Give the path of a {name} file.")
     mean, std, size = _said(name, given, path)
     sha256 = check_hash(path)
+    if (mean, std, size) != _of_given(given):
+        # What only the file beside it says has to be the same wherever the network is used.
+        sha256 = hashlib.sha256(json.dumps([sha256, mean, std, size]).encode()).hexdigest()
     try:
         network = _LOADERS[name](path)
     except ImportError as error:
@@ -166,7 +171,7 @@ def _of_python(name: str, weights: str | Path | None, given: Mapping[str, Any]) 
     try:
         function = getattr(importlib.import_module(module_name), function_name)
         network = function()
-    except Exception as error:  # whatever a function of others raises
+    except (Exception, SystemExit) as error:  # whatever a function of others raises
         raise SettingsError(f"backbone {name}", f"cannot be made ({reason_of(error)})", remedy) from error
     if not isinstance(network, nn.Module):
         raise SettingsError(f"backbone {name}", f"gives a {type(network).__name__}", remedy)
@@ -199,6 +204,10 @@ def _said(
         remedy = f'Set --backbone_input "{EXAMPLE}"{where}.'
         raise SettingsError(f"backbone {name}", f"does not say its {' and '.join(missing)}", remedy)
     return tuple(said["mean"]), tuple(said["std"]), said.get("size")
+
+
+def _of_given(given: Mapping[str, Any]) -> tuple[Any, ...]:
+    return tuple(given.get("mean", ())), tuple(given.get("std", ())), given.get("size")
 
 
 def _sha256_of(network: nn.Module) -> str:

@@ -55,8 +55,14 @@ def build(timm_name: str, pooling: str = "token", **arguments: Any) -> Callable[
     return lambda: TokenPooling(create_timm_model(timm_name, **{"img_size": 224, **arguments}), pooling)
 
 
-def create_timm_model(timm_name: str, **arguments: Any) -> nn.Module:
-    """A network of timm without a classifier, its parameters on the meta device.
+def create_timm_model(timm_name: str, device: str = "meta", **arguments: Any) -> nn.Module:
+    """A network of timm without a classifier.
+
+    Args:
+        timm_name: its name, of those that timm has itself: a repository's name would be looked up on the hub.
+        device: ``"meta"``, on which parameters take no memory, and none is initialised only to be replaced; or
+            ``"cpu"``, for networks with constants that files of weights do not have.
+        arguments: of timm's class.
 
     Raises:
         SettingsError: if timm is not installed, or has no such model.
@@ -64,9 +70,11 @@ def create_timm_model(timm_name: str, **arguments: Any) -> nn.Module:
     timm = import_timm()
     if isinstance(layer := arguments.get("mlp_layer"), str):
         arguments = {**arguments, "mlp_layer": getattr(timm.layers, layer)}
+    if not timm.is_model(timm_name):
+        cause = f"timm {timm.__version__} cannot build {timm_name} (it has no such model)"
+        raise SettingsError("backbone", cause, "timm.list_models() lists what it has.")
     try:
-        # Parameters on this device take no memory, and none is initialised only to be replaced.
-        with torch.device("meta"):
+        with torch.device(device):
             network: nn.Module = timm.create_model(timm_name, pretrained=False, num_classes=0, **arguments)
     except Exception as error:  # timm raises whatever a network's own constructor does
         cause = f"timm {timm.__version__} cannot build {timm_name} ({reason_of(error)})"

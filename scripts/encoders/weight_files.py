@@ -88,7 +88,11 @@ def load_into(network: nn.Module, state: State, path: Path, entry: EncoderEntry)
     if faults := list(_misfits(network.state_dict(), named)):
         more = f", and {len(faults) - 3} more" if len(faults) > 3 else ""
         raise _unfit(path, f"{', '.join(faults[:3])}{more}")
+    if broken := [key for key, value in named.items() if not torch.isfinite(value).all()]:
+        raise _unfit(path, f"{broken[0]} has values that are no finite numbers")
     network.load_state_dict({key: value.float() for key, value in named.items()}, strict=False, assign=True)
+    if left := [key for key, value in (*network.named_parameters(), *network.named_buffers()) if value.is_meta]:
+        raise _unfit(path, f"no file has {left[0]}, which {entry.name} needs")
 
 
 def hash_in_name(path: Path) -> str | None:
@@ -142,5 +146,7 @@ def _misfits(expected: State, state: State) -> Iterator[str]:
     for key, value in expected.items():
         if key in state and state[key].shape != value.shape:
             yield f"{key} is {list(state[key].shape)} instead of {list(value.shape)}"
+        elif key in state and (state[key].is_meta or state[key].layout != torch.strided):
+            yield f"{key} is no plain tensor"
         elif key in state and not (state[key].is_floating_point() or key.endswith("num_batches_tracked")):
             yield f"{key} is of {state[key].dtype}"

@@ -256,8 +256,12 @@ class Encoder:
         """Features in ``feature_dtype``.
 
         Raises:
-            SettingsError: if a feature does not fit into float16.
+            SettingsError: if a feature is no finite number, or does not fit into float16.
         """
+        if not np.isfinite(features).all():
+            cause = "gives features that are no finite numbers"
+            remedy = "Use other weights, or switch `amp` off."
+            raise SettingsError(f"backbone {self.backbone.name}", cause, remedy)
         if features.dtype == self.feature_dtype:
             return features
         most = float(np.finfo(self.feature_dtype).max)

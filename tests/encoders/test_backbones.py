@@ -415,6 +415,12 @@ def test_keys_that_do_not_fit(tmp_path: Path, state: dict[str, torch.Tensor]) ->
         get_backbone("resnet34", tmp_path / "wrong.pth")
 
 
+def test_weights_that_are_no_finite_numbers_are_refused(tmp_path: Path, state: dict[str, torch.Tensor]) -> None:
+    torch.save({**state, "bn1.bias": torch.full((64,), torch.nan)}, tmp_path / "nan.pth")
+    with pytest.raises(SettingsError, match=r"do not fit .*: bn1\.bias has values that are no finite numbers"):
+        get_backbone("resnet34", tmp_path / "nan.pth")
+
+
 def test_weights_of_another_network(weights: Path) -> None:
     with pytest.raises(SettingsError, match=r"_conv_stem\.weight is missing, .*, and \d+ more\. Give"):
         get_backbone("efficientnet_lite0", weights)

@@ -50,6 +50,10 @@ def make_map() -> nn.Module:
     return nn.Conv2d(3, 4, 3)
 
 
+def make_exit() -> nn.Module:
+    raise SystemExit(0)
+
+
 def make_broken() -> nn.Module:
     raise ValueError("there is\nno licence")
 
@@ -139,6 +143,10 @@ def test_what_it_was_trained_on_may_stand_beside_the_file(patches: Tensor, tmp_p
     beside = get_backbone("torchscript", path)
     with torch.inference_mode():
         torch.testing.assert_close(beside(patches), plain(patches), rtol=1e-4, atol=1e-5)
+    # What it says belongs to the encoder: the weights of a training with it are not used with another.
+    assert beside.weights_sha256 == get_backbone("torchscript", path).weights_sha256
+    path.with_suffix(".json").write_text(json.dumps({**GIVEN, "size": 32}))
+    assert beside.weights_sha256 != get_backbone("torchscript", path).weights_sha256
     # The setting goes before it.
     assert get_backbone("torchscript", path, given={"mean": [0.1] * 3}).settings() != beside.settings()
 
@@ -189,6 +197,7 @@ def test_a_file_that_is_not_whole_or_of_another_kind_is_refused(
         ("no_such_package.make", None, r"cannot be made \(.*No module named 'no_such_package'\)"),
         (f"{__name__}.make_text", None, r"gives a str\. Give the dotted name of a function"),
         (f"{__name__}.make_broken", None, r"cannot be made \(there is\)"),
+        (f"{__name__}.make_exit", None, r"cannot be made "),
         (f"{__name__}.make_map", None, r"gives torch\.float32 \[2, 4, 222, 222\] for 2 patches"),
     ],
 )

@@ -38,3 +38,22 @@ def test_a_model_that_timm_lacks_is_told(timm_weights: Any) -> None:
         get_backbone("timm/vit_nano", timm_weights[1])
     with pytest.raises(SettingsError, match=r"backbone timm/resnet18: needs weights\. Give the path"):
         get_backbone("timm/resnet18")
+
+
+@pytest.mark.parametrize("name", ["tiny_vit_5m_224", "coatnet_nano_rw_224", "swin_tiny_patch4_window7_224"])
+def test_constants_that_no_file_has_are_those_of_the_model(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = timm.create_model(name, pretrained=False)
+    torch.save(network.state_dict(), tmp_path / "weights.pth")
+    backbone = get_backbone(f"timm/{name}", tmp_path / "weights.pth")
+    network.reset_classifier(0)
+    patches = torch.randint(0, 256, (2, 3, 224, 224), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    mean, std = (torch.tensor(network.pretrained_cfg[key]).view(1, 3, 1, 1) for key in ("mean", "std"))
+    with torch.inference_mode():
+        expected = network.eval()((patches.float() / 255 - mean) / std)
+        torch.testing.assert_close(backbone(patches), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_a_repository_is_not_asked_for_a_model() -> None:
+    with pytest.raises(SettingsError, match=r"cannot build hf-hub:somebody/model .it has no such model"):
+        num_features("timm/hf-hub:somebody/model")

@@ -184,6 +184,13 @@ def test_features_in_float16_are_those_in_float32_rounded_and_those_beyond_it_ar
         half.encode_rows(bag)
 
 
+def test_features_that_are_no_finite_numbers_are_refused(bag):
+    encoder = tiny_encoder()
+    encoder.backbone.mean += np.inf
+    with pytest.raises(SettingsError, match="backbone tiny: gives features that are no finite numbers"):
+        encoder.encode_rows(bag)
+
+
 @pytest.mark.parametrize("device", ["cpu", "cuda", "cuda:1"])
 def test_with_amp_settings_name_the_kind_of_device(device):
     encoder = Encoder(tiny_backbone())
