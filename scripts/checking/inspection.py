@@ -135,7 +135,8 @@ def draw(bag: Bag) -> Figure:
         overview.plot([], [], color=np.divide(_colour(s), 255), label=f"{scale.name}: {len(grid.coords[s])} patches")
     for _, colour, label in outlines:
         overview.plot([], [], color=np.divide(colour, 255), label=label)
-    overview.legend(loc="upper right", fontsize="small")
+    # Below the slide, where no tissue can lie.
+    left.legend(loc="outside lower left", fontsize="small", ncols=3)
     right.suptitle("rows of the bag")
     if grid.num_rows > 0:
         _show_rows(right, bag)

@@ -288,7 +288,8 @@ SETTINGS: dict[str, Setting] = dict(
         entry("heatmap_kinds", "`attention`, `contribution`, or both: see [Heatmaps](heatmaps.md)"),
         entry(
             "heatmap_classes",
-            "the classes whose heatmaps are drawn; by default the predicted ones, or the most probable where none is",
+            "the classes that are shown; by default heatmaps of the predicted ones, or of the most probable where none "
+            "is, and top patches of all",
         ),
         entry(
             "heatmap_formats",

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     # The board draws slides with their labels, which are written here.
     from scripts.evaluation.board import EvaluationBoard
 
-__all__ = ["EvaluationReport", "PredictionReport", "label_of_text", "label_text", "without_nan"]
+__all__ = ["EvaluationReport", "PredictionReport", "classes_text", "label_of_text", "label_text", "without_nan"]
 
 
 def label_text(label: NDArray[Any], class_names: Sequence[str]) -> str:
@@ -42,6 +42,12 @@ def label_text(label: NDArray[Any], class_names: Sequence[str]) -> str:
     if len(class_names) == 1:
         return str(len(names))
     return ";".join(names or ["0"] * len(class_names))
+
+
+def classes_text(values: NDArray[Any], class_names: Sequence[str]) -> str:
+    """Probabilities or a label ``[K]`` in words: classes with 0.5 or more; else ``none``, of one class ``not ...``."""
+    names = [name for name, value in zip(class_names, values, strict=True) if value >= 0.5]
+    return ", ".join(names) or ("none" if len(class_names) > 1 else f"not {class_names[0]}")
 
 
 def label_of_text(text: str, class_names: Sequence[str]) -> list[float]:

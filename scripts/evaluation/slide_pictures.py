@@ -16,7 +16,7 @@ from scripts.bags.bag import BagBuilder
 from scripts.core.errors import SlideError
 from scripts.evaluation.localisation import read_regions
 from scripts.evaluation.metrics import check_predictions
-from scripts.evaluation.reports import label_text
+from scripts.evaluation.reports import classes_text
 from scripts.heatmaps.attention_maps import KINDS
 from scripts.heatmaps.bag_maps import BagMaps
 from scripts.heatmaps.figures import PanelRow, panel
@@ -114,7 +114,7 @@ class SlidePictures:
             error = np.abs(p - y)
             k = int(error.argmax() if error.max() > 0.5 else p.argmax())
             try:
-                row = self._row(name, k, f"label {label_text(y, self.class_names)}, {self.class_names[k]} {p[k]:.2f}")
+                row = self._row(name, k, f"label {classes_text(y, self.class_names)}, {self.class_names[k]} {p[k]:.2f}")
             except SlideError as problem:
                 logger.warning("no picture of slide %s: %s", name, problem)
                 continue

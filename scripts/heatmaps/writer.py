@@ -62,8 +62,8 @@ class HeatmapWriter:
         heads: the heads' names.
         class_names: the names of a head's K logits.
         heatmaps: False writes none.
-        heatmap_classes: the classes that are shown, or one; by default those that the map's head predicts
-            (:func:`predicted_classes`).
+        heatmap_classes: the classes that are shown, or one; by default heatmaps of those that the map's head predicts
+            (:func:`predicted_classes`), and top patches of all.
         heatmap_kinds: ``"attention"``, ``"contribution"``, or a list of these.
         heatmap_formats: one of :data:`FORMATS`, or a list of these: ``"png"`` has a legend, ``"plain"`` has none.
         top_patches: how many patches a gallery shows of each kind; 0 writes no galleries.
@@ -144,10 +144,11 @@ class HeatmapWriter:
         thumbnail, frame = read_thumbnail(opened), frame_of(self.coordinates, opened.bounds_level0)
         folder, written = self.folder / slide, set()
         for m, (spec, head) in enumerate(zip(specs, self.head_of_map, strict=True)):
-            for k in self.chosen if self.chosen is not None else predicted_classes(probabilities[head]):
+            drawn = self.chosen if self.chosen is not None else predicted_classes(probabilities[head])
+            for k in self.chosen if self.chosen is not None else range(len(self.class_names)):
                 name, heats = self.class_names[k], [maps(m, k, kind) for kind in self.kinds]
                 title = Title(slide, spec.name, spec.head, name, float(probabilities[head][k]))
-                for heat in heats:
+                for heat in heats if k in drawn else ():
                     stem = _stem(spec.name, self.file_names[k], heat.kind)
                     # The ending is added to the name, which may have a dot.
                     paths = {form: folder / f"{stem}{FORMATS[form]}" for form in self.formats}

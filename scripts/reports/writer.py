@@ -21,7 +21,7 @@ from scripts.core.repeats import Repeats
 from scripts.core.settings import check_settings
 from scripts.core.shards import dataset_size, gather_shards
 from scripts.datalists.failures import FailedSlides
-from scripts.evaluation.reports import EvaluationReport, label_text
+from scripts.evaluation.reports import EvaluationReport, classes_text
 from scripts.heatmaps.attention_maps import KINDS
 from scripts.heatmaps.legend import Title
 from scripts.heatmaps.mapped_slides import MappedSlide, MappedSlides
@@ -150,8 +150,8 @@ class ReportWriter:
         own, label = probabilities[self.head_index], self._label(slide)
         return {
             "name": slide,
-            "label": "" if label is None else label_text(label, self.class_names),
-            "prediction": self._prediction(own),
+            "label": "" if label is None else classes_text(label, self.class_names),
+            "prediction": classes_text(own, self.class_names),
             "is_wrong": label is not None and not np.array_equal(own >= 0.5, label > 0.5),
             "probabilities": np.round(probabilities.astype(np.float64), 4).tolist(),
             "folder": "",
@@ -188,12 +188,6 @@ class ReportWriter:
                 title = Title(slide, spec.name, spec.head, self.class_names[k], float(of_head[k]))
                 galleries[m, k] = shown.gallery(m, k, KINDS, count, title, frame)
         return galleries
-
-    def _prediction(self, probabilities: NDArray[np.floating]) -> str:
-        classes = [self.class_names[k] for k in np.flatnonzero(probabilities >= 0.5)]
-        if classes:
-            return ", ".join(classes)
-        return "none" if len(self.class_names) > 1 else f"not {self.class_names[0]}"
 
     def _end(self, engine: Engine) -> None:
         self.slides = gather_shards(self.slides, dataset_size(engine))

@@ -167,24 +167,40 @@ def test_a_large_slide_is_drawn_small_and_its_grid_with_it(bag, monkeypatch):
         assert tuple(shown[y + 16, x + 2]) == tuple(shown[y + 3, x + 16]) == GRID_COLOURS[1]
 
 
+def legend_of(figure):
+    """The texts of the legend below the slide."""
+    (legend,) = figure.subfigs[0].legends
+    return [text.get_text() for text in legend.get_texts()]
+
+
 def test_the_figure_counts_patches_and_tissue_and_shows_rows_under_their_magnifications(bag):
-    left, *patches = draw(bag).axes
+    figure = draw(bag)
+    left, *patches = figure.axes
     assert left.get_title() == "s.tif"
-    legend = [text.get_text() for text in left.get_legend().get_texts()]
     tissue = f"{bag.covered_mm2:.3g} of {bag.tissue.area_mm2:.3g} mm2 ({bag.covered_fraction:.0%}) covered"
-    assert legend == ["5x: 6 patches", "10x: 20 patches", f"tissue: {tissue}"]
+    assert legend_of(figure) == ["5x: 6 patches", "10x: 20 patches", f"tissue: {tissue}"]
     assert [ax.get_title() for ax in patches] == ["5x, 128 um", "10x, 64 um", *[""] * 6]
     for ax, patch in zip(patches, (patch for row in linked_rows(bag, 4) for patch in row), strict=True):
         assert np.array_equal(ax.images[0].get_array(), patch)
+
+
+def test_the_legend_lies_below_the_slide(bag):
+    figure = draw(bag)
+    figure.canvas.draw()
+    legend, slide = (one.get_window_extent() for one in (figure.subfigs[0].legends[0], figure.axes[0]))
+    assert legend.y1 < slide.y0
 
 
 def test_what_was_left_out_is_outlined_in_a_colour_of_its_own(bag):
     ink, fold = np.zeros((2, *bag.tissue.tissue.shape), bool)
     ink[4:9, 4:9] = fold[20:25, 4:9] = True
     marked = replace(bag, tissue=replace(bag.tissue, exclusions={"ink": ink, "folds": fold}))
-    left = draw(marked).axes[0]
-    legend = [text.get_text() for text in left.get_legend().get_texts()]
-    assert legend[3:] == ["ink: 0.0016 mm2, not tissue", "folds: 0.0016 mm2, not tissue"]  # 5 x 5 pixels of 8 um
+    figure = draw(marked)
+    left = figure.axes[0]
+    assert legend_of(figure)[3:] == [
+        "ink: 0.0016 mm2, not tissue",
+        "folds: 0.0016 mm2, not tissue",
+    ]  # 5 x 5 pixels of 8 um
     shown = np.asarray(left.images[0].get_array())
     assert tuple(shown[104, 72]) == EXCLUSION_COLOURS["ink"]  # the centre of the ink's first column, at 8 um = 16 px
     assert tuple(shown[360, 72]) == OTHER_EXCLUSIONS[1]
@@ -199,9 +215,12 @@ def test_other_values_of_a_mask_are_outlined_and_counted(slide, tmp_path):
     assert [f"excluded     value {v}, {n * mm2:.3g} mm2" in describe(coded) for v, n in ((4, 512), (7, 256))] == [
         True
     ] * 2
-    left = draw(coded).axes[0]
-    legend = [text.get_text() for text in left.get_legend().get_texts()]
-    assert legend[3:] == [f"value 4: {512 * mm2:.3g} mm2, not tissue", f"value 7: {256 * mm2:.3g} mm2, not tissue"]
+    figure = draw(coded)
+    left = figure.axes[0]
+    assert legend_of(figure)[3:] == [
+        f"value 4: {512 * mm2:.3g} mm2, not tissue",
+        f"value 7: {256 * mm2:.3g} mm2, not tissue",
+    ]
     shown = np.asarray(left.images[0].get_array())
     # Through the centres of their first columns, pixels of 8 x 8 px.
     assert tuple(shown[64, 64 * 8 + 4]) == OTHER_EXCLUSIONS[0]
@@ -221,8 +240,8 @@ def test_classes_that_annotations_exclude_are_outlined_and_counted(slide, tmp_pa
         assert f"excluded     {name}, {mm2:.3g} mm2" in lines
     assert f"tissue       {640 * 480 * 0.25e-6 - sum(areas.values()):.3g} mm2" in lines
 
-    left = draw(bag).axes[0]
-    labels = [text.get_text() for text in left.get_legend().get_texts()]
+    figure = draw(bag)
+    left, labels = figure.axes[0], legend_of(figure)
     colours = [tuple(np.rint(np.multiply(line.get_color(), 255)).astype(int).tolist()) for line in left.lines]
     legend = dict(zip(labels, colours, strict=True))
     shown = np.asarray(left.images[0].get_array())

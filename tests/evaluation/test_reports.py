@@ -16,7 +16,14 @@ from sklearn.metrics import accuracy_score, f1_score, roc_auc_score
 from scripts.datalists.labels import label_vector, output_names
 from scripts.evaluation.bootstrap import class_intervals
 from scripts.evaluation.metrics import CLASS_SCORE_NAMES, class_scores
-from scripts.evaluation.reports import EvaluationReport, PredictionReport, label_of_text, label_text, without_nan
+from scripts.evaluation.reports import (
+    EvaluationReport,
+    PredictionReport,
+    classes_text,
+    label_of_text,
+    label_text,
+    without_nan,
+)
 from scripts.training.datasets import pad_bags
 
 HEADS = ["global", "5x", "10x"]
@@ -83,6 +90,12 @@ def test_a_label_reads_as_in_a_datalist():
     assert label_text(np.array([1, 0, 1]), CLASSES) == "cancer;normal"
     assert label_text(np.array([0, 0, 0]), CLASSES) == "0;0;0"
     assert label_text(np.array([0.0, 1.0, 0.0]), CLASSES) == "hgd"
+
+
+def test_a_prediction_and_a_label_read_alike_on_a_page():
+    assert classes_text(np.array([0.5, 0.49, 1.0]), CLASSES) == "cancer, normal"
+    assert classes_text(np.array([0, 0, 0]), CLASSES) == "none"
+    assert [classes_text(np.array([value]), ["cancer"]) for value in (1, 0)] == ["cancer", "not cancer"]
 
 
 @pytest.mark.parametrize(

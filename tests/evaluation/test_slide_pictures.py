@@ -64,7 +64,7 @@ def test_a_row_names_its_slide_its_label_and_the_class_that_is_most_wrong(tmp_pa
     names = ["missed", "of no class", "false alarm", "right"]  # in another order than the datalist's
     figures = drawn(tmp_path, names, np.random.default_rng(0).random((4, 32, 3, 3)))
     assert list(figures) == list(KINDS)
-    texts = {"missed": "cancer;normal", "of no class": "0;0;0", "false alarm": "cancer", "right": "hgd"}
+    texts = {"missed": "cancer, normal", "of no class": "none", "false alarm": "cancer", "right": "hgd"}
     for kind, figure in figures.items():
         axes = [ax for ax in figure.axes if ax.get_subplotspec() is not None and ax.get_ylabel().count("\n") == 2]
         assert [ax.get_ylabel().split("\n") for ax in axes] == [

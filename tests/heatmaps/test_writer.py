@@ -85,8 +85,8 @@ def entry(tmp_path_factory):
     return {"image": str(path), "slide": "corner", "mpp": BASE_MPP}
 
 
-def file_names(classes, kinds, suffixes=(".png", ".geojson", ".mha"), galleries=True):
-    """The files of every map for these classes and kinds, sorted."""
+def file_names(classes, kinds, suffixes=(".png", ".geojson", ".mha"), galleries=CLASSES):
+    """The files of every map for these classes and kinds, and the galleries of theirs, sorted."""
     files = [
         f"{head}_{name}{ending}{suffix}"
         for head in HEADS
@@ -94,8 +94,7 @@ def file_names(classes, kinds, suffixes=(".png", ".geojson", ".mha"), galleries=
         for ending in ["" if kind == "attention" else f"_{kind}" for kind in kinds]
         for suffix in suffixes
     ]
-    if galleries:
-        files += [f"{head}_{name}_top.png" for head in HEADS for name in classes]
+    files += [f"{head}_{name}_top.png" for head in HEADS for name in galleries]
     return sorted([*files, "patches.csv"])
 
 
@@ -360,7 +359,7 @@ def test_heatmaps_are_those_of_the_predicted_classes_or_of_those_asked_for(
     entry, tmp_path, probabilities, given, classes
 ):
     found = predict(tmp_path, entry, colour_network(probabilities), **given, **WITHOUT_PICTURES)
-    assert found == (file_names(classes, KNOWN_KINDS, (".geojson", ".mha"), galleries=False) if classes else [])
+    assert found == (file_names(classes, KNOWN_KINDS, (".geojson", ".mha"), galleries=()) if classes else [])
 
 
 @pytest.mark.parametrize(
@@ -379,16 +378,26 @@ def test_heatmaps_are_of_the_kinds_asked_for(entry, tmp_path, wanted, kinds):
 def test_formats_are_those_asked_for_and_zero_top_patches_draw_no_gallery(entry, tmp_path):
     predict(tmp_path, entry)
     found = predict(tmp_path, entry, heatmap_formats=("geojson", "plain"), top_patches=0)
-    assert found == file_names(["dark"], KNOWN_KINDS, ("_plain.png", ".geojson"), galleries=False)
+    assert found == file_names(["dark"], KNOWN_KINDS, ("_plain.png", ".geojson"), galleries=())
     plain, mpp = read_png(tmp_path / "heatmaps" / "corner" / "5x_dark_plain.png")
     assert plain.shape == (1275, 2000, 3)
     assert mpp == pytest.approx((SIZE[0] * BASE_MPP / 2000,) * 2, rel=1e-3)
 
 
+@pytest.mark.parametrize(("given", "classes"), [({}, CLASSES), ({"heatmap_classes": "pink"}, ["pink"])])
+def test_top_patches_are_those_of_every_class_whatever_is_predicted_or_of_the_classes_asked_for(
+    entry, tmp_path, given, classes
+):
+    found = predict(tmp_path, entry, colour_network((0.9, 0.1)), heatmap_formats="geojson", **given)
+    assert [name for name in found if "_top" in name] == sorted(
+        f"{head}_{name}_top.png" for head in HEADS for name in classes
+    )
+
+
 def test_what_an_earlier_run_left_goes_and_what_is_not_ours_stays(entry, tmp_path):
     predict(tmp_path, entry, heatmap_classes=CLASSES)
     (tmp_path / "heatmaps" / "corner" / "notes.txt").write_text("mine")
-    files = predict(tmp_path, entry, colour_network((0.9, 0.1)))
+    files = predict(tmp_path, entry, colour_network((0.9, 0.1)), top_patches=0)
     assert "notes.txt" in files
     assert not any("pink" in name for name in files)
     assert set(predict(tmp_path, entry, heatmaps=False)) == {"notes.txt"}
