@@ -36,7 +36,7 @@ PYTEST = $(PYTHON) -m pytest --numprocesses 2 --dist loadscope --no-loadscope-re
 test: $(STAMP) ## run the tests but the slowest; ARGS="-k grid" adds options of pytest
 	$(PYTEST) -m 'not slow' $(ARGS)
 
-test-slow: $(STAMP) ## run the slowest tests: killed runs, whole comparisons
+test-slow: $(STAMP) ## run the slowest tests: killed runs, several ranks, whole comparisons
 	$(PYTEST) -m slow $(ARGS)
 
 # Apart from `test`: tracing every line makes the tests a fifth slower.

@@ -12,16 +12,14 @@ from torch.utils.tensorboard import SummaryWriter
 
 from scripts.bags.bag import BagBuilder
 from scripts.core.events import add_hparams
-from scripts.evaluation.calibration import draw_calibration
-from scripts.evaluation.confusion import draw_confusion
-from scripts.evaluation.curves import draw_precision_recall, draw_roc
+from scripts.evaluation.figures import HeadFigure
 from scripts.evaluation.metrics import score_names
 from scripts.evaluation.slide_pictures import SlidePictures, extreme_slides
 from scripts.evaluation.summary import summary
 from scripts.networks.methods import attention_maps
 from scripts.weights.checkpoints import HeadwiseNetwork
 
-__all__ = ["MOST_SCALARS", "EvaluationBoard", "write_figures"]
+__all__ = ["MOST_SCALARS", "EvaluationBoard"]
 
 # More charts of one dot each hide what matters; metrics.json has every number.
 MOST_SCALARS = 20
@@ -59,7 +57,12 @@ class EvaluationBoard:
         self.network, self.dataset, self.bag_builder = network, dataset, bag_builder
 
     def write(
-        self, metrics: Mapping[str, Any], slides: Sequence[str], probabilities: NDArray[Any], labels: NDArray[Any]
+        self,
+        metrics: Mapping[str, Any],
+        slides: Sequence[str],
+        probabilities: NDArray[Any],
+        labels: NDArray[Any],
+        figures: Mapping[str, Sequence[HeadFigure]],
     ) -> None:
         """Write everything.
 
@@ -68,6 +71,7 @@ class EvaluationBoard:
             slides: n names.
             probabilities: ``[n, H, K]``.
             labels: ``[n, K]``, 0 or 1.
+            figures: of each head.
         """
         assert self.writer is not None, "the first rank writes"
         writer, first = self.writer, self.network.copies[0]
@@ -76,7 +80,10 @@ class EvaluationBoard:
         writer.add_text("evaluation", summary(metrics, heads, self.settings, record, self.left_out), 0)
         add_hparams(writer, self._settings(metrics), _headline(metrics, heads, self.settings["task"]))
         for h, head in enumerate(heads):
-            write_figures(writer, head, probabilities[:, h], labels, class_names)
+            for name, _, figure in figures[head]:
+                writer.add_figure(f"figures/{head}/{name}", figure, 0)
+            for k, class_name in enumerate(class_names):
+                writer.add_pr_curve(f"{head}/{class_name}", labels[:, k], probabilities[:, h, k], 0)
         maps = attention_maps(self.settings["method"], self.settings["magnifications"])
         pictures = SlidePictures(
             self.network, maps, self.dataset, self.bag_builder, class_names, self.settings["class_names"]
@@ -94,30 +101,6 @@ class EvaluationBoard:
         made_by = metrics.get("made_by", {})
         seeds = {"training_seed": training["seed"]} if "seed" in training else {}
         return {**made_by.get("configuration", {}), **training.get("configuration", {}), **seeds}
-
-
-def write_figures(
-    writer: SummaryWriter, head: str, probabilities: NDArray[Any], labels: NDArray[Any], class_names: Sequence[str]
-) -> None:
-    """Write the figures and the precision-recall curves of one head.
-
-    Args:
-        writer: TensorBoard's.
-        head: its name.
-        probabilities: ``[n, K]``.
-        labels: ``[n, K]``, 0 or 1.
-        class_names: of the K classes.
-    """
-    figures = {
-        "roc": draw_roc(probabilities, labels, class_names, f"{head}: ROC"),
-        "precision_recall": draw_precision_recall(probabilities, labels, class_names, f"{head}: precision and recall"),
-        "confusion": draw_confusion(probabilities, labels, class_names, f"{head}: confusion"),
-        "calibration": draw_calibration(probabilities, labels, f"{head}: calibration"),
-    }
-    for name, figure in figures.items():
-        writer.add_figure(f"figures/{head}/{name}", figure, 0)
-    for k, class_name in enumerate(class_names):
-        writer.add_pr_curve(f"{head}/{class_name}", labels[:, k], probabilities[:, k], 0)
 
 
 def _headline(metrics: Mapping[str, Any], heads: Sequence[str], task: str) -> dict[str, float]:

@@ -29,6 +29,7 @@ from scripts.evaluation.metrics import class_scores, head_scores, score_names
 if TYPE_CHECKING:
     # The board draws slides with their labels, which are written here.
     from scripts.evaluation.board import EvaluationBoard
+    from scripts.evaluation.figures import HeadFigure
 
 __all__ = ["EvaluationReport", "PredictionReport", "classes_text", "label_of_text", "label_text", "without_nan"]
 
@@ -197,6 +198,10 @@ class EvaluationReport(PredictionReport):
         self.task, self.names, self.seed, self.board = task, score_names(task), seed, board
         self.made_by = {} if made_by is None else {"made_by": dict(made_by)}
 
+    def _clear(self) -> None:
+        super()._clear()
+        self._figures: dict[str, list[HeadFigure]] = {}
+
     def _write(self, engine: Engine) -> None:
         super()._write(engine)
         # The bootstrap resamples rows: their order must not depend on the datalist's.
@@ -219,7 +224,19 @@ class EvaluationReport(PredictionReport):
         if not self.patients_known:
             warn_of_unknown(path)
         if self.board is not None:
-            self.board.write(metrics, [self.slides[i] for i in order], probabilities, labels)
+            slides = [self.slides[i] for i in order]
+            self.board.write(metrics, slides, probabilities, labels, self.figures())
+
+    def figures(self) -> dict[str, list[HeadFigure]]:
+        """The figures of each head, drawn once for all who show them, after the scores were written."""
+        if not self._figures:
+            # The predictions of `inferring` need no plotting.
+            from scripts.evaluation.figures import head_figures
+
+            labels, probabilities = np.stack(self.labels), np.stack(self.probabilities)
+            for index, head in enumerate(self.heads):
+                self._figures[head] = head_figures(head, probabilities[:, index], labels, self.class_names)
+        return self._figures
 
     def _scores(self, p: NDArray[Any], y: NDArray[Any], patients: Sequence[str]) -> dict[str, Any]:
         """A head's content of ``metrics.json``, undefined values as NaN."""

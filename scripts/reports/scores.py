@@ -6,12 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
 from scripts.evaluation.bootstrap import UNKNOWN_PATIENTS, few_patients, patients_text
-from scripts.evaluation.calibration import draw_calibration
-from scripts.evaluation.confusion import draw_confusion
-from scripts.evaluation.curves import draw_precision_recall, draw_roc
 from scripts.evaluation.metrics import CLASS_SCORE_NAMES, SCORE_TITLES
 from scripts.evaluation.reports import EvaluationReport
 from scripts.reports.page import figure_url
@@ -25,7 +20,7 @@ def evaluation_content(evaluation: EvaluationReport) -> dict[str, Any]:
     Args:
         evaluation: a handler that has written its scores.
     """
-    report, names, classes = evaluation.report, evaluation.names, evaluation.class_names
+    report, names = evaluation.report, evaluation.names
     caption = f"Scores with 95% intervals, on {patients_text(len(evaluation.slides), evaluation.num_patients)}"
     rows = [[head, *(_cell(scores[name]) for name in names)] for head, scores in report.items()]
     tables = [{"caption": caption, "head": ["head", *(SCORE_TITLES[name] for name in names)], "rows": rows}]
@@ -36,21 +31,11 @@ def evaluation_content(evaluation: EvaluationReport) -> dict[str, Any]:
         ]
         columns = ["class", "slides", *(SCORE_TITLES[name] for name in CLASS_SCORE_NAMES)]
         tables.append({"caption": f"Each class by the head {head}", "head": columns, "rows": rows})
-    labels, figures = np.stack(evaluation.labels), []
-    for h, head in enumerate(report):
-        p = np.stack(evaluation.probabilities)[:, h]
-        figures += [
-            {"alt": f"ROC curves of the head {head}", "src": figure_url(draw_roc(p, labels, classes, head))},
-            {
-                "alt": f"Precision-recall curves of the head {head}",
-                "src": figure_url(draw_precision_recall(p, labels, classes, head)),
-            },
-            {
-                "alt": f"Confusion of the head {head}, at a probability of 0.5",
-                "src": figure_url(draw_confusion(p, labels, classes, head)),
-            },
-            {"alt": f"Calibration of the head {head}", "src": figure_url(draw_calibration(p, labels, head))},
-        ]
+    figures = [
+        {"alt": text, "src": figure_url(figure)}
+        for of_head in evaluation.figures().values()
+        for _, text, figure in of_head
+    ]
     few = UNKNOWN_PATIENTS if evaluation.num_patients is None else few_patients(evaluation.num_patients)
     return {"tables": tables, "figures": figures, "warnings": [] if few is None else [f"Scores: {few}"]}
 

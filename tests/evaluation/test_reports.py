@@ -299,8 +299,8 @@ def test_the_board_gets_what_the_files_contain_in_the_order_of_names(tmp_path):
     given = {}
 
     class Board:
-        def write(self, metrics, slides, probabilities, labels):
-            given.update(metrics=metrics, slides=slides, probabilities=probabilities, labels=labels)
+        def write(self, metrics, slides, probabilities, labels, figures):
+            given.update(metrics=metrics, slides=slides, probabilities=probabilities, labels=labels, figures=figures)
 
     slides = some_slides(6, 3)[::-1]
     evaluate(slides, EvaluationReport(tmp_path, HEADS, CLASSES, "multilabel", Board()))
@@ -310,6 +310,8 @@ def test_the_board_gets_what_the_files_contain_in_the_order_of_names(tmp_path):
         written = probabilities_of(read_csv(tmp_path), head)[::-1]
         assert given["probabilities"][:, index] == pytest.approx(written)
     assert np.array_equal(given["labels"], [slide["label"].numpy() for slide in slides[::-1]])
+    names = ["roc", "precision_recall", "confusion", "calibration"]
+    assert {head: [name for name, *_ in found] for head, found in given["figures"].items()} == {h: names for h in HEADS}
 
 
 class FailAt:

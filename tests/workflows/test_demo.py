@@ -13,6 +13,7 @@ def forked(preloaded, monkeypatch):
     monkeypatch.setattr(sys, "executable", preloaded.python)
 
 
+@pytest.mark.slow
 def test_it_extracts_trains_evaluates_and_prints_what_came_out(cohort, tmp_path, capfd):
     options = {"dataset_dir": cohort, "output_dir": tmp_path, "num_slides": 6, "epochs": 2}
     assert main([f"--{key}={value}" for key, value in options.items()]) == 0

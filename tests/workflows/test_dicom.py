@@ -41,6 +41,7 @@ def scores(folder):
     }
 
 
+@pytest.mark.slow
 def test_checking_extracting_evaluating_and_inferring_take_it(workflow, trained, pair, tmp_path):
     workflow("checking", "check", dataset_dir=str(pair), datalist=str(pair / "folder.json"), output_dir=str(tmp_path))
     with open(tmp_path / "slides.csv", newline="") as file:

@@ -56,6 +56,7 @@ def run(python: str, folder: Path, *command: str, text: str | None = None) -> st
     return done.stdout
 
 
+@pytest.mark.slow
 def test_every_command_of_the_card_does_what_it_says(folder, preloaded):
     before = read_record(folder / "models" / "model.pt")
     commands = blocks(folder, "sh")

@@ -15,6 +15,8 @@ from scripts.core.settings import check_settings
 from tests.conftest import ROOT
 from tests.torchruns import torchrun
 
+pytestmark = pytest.mark.slow
+
 JOBS = """
 import json, sys
 import monai.bundle

@@ -22,6 +22,7 @@ def test_inspecting_shows_resolution_levels_tissue_and_grids(workflow, real_slid
     assert extent_mm == pytest.approx([2220 * 0.499e-3, 2967 * 0.499e-3], abs=0.008)
 
 
+@pytest.mark.slow
 def test_extraction_and_inference_agree_on_it(workflow, real_slide, trained, tmp_path):
     # Any label will do: features need none, and nothing is said about accuracy.
     (tmp_path / "list.json").write_text(json.dumps({"testing": [{"image": str(real_slide), "label": [0, 0, 0, 0, 1]}]}))

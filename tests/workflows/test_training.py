@@ -197,6 +197,7 @@ def test_patches_are_augmented_anew_each_time_and_alike_for_a_seed(workflow, coh
     assert not same(one, plain)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["ssmil", "msmil", "mil_att"])
 def test_a_baseline_goes_from_training_to_prediction_by_the_same_configs(workflow, cohort, trained, tmp_path, method):
     heads = {"ssmil": ["5x", "10x"], "msmil": ["global"], "mil_att": ["10x"]}[method]
