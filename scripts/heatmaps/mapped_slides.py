@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 
 from scripts.bags.bag import BagBuilder
 from scripts.core.magnification import MPP_RTOL, Scale, mpp_of
+from scripts.core.repeats import Repeats
 from scripts.heatmaps.bag_maps import BagMaps
 from scripts.heatmaps.legend import Title
 from scripts.heatmaps.top_patches import gallery
@@ -21,6 +23,8 @@ from scripts.slides.frames import Frame
 from scripts.slides.slide import Slide
 
 __all__ = ["MappedSlide", "MappedSlides"]
+
+logger = logging.getLogger(__name__)
 
 
 class MappedSlide:
@@ -77,10 +81,18 @@ class MappedSlides:
         self.network, self.maps, self.bag_builder = network, list(maps), bag_builder
         self.entries = {str(entry["slide"]): entry for entry in data}
         self._last: tuple[Mapping[str, Any], MappedSlide] | None = None
+        self._repeats = Repeats()
 
-    def is_at_hand(self, slide: str) -> bool:
-        """Whether the file of a slide is there: of imported features it need not be."""
-        return os.path.exists(self.entries[slide]["image"])
+    def is_missing(self, slide: str) -> bool:
+        """Whether the file of a slide is not there, as of imported features it need not be; the first time a warning.
+
+        All handlers ask the same object, so that what they do not show is said once.
+        """
+        if os.path.exists(image := self.entries[slide]["image"]):
+            return False
+        text = f"no pictures of slide {slide}: its file {image} is not there"
+        self._repeats.log(logger, logging.WARNING, text, slide, "more slides are not there")
+        return True
 
     def __call__(self, item: Mapping[str, Any]) -> MappedSlide:
         """The slide of an item; the last one is kept for the next handler that asks for it.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
@@ -20,7 +19,6 @@ from scripts.core.errors import SettingsError, SlideError
 from scripts.core.files import write_csv
 from scripts.core.imported import IMPORTED
 from scripts.core.magnification import scale_name
-from scripts.core.repeats import Repeats
 from scripts.core.settings import check_settings
 from scripts.datalists.failures import FailedSlides
 from scripts.heatmaps.attention_maps import KINDS
@@ -106,7 +104,6 @@ class HeatmapWriter:
         self.top_patches = top_patches
         self.coordinates = check_coordinates(coordinates)
         self.file_names = class_file_names(self.class_names)
-        self._repeats = Repeats()
 
     def attach(self, engine: Engine) -> None:
         """Remove what an earlier run left of these slides, and write after every iteration."""
@@ -124,9 +121,7 @@ class HeatmapWriter:
         state: Any = engine.state
         for item, output in zip(state.batch, state.output, strict=True):
             slide = str(item["slide"])
-            if self.is_imported and not self.mapped.is_at_hand(slide):
-                text = f"no heatmaps of slide {slide}: its file {self.mapped.entries[slide]['image']} is not there"
-                self._repeats.log(engine.logger, logging.WARNING, text, slide, "more slides are not there")
+            if self.is_imported and self.mapped.is_missing(slide):
                 continue
             try:
                 written = self._write(slide, item, output[self.key].float().cpu().numpy())

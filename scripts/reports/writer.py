@@ -17,7 +17,6 @@ from scripts.core.errors import SlideError
 from scripts.core.imported import IMPORTED
 from scripts.core.magnification import scale_names
 from scripts.core.ranks import is_first_rank
-from scripts.core.repeats import Repeats
 from scripts.core.settings import check_settings
 from scripts.core.shards import dataset_size, gather_shards
 from scripts.datalists.failures import FailedSlides
@@ -96,7 +95,7 @@ class ReportWriter:
     ) -> None:
         check_settings(report=report, top_patches=top_patches, coordinates=coordinates)
         self.top_patches, self.coordinates = top_patches, coordinates
-        self.is_imported, self._repeats = backbone == IMPORTED, Repeats()
+        self.is_imported = backbone == IMPORTED
         self.output_dir, self.title, self.report = Path(output_dir), title, report
         scales = ", ".join(scale_names(magnifications))
         self.facts = [("Method", f"{method_title(method)}, {task}, at {scales}"), ("Encoder", backbone)]
@@ -128,9 +127,7 @@ class ReportWriter:
         for item, output in zip(state.batch, state.output, strict=True):
             slide, probabilities = str(item["slide"]), output[self.key].float().cpu().numpy()
             row = self._row(slide, probabilities)
-            if self.is_imported and not self.mapped.is_at_hand(slide):
-                text = f"no pictures of slide {slide} in the report: its file is not there"
-                self._repeats.log(logger, logging.WARNING, text, slide, "more slides are not there")
+            if self.is_imported and self.mapped.is_missing(slide):
                 self.slides.append(row)
                 continue
             try:

@@ -134,8 +134,8 @@ def test_slides_need_not_be_there(world, capfd):
             assert scores_in(predicted)[slide][head] == pytest.approx(scores, abs=1e-6)
     assert len(scores_in(predicted)) == 8
     told = capfd.readouterr().err
-    assert told.count(f"no heatmaps of slide s0: its file {world.empty / 's0.tif'} is not there") == 1
-    assert told.count("more slides are not there") == 2  # once of heatmaps, and once of the report's pictures
+    assert told.count(f"no pictures of slide s0: its file {world.empty / 's0.tif'} is not there") == 1
+    assert told.count("more slides are not there") == 1
     assert (predicted / "report.html").is_file()
     assert not list(predicted.rglob("*.png"))
 
