@@ -86,8 +86,12 @@ def squeezed_levels(level_sizes: Sequence[tuple[int, int]], rtol: float) -> list
     return squeezed
 
 
-def check_magnifications(magnifications: Sequence[float]) -> tuple[float, ...]:
+def check_magnifications(magnifications: Sequence[float], key: str = "magnifications") -> tuple[float, ...]:
     """The magnifications from low to high.
+
+    Args:
+        magnifications: in any order.
+        key: begins the error.
 
     Raises:
         SettingsError: if there is none, one is not a number from 0.01 to 1000, or two have one name (5 and
@@ -97,10 +101,10 @@ def check_magnifications(magnifications: Sequence[float]) -> tuple[float, ...]:
     listed = isinstance(magnifications, Iterable) and not isinstance(magnifications, str | bytes | Mapping | Set)
     found = list(magnifications) if listed else magnifications
     if not isinstance(found, list) or not found or not all(_is_magnification(m) for m in found):
-        raise SettingsError("magnifications", f"got {found!r}", remedy)
+        raise SettingsError(key, f"got {found!r}", remedy)
     values = [float(m) for m in found]
     if len({scale_name(m) for m in values}) < len(values):
-        raise SettingsError("magnifications", f"got {found!r}, of which two have one name", remedy)
+        raise SettingsError(key, f"got {found!r}, of which two have one name", remedy)
     return tuple(sorted(values))
 
 

@@ -113,8 +113,8 @@ def names(key: str, value: Any) -> None:
         raise SettingsError(key, f"got {value!r}", "Give a list of names, for example ['cancer', 'normal'].")
 
 
-def magnifications(_key: str, value: Any) -> None:
-    check_magnifications(value)
+def magnifications(key: str, value: Any) -> None:
+    check_magnifications(value, key)
 
 
 def backbone_input(key: str, value: Any) -> None:

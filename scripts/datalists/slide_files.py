@@ -23,6 +23,7 @@ __all__ = [
     "each_file_once",
     "missing_slide",
     "real_path",
+    "safe_name",
     "slide_name",
     "slide_names",
     "without_suffix",
@@ -198,7 +199,7 @@ def slide_names(paths: Sequence[str], folder: str, wanted: Sequence[str | None] 
             without_suffix(os.path.relpath(named, folder)),
             relative,
         ]
-        choices.append([*map(_safe, names), f"{_safe(relative)}-{_short_hash(relative)}"])
+        choices.append([*map(safe_name, names), f"{safe_name(relative)}-{_short_hash(relative)}"])
     level = [0] * len(paths)
     while True:
         names = [choice[i] for choice, i in zip(choices, level, strict=True)]
@@ -290,7 +291,8 @@ def _short_hash(text: str) -> str:
     return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:8]
 
 
-def _safe(name: str) -> str:
+def safe_name(name: str) -> str:
+    """A slide's name as that of a file: short enough, and without what :func:`slide_names` replaces."""
     name = composed(name).replace(os.sep, "/").removeprefix("/").replace("../", "")
     name = name.replace("/", "__")
     # Control characters, unusual spaces, and bytes that are not UTF-8 cannot be printed.

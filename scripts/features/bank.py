@@ -23,6 +23,7 @@ from scripts.core.magnification import scale_name
 
 __all__ = [
     "BANK_FORMAT",
+    "MAKE_FIRST",
     "BankedBag",
     "bank_datasets",
     "bank_path",
@@ -30,9 +31,12 @@ __all__ = [
     "geometry_crc32",
     "patch_sides",
     "read_bank",
+    "stored_level0",
     "stored_settings",
-    "stored_size",
 ]
+
+MAKE_FIRST = "Run `extracting` first with the same datalist, or `importing` for features of another tool."
+"""What to do where there is no bank."""
 
 # Raised when the same settings would give other contents: banks of an older format are then made again.
 BANK_FORMAT = 1
@@ -104,7 +108,7 @@ def read_bank(path: Path, magnifications: tuple[float, ...]) -> BankedBag:
         SettingsError: if there is no bank, it is damaged or something else, or was made for other magnifications.
     """
     if not path.exists():
-        raise SettingsError(path, "there is no feature bank of this slide", "Run `extracting` first.")
+        raise SettingsError(path, "there is no feature bank of this slide", MAKE_FIRST)
     with _opened(path) as (bank, settings):
         made_for = tuple(settings["magnifications"])
         if made_for != magnifications:
@@ -144,17 +148,22 @@ def stored_settings(path: Path) -> dict[str, Any]:
         return settings
 
 
-def stored_size(path: Path) -> tuple[int, int] | None:
-    """(width, height) of a bank's slide in level-0 pixels; ``None`` of imported features that do not say it.
+def stored_level0(path: Path) -> tuple[tuple[int, int] | None, str]:
+    """Level 0 of a bank's slide.
+
+    Returns:
+        (width, height) in pixels, ``None`` of imported features that do not say it; and where its resolution was
+        found, in words, which end in "rounded" where it is.
 
     Raises:
         SettingsError: if it is damaged, or no bank.
     """
     with _opened(path) as (bank, settings):
+        source = str(bank.attrs.get("mpp_source", ""))
         if "size_level0" not in bank.attrs and settings.get("backbone") == IMPORTED:
-            return None
+            return None, source
         width, height = map(int, bank.attrs["size_level0"])
-        return width, height
+        return (width, height), source
 
 
 def bank_datasets(bank: h5py.File, scales: Sequence[str]) -> list[h5py.Dataset]:
@@ -200,6 +209,5 @@ def _opened(path: Path) -> Iterator[tuple[h5py.File, dict[str, Any]]]:
     # Anything in a damaged file may be of another kind than was written.
     except (OSError, KeyError, ValueError, TypeError, AttributeError, IndexError, RuntimeError, MemoryError) as error:
         reason = reason_of(error)
-        raise SettingsError(
-            path, f"is not a feature bank ({reason})", "Delete it and run `extracting` again."
-        ) from error
+        remedy = "Delete it, and run `extracting` again, or `importing` if its features are of another tool."
+        raise SettingsError(path, f"is not a feature bank ({reason})", remedy) from error

@@ -21,7 +21,7 @@ from scripts.core.errors import SettingsError
 from scripts.core.files import replacing
 from scripts.core.magnification import magnification_of, scale_name
 from scripts.core.settings import check_settings
-from scripts.features.bank import BankedBag, bank_slides, read_bank, stored_settings, stored_size
+from scripts.features.bank import MAKE_FIRST, BankedBag, bank_slides, read_bank, stored_level0, stored_settings
 from scripts.features.hdf5 import writing_hdf5
 
 __all__ = ["export_banks"]
@@ -57,7 +57,7 @@ def export_banks(
     formats = [export_formats] if isinstance(export_formats, str) else export_formats
     banks = bank_slides(feature_dir)
     if not banks:
-        raise SettingsError("feature_dir", f"there is no feature bank in {feature_dir}", "Run `extracting` first.")
+        raise SettingsError("feature_dir", f"there is no feature bank in {feature_dir}", MAKE_FIRST)
     written: dict[Path, None] = {}
     made_by: dict[str, str] = {}
     for slide, path in tqdm(banks.items(), desc="exporting", unit="slide", dynamic_ncols=True):
@@ -94,7 +94,7 @@ class _Scale:
 
 
 def _scales(slide: str, path: Path) -> Iterator[_Scale]:
-    settings, size = stored_settings(path), stored_size(path)
+    settings, (size, source) = stored_settings(path), stored_level0(path)
     magnifications, patch_size = settings["magnifications"], int(settings["patch_size"])
     bank: BankedBag = read_bank(path, tuple(magnifications))
     overlap = round(settings.get("overlap", 0.0) * patch_size)
@@ -114,7 +114,7 @@ def _scales(slide: str, path: Path) -> Iterator[_Scale]:
             "overlap": overlap,
             **({} if size is None else {"level0_width": size[0], "level0_height": size[1]}),
             # Magnifications of level 0 are rounded; this is not, and TRIDENT does not have it.
-            "level0_mpp": bank.base_mpp,
+            **({} if source.endswith("rounded") else {"level0_mpp": bank.base_mpp}),
         }
         coords = np.rint(bank.coords[s]).astype(np.int64)
         # In float32, whatever the bank stores: the tools' own networks compute in it, and do not convert.

@@ -100,6 +100,8 @@ class Extractor:
         self.feature_dir = Path(feature_dir)
         self.views = [0] * len(entries) if views is None else list(views)
         self.failures, self.allow_missing, self.made_by = failures, allow_missing, made_by
+        if failures is not None and isinstance(encoder, ImportedFeatures):
+            failures.step = "importing"  # which makes what is missing
         self._unread: list[int] = []
         self._left_out: list[str] | None = None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,9 @@ __all__ = [
     "ImportedBackbone",
     "ImportedFeatures",
     "difference",
+    "identity_of",
     "imported_features",
+    "options",
     "refuse_imported",
 ]
 
@@ -76,12 +79,15 @@ class ImportedFeatures(Encoder):
             remedy = "Name the folder into which `importing` wrote: --feature_dir PATH."
             raise SettingsError("feature_dir", "is not given, and `backbone` is imported", remedy)
         self.feature_dir = Path(feature_dir)
-        self.identity = _identity(self.feature_dir)
+        banks = list(bank_slides(self.feature_dir).values())
+        if not banks:
+            raise SettingsError("feature_dir", f"there is no feature bank in {feature_dir}", RUN_IMPORTING)
+        self.identity = identity_of(banks)
         for key, wanted in (("magnifications", magnifications), ("patch_size", patch_size)):
             found = self.identity[key]
             if wanted is not None and not is_same_value(key, found, _plain(wanted)):
                 cause = f"is {wanted!r}, and the features in {self.feature_dir} are of {found!r}"
-                raise SettingsError(key, cause, f"Give --{key} {_option(found)}.")
+                raise SettingsError(key, cause, f"Give {options({key: found})}.")
         name = json.dumps([self.identity["encoder"], self.identity["num_features"]])
         sha256 = hashlib.sha256(name.encode()).hexdigest()
         self.backbone = ImportedBackbone(int(self.identity["num_features"]), sha256)  # type: ignore[assignment]
@@ -148,25 +154,31 @@ def difference(one: str, first: Mapping[str, Any], other: str, second: Mapping[s
     return None
 
 
-def _identity(feature_dir: Path) -> dict[str, Any]:
-    banks = list(bank_slides(feature_dir).values())
-    if not banks:
-        raise SettingsError("feature_dir", f"there is no feature bank in {feature_dir}", RUN_IMPORTING)
+def identity_of(banks: Sequence[Path]) -> dict[str, Any]:
+    """What the features in some banks are, one at least: their settings of :data:`IDENTITY`.
+
+    Raises:
+        SettingsError: if a bank is damaged, or of features that were not imported, or two have different features.
+    """
     first: dict[str, Any] = {}
     for path in banks:
         settings = stored_settings(path)
         if settings.get("backbone") != IMPORTED:
-            cause = f"{path} is of {settings.get('backbone')}, and `backbone` is imported"
-            raise SettingsError("feature_dir", cause, "Name the folder into which `importing` wrote.")
+            cause = f"{path} is a bank of {settings.get('backbone')}, not of imported features"
+            raise SettingsError("feature_dir", cause, "Name a folder into which `importing` alone writes.")
         first = first or settings
         if (text := difference(str(banks[0]), first, str(path), settings)) is not None:
             raise SettingsError("feature_dir", f"has different features: {text}", "Keep one of the two there.")
-    return {key: first[key] for key in IDENTITY}
+    return {key: first.get(key) for key in IDENTITY}
+
+
+def options(values: Mapping[str, Any]) -> str:
+    """Settings as options that can be pasted into a shell: ``--magnifications '[5,10]'``."""
+    shown = {
+        key: f"[{','.join(f'{one:g}' for one in v)}]" if isinstance(v, list) else str(v) for key, v in values.items()
+    }
+    return " ".join(f"--{key} {shlex.quote(value)}" for key, value in shown.items())
 
 
 def _plain(value: Any) -> Any:
     return [float(one) for one in value] if isinstance(value, list | tuple) else value
-
-
-def _option(value: Any) -> str:
-    return f'"{value}"' if isinstance(value, list) else str(value)

@@ -25,16 +25,26 @@ USUAL = (0.3125, 0.625, 1.25, 2.5, 5.0, 10.0, 20.0, 40.0, 80.0)
 # Tools that know magnifications alone call a scan of 0.22 um/px 40x. What is nearer to another magnification, each
 # being twice the one before, is another.
 MOST_OFF = math.sqrt(2)
+# Fewer patches may lie apart by chance, of which each is a small piece of tissue.
+FEWEST_SPACED = 9
 # Two exact resolutions of one slide, of which one may have been written with fewer digits.
 SAME_MPP_RTOL = 0.01
 
 
 class MissingValueError(SettingsError):
-    """A value that the files do not say and the user did not give."""
+    """A value that a file does not say and the user did not give.
 
-    def __init__(self, file: ForeignFile, what: str, key: str, example: object) -> None:
-        option = f"""--features_are "{{'{key}': {example!r}}}\""""
-        super().__init__(file.path, f"does not say {what}", f"Give it: {option}.")
+    Args:
+        file: that does not say it.
+        what: the value, in words.
+        given: what the user gave, which stays in the option that is shown.
+        example: the key of ``features_are``, and a value that contradicts no other file of the slide.
+    """
+
+    def __init__(self, file: ForeignFile, what: str, given: Given, **example: object) -> None:
+        option = f'--features_are "{ {**given.values, **example} }"'
+        super().__init__(file.path, f"does not say {what}", f"Give it, for example {option}.")
+        (self.key,) = example
 
 
 @dataclass(frozen=True)
@@ -48,6 +58,7 @@ class Given:
         mpp: micrometres per pixel of level 0.
         magnifications: of each folder.
         patches: of each folder, where the positions are (CLAM).
+        values: all of it, as it was given.
     """
 
     encoder: str | None
@@ -56,6 +67,7 @@ class Given:
     mpp: float | None
     magnifications: tuple[float | None, ...]
     patches: tuple[Path | None, ...]
+    values: Mapping[str, Any]
 
     @classmethod
     def of(cls, values: Mapping[str, Any], num_folders: int) -> Given:
@@ -82,6 +94,7 @@ class Given:
             mpp=values.get("mpp"),
             magnifications=each("magnifications"),
             patches=tuple(None if path is None else Path(path).expanduser() for path in each("patches")),
+            values=values,
         )
 
 
@@ -153,7 +166,7 @@ def base_of(slide: str, files: Sequence[ForeignFile], given: Given, at_hand: Bas
     known += [(at_hand.mpp, at_hand.source)] if at_hand is not None else []
     known += [(given.mpp, "features_are: mpp")] if given.mpp is not None else []
     if not known and rounded is None:
-        raise MissingValueError(files[0], "the resolution of level 0, in micrometres per pixel", "mpp", 0.25)
+        raise MissingValueError(files[0], "the resolution of level 0, in micrometres per pixel", given, mpp=0.25)
     if not known:
         assert rounded is not None
         return Base(mpp_of(rounded), f"file: level0_magnification {rounded:g}, rounded", size)
@@ -167,52 +180,101 @@ def base_of(slide: str, files: Sequence[ForeignFile], given: Given, at_hand: Bas
     return Base(mpp, source, size)
 
 
-def scale_of(slide: str, file: ForeignFile, given: Given, folder: int, base: Base) -> ImportedScale:
+def scale_of(
+    slide: str, files: Sequence[ForeignFile], given: Given, folder: int, base: Base, known: Mapping[str, Any]
+) -> ImportedScale:
     """The patches of a slide in one of the folders.
+
+    Args:
+        slide: its name, to begin an error with.
+        files: its features at each magnification.
+        given: by the user.
+        folder: the number of the folder.
+        base: level 0 of the slide.
+        known: what features of other slides are, for the examples of an error.
 
     Raises:
         SlideError: if patches are not at the magnification that they are said to be, or not on the slide.
         SettingsError: if the user gives another value than the file says.
         MissingValueError: if nobody knows a value.
     """
-    stated = file.stated
+    file, stated = files[folder], files[folder].stated
+
+    def example(name: str, other: Any) -> Any:
+        return next((said for f in files if (said := getattr(f.stated, name)) is not None), known.get(name, other))
+
     encoder = _one_of(file, "encoder", stated.encoder, given.encoder)
     if encoder is None:
-        raise MissingValueError(file, "which encoder made it", "encoder", "uni")
+        raise MissingValueError(file, "which encoder made it", given, encoder=example("encoder", "uni"))
     patch_size = _one_of(file, "patch_size", stated.patch_size, given.patch_size)
     if patch_size is None:
-        raise MissingValueError(file, "the side of a patch in pixels", "patch_size", 256)
+        raise MissingValueError(file, "the side of a patch in pixels", given, patch_size=example("patch_size", 256))
     magnification = _one_of(file, "magnifications", stated.magnification, given.magnifications[folder])
     side = _one_of(file, "patch_size_level0", stated.patch_level0, given.patch_size_level0[folder])
     if side is None and stated.patch_um is not None:
         side = stated.patch_um / base.mpp
         # slideflow leaves out what follows the point.
         side = float(int(side)) if file.is_centre else side
-    if side is None and magnification is not None:
-        side = patch_size * mpp_of(magnification) / base.mpp
-        side = float(int(side)) if file.is_centre else side
     exact = stated.patch_um / patch_size if stated.patch_um is not None else None
     if magnification is None:
-        magnification = _named(file, None if side is None else side * base.mpp / patch_size, exact)
-    assert side is not None
-    doubt = _check_resolution(slide, side * base.mpp / patch_size, magnification)
+        magnification = _named(None if side is None else side * base.mpp / patch_size, exact)
+    if magnification is None:
+        found = "" if side is None else f" ({side * base.mpp / patch_size:.4g} um/px is no usual one)"
+        what, all_of_them = f"at which magnification its patches are{found}", _example_magnifications(files, given)
+        raise MissingValueError(file, what, given, magnifications=all_of_them)
     corners = file.positions / base.mpp if file.is_um else file.positions
+    doubt = None
+    if side is None:
+        side = patch_size * mpp_of(magnification) / base.mpp
+        side = float(int(side)) if file.is_centre else side
+        shown = f"{patch_size} px at {scale_name(magnification)} and {base.mpp:g} um/px are {side:g} px"
+        doubt = _check_spacing(file, corners, side, shown)
+    doubt = doubt or _check_resolution(slide, side * base.mpp / patch_size, magnification)
     if file.is_centre:
         corners = corners - side // 2
     _check_corners(file, corners, base)
     return ImportedScale(float(magnification), patch_size, float(side), corners, encoder, file, doubt)
 
 
-def _named(file: ForeignFile, mpp: float | None, exact: float | None) -> float:
-    """The magnification of patches with so many um/px: a usual one, or what the tool was asked for."""
+def _named(mpp: float | None, exact: float | None) -> float | None:
+    """The magnification of patches with so many um/px: a usual one, or what the tool was asked for; ``None``: none."""
     if mpp is not None:
         nearest = min(USUAL, key=lambda usual: abs(math.log(mpp / mpp_of(usual))))
         if abs(mpp - mpp_of(nearest)) <= MPP_RTOL * mpp_of(nearest):
             return nearest
-    if exact is None:
-        found = "" if mpp is None else f" ({mpp:.4g} um/px is no usual one)"
-        raise MissingValueError(file, f"at which magnification its patches are{found}", "magnifications", [10])
-    return float(f"{magnification_of(exact):.4g}")
+    return None if exact is None else float(f"{magnification_of(exact):.4g}")
+
+
+def _example_magnifications(files: Sequence[ForeignFile], given: Given) -> list[float]:
+    """One for each folder: what is known, and others in the place of the rest."""
+    known = [f.stated.magnification or value for f, value in zip(files, given.magnifications, strict=True)]
+    others = (m for m in (10, 5, 20, *USUAL) if m not in known)
+    listed = [next(others) if value is None else float(value) for value in known]
+    return [int(value) if value == int(value) else value for value in listed]
+
+
+def _check_spacing(file: ForeignFile, positions: NDArray[np.float64], side: float, shown: str) -> str | None:
+    """Refuse patches of which no two touch, although they are many: they are larger than their side is said to be.
+
+    Returns:
+        that they overlap, which a tool may have been asked for; or ``None``.
+    """
+    gaps = []
+    for along, across in ((0, 1), (1, 0)):
+        ordered = positions[np.lexsort((positions[:, along], positions[:, across]))]
+        steps = np.diff(ordered, axis=0)
+        gaps.append(steps[(steps[:, across] == 0) & (steps[:, along] > 0), along])
+    spacings, counts = np.unique(np.concatenate(gaps), return_counts=True)
+    if len(positions) < FEWEST_SPACED or not len(spacings):
+        return None
+    if spacings[0] > MOST_OFF * side:
+        cause = f"its patches lie {spacings[0]:g} px of level 0 apart or more, and {shown}"
+        remedy = "Correct `magnifications`, `patch_size` or `mpp`; if the patches have gaps, give `patch_size_level0`."
+        raise SlideError(file.path, cause, remedy)
+    # Grids that start at each contour may lie anywhere to each other.
+    usual = spacings[np.argmax(counts)]
+    text = f"most of its patches lie {usual:g} px of level 0 apart, and {shown}: they overlap, if that is right"
+    return text if usual * MOST_OFF < side else None
 
 
 def _check_resolution(slide: str, mpp: float, magnification: float) -> str | None:

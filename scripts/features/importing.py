@@ -25,10 +25,11 @@ from scripts.core.provenance import software
 from scripts.core.repeats import Repeats, first_names
 from scripts.core.setting_checks import path as any_path
 from scripts.datalists.failures import FailedSlides
-from scripts.features.bank import bank_path, bank_slides, stored_settings
+from scripts.datalists.keys import composed
+from scripts.features.bank import bank_path, bank_slides
 from scripts.features.bank_settings import is_banked, slide_fingerprint
 from scripts.features.bank_writing import ROWS_AT_ONCE, NewBank, NewScale, writing_bank
-from scripts.features.imported import IDENTITY, difference
+from scripts.features.imported import difference, identity_of, options
 from scripts.features.imported_scales import (
     Base,
     Given,
@@ -46,6 +47,12 @@ __all__ = ["Importer"]
 logger = logging.getLogger(__name__)
 
 REMEDY = "Extract their features again, or leave them out; the same command goes on from here."
+# If more of a slide's patches of the highest magnification have no ancestor, the magnifications differ in their tissue.
+MOST_ORPHANS = 0.25
+# If as many slides, the first of a run, lack a value, the others are taken to lack it, too.
+ENOUGH_LACK_IT = 20
+MORE = "the same holds for more slides, which are not shown here"
+LACKS_ALONE = "Extract its features again, or leave it out. Where slides differ in `mpp`, a datalist may give it."
 
 
 class Importer:
@@ -105,6 +112,8 @@ class Importer:
         self.feature_dir, self.failures = Path(feature_dir), FailedSlides(output_dir, "importing", strict)
         self.known = KnownSlides(dataset_dir, datalist, bag_builder or BagBuilder(), self.given.mpp)
         self._identity: tuple[str, dict[str, Any]] | None = None
+        self._slide_of: dict[str, str] = {}  # by the fingerprint of its features
+        self._renamed: dict[str, str] = {}
         self._repeats = Repeats()
 
     def run(self) -> None:
@@ -113,49 +122,61 @@ class Importer:
         Raises:
             FailedSlidesError: at the end, if slides failed.
             SlideError: if a slide failed, and the run is strict.
-            SettingsError: if no slide is in all folders, if a value is missing that the files do not say, or if there
-                is a bank of other features.
+            SettingsError: if no slide is in all folders, if a value is missing that no file says, or if there is a
+                bank of other features.
         """
         self.failures.start()
         output_folder(self.feature_dir)
-        for path in list(bank_slides(self.feature_dir).values())[:1]:
-            settings = stored_settings(path)
-            if settings.get("backbone") != IMPORTED:
-                cause = f"{path} is a bank of {settings.get('backbone')}, which would be mixed with imported features"
-                raise SettingsError("feature_dir", cause, "Choose another `feature_dir`.")
-            self._identity = str(path), {key: settings.get(key) for key in IDENTITY}
         slides, counts = self._slides(), Counter[str]()
-        for slide in tqdm(slides, desc="importing", unit="slide", dynamic_ncols=True):
-            paths = [found[slide] for _, found in self.folders]
+        # Banks of these slides are looked at when their turn comes; one before, lest others are written beside it.
+        names, banks = {self.known.name_of(slide) for slide in slides}, bank_slides(self.feature_dir)
+        if first := [path for i, (name, path) in enumerate(banks.items()) if not i or name not in names]:
+            self._identity = str(first[0]), identity_of(first)
+        lacking: list[str] = []
+        for tried, slide in enumerate(tqdm(slides, desc="importing", unit="slide", dynamic_ncols=True), start=1):
             try:
-                self._import(slide, paths, counts)
-            except SlideError as error:
-                self.failures.record({"slide": self.known.name_of(slide), "image": str(paths[0])}, error)
+                self._try(slide, counts)
+            except MissingValueError:
+                lacking.append(slide)
+                if self.failures.strict or len(lacking) == tried == min(len(slides), ENOUGH_LACK_IT):
+                    raise
+        for slide in lacking:  # Now it is known what the others are.
+            try:
+                self._try(slide, counts)
+            except MissingValueError as error:
+                is_shared = self._identity is None or error.key in self._identity[1]
+                self._record(slide, SlideError(error.subject, error.cause, error.remedy if is_shared else LACKS_ALONE))
+        if self._renamed:
+            text = "%d slides have files that say that they are of another one, in brackets: %s"
+            logger.warning(text, len(self._renamed), first_names(list(self._renamed.values())))
         logger.info(
-            "imported %d slides into %s (%d were there): %d rows; left out: %d patches of the highest magnification "
-            "without an ancestor, %d of lower ones without a row",
-            *(counts["slides"], self.feature_dir, counts["there"], counts["rows"], counts["orphans"], counts["unused"]),
+            "imported %d slides into %s (%d were there): %d rows; left out: %d of %d patches of the highest "
+            "magnification, which have no ancestor, and %d of lower ones without a row",
+            *(counts["slides"], self.feature_dir, counts["there"], counts["rows"]),
+            *(counts["orphans"], counts["orphans"] + counts["rows"], counts["unused"]),
         )
         self.failures.end(len(slides), REMEDY)
         if self._identity is not None:
             values = self._identity[1]
-            options = "--backbone imported --feature_dir {} --magnifications '{}' --patch_size {}"
-            told = options.format(self.feature_dir, values["magnifications"], values["patch_size"])
-            logger.info("features of %s: use them with %s", values["encoder"], told)
+            used = {"backbone": IMPORTED, "feature_dir": self.feature_dir}
+            used |= {key: values[key] for key in ("magnifications", "patch_size")}
+            logger.info("features of %s: use them with %s", values["encoder"], options(used))
 
     def _slides(self) -> list[str]:
         """The names of the slides that are in all folders."""
         found = [set(slides) for _, slides in self.folders]
+        files_of: dict[str, list[str]] = {}
+        for slide in sorted(set.union(*found)):
+            files_of.setdefault(self.known.name_of(slide).casefold(), []).append(slide)
+        if twice := [files for files in files_of.values() if len(files) > 1]:
+            cause = f"has {first_names(twice[0])}, which are all slide {self.known.name_of(twice[0][0])} (in any case)"
+            remedy = "Give the files of a slide the same name in all folders, and leave one in each."
+            raise SettingsError("features", cause, remedy)
         common = sorted(set.intersection(*found))
         if not common:
             folders = " and ".join(f"{layout.tool} ({min(of)}, ...)" for (layout, of) in self.folders)
             cause = f"no slide is in all folders: they have slides of {folders}"
             raise SettingsError("features", cause, "Give folders with features of the same slides.")
-        names = Counter(self.known.name_of(slide) for slide in common)
-        if twice := [name for name, count in names.items() if count > 1]:
-            files = [slide for slide in common if self.known.name_of(slide) == twice[0]]
-            cause = f"has {first_names(files)}, which are all {twice[0]} of the datalist"
-            raise SettingsError("features", cause, "Leave one of them there.")
         if unknown := [slide for slide in common if self.known and not self.known.has(slide)]:
             text = "%d of %d slides are not in the datalist, and keep their own names: %s"
             logger.warning(text, len(unknown), len(common), first_names(unknown))
@@ -165,19 +186,27 @@ class Importer:
             logger.warning(text, len(left), len(left) + len(common), first_names(left))
         return common
 
-    def _import(self, slide: str, paths: Sequence[Path], counts: Counter[str]) -> None:
-        files = [
-            layout.read(path, patches)
-            for (layout, _), path, patches in zip(self.folders, paths, self.given.patches, strict=True)
-        ]
-        at_hand = self.known.look(slide)
+    def _try(self, slide: str, counts: Counter[str]) -> None:
         try:
-            base = base_of(slide, files, self.given, at_hand)
-        except MissingValueError as error:
-            if self.known:  # The resolution of others may be known by the slides or the datalist.
-                raise SlideError(error.subject, error.cause, error.remedy) from error
-            raise
-        scales = [scale_of(slide, file, self.given, i, base) for i, file in enumerate(files)]
+            self._import(slide, counts)
+        except SlideError as error:
+            self._record(slide, error)
+
+    def _record(self, slide: str, error: SlideError) -> None:
+        image = str(self.folders[0][1][slide])
+        self.failures.record({"slide": self.known.name_of(slide), "image": image}, error)
+
+    def _import(self, slide: str, counts: Counter[str]) -> None:
+        files = [
+            layout.read(of_slide[slide], patches)
+            for (layout, of_slide), patches in zip(self.folders, self.given.patches, strict=True)
+        ]
+        for file in files:
+            if file.stated.slide is not None and composed(file.stated.slide) != slide:
+                self._renamed[slide] = f"{slide} ({file.stated.slide})"
+        base = base_of(slide, files, self.given, self.known.look(slide))
+        known = {} if self._identity is None else self._identity[1]
+        scales = [scale_of(slide, files, self.given, i, base, known) for i in range(len(files))]
         scales.sort(key=lambda scale: scale.magnification)
         identity = self._check_same(slide, scales)
         settings = {
@@ -190,15 +219,18 @@ class Importer:
             # Positions may be in another file than the features.
             "positions_sha256": [hashlib.sha256(scale.file.positions.tobytes()).hexdigest() for scale in scales],
         }
-        name = self.known.name_of(slide)
-        path = bank_path(self.feature_dir, name)
+        for scale, fingerprint in zip(scales, settings["features_fingerprint"], strict=True):
+            if (other := self._slide_of.setdefault(fingerprint, slide)) != slide:
+                cause = f"has the same features as {other} ({scale.file.path})"
+                raise SlideError(f"slide {slide}", cause, "Leave one of the two out.")
+        path = bank_path(self.feature_dir, self.known.name_of(slide))
         if is_banked(path, settings):
             counts.update(there=1)
             self._identity = self._identity or (slide, identity)
             return
         for scale in scales:
             if scale.doubt is not None:
-                self._repeats.log(logger, logging.WARNING, f"slide {slide}: {scale.doubt}", slide)
+                self._repeats.log(logger, logging.WARNING, f"slide {slide}: {scale.doubt}", slide, MORE)
         if (sha256 := self.known.sha256(slide)) is not None:
             settings["slide_sha256"] = sha256
         counts.update(slides=1, **self._write(path, slide, base, scales, settings))
@@ -243,6 +275,11 @@ class Importer:
             names = [scale_name(scale.magnification) for scale in scales]
             cause = f"none of its {links.orphans} patches at {names[-1]} has its centre in one at {names[0]}"
             raise SlideError(slide, cause, "Do all folders have the same slide, and is its resolution right?")
+        if links.orphans > MOST_ORPHANS * (total := links.orphans + len(links.rows)):
+            *lower, highest = (scale_name(scale.magnification) for scale in scales)
+            text = f"slide {slide}: {links.orphans} of its {total} patches at {highest} have no ancestor at "
+            text += f"{' and '.join(lower)}, and are left out: extract all magnifications over the same tissue area"
+            self._repeats.log(logger, logging.WARNING, text, slide, MORE)
         new = NewBank(
             settings=settings,
             made_by={**software(), "imported": [str(scale.file.path) for scale in scales]},

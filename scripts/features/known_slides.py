@@ -12,7 +12,7 @@ from scripts.datalists.cohort import DATALISTS
 from scripts.datalists.keys import composed
 from scripts.datalists.listed import list_file, list_folder
 from scripts.datalists.problems import raise_first
-from scripts.datalists.slide_files import as_on_disk, without_suffix
+from scripts.datalists.slide_files import as_on_disk, safe_name, without_suffix
 from scripts.features.imported_scales import Base
 from scripts.slides.checksums import slide_sha256
 from scripts.slides.resolution import ResolutionError
@@ -65,9 +65,9 @@ class KnownSlides:
         return composed(slide) in self._entries or composed(slide) in self._ambiguous
 
     def name_of(self, slide: str) -> str:
-        """The datalist's name of a slide; a slide that is not in it keeps its own."""
+        """The datalist's name of a slide; one that is not in it gets the name that a datalist would give it."""
         entry = self._entries.get(composed(slide))
-        return slide if entry is None else str(entry["slide"])
+        return safe_name(slide) if entry is None else str(entry["slide"])
 
     def look(self, slide: str) -> Base | None:
         """Level 0 of a slide; ``None`` where nothing is known of it.

@@ -19,7 +19,7 @@ from scripts.bags.bag import BagBuilder
 from scripts.bags.grid import of_rows
 from scripts.core.errors import SlideError
 from scripts.datalists.slide_files import slide_name
-from scripts.features.bank import BankedBag, bank_path, read_bank, stored_size
+from scripts.features.bank import BankedBag, bank_path, read_bank, stored_level0
 from scripts.features.bank_settings import bank_settings, is_banked, warn_of_older
 from scripts.features.bank_writing import write_bank
 from scripts.features.encoding import Encoder
@@ -133,7 +133,7 @@ class EncodeSlided(MapTransform):
             joined[:, s, :-1] = features[patches]
         joined[..., -1] = bank.log_weight()
         if imported and not os.path.exists(entry["image"]):
-            base_mpp, bounds = bank.base_mpp, _bounds(bank, stored_size(path))
+            base_mpp, bounds = bank.base_mpp, _bounds(bank, stored_level0(path)[0])
         else:
             slide = self.bag_builder.open_slide(entry)
             base_mpp, bounds = slide.base_mpp, slide.bounds_level0

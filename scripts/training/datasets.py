@@ -28,7 +28,7 @@ from scripts.datalists.label_files import as_entries
 from scripts.datalists.labels import CLASS_NAMES
 from scripts.encoders.runtimes import Forward, get_forward
 from scripts.features.augmentation import count_views, view_transform
-from scripts.features.bank import BankedBag, bank_path, read_bank
+from scripts.features.bank import MAKE_FIRST, BankedBag, bank_path, read_bank
 from scripts.features.encoding import Encoder
 from scripts.training.patch_grid import Entry, PatchGridDataset
 from scripts.training.sampler import SampledView
@@ -176,7 +176,7 @@ class BankBagDataset(_BagDataset):
         self._free_bytes = cache_gb * 1e9
         self.magnifications = check_magnifications(magnifications)
         slides = [entry["slide"] for entry in data]
-        self._check_banks([(slide, 0) for slide in slides], "slides", "Run `extracting` with the same datalist first.")
+        self._check_banks([(slide, 0) for slide in slides], "slides", MAKE_FIRST)
         if views is not None:
             augmented = [(slide, v) for slide, n in zip(slides, views, strict=True) for v in range(1, n + 1)]
             self._check_banks(augmented, "augmented views", "Extract them first, as `training` does.")

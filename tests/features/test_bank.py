@@ -192,16 +192,17 @@ def test_a_bank_for_other_magnifications_is_not_read(bank):
 
 
 def test_a_bank_that_is_missing_or_none_is_named(tmp_path, slide):
-    with pytest.raises(SettingsError, match=r"x\.h5: there is no feature bank of this slide\. Run `extracting`"):
+    """Whoever reads it does not know whether it was extracted or imported."""
+    told = r"x\.h5: there is no feature bank of this slide\. Run `extracting` .* or `importing`"
+    with pytest.raises(SettingsError, match=told):
         read_bank(tmp_path / "x.h5", (5.0, 10.0))
     (tmp_path / "text.h5").write_text("not HDF5")
     with h5py.File(tmp_path / "foreign.h5", "w") as file:
         file["features"] = np.zeros((3, 4))
+    remedy = "Delete it, and run `extracting` again, or `importing`"
     for name in ("text", "foreign"):
         for use in (lambda p: read_bank(p, (5.0, 10.0)), lambda p: is_banked(p, settings_of(slide))):
-            with pytest.raises(
-                SettingsError, match=rf"{name}\.h5: is not a feature bank \(.+\)\. Delete it and run `extracting`"
-            ):
+            with pytest.raises(SettingsError, match=rf"{name}\.h5: is not a feature bank \(.+\)\. {remedy}"):
                 use(tmp_path / f"{name}.h5")
 
 

@@ -268,16 +268,27 @@ def test_what_files_do_not_say_is_asked_for_with_the_option_that_says_it(tmp_pat
         (
             "mpp",
             0.5,
-            "does not say the resolution of level 0, in micrometres per pixel. Give it: --features_are "
+            "does not say the resolution of level 0, in micrometres per pixel. Give it, for example --features_are "
             "\"{'mpp': 0.25}\"",
         ),
-        ("encoder", "uni", "does not say which encoder made it. Give it: --features_are \"{'encoder': 'uni'}\""),
+        (
+            "encoder",
+            "uni",
+            "does not say which encoder made it. Give it, for example --features_are "
+            "\"{'mpp': 0.5, 'encoder': 'uni'}\"",
+        ),
         (
             "patch_size",
             64,
-            "does not say the side of a patch in pixels. Give it: --features_are \"{'patch_size': 256}\"",
+            "does not say the side of a patch in pixels. Give it, for example --features_are "
+            "\"{'mpp': 0.5, 'encoder': 'uni', 'patch_size': 256}\"",
         ),
-        ("magnifications", [10], "does not say at which magnification its patches are. Give it: --features_are"),
+        (
+            "magnifications",
+            [10],
+            "does not say at which magnification its patches are. Give it, for example --features_are "
+            "\"{'mpp': 0.5, 'encoder': 'uni', 'patch_size': 64, 'magnifications': [10]}\"",
+        ),
     ):
         told = refusal(tmp_path / "a", tmp_path, given)
         assert told.startswith(str(tmp_path / "a" / "h5_files" / "s.h5"))

@@ -196,7 +196,7 @@ def test_imported_features_are_not_mixed_with_banks_of_ours(features, tmp_path):
     bags, encoder, entry = builder(), Encoder(tiny_backbone()), {"image": str(slide)}
     write_bank(bank_path(tmp_path / "features", "own"), bags(entry), encoder, bank_settings(entry, bags, encoder))
     write_trident(tmp_path / "a" / "s.h5", HIGH, features[1])
-    assert "own.h5 is a bank of tiny, which would be mixed" in refusal(tmp_path / "a", tmp_path)
+    assert "own.h5 is a bank of tiny, not of imported features" in refusal(tmp_path / "a", tmp_path)
 
 
 def test_a_resolution_that_one_slide_lacks_costs_that_slide(features, tmp_path):

@@ -19,12 +19,16 @@ from scripts.features.layouts.foreign import (
     ForeignFile,
     Layout,
     Stated,
+    by_slide,
+    file_of,
+    files_of,
     h5_features,
     h5_positions,
     load_tensor,
     number_of,
     reading_h5,
-    whole,
+    text_of,
+    whole_of,
 )
 from scripts.features.layouts.h5_kinds import h5_kind
 
@@ -34,21 +38,18 @@ H5, PT, PATCHES = "h5_files", "pt_files", "patches"
 
 
 def _find(folder: Path) -> dict[str, Path]:
-    tensors = _tensors(folder / PT) or (_tensors(folder) if folder.name == PT else {})
-    files = sorted((folder / H5).glob("*.h5")) or sorted(folder.glob("*.h5"))
+    tensors = by_slide(files_of(folder / PT, ".pt") or (files_of(folder, ".pt") if folder.name == PT else []))
+    files = files_of(folder / H5, ".h5") or files_of(folder, ".h5")
     if files:
         # A folder of TRIDENT's or ours may have tensors for CLAM's training beside its own files.
-        return tensors | {path.stem: path for path in files} if h5_kind(files) == "clam" else {}
+        return tensors | by_slide(files) if h5_kind(files) == "clam" else {}
     return tensors
 
 
-def _tensors(folder: Path) -> dict[str, Path]:
-    return {path.stem: path for path in sorted(folder.glob("*.pt"))}
-
-
 def _read(path: Path, patches: Path | None) -> ForeignFile:
-    beside = next((place for place in _places(path, patches) if place.is_file()), None)
-    if path.suffix == ".h5":
+    found = (file_of(folder, path.stem, ".h5") for folder in _places(path, patches))
+    beside = next((file for file in found if file is not None), None)
+    if path.suffix.lower() == ".h5":
         with reading_h5(path) as file:
             arguments = h5_features(path, "features", file["features"])
             positions = h5_positions(file["coords"], len(file["features"]))
@@ -69,14 +70,15 @@ def _read(path: Path, patches: Path | None) -> ForeignFile:
             raise SlideError(path, cause, remedy)
         with reading_h5(beside) as file:
             positions, attributes = h5_positions(file["coords"], count), dict(file["coords"].attrs)
-    return ForeignFile(path, positions, stated=_stated(attributes), **arguments)
+    return ForeignFile(path, positions, stated=_stated(beside or path, attributes), **arguments)
 
 
-def _stated(attributes: Mapping[str, Any]) -> Stated:
-    size, downsample = number_of(attributes, "patch_size"), number_of(attributes, "downsample")
+def _stated(path: Path, attributes: Mapping[str, Any]) -> Stated:
+    size = whole_of(path, attributes, "patch_size")
+    downsample = number_of(path, attributes, "downsample", may_be_pair=True)
     # As CLAM computes the side of a patch: with the downsample as a whole number.
     level0 = None if size is None or downsample is None else size * int(downsample)
-    return Stated(patch_size=whole(size), patch_level0=level0)
+    return Stated(patch_size=size, patch_level0=level0, slide=text_of(path, attributes, "name"))
 
 
 def _root(path: Path) -> Path:
@@ -84,14 +86,13 @@ def _root(path: Path) -> Path:
 
 
 def _places(path: Path, patches: Path | None) -> Iterator[Path]:
-    """Where the positions of a slide's patches may be."""
-    name = f"{path.stem}.h5"
+    """The folders in which the positions of a slide's patches may be."""
     if patches is not None:
-        yield from (patches / name, patches / PATCHES / name)
+        yield from (patches, patches / PATCHES)
     root = _root(path)
-    yield from (root / PATCHES / name, root.parent / PATCHES / name)
-    if path.suffix != ".h5":
-        yield root / H5 / name
+    yield from (root / PATCHES, root.parent / PATCHES)
+    if path.suffix.lower() != ".h5":
+        yield root / H5
 
 
 CLAM = Layout(

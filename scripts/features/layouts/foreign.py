@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import h5py
 import numpy as np
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 
 from scripts.core.errors import SettingsError, SlideError, reason_of
 from scripts.core.files import refuse_special
+from scripts.datalists.keys import composed
 
 __all__ = [
     "EXTRACT_AGAIN",
@@ -23,20 +25,27 @@ __all__ = [
     "ForeignFile",
     "Layout",
     "Stated",
+    "by_slide",
     "checked_positions",
+    "file_of",
+    "files_of",
     "h5_features",
     "h5_positions",
     "load_tensor",
     "number_of",
     "reading_h5",
     "text_of",
-    "whole",
+    "whole_of",
 ]
 
 PLAIN = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 EXTRACT_AGAIN = "Copy it again, or extract the features of this slide again."
+LEAVE_OUT = "Extract the features of this slide again, or leave it out."
 # What a damaged file makes h5py, numpy and torch raise: anything in it may be of another kind than was written.
-UNREADABLE = (OSError, KeyError, ValueError, TypeError, AttributeError, IndexError, RuntimeError, MemoryError, EOFError)
+UNREADABLE = (
+    *(OSError, KeyError, ValueError, TypeError, AttributeError, IndexError, RuntimeError, MemoryError, EOFError),
+    BadZipFile,
+)
 
 
 @dataclass(frozen=True)
@@ -52,6 +61,7 @@ class Stated:
         mpp: micrometres per pixel of level 0, not rounded.
         level0_magnification: of level 0, rounded, as ``40``.
         size_level0: (width, height) of level 0.
+        slide: the name of the slide.
     """
 
     encoder: str | None = None
@@ -62,6 +72,7 @@ class Stated:
     mpp: float | None = None
     level0_magnification: float | None = None
     size_level0: tuple[int, int] | None = None
+    slide: str | None = None
 
 
 @dataclass(frozen=True)
@@ -104,6 +115,35 @@ class Layout:
     expects: str
     find: Callable[[Path], dict[str, Path]]
     read: Callable[[Path, Path | None], ForeignFile]
+
+
+def files_of(folder: Path, suffix: str, is_deep: bool = False) -> list[Path]:
+    """The files of a folder, or also of those in it, that end in a suffix, in whatever case; sorted, none hidden."""
+    paths = folder.rglob("*") if is_deep else folder.glob("*")
+    # macOS leaves files like ._a.h5 beside a.h5 on other file systems.
+    return sorted(path for path in paths if path.suffix.lower() == suffix and not path.name.startswith("."))
+
+
+def by_slide(paths: Sequence[Path]) -> dict[str, Path]:
+    """Files by the names of their slides, in which each accent is one character with its letter.
+
+    Raises:
+        SettingsError: if two have one name.
+    """
+    found: dict[str, Path] = {}
+    for path in paths:
+        if (other := found.setdefault(composed(path.stem), path)) != path:
+            cause = f"{other} and {path} are of slides of the same name"
+            raise SettingsError("features", cause, "Give the folder of one of them, or rename one.")
+    return found
+
+
+def file_of(folder: Path, slide: str, suffix: str) -> Path | None:
+    """The file of a slide in a folder, as :func:`by_slide` would find it; ``None`` if there is none."""
+    path = folder / f"{slide}{suffix}"
+    if path.is_file():
+        return path
+    return next((path for path in files_of(folder, suffix) if composed(path.stem) == composed(slide)), None)
 
 
 @contextlib.contextmanager
@@ -187,7 +227,7 @@ def load_tensor(path: Path) -> tuple[int, dict[str, Any]]:
                 except RuntimeError:  # PyTorch's format of before version 1.6 cannot be mapped into memory
                     loaded = torch.load(path, map_location="cpu", weights_only=True)
             except Exception as error:  # Of bytes that are no pickle, unpickling may raise anything.
-                raise ValueError(f"no file of one plain tensor: {type(error).__name__}") from error
+                raise ValueError("no file of one plain tensor") from error
         if not isinstance(loaded, torch.Tensor):
             raise SlideError(path, f"contains a {type(loaded).__name__}, not a tensor", EXTRACT_AGAIN)
         if loaded.is_meta or loaded.layout != torch.strided or loaded.dtype not in PLAIN:
@@ -203,30 +243,59 @@ def load_tensor(path: Path) -> tuple[int, dict[str, Any]]:
     return len(features), arguments
 
 
-def number_of(attributes: Mapping[str, Any], name: str) -> float | None:
-    """A number of a file's attributes above 0, the first of several; ``None`` if there is none."""
-    try:
-        value = float(np.asarray(attributes[name]).reshape(-1)[0])
-    except (KeyError, ValueError, TypeError, IndexError):
+def number_of(path: Path, attributes: Mapping[str, Any], name: str, may_be_pair: bool = False) -> float | None:
+    """A number of a file's attributes, or the first of a pair; ``None`` if there is none, or it says so.
+
+    Raises:
+        SlideError: if it is something else than a finite number above 0.
+    """
+    if (value := _said(attributes, name)) is None:
         return None
-    return value if 0 < value < float("inf") else None
+    try:
+        numbers = np.asarray(value, dtype=np.float64).reshape(-1)
+    except (TypeError, ValueError):
+        numbers = np.empty(0)
+    if not 1 <= len(numbers) <= (2 if may_be_pair else 1) or not (np.isfinite(numbers) & (numbers > 0)).all():
+        raise _unusable(path, name, value, "a number above 0")
+    return float(numbers[0])
 
 
-def text_of(attributes: Mapping[str, Any], name: str) -> str | None:
-    """A text of a file's attributes; ``None`` if there is none, or it says so."""
+def whole_of(path: Path, attributes: Mapping[str, Any], name: str) -> int | None:
+    """A number of a file's attributes that counts something; as :func:`number_of`, and it has to be a whole one."""
+    number = number_of(path, attributes, name)
+    if number is not None and not number.is_integer():
+        raise _unusable(path, name, number, "a whole number")
+    return None if number is None else int(number)
+
+
+def text_of(path: Path, attributes: Mapping[str, Any], name: str) -> str | None:
+    """A text of a file's attributes; ``None`` if there is none, or it says so.
+
+    Raises:
+        SlideError: if it is no text.
+    """
+    value = _said(attributes, name)
+    if value is not None and not isinstance(value, str):
+        raise _unusable(path, name, value, "a text")
+    return value
+
+
+def _said(attributes: Mapping[str, Any], name: str) -> Any:
     value = attributes.get(name)
     value = value.decode(errors="replace") if isinstance(value, bytes) else value
-    return value.strip() if isinstance(value, str) and value.strip() not in ("", "None") else None
+    if not isinstance(value, str):
+        return value
+    return None if value.strip() in ("", "None") else value.strip()
 
 
-def whole(number: float | None) -> int | None:
-    """A number that counts something."""
-    return None if number is None else round(number)
+def _unusable(path: Path, name: str, value: Any, wanted: str) -> SlideError:
+    shown = value.tolist() if isinstance(value, np.ndarray | np.generic) else value
+    return SlideError(path, f"its `{name}` is {str(shown)[:50]!r}, not {wanted}", LEAVE_OUT)
 
 
 def _checked_shape(path: Path, shape: tuple[int, ...], dtype: str, is_float: bool) -> int:
     if len(shape) > 0 and shape[0] == 0:
-        raise SlideError(path, "has no patches", "Extract the features of this slide again, or leave it out.")
+        raise SlideError(path, "has no patches", LEAVE_OUT)
     if len(shape) != 2 or not shape[1] or not is_float:
         raise SlideError(path, f"its features are {dtype} {list(shape)}, not [n, F] floats", EXTRACT_AGAIN)
     return int(shape[1])

@@ -9,46 +9,51 @@ side, without what follows the point. ``tile_um`` may be a magnification (``"20x
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from scripts.core.errors import SlideError
+from scripts.core.errors import SlideError, reason_of
 from scripts.features.layouts.foreign import (
     EXTRACT_AGAIN,
     UNREADABLE,
     ForeignFile,
     Layout,
     Stated,
+    by_slide,
     checked_positions,
+    file_of,
+    files_of,
     load_tensor,
     number_of,
-    whole,
+    text_of,
+    whole_of,
 )
 
 __all__ = ["SLIDEFLOW"]
 
 CONFIG = "bags_config.json"
-INDEX = (".index.npz", ".index.npy")
+INDEX = (".npz", ".npy")
 
 
 def _find(folder: Path) -> dict[str, Path]:
-    found = {path.stem: path for path in sorted(folder.glob("*.pt"))}
-    is_slideflow = (folder / CONFIG).is_file() or any(_index_of(path) is not None for path in found.values())
-    return found if is_slideflow else {}
+    indices = (path for suffix in INDEX for path in files_of(folder, suffix) if path.stem.endswith(".index"))
+    is_slideflow = (folder / CONFIG).is_file() or any(indices)
+    return by_slide(files_of(folder, ".pt")) if is_slideflow else {}
 
 
 def _index_of(path: Path) -> Path | None:
-    places = (path.with_name(path.stem + ending) for ending in INDEX)
-    return next((place for place in places if place.is_file()), None)
+    found = (file_of(path.parent, f"{path.stem}.index", suffix) for suffix in INDEX)
+    return next((file for file in found if file is not None), None)
 
 
 def _read(path: Path, _: Path | None) -> ForeignFile:
     count, arguments = load_tensor(path)
     index = _index_of(path)
     if index is None:
-        cause = f"a bag has no positions, and there is no {path.stem}{INDEX[0]} beside it"
+        cause = f"a bag has no positions, and there is no {path.stem}.index{INDEX[0]} beside it"
         raise SlideError(path, cause, "Copy it there, or make the bags again.")
     try:
         loaded = np.load(index, allow_pickle=False)
@@ -57,7 +62,7 @@ def _read(path: Path, _: Path | None) -> ForeignFile:
             loaded if isinstance(loaded, np.ndarray) else loaded["locations" if "locations" in loaded else "arr_0"]
         )
     except UNREADABLE as error:
-        raise SlideError(index, f"cannot be read ({type(error).__name__})", EXTRACT_AGAIN) from error
+        raise SlideError(index, f"cannot be read ({reason_of(error)})", EXTRACT_AGAIN) from error
     centres = checked_positions(index, positions, count)
     return ForeignFile(path, centres, stated=_stated(path.parent / CONFIG), is_centre=True, **arguments)
 
@@ -67,20 +72,27 @@ def _stated(path: Path) -> Stated:
         return Stated()
     try:
         config: Any = json.loads(path.read_text(encoding="utf-8"))
-        encoder = str(config["extractor"]["class"]).rsplit(".", 1)[-1]
-        # Features of normalised patches are others.
-        normalizer = config.get("normalizer") or {}
-        method = f"+{normalizer['method']}" if normalizer.get("method") else ""
-        size, side = number_of(config, "tile_px"), config.get("tile_um")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise SlideError(path, f"is not what slideflow writes ({type(error).__name__})", "Copy it again.") from error
+    except (OSError, ValueError) as error:
+        raise SlideError(path, f"cannot be read as JSON ({reason_of(error)})", "Copy it again.") from error
+    extractor, normalizer = (_part(path, config, name) for name in ("extractor", "normalizer"))
+    encoder = text_of(path, extractor, "class")
+    # Features of normalised patches are others.
+    method = text_of(path, normalizer, "method")
+    side = config.get("tile_um")
     is_magnification = isinstance(side, str) and side.lower().endswith("x")
     return Stated(
-        encoder=encoder + method,
-        patch_size=whole(size),
-        magnification=number_of({"side": side[:-1]}, "side") if is_magnification else None,
-        patch_um=None if is_magnification else number_of(config, "tile_um"),
+        encoder=None if encoder is None else encoder.rsplit(".", 1)[-1] + (f"+{method}" if method else ""),
+        patch_size=whole_of(path, config, "tile_px"),
+        magnification=number_of(path, {"tile_um": side[:-1]}, "tile_um") if is_magnification else None,
+        patch_um=None if is_magnification else number_of(path, config, "tile_um"),
     )
+
+
+def _part(path: Path, config: Any, name: str) -> Mapping[str, Any]:
+    part = (config.get(name) or {}) if isinstance(config, Mapping) else config
+    if not isinstance(part, Mapping):
+        raise SlideError(path, f"does not have `{name}` as slideflow writes it", "Copy it again.")
+    return part
 
 
 SLIDEFLOW = Layout("slideflow", f"SLIDE.pt with SLIDE.index.npz beside it, and {CONFIG}", _find, _read)

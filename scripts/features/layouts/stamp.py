@@ -9,17 +9,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from scripts.core.errors import SettingsError, SlideError
+from scripts.core.errors import SlideError
 from scripts.features.layouts.foreign import (
     ForeignFile,
     Layout,
     Stated,
+    by_slide,
+    files_of,
     h5_features,
     h5_positions,
     number_of,
     reading_h5,
     text_of,
-    whole,
+    whole_of,
 )
 from scripts.features.layouts.h5_kinds import h5_kind
 
@@ -27,34 +29,27 @@ __all__ = ["STAMP"]
 
 
 def _find(folder: Path) -> dict[str, Path]:
-    files = sorted(folder.rglob("*.h5"))
-    if h5_kind(files) != "stamp":
-        return {}
-    found: dict[str, Path] = {}
-    for path in files:
-        if (other := found.setdefault(path.stem, path)) != path:
-            cause = f"{other} and {path} are of slides of the same name"
-            raise SettingsError("features", cause, "Rename one of them, here and in the datalist.")
-    return found
+    files = files_of(folder, ".h5", is_deep=True)
+    return by_slide(files) if h5_kind(files) == "stamp" else {}
 
 
 def _read(path: Path, _: Path | None) -> ForeignFile:
     with reading_h5(path) as file:
-        if (kind := text_of(file.attrs, "feat_type")) not in (None, "tile"):
+        if (kind := text_of(path, file.attrs, "feat_type")) not in (None, "tile"):
             raise SlideError(path, f"has features of a {kind}, not of tiles", "Give what `stamp preprocess` wrote.")
-        unit = text_of(file.attrs, "unit")
+        unit = text_of(path, file.attrs, "unit")
         if unit not in (None, "um"):
             raise SlideError(path, f"has positions in {unit}, not in um", "Extract the features again with STAMP 2.")
-        side = number_of(file.attrs, "tile_size_um")
+        side = number_of(path, file.attrs, "tile_size_um")
         if side is None and unit == "um":
-            side = number_of(file.attrs, "tile_size")
+            side = number_of(path, file.attrs, "tile_size")
         if side is None:
             cause = "does not say the unit of its positions, as files of STAMP before version 2"
             raise SlideError(path, cause, "Extract the features again with STAMP 2.")
         feats = file["feats"]
         stated = Stated(
-            encoder=text_of(file.attrs, "extractor"),
-            patch_size=whole(number_of(file.attrs, "tile_size_px")),
+            encoder=text_of(path, file.attrs, "extractor"),
+            patch_size=whole_of(path, file.attrs, "tile_size_px"),
             patch_um=side,
         )
         arguments = h5_features(path, "feats", feats)

@@ -15,12 +15,14 @@ from scripts.features.layouts.foreign import (
     ForeignFile,
     Layout,
     Stated,
+    by_slide,
+    files_of,
     h5_features,
     h5_positions,
     number_of,
     reading_h5,
     text_of,
-    whole,
+    whole_of,
 )
 from scripts.features.layouts.h5_kinds import h5_kind
 
@@ -28,14 +30,18 @@ __all__ = ["TRIDENT"]
 
 
 def _find(folder: Path) -> dict[str, Path]:
-    found = sorted(folder.glob("*.h5"))
+    found = files_of(folder, ".h5")
     if not found:
         inner = sorted(path for path in folder.glob("features_*") if path.is_dir())
         if len(inner) > 1:
             cause = f"{folder} has the features of several encoders ({', '.join(path.name for path in inner)})"
             raise SettingsError("features", cause, f"Name one of them, such as {inner[0]}.")
-        found = sorted(inner[0].glob("*.h5")) if inner else []
-    return {path.stem: path for path in found} if h5_kind(found) == "trident" else {}
+        found = files_of(inner[0], ".h5") if inner else []
+        if h5_kind(found) == "clam":
+            cause = f"{inner[0]} has features and coords without the attributes of TRIDENT"
+            remedy = "Give that folder itself, and what they do not say by `features_are`: encoder, mpp, patch_size."
+            raise SettingsError("features", cause, remedy)
+    return by_slide(found) if h5_kind(found) == "trident" else {}
 
 
 def _read(path: Path, _: Path | None) -> ForeignFile:
@@ -43,15 +49,16 @@ def _read(path: Path, _: Path | None) -> ForeignFile:
         features, coords = file["features"], file["coords"]
         arguments = h5_features(path, "features", features)
         attributes = dict(coords.attrs)
-        width, height = (whole(number_of(attributes, f"level0_{side}")) for side in ("width", "height"))
+        width, height = (whole_of(path, attributes, f"level0_{side}") for side in ("width", "height"))
         stated = Stated(
-            encoder=text_of(features.attrs, "encoder"),
-            patch_size=whole(number_of(attributes, "patch_size")),
-            magnification=number_of(attributes, "target_magnification"),
-            patch_level0=number_of(attributes, "patch_size_level0"),
-            mpp=number_of(attributes, "level0_mpp"),
-            level0_magnification=number_of(attributes, "level0_magnification"),
+            encoder=text_of(path, features.attrs, "encoder"),
+            patch_size=whole_of(path, attributes, "patch_size"),
+            magnification=number_of(path, attributes, "target_magnification"),
+            patch_level0=number_of(path, attributes, "patch_size_level0"),
+            mpp=number_of(path, attributes, "level0_mpp"),
+            level0_magnification=number_of(path, attributes, "level0_magnification"),
             size_level0=None if width is None or height is None else (width, height),
+            slide=text_of(path, features.attrs, "name") or text_of(path, attributes, "name"),
         )
         return ForeignFile(path, h5_positions(coords, len(features)), stated=stated, **arguments)
 

@@ -1,0 +1,200 @@
+"""Imported features that may not be what they seem: of another slide, scale or resolution."""
+
+import logging
+import shlex
+
+import h5py
+import pytest
+
+from scripts.core.errors import SettingsError
+from scripts.datalists.failures import FailedSlidesError
+from scripts.features.bank import stored_settings
+from scripts.features.exporting import export_banks
+from scripts.features.importing import Importer
+from tests.conftest import ROOT
+from tests.foreign import grid, importing, random_features, refusal, write_clam, write_trident
+
+TRIDENT = ROOT.parent / "shared" / "foreign" / "trident"
+LOW, HIGH = grid(3, 2, 256, (100, 40)), grid(5, 4, 128, (160, 70))
+FEATURES = random_features(len(HIGH))
+
+
+def write_pair(folder, slide, low):
+    """A slide at 5x and 10x, of which 5x has these patches; returns the two folders."""
+    write_trident(folder / "low" / f"{slide}.h5", low, random_features(len(low)), magnification=5)
+    write_trident(folder / "high" / f"{slide}.h5", HIGH, FEATURES)
+    return [folder / "low", folder / "high"]
+
+
+@pytest.mark.skipif(not TRIDENT.is_dir(), reason=f"needs {TRIDENT}")
+def test_slides_of_trident_that_lose_many_patches_are_named_with_both_numbers(tmp_path, caplog):
+    folders = [TRIDENT / f"{m}x_224px_0px_overlap" for m in (5, 10)]
+    with caplog.at_level(logging.INFO):
+        banks = importing(folders, tmp_path)
+    for slide, total in (("demo_000", 68), ("demo_001", 80)):
+        with h5py.File(banks / f"{slide}.h5") as bank:
+            orphans = bank.attrs["orphans"]
+            assert orphans + len(bank["rows"]) == total
+        told = f"slide {slide}: {orphans} of its {total} patches at 10x have no ancestor at 5x, and are left out: "
+        assert f"{told}extract all magnifications over the same tissue area" in caplog.text
+    assert " of 148 patches of the highest magnification, which have no ancestor" in caplog.text
+
+
+@pytest.mark.parametrize(("dropped", "is_told"), [(0, False), (2, False), (3, True)])
+def test_a_quarter_of_the_patches_may_be_without_an_ancestor(dropped, is_told, tmp_path, caplog):
+    low, high = grid(4, 2, 256)[dropped:], grid(8, 4, 128)
+    write_trident(tmp_path / "low" / "s.h5", low, random_features(len(low)), magnification=5)
+    write_trident(tmp_path / "high" / "s.h5", high, random_features(len(high)))
+    with h5py.File(importing([tmp_path / "low", tmp_path / "high"], tmp_path) / "s.h5") as bank:
+        assert bank.attrs["orphans"] == 4 * dropped
+    assert ("have no ancestor" in caplog.text) == is_told
+
+
+def test_patches_that_are_larger_than_their_magnification_says_are_refused(tmp_path):
+    """CLAM's files without `patches` say no size; those of 5x and 10x may be swapped."""
+    low = grid(4, 4, 256, (100, 40))
+    write_clam(tmp_path / "5x", "s", low, random_features(len(low)), files=("h5",))
+    write_clam(tmp_path / "10x", "s", HIGH, FEATURES, files=("h5",))
+    given = {"encoder": "uni", "mpp": 0.5, "patch_size": 64}
+    folders = [tmp_path / "5x", tmp_path / "10x"]
+    told = refusal(folders, tmp_path, {**given, "magnifications": [10, 5]})
+    assert "s.h5: its patches lie 256 px of level 0 apart or more, and 64 px at 10x and 0.5 um/px are 128 px" in told
+    assert importing(folders, tmp_path / "right", {**given, "magnifications": [5, 10]}).is_dir()
+    # Gaps that the user means.
+    alone = {**given, "magnifications": [10], "patch_size_level0": 128}
+    assert importing(tmp_path / "5x", tmp_path / "gaps", alone).is_dir()
+
+
+def test_patches_that_overlap_by_half_are_named(tmp_path, caplog):
+    """Those of 10x that are called 5x, or what the tool was asked for."""
+    write_clam(tmp_path / "in", "s", HIGH, FEATURES, files=("h5",))
+    given = {"encoder": "uni", "mpp": 0.5, "patch_size": 64}
+    importing(tmp_path / "in", tmp_path / "right", {**given, "magnifications": [10]})
+    assert "overlap" not in caplog.text
+    importing(tmp_path / "in", tmp_path / "wrong", {**given, "magnifications": [5]})
+    told = "slide s: most of its patches lie 128 px of level 0 apart, and 64 px at 5x and 0.5 um/px are 256 px: they"
+    assert told in caplog.text
+
+
+def test_few_patches_may_lie_apart(tmp_path):
+    few = grid(2, 2, 300)
+    write_clam(tmp_path / "in", "s", few, random_features(len(few)), files=("h5",))
+    given = {"encoder": "uni", "mpp": 0.5, "patch_size": 64, "magnifications": [10]}
+    assert importing(tmp_path / "in", tmp_path, given).is_dir()
+
+
+def test_a_file_that_says_that_it_is_of_another_slide_is_named(tmp_path, caplog):
+    write_trident(tmp_path / "in" / "s.h5", HIGH, FEATURES).rename(tmp_path / "in" / "t.h5")
+    importing(tmp_path / "in", tmp_path)
+    assert "1 slides have files that say that they are of another one, in brackets: t (s)" in caplog.text
+
+
+def test_the_same_features_of_two_slides_are_refused(tmp_path):
+    path = write_trident(tmp_path / "in" / "a.h5", HIGH, FEATURES)
+    (tmp_path / "in" / "b.h5").write_bytes(path.read_bytes())
+    told = f"slide b: has the same features as a ({tmp_path / 'in' / 'b.h5'}). Leave one of the two out"
+    assert refusal(tmp_path / "in", tmp_path).startswith(told)
+    # Also where one of the two is there already.
+    assert refusal(tmp_path / "in", tmp_path).startswith(told)
+
+
+@pytest.mark.parametrize(("exact", "expected"), [({}, None), ({"level0_mpp": 0.48}, 0.48)])
+def test_a_rounded_resolution_is_not_exported_as_an_exact_one(exact, expected, tmp_path):
+    write_trident(tmp_path / "in" / "s.h5", HIGH, FEATURES, **exact)
+    (folder,) = export_banks(importing(tmp_path / "in", tmp_path), tmp_path / "out")
+    with h5py.File(folder / "s.h5") as file:
+        assert file["coords"].attrs.get("level0_mpp") == expected
+    with h5py.File(importing(folder, tmp_path / "again") / "s.h5") as bank:
+        assert bank.attrs["mpp_source"].endswith("rounded") == (expected is None)
+
+
+def test_each_bank_that_is_there_has_to_agree_and_is_opened_once(tmp_path, monkeypatch):
+    opened = []
+
+    def reading(path):
+        opened.append(path.name)
+        return stored_settings(path)
+
+    monkeypatch.setattr("scripts.features.imported.stored_settings", reading)
+    for name in "abc":
+        write_trident(tmp_path / "in" / f"{name}.h5", HIGH, FEATURES)
+    banks = importing(tmp_path / "in", tmp_path)
+    importing(tmp_path / "in", tmp_path)
+    assert opened == ["a.h5"]  # the others are compared when their turn comes
+    write_trident(tmp_path / "other" / "b.h5", HIGH, FEATURES, encoder="conch_v1")
+    (banks / "b.h5").write_bytes((importing(tmp_path / "other", tmp_path / "out") / "b.h5").read_bytes())
+    told = f"encoder 'uni_v1' of {banks}/a.h5, 'conch_v1' of {banks}/b.h5"
+    write_trident(tmp_path / "more" / "d.h5", HIGH, FEATURES)
+    assert told in refusal(tmp_path / "more", tmp_path)
+    assert "b.h5: was made otherwise (encoder 'conch_v1', now 'uni_v1'" in refusal(tmp_path / "in", tmp_path)
+
+
+def test_the_last_line_can_be_pasted(tmp_path, caplog):
+    out = tmp_path / "my study's"
+    with caplog.at_level(logging.INFO):
+        banks = importing(write_pair(tmp_path, "s", LOW), out)
+    words = shlex.split(caplog.messages[-1].partition("use them with ")[2])
+    given = dict(zip(words[::2], words[1::2], strict=True))
+    assert given == {
+        "--backbone": "imported",
+        "--feature_dir": str(banks),
+        "--magnifications": "[5,10]",
+        "--patch_size": "64",
+    }
+
+
+def test_a_strict_run_ends_with_the_first_slide_that_lacks_a_value(tmp_path):
+    write_trident(tmp_path / "in" / "a.h5", HIGH, FEATURES, encoder=None)
+    write_trident(tmp_path / "in" / "b.h5", HIGH, FEATURES)
+    assert "a.h5: does not say which encoder made it" in refusal(tmp_path / "in", tmp_path)
+    assert not list((tmp_path / "features").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("array", "lacks", "told"),
+    [
+        ("features", "encoder", """made it. Give it, for example --features_are "{'encoder': 'uni_v1'}"."""),
+        ("coords", "patch_size", """in pixels. Give it, for example --features_are "{'patch_size': 64}"."""),
+        ("coords", "level0_magnification", "per pixel. Extract its features again, or leave it out. Where slides"),
+    ],
+)
+def test_a_value_that_one_slide_lacks_costs_that_slide(array, lacks, told, tmp_path):
+    """Also if it is the first; what the remedy says does not contradict the others."""
+    folders = [tmp_path / "low", tmp_path / "high"]
+    for name in "abc":
+        write_pair(tmp_path, name, LOW)
+    for folder in folders:
+        with h5py.File(folder / "a.h5", "r+") as file:
+            del file[array].attrs[lacks]
+    with pytest.raises(FailedSlidesError, match=r"importing: 1 of 3 slides failed \(a\)"):
+        importing(folders, tmp_path, strict=False)
+    assert sorted(path.stem for path in (tmp_path / "features").iterdir()) == ["b", "c"]
+    assert told in (tmp_path / "failed.csv").read_text().replace('""', '"')
+
+
+def test_a_value_that_all_slides_lack_is_asked_for_once(tmp_path):
+    for name in "ab":
+        write_trident(tmp_path / "in" / f"{name}.h5", HIGH, FEATURES, encoder=None)
+    with pytest.raises(SettingsError, match=r"b\.h5: does not say which encoder made it. Give it, for example"):
+        importing(tmp_path / "in", tmp_path, strict=False)
+    assert not (tmp_path / "failed.csv").exists()
+
+
+def test_the_example_does_not_contradict_the_slides_other_file(tmp_path):
+    folders = write_pair(tmp_path, "s", LOW)
+    with h5py.File(folders[0] / "s.h5", "r+") as file:
+        del file["features"].attrs["encoder"]
+    assert "{'encoder': 'uni_v1'}" in refusal(folders, tmp_path)
+    for key in ("target_magnification", "patch_size_level0"):
+        with h5py.File(folders[0] / "s.h5", "r+") as file:
+            del file["coords"].attrs[key]
+    told = refusal(folders, tmp_path, {"encoder": "uni_v1"})
+    assert "low/s.h5: does not say at which magnification its patches are" in told
+    assert "{'encoder': 'uni_v1', 'magnifications': [5, 10]}" in told
+
+
+def test_an_error_names_the_key_that_was_given(tmp_path):
+    write_trident(tmp_path / "in" / "s.h5", HIGH, FEATURES)
+    for value in (-10, [[5]], "10x"):
+        with pytest.raises(SettingsError, match="^features_are#magnifications: got "):
+            Importer(tmp_path / "in", tmp_path / "features", tmp_path, {"magnifications": value})
