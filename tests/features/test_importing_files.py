@@ -95,6 +95,12 @@ def test_a_long_or_unsafe_name_becomes_that_of_a_datalist(tmp_path):
     assert [len(name) for name in banks] == [len("_formula.h5"), 153]
 
 
+def test_a_name_to_which_no_suffix_fits_is_one_line(tmp_path):
+    write_slideflow(tmp_path / "in", "s", HIGH, FEATURES)
+    (tmp_path / "in" / "s.pt").rename(tmp_path / "in" / f"{'n' * 250}.pt")
+    assert "a bag has no positions, and there is no nnn" in refusal(tmp_path / "in", tmp_path, {"mpp": 0.5})
+
+
 UNUSABLE = [
     ("coords", "patch_size", "ten", "its `patch_size` is 'ten', not a number above 0"),
     ("coords", "patch_size", 224.4, "its `patch_size` is '224.4', not a whole number"),

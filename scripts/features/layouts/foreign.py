@@ -141,7 +141,7 @@ def by_slide(paths: Sequence[Path]) -> dict[str, Path]:
 def file_of(folder: Path, slide: str, suffix: str) -> Path | None:
     """The file of a slide in a folder, as :func:`by_slide` would find it; ``None`` if there is none."""
     path = folder / f"{slide}{suffix}"
-    if path.is_file():
+    if os.path.isfile(path):  # unlike the method of a path, of any length
         return path
     return next((path for path in files_of(folder, suffix) if composed(path.stem) == composed(slide)), None)
 
