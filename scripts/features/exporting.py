@@ -21,6 +21,7 @@ from scripts.core.errors import SettingsError
 from scripts.core.files import replacing
 from scripts.core.magnification import magnification_of, scale_name
 from scripts.core.settings import check_settings
+from scripts.datalists.slide_files import safe_name
 from scripts.features.bank import MAKE_FIRST, BankedBag, bank_slides, read_bank, stored_level0, stored_settings
 from scripts.features.hdf5 import writing_hdf5
 
@@ -66,7 +67,7 @@ def export_banks(
             if made_by.setdefault(scale.encoder, weights) != weights:
                 cause = f"is of {scale.encoder} with other weights than the banks before it"
                 raise SettingsError(path, cause, "Export the banks of one encoder.")
-            features = Path(folder) / scale.folder / f"features_{scale.encoder}"
+            features = Path(folder) / scale.folder / f"features_{safe_name(scale.encoder)}"
             if "h5" in formats:
                 arrays = {"features": (scale.features, scale.of_features), "coords": (scale.coords, scale.of_coords)}
                 _write_h5(features / f"{slide}.h5", arrays)

@@ -108,6 +108,15 @@ def test_a_rounded_resolution_is_not_exported_as_an_exact_one(exact, expected, t
         assert bank.attrs["mpp_source"].endswith("rounded") == (expected is None)
 
 
+@pytest.mark.parametrize("encoder", ["timm/vit", "../../../out", "n" * 250])
+def test_the_name_of_an_encoder_is_that_of_one_folder(encoder, tmp_path):
+    write_trident(tmp_path / "in" / "s.h5", HIGH, FEATURES, encoder=encoder)
+    (folder,) = export_banks(importing(tmp_path / "in", tmp_path), tmp_path / "a" / "out")
+    assert folder.parent == tmp_path / "a" / "out" / "10x_64px_0px_overlap"
+    banks = importing(folder, tmp_path / "again")
+    assert stored_settings(banks / "s.h5")["encoder"] == encoder
+
+
 def test_each_bank_that_is_there_has_to_agree_and_is_opened_once(tmp_path, monkeypatch):
     opened = []
 

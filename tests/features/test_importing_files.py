@@ -103,11 +103,11 @@ def test_a_name_to_which_no_suffix_fits_is_one_line(tmp_path):
 
 UNUSABLE = [
     ("coords", "patch_size", "ten", "its `patch_size` is 'ten', not a number above 0"),
-    ("coords", "patch_size", 224.4, "its `patch_size` is '224.4', not a whole number"),
+    ("coords", "patch_size", 224.4, "its `patch_size` is '224.4', not a whole number of pixels"),
     ("coords", "patch_size", -224, "its `patch_size` is '-224', not a number above 0"),
     ("coords", "target_magnification", np.nan, "its `target_magnification` is 'nan', not a number above 0"),
     ("coords", "patch_size_level0", [128, 64], "its `patch_size_level0` is '[128, 64]', not a number above 0"),
-    ("coords", "level0_width", 0.5, "its `level0_width` is '0.5', not a whole number"),
+    ("coords", "level0_width", 1e300, "its `level0_width` is '1e+300', not a whole number of pixels"),
     ("coords", "level0_mpp", np.inf, "its `level0_mpp` is 'inf', not a number above 0"),
     ("features", "encoder", 5, "its `encoder` is '5', not a text"),
 ]

@@ -40,6 +40,7 @@ __all__ = [
 
 PLAIN = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 EXTRACT_AGAIN = "Copy it again, or extract the features of this slide again."
+MOST_PIXELS = 2**31
 LEAVE_OUT = "Extract the features of this slide again, or leave it out."
 # What a damaged file makes h5py, numpy and torch raise: anything in it may be of another kind than was written.
 UNREADABLE = (
@@ -261,10 +262,10 @@ def number_of(path: Path, attributes: Mapping[str, Any], name: str, may_be_pair:
 
 
 def whole_of(path: Path, attributes: Mapping[str, Any], name: str) -> int | None:
-    """A number of a file's attributes that counts something; as :func:`number_of`, and it has to be a whole one."""
+    """A number of pixels of a file's attributes; as :func:`number_of`, and it has to be a whole one."""
     number = number_of(path, attributes, name)
-    if number is not None and not number.is_integer():
-        raise _unusable(path, name, number, "a whole number")
+    if number is not None and not (number.is_integer() and number < MOST_PIXELS):
+        raise _unusable(path, name, number, "a whole number of pixels")
     return None if number is None else int(number)
 
 
@@ -284,7 +285,7 @@ def _said(attributes: Mapping[str, Any], name: str) -> Any:
     value = attributes.get(name)
     value = value.decode(errors="replace") if isinstance(value, bytes) else value
     if not isinstance(value, str):
-        return value
+        return None if isinstance(value, h5py.Empty) else value
     return None if value.strip() in ("", "None") else value.strip()
 
 
