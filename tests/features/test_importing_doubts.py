@@ -19,6 +19,10 @@ LOW, HIGH = grid(3, 2, 256, (100, 40)), grid(5, 4, 128, (160, 70))
 FEATURES = random_features(len(HIGH))
 
 
+def warnings_in(caplog):
+    return [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+
+
 def write_pair(folder, slide, low):
     """A slide at 5x and 10x, of which 5x has these patches; returns the two folders."""
     write_trident(folder / "low" / f"{slide}.h5", low, random_features(len(low)), magnification=5)
@@ -47,7 +51,7 @@ def test_a_quarter_of_the_patches_may_be_without_an_ancestor(dropped, is_told, t
     write_trident(tmp_path / "high" / "s.h5", high, random_features(len(high)))
     with h5py.File(importing([tmp_path / "low", tmp_path / "high"], tmp_path) / "s.h5") as bank:
         assert bank.attrs["orphans"] == 4 * dropped
-    assert ("have no ancestor" in caplog.text) == is_told
+    assert any("have no ancestor" in warning for warning in warnings_in(caplog)) == is_told
 
 
 def test_patches_that_are_larger_than_their_magnification_says_are_refused(tmp_path):
@@ -70,7 +74,7 @@ def test_patches_that_overlap_by_half_are_named(tmp_path, caplog):
     write_clam(tmp_path / "in", "s", HIGH, FEATURES, files=("h5",))
     given = {"encoder": "uni", "mpp": 0.5, "patch_size": 64}
     importing(tmp_path / "in", tmp_path / "right", {**given, "magnifications": [10]})
-    assert "overlap" not in caplog.text
+    assert not warnings_in(caplog)
     importing(tmp_path / "in", tmp_path / "wrong", {**given, "magnifications": [5]})
     told = "slide s: most of its patches lie 128 px of level 0 apart, and 64 px at 5x and 0.5 um/px are 256 px: they"
     assert told in caplog.text
