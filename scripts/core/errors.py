@@ -6,6 +6,7 @@ import errno
 import json
 import logging
 import os
+import pickle
 import re
 import sys
 import threading
@@ -29,6 +30,7 @@ __all__ = [
     "printable",
     "reason_of",
     "show_one_line",
+    "unreadable_reason",
 ]
 
 # Errors of a file system that takes no more data: no fault of the program.
@@ -87,6 +89,16 @@ def printable(text: str) -> str:
 def reason_of(error: BaseException) -> str:
     """The first line of what an error says, or its kind, where it says nothing."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def unreadable_reason(error: BaseException) -> str:
+    """Why PyTorch could not load a file, in short, without its advice to run what the file contains."""
+    if isinstance(error, pickle.UnpicklingError):
+        if (called := re.search(r"GLOBAL (\S+)", str(error))) is not None:
+            return f"to load it would run {called[1]}"
+        if (found := re.search(r"WeightsUnpickler error:\s*(.*)", str(error))) is not None:
+            return found[1].split(". ")[0]
+    return reason_of(error).split(". ")[0]
 
 
 def show_one_line() -> None:

@@ -129,7 +129,7 @@ def get_backbone(
             another network.
     """
     given = dict(given or {})
-    check_settings(backbone_input=given)
+    check_settings(backbone_weights=weights, backbone_input=given)
     # Building initialises weights at random; the caller's random numbers must not depend on that.
     with torch.random.fork_rng(devices=[]):
         return _own(name, weights, amp, given) if is_own(name) else _published(name, weights, amp, given)

@@ -7,13 +7,15 @@ from difflib import get_close_matches
 from scripts.core.errors import SettingsError
 from scripts.encoders.baselines import BASELINES
 from scripts.encoders.entry import EncoderEntry
+from scripts.encoders.own_networks import FILE_KINDS
 from scripts.encoders.pathology import PATHOLOGY
 
 __all__ = ["ENCODERS", "encoder_entry", "list_encoders"]
 
 ENCODERS: dict[str, EncoderEntry] = {entry.name: entry for entry in (*BASELINES, *PATHOLOGY)}
 
-OTHERS = "timm/NAME, torchscript, torch_export, onnx, or the dotted name of a Python function"
+LIST = "python -m monai.bundle run encoders --config_file configs/extract.json"
+OTHERS = f"timm/NAME, {', '.join(FILE_KINDS)}, or the dotted name of a Python function"
 
 
 def encoder_entry(name: str) -> EncoderEntry:
@@ -24,9 +26,10 @@ def encoder_entry(name: str) -> EncoderEntry:
     """
     if isinstance(name, str) and name in ENCODERS:
         return ENCODERS[name]
-    near = get_close_matches(name.lower().replace("-", "_"), ENCODERS, n=2) if isinstance(name, str) else []
+    known = (*ENCODERS, *FILE_KINDS)
+    near = get_close_matches(name.lower().replace("-", "_"), known, n=2) if isinstance(name, str) else []
     meant = f"Did you mean {' or '.join(near)}? " if near else ""
-    remedy = f"{meant}Choose one of: {', '.join(ENCODERS)}; or {OTHERS} (docs/encoders.md)."
+    remedy = f"{meant}`{LIST}` lists those with a name; others are {OTHERS} (docs/encoders.md)."
     raise SettingsError("backbone", f"got {name!r}", remedy)
 
 

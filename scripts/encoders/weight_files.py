@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from scripts.core.errors import SettingsError
+from scripts.core.errors import SettingsError, unreadable_reason
 from scripts.core.files import file_sha256, refuse_special
 from scripts.encoders.entry import EncoderEntry, State
 
@@ -27,11 +28,12 @@ def weights_file(path: str | Path, entry: EncoderEntry) -> Path:
     Raises:
         SettingsError: if there is no such file, or a folder has none or several.
     """
-    path = Path(path).expanduser()
+    # Of os.path, which raises nothing at a name that is too long, or of no user.
+    path = Path(os.path.expanduser(path))
     refuse_special(path)
-    if path.is_file():
+    if os.path.isfile(path):
         return path
-    if not path.is_dir():
+    if not os.path.isdir(path):
         remedy = f"Give the path of a weights file for {entry.name}, or leave backbone_weights empty."
         raise SettingsError(f"backbone_weights {path}", "no such file", remedy)
     for name in entry.hub_files:
@@ -39,10 +41,14 @@ def weights_file(path: str | Path, entry: EncoderEntry) -> Path:
             return path / name
     suffixes = (".safetensors", ".bin", ".pth", ".pt")
     found = sorted(file for file in path.iterdir() if file.suffix in suffixes and file.is_file())
-    if len(found) == 1 and not re.search(r"-\d+-of-\d+$", found[0].stem):
+    remedy = f"Name the file that is {entry.title}'s."
+    if part := next((file.name for file in found if re.search(r"-\d+-of-\d+$", file.stem)), None):
+        listed, remedy = f"has weights in parts ({part}), which are not put together", "Save them as one file."
+    elif len(found) == 1:
         return found[0]
-    listed = f"has {len(found)} of {FORMATS}" if found else f"has none of {FORMATS}"
-    raise SettingsError(f"backbone_weights {path}", f"the folder {listed}", f"Name the file that is {entry.title}'s.")
+    else:
+        listed = f"has {len(found) or 'none'} of {FORMATS}"
+    raise SettingsError(f"backbone_weights {path}", f"the folder {listed}", remedy)
 
 
 def read_state(path: Path) -> State:
@@ -58,7 +64,7 @@ def read_state(path: Path) -> State:
     except Exception as error:  # torch does not document what it raises on a damaged file, and it varies
         raise SettingsError(
             f"backbone_weights {path}",
-            f"not a readable weights file ({type(error).__name__})",
+            f"not a readable weights file ({unreadable_reason(error)}); no code in it was run",
             "It may be cut off or contain more than tensors: download it again, or save a plain state_dict.",
         ) from error
     if isinstance(state, Mapping):

@@ -12,13 +12,12 @@ import torch
 from ignite.engine import Engine, Events
 from ignite.handlers import Checkpoint
 
-from scripts.core.errors import BundleError, SettingsError
+from scripts.core.errors import BundleError, SettingsError, unreadable_reason
 from scripts.core.ranks import is_first_rank
 from scripts.core.settings import LATER, is_same_value
 from scripts.datalists.labels import with_positive_classes
 from scripts.training.random_state import TrainingState
 from scripts.weights.checkpoints import save_checkpoint
-from scripts.weights.record import unreadable_reason
 
 __all__ = ["LastCheckpoint", "Resume", "SameSettings", "check_resumable"]
 

@@ -6,8 +6,6 @@
 from __future__ import annotations
 
 import logging
-import pickle
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from scripts.core.errors import SettingsError, reason_of
+from scripts.core.errors import SettingsError, unreadable_reason
 from scripts.core.files import refuse_special
 from scripts.core.settings import SETTINGS, is_same_value, values_with_role, with_role
 from scripts.datalists.labels import with_positive_classes
@@ -34,7 +32,6 @@ __all__ = [
     "recorded_settings",
     "trained_settings",
     "training_of",
-    "unreadable_reason",
 ]
 
 DEMONSTRATION = (
@@ -136,16 +133,6 @@ def read_weights(path: str | Path) -> Mapping[str, Tensor]:
     ):
         raise SettingsError(path, "contains neither a state dict nor one named 'model'", WRITTEN_BY_TRAINING)
     return content
-
-
-def unreadable_reason(error: BaseException) -> str:
-    """Why PyTorch could not load a file, in short, without its advice to run what the file contains."""
-    if isinstance(error, pickle.UnpicklingError):
-        if (called := re.search(r"GLOBAL (\S+)", str(error))) is not None:
-            return f"to load it would run {called[1]}"
-        if (found := re.search(r"WeightsUnpickler error: (.*)", str(error))) is not None:
-            return found[1].split(". ")[0]
-    return reason_of(error).split(". ")[0]
 
 
 def read_record(path: str | Path) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import copy
 import functools
 import hashlib
 import http.server
+import os
 import pickle
 import socket
 import sys
@@ -363,7 +364,7 @@ def test_of_no_device_it_is_not_said(monkeypatch: pytest.MonkeyPatch, device: ob
 @pytest.mark.parametrize("name", ["resnet35", "", None])
 def test_unknown_name(call: object, name: object) -> None:
     with pytest.raises(
-        SettingsError, match=r"backbone: got .*Choose one of: efficientnet_lite0, resnet34, .*; or timm/NAME"
+        SettingsError, match=r"backbone: got .*`python -m monai\.bundle run encoders .*` lists .*; others are timm/NAME"
     ):
         call(name)  # type: ignore[operator]
 
@@ -386,20 +387,66 @@ def test_wrong_hash(tmp_path: Path, weights: Path) -> None:
         get_backbone("resnet34", path)
 
 
-@pytest.mark.parametrize("content", ["half", "nothing", "text", "pickled code"])
+@pytest.mark.parametrize("content", ["half", "nothing", "text"])
 def test_damaged_file(tmp_path: Path, weights: Path, content: str) -> None:
     data = weights.read_bytes()
     path = tmp_path / "resnet34.pth"
-    path.write_bytes(
-        {
-            "half": data[: len(data) // 2],
-            "nothing": b"",
-            "text": b"<html>404</html>",
-            "pickled code": pickle.dumps(Path("x")),
-        }[content]
-    )
-    with pytest.raises(SettingsError, match=r"resnet34\.pth: not a readable weights file \(\w+\)\. It may be"):
+    path.write_bytes({"half": data[: len(data) // 2], "nothing": b"", "text": b"<html>404</html>"}[content])
+    told = r"resnet34\.pth: not a readable weights file \(.+\); no code in it was run\. It may be cut off"
+    with pytest.raises(SettingsError, match=told) as caught:
         get_backbone("resnet34", path)
+    assert "weights_only" not in str(caught.value)
+
+
+@pytest.mark.parametrize("is_zipped", [True, False])
+def test_a_file_that_runs_code_says_what_it_would_run_and_is_not_run(tmp_path: Path, is_zipped: bool) -> None:
+    class Code:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return os.mkdir, (str(tmp_path / "made"),)
+
+    path = tmp_path / "resnet34.pth"
+    if is_zipped:
+        torch.save({"conv1.weight": Code()}, path)
+    else:
+        path.write_bytes(pickle.dumps(Code(), protocol=2))
+    with pytest.raises(SettingsError, match=r"\(to load it would run posix\.mkdir\); no code in it was run"):
+        get_backbone("resnet34", path)
+    assert not (tmp_path / "made").exists()
+
+
+@pytest.mark.parametrize(
+    ("names", "told"),
+    [
+        ([], r"the folder has none of \*\.safetensors, "),
+        (["a.pth", "b.bin"], r"the folder has 2 of \*\.safetensors, .* Name the file that is ResNet34's"),
+        (
+            ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"],
+            r"has weights in parts \(model-00001-of-00002\.safetensors\), .* Save them as one file",
+        ),
+        (["pytorch_model-00001-of-00001.bin"], r"has weights in parts \(pytorch_model-00001-of-00001\.bin\)"),
+    ],
+)
+def test_a_folder_that_is_no_snapshot_with_one_file_says_what_it_has(
+    tmp_path: Path, names: list[str], told: str
+) -> None:
+    for name in names:
+        (tmp_path / name).write_bytes(b"")
+    with pytest.raises(SettingsError, match=told):
+        get_backbone("resnet34", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("weights", "told"),
+    [
+        ("", r"backbone_weights: got ''\. Give a path as text"),
+        (2024, r"backbone_weights: got 2024\. Give a path as text, for example \./2024"),
+        ("x" * 5000, "xxx: no such file"),
+        ("~nobody_of_this_name/x.pth", r"~nobody_of_this_name/x\.pth: no such file"),
+    ],
+)
+def test_what_is_no_path_is_told_in_one_line(weights: object, told: str) -> None:
+    with pytest.raises(SettingsError, match=told):
+        get_backbone("resnet34", weights)  # type: ignore[arg-type]
 
 
 def test_keys_that_do_not_fit(tmp_path: Path, state: dict[str, torch.Tensor]) -> None:
