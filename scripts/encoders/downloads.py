@@ -69,27 +69,41 @@ def _from_url(entry: EncoderEntry, url: str) -> Path:
 
 def _from_hub(entry: EncoderEntry, repository: str) -> Path:
     try:
-        from huggingface_hub import hf_hub_download
-        from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError
+        from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
+        from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
     except ImportError as error:
         raise SettingsError("backbone_weights hub", str(error), "Run: pip install huggingface-hub.") from error
-    by_hand = "or download the file elsewhere and pass backbone_weights=PATH"
-    page = f"https://huggingface.co/{repository}"
-    gate = f"The weights are gated: ask for access at {page}, then run `hf auth login`, {by_hand}."
-    remedy = gate if entry.is_gated else f"Check the network, {by_hand}."
     for name in entry.hub_files:
-        logger.info("taking %s of %s from the Hugging Face hub or its cache", name, repository)
+        if isinstance(path := try_to_load_from_cache(repository, name), str):
+            return _of_commit(repository, path)
+    for name in entry.hub_files:
         try:
-            return Path(hf_hub_download(repository, name))
-        except GatedRepoError as error:
-            raise SettingsError(f"backbone {entry.name}", "the hub does not let you in", gate) from error
+            # Asked first, because where there is no network `hf_hub_download` asks for 23 s, with warnings.
+            get_hf_file_metadata(hf_hub_url(repository, name))
+            return _of_commit(repository, hf_hub_download(repository, name))
         except LocalEntryNotFoundError as error:
-            cause = f"{repository} cannot be reached, and {name} is not in the cache ({reason_of(error)})"
-            raise SettingsError(f"backbone {entry.name}", cause, remedy) from error
+            raise _not_downloaded(entry, repository, name, error) from error
         except EntryNotFoundError:
             continue  # The file may have the next name.
-        except (HfHubHTTPError, OSError) as error:
-            cause = f"its weights cannot be downloaded from {repository} ({reason_of(error)})"
-            raise SettingsError(f"backbone {entry.name}", cause, remedy) from error
+        except Exception as error:  # of the package that speaks HTTP, which is another one in each version of the hub's
+            raise _not_downloaded(entry, repository, name, error) from error
     cause = f"{repository} has none of {', '.join(entry.hub_files)}"
     raise SettingsError(f"backbone {entry.name}", cause, "Download its weights by hand and pass backbone_weights=PATH.")
+
+
+def _of_commit(repository: str, path: str) -> Path:
+    # The folder of a snapshot has the name of its commit.
+    logger.info("taking %s of %s on the Hugging Face hub, commit %s", Path(path).name, repository, Path(path).parts[-2])
+    return Path(path)
+
+
+def _not_downloaded(entry: EncoderEntry, repository: str, name: str, error: Exception) -> SettingsError:
+    by_hand = "or download the file elsewhere and pass backbone_weights=PATH"
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if status in (401, 403):
+        gated = "are gated" if entry.is_gated else "may be gated, or gone"
+        page = f"https://huggingface.co/{repository}"
+        remedy = f"The weights {gated}: ask for access at {page}, then run `hf auth login`, {by_hand}."
+        return SettingsError(f"backbone {entry.name}", f"the hub does not let you in ({status})", remedy)
+    cause = f"{name} cannot be downloaded from {repository} ({reason_of(error)})"
+    return SettingsError(f"backbone {entry.name}", cause, f"Check the network, {by_hand}.")

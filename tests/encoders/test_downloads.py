@@ -100,26 +100,30 @@ def weights() -> bytes:
 
 
 def test_the_published_file_is_downloaded_once_and_then_comes_from_the_cache(
-    hub: Hub, monkeypatch: pytest.MonkeyPatch
+    hub: Hub, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     hub.files["pytorch_model.bin"] = weights()
     monkeypatch.setitem(ENCODERS, "encoder", entry())
     first = get_backbone("encoder", "hub")
     assert first.weights_sha256 == hashlib.sha256(hub.files["pytorch_model.bin"]).hexdigest()
     # Of the names that the file may have, the first is not there.
-    assert hub.asked == ["HEAD model.safetensors", "HEAD pytorch_model.bin", "GET pytorch_model.bin"]
+    heads = ["HEAD model.safetensors", "HEAD pytorch_model.bin", "HEAD pytorch_model.bin"]
+    assert hub.asked == [*heads, "GET pytorch_model.bin"]
     hub.asked.clear()
-    assert get_backbone("encoder", "hub").weights_sha256 == first.weights_sha256
-    assert not any(asked.startswith("GET") for asked in hub.asked)
+    with caplog.at_level("INFO"):
+        assert get_backbone("encoder", "hub").weights_sha256 == first.weights_sha256
+    assert hub.asked == []
+    assert f"taking pytorch_model.bin of {REPOSITORY} on the Hugging Face hub, commit {COMMIT}" in caplog.text
 
 
-@pytest.mark.parametrize("status", [401, 403])
-def test_gated_weights_say_how_to_be_let_in(hub: Hub, status: int) -> None:
-    hub.refusal = (status, "GatedRepo")
+@pytest.mark.parametrize("refusal", [(401, "GatedRepo"), (403, "GatedRepo"), (401, "RepoNotFound"), (403, "Other")])
+def test_gated_weights_say_how_to_be_let_in(hub: Hub, refusal: tuple[int, str]) -> None:
+    hub.refusal = refusal
     with pytest.raises(SettingsError) as caught:
         download(entry(is_gated=True))
     message = str(caught.value)
-    assert message.startswith("backbone encoder: the hub does not let you in. The weights are gated: ask for access at")
+    start = f"backbone encoder: the hub does not let you in ({refusal[0]}). The weights are gated: ask for access at"
+    assert message.startswith(start)
     assert f"https://huggingface.co/{REPOSITORY}, then run `hf auth login`, or download the file elsewhere" in message
     assert "\n" not in message
 
@@ -130,14 +134,24 @@ def test_a_repository_without_the_file_names_those_that_were_looked_for(hub: Hub
     assert hub.asked == ["HEAD model.safetensors", "HEAD pytorch_model.bin"]
 
 
-def test_without_a_network_the_error_says_so_in_one_line(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("is_gated", [True, False])
+def test_without_a_network_the_error_says_so_at_once_and_in_one_line(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, is_gated: bool
+) -> None:
+    def wait(_seconds: float) -> None:
+        raise AssertionError("it waits, to ask again")
+
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", wait)
     monkeypatch.setattr(
         huggingface_hub.constants,
         "HUGGINGFACE_CO_URL_TEMPLATE",
         "http://127.0.0.1:9/{repo_id}/resolve/{revision}/{filename}",
     )
-    with pytest.raises(SettingsError, match=r"makers/encoder cannot be reached, and model\.safetensors is not in"):
-        download(entry())
+    told = r"model\.safetensors cannot be downloaded from makers/encoder \(.*refused\)\. Check the network, or download"
+    with pytest.raises(SettingsError, match=told) as caught:
+        download(entry(is_gated=is_gated))
+    assert "gated" not in str(caught.value)
+    assert not caplog.records
 
 
 def test_an_answer_that_is_no_file_is_told_in_one_line(hub: Hub) -> None:
