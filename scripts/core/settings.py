@@ -40,8 +40,13 @@ def values_with_role(settings: Mapping[str, Any], role: str) -> dict[str, Any]:
 
 
 def is_same_value(name: str, one: Any, other: Any) -> bool:
-    """Whether two values of a setting mean the same: the order of magnifications and of positive classes does not."""
+    """Whether two values of a setting mean the same: the order of magnifications and of positive classes does not.
+
+    Of ``backbone_input``, which need not say what a file or the encoder says, what both say is compared.
+    """
     one, other = json.loads(json.dumps([one, other], default=str))
+    if name == "backbone_input" and isinstance(one, dict) and isinstance(other, dict):
+        return all(one[key] == other[key] for key in one.keys() & other.keys())
     if name in UNORDERED and isinstance(one, list) and isinstance(other, list):
         return sorted(one, key=str) == sorted(other, key=str)
     return bool(one == other)

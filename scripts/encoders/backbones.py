@@ -21,6 +21,8 @@ from scripts.encoders.weight_files import check_hash, load_into, read_state, wei
 
 __all__ = ["Backbone", "get_backbone", "has_fast_bfloat16", "num_features"]
 
+OWN_POOLING = "the network's own"
+
 
 class Backbone(nn.Module):
     """A network with frozen weights, and the patches that it was trained with.
@@ -43,6 +45,8 @@ class Backbone(nn.Module):
         resize: the interpolation, ``"bilinear"`` or ``"bicubic"``.
         pooling: how a feature vector comes from the network, in words.
         runtime: the one runtime that can compute it; ``None`` for any.
+        backbone_input: of an encoder without an entry, the setting as it was used: a file may have said it.
+        source_sha256: of the source of the Python function that made it, in hexadecimal.
     """
 
     mean: torch.Tensor
@@ -61,6 +65,8 @@ class Backbone(nn.Module):
         resize: str = "bicubic",
         pooling: str | None = None,
         runtime: str | None = None,
+        backbone_input: Mapping[str, Any] | None = None,
+        source_sha256: str | None = None,
     ) -> None:
         super().__init__()
         use_full_float32()
@@ -69,6 +75,9 @@ class Backbone(nn.Module):
         self.weights_sha256 = weights_sha256
         self.amp = amp
         self.input_px, self.resize, self.pooling, self.runtime = input_px, resize, pooling, runtime
+        self.source_sha256 = source_sha256
+        # Settings that records store in this form, whatever the config says.
+        self.said = {} if backbone_input is None else {"backbone_input": dict(backbone_input)}
         # Convolutions on a CPU are about 1.5 times as fast with the channels last.
         self.network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
@@ -91,6 +100,7 @@ class Backbone(nn.Module):
             "resize": self.resize if self.input_px else None,
             "pooling": self.pooling,
             "amp": self.amp,
+            **({"source_sha256": self.source_sha256} if self.source_sha256 else {}),
         }
 
     def forward(self, patches: torch.Tensor) -> torch.Tensor:
@@ -198,9 +208,11 @@ def _weights_of(entry: EncoderEntry, weights: str | Path | None) -> Path:
 
 def _own(name: str, weights: str | Path | None, amp: bool, given: Mapping[str, Any]) -> Backbone:
     own = own_network(name, weights, given)
-    length = feature_length(name, own.network.eval() if own.runtime is None else own.network, own.input_px)
-    mean, std = ([255 * value for value in values] for values in (own.mean, own.std))
+    px = own.said.get("size")
+    length = feature_length(name, own.network.eval(), px)
+    mean, std = ([255 * value for value in own.said[key]] for key in ("mean", "std"))
     amp = amp and name != "onnx"  # onnxruntime computes in what the file says.
     return Backbone(
-        name, own.network, length, mean, std, own.weights_sha256, amp, own.input_px, own.resize, None, own.runtime
-    )
+        name, own.network, length, mean, std, own.weights_sha256, amp, px, own.resize, OWN_POOLING, own.runtime,
+        own.said, own.source_sha256,
+    )  # fmt: skip

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import inspect
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+import logging
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
-from scripts.core.errors import SettingsError, reason_of
+from scripts.core.errors import SettingsError, mistake_in, reason_of
 from scripts.core.files import refuse_special
 from scripts.core.setting_checks import backbone_input as check_input
 from scripts.encoders.downloads import HUB, download
@@ -22,13 +27,16 @@ from scripts.encoders.entry import EncoderEntry
 from scripts.encoders.vision_transformers import create_timm_model
 from scripts.encoders.weight_files import check_hash, load_into, read_state, weights_file
 
-__all__ = ["FILE_KINDS", "OwnNetwork", "feature_length", "is_own", "own_network", "timm_length"]
+__all__ = ["FILE_KINDS", "OwnNetwork", "computing", "feature_length", "is_own", "own_network", "timm_length"]
 
 FILE_KINDS = ("torchscript", "torch_export", "onnx")
 TIMM = "timm/"
 EXAMPLE = "{'size': 224, 'mean': [0.485, 0.456, 0.406], 'std': [0.229, 0.224, 0.225]}"
 # A network is tried on patches of this size if it takes any.
 TRIED_PX = 224
+# By how much of the largest feature a patch's may differ between two batches: rounding, also of 8-bit weights.
+BATCH_TOLERANCE = 0.1
+FREE_BATCH = "export it in evaluation mode, with a free batch axis"
 
 
 @dataclass(frozen=True)
@@ -37,21 +45,20 @@ class OwnNetwork:
 
     Args:
         network: normalised patches ``[n, 3, H, W]`` to features ``[n, F]``.
-        mean: of R, G and B, in 0..1.
-        std: standard deviation of R, G and B, in 0..1.
-        input_px: side of the patches that it takes, or ``None``.
+        said: ``mean`` and ``std`` of R, G and B, in 0..1, and ``size``, the side of the patches that it takes, in
+            pixels, where it takes only one; wherever these were said.
         weights_sha256: of its file, or of its weights where it has none.
         runtime: the one runtime that can compute it, or ``None`` for any.
         resize: the interpolation of patches of another size.
+        source_sha256: of the source of the Python function that made it.
     """
 
     network: nn.Module
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    input_px: int | None
+    said: dict[str, Any]
     weights_sha256: str
     runtime: str | None = None
-    resize: str = field(default="bicubic")
+    resize: str = "bicubic"
+    source_sha256: str | None = None
 
 
 def is_own(name: Any) -> bool:
@@ -80,31 +87,70 @@ def own_network(name: str, weights: str | Path | None, given: Mapping[str, Any])
 
 
 def feature_length(name: str, network: nn.Module, input_px: int | None) -> int:
-    """Length of a network's features, by running it once on two black patches.
+    """Length of a network's features, by running it on two patches, and on one of them.
 
     Raises:
-        SettingsError: if it cannot be run, or gives anything but one vector of floats a patch.
+        SettingsError: if it cannot be run, gives anything but one vector of floats a patch, or one that depends on the
+            other patches of the batch.
     """
     px = input_px or TRIED_PX
     device = next((p.device for p in network.parameters()), torch.device("cpu"))
+    noise = torch.randn(2, 3, px, px, generator=torch.Generator().manual_seed(0))
+    # A dark patch of little contrast and a bright one: to statistics of the batch they are not alike.
+    patches = (noise * torch.tensor([0.5, 2.0]).view(2, 1, 1, 1) + torch.tensor([-1.0, 1.0]).view(2, 1, 1, 1)).to(
+        device
+    )
+    both, alone = (_features(name, network, batch) for batch in (patches, patches[:1]))
+    if (both[0] - alone[0]).abs().max() > BATCH_TOLERANCE * both.abs().max():
+        cause = "gives a patch other features where another patch is in the batch"
+        raise SettingsError(f"backbone {name}", cause, f"Give one without statistics of a batch: {FREE_BATCH}.")
+    return both.shape[1]
+
+
+@contextmanager
+def computing(name: str, shape: Sequence[int]) -> Iterator[None]:
+    """Tell in one line what a network of others raises at patches of a shape.
+
+    Raises:
+        SettingsError: if it raises anything that is not in one line already, such as that memory ran out.
+    """
     try:
-        with torch.inference_mode():
-            features = network(torch.zeros(2, 3, px, px, device=device))
-    except Exception as error:  # whatever a network of others raises
-        cause = f"cannot compute patches [2, 3, {px}, {px}] ({reason_of(error)})"
-        raise SettingsError(f"backbone {name}", cause, "Give the size that it takes as backbone_input.") from error
-    is_table = isinstance(features, Tensor) and features.ndim == 2 and len(features) == 2 and features.shape[1] > 0
-    if not is_table or not features.is_floating_point():
-        found = f"{features.dtype} {list(features.shape)}" if isinstance(features, Tensor) else type(features).__name__
-        cause = f"gives {found} for 2 patches, and not one vector of floats for each"
-        raise SettingsError(f"backbone {name}", cause, "Give a network that ends in pooling, without a classifier.")
-    return int(features.shape[1])
+        yield
+    except Exception as error:
+        if mistake_in(error) is not None:
+            raise
+        reason = reason_of(error)
+        if "TorchScript interpreter" in reason:  # whose own traceback follows, and then the reason
+            reason = str(error).strip().splitlines()[-1]
+        remedy = f"Give the size that it takes as backbone_input; {FREE_BATCH}; or switch `amp` off, if it is on."
+        raise SettingsError(f"backbone {name}", f"cannot compute patches {list(shape)} ({reason})", remedy) from error
 
 
 def timm_length(name: str, given: Mapping[str, Any]) -> int:
     """:func:`feature_length` of a model of timm, without its weights."""
-    network, normalisation = _timm_network(name, given, "cpu")
-    return feature_length(name, network.eval(), normalisation["size"])
+    network, said, _ = _timm_network(name, given)
+    _resize_timm(name, network, said)
+    return feature_length(name, network.eval(), said.get("size"))
+
+
+def _features(name: str, network: nn.Module, patches: Tensor) -> Tensor:
+    with torch.inference_mode(), computing(name, patches.shape):
+        features = network(patches)
+    n = len(patches)
+    is_table = isinstance(features, Tensor) and features.ndim == 2 and len(features) == n and features.shape[1] > 0
+    if not is_table or not features.is_floating_point():
+        cause = f"gives {_described(features)} for patches {list(patches.shape)}"
+        remedy = f"Give one that gives a tensor of floats [N, F], a vector for each of N patches; {FREE_BATCH}."
+        raise SettingsError(f"backbone {name}", cause, remedy)
+    return features.float()  # [n, F]
+
+
+def _described(output: Any) -> str:
+    """What a network gave, by type and shape."""
+    if isinstance(output, Tensor):
+        return f"{str(output.dtype).removeprefix('torch.')} {list(output.shape)}"
+    parts = output.values() if isinstance(output, Mapping) else output if isinstance(output, list | tuple) else ()
+    return f"{type(output).__name__}({', '.join(map(_described, [*parts][:3]))})"
 
 
 def _is_dotted(name: str) -> bool:
@@ -112,25 +158,37 @@ def _is_dotted(name: str) -> bool:
     return len(parts) > 1 and all(part.isidentifier() for part in parts)
 
 
-def _timm_network(name: str, given: Mapping[str, Any], device: str) -> tuple[nn.Module, dict[str, Any]]:
-    network = create_timm_model(name.removeprefix(TIMM), device)
+def _timm_network(name: str, given: Mapping[str, Any]) -> tuple[nn.Module, dict[str, Any], str]:
+    """A model of timm, what it was trained on, and the interpolation of its patches."""
+    # Many of timm's networks have constants beside their weights, such as tables of relative positions.
+    network = create_timm_model(name.removeprefix(TIMM), "cpu")
     own: Any = network.pretrained_cfg
-    size = own["input_size"][-1] if own.get("fixed_input_size") else None
-    normalisation = {"size": size, "mean": own["mean"], "std": own["std"], **given}
-    return network, {**normalisation, "resize": "bilinear" if own.get("interpolation") == "bilinear" else "bicubic"}
+    size = {"size": own["input_size"][-1]} if own.get("fixed_input_size") else {}
+    said = {**size, "mean": own["mean"], "std": own["std"], **given}
+    return network, said, "bilinear" if own.get("interpolation") == "bilinear" else "bicubic"
+
+
+def _resize_timm(name: str, network: Any, said: Mapping[str, Any]) -> None:
+    """Let a model of timm take patches of another size: timm interpolates its position embeddings."""
+    px = said.get("size")
+    # A model without this method takes any size, or refuses it when it is tried.
+    if px in (None, network.pretrained_cfg["input_size"][-1]) or not hasattr(network, "set_input_size"):
+        return
+    with computing(name, (1, 3, px, px)):
+        network.set_input_size(img_size=(px, px))
 
 
 def _of_timm(name: str, weights: str | Path | None, given: Mapping[str, Any]) -> OwnNetwork:
-    # Many of timm's networks have constants beside their weights, such as tables of relative positions.
-    network, normalisation = _timm_network(name, given, "cpu")
+    network, said, resize = _timm_network(name, given)
     own: Any = network.pretrained_cfg
-    classifier = own.get("classifier") or ()
+    # The classifier's weights are those that the model has only with one.
+    whole = create_timm_model(name.removeprefix(TIMM), num_classes=1).state_dict()
     entry = EncoderEntry(
         name=name,
         title=name,
         num_features=0,
         build=lambda: network,
-        dropped=tuple(f"{part}." for part in ([classifier] if isinstance(classifier, str) else classifier)),
+        dropped=tuple(whole.keys() - network.state_dict().keys()),
         hub=own.get("hf_hub_id"),
     )
     if weights is None:
@@ -139,22 +197,20 @@ def _of_timm(name: str, weights: str | Path | None, given: Mapping[str, Any]) ->
     path = download(entry) if weights == HUB else weights_file(weights, entry)
     sha256 = check_hash(path)
     load_into(network, read_state(path), path, entry)
-    mean, std = tuple(normalisation["mean"]), tuple(normalisation["std"])
-    return OwnNetwork(network, mean, std, normalisation["size"], sha256, None, normalisation["resize"])
+    _resize_timm(name, network, said)
+    return OwnNetwork(network, said, sha256, None, resize)
 
 
 def _of_file(name: str, weights: str | Path | None, given: Mapping[str, Any]) -> OwnNetwork:
     if weights is None or weights == HUB:
         raise SettingsError(f"backbone {name}", "needs its network's file", "Give --backbone_weights PATH.")
-    path = Path(weights).expanduser()
+    path = Path(os.path.expanduser(weights))
     refuse_special(path)
-    if not path.is_file():
-        raise SettingsError(f"backbone_weights {path}", "no such file", f"Give the path of a {name} file.")
-    mean, std, size = _said(name, given, path)
+    if not os.path.isfile(path):
+        cause = "is a folder" if os.path.isdir(path) else "no such file"
+        raise SettingsError(f"backbone_weights {path}", cause, "Give the path of the network's own file.")
+    said = _said(name, given, path)
     sha256 = check_hash(path)
-    if (mean, std, size) != _of_given(given):
-        # What only the file beside it says has to be the same wherever the network is used.
-        sha256 = hashlib.sha256(json.dumps([sha256, mean, std, size]).encode()).hexdigest()
     try:
         network = _LOADERS[name](path)
     except ImportError as error:
@@ -162,7 +218,7 @@ def _of_file(name: str, weights: str | Path | None, given: Mapping[str, Any]) ->
     except Exception as error:  # neither torch nor onnxruntime documents what it raises on a damaged file
         cause = f"is not a readable {name} file ({reason_of(error)})"
         raise SettingsError(f"backbone_weights {path}", cause, "Give a whole file of that kind.") from error
-    return OwnNetwork(network, mean, std, size, sha256, "torch" if name == "onnx" else None)
+    return OwnNetwork(network, said, sha256, "torch" if name == "onnx" else None)
 
 
 def _of_python(name: str, weights: str | Path | None, given: Mapping[str, Any]) -> OwnNetwork:
@@ -174,27 +230,41 @@ def _of_python(name: str, weights: str | Path | None, given: Mapping[str, Any]) 
     except (Exception, SystemExit) as error:  # whatever a function of others raises
         raise SettingsError(f"backbone {name}", f"cannot be made ({reason_of(error)})", remedy) from error
     if not isinstance(network, nn.Module):
-        raise SettingsError(f"backbone {name}", f"gives a {type(network).__name__}", remedy)
-    mean, std, size = _said(name, given, None)
+        raise SettingsError(f"backbone {name}", f"gives {type(network).__name__} and no torch module", remedy)
+    if any(is_lazy(value) or (value.is_meta and weights is None) for value in _values(network)):
+        cause = "gives a network whose weights have no values yet (lazy, or on the meta device)"
+        raise SettingsError(f"backbone {name}", cause, "Run it on a batch, or build it on the CPU, in the function.")
+    said, source = _said(name, given, None), _source_sha256(function)
     if weights is None:
-        return OwnNetwork(network, mean, std, size, _sha256_of(network))
+        return OwnNetwork(network, said, _sha256_of(network), source_sha256=source)
     entry = EncoderEntry(name=name, title=name, num_features=0, build=lambda: network)
     path = weights_file(weights, entry)
     sha256 = check_hash(path)
     load_into(network, read_state(path), path, entry)
-    return OwnNetwork(network, mean, std, size, sha256)
+    return OwnNetwork(network, said, sha256, source_sha256=source)
 
 
-def _said(
-    name: str, given: Mapping[str, Any], path: Path | None
-) -> tuple[tuple[float, ...], tuple[float, ...], int | None]:
-    """Mean, standard deviation and size, of the settings or of the file beside the network's."""
+def _values(network: nn.Module) -> Iterator[Tensor]:
+    yield from network.parameters()
+    yield from network.buffers()
+
+
+def _source_sha256(function: Any) -> str | None:
+    """SHA-256 of the Python file that defines a function; ``None`` where there is no source."""
+    with suppress(OSError, TypeError):
+        module: Any = inspect.getmodule(function)
+        return hashlib.sha256(inspect.getsource(module).encode()).hexdigest()
+    return None
+
+
+def _said(name: str, given: Mapping[str, Any], path: Path | None) -> dict[str, Any]:
+    """Mean, standard deviation and size, of the settings or else of the file beside the network's."""
     beside = path.with_suffix(".json") if path is not None else None
     said: dict[str, Any] = {}
     if beside is not None and beside.is_file():
         try:
             said = json.loads(beside.read_text("utf-8"))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             cause = f"is not JSON ({reason_of(error)})"
             raise SettingsError(beside, cause, "Mend it, or set backbone_input.") from error
         check_input(str(beside), said)
@@ -203,11 +273,7 @@ def _said(
         where = f" or in {beside.name} beside the file" if beside is not None else ""
         remedy = f'Set --backbone_input "{EXAMPLE}"{where}.'
         raise SettingsError(f"backbone {name}", f"does not say its {' and '.join(missing)}", remedy)
-    return tuple(said["mean"]), tuple(said["std"]), said.get("size")
-
-
-def _of_given(given: Mapping[str, Any]) -> tuple[Any, ...]:
-    return tuple(given.get("mean", ())), tuple(given.get("std", ())), given.get("size")
+    return said
 
 
 def _sha256_of(network: nn.Module) -> str:
@@ -223,7 +289,14 @@ class _ExportedNetwork(nn.Module):
 
     def __init__(self, path: Path) -> None:
         super().__init__()
-        self.program = torch.export.load(path).module()
+        logger = logging.getLogger("torch.export")
+        level = logger.level
+        # It logs its own traceback of a damaged file.
+        logger.setLevel(logging.CRITICAL)
+        try:
+            self.program = torch.export.load(path).module()
+        finally:
+            logger.setLevel(level)
 
     def train(self, mode: bool = True) -> _ExportedNetwork:
         return self  # The program's own method refuses.

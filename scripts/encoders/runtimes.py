@@ -20,6 +20,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from scripts.core.errors import SettingsError, reason_of
 from scripts.core.settings import check_settings
 from scripts.encoders.backbones import Backbone
+from scripts.encoders.own_networks import computing, is_own
 
 __all__ = ["Forward", "choose_runtime", "get_forward"]
 
@@ -66,11 +67,22 @@ def get_forward(runtime: str, backbone: Backbone, batch_size: int) -> Forward:
         runtime: of :func:`choose_runtime`.
         backbone: on the device where it is to run.
         batch_size: patches of a full batch, for which ``"compile"`` compiles; smaller batches are filled up.
+
+    Returns:
+        a function that raises a :class:`SettingsError` if it cannot compute a network that is the user's own.
     """
-    if runtime == "torch":
-        return backbone
-    logger.info("preparing %s for runtime %s, which takes seconds, on busy cores a minute", backbone.name, runtime)
-    return _openvino(backbone) if runtime == "openvino" else _full_batches(_compiled(backbone), batch_size)
+    forward: Forward = backbone
+    if runtime != "torch":
+        logger.info("preparing %s for runtime %s, which takes seconds, on busy cores a minute", backbone.name, runtime)
+        forward = _openvino(backbone) if runtime == "openvino" else _full_batches(_compiled(backbone), batch_size)
+    if not is_own(backbone.name):
+        return forward
+
+    def compute(patches: Tensor) -> Tensor:
+        with computing(backbone.name, patches.shape):
+            return forward(patches)
+
+    return compute
 
 
 def _full_batches(forward: Forward, batch_size: int) -> Forward:

@@ -56,7 +56,7 @@ def build(timm_name: str, pooling: str = "token", **arguments: Any) -> Callable[
 
 
 def create_timm_model(timm_name: str, device: str = "meta", **arguments: Any) -> nn.Module:
-    """A network of timm without a classifier.
+    """A network of timm, without a classifier unless ``num_classes`` is among the arguments.
 
     Args:
         timm_name: its name, of those that timm has itself: a repository's name would be looked up on the hub.
@@ -75,7 +75,7 @@ def create_timm_model(timm_name: str, device: str = "meta", **arguments: Any) ->
         raise SettingsError("backbone", cause, "timm.list_models() lists what it has.")
     try:
         with torch.device(device):
-            network: nn.Module = timm.create_model(timm_name, pretrained=False, num_classes=0, **arguments)
+            network: nn.Module = timm.create_model(timm_name, pretrained=False, **{"num_classes": 0, **arguments})
     except Exception as error:  # timm raises whatever a network's own constructor does
         cause = f"timm {timm.__version__} cannot build {timm_name} ({reason_of(error)})"
         raise SettingsError("backbone", cause, "timm.list_models() lists what it has.") from error

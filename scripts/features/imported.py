@@ -6,7 +6,7 @@ import hashlib
 import json
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -45,12 +45,14 @@ class ImportedBackbone:
     Args:
         num_features: F.
         weights_sha256: SHA-256 of the encoder's name and F: of its weights nothing is known.
+        said: settings that the encoder itself says.
     """
 
     num_features: int
     weights_sha256: str
     name: str = IMPORTED
     amp: bool = False
+    said: Mapping[str, Any] = field(default_factory=dict)
 
 
 class ImportedFeatures(Encoder):

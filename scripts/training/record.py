@@ -42,16 +42,17 @@ class TrainingRecord:
     ) -> None:
         training, validation = slides.training_without(left_out), slides.others_without(left_out)
         backbone_sha256 = encoder.backbone.weights_sha256
+        used = {**settings, **encoder.backbone.said}
         data = cohort_fingerprint(training=training, validation=validation)
         self.record = {
             "version": __version__,
             # Not every backbone says the length of its features before it is loaded.
-            "settings": {**recorded_settings(settings, backbone_sha256), "num_features": encoder.num_features},
+            "settings": {**recorded_settings(used, backbone_sha256), "num_features": encoder.num_features},
             "data": count_slides(training, validation),
         }
         self.same_settings = SameSettings(
             {
-                **values_with_role(settings, "fixed"),
+                **values_with_role(used, "fixed"),
                 "backbone_sha256": backbone_sha256,
                 "leave_out": sorted({*settings["leave_out"], *left_out}) or None,
                 "ranks": num_ranks(),

@@ -72,6 +72,8 @@ def test_a_batch_fits_in_memory():
         ("positive_classes", None, ["cancer"], False),
         ("class_names", ["a", "b"], ["b", "a"], False),
         ("min_tissue", [0.5, 0.7], [0.7, 0.5], False),
+        ("backbone_input", {"size": 64}, {"size": 64, "mean": [0.5, 0.5, 0.5]}, True),
+        ("backbone_input", {"size": 64}, {"size": 32, "mean": [0.5, 0.5, 0.5]}, False),
     ],
 )
 def test_values_are_the_same_if_they_mean_the_same(name, one, other, same):

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import linecache
+import logging
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +19,8 @@ from scripts.encoders.backbones import get_backbone, num_features
 from scripts.encoders.own_networks import FILE_KINDS
 from scripts.encoders.runtimes import get_forward
 from scripts.features.encoding import Encoder
+from scripts.weights.record import record_problem
+from scripts.workflow import scoring_settings
 
 GIVEN = {"mean": [0.7, 0.6, 0.5], "std": [0.2, 0.25, 0.3]}
 PX = 64
@@ -52,6 +58,15 @@ def make_map() -> nn.Module:
 
 def make_exit() -> nn.Module:
     raise SystemExit(0)
+
+
+def make_lazy() -> nn.Module:
+    return nn.LazyLinear(4)
+
+
+def make_meta() -> nn.Module:
+    with torch.device("meta"):
+        return Small()
 
 
 def make_broken() -> nn.Module:
@@ -129,6 +144,24 @@ def test_a_python_function_gives_a_network_and_takes_weights(patches: Tensor, tm
     assert not torch.allclose(other(patches), first(patches))
 
 
+def test_a_bank_knows_the_source_of_a_python_function(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    source = "from torch import nn\ndef make(): return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())\n"
+
+    def settings(text: str) -> dict[str, Any]:
+        (tmp_path / "versions_of_mine.py").write_text(text)
+        sys.modules.pop("versions_of_mine", None)
+        importlib.invalidate_caches()
+        linecache.clearcache()
+        return get_backbone("versions_of_mine.make", given=GIVEN).settings()
+
+    first = settings(source)
+    assert settings(source) == first
+    other = settings(source.replace("make():", "make():  # of the next version\n    "))
+    assert {key for key in first if other[key] != first[key]} == {"source_sha256"}
+    assert first["pooling"] == "the network's own"
+
+
 def test_patches_of_another_size_are_resized_once_before_they_are_normalised(files: dict[str, Path]) -> None:
     backbone = get_backbone("torchscript", files["torchscript"], given={**GIVEN, "size": PX})
     large = torch.randint(0, 256, (2, 3, 96, 80), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
@@ -143,18 +176,40 @@ def test_what_it_was_trained_on_may_stand_beside_the_file(patches: Tensor, tmp_p
     beside = get_backbone("torchscript", path)
     with torch.inference_mode():
         torch.testing.assert_close(beside(patches), plain(patches), rtol=1e-4, atol=1e-5)
-    # What it says belongs to the encoder: the weights of a training with it are not used with another.
-    assert beside.weights_sha256 == get_backbone("torchscript", path).weights_sha256
-    path.with_suffix(".json").write_text(json.dumps({**GIVEN, "size": 32}))
-    assert beside.weights_sha256 != get_backbone("torchscript", path).weights_sha256
     # The setting goes before it.
     assert get_backbone("torchscript", path, given={"mean": [0.1] * 3}).settings() != beside.settings()
+
+
+def recorded(path: Path, given: dict[str, Any]) -> dict[str, Any]:
+    """What the weights of a training store of its encoder; evaluating compares with it what it uses itself."""
+    settings = {"backbone": "torchscript", "backbone_input": given}
+    encoder = Encoder(get_backbone("torchscript", path, given=given))
+    return scoring_settings(settings, encoder)
+
+
+def test_whether_the_option_or_the_file_said_it_makes_no_difference(tmp_path: Path) -> None:
+    path = save("torchscript", tmp_path)
+    said = {**GIVEN, "size": PX}
+    by_option, settings = recorded(path, said), get_backbone("torchscript", path, given=said).settings()
+    path.with_suffix(".json").write_text(json.dumps(said))
+    by_file = recorded(path, {})
+    assert by_file == by_option
+    assert get_backbone("torchscript", path).settings() == settings  # so their banks are one another's
+    record = {"settings": by_file}
+    assert record_problem(record, by_option) is None
+    assert record_problem(record, recorded(path, {"size": PX})) is None
+    # What the file says belongs to the encoder: the weights of a training with it are not used with another.
+    path.with_suffix(".json").write_text(json.dumps({**GIVEN, "size": 32}))
+    problem = record_problem(record, recorded(path, {}))
+    assert problem is not None
+    assert "backbone_input" in problem
 
 
 @pytest.mark.parametrize(
     ("beside", "told"),
     [
         ("{", "is not JSON"),
+        ("[" * 100_000, "is not JSON"),
         ('{"mean": [1, 2, 3]}', r"#mean: got \[1, 2, 3\]\. Give three numbers in 0\.\.1"),
         ('{"means": [0.5, 0.5, 0.5]}', "has 'means'. Give size, mean and std"),
         ('{"size": "224"}', "#size: got '224'"),
@@ -182,9 +237,15 @@ def test_a_file_that_is_not_whole_or_of_another_kind_is_refused(
     other = files["onnx" if kind != "onnx" else "torchscript"].read_bytes()
     path = tmp_path / files[kind].name
     path.write_bytes({"half": data[: len(data) // 2], "nothing": b"", "another kind": other}[content])
+    logged: list[logging.LogRecord] = []
+    handler = logging.Handler()
+    handler.emit = logged.append  # type: ignore[method-assign]
+    logging.getLogger("torch.export").addHandler(handler)
     with pytest.raises(SettingsError, match=rf"{path.name}: is not a readable {kind} file") as caught:
         get_backbone(kind, path, given=GIVEN)
+    logging.getLogger("torch.export").removeHandler(handler)
     assert "\n" not in str(caught.value)
+    assert not logged  # torch.export would log its own traceback
 
 
 @pytest.mark.parametrize(
@@ -192,13 +253,19 @@ def test_a_file_that_is_not_whole_or_of_another_kind_is_refused(
     [
         ("torchscript", None, r"needs its network's file\. Give --backbone_weights PATH"),
         ("onnx", "hub", r"needs its network's file\. Give --backbone_weights PATH"),
-        ("onnx", "gone.onnx", r"gone\.onnx: no such file\. Give the path of a onnx file"),
+        ("onnx", "gone.onnx", r"gone\.onnx: no such file\. Give the path of the network's own file"),
+        ("torchscript", "x" * 5000, r"xxx: no such file\. Give the path of the network's own file"),
+        ("torchscript", str(Path(__file__).parent), r"encoders: is a folder\. Give the path of the network's own file"),
+        ("torchscript", "", r"backbone_weights: got ''\. Give a path as text"),
         (f"{__name__}.make_nothing", None, r"cannot be made \(.*no attribute 'make_nothing'\)"),
         ("no_such_package.make", None, r"cannot be made \(.*No module named 'no_such_package'\)"),
-        (f"{__name__}.make_text", None, r"gives a str\. Give the dotted name of a function"),
+        (f"{__name__}.make_text", None, r"gives str and no torch module\. Give the dotted name of a function"),
+        (f"{__name__}.make_lazy", None, r"gives a network whose weights have no values yet \(lazy, or on the meta"),
+        (f"{__name__}.make_meta", None, r"gives a network whose weights have no values yet \(lazy, or on the meta"),
+        (f"{__name__}.make_small", "x" * 5000, r"xxx: no such file"),
         (f"{__name__}.make_broken", None, r"cannot be made \(there is\)"),
         (f"{__name__}.make_exit", None, r"cannot be made "),
-        (f"{__name__}.make_map", None, r"gives torch\.float32 \[2, 4, 222, 222\] for 2 patches"),
+        (f"{__name__}.make_map", None, r"gives float32 \[2, 4, 222, 222\] for patches \[2, 3, 224, 224\]"),
     ],
 )
 def test_what_is_no_encoder_is_told_in_one_line(name: str, weights: str | None, told: str) -> None:

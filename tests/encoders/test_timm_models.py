@@ -54,6 +54,52 @@ def test_constants_that_no_file_has_are_those_of_the_model(name: str, tmp_path: 
         torch.testing.assert_close(backbone(patches), expected, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    "name", ["levit_128s", "efficientvit_m0", "efficientvit_b0", "convnext_atto", "deit_tiny_distilled_patch16_224"]
+)
+def test_a_classifier_is_dropped_whatever_its_parts_are_called(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = timm.create_model(name, pretrained=False)
+    torch.save(network.state_dict(), tmp_path / "weights.pth")
+    backbone = get_backbone(f"timm/{name}", tmp_path / "weights.pth")
+    features_alone = timm.create_model(name, pretrained=False, num_classes=0)
+    features_alone.load_state_dict(network.state_dict(), strict=False)
+    patches = torch.randint(0, 256, (2, 3, 224, 224), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    mean, std = (torch.tensor(network.pretrained_cfg[key]).view(1, 3, 1, 1) for key in ("mean", "std"))
+    with torch.inference_mode():
+        expected = features_alone.eval()((patches.float() / 255 - mean) / std)
+        torch.testing.assert_close(backbone(patches), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_what_is_neither_the_network_nor_its_classifier_is_refused(timm_weights: Any, tmp_path: Path) -> None:
+    state = timm_weights[0].state_dict()
+    torch.save({**state, "head_dist.weight": state["head.weight"]}, tmp_path / "more.pth")
+    with pytest.raises(SettingsError, match=r"do not fit the backbone: head_dist\.weight is unknown"):
+        get_backbone("timm/vit_tiny_patch16_224", tmp_path / "more.pth")
+
+
+def test_positions_are_interpolated_for_patches_of_another_size(timm_weights: Any) -> None:
+    network, path = timm_weights
+    backbone = get_backbone("timm/vit_tiny_patch16_224", path, given={"size": 256})
+    assert backbone.num_features == num_features("timm/vit_tiny_patch16_224", path, {"size": 256}) == 192
+    assert backbone.settings()["input_px"] == 256
+    # timm interpolates at every forward pass of a network of any size.
+    free = timm.create_model("vit_tiny_patch16_224", pretrained=False, num_classes=0, dynamic_img_size=True).eval()
+    free.load_state_dict(network.state_dict(), strict=False)
+    patches = torch.randint(0, 256, (2, 3, 256, 256), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    mean, std = (torch.tensor(network.pretrained_cfg[key]).view(1, 3, 1, 1) for key in ("mean", "std"))
+    with torch.inference_mode():
+        expected = free((patches.float() / 255 - mean) / std)
+        torch.testing.assert_close(backbone(patches), expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["levit_128s", "mixer_s32_224"])
+def test_a_size_that_a_model_cannot_take_is_told_in_one_line(name: str) -> None:
+    with pytest.raises(SettingsError, match=rf"timm/{name}: cannot compute patches \[2, 3, 256, 256\] \(") as caught:
+        num_features(f"timm/{name}", given={"size": 256})
+    assert "\n" not in str(caught.value)
+
+
 def test_a_repository_is_not_asked_for_a_model() -> None:
     with pytest.raises(SettingsError, match=r"cannot build hf-hub:somebody/model .it has no such model"):
         num_features("timm/hf-hub:somebody/model")

@@ -1,0 +1,128 @@
+"""What an encoder of one's own gives: one vector a patch, whatever the batch; anything else is told in one line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from scripts.core.errors import SettingsError
+from scripts.encoders.backbones import get_backbone
+from scripts.encoders.own_networks import FILE_KINDS, feature_length
+from scripts.encoders.runtimes import get_forward
+from scripts.features.encoding import Encoder
+from tests.cohorts import builder, draw_slide
+
+GIVEN = {"size": 32, "mean": [0.7, 0.6, 0.5], "std": [0.2, 0.25, 0.3]}
+CONVOLUTION = nn.Conv2d(3, 4, 3, stride=2)
+
+
+class Giving(nn.Module):
+    """Gives what a function makes of a feature map ``[n, 4, h, w]``."""
+
+    def __init__(self, end: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.first, self.end = CONVOLUTION, end
+
+    def forward(self, x: Tensor) -> Any:
+        return self.end(self.first(x))
+
+
+class InBatches(nn.Module):
+    """Takes batches of one size, as a network whose code states it."""
+
+    def __init__(self, n: int) -> None:
+        super().__init__()
+        self.first, self.n = CONVOLUTION, n
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.first(x).reshape(self.n, 4, -1).mean(dim=2)
+
+
+class UpToTwo(Giving):
+    """Takes batches of two at most."""
+
+    def forward(self, x: Tensor) -> Any:
+        if len(x) > 2:
+            raise ValueError("a batch too many\nand more")
+        return super().forward(x)
+
+
+def make_up_to_two() -> nn.Module:
+    return UpToTwo(lambda x: x.mean(dim=(2, 3)))
+
+
+def save(kind: str, folder: Path, network: nn.Module, n: int) -> Path:
+    example, path = torch.zeros(n, 3, 32, 32), folder / "network"
+    if kind == "torchscript":
+        torch.jit.save(torch.jit.trace(network, example), path)
+    elif kind == "torch_export":
+        torch.export.save(torch.export.export(network, (example,)), path)
+    else:
+        torch.onnx.export(network, (example,), path, dynamo=True, verbose=False)
+    return path
+
+
+@pytest.mark.parametrize("n", [1, 2, 8])
+@pytest.mark.parametrize("kind", FILE_KINDS)
+def test_a_file_for_batches_of_one_size_is_refused_before_a_run(kind: str, n: int, tmp_path: Path) -> None:
+    path = save(kind, tmp_path, InBatches(n).eval(), n)
+    with pytest.raises(SettingsError, match=rf"backbone {kind}: .* free batch axis") as caught:
+        get_backbone(kind, path, given=GIVEN)
+    assert "\n" not in str(caught.value)
+    assert "TorchScript interpreter" not in str(caught.value)
+
+
+def test_a_network_in_training_mode_is_refused_because_features_depend_on_the_batch(tmp_path: Path) -> None:
+    network = nn.Sequential(CONVOLUTION, nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    with pytest.warns(torch.jit.TracerWarning):
+        path = save("torchscript", tmp_path, network.train(), 2)
+    with pytest.raises(SettingsError, match="gives a patch other features where another patch is in the batch"):
+        get_backbone("torchscript", path, given=GIVEN)
+    assert feature_length("mine", network.eval(), 32) == 4
+
+
+def test_numbers_of_eight_bits_whose_scale_is_the_batchs_make_an_encoder() -> None:
+    def rounded(x: Tensor) -> Tensor:
+        return torch.round(x / x.abs().max() * 127) / 127 * x.abs().max()
+
+    assert feature_length("mine", Giving(lambda x: rounded(rounded(x).mean(dim=(2, 3)))), 32) == 4
+
+
+@pytest.mark.parametrize(
+    ("end", "told"),
+    [
+        (lambda x: x, r"gives float32 \[2, 4, 15, 15\] for patches \[2, 3, 32, 32\]"),
+        (lambda x: (x, x.mean(dim=(2, 3))), r"gives tuple\(float32 \[2, 4, 15, 15\], float32 \[2, 4\]\) for patches"),
+        (lambda x: {"features": x.mean(dim=(2, 3))}, r"gives dict\(float32 \[2, 4\]\) for patches"),
+        (lambda x: x.mean(dim=(1, 2, 3)), r"gives float32 \[2\] for patches"),
+        (lambda x: x.mean(dim=(2, 3)).long(), r"gives int64 \[2, 4\] for patches"),
+        (lambda x: None, r"gives NoneType\(\) for patches"),
+    ],
+)
+def test_what_came_out_is_told_with_its_type_and_shape(end: Callable[[Tensor], Any], told: str) -> None:
+    with pytest.raises(SettingsError, match=told + r".*Give one that gives a tensor of floats \[N, F\]"):
+        feature_length("mine", Giving(end), 32)
+
+
+def test_a_network_that_fails_in_the_middle_of_a_run_ends_it_in_one_line(tmp_path: Path) -> None:
+    bag = builder()({"image": draw_slide(tmp_path / "s.tif")})
+    backbone = get_backbone(f"{__name__}.make_up_to_two", given=GIVEN)
+    told = rf"backbone {__name__}\.make_up_to_two: cannot compute patches \[8, 3, \d+, \d+\] \(a batch too many\)"
+    with pytest.raises(SettingsError, match=told) as caught:
+        Encoder(backbone, batch_size=8).encode_rows(bag)
+    assert "\n" not in str(caught.value)
+
+
+def test_memory_that_ran_out_is_not_taken_for_a_fault_of_the_network() -> None:
+    def run_out(_patches: Tensor) -> Tensor:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+
+    backbone = get_backbone(f"{__name__}.make_up_to_two", given=GIVEN)
+    backbone.forward = run_out  # type: ignore[method-assign]
+    with pytest.raises(RuntimeError, match="DefaultCPUAllocator"):
+        get_forward("torch", backbone, 2)(torch.zeros(2, 3, 32, 32))
