@@ -6,15 +6,13 @@ import hashlib
 import importlib
 import inspect
 import json
-import logging
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
@@ -24,12 +22,12 @@ from scripts.core.files import refuse_special
 from scripts.core.setting_checks import backbone_input as check_input
 from scripts.encoders.downloads import HUB, download
 from scripts.encoders.entry import EncoderEntry
+from scripts.encoders.network_files import FILE_KINDS, LOADERS, network_sha256
 from scripts.encoders.vision_transformers import create_timm_model
 from scripts.encoders.weight_files import check_hash, load_into, read_state, weights_file
 
-__all__ = ["FILE_KINDS", "OwnNetwork", "computing", "feature_length", "is_own", "own_network", "timm_length"]
+__all__ = ["OwnNetwork", "computing", "feature_length", "is_own", "own_network", "timm_length"]
 
-FILE_KINDS = ("torchscript", "torch_export", "onnx")
 TIMM = "timm/"
 EXAMPLE = "{'size': 224, 'mean': [0.485, 0.456, 0.406], 'std': [0.229, 0.224, 0.225]}"
 # A network is tried on patches of this size if it takes any.
@@ -210,9 +208,9 @@ def _of_file(name: str, weights: str | Path | None, given: Mapping[str, Any]) ->
         cause = "is a folder" if os.path.isdir(path) else "no such file"
         raise SettingsError(f"backbone_weights {path}", cause, "Give the path of the network's own file.")
     said = _said(name, given, path)
-    sha256 = check_hash(path)
+    sha256 = network_sha256(name, path)
     try:
-        network = _LOADERS[name](path)
+        network = LOADERS[name](path)
     except ImportError as error:
         raise SettingsError(f"backbone {name}", str(error), "Run: pip install onnxruntime.") from error
     except Exception as error:  # neither torch nor onnxruntime documents what it raises on a damaged file
@@ -282,58 +280,3 @@ def _sha256_of(network: nn.Module) -> str:
         digest.update(f"{key} {value.dtype} {list(value.shape)}".encode())
         digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
-
-
-class _ExportedNetwork(nn.Module):
-    """A program of ``torch.export``, which is in evaluation mode for good."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__()
-        logger = logging.getLogger("torch.export")
-        level = logger.level
-        # It logs its own traceback of a damaged file.
-        logger.setLevel(logging.CRITICAL)
-        try:
-            self.program = torch.export.load(path).module()
-        finally:
-            logger.setLevel(level)
-
-    def train(self, mode: bool = True) -> _ExportedNetwork:
-        return self  # The program's own method refuses.
-
-    def forward(self, x: Tensor) -> Tensor:
-        features: Tensor = self.program(x)
-        return features
-
-
-class _OnnxNetwork(nn.Module):
-    """A network of ONNX in onnxruntime, on the CPU, or on a GPU if it is given patches that are there."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__()
-        import onnxruntime
-
-        self.path, self.runtime = path, onnxruntime
-        self._sessions: dict[str, Any] = {}
-        self._session("cpu")
-
-    def forward(self, x: Tensor) -> Tensor:
-        session = self._session(x.device.type)
-        inputs = {session.get_inputs()[0].name: np.ascontiguousarray(x.float().cpu().numpy())}
-        return torch.from_numpy(np.asarray(session.run(None, inputs)[0])).to(x.device)
-
-    def _session(self, device: str) -> Any:
-        if device not in self._sessions:
-            wanted = ["CUDAExecutionProvider", "CPUExecutionProvider"] if device == "cuda" else ["CPUExecutionProvider"]
-            providers = [name for name in wanted if name in self.runtime.get_available_providers()]
-            options = self.runtime.SessionOptions()
-            options.intra_op_num_threads = torch.get_num_threads()
-            self._sessions[device] = self.runtime.InferenceSession(str(self.path), options, providers=providers)
-        return self._sessions[device]
-
-
-_LOADERS: dict[str, Callable[[Path], nn.Module]] = {
-    "torchscript": lambda path: torch.jit.load(path, map_location="cpu"),
-    "torch_export": _ExportedNetwork,
-    "onnx": _OnnxNetwork,
-}

@@ -7,7 +7,7 @@ from difflib import get_close_matches
 from scripts.core.errors import SettingsError
 from scripts.encoders.baselines import BASELINES
 from scripts.encoders.entry import EncoderEntry
-from scripts.encoders.own_networks import FILE_KINDS
+from scripts.encoders.network_files import FILE_KINDS
 from scripts.encoders.pathology import PATHOLOGY
 
 __all__ = ["ENCODERS", "encoder_entry", "list_encoders"]

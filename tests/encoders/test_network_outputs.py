@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from scripts.core.errors import SettingsError
 from scripts.encoders.backbones import get_backbone
-from scripts.encoders.own_networks import FILE_KINDS, feature_length
+from scripts.encoders.network_files import FILE_KINDS
+from scripts.encoders.own_networks import feature_length
 from scripts.encoders.runtimes import get_forward
 from scripts.features.encoding import Encoder
 from tests.cohorts import builder, draw_slide

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from scripts.core.errors import SettingsError
 from scripts.encoders.backbones import get_backbone, num_features
-from scripts.encoders.own_networks import FILE_KINDS
+from scripts.encoders.network_files import FILE_KINDS
 from scripts.encoders.runtimes import get_forward
 from scripts.features.encoding import Encoder
 from scripts.weights.record import record_problem
@@ -123,6 +123,20 @@ def test_each_runtime_computes_a_file_of_torch(
     with torch.inference_mode():
         found = torch.cat([forward(batch.contiguous(memory_format=torch.channels_last)) for batch in patches.split(2)])
     torch.testing.assert_close(found, plain(patches), rtol=1e-3, atol=1e-4)
+
+
+def test_the_checksum_of_an_onnx_file_covers_the_weights_beside_it(files: dict[str, Path], tmp_path: Path) -> None:
+    path, data = (tmp_path / name for name in ("small.onnx", "small.onnx.data"))
+    path.write_bytes(files["onnx"].read_bytes())
+    weights = files["onnx"].with_name(data.name).read_bytes()
+    data.write_bytes(weights)
+    first = get_backbone("onnx", path, given={**GIVEN, "size": PX}).weights_sha256
+    data.write_bytes(weights[:-4] + bytes(4))
+    assert get_backbone("onnx", path, given={**GIVEN, "size": PX}).weights_sha256 != first
+    # Weights in a file of another name would be in no checksum.
+    data.rename(tmp_path / "other.data")
+    with pytest.raises(SettingsError, match=r"small\.onnx: is not a readable onnx file"):
+        get_backbone("onnx", path, given={**GIVEN, "size": PX})
 
 
 @pytest.mark.parametrize("runtime", ["compile", "openvino"])

@@ -149,8 +149,8 @@ def test_nothing_that_is_shipped_unpickles_evaluates_or_unpacks_on_its_own() -> 
         ("bundle/rules_weights.py", "torch.jit.load"),
         ("bundle/rules_weights.py", "load"),
         # Programs that a user names as the encoder, which docs/security.md says.
-        ("scripts/encoders/own_networks.py", "torch.jit.load"),
-        ("scripts/encoders/own_networks.py", "torch.export.load"),
+        ("scripts/encoders/network_files.py", "torch.jit.load"),
+        ("scripts/encoders/network_files.py", "torch.export.load"),
         # After every name in the zip was checked.
         ("bundle/archive.py", "archive.extractall"),
     }

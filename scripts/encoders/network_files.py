@@ -1,0 +1,95 @@
+"""Network files: TorchScript, ``torch.export`` and ONNX."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from scripts.core.files import file_sha256
+from scripts.encoders.weight_files import check_hash
+
+__all__ = ["FILE_KINDS", "LOADERS", "network_sha256"]
+
+
+def network_sha256(kind: str, path: Path) -> str:
+    """The SHA-256 of a network's file, in hexadecimal; of an ONNX file also of the weights beside it.
+
+    Raises:
+        SettingsError: if the file's name states another.
+    """
+    sha256 = check_hash(path)
+    if kind == "onnx" and (data := _onnx_data(path)):
+        sha256 = hashlib.sha256(f"{sha256}{file_sha256(data)}".encode()).hexdigest()
+    return sha256
+
+
+class _ExportedNetwork(nn.Module):
+    """A program of ``torch.export``, which is in evaluation mode for good."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        logger = logging.getLogger("torch.export")
+        level = logger.level
+        # It logs its own traceback of a damaged file.
+        logger.setLevel(logging.CRITICAL)
+        try:
+            self.program = torch.export.load(path).module()
+        finally:
+            logger.setLevel(level)
+
+    def train(self, mode: bool = True) -> _ExportedNetwork:
+        return self  # The program's own method refuses.
+
+    def forward(self, x: Tensor) -> Tensor:
+        features: Tensor = self.program(x)
+        return features
+
+
+def _onnx_data(path: Path) -> Path | None:
+    """The file in which torch's exporter stores the weights of an ONNX file; ``None`` where they are in that itself."""
+    data = path.with_name(f"{path.name}.data")
+    return data if data.is_file() else None
+
+
+class _OnnxNetwork(nn.Module):
+    """A network of ONNX in onnxruntime, on the CPU, or on a GPU if it is given patches that are there."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        import onnxruntime
+
+        self.path, self.runtime = path, onnxruntime
+        self._sessions: dict[str, Any] = {}
+        self._session("cpu")
+
+    def forward(self, x: Tensor) -> Tensor:
+        session = self._session(x.device.type)
+        inputs = {session.get_inputs()[0].name: np.ascontiguousarray(x.float().cpu().numpy())}
+        return torch.from_numpy(np.asarray(session.run(None, inputs)[0])).to(x.device)
+
+    def _session(self, device: str) -> Any:
+        if device not in self._sessions:
+            wanted = ["CUDAExecutionProvider", "CPUExecutionProvider"] if device == "cuda" else ["CPUExecutionProvider"]
+            providers = [name for name in wanted if name in self.runtime.get_available_providers()]
+            options = self.runtime.SessionOptions()
+            options.intra_op_num_threads = torch.get_num_threads()
+            # By its content alone it finds no weights in other files, which no checksum of ours covers.
+            model = str(self.path) if _onnx_data(self.path) else self.path.read_bytes()
+            self._sessions[device] = self.runtime.InferenceSession(model, options, providers=providers)
+        return self._sessions[device]
+
+
+LOADERS: dict[str, Callable[[Path], nn.Module]] = {
+    "torchscript": lambda path: torch.jit.load(path, map_location="cpu"),
+    "torch_export": _ExportedNetwork,
+    "onnx": _OnnxNetwork,
+}
+"""What loads a file, by its kind; each raises what its library raises at a damaged file."""
+FILE_KINDS = tuple(LOADERS)
