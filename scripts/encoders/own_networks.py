@@ -95,9 +95,8 @@ def feature_length(name: str, network: nn.Module, input_px: int | None) -> int:
     device = next((p.device for p in network.parameters()), torch.device("cpu"))
     noise = torch.randn(2, 3, px, px, generator=torch.Generator().manual_seed(0))
     # A dark patch of little contrast and a bright one: to statistics of the batch they are not alike.
-    patches = (noise * torch.tensor([0.5, 2.0]).view(2, 1, 1, 1) + torch.tensor([-1.0, 1.0]).view(2, 1, 1, 1)).to(
-        device
-    )
+    contrast, light = torch.tensor([[0.5, 2.0], [-1.0, 1.0]]).view(2, 2, 1, 1, 1)
+    patches = (noise * contrast + light).to(device)
     both, alone = (_features(name, network, batch) for batch in (patches, patches[:1]))
     if (both[0] - alone[0]).abs().max() > BATCH_TOLERANCE * both.abs().max():
         cause = "gives a patch other features where another patch is in the batch"
