@@ -173,16 +173,16 @@ def run_experiments(
         total=len(experiments), initial=sum(done), desc=desc, unit="run", dynamic_ncols=True, disable=rank() > 0
     ) as bar:
         if mine:
-            failed = _run_here(mine, bundle_root, num_processes, bar)
+            failed = _run_here(mine, bundle_root, min(num_processes, len(shard)), bar)
     of_ranks = from_every_rank({name: (str(e.subject), e.cause, e.remedy) for name, e in failed.items()})
     return {name: BundleError(*error) for of_rank in of_ranks for name, error in of_rank.items()}
 
 
 def _run_here(
-    experiments: Sequence[Experiment], bundle_root: str | Path, num_processes: int, bar: tqdm
+    experiments: Sequence[Experiment], bundle_root: str | Path, processes: int, bar: tqdm
 ) -> dict[str, BundleError]:
     failed: dict[str, BundleError] = {}
-    processes = min(num_processes, len(experiments))
+    # Not by what is left to run: with another number of threads, sums have other last digits.
     threads = max(1, torch.get_num_threads() // processes)
     # A fresh process each, because a forked one may inherit locked threads of OpenCV or torch.
     context = multiprocessing.get_context("spawn")

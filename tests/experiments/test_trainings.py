@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from scripts.core.errors import SettingsError
 from scripts.experiments.trainings import Experiment, leaving_out, run_experiments
@@ -19,7 +20,10 @@ from tests.torchruns import TORCHRUN
 
 # A bundle whose workflows write what they were given, so that what is tested is who runs them, when and where.
 TRAIN = {
-    "imports": ["$import pathlib", "$import os", "$import time", "$import scripts.core.errors", "$import scripts"],
+    "imports": [
+        "$import pathlib", "$import os", "$import time", "$import torch", "$import scripts",
+        "$import scripts.core.errors",
+    ],
     "bundle_root": ".", "output_dir": ".", "ckpt_dir": ".", "lr": 1.0, "resume": False, "wait": 0.0, "fails": False,
     "text": "$' '.join(map(str, (@lr, @resume, os.getpid())))",
     "training": [
@@ -27,6 +31,7 @@ TRAIN = {
         "$time.sleep(@wait)",
         "$(_ for _ in ()).throw(scripts.core.errors.SettingsError('lr', 'fails', 'Take another.')) if @fails else None",
         "$pathlib.Path(@output_dir, 'training.txt').write_text(@text)",
+        "$pathlib.Path(@output_dir, 'threads').write_text(str(torch.get_num_threads()))",
         "$print('some output')",
     ],
 }  # fmt: skip
@@ -72,6 +77,16 @@ def test_each_runs_in_its_folder_with_the_settings_that_its_configs_know_and_onl
 
     with pytest.raises(SettingsError, match=r"b: holds a run with other settings \(lr 0\.25, now 0\.125\)\. Choose"):
         run_experiments([experiment(bundle, "b", lr=0.125)], bundle)
+
+
+def test_what_was_stopped_goes_on_with_as_many_threads_on_which_last_digits_depend(bundle, monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    first, second = experiment(bundle, "a"), experiment(bundle, "b")
+    run_experiments([first, second], bundle, num_processes=2)
+    (second.folder / "done.json").unlink()
+    (second.folder / "threads").unlink()
+    run_experiments([first, second], bundle, num_processes=2)
+    assert [(one.folder / "threads").read_text() for one in (first, second)] == ["2", "2"]
 
 
 def test_damaged_settings_are_named(bundle):
