@@ -16,7 +16,7 @@ __all__ = ["PAGE", "settings_page"]
 PAGE = BUNDLE_ROOT / "docs" / "settings.md"
 
 # In the order in which a user meets them; a default is that of the first config that has one of its own.
-CONFIGS = ("train", "evaluate", "inference", "extract", "check", "inspect", "compare", "search")
+CONFIGS = ("train", "evaluate", "inference", "extract", "check", "inspect", "compare", "cross_validate", "search")
 
 HEAD = """# Settings
 

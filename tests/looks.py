@@ -9,6 +9,7 @@ import json
 import re
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import torch
 from monai.bundle import ConfigParser
 
 import scripts.experiments.comparison
+import scripts.experiments.cross_validation
 import scripts.experiments.search
 from scripts.core.errors import mistake_in
 from scripts.encoders.runtimes import get_forward
@@ -119,6 +121,8 @@ def data(world: World, config: str, **settings: Any) -> Any:
     """The slides that a workflow uses, with their labels."""
     if config in ("evaluate", "inference"):
         found = [world.parse(config, "data", **settings)]
+    elif config == "cross_validate":
+        found = list(world.parse(config, "split", **settings).parts("training", "testing").values())
     else:
         made = world.parse(config, "train#slides" if config == "train" else "slides", **settings)
         found = [made.training, made.others]
@@ -271,12 +275,15 @@ def plans(world: World, config: str, **settings: Any) -> Any:
         raise InterruptedError
 
     settings = {"output_dir": "planned", "feature_dir": "planned/features", **settings}
-    made = world.parse(config, "comparison" if config == "compare" else "search", **settings)
+    name = {"compare": "comparison", "cross_validate": "cross_validation"}.get(config, config)
+    made = world.parse(config, name, **settings)
+    run = made.run
+    if config == "cross_validate":  # Before it runs anything, it looks at banks.
+        run = partial(plan, made.experiments(), ROOT, made.num_processes, "")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scripts.experiments.comparison, "run_experiments", plan)
-        patch.setattr(scripts.experiments.search, "run_experiments", plan)
+        patch.setattr(getattr(scripts.experiments, name), "run_experiments", plan)
         with pytest.raises(InterruptedError):
-            made.run()
+            run()
     return planned
 
 

@@ -26,6 +26,7 @@ from tests.conftest import ROOT
 CONFIGS = {
     "train": "training", "evaluate": "evaluating", "inference": "inferring", "extract": "extracting",
     "inspect": "inspecting", "check": "checking", "compare": "comparing", "search": "searching",
+    "cross_validate": "cross_validating",
 }  # fmt: skip
 CLASSES = ["cancer", "hgd", "lgd"]
 LABELS = ["cancer", "hgd", "cancer;lgd", "lgd", "cancer;hgd", "lgd", "hgd", "cancer"]

@@ -25,9 +25,8 @@ class Setting:
             - ``fixed``: a training is resumed with the same value alone.
             - ``provenance``: stored in every file that comes out.
             - ``grid``: ``searching`` tries several values.
-            - ``free``: says where and how a run computes. ``comparing`` and ``searching`` use results with other
-              values.
-            - ``own``: of a workflow itself; ``comparing`` and ``searching`` do not hand it to their trainings.
+            - ``free``: says where and how a run computes. Workflows of many trainings use results with other values.
+            - ``own``: of a workflow itself; workflows of many trainings do not hand it to these.
     """
 
     name: str

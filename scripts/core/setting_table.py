@@ -247,14 +247,21 @@ SETTINGS: dict[str, Setting] = dict(
         entry("seeds", "the seeds with which `comparing` trains each method", None, "own"),
         entry(
             "split_seed",
-            "of the split of a datalist without partitions: keep it where `seed` changes",
+            "of the split of a datalist without partitions, and of folds: keep it where `seed` changes",
             _SEED,
             "fixed provenance",
+        ),
+        entry(
+            "folds",
+            "into how many parts `cross_validating` divides the patients; each part is tested once: see "
+            "[Cross-validation](methods.md#cross-validation)",
+            checks.number(2, 10**4),
+            "own provenance",
         ),
         entry("grid", "what `searching` tries: lists of values by setting", None, "own"),
         entry(
             "num_processes",
-            "how many trainings of `comparing` and `searching` run at the same time",
+            "how many trainings of `comparing`, `cross_validating` and `searching` run at the same time",
             checks.number(1, 10**4),
             "own",
         ),

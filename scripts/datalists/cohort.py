@@ -14,6 +14,7 @@ from scripts.core.imported import needs_slides
 from scripts.core.ranks import from_first_rank
 from scripts.datalists.classes import warn_of_one_sided
 from scripts.datalists.datalist import list_labels, load_datalist, load_partition
+from scripts.datalists.folds import Folds, load_folds
 from scripts.datalists.label_files import as_entries
 from scripts.datalists.labels import output_names, resolve_positive_classes
 from scripts.datalists.slide_files import as_on_disk
@@ -92,7 +93,7 @@ class Cohort:
         task: ``"binary"`` or ``"multilabel"``.
         class_names: the classes of the labels.
         positive_classes: those that count as 1 in the binary task; ``None`` for the default.
-        split_seed: of the split of a datalist without partitions.
+        split_seed: of the split of a datalist without partitions, and of folds.
         leave_out: names of slides that are not used; the split stays as it is.
         backbone: the files of slides need not be there where features are imported.
 
@@ -140,6 +141,11 @@ class Cohort:
         """The entries of each partition that there is, see :func:`scripts.datalists.datalist.load_datalist`."""
         folder, file = self.place
         return load_datalist(file, folder, self.task, self.class_names, **self._options)
+
+    def folds(self, number: int) -> Folds:
+        """The slides for cross-validation, see :func:`scripts.datalists.folds.load_folds`."""
+        folder, file = self.place
+        return load_folds(file, folder, number, self.task, self.class_names, **self._options)
 
     def labels(self, name: str) -> Any:
         """Names and labels of a partition whose files need not be there."""

@@ -38,6 +38,7 @@ from scripts.datalists.slide_files import SlideFolder, as_on_disk, without_suffi
 from scripts.datalists.split import split_patients
 
 __all__ = [
+    "entries_of",
     "labels_of",
     "list_labels",
     "list_slides",
@@ -91,7 +92,7 @@ def load_datalist(
         SettingsError: if ``task``, ``class_names``, ``positive_classes`` or ``leave_out`` are wrong.
     """
     listing = _read(datalist, dataset_dir, task, class_names, seed, positive_classes, leave_out)
-    entries = _entries(listing, listing.kept, need_files)
+    entries = entries_of(listing, listing.kept, need_files)
     partitions: dict[str, list[dict[str, Any]]] = {name: [] for name in PARTITIONS}
     for slide, entry in zip(listing.kept, entries, strict=True):
         partitions[str(slide.partition)].append(entry)
@@ -126,7 +127,7 @@ def load_partition(
         found = ", ".join(name for name in PARTITIONS if any(slide.partition == name for slide in listing.kept))
         remedy = f"Add slides to {wanted}, or leave all partitions out to have the slides split."
         raise DatalistError(listing.source, f"no slides for {wanted} (it has: {found})", remedy)
-    return _entries(listing, slides, need_files)
+    return entries_of(listing, slides, need_files)
 
 
 def list_labels(
@@ -309,7 +310,8 @@ def _crossing(slides: Sequence[ListedSlide], source: str) -> Problem:
     return Problem(BLOCKS, "patient", source, what, remedy, names=(patient, *example.values()))
 
 
-def _entries(listing: Listing, slides: Sequence[ListedSlide], need_files: bool) -> list[dict[str, Any]]:
+def entries_of(listing: Listing, slides: Sequence[ListedSlide], need_files: bool) -> list[dict[str, Any]]:
+    """The entries of slides of a datalist, see :func:`load_datalist`; raises what it does."""
     raise_first(missing_files(slides, ("mask", "regions") if need_files else ("regions",), need_files))
     entries = [{**slide.entry(listing.folder), "label": slide.label} for slide in slides]
     if any("patient" in slide.row.fields for slide in listing.slides):

@@ -1,5 +1,6 @@
-"""Many trainings with the shipped configs: comparing methods over seeds, searching a grid of settings.
+"""Many trainings with the shipped configs: methods over seeds, folds of the patients, a grid of settings.
 
-Configs create ``comparison.Comparison`` and ``search.GridSearch``. Both plan runs (``trainings.Experiment``), have
-``trainings.run_experiments`` run what is missing, and read the results from the runs' folders.
+Configs create ``comparison.Comparison``, ``cross_validation.CrossValidation`` and ``search.GridSearch``. Each plans
+runs (``trainings.Experiment``), has ``trainings.run_experiments`` run what is missing, and reads the results from the
+runs' folders.
 """

@@ -13,7 +13,7 @@ from torch.utils.tensorboard import SummaryWriter
 from scripts.core.events import add_hparams, remove_events
 from scripts.experiments.comparison_results import Run
 
-__all__ = ["write_comparison", "write_hparams"]
+__all__ = ["write_comparison", "write_cross_validation", "write_hparams"]
 
 
 def write_hparams(folder: Path, settings: Mapping[str, Any], results: Mapping[str, float]) -> None:
@@ -41,9 +41,21 @@ def write_comparison(
             writer.add_figure(name, figure, 0)
     shared = {key: settings[key] for key in ("task", "epochs", "lr", "backbone") if key in settings}
     for run in runs:
-        scores = {f"{head}/{name}": value for head, found in run.scores.items() for name, value in found.items()}
-        results = {name: value for name, value in scores.items() if not math.isnan(value)}
-        results["training_seconds"] = sum(phase["seconds"] for phase in run.training["phases"])
-        write_hparams(
-            folder / run.method / f"seed_{run.seed}", {"method": run.method, "seed": run.seed, **shared}, results
-        )
+        own = {"method": run.method, "seed": run.seed, **shared}
+        write_hparams(folder / run.method / f"seed_{run.seed}", own, _results(run))
+
+
+def write_cross_validation(folder: Path, runs: Sequence[Run], tables: str) -> None:
+    """Write the events of a cross-validation in place of those of an earlier call: its tables, and a line a fold."""
+    remove_events(folder)
+    with SummaryWriter(str(folder)) as writer:
+        writer.add_text("cross-validation", tables, 0)
+    for fold, run in enumerate(runs, start=1):
+        own = {"fold": fold, "method": run.method, "seed": run.seed}
+        write_hparams(folder / f"fold_{fold}", own, _results(run))
+
+
+def _results(run: Run) -> dict[str, float]:
+    scores = {f"{head}/{name}": value for head, found in run.scores.items() for name, value in found.items()}
+    results = {name: value for name, value in scores.items() if not math.isnan(value)}
+    return {**results, "training_seconds": sum(phase["seconds"] for phase in run.training["phases"])}

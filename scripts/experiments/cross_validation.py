@@ -1,0 +1,169 @@
+"""``cross_validating``: a training for each fold of the patients, and the scores of all slides, each tested once."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from scripts.core.errors import BundleError
+from scripts.core.files import output_folder, replacing, write_json
+from scripts.core.provenance import cohort_fingerprint
+from scripts.core.ranks import from_first_rank, is_first_rank
+from scripts.core.settings import check_settings
+from scripts.datalists.failures import without
+from scripts.datalists.folds import Folds, refuse_twice
+from scripts.datalists.labels import output_names
+from scripts.datalists.partitions import PARTITIONS
+from scripts.datalists.patients import patients_known, patients_of
+from scripts.evaluation.bootstrap import warn_of_few, warn_of_unknown
+from scripts.evaluation.reports import without_nan
+from scripts.experiments.board import write_cross_validation
+from scripts.experiments.comparison_results import Run, read_run
+from scripts.experiments.comparison_tables import markdown
+from scripts.experiments.fold_results import fold_tables, pool, pooled_scores, spread
+from scripts.experiments.trainings import Experiment, leaving_out, run_experiments
+from scripts.features.bank import bank_path, stored_settings
+from scripts.training.datasets import training_views
+
+__all__ = ["CrossValidation"]
+
+DATALIST = "datalist.json"
+
+logger = logging.getLogger(__name__)
+
+
+class CrossValidation:
+    """Trains and evaluates once for each fold, with the shipped configs, and scores the slides of all folds together.
+
+    Writes ``predictions.csv``, ``cross_validation.json``, ``cross_validation.md`` and TensorBoard events into
+    ``output_dir``, and of each fold its datalist and its training into ``fold_<n>``, from 1 up. Finished folds are not
+    repeated; interrupted ones resume.
+
+    Args:
+        split: the slides in folds.
+        settings: of training and evaluation, as plain values.
+        output_dir: gets all output.
+        feature_dir: where the feature banks are.
+        bundle_root: the bundle's folder.
+        num_processes: how many trainings run at the same time.
+        made_by: stored in ``cross_validation.json`` with the slides, see :func:`scripts.core.provenance.made_by`.
+
+    Raises:
+        SettingsError: if ``num_processes`` is below 1.
+    """
+
+    def __init__(
+        self,
+        split: Folds,
+        settings: Mapping[str, Any],
+        output_dir: str | Path,
+        feature_dir: str | Path,
+        bundle_root: str | Path = ".",
+        num_processes: int = 1,
+        made_by: Mapping[str, Any] = MappingProxyType({}),
+    ) -> None:
+        check_settings(num_processes=num_processes)
+        self.split, self.settings, self.made_by = split, dict(settings), made_by
+        self.output_dir, self.feature_dir, self.bundle_root = Path(output_dir), Path(feature_dir), Path(bundle_root)
+        self.num_processes = num_processes
+        self.class_names = output_names(settings["task"], settings["class_names"], settings.get("positive_classes"))
+
+    @property
+    def views_to_extract(self) -> list[int]:
+        """For each of the split's entries the most augmented views that the training of a fold needs of it."""
+        most = {entry["slide"]: 0 for entry in self.split.entries}
+        for fold in range(len(self.split.partitions)):
+            training = self.split.part(fold, "training")
+            counts = training_views("bank", training, self.settings["views"]) or [0] * len(training)
+            for entry, count in zip(training, counts, strict=True):
+                most[entry["slide"]] = max(most[entry["slide"]], count)
+        return list(most.values())
+
+    def run(self, left_out: Sequence[str] = ()) -> str:
+        """Run what is missing, once the slides are extracted; then score all folds together.
+
+        Args:
+            left_out: names of slides without features, which no fold uses; see
+                :func:`scripts.experiments.trainings.leaving_out`.
+
+        Returns:
+            The tables as Markdown, which are printed as well; empty on ranks other than the first.
+
+        Raises:
+            BundleError: the error of the first fold that failed, once the others are done.
+            DatalistError: if a slide is there under two names, or a partition of a fold has no slide left.
+            SettingsError: as :func:`scripts.experiments.trainings.run_experiments`.
+        """
+        slides = [entry["slide"] for entry in without(self.split.entries, left_out)]
+        banks = {slide: bank_path(self.feature_dir, slide) for slide in slides}
+        refuse_twice({slide: stored_settings(path).get("slide_sha256") for slide, path in banks.items()})
+        experiments = self.experiments(left_out)
+        for experiment in experiments:
+            _ = experiment.is_done  # The datalist of a fold with other settings is not replaced.
+        from_first_rank(lambda: self._write_datalists(experiments))
+        failed = run_experiments(experiments, self.bundle_root, self.num_processes, desc="cross-validating")
+        for name, error in failed.items():
+            raise BundleError(f"{name}: {error.subject}", error.cause, error.remedy)
+        if not is_first_rank():
+            return ""
+        method, seed = self.settings["method"], self.settings["seed"]
+        return self._write([read_run(one.folder, method, seed, self.class_names) for one in experiments], left_out)
+
+    def experiments(self, left_out: Sequence[str] = ()) -> list[Experiment]:
+        """The training and evaluation of each fold, see :meth:`run`."""
+        slides = {slide.name for slide in self.split.slides}
+        # Slides without a label are in no fold.
+        known = [name for name in self.settings.get("leave_out", ()) if name in slides]
+        settings = leaving_out({**self.settings, "leave_out": known}, left_out)
+        folds, made = len(self.split.partitions), []
+        for fold in range(folds):
+            folder = self.output_dir / f"fold_{fold + 1}"
+            sha256 = hashlib.sha256(self.split.datalist(fold).encode()).hexdigest()
+            own = {"fold": fold + 1, "folds": folds, "datalist": str(folder / DATALIST), "datalist_sha256": sha256}
+            made.append(Experiment(f"fold {fold + 1}", folder, {**settings, **own}))
+        return made
+
+    def _write_datalists(self, experiments: Sequence[Experiment]) -> None:
+        for fold, experiment in enumerate(experiments):
+            output_folder(experiment.folder)
+            with replacing(experiment.folder / DATALIST) as part:
+                part.write_text(self.split.datalist(fold), encoding="utf-8")
+
+    def _write(self, runs: Sequence[Run], left_out: Sequence[str]) -> str:
+        """Write all files; returns the tables."""
+        task, path = self.settings["task"], self.output_dir / "cross_validation.json"
+        entries = without(self.split.entries, left_out)
+        patients, known = patients_of(entries), patients_known(entries)
+        pooled = pool(runs, patients)
+        num_patients = len(set(pooled.patients))
+        folds = []
+        for fold, run in enumerate(runs):
+            slides = {name: [e["slide"] for e in without(self.split.part(fold, name), left_out)] for name in PARTITIONS}
+            sizes = {"slides": {name: len(of_part) for name, of_part in slides.items()}, "patients": None}
+            if known:
+                sizes["patients"] = {name: len({patients[s] for s in of_part}) for name, of_part in slides.items()}
+            folds.append({"fold": fold + 1, **sizes, "scores": run.scores})
+        heads = pooled_scores(pooled, task, self.class_names, self.settings["seed"])
+        content = {
+            "heads": {head: {"pooled": heads[head], "folds": spread(runs, head, task)} for head in heads},
+            "folds": folds,
+            "slides": len(pooled.slides),
+            "patients": num_patients if known else None,
+            "made_by": {**self.made_by, "data": cohort_fingerprint(tested=entries)},
+        }
+        text = markdown(fold_tables(content, task))
+        pooled.write(self.output_dir / "predictions.csv", self.class_names)
+        with replacing(path.with_suffix(".md")) as part:
+            part.write_text(text, encoding="utf-8")
+        write_cross_validation(self.output_dir / "tensorboard", runs, text)
+        write_json(path, without_nan(content))
+        print(text)
+        warn_of_few(num_patients, path)
+        if not known:
+            warn_of_unknown(path)
+        logger.info("wrote the cross-validation into %s", self.output_dir)
+        return text

@@ -1,0 +1,160 @@
+"""The results of a cross-validation: the predictions of all folds together, their scores, and the tables of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scripts.core.errors import SettingsError
+from scripts.core.files import write_csv
+from scripts.datalists.partitions import PARTITIONS
+from scripts.evaluation.bootstrap import bootstrap_interval, class_intervals, patients_text
+from scripts.evaluation.metrics import SCORE_TITLES, class_scores, head_scores, score_names
+from scripts.evaluation.reports import label_text
+from scripts.experiments.comparison_results import Run
+from scripts.experiments.comparison_tables import Table
+
+__all__ = ["Pooled", "fold_tables", "pool", "pooled_scores", "spread"]
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Pooled:
+    """The ``n`` slides of all folds, sorted by name, each predicted by the network that has not seen its patient."""
+
+    slides: list[str]
+    folds: list[int]  # in which each was tested, from 1 up
+    patients: list[str]
+    labels: Floats  # [n, K], 0 or 1
+    probabilities: Mapping[str, Floats]  # by head: [n, K]
+
+    def write(self, path: Path, class_names: Sequence[str]) -> None:
+        """Write ``predictions.csv``: slide, head, fold, one probability a class, and the label."""
+        lines = [
+            [slide, head, fold, *(f"{p:.9g}" for p in of_head[i]), label_text(self.labels[i], class_names)]
+            for i, (slide, fold) in enumerate(zip(self.slides, self.folds, strict=True))
+            for head, of_head in self.probabilities.items()
+        ]
+        write_csv(path, ["slide", "head", "fold", *class_names, "label"], lines)
+
+
+def pool(runs: Sequence[Run], patients: Mapping[str, str]) -> Pooled:
+    """Put the predictions of all folds together.
+
+    Args:
+        runs: of the folds, in order.
+        patients: the patient of each slide, by its name.
+
+    Raises:
+        SettingsError: if a slide was tested in two folds.
+    """
+    slides = [slide for run in runs for slide in run.slides]
+    if len(set(slides)) < len(slides):
+        twice = next(slide for slide in slides if slides.count(slide) > 1)
+        raise SettingsError(
+            "folds", f"slide {twice} was tested in two of them", "Delete their folders to run them anew."
+        )
+    folds = [fold for fold, run in enumerate(runs, start=1) for _ in run.slides]
+    # The bootstrap resamples rows: their order must not depend on the folds'.
+    order = np.argsort(slides)
+    return Pooled(
+        slides=[slides[i] for i in order],
+        folds=[folds[i] for i in order],
+        patients=[patients[slides[i]] for i in order],
+        labels=np.concatenate([run.labels for run in runs])[order],
+        probabilities={
+            head: np.concatenate([run.probabilities[head] for run in runs])[order] for head in runs[0].probabilities
+        },
+    )
+
+
+def pooled_scores(pooled: Pooled, task: str, class_names: Sequence[str], seed: int = 0) -> dict[str, Any]:
+    """For each head what ``metrics.json`` has of it (:class:`scripts.evaluation.reports.EvaluationReport`), with NaN.
+
+    Args:
+        pooled: the predictions.
+        task: ``"multilabel"`` or ``"binary"``.
+        class_names: the classes that the heads predict.
+        seed: of the bootstrap over patients.
+    """
+    found: dict[str, Any] = {}
+    for head, p in pooled.probabilities.items():
+        resampling: dict[str, Any] = {"seed": seed, "patients": pooled.patients}
+        bounds = bootstrap_interval(p, pooled.labels, task, **resampling)
+        class_bounds = class_intervals(p, pooled.labels, class_names, **resampling)
+        classes = {
+            name: {**_with_bounds(scores, class_bounds[name]), "slides": int(scores["slides"])}
+            for name, scores in class_scores(p, pooled.labels, class_names).items()
+        }
+        found[head] = {**_with_bounds(head_scores(p, pooled.labels, task), bounds), "classes": classes}
+    return found
+
+
+def spread(runs: Sequence[Run], head: str, task: str) -> dict[str, dict[str, float]]:
+    """The mean and the standard deviation of each score over the folds in which it is defined; NaN without enough."""
+    found = {}
+    for name in score_names(task):
+        values = np.array([run.scores[head][name] for run in runs])
+        values = values[~np.isnan(values)]
+        mean = float(values.mean()) if values.size else np.nan
+        found[name] = {"mean": mean, "sd": float(values.std(ddof=1)) if values.size > 1 else np.nan}
+    return found
+
+
+def fold_tables(content: Mapping[str, Any], task: str) -> list[Table]:
+    """The tables of a cross-validation.
+
+    Args:
+        content: of ``cross_validation.json``, undefined values as NaN.
+        task: ``"multilabel"`` or ``"binary"``.
+    """
+    names, heads, folds = score_names(task), content["heads"], content["folds"]
+    titles = [SCORE_TITLES[name] for name in names]
+    cohort = patients_text(content["slides"], content["patients"])
+    caption = (
+        f"{cohort} in {len(folds)} folds, each slide tested once. All slides scored together, with 95% intervals from "
+        "a bootstrap over patients:"
+    )
+    body = [[head, *(_interval(of["pooled"][name]) for name in names)] for head, of in heads.items()]
+    tables = [Table(caption, ["output", *titles], body)]
+    body = [[head, *(_mean_sd(of["folds"][name]) for name in names)] for head, of in heads.items()]
+    tables.append(Table("Each fold scored alone, mean ± standard deviation over folds:", ["output", *titles], body))
+    classes = list(next(iter(heads.values()))["pooled"]["classes"])
+    for name in ("f1", "roc_auc"):
+        body = [[head, *(_interval(of["pooled"]["classes"][c][name]) for c in classes)] for head, of in heads.items()]
+        tables.append(Table(f"{SCORE_TITLES[name]} of each class, all slides together:", ["output", *classes], body))
+    lead = next(iter(heads))
+    body = []
+    for fold in folds:
+        tested = "-" if fold["patients"] is None else str(fold["patients"]["testing"])
+        scores = (_number(fold["scores"][lead][name]) for name in names)
+        body.append([str(fold["fold"]), *map(str, fold["slides"].values()), tested, *scores])
+    caption = f"Each fold: its slides, the patients that it tests, and the scores of output {lead}:"
+    tables.append(
+        Table(caption, ["fold", *(f"{name} slides" for name in PARTITIONS), "patients tested", *titles], body)
+    )
+    return tables
+
+
+def _with_bounds(scores: Mapping[str, float], bounds: Mapping[str, tuple[float, float]]) -> dict[str, Any]:
+    return {name: {"value": scores[name], "ci95": list(interval)} for name, interval in bounds.items()}
+
+
+def _interval(score: Mapping[str, Any]) -> str:
+    value, (low, high) = score["value"], score["ci95"]
+    return "-" if np.isnan(value) else f"{value:.3f} [{_number(low)}, {_number(high)}]"
+
+
+def _mean_sd(of_score: Mapping[str, float]) -> str:
+    spread = "" if np.isnan(of_score["sd"]) else f" ± {of_score['sd']:.3f}"
+    return f"{_number(of_score['mean'])}{spread}"
+
+
+def _number(value: float) -> str:
+    return "-" if np.isnan(value) else f"{value:.3f}"
