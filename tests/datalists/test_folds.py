@@ -115,7 +115,7 @@ def test_the_datalist_of_a_fold_says_of_each_slide_what_the_users_says(tmp_path:
     for i in range(12):
         (tmp_path / f"é{i}.svs").touch()
         entries.append({"image": f"é{i}.svs", "label": {"cancer": 1, "hgd": i % 2, "lgd": "0"}, "case_id": i // 2})
-    entries[0] |= {"mpp": "0.25", "mask": "m.png", "mask_tissue": [1, 2], "sha256": "0" * 64, "notes": "train"}
+    entries[0] |= {"mpp": "0.25", "mask": "m.png", "mask_tissue": [1, 2], "sha256": "0" * 64, "notes": "large"}
     entries[3] |= {"slide": "other", "regions": "m.png"}
     folds = folds_of(write(tmp_path, entries), seed=seed)
     for fold in range(3):
@@ -138,7 +138,7 @@ def test_partitions_that_a_datalist_gives_are_not_used_and_one_line_says_so(
     assert caplog.messages == []
     # They even contradict each other: a patient is in two.
     ends = ["training", "testing"] * 6
-    given = folds_of(listed(tmp_path, "image,patient,label,set", ends=ends))
+    given = folds_of(listed(tmp_path, "image,patient,label,partition,set", ends=ends))
     assert given.partitions == without.partitions
     (told,) = [message for message in caplog.messages if "partitions" in message]
     assert told == f"{tmp_path / 'd.csv'}: its partitions are not used: in cross-validation each slide is tested once"
@@ -155,6 +155,11 @@ def test_slides_without_a_label_are_not_used_and_are_named(tmp_path: Path, caplo
     write(tmp_path, "image,patient,label\ns0.svs,p0,\n")
     with pytest.raises(DatalistError, match="no slide has a label"):
         folds_of(path)
+
+
+def test_the_seed_is_that_of_the_folds(tmp_path: Path) -> None:
+    path = listed(tmp_path)
+    assert folds_of(path, seed=0).partitions == folds_of(path).partitions != folds_of(path, seed=1).partitions
 
 
 def test_a_slide_that_is_left_out_is_in_no_part_and_leaves_the_folds_as_they_are(tmp_path: Path) -> None:
