@@ -126,7 +126,7 @@ def fold_tables(content: Mapping[str, Any], task: str) -> list[Table]:
     body = [[head, *(_mean_sd(of["folds"][name]) for name in names)] for head, of in heads.items()]
     tables.append(Table("Each fold scored alone, mean ± standard deviation over folds:", ["output", *titles], body))
     classes = list(next(iter(heads.values()))["pooled"]["classes"])
-    for name in ("f1", "roc_auc"):
+    for name in ("f1", "roc_auc") if len(classes) > 1 else ():
         body = [[head, *(_interval(of["pooled"]["classes"][c][name]) for c in classes)] for head, of in heads.items()]
         tables.append(Table(f"{SCORE_TITLES[name]} of each class, all slides together:", ["output", *classes], body))
     lead = next(iter(heads))

@@ -146,6 +146,13 @@ def test_the_tables_have_the_numbers_of_the_file(runs):
     assert each.rows[2][:6] == ["3", "7", "8", "9", "6", f"{runs[2].scores['global']['micro_accuracy']:.3f}"]
 
 
+def test_one_class_is_not_shown_twice(runs):
+    content = content_of(runs, pool(runs, PATIENTS))
+    for of_head in content["heads"].values():
+        of_head["pooled"]["classes"] = {"cancer": of_head["pooled"]["classes"]["cancer"]}
+    assert len(fold_tables(content, "multilabel")) == 3
+
+
 def test_what_is_not_known_or_not_defined_is_a_dash(runs):
     content = content_of(runs, pool(runs, PATIENTS), patients=None)
     content["heads"]["global"]["pooled"]["roc_auc"] = {"value": np.nan, "ci95": [np.nan, np.nan]}
