@@ -9,7 +9,7 @@ from tests.worlds import CONFIGS, settings_of
 
 NUMBERS = (
     "views", "cache_gb", "epochs", "lr", "weight_decay", "num_nodes", "alpha", "beta", "val_interval", "batch_size",
-    "encode_batch", "num_workers", "seed", "split_seed", "patch_size", "num_processes",
+    "encode_batch", "num_workers", "seed", "split_seed", "patch_size", "num_processes", "folds",
 )  # fmt: skip
 OWN_FOLDERS = ("bundle_root", "output_dir", "ckpt_dir")
 OPTIONAL_PATHS = ("dataset_dir", "datalist", "feature_dir", "backbone_weights", "image", "mask")
@@ -27,7 +27,7 @@ def test_every_registered_setting_is_in_a_config():
 
 def test_what_a_training_may_change_when_it_is_resumed():
     """What is stored of a run and is not fixed; more epochs, other hardware, another library to read with."""
-    changeable = {*with_role("provenance")} - {*with_role("fixed")}
+    changeable = {*with_role("provenance")} - {*with_role("fixed"), *with_role("own")}
     assert changeable == {"partition", "epochs", "reader", "encode_batch", "amp", "runtime", "device"}
 
 

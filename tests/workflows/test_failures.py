@@ -150,7 +150,11 @@ def test_a_partition_of_which_nothing_is_left_is_an_error(workflow, slides, extr
 
 @pytest.mark.parametrize(
     ("run_id", "config", "left_out"),
-    [("comparing", "compare", ["blank", "text", "unknown"]), ("searching", "search", ["blank", "text"])],
+    [
+        ("comparing", "compare", ["blank", "text", "unknown"]),
+        ("searching", "search", ["blank", "text"]),
+        ("cross_validating", "cross_validate", ["blank", "text", "unknown"]),
+    ],
 )
 def test_every_run_is_without_the_same_slides(
     workflow, slides, extracted, tmp_path, monkeypatch, run_id, config, left_out
@@ -161,8 +165,8 @@ def test_every_run_is_without_the_same_slides(
         begun.extend(experiments)
         return {one.name: SettingsError("this test", "needs no training", "Go on.") for one in experiments}
 
-    for module in ("scripts.experiments.comparison", "scripts.experiments.search"):
-        monkeypatch.setattr(f"{module}.run_experiments", run_experiments)
+    for module in ("comparison", "search", "cross_validation"):
+        monkeypatch.setattr(f"scripts.experiments.{module}.run_experiments", run_experiments)
     settings = {key: value for key, value in base_settings(slides, extracted, tmp_path).items() if key != "ckpt_dir"}
     with pytest.raises(RuntimeError) as raised:
         workflow(run_id, config, **settings)

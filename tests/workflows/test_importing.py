@@ -207,12 +207,15 @@ def test_features_of_another_encoder_are_refused_with_weights(world, tmp_path):
 
 
 @pytest.mark.slow
-def test_comparing_and_searching_with_features_alone(world):
+def test_comparing_searching_and_cross_validating_with_features_alone(world):
     given = {**world.imported, "dataset_dir": str(world.empty)}
     out = world.run("compare", **given, epochs=1, methods=["ssmil"], seeds=[0])
     assert (out / "comparison.md").is_file()
     assert (out / "report.html").is_file()
     assert world.run("search", **given, grid={"lr": [0.001, 0.01], "epochs": [1]}).is_dir()
+    out = world.run("cross_validate", **given, epochs=1, folds=3)
+    with open(out / "predictions.csv") as file:
+        assert len({line["slide"] for line in csv.DictReader(file)}) == 8
 
 
 def test_such_weights_are_not_packed(world, tmp_path):
