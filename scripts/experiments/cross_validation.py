@@ -115,9 +115,9 @@ class CrossValidation:
 
     def experiments(self, left_out: Sequence[str] = ()) -> list[Experiment]:
         """The training and evaluation of each fold, see :meth:`run`."""
-        slides = {slide.name for slide in self.split.slides}
-        # Slides without a label are in no fold.
-        known = [name for name in self.settings.get("leave_out", ()) if name in slides]
+        kept = {entry["slide"] for entry in self.split.entries}
+        # Of those that the user names, slides without a label are in no fold.
+        known = [slide.name for slide in self.split.slides if slide.name not in kept]
         settings = leaving_out({**self.settings, "leave_out": known}, left_out)
         folds, made = len(self.split.partitions), []
         for fold in range(folds):

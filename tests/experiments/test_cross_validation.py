@@ -150,13 +150,16 @@ def test_slides_that_are_left_out_are_in_no_result_and_the_folds_stay_as_they_ar
     assert [sum(fold["slides"].values()) for fold in content["folds"]] == [10] * 3
 
 
-def test_a_slide_without_a_label_may_be_left_out_as_well(tmp_path):
+def test_the_user_leaves_slides_out_by_any_spelling_with_a_label_or_without(tmp_path):
     path = tmp_path / "d.csv"
     load(tmp_path)
-    path.write_text(path.read_text().replace("s07.svs,p3," + ",".join(map(str, LABELS[7])), "s07.svs,p3,,,"))
-    split = load_folds(path, None, 3, "multilabel", CLASSES, leave_out=["s07", "s00"])
-    for one in validation(split, tmp_path, leave_out=["s07", "s00"]).experiments():
-        assert one.settings["leave_out"] == ["s00"]
+    (tmp_path / "\u00e9.svs").touch()
+    text = path.read_text().replace("s07.svs,p3," + ",".join(map(str, LABELS[7])), "s07.svs,p3,,,")
+    path.write_text(text.replace("s00.svs", "\u00e9.svs"), encoding="utf-8")
+    names = ["s07", "e\u0301"]
+    split = load_folds(path, None, 3, "multilabel", CLASSES, leave_out=names)
+    for one in validation(split, tmp_path, leave_out=names).experiments():
+        assert one.settings["leave_out"] == ["\u00e9"]
 
 
 def test_other_folds_in_the_same_folder_are_refused_and_leave_its_datalists(split, tmp_path, ran):
