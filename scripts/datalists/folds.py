@@ -63,7 +63,7 @@ class Folds:
             row = slide.row
             known = {key: row.fields[key] for key in OPTIONAL_KEYS if key in row.fields}
             lists[partition].append({"image": row.image, "slide": slide.name, "label": row.label, **known})
-        return json.dumps(lists, indent=1, ensure_ascii=False) + "\n"
+        return json.dumps(lists, indent=1) + "\n"
 
 
 def load_folds(

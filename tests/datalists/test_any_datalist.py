@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
 from scripts.core.errors import BundleError
 from scripts.datalists.datalist import list_slides, load_datalist
+from scripts.datalists.folds import load_folds
+from scripts.datalists.labels import CLASS_NAMES
 
 PLAIN = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=6)
 KEYS = st.sampled_from(["training", "validation", "testing", "image", "label", "patient", "mpp", "mask", "slide"])
@@ -77,3 +79,38 @@ def test_any_csv(folder, rows, comma):
 def test_any_bytes(folder, content, suffix):
     (folder / f"list.{suffix}").write_bytes(content)
     read(folder / f"list.{suffix}", folder)
+
+
+NAMES = ["a.tif", "b.tif", "c.tif", "sub/a.tif", "\u00e9.svs", "=x.tif"]
+OWN = st.sampled_from(["P1", "p1", "0.25", 1, "01", "\ud800", "$x", "1;2", None])
+WORDS = st.sampled_from(["train", "val", "test"])
+USABLE = st.fixed_dictionaries(
+    {"label": st.lists(st.sampled_from([0, 1]), min_size=5, max_size=5) | st.sampled_from(["cancer", "lgd|hgd", "3"])},
+    optional={
+        "case_id": OWN, "slide": OWN, "notes": OWN, "phase": WORDS, "mpp": st.sampled_from([0.25, "0.5"]),
+        "mask_tissue": st.sampled_from([1, [1, 2], "1;2"]), "sha256": st.sampled_from([c * 64 for c in "0123456789Ab"]),
+    },
+)  # fmt: skip
+
+
+@whatever
+@given(entries=st.lists(USABLE, min_size=len(NAMES), max_size=len(NAMES)), folds=st.integers(2, 3))
+def test_the_datalists_of_folds_are_read_as_the_one_that_they_are_made_from(tmp_path, entries, folds):
+    (tmp_path / "sub").mkdir(exist_ok=True)
+    for name, entry in zip(NAMES, entries, strict=True):
+        (tmp_path / name).touch()
+        entry["image"] = name
+    (tmp_path / "list.json").write_text(json.dumps(entries))
+
+    try:
+        made = load_folds(tmp_path / "list.json", tmp_path, folds, "multilabel", CLASS_NAMES)
+    except BundleError:
+        event("refused")
+        return
+    known = ("image", "slide", "patient", "label", "mpp", "mask_tissue", "sha256")
+    for fold in range(folds):
+        (tmp_path / "fold.json").write_text(made.datalist(fold), encoding="utf-8")
+        loaded = load_datalist(tmp_path / "fold.json", tmp_path, "multilabel")
+        for name, part in loaded.items():
+            wanted = [{key: str(entry[key]) for key in known if key in entry} for entry in made.part(fold, name)]
+            assert [{key: str(value) for key, value in entry.items()} for entry in part] == wanted
