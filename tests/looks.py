@@ -27,6 +27,7 @@ from scripts.encoders.runtimes import get_forward
 from scripts.experiments.comparison_figure import choose_figure_slides
 from scripts.features.encoding import Encoder
 from scripts.slides.slide import Slide
+from scripts.weights.record import read_origin
 from tests.conftest import ROOT
 from tests.worlds import CLASSES, World, load
 
@@ -151,6 +152,13 @@ def weights(world: World, config: str, **settings: Any) -> Any:
     return {key: value.numpy() for key, value in state.items()}
 
 
+def points(world: World, config: str, **settings: Any) -> Any:
+    """The operating point that rides with the weights of a training."""
+    made = world.settings_for(config, **settings)
+    world.run(config, **made)
+    return read_origin(Path(made["ckpt_dir"]) / "model.pt")["operating_point"]
+
+
 def shapes(world: World, config: str, **settings: Any) -> Any:
     """The network's tensors."""
     return {key: tuple(v.shape) for key, v in world.parse(config, "network_def", **settings).state_dict().items()}
@@ -239,7 +247,8 @@ def bags(world: World, config: str, **settings: Any) -> Any:
 def intervals(world: World, config: str, **settings: Any) -> Any:
     """The intervals of an evaluation's metrics."""
     told = json.loads((world.run(config, **settings) / "metrics.json").read_text())
-    return [score["ci95"] for head in ("global", "5x", "10x") for score in told[head].values() if "ci95" in score]
+    scores = [score for head in ("global", "5x", "10x") for score in told[head].values()]
+    return [score["ci95"] for score in scores if isinstance(score, dict) and "ci95" in score]
 
 
 def source(world: World, config: str, **settings: Any) -> Any:
@@ -326,7 +335,7 @@ def predictions(world: World, config: str, **settings: Any) -> Any:
         found = list(csv.DictReader(file))
     return {
         (row["slide"], row["head"]): np.array(
-            [float(row[name]) for name in row if name not in ("slide", "head", "label")]
+            [float(row[name]) for name in row if name not in ("slide", "head", "decision", "label")]
         )
         for row in found
     }

@@ -25,6 +25,7 @@ __all__ = [
     "resolution",
     "several",
     "switch",
+    "threshold",
 ]
 
 Check = Callable[[str, Any], None]
@@ -115,6 +116,19 @@ def names(key: str, value: Any) -> None:
 
 def magnifications(key: str, value: Any) -> None:
     check_magnifications(value, key)
+
+
+def threshold(key: str, value: Any) -> None:
+    """A probability, or a rule by which validation slides choose one."""
+    number = value
+    if isinstance(value, str) and value.startswith("sensitivity="):
+        try:
+            number = float(value.removeprefix("sensitivity="))
+        except ValueError:
+            number = None
+    if value not in ("f1", "youden") and not (_is_number(number) and 0 < number < 1):
+        remedy = "Give a number between 0 and 1, f1, youden, or the sensitivity that you need, as sensitivity=0.95."
+        raise SettingsError(key, f"got {value!r}", remedy)
 
 
 def backbone_input(key: str, value: Any) -> None:

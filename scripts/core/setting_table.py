@@ -17,6 +17,9 @@ LATER: dict[str, Any] = {
     "tissue": {},
     "feature_dtype": "float32",
     "backbone_input": {},
+    "prior_correction": True,
+    "calibration": "temperature",
+    "threshold": 0.5,
 }
 """Settings that files of earlier versions do not store, with the values with which those were made."""
 RUNTIMES = ("torch", "compile", "openvino")
@@ -26,7 +29,6 @@ FEATURE_DTYPES = ("float32", "float16")
 
 _FOLDER, _FILE = checks.path(is_joined=True), checks.path(is_optional=True)
 _SEED = checks.number(0, 2**32 - 1)
-_OPTIMIZER, _RUNTIME = checks.choice(*OPTIMIZERS), checks.choice(*RUNTIMES)
 
 SETTINGS: dict[str, Setting] = dict(
     [
@@ -218,6 +220,24 @@ SETTINGS: dict[str, Setting] = dict(
             "val_interval",
             "epochs from one validation to the next; weights are kept at validations alone",
             checks.number(1),
+            "fixed provenance",
+        ),
+        entry(
+            "prior_correction",
+            "whether balanced draws are taken back: see [Operating point](operating_point.md)",
+            checks.switch,
+            "fixed provenance",
+        ),
+        entry(
+            "calibration",
+            "`temperature`, `platt` or `none`: see [Operating point](operating_point.md)",
+            checks.choice("none", "temperature", "platt"),
+            "fixed provenance",
+        ),
+        entry(
+            "threshold",
+            "of decisions: a number, `f1`, `youden` or `sensitivity=0.95`: see [Operating point](operating_point.md)",
+            checks.threshold,
             "fixed provenance",
         ),
         entry("batch_size", "bags a step", checks.number(1), "fixed provenance"),

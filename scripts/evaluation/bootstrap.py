@@ -275,11 +275,13 @@ def _class_scores(p: Floats, y: Floats, counts: Floats) -> dict[str, Floats]:
     """:func:`scripts.evaluation.metrics.class_scores` of every resample, [R, K] a score."""
     predicted = (p >= THRESHOLD).astype(np.float64)
     hits, called, positives = (counts @ array for array in (predicted * y, predicted, y))  # [R, K]
+    negatives = counts.sum(axis=1, keepdims=True) - positives
     ranked = [_ranked(p[:, k], y[:, k], counts) for k in range(y.shape[1])]
     return {
         "accuracy": counts @ (predicted == y) / counts.sum(axis=1, keepdims=True),
         "precision": _ratio(hits, called),
         "recall": _ratio(hits, positives),
+        "specificity": _ratio(negatives - (called - hits), negatives),
         "f1": _ratio(2 * hits, called + positives),
         "roc_auc": np.stack([_roc_auc(*groups) for groups in ranked], axis=1),
         "average_precision": np.stack([_average_precision(*groups) for groups in ranked], axis=1),

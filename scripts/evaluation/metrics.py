@@ -23,6 +23,7 @@ from sklearn.metrics import (
     average_precision_score,
     f1_score,
     precision_recall_fscore_support,
+    recall_score,
     roc_auc_score,
 )
 from torch import Tensor
@@ -58,12 +59,14 @@ SCORE_TITLES = {
     "macro_f1": "macro-F1",
     "accuracy": "accuracy",
     "precision": "precision",
-    "recall": "recall",
+    "recall": "recall (sensitivity)",
+    "specificity": "specificity",
     "f1": "F1",
     "roc_auc": "ROC-AUC",
     "average_precision": "average precision",
+    "brier": "Brier score",
 }
-CLASS_SCORE_NAMES = ("accuracy", "precision", "recall", "f1", "roc_auc", "average_precision")
+CLASS_SCORE_NAMES = ("accuracy", "precision", "recall", "specificity", "f1", "roc_auc", "average_precision")
 
 
 def score_names(task: str) -> tuple[str, ...]:
@@ -113,8 +116,9 @@ def class_scores(
     """For each class :data:`CLASS_SCORE_NAMES`, and ``slides``, how many have it; arguments as :func:`head_scores`.
 
     What would be 0 / 0 is NaN: the precision of a class that is never predicted, the recall and the average precision
-    of one that no slide has, the F1 of one that is both (the macro-F1 counts it as 0), the ROC-AUC of one that no slide
-    or every slide has. Ranking scores are those of the probabilities; the paper's code takes thresholded ones.
+    of one that no slide has, the specificity of one that every slide has, the F1 of one that is neither predicted nor
+    there (the macro-F1 counts it as 0), the ROC-AUC of one that no slide or every slide has. Ranking scores are
+    those of the probabilities; the paper's code takes thresholded ones.
 
     Raises:
         ValueError: if the arrays or names do not fit, or the arrays contain other values.
@@ -257,6 +261,7 @@ def _one_class(p: Floats, y: Floats) -> dict[str, float]:
         "accuracy": accuracy_score(y, predicted),
         "precision": precision,
         "recall": recall,
+        "specificity": recall_score(y, predicted, pos_label=0, zero_division=np.nan),
         "f1": f1,
         "roc_auc": np.nan if all_same else roc_auc_score(y, p),
         "average_precision": average_precision_score(y, p) if some else np.nan,

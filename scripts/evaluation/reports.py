@@ -17,14 +17,9 @@ from scripts.core.files import write_csv, write_json
 from scripts.core.ranks import is_first_rank
 from scripts.core.shards import dataset_size, gather_shards
 from scripts.datalists.patients import patients_known, patients_of
-from scripts.evaluation.bootstrap import (
-    bootstrap_interval,
-    class_intervals,
-    patients_text,
-    warn_of_few,
-    warn_of_unknown,
-)
-from scripts.evaluation.metrics import class_scores, head_scores, score_names
+from scripts.evaluation.bootstrap import patients_text, warn_of_few, warn_of_unknown
+from scripts.evaluation.head_report import head_report, operating_point_report
+from scripts.evaluation.metrics import THRESHOLD, score_names
 
 if TYPE_CHECKING:
     # The board draws slides with their labels, which are written here.
@@ -67,10 +62,12 @@ def without_nan(value: Any) -> Any:
 
 
 class PredictionReport:
-    """Writes ``predictions.csv``: slide, head, one probability a class, and the label where there is one.
+    """Writes ``predictions.csv``: slide, head, one probability a class, the decision, the label where there is one.
 
-    Attach to an evaluator whose postprocessing makes probabilities ``[H, K]``. Of several ranks the first writes the
-    predictions of all, in the order of the dataset.
+    Where the weights have an operating point, each class has a calibrated probability as well, and the decision is that
+    at its threshold, else at 0.5. Attach to an evaluator whose postprocessing makes probabilities ``[H, K]``, with
+    :class:`scripts.inference.decisions.Decided` before it. Of several ranks the first writes the predictions of all, in
+    the order of the dataset.
 
     Args:
         output_dir: where the file is written.
@@ -113,6 +110,9 @@ class PredictionReport:
     def _clear(self) -> None:
         self.slides: list[str] = []
         self.probabilities: list[NDArray[np.float32]] = []
+        # Empty where the weights have no operating point.
+        self.calibrated: list[NDArray[np.float64]] = []
+        self.thresholds: NDArray[np.float64] | None = None
         self.labels: list[NDArray[np.float32]] = []
         self._written_at = time.monotonic()
 
@@ -121,6 +121,9 @@ class PredictionReport:
         for item, output in zip(state.batch, state.output, strict=True):
             self.slides.append(str(item["slide"]))
             self.probabilities.append(output[self.key].float().cpu().numpy())
+            if (calibrated := output.get("calibrated")) is not None:
+                self.calibrated.append(calibrated.double().cpu().numpy())
+                self.thresholds = output["threshold"].double().cpu().numpy()
             if output.get(CommonKeys.LABEL) is not None:
                 self.labels.append(output[CommonKeys.LABEL].float().cpu().numpy())
         if self.write_seconds is not None and time.monotonic() - self._written_at >= self.write_seconds:
@@ -136,6 +139,7 @@ class PredictionReport:
         total = dataset_size(engine)
         self.slides = gather_shards(self.slides, total)
         self.probabilities = gather_shards(self.probabilities, total)
+        self.calibrated = gather_shards(self.calibrated, total)
         self.labels = gather_shards(self.labels, total)
         if is_first_rank():
             self._write(engine)
@@ -149,10 +153,27 @@ class PredictionReport:
         lines = []
         for index, (slide, probabilities) in enumerate(zip(self.slides, self.probabilities, strict=True)):
             label = [label_text(self.labels[index], self.class_names)] if has_labels else []
-            for head, row in zip(self.heads, probabilities, strict=True):
-                lines.append([slide, head, *(f"{p:.9g}" for p in row), *label])
-        columns = ["slide", "head", *self.class_names, *(["label"] if has_labels else [])]
+            decided = self._decided(index)
+            for h, (head, row) in enumerate(zip(self.heads, probabilities, strict=True)):
+                calibrated = self.calibrated[index][h] if self.calibrated else ()
+                decision = label_text(decided[h], self.class_names)
+                lines.append([slide, head, *(f"{p:.9g}" for p in (*row, *calibrated)), decision, *label])
+        calibrated_names = [f"{name}_calibrated" for name in self.class_names if self.calibrated]
+        columns = [
+            "slide",
+            "head",
+            *self.class_names,
+            *calibrated_names,
+            "decision",
+            *(["label"] if has_labels else []),
+        ]
         write_csv(self.output_dir / "predictions.csv", columns, lines)
+
+    def _decided(self, index: int) -> NDArray[np.bool_]:
+        """The decisions ``[H, K]`` on a slide."""
+        if self.thresholds is None:
+            return self.probabilities[index] >= THRESHOLD
+        return self.calibrated[index] >= self.thresholds
 
 
 class EvaluationReport(PredictionReport):
@@ -206,11 +227,15 @@ class EvaluationReport(PredictionReport):
         super()._write(engine)
         # The bootstrap resamples rows: their order must not depend on the datalist's.
         order = np.argsort(self.slides)
-        probabilities, labels = np.stack(self.probabilities)[order], np.stack(self.labels)[order]
+        probabilities, labels = (np.stack(rows)[order].astype(np.float64) for rows in (self.probabilities, self.labels))
         patients = [self.patients.get(self.slides[i], self.slides[i]) for i in order]
         self.report = report = {}
-        for index, head in enumerate(self.heads):
-            report[head] = self._scores(probabilities[:, index], labels, patients)
+        for h, head in enumerate(self.heads):
+            given = labels, self.class_names, self.task, self.seed, patients
+            report[head] = head_report(probabilities[:, h], *given)
+            if self.thresholds is not None:
+                calibrated = np.stack(self.calibrated)[order, h]
+                report[head]["operating_point"] = operating_point_report(calibrated, self.thresholds[h], *given)
         path, num_patients = self.output_dir / "metrics.json", len(set(patients))
         self.num_patients = num_patients if self.patients_known else None
         numbers = {"slides": len(patients), "patients": self.num_patients}
@@ -237,17 +262,3 @@ class EvaluationReport(PredictionReport):
             for index, head in enumerate(self.heads):
                 self._figures[head] = head_figures(head, probabilities[:, index], labels, self.class_names)
         return self._figures
-
-    def _scores(self, p: NDArray[Any], y: NDArray[Any], patients: Sequence[str]) -> dict[str, Any]:
-        """A head's content of ``metrics.json``, undefined values as NaN."""
-        bounds = bootstrap_interval(p, y, self.task, seed=self.seed, patients=patients)
-        class_bounds = class_intervals(p, y, self.class_names, seed=self.seed, patients=patients)
-        classes = {
-            name: _with_bounds(scores, class_bounds[name]) | {"slides": int(scores["slides"])}
-            for name, scores in class_scores(p, y, self.class_names).items()
-        }
-        return {**_with_bounds(head_scores(p, y, self.task), bounds), "classes": classes}
-
-
-def _with_bounds(scores: Mapping[str, float], bounds: Mapping[str, tuple[float, float]]) -> dict[str, Any]:
-    return {name: {"value": scores[name], "ci95": list(interval)} for name, interval in bounds.items()}

@@ -9,6 +9,7 @@ from typing import Any
 from scripts.core.magnification import scale_names
 from scripts.core.markdown import markdown_table
 from scripts.evaluation.bootstrap import UNKNOWN_PATIENTS, few_patients, patients_text
+from scripts.evaluation.head_report import RANKING_SCORES
 from scripts.evaluation.metrics import CLASS_SCORE_NAMES, SCORE_TITLES, score_names
 from scripts.weights.record import DEMONSTRATION, is_demonstration
 
@@ -38,6 +39,11 @@ def summary(
     rows = [[head, *(interval_text(metrics[head][name]) for name in names)] for head in heads]
     blocks = ["## Scores", f"{tested}; each score with its 95% interval, by a bootstrap over patients."]
     blocks.append(markdown_table(["head", *(SCORE_TITLES[name] for name in names)], rows))
+    if "operating_point" in metrics[heads[0]]:
+        decided = [name for name in names if name not in RANKING_SCORES]
+        rows = [[head, *(interval_text(metrics[head]["operating_point"][name]) for name in decided)] for head in heads]
+        blocks += ["The same at the operating point: calibrated, decided at the thresholds of the weights."]
+        blocks.append(markdown_table(["head", *(SCORE_TITLES[name] for name in decided)], rows))
     if warnings := _warnings(metrics, heads, record, left_out):
         blocks += ["## Warnings", "\n".join(f"- {text}" for text in warnings)]
     for head in heads:

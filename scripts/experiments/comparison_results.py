@@ -234,7 +234,8 @@ def _repeats(runs: Sequence[Run], head: str) -> Floats:
 
 
 def _scores(report: Mapping[str, Any]) -> dict[str, float]:
-    return {name: _number(score["value"]) for name, score in report.items() if name not in ("classes", "slides")}
+    found = {name: score for name, score in report.items() if isinstance(score, Mapping) and "value" in score}
+    return {name: _number(score["value"]) for name, score in found.items()}
 
 
 def _found(of_class: Mapping[str, Any]) -> dict[str, float]:

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from scripts.core.errors import SettingsError
 from scripts.core.files import write_csv
 from scripts.datalists.partitions import PARTITIONS
-from scripts.evaluation.bootstrap import bootstrap_interval, class_intervals, patients_text
-from scripts.evaluation.metrics import SCORE_TITLES, class_scores, head_scores, score_names
+from scripts.evaluation.bootstrap import patients_text
+from scripts.evaluation.head_report import head_report
+from scripts.evaluation.metrics import SCORE_TITLES, score_names
 from scripts.evaluation.reports import label_text
 from scripts.experiments.comparison_results import Run
 from scripts.experiments.comparison_tables import Table
@@ -83,17 +84,8 @@ def pooled_scores(pooled: Pooled, task: str, class_names: Sequence[str], seed: i
         class_names: the classes that the heads predict.
         seed: of the bootstrap over patients.
     """
-    found: dict[str, Any] = {}
-    for head, p in pooled.probabilities.items():
-        resampling: dict[str, Any] = {"seed": seed, "patients": pooled.patients}
-        bounds = bootstrap_interval(p, pooled.labels, task, **resampling)
-        class_bounds = class_intervals(p, pooled.labels, class_names, **resampling)
-        classes = {
-            name: {**_with_bounds(scores, class_bounds[name]), "slides": int(scores["slides"])}
-            for name, scores in class_scores(p, pooled.labels, class_names).items()
-        }
-        found[head] = {**_with_bounds(head_scores(p, pooled.labels, task), bounds), "classes": classes}
-    return found
+    given = pooled.labels, class_names, task, seed, pooled.patients
+    return {head: head_report(p, *given) for head, p in pooled.probabilities.items()}
 
 
 def spread(runs: Sequence[Run], head: str, task: str) -> dict[str, dict[str, float]]:
@@ -140,10 +132,6 @@ def fold_tables(content: Mapping[str, Any], task: str) -> list[Table]:
         Table(caption, ["fold", *(f"{name} slides" for name in PARTITIONS), "patients tested", *titles], body)
     )
     return tables
-
-
-def _with_bounds(scores: Mapping[str, float], bounds: Mapping[str, tuple[float, float]]) -> dict[str, Any]:
-    return {name: {"value": scores[name], "ci95": list(interval)} for name, interval in bounds.items()}
 
 
 def _interval(score: Mapping[str, Any]) -> str:

@@ -7,11 +7,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from scripts.evaluation.bootstrap import UNKNOWN_PATIENTS, few_patients, patients_text
+from scripts.evaluation.head_report import RANKING_SCORES
 from scripts.evaluation.metrics import CLASS_SCORE_NAMES, SCORE_TITLES
 from scripts.evaluation.reports import EvaluationReport
 from scripts.reports.page import figure_url
 
 __all__ = ["evaluation_content"]
+
+DECIDED = tuple(name for name in CLASS_SCORE_NAMES if name not in RANKING_SCORES)
 
 
 def evaluation_content(evaluation: EvaluationReport) -> dict[str, Any]:
@@ -20,7 +23,7 @@ def evaluation_content(evaluation: EvaluationReport) -> dict[str, Any]:
     Args:
         evaluation: a handler that has written its scores.
     """
-    report, names = evaluation.report, evaluation.names
+    report, names = evaluation.report, [*evaluation.names, "brier"]
     caption = f"Scores with 95% intervals, on {patients_text(len(evaluation.slides), evaluation.num_patients)}"
     rows = [[head, *(_cell(scores[name]) for name in names)] for head, scores in report.items()]
     tables = [{"caption": caption, "head": ["head", *(SCORE_TITLES[name] for name in names)], "rows": rows}]
@@ -31,6 +34,18 @@ def evaluation_content(evaluation: EvaluationReport) -> dict[str, Any]:
         ]
         columns = ["class", "slides", *(SCORE_TITLES[name] for name in CLASS_SCORE_NAMES)]
         tables.append({"caption": f"Each class by the head {head}", "head": columns, "rows": rows})
+    tables += [
+        {
+            "caption": f"At the operating point, by the head {head}: calibrated, decided at the thresholds",
+            "head": ["class", "threshold", *(SCORE_TITLES[name] for name in DECIDED)],
+            "rows": [
+                [name, f"{of_class['threshold']:.3f}", *(_cell(of_class[score]) for score in DECIDED)]
+                for name, of_class in scores["operating_point"]["classes"].items()
+            ],
+        }
+        for head, scores in report.items()
+        if "operating_point" in scores
+    ]
     figures = [
         {"alt": text, "src": figure_url(figure)}
         for of_head in evaluation.figures().values()

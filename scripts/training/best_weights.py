@@ -12,7 +12,9 @@ from ignite.engine import Engine, Events
 from scripts.core.errors import SettingsError
 from scripts.core.ranks import is_first_rank
 from scripts.networks.state_record import sign
+from scripts.training.operating_points import OperatingPoints
 from scripts.weights.checkpoints import save_checkpoint
+from scripts.weights.operating_point import OPERATING_POINT
 from scripts.weights.paths import weights_path
 from scripts.weights.record import read_training, training_of
 
@@ -32,6 +34,7 @@ class BestWeights:
         record: what the weights are trained with and on, see :func:`scripts.weights.record.read_record`; that of
             weights from which the training went on is added as ``pretrained``.
         made_by: what makes them, see :func:`scripts.core.provenance.made_by`.
+        operating_points: finds the operating point that is stored with them; it comes before this among the handlers.
     """
 
     def __init__(
@@ -41,8 +44,10 @@ class BestWeights:
         heads: Sequence[str],
         record: Mapping[str, Any] | None = None,
         made_by: Mapping[str, Any] | None = None,
+        operating_points: OperatingPoints | None = None,
     ) -> None:
         self.ckpt_dir, self.network = Path(ckpt_dir), network
+        self.operating_points, self.points = operating_points, dict[str, Any]()
         self.record, self.origin = record, {} if made_by is None else {"made_by": made_by}
         self.losses = dict.fromkeys(heads, float("inf"))
         self.epochs = dict.fromkeys(heads, 0)
@@ -63,13 +68,19 @@ class BestWeights:
 
     def __call__(self, engine: Engine) -> None:
         """Save the weights for the heads whose loss is the lowest so far, of those that were validated."""
+        found: dict[str, Any] = {}
         for head, lowest in self.losses.items():
             loss = float(engine.state.metrics.get(f"{head}_loss", float("inf")))
             if loss < lowest:
+                if self.operating_points is not None and not found:
+                    found = self.operating_points.find()
                 self.losses[head], self.epochs[head] = loss, engine.state.epoch
-                self._sign({"best_for": head, **self.origin})
+                # Of heads that this phase does not train, the network has their best weights, and these their points.
+                points = {**self.points, **found}
+                self._sign({"best_for": head, **({OPERATING_POINT: points} if points else {}), **self.origin})
                 if is_first_rank():
                     save_checkpoint(self.network.state_dict(), weights_path(self.ckpt_dir, head))
+        self.points |= {head: point for head, point in found.items() if self.epochs[head] == engine.state.epoch}
         # The weights of the next epochs are best for no head yet.
         self._sign(self.origin)
 
@@ -77,9 +88,9 @@ class BestWeights:
         if self.record is not None:
             sign(self.network, self.record, origin)
 
-    def state_dict(self) -> dict[str, dict[str, float]]:
-        """The lowest losses so far and their epochs, for a training that is resumed."""
-        return {"losses": dict(self.losses), "epochs": dict(self.epochs)}
+    def state_dict(self) -> dict[str, dict[str, Any]]:
+        """The lowest losses so far, their epochs and operating points, for a training that is resumed."""
+        return {"losses": dict(self.losses), "epochs": dict(self.epochs), "points": dict(self.points)}
 
     def load_state_dict(self, state_dict: Mapping[str, Mapping[str, Any]]) -> None:
         """Go on from the lowest losses of an earlier run, whose weights the network already has.
@@ -109,6 +120,8 @@ class BestWeights:
                 )
         self.losses.update(state_dict["losses"])
         self.epochs.update(state_dict["epochs"])
+        # Nothing up to version 0.4.0.
+        self.points.update(state_dict.get("points", {}))
         # Else MONAI's evaluator takes the first validation to come for the best.
         head = next(iter(self.losses))
         if self._evaluator is not None and self.epochs[head]:

@@ -128,6 +128,7 @@ def test_the_scores_of_a_class_by_hand() -> None:
             "accuracy": 2 / 4,
             "precision": 1 / 2,
             "recall": 1 / 2,
+            "specificity": 1 / 2,
             "f1": 1 / 2,
             "roc_auc": 3 / 4,
             "average_precision": (1 + 2 / 3) / 2,
@@ -139,6 +140,7 @@ def test_the_scores_of_a_class_by_hand() -> None:
             "accuracy": 2 / 4,
             "precision": math.nan,
             "recall": 0,
+            "specificity": 1,
             "f1": 0,
             "roc_auc": 1,
             "average_precision": 1,
@@ -150,9 +152,8 @@ def test_the_scores_of_a_class_by_hand() -> None:
 
 def test_a_class_that_no_slide_has_says_nothing_of_ranking_or_recall() -> None:
     absent = class_scores([[0.1], [0.2]], [[0], [0]], ["cancer"])["cancer"]
-    assert absent["accuracy"] == 1
-    assert absent["slides"] == 0
-    assert all(math.isnan(absent[name]) for name in CLASS_SCORE_NAMES if name != "accuracy")
+    assert (absent["accuracy"], absent["specificity"], absent["slides"]) == (1, 1, 0)
+    assert all(math.isnan(absent[name]) for name in CLASS_SCORE_NAMES if name not in ("accuracy", "specificity"))
     alarmed = class_scores([[0.1], [0.8]], [[0], [0]], ["cancer"])["cancer"]
     assert (alarmed["precision"], alarmed["f1"]) == (0, 0)
     assert math.isnan(alarmed["recall"])
@@ -161,6 +162,7 @@ def test_a_class_that_no_slide_has_says_nothing_of_ranking_or_recall() -> None:
 def test_a_class_that_every_slide_has_cannot_be_ranked() -> None:
     everywhere = class_scores([[0.1], [0.8]], [[1], [1]], ["cancer"])["cancer"]
     assert math.isnan(everywhere["roc_auc"])
+    assert math.isnan(everywhere["specificity"])
     assert (everywhere["average_precision"], everywhere["precision"], everywhere["recall"]) == (1, 1, 0.5)
 
 
@@ -184,6 +186,7 @@ def test_class_scores_equal_scikit_learn_and_their_f1_has_the_macro_f1_as_mean(n
                 "accuracy": np.mean(predicted[:, k] == y[:, k]),
                 "precision": sk.precision_score(y[:, k], predicted[:, k], **nan),
                 "recall": sk.recall_score(y[:, k], predicted[:, k], **nan),
+                "specificity": sk.recall_score(y[:, k] == 0, ~predicted[:, k], **nan),
                 "f1": sk.f1_score(y[:, k], predicted[:, k], **nan),
                 "roc_auc": sk.roc_auc_score(y[:, k], p[:, k]),
                 "average_precision": sk.average_precision_score(y[:, k], p[:, k]),

@@ -9,13 +9,21 @@ import torch
 from ignite.engine import Events
 from monai.data import DataLoader, Dataset
 from monai.engines import SupervisedEvaluator
-from monai.transforms import Activationsd
+from monai.transforms import Activationsd, Compose, MapTransform
 from sklearn.exceptions import UndefinedMetricWarning
-from sklearn.metrics import accuracy_score, f1_score, roc_auc_score
+from sklearn.metrics import (
+    accuracy_score,
+    auc,
+    brier_score_loss,
+    confusion_matrix,
+    f1_score,
+    recall_score,
+    roc_auc_score,
+)
 
 from scripts.datalists.labels import label_vector, output_names
 from scripts.evaluation.bootstrap import class_intervals
-from scripts.evaluation.metrics import CLASS_SCORE_NAMES, class_scores
+from scripts.evaluation.metrics import CLASS_SCORE_NAMES, class_scores, score_names
 from scripts.evaluation.reports import (
     EvaluationReport,
     PredictionReport,
@@ -56,12 +64,12 @@ class Given(torch.nn.Module):
         return x[:, 0]
 
 
-def evaluate(slides, report, batch_size=1):
+def evaluate(slides, report, batch_size=1, before=None):
     SupervisedEvaluator(
         device="cpu",
         val_data_loader=DataLoader(Dataset(slides), batch_size=batch_size, collate_fn=pad_bags),
         network=Given(),
-        postprocessing=Activationsd(keys="pred", sigmoid=True),
+        postprocessing=Compose([*([before] if before else []), Activationsd(keys="pred", sigmoid=True)]),
         val_handlers=[report],
     ).run()
 
@@ -75,15 +83,15 @@ def probabilities_of(rows, head, classes=CLASSES):
     return np.array([[float(row[name]) for name in classes] for row in rows if row["head"] == head])
 
 
-def evaluation(folder, slides, classes=CLASSES, task="multilabel", batch_size=1, seed=0, data=()):
-    evaluate(slides, EvaluationReport(folder, HEADS, classes, task, seed=seed, data=data), batch_size)
+def evaluation(folder, slides, classes=CLASSES, task="multilabel", batch_size=1, seed=0, data=(), before=None):
+    evaluate(slides, EvaluationReport(folder, HEADS, classes, task, seed=seed, data=data), batch_size, before)
     with open(folder / "metrics.json", encoding="utf-8") as file:
         return json.load(file)
 
 
 def values_of(scores):
     """The values of an output's or class's scores, by name."""
-    return {name: score["value"] for name, score in scores.items() if name not in ("classes", "slides")}
+    return {name: score["value"] for name, score in scores.items() if isinstance(score, dict) and "value" in score}
 
 
 def test_a_label_reads_as_in_a_datalist():
@@ -128,7 +136,7 @@ def test_predictions_hold_a_probability_for_each_slide_output_and_class(tmp_path
     slides = some_slides(7, 3)
     evaluate(slides, PredictionReport(tmp_path / "out", HEADS, CLASSES), batch_size)
     rows = read_csv(tmp_path / "out")
-    assert list(rows[0]) == ["slide", "head", "cancer", "hgd", "normal", "label"]
+    assert list(rows[0]) == ["slide", "head", "cancer", "hgd", "normal", "decision", "label"]
     assert [(row["slide"], row["head"]) for row in rows] == [
         (f"slide {i:02d}", head) for i in range(7) for head in HEADS
     ]
@@ -138,12 +146,14 @@ def test_predictions_hold_a_probability_for_each_slide_output_and_class(tmp_path
         assert found == pytest.approx(expected, rel=1e-6)
         names = [name for name, value in zip(CLASSES, slide["label"], strict=True) if value == 1]
         assert {rows[i + h]["label"] for h in range(3)} == {";".join(names) or "0;0;0"}
+        for h in range(3):
+            assert rows[i + h]["decision"] == label_text(found[h] >= 0.5, CLASSES)
 
 
 def test_slides_without_labels_have_no_label_column(tmp_path):
     evaluate(some_slides(3, 3, labelled=False), PredictionReport(tmp_path, HEADS, CLASSES), batch_size=2)
     rows = read_csv(tmp_path)
-    assert list(rows[0]) == ["slide", "head", "cancer", "hgd", "normal"]
+    assert list(rows[0]) == ["slide", "head", "cancer", "hgd", "normal", "decision"]
     assert len(rows) == 9
 
 
@@ -185,9 +195,10 @@ def test_metrics_of_a_multilabel_task_are_those_of_its_predictions(tmp_path):
                 "micro_f1": f1_score(label, p >= 0.5, average="micro"),
                 "macro_f1": f1_score(label, p >= 0.5, average="macro"),
                 "roc_auc": roc_auc_score(label.ravel(), p.ravel()),
+                "brier": np.mean((label - p) ** 2),
             }
         )
-        for name in values_of(metrics[head]):
+        for name in score_names("multilabel"):
             score = metrics[head][name]
             low, high = score["ci95"]
             assert 0 <= low < score["value"] < high <= 1
@@ -209,6 +220,7 @@ def test_metrics_of_a_binary_task_are_those_of_its_predictions(tmp_path):
                 "accuracy": accuracy_score(label, p >= 0.5),
                 "f1": f1_score(label, p >= 0.5),
                 "roc_auc": roc_auc_score(label, p),
+                "brier": brier_score_loss(label, p),
             }
         )
 
@@ -225,7 +237,11 @@ def test_each_output_says_how_it_does_on_each_class(tmp_path, task, classes):
         assert list(metrics[head]["classes"]) == classes
         for k, name in enumerate(classes):
             of_class = metrics[head]["classes"][name]
-            assert list(of_class) == [*CLASS_SCORE_NAMES, "slides"]
+            assert list(of_class) == [*CLASS_SCORE_NAMES, "slides", "curves"]
+            curve = of_class["curves"]["roc"]
+            area = auc(curve["false_positive_rate"], curve["true_positive_rate"])
+            assert area == pytest.approx(of_class["roc_auc"]["value"], abs=1e-5)
+            assert metrics[head]["confusion"]["classes"][name] == confusion_matrix(label[:, k], p[:, k] >= 0.5).tolist()
             assert of_class["slides"] == label[:, k].sum()
             assert isinstance(of_class["slides"], int)
             assert of_class["f1"]["value"] == pytest.approx(f1_score(label[:, k], p[:, k] >= 0.5))
@@ -256,9 +272,7 @@ def test_intervals_are_those_of_patients_however_their_names_are_spelled(tmp_pat
     assert few["global"]["micro_accuracy"]["ci95"] == pytest.approx(
         sorted(right[[i % 4 // 2 == k for i in range(36)]].mean() for k in (0, 1))
     )
-    for name, score in few["global"].items():
-        if name != "classes":
-            assert score["value"] == plain["global"][name]["value"]
+    assert values_of(few["global"]) == values_of(plain["global"])
 
 
 def test_json_has_null_for_what_is_no_number():
@@ -314,6 +328,49 @@ def test_the_board_gets_what_the_files_contain_in_the_order_of_names(tmp_path):
     assert {head: [name for name, *_ in found] for head, found in given["figures"].items()} == dict.fromkeys(
         HEADS, names
     )
+
+
+class Halved(MapTransform):
+    """An operating point at which probabilities are halved, and decisions are made at 0.3."""
+
+    def __call__(self, data):
+        calibrated = torch.sigmoid(data["pred"]).double() / 2
+        return {**data, "calibrated": calibrated, "threshold": torch.full(calibrated.shape, 0.3).double()}
+
+
+def test_at_the_operating_point_probabilities_are_calibrated_and_decisions_are_at_the_thresholds(tmp_path):
+    metrics = evaluation(tmp_path, some_slides(40, 3), before=Halved("pred"))
+    rows = read_csv(tmp_path)
+    label = np.array([
+        [name in row["label"].split(";") for name in CLASSES] for row in rows if row["head"] == "global"
+    ])  # fmt: skip
+    names = [f"{name}_calibrated" for name in CLASSES]
+    for head in HEADS:
+        p, calibrated = probabilities_of(rows, head), probabilities_of(rows, head, names)
+        assert calibrated == pytest.approx(p / 2, rel=1e-6)
+        decided = calibrated >= 0.3
+        told = [row["decision"] for row in rows if row["head"] == head]
+        assert told == [label_text(row, CLASSES) for row in decided]
+        # As in the paper, and beside it at the operating point.
+        assert metrics[head]["micro_f1"]["value"] == pytest.approx(f1_score(label, p >= 0.5, average="micro"))
+        point = metrics[head]["operating_point"]
+        assert values_of(point) == pytest.approx(
+            {
+                "micro_accuracy": accuracy_score(label.ravel(), decided.ravel()),
+                "micro_f1": f1_score(label, decided, average="micro"),
+                "macro_f1": f1_score(label, decided, average="macro"),
+                "brier": np.mean((label - calibrated) ** 2),
+            }
+        )
+        for k, name in enumerate(CLASSES):
+            of_class = point["classes"][name]
+            assert of_class["threshold"] == pytest.approx(0.3)
+            assert of_class["recall"]["value"] == pytest.approx(recall_score(label[:, k], decided[:, k]))
+            specificity = recall_score(~label[:, k], ~decided[:, k])
+            low, high = of_class["specificity"]["ci95"]
+            assert of_class["specificity"]["value"] == pytest.approx(specificity)
+            assert low <= specificity <= high
+            assert point["confusion"]["classes"][name] == confusion_matrix(label[:, k], decided[:, k]).tolist()
 
 
 class FailAt:

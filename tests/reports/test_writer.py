@@ -359,8 +359,9 @@ def test_the_top_patches_are_those_of_the_chosen_map_and_class(browser, page):  
 
 TITLES = {
     "micro-accuracy": "micro_accuracy", "micro-F1": "micro_f1", "macro-F1": "macro_f1", "ROC-AUC": "roc_auc",
-    "accuracy": "accuracy", "precision": "precision", "recall": "recall", "F1": "f1",
-    "average precision": "average_precision",
+    "accuracy": "accuracy", "precision": "precision", "F1": "f1",
+    "average precision": "average_precision", "recall (sensitivity)": "recall", "specificity": "specificity",
+    "Brier score": "brier",
 }  # fmt: skip
 
 

@@ -14,6 +14,7 @@ from tests.conftest import ROOT
 from tests.locks import locked_by_another
 
 CLASSES = ["cancer", "hgd", "lgd", "hyperplastic", "normal"]
+CALIBRATED = [f"{name}_calibrated" for name in CLASSES]
 HEADS = ["global", "5x", "10x"]
 
 
@@ -43,7 +44,7 @@ def table(rows, head):
 def test_predictions_name_slide_output_probabilities_and_label(evaluated, cohort):
     rows = read_csv(evaluated / "predictions.csv")
     testing = json.loads((cohort / "datalist.json").read_text())["testing"]
-    assert list(rows[0]) == ["slide", "head", *CLASSES, "label"]
+    assert list(rows[0]) == ["slide", "head", *CLASSES, *CALIBRATED, "decision", "label"]
     assert [row["head"] for row in rows] == HEADS * len(testing)
     assert [row["slide"] for row in rows[::3]] == [entry["image"][7:-5] for entry in testing]
     assert np.array_equal(table(rows, "5x")[1], [entry["label"] for entry in testing])
@@ -106,13 +107,14 @@ def test_a_folder_of_slides_is_predicted_as_the_evaluation_predicts_it(workflow,
     settings = {"output_dir": str(tmp_path), "ckpt_dir": str(trained / "models")}
     workflow("inferring", "inference", dataset_dir=str(cohort / "slides"), heatmaps=False, **settings)
     rows = read_csv(tmp_path / "predictions.csv")
-    assert list(rows[0]) == ["slide", "head", *CLASSES]
+    assert list(rows[0]) == ["slide", "head", *CLASSES, *CALIBRATED, "decision"]
     assert len({row["slide"] for row in rows}) == len(list((cohort / "slides").iterdir()))
-    predicted = {row["slide"]: [row[name] for name in CLASSES] for row in rows if row["head"] == "global"}
+    names = (*CLASSES, *CALIBRATED)
+    predicted = {row["slide"]: [row[name] for name in names] for row in rows if row["head"] == "global"}
     for row in read_csv(evaluated / "predictions.csv"):
         if row["head"] == "global":  # of the same weights; the scales' own best weights are the evaluation's alone
             assert [float(p) for p in predicted[row["slide"]]] == pytest.approx(
-                [float(row[n]) for n in CLASSES], abs=1e-6
+                [float(row[name]) for name in names], abs=1e-6
             )
 
 

@@ -79,7 +79,13 @@ def test_weights_checkpoint_and_summary_of_a_training_tell_what_made_them(traine
     assert str(cohort) not in json.dumps(summary)
     for head in HEADS:
         path = weights_path(trained / "models", head)
-        assert read_origin(path) == {"best_for": head, "made_by": told}
+        origin = read_origin(path)
+        assert origin == {"best_for": head, "made_by": told, "operating_point": origin["operating_point"]}
+        points = origin["operating_point"]
+        assert sorted(points) == sorted(HEADS)
+        assert {(point["slides"], point["calibration"], point["rule"]) for point in points.values()} == {
+            (2, "temperature", 0.5)
+        }
 
 
 def test_metrics_tell_which_weights_were_evaluated_on_what(

@@ -1,0 +1,139 @@
+"""The operating point of trained weights: calibrated probabilities, and the thresholds of decisions.
+
+It is found on the training's own draws and on validation slides, rides with each file of weights in what made them
+(:mod:`scripts.networks.state_record`), and is applied wherever the weights are used. Test slides decide nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.special import expit
+from torch import nn
+
+from scripts.weights.calibration import FEWEST_SLIDES, fit_platt, fit_temperature
+from scripts.weights.thresholds import choose_threshold, is_fixed
+
+__all__ = [
+    "CALIBRATIONS",
+    "OPERATING_POINT",
+    "OperatingPoint",
+    "find_points",
+    "operating_point_of",
+    "points_warning",
+]
+
+Floats = NDArray[np.float64]
+
+CALIBRATIONS = ("none", "temperature", "platt")
+OPERATING_POINT = "operating_point"
+"""The key in the origin of a file of weights."""
+NUMBERS = ("shift", "slope", "intercept", "threshold")
+
+
+@dataclass(frozen=True)
+class OperatingPoint:
+    """How the logits of H heads and K classes become probabilities and decisions; each array is ``[H, K]``.
+
+    Args:
+        shift: the correction of the prior, added to a logit.
+        slope: by which that is multiplied.
+        intercept: added to it then: the logit of the calibrated probability.
+        threshold: of that probability.
+    """
+
+    shift: Floats
+    slope: Floats
+    intercept: Floats
+    threshold: Floats
+
+    def calibrated(self, logits: ArrayLike) -> Floats:
+        """The calibrated probabilities of logits ``[..., H, K]``."""
+        return np.asarray(expit(self.slope * (np.asarray(logits, np.float64) + self.shift) + self.intercept))
+
+    def decided(self, calibrated: ArrayLike) -> NDArray[np.bool_]:
+        """The decisions on calibrated probabilities ``[..., H, K]``."""
+        return np.asarray(calibrated, np.float64) >= self.threshold
+
+
+def find_points(
+    logits: ArrayLike,
+    labels: ArrayLike,
+    heads: Sequence[str],
+    class_names: Sequence[str],
+    shift: ArrayLike,
+    calibration: str,
+    threshold: float | str,
+) -> dict[str, dict[str, Any]]:
+    """The operating point of each head, from its logits on validation slides, as plain values.
+
+    Args:
+        logits: ``[n, H, K]``; a head with NaN is not in use, and gets no point.
+        labels: ``[n, K]``, 0 or 1.
+        heads: the H heads' names.
+        class_names: the K classes' names.
+        shift: ``[K]``, the correction of the prior (:func:`scripts.weights.calibration.prior_shift`), or zeros.
+        calibration: ``"none"``; ``"temperature"``, one for each head; ``"platt"``, a line for each class that at least
+            :data:`FEWEST_SLIDES` slides have, and as many have not, and the temperature for the others.
+        threshold: see :func:`scripts.weights.thresholds.choose_threshold`.
+
+    Returns:
+        By head: ``calibration``, ``rule`` and ``slides``, how it was found and on how many; ``classes``, by class the
+        numbers of :class:`OperatingPoint` and ``positives``, how many of the slides have it.
+    """
+    z, y, moved = np.asarray(logits, np.float64), np.asarray(labels, np.float64), np.asarray(shift, np.float64)
+    points = {}
+    for index, head in enumerate(heads):
+        own = z[:, index] + moved  # [n, K]
+        if np.isnan(own).any():
+            continue
+        slope = 1.0 if calibration == "none" else 1 / fit_temperature(own, y)
+        classes = {}
+        for k, name in enumerate(class_names):
+            positives = int(y[:, k].sum())
+            line = (slope, 0.0)
+            if calibration == "platt" and min(positives, len(y) - positives) >= FEWEST_SLIDES:
+                line = fit_platt(own[:, k], y[:, k])
+            chosen = choose_threshold(threshold, expit(line[0] * own[:, k] + line[1]), y[:, k])
+            numbers = dict(zip(NUMBERS, (float(moved[k]), *line, chosen), strict=True))
+            classes[name] = {**numbers, "positives": positives}
+        points[head] = {"calibration": calibration, "rule": threshold, "slides": len(y), "classes": classes}
+    return points
+
+
+def points_warning(points: Mapping[str, Mapping[str, Any]]) -> str | None:
+    """What to know of thresholds that rest on too few slides; ``None`` where they rest on enough, or on none."""
+    few: dict[str, int] = {}
+    for point in points.values():
+        for name, of_class in point["classes"].items():
+            fewer = min(of_class["positives"], point["slides"] - of_class["positives"])
+            if not is_fixed(point["rule"]) and fewer < FEWEST_SLIDES:
+                few[name] = fewer
+    if not few:
+        return None
+    which = ", ".join(f"{name} {number}" for name, number in few.items())
+    cause = f"fewer than {FEWEST_SLIDES} validation slides have these classes, or have them not ({which})"
+    return f"their thresholds are not to be trusted: {cause}. Validate on more slides, or give a number as `threshold`."
+
+
+def operating_point_of(network: nn.Module, heads: Sequence[str], class_names: Sequence[str]) -> OperatingPoint | None:
+    """That of the weights that a network has loaded; ``None`` where they have none, or not for each head and class.
+
+    Args:
+        network: one that keeps a record, or has a copy of such for each head.
+        heads: the heads of its logits, in order.
+        class_names: the classes of its logits, in order.
+    """
+    copies: Any = getattr(network, "copies", [network] * len(heads))
+    table = np.full((len(NUMBERS), len(heads), len(class_names)), math.nan)
+    for h, (head, member) in enumerate(zip(heads, copies, strict=True)):
+        points = getattr(member, "origin", {}).get(OPERATING_POINT, {})
+        classes = points.get(head, {}).get("classes", {})
+        for k, name in enumerate(class_names):
+            table[:, h, k] = [classes.get(name, {}).get(number, math.nan) for number in NUMBERS]
+    return None if np.isnan(table).any() else OperatingPoint(*table)
