@@ -129,10 +129,12 @@ class SlidePictures:
         index = self.places[name]
         entry: Any = self.dataset.data[index]
         slide = self.bag_builder.open_slide(entry)
+        item = self.dataset[index]
+        slide.check_mpp(float(item["base_mpp"]))
         thumbnail = read_thumbnail(slide, THUMBNAIL_PX)
         regions = regions_over_slide(entry, slide, self.region_names)
         # Imported features may know the resolution of level 0 less exactly than the slide.
-        found = BagMaps(self.network, self.maps, {**self.dataset[index], "base_mpp": slide.base_mpp})
+        found = BagMaps(self.network, self.maps, {**item, "base_mpp": slide.base_mpp})
         return {
             kind: PanelRow(
                 f"{name}\n{text}",

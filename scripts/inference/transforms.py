@@ -136,6 +136,7 @@ class EncodeSlided(MapTransform):
             base_mpp, bounds = bank.base_mpp, _bounds(bank, stored_level0(path)[0])
         else:
             slide = self.bag_builder.open_slide(entry)
+            slide.check_mpp(bank.base_mpp)
             base_mpp, bounds = slide.base_mpp, slide.bounds_level0
         return joined, _place(base_mpp, bounds, bank.row_corners(), bank.patch_level0)
 

@@ -118,6 +118,16 @@ class Slide:
             raise SlideError(self.path, *opened.refusal)
         return opened
 
+    def check_mpp(self, mpp: float) -> None:
+        """Refuse positions that were computed with another resolution of level 0: they lie elsewhere on the slide.
+
+        Raises:
+            SlideError: if it is more than 5% from the slide's.
+        """
+        if abs(mpp / self.base_mpp - 1) > MPP_RTOL:
+            cause = f"has {self.base_mpp:.4g} um/px at level 0, and its features were imported with {mpp:.4g}"
+            raise SlideError(self.path, cause, "Import them again with the slide in the datalist.")
+
     def check_unchanged(self, since: Stamp | None = None) -> None:
         """Refuse what was read, if the file is no longer the one that was opened, or that had the stamp ``since``.
 

@@ -403,6 +403,16 @@ def test_what_an_earlier_run_left_goes_and_what_is_not_ours_stays(entry, tmp_pat
     assert set(predict(tmp_path, entry, heatmaps=False)) == {"notes.txt"}
 
 
+@pytest.mark.parametrize("factor", [0.5, 1.1])
+def test_positions_of_another_resolution_of_level_0_are_not_put_on_the_slide(entry, factor):
+    builder = BagBuilder((5, 10), patch_size=PATCH_PX, min_tissue=0.4)
+    item = EncodeSlided("image", builder, tiny_encoder())(entry)
+    mapped = MappedSlides(colour_network(), attention_maps("mustmil", [5, 10]), builder, [entry])
+    mapped({**item, "base_mpp": 1.02 * BASE_MPP})  # magnifications of objectives are rounded
+    with pytest.raises(SlideError, match=r"um/px at level 0, and its features were imported with .*Import them again"):
+        mapped({**item, "base_mpp": factor * BASE_MPP})
+
+
 def test_a_slide_is_read_and_explained_once_for_all_its_maps(entry, tmp_path, monkeypatch):
     builder = BagBuilder((5, 10), patch_size=PATCH_PX, min_tissue=0.4)
     item = EncodeSlided("image", builder, tiny_encoder())(entry)
