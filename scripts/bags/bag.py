@@ -24,6 +24,7 @@ from scripts.core.repeats import Repeats
 from scripts.core.settings import check_settings
 from scripts.datalists.values import check_mask_excluded, check_mask_tissue
 from scripts.slides.checksums import given_sha256, slide_sha256
+from scripts.slides.resolution import ResolutionError
 from scripts.slides.slide import Slide, resample
 
 __all__ = ["Bag", "BagBuilder"]
@@ -143,9 +144,20 @@ class BagBuilder:
         self.mask_tissue = check_mask_tissue(mask_tissue)
         self.mask_excluded = check_mask_excluded(mask_excluded)
 
-    def open_slide(self, entry: Mapping[str, Any]) -> Slide:
-        """The slide of an entry: its ``image``, with the entry's ``mpp`` if it has one."""
-        return Slide(entry["image"], reader=self.reader, mpp=entry.get("mpp"), read_level=self.read_level)
+    def open_slide(self, entry: Mapping[str, Any], known_mpp: float | None = None) -> Slide:
+        """The slide of an entry: its ``image``, with the entry's ``mpp`` if it has one.
+
+        Args:
+            entry: of the datalist.
+            known_mpp: for a slide of which neither the entry nor the file says the resolution, as imported features
+                may know it.
+        """
+        try:
+            return Slide(entry["image"], reader=self.reader, mpp=entry.get("mpp"), read_level=self.read_level)
+        except ResolutionError:
+            if known_mpp is None or entry.get("mpp") is not None:
+                raise
+        return Slide(entry["image"], reader=self.reader, mpp=known_mpp, read_level=self.read_level)
 
     def look(self, entry: Mapping[str, Any]) -> Bag:
         """The bag of an entry, which may be empty: to find out why.

@@ -128,8 +128,8 @@ class SlidePictures:
     def _row(self, name: str, k: int, text: str) -> dict[str, PanelRow]:
         index = self.places[name]
         entry: Any = self.dataset.data[index]
-        slide = self.bag_builder.open_slide(entry)
         item = self.dataset[index]
+        slide = self.bag_builder.open_slide(entry, float(item["base_mpp"]))
         slide.check_mpp(float(item["base_mpp"]))
         thumbnail = read_thumbnail(slide, THUMBNAIL_PX)
         regions = regions_over_slide(entry, slide, self.region_names)

@@ -102,8 +102,9 @@ class MappedSlides:
         """
         if self._last is None or self._last[0] is not item:
             self._last = None  # Two slides with their patches need not be in memory.
-            opened = self.bag_builder.open_slide(self.entries[str(item["slide"])])
-            opened.check_mpp(float(item["base_mpp"]))
+            known_mpp = float(item["base_mpp"])
+            opened = self.bag_builder.open_slide(self.entries[str(item["slide"])], known_mpp)
+            opened.check_mpp(known_mpp)
             # Imported features may know the resolution of level 0 less exactly than the slide.
             maps = BagMaps(self.network, self.maps, {**item, "base_mpp": opened.base_mpp})
             self._last = item, MappedSlide(opened, maps, self.maps, self.bag_builder)

@@ -135,7 +135,7 @@ class EncodeSlided(MapTransform):
         if imported and not os.path.exists(entry["image"]):
             base_mpp, bounds = bank.base_mpp, _bounds(bank, stored_level0(path)[0])
         else:
-            slide = self.bag_builder.open_slide(entry)
+            slide = self.bag_builder.open_slide(entry, bank.base_mpp)
             slide.check_mpp(bank.base_mpp)
             base_mpp, bounds = slide.base_mpp, slide.bounds_level0
         return joined, _place(base_mpp, bounds, bank.row_corners(), bank.patch_level0)

@@ -413,6 +413,14 @@ def test_positions_of_another_resolution_of_level_0_are_not_put_on_the_slide(ent
         mapped({**item, "base_mpp": factor * BASE_MPP})
 
 
+def test_a_slide_of_which_nobody_says_the_resolution_is_shown_at_that_of_its_features(entry):
+    builder = BagBuilder((5, 10), patch_size=PATCH_PX, min_tissue=0.4)
+    item = EncodeSlided("image", builder, tiny_encoder())(entry)
+    unknown = {key: value for key, value in entry.items() if key != "mpp"}
+    mapped = MappedSlides(colour_network(), attention_maps("mustmil", [5, 10]), builder, [unknown])
+    assert mapped(item).opened.base_mpp == pytest.approx(BASE_MPP)
+
+
 def test_a_slide_is_read_and_explained_once_for_all_its_maps(entry, tmp_path, monkeypatch):
     builder = BagBuilder((5, 10), patch_size=PATCH_PX, min_tissue=0.4)
     item = EncodeSlided("image", builder, tiny_encoder())(entry)

@@ -71,7 +71,7 @@ def test_training_on_bad_input_says_so_in_one_line(command, slides, tmp_path, ca
         ({"datalist": "/no/such/list.csv"}, r"/no/such/list\.csv"),
         ({"dataset_dir": "/no/such/folder"}, r"dataset_dir /no/such/folder: no such folder"),
         ({"magnifications": []}, r"magnifications: got \[\]"),
-        ({"backbone": "resnet5"}, r"backbone: got 'resnet5'\. Did you mean resnet50 or resnet34\? Choose"),
+        ({"backbone": "resnet5"}, r"backbone: got 'resnet5'\. Did you mean resnet50 or resnet34\? `python -m"),
         ({"source": "png"}, r"source: got 'png'\. Choose one of bank, patches"),
         ({"task": "regression"}, r"task"),
         ({"min_tissue": 70}, r"min_tissue: got 70"),
