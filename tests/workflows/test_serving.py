@@ -80,8 +80,9 @@ def test_a_request_is_answered_with_the_scores_of_inferring(served, workflow, co
         "inferring", "inference", dataset_dir=str(slide), ckpt_dir=models, output_dir=str(tmp_path), heatmaps=False
     )
     with open(tmp_path / "predictions.csv", newline="") as file:
-        rows = [[float(value) for value in row[2:]] for row in list(csv.reader(file))[1:]]
-    assert torch.allclose(data["head_scores"].as_tensor(), torch.tensor(rows), atol=1e-5)
+        rows = torch.tensor([[float(value) for value in row[2:12]] for row in list(csv.reader(file))[1:]])
+    assert torch.allclose(data["head_scores"].as_tensor(), rows[:, :5], atol=1e-5)
+    assert torch.allclose(data["calibrated"].float(), rows[:, 5:], atol=1e-5)
     assert torch.equal(data["pred"].as_tensor(), data["head_scores"].as_tensor()[0])
 
 
