@@ -144,8 +144,9 @@ def backbone_input(key: str, value: Any) -> None:
     for name in ("mean", "std"):
         numbers = value.get(name, [0.5] * 3)
         fits = isinstance(numbers, list | tuple) and len(numbers) == 3
-        if not fits or not all(_is_number(one) and 0 <= one <= 1 and (one > 0 or name == "mean") for one in numbers):
-            remedy = f"Give three numbers in 0..1, of R, G and B, {example}."
+        least = 0.001 if name == "std" else 0  # records store four digits
+        if not fits or not all(_is_number(one) and least <= one <= 1 for one in numbers):
+            remedy = f"Give three numbers in {least}..1, of R, G and B, {example}."
             raise SettingsError(f"{key}#{name}", f"got {numbers!r}", remedy)
 
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
+import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from scripts.core.errors import SettingsError
 from scripts.core.files import file_sha256
 from scripts.encoders.weight_files import check_hash
 
@@ -58,6 +62,13 @@ def _onnx_data(path: Path) -> Path | None:
     return data if data.is_file() else None
 
 
+def _link(file: Path, to: Path) -> None:
+    try:
+        os.link(file.resolve(), to)
+    except OSError:  # of another file system, or another user's
+        shutil.copyfile(file, to)
+
+
 class _OnnxNetwork(nn.Module):
     """A network of ONNX in onnxruntime, on the CPU, or on a GPU if it is given patches that are there."""
 
@@ -67,7 +78,10 @@ class _OnnxNetwork(nn.Module):
 
         self.path, self.runtime = path, onnxruntime
         self._sessions: dict[str, Any] = {}
-        self._session("cpu")
+        outputs = [output.name for output in self._session("cpu").get_outputs()]
+        if len(outputs) > 1:
+            cause = f"gives {len(outputs)} outputs ({', '.join(map(repr, outputs[:5]))})"
+            raise SettingsError(f"backbone_weights {path}", cause, "Export it with one, the features.")
 
     def forward(self, x: Tensor) -> Tensor:
         session = self._session(x.device.type)
@@ -80,9 +94,12 @@ class _OnnxNetwork(nn.Module):
             providers = [name for name in wanted if name in self.runtime.get_available_providers()]
             options = self.runtime.SessionOptions()
             options.intra_op_num_threads = torch.get_num_threads()
-            # By its content alone it finds no weights in other files, which no checksum of ours covers.
-            model = str(self.path) if _onnx_data(self.path) else self.path.read_bytes()
-            self._sessions[device] = self.runtime.InferenceSession(model, options, providers=providers)
+            # In a folder of their own it finds no weights in other files, which no checksum of ours covers.
+            with tempfile.TemporaryDirectory() as folder:
+                for file in filter(None, (self.path, _onnx_data(self.path))):
+                    _link(file, Path(folder) / file.name)
+                model = os.path.join(folder, self.path.name)
+                self._sessions[device] = self.runtime.InferenceSession(model, options, providers=providers)
         return self._sessions[device]
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib
 import inspect
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -32,8 +34,12 @@ TIMM = "timm/"
 EXAMPLE = "{'size': 224, 'mean': [0.485, 0.456, 0.406], 'std': [0.229, 0.224, 0.225]}"
 # A network is tried on patches of this size if it takes any.
 TRIED_PX = 224
-# By how much of the largest feature a patch's may differ between two batches: rounding, also of 8-bit weights.
+# By how much of the largest feature, and in most features of what each varies by between patches, a patch's may differ
+# between two batches: rounding, also of 8-bit weights.
 BATCH_TOLERANCE = 0.1
+# By how much of itself a feature may differ between two runs of the same batch: rounding in another order.
+REPEAT_TOLERANCE = 1e-4
+FLOAT_NOISE = torch.finfo(torch.float32).eps
 FREE_BATCH = "export it in evaluation mode, with a free batch axis"
 
 
@@ -85,11 +91,11 @@ def own_network(name: str, weights: str | Path | None, given: Mapping[str, Any])
 
 
 def feature_length(name: str, network: nn.Module, input_px: int | None) -> int:
-    """Length of a network's features, by running it on two patches, and on one of them.
+    """Length of a network's features, by running it twice on two patches, and on one of them.
 
     Raises:
-        SettingsError: if it cannot be run, gives anything but one vector of floats a patch, or one that depends on the
-            other patches of the batch.
+        SettingsError: if it cannot be run, gives anything but one vector of finite floats a patch, another one each
+            time, or one that depends on the other patches of the batch.
     """
     px = input_px or TRIED_PX
     device = next((p.device for p in network.parameters()), torch.device("cpu"))
@@ -97,8 +103,18 @@ def feature_length(name: str, network: nn.Module, input_px: int | None) -> int:
     # A dark patch of little contrast and a bright one: to statistics of the batch they are not alike.
     contrast, light = torch.tensor([[0.5, 2.0], [-1.0, 1.0]]).view(2, 2, 1, 1, 1)
     patches = (noise * contrast + light).to(device)
-    both, alone = (_features(name, network, batch) for batch in (patches, patches[:1]))
-    if (both[0] - alone[0]).abs().max() > BATCH_TOLERANCE * both.abs().max():
+    both, again, alone = (_features(name, network, batch) for batch in (patches, patches, patches[:1]))
+    rows = torch.cat([both, again, alone])  # [5, F]
+    if not rows.isfinite().all():
+        cause = "gives features that are no finite numbers"
+        raise SettingsError(f"backbone {name}", cause, "Give one that gives finite features, in float32.")
+    rounding = FLOAT_NOISE * rows.abs().max()
+    if ((both - again).abs() > REPEAT_TOLERANCE * rows.abs().amax(0) + rounding).any():
+        cause = "gives other features each time"
+        raise SettingsError(f"backbone {name}", cause, "Export it in evaluation mode, without dropout.")
+    moved, span = (both[0] - alone[0]).abs(), rows.amax(0) - rows.amin(0)  # [F]
+    varying = span > 10 * rounding  # what is constant hides nothing
+    if moved.max() > BATCH_TOLERANCE * both.abs().max() or (moved / span)[varying].median() > BATCH_TOLERANCE:
         cause = "gives a patch other features where another patch is in the batch"
         raise SettingsError(f"backbone {name}", cause, f"Give one without statistics of a batch: {FREE_BATCH}.")
     return both.shape[1]
@@ -119,7 +135,14 @@ def computing(name: str, shape: Sequence[int]) -> Iterator[None]:
         reason = reason_of(error)
         if "TorchScript interpreter" in reason:  # whose own traceback follows, and then the reason
             reason = str(error).strip().splitlines()[-1]
-        remedy = f"Give the size that it takes as backbone_input; {FREE_BATCH}; or switch `amp` off, if it is on."
+        amp_off = "or switch `amp` off, if it is on."
+        remedy = f"Give the size that it takes as backbone_input; {FREE_BATCH}; {amp_off}"
+        if name.startswith(TIMM):
+            remedy = f"Give a size that it takes as backbone_input, or none; {amp_off}"
+        elif re.search("(?i)half|float16|double", reason):
+            remedy = f"Give one whose weights are float32; {amp_off}"
+        elif "missing" in reason:
+            remedy = "Give one that takes nothing but patches."
         raise SettingsError(f"backbone {name}", f"cannot compute patches {list(shape)} ({reason})", remedy) from error
 
 
@@ -212,9 +235,17 @@ def _of_file(name: str, weights: str | Path | None, given: Mapping[str, Any]) ->
         network = LOADERS[name](path)
     except ImportError as error:
         raise SettingsError(f"backbone {name}", str(error), "Run: pip install onnxruntime.") from error
+    except SettingsError:
+        raise
     except Exception as error:  # neither torch nor onnxruntime documents what it raises on a damaged file
-        cause = f"is not a readable {name} file ({reason_of(error)})"
-        raise SettingsError(f"backbone_weights {path}", cause, "Give a whole file of that kind.") from error
+        # Of an ONNX file without the folder that it was linked into.
+        reason = re.sub(rf"\S*/(?={re.escape(path.name)})", "", reason_of(error))
+        cause, remedy = f"is not a readable {name} file ({reason})", "Give a whole file of that kind."
+        if name == "onnx" and re.search("External (data|initializer)", reason):
+            data = f"{path.name}.data"
+            cause = f"has weights that are neither in it nor whole in {data} beside it"
+            remedy = f"Export it again, with its weights in itself or in {data}."
+        raise SettingsError(f"backbone_weights {path}", cause, remedy) from error
     return OwnNetwork(network, said, sha256, "torch" if name == "onnx" else None)
 
 
@@ -248,6 +279,8 @@ def _values(network: nn.Module) -> Iterator[Tensor]:
 
 def _source_sha256(function: Any) -> str | None:
     """SHA-256 of the Python file that defines a function; ``None`` where there is no source."""
+    while isinstance(function, functools.partial):
+        function = function.func
     with suppress(OSError, TypeError):
         module: Any = inspect.getmodule(function)
         return hashlib.sha256(inspect.getsource(module).encode()).hexdigest()

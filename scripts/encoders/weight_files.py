@@ -78,7 +78,7 @@ def read_state(path: Path) -> State:
 
 
 def load_into(network: nn.Module, state: State, path: Path, entry: EncoderEntry) -> None:
-    """Give a network the weights of a file, in float32.
+    """Give a network the weights of a file: those that are floats in float32, others in the network's own type.
 
     Args:
         network: of ``entry``; its parameters may be on the meta device.
@@ -96,7 +96,11 @@ def load_into(network: nn.Module, state: State, path: Path, entry: EncoderEntry)
         raise _unfit(path, f"{', '.join(faults[:3])}{more}")
     if broken := [key for key, value in named.items() if not torch.isfinite(value).all()]:
         raise _unfit(path, f"{broken[0]} has values that are no finite numbers")
-    network.load_state_dict({key: value.float() for key, value in named.items()}, strict=False, assign=True)
+    own = network.state_dict()
+    # Tables of indices keep the network's own type.
+    types = {key: torch.float32 if own[key].is_floating_point() else own[key].dtype for key in named}
+    typed = {key: value.to(types[key]) for key, value in named.items()}
+    network.load_state_dict(typed, strict=False, assign=True)
     if left := [key for key, value in (*network.named_parameters(), *network.named_buffers()) if value.is_meta]:
         raise _unfit(path, f"no file has {left[0]}, which {entry.name} needs")
 
@@ -154,5 +158,7 @@ def _misfits(expected: State, state: State) -> Iterator[str]:
             yield f"{key} is {list(state[key].shape)} instead of {list(value.shape)}"
         elif key in state and (state[key].is_meta or state[key].layout != torch.strided):
             yield f"{key} is no plain tensor"
-        elif key in state and not (state[key].is_floating_point() or key.endswith("num_batches_tracked")):
+        elif key.endswith("num_batches_tracked"):
+            continue
+        elif key in state and state[key].is_floating_point() != value.is_floating_point():
             yield f"{key} is of {state[key].dtype}"

@@ -87,6 +87,54 @@ def test_a_network_in_training_mode_is_refused_because_features_depend_on_the_ba
     assert feature_length("mine", network.eval(), 32) == 4
 
 
+def test_a_network_with_dropout_is_refused_because_features_are_others_each_time(tmp_path: Path) -> None:
+    network = nn.Sequential(CONVOLUTION, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 64), nn.Dropout(0.05))
+    path = tmp_path / "network.pt"
+    torch.jit.trace(network.train(), torch.zeros(2, 3, 32, 32), check_trace=False).save(path)
+    with pytest.raises(SettingsError, match=r"gives other features each time\. Export it in evaluation mode"):
+        get_backbone("torchscript", path, given=GIVEN)
+    assert feature_length("mine", network.eval(), 32) == 64
+
+
+def with_large(end: Callable[[Tensor], Tensor], large: float) -> nn.Module:
+    """A network of three features and one large one that is the same for each patch."""
+    return Giving(lambda x: torch.cat([end(x.mean(dim=(2, 3)))[:, :3], torch.full((len(x), 1), large)], dim=1))
+
+
+@pytest.mark.parametrize("large", [1.0, 100.0, 1e4])
+def test_a_large_constant_feature_does_not_hide_that_others_depend_on_the_batch(large: float) -> None:
+    with pytest.raises(SettingsError, match="gives a patch other features where another patch is in the batch"):
+        feature_length("mine", with_large(lambda x: x - x.mean(dim=0, keepdim=True), large), 32)
+    assert feature_length("mine", with_large(lambda x: x, large), 32) == 4
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_features_that_are_no_numbers_are_refused_before_a_run(value: float) -> None:
+    with pytest.raises(SettingsError, match="backbone mine: gives features that are no finite numbers"):
+        feature_length("mine", with_large(lambda x: x, value), 32)
+
+
+class TakingTwo(Giving):
+    """Takes something besides the patches."""
+
+    def forward(self, x: Tensor, y: Tensor) -> Any:
+        return super().forward(x + y)
+
+
+@pytest.mark.parametrize(
+    ("network", "remedy"),
+    [
+        (TakingTwo(lambda x: x.mean(dim=(2, 3))), r"Give one that takes nothing but patches\.$"),
+        (nn.Sequential(nn.Conv2d(3, 4, 3).half()), r"Give one whose weights are float32; or switch `amp` off"),
+        (nn.Sequential(nn.Conv2d(3, 4, 3).double()), r"Give one whose weights are float32; or switch `amp` off"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(8, 4)), r"Give the size that it takes as backbone_input"),
+    ],
+)
+def test_the_remedy_is_of_the_cause(network: nn.Module, remedy: str) -> None:
+    with pytest.raises(SettingsError, match=remedy):
+        feature_length("mine", network, 32)
+
+
 def test_numbers_of_eight_bits_whose_scale_is_the_batchs_make_an_encoder() -> None:
     def rounded(x: Tensor) -> Tensor:
         return torch.round(x / x.abs().max() * 127) / 127 * x.abs().max()

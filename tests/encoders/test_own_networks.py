@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import importlib
 import json
 import linecache
@@ -46,6 +48,28 @@ def make_small(features: int = 6) -> nn.Module:
         nn.init.uniform_(network.norm.running_mean)
         nn.init.uniform_(network.norm.running_var, 0.5, 2.0)
     return network
+
+
+make_eight = functools.partial(make_small, 8)
+make_eight_again = functools.partial(make_eight)
+
+
+class Indexed(Small):
+    """Its features in the order of a table."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("order", torch.arange(6).flip(0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        features: Tensor = super().forward(x)[:, self.order]  # type: ignore[index]
+        return features
+
+
+def make_indexed() -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        return Indexed().eval()
 
 
 def make_text() -> str:
@@ -133,10 +157,6 @@ def test_the_checksum_of_an_onnx_file_covers_the_weights_beside_it(files: dict[s
     first = get_backbone("onnx", path, given={**GIVEN, "size": PX}).weights_sha256
     data.write_bytes(weights[:-4] + bytes(4))
     assert get_backbone("onnx", path, given={**GIVEN, "size": PX}).weights_sha256 != first
-    # Weights in a file of another name would be in no checksum.
-    data.rename(tmp_path / "other.data")
-    with pytest.raises(SettingsError, match=r"small\.onnx: is not a readable onnx file"):
-        get_backbone("onnx", path, given={**GIVEN, "size": PX})
 
 
 @pytest.mark.parametrize("runtime", ["compile", "openvino"])
@@ -174,6 +194,29 @@ def test_a_bank_knows_the_source_of_a_python_function(tmp_path: Path, monkeypatc
     other = settings(source.replace("make():", "make():  # of the next version\n    "))
     assert {key for key in first if other[key] != first[key]} == {"source_sha256"}
     assert first["pooling"] == "the network's own"
+
+
+def test_the_source_of_a_partial_function_is_that_of_its_function() -> None:
+    functions = [f"{__name__}.{function}" for function in ("make_small", "make_eight", "make_eight_again")]
+    sources = {get_backbone(function, given=GIVEN).settings()["source_sha256"] for function in functions}
+    assert sources == {hashlib.sha256(Path(__file__).read_bytes()).hexdigest()}
+
+
+def test_a_network_with_a_table_of_indices_takes_its_own_weights(patches: Tensor, tmp_path: Path) -> None:
+    name = f"{__name__}.make_indexed"
+    torch.save(make_indexed().state_dict(), tmp_path / "own.pth")
+    backbone = get_backbone(name, tmp_path / "own.pth", given=GIVEN)
+    torch.testing.assert_close(backbone(patches), get_backbone(name, given=GIVEN)(patches))
+    torch.save({**make_indexed().state_dict(), "order": torch.rand(6)}, tmp_path / "other.pth")
+    with pytest.raises(SettingsError, match=r"do not fit the backbone: order is of torch\.float32"):
+        get_backbone(name, tmp_path / "other.pth", given=GIVEN)
+
+
+def test_a_deviation_that_would_be_stored_as_nothing_is_refused() -> None:
+    with pytest.raises(SettingsError, match=r"backbone_input#std: got .* Give three numbers in 0\.001\.\.1"):
+        get_backbone(f"{__name__}.make_small", given={**GIVEN, "std": [1e-30] * 3})
+    smallest = get_backbone(f"{__name__}.make_small", given={**GIVEN, "std": [0.001] * 3})
+    assert all(smallest.settings()["std"])
 
 
 def test_patches_of_another_size_are_resized_once_before_they_are_normalised(files: dict[str, Path]) -> None:

@@ -40,6 +40,13 @@ def test_a_model_that_timm_lacks_is_told(timm_weights: Any) -> None:
         get_backbone("timm/resnet18")
 
 
+def test_a_size_that_a_model_does_not_take_is_told_with_what_to_do(tmp_path: Path) -> None:
+    torch.save(timm.create_model("levit_128s", pretrained=False).state_dict(), tmp_path / "weights.pth")
+    told = r"cannot compute patches \[2, 3, 256, 256\] .*\)\. Give a size that it takes as backbone_input, or none; or"
+    with pytest.raises(SettingsError, match=told):
+        get_backbone("timm/levit_128s", tmp_path / "weights.pth", given={"size": 256})
+
+
 @pytest.mark.parametrize("name", ["tiny_vit_5m_224", "coatnet_nano_rw_224", "swin_tiny_patch4_window7_224"])
 def test_constants_that_no_file_has_are_those_of_the_model(name: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
