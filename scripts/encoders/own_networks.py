@@ -141,7 +141,7 @@ def computing(name: str, shape: Sequence[int]) -> Iterator[None]:
             remedy = f"Give a size that it takes as backbone_input, or none; {amp_off}"
         elif re.search("(?i)half|float16|double", reason):
             remedy = f"Give one whose weights are float32; {amp_off}"
-        elif "missing" in reason:
+        elif re.search("missing|flatten user inputs", reason):
             remedy = "Give one that takes nothing but patches."
         raise SettingsError(f"backbone {name}", f"cannot compute patches {list(shape)} ({reason})", remedy) from error
 

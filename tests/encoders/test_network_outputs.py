@@ -135,6 +135,18 @@ def test_the_remedy_is_of_the_cause(network: nn.Module, remedy: str) -> None:
         feature_length("mine", network, 32)
 
 
+@pytest.mark.parametrize("kind", ["torchscript", "torch_export"])
+def test_a_file_that_takes_more_than_patches_is_told_so(kind: str, tmp_path: Path) -> None:
+    network, examples = TakingTwo(lambda x: x.mean(dim=(2, 3))).eval(), (torch.zeros(2, 3, 32, 32),) * 2
+    path = tmp_path / "network"
+    if kind == "torchscript":
+        torch.jit.save(torch.jit.trace(network, examples), path)
+    else:
+        torch.export.save(torch.export.export(network, examples), path)
+    with pytest.raises(SettingsError, match=r"Give one that takes nothing but patches\.$"):
+        get_backbone(kind, path, given=GIVEN)
+
+
 def test_numbers_of_eight_bits_whose_scale_is_the_batchs_make_an_encoder() -> None:
     def rounded(x: Tensor) -> Tensor:
         return torch.round(x / x.abs().max() * 127) / 127 * x.abs().max()
