@@ -113,6 +113,16 @@ def test_a_parameter_is_the_tensor_that_it_is(tmp_path):
         assert np.isin(file[scale]["features"][:], FEATURES).all()
 
 
+def test_a_tensor_whose_sign_is_a_flag_is_the_numbers_that_it_is(tmp_path):
+    write_clam(tmp_path / "in", "s", HIGH, FEATURES, files=("patches",))
+    negated = torch.imag(torch.complex(torch.zeros(20, 8), torch.from_numpy(-FEATURES)).conj())
+    assert negated.is_neg()
+    torch.save(negated, tmp_path / "in" / "pt_files" / "s.pt")
+    (bank,) = importing(tmp_path / "in", tmp_path, CLAM_IS).glob("*.h5")
+    with h5py.File(bank) as file:
+        assert np.isin(file["10x"]["features"][:], FEATURES).all()
+
+
 @pytest.mark.parametrize("content", [b"text", b"\x80\x04K\x01.", b"PK\x03\x04"], ids=["text", "pickle", "zip"])
 def test_a_file_that_is_no_tensor_is_refused(content, tmp_path):
     write_slideflow(tmp_path / "in", "s", HIGH, FEATURES)
@@ -125,3 +135,8 @@ def test_weights_of_an_encoder_are_not_taken_beside_imported_features(tmp_path):
     features = importing(tmp_path / "in", tmp_path)
     with pytest.raises(SettingsError, match="backbone: is imported, and `backbone_weights` is for encoders that run"):
         imported_features({"feature_dir": str(features), "backbone_weights": "uni.bin"})
+
+
+def test_positions_in_half_precision_are_refused(tmp_path):
+    write_trident(tmp_path / "in" / "s.h5", HIGH.astype(np.float16), FEATURES)
+    assert "s.h5: its positions are float16, which rounds whole pixels" in refusal(tmp_path / "in", tmp_path)

@@ -185,6 +185,9 @@ def checked_positions(path: Path, positions: Any, num_patches: int) -> NDArray[n
         raise SlideError(path, f"its positions are {array.dtype} {list(array.shape)}, not [n, 2]", EXTRACT_AGAIN)
     if len(array) != num_patches:
         raise SlideError(path, f"has features of {num_patches} patches and positions of {len(array)}", EXTRACT_AGAIN)
+    if array.dtype == np.float16:
+        cause = "its positions are float16, which rounds whole pixels above 2048"
+        raise SlideError(path, cause, "Store them as integers or float32.")
     return array.astype(np.float64)
 
 
@@ -234,7 +237,7 @@ def load_tensor(path: Path) -> tuple[int, dict[str, Any]]:
         if loaded.is_meta or loaded.layout != torch.strided or loaded.dtype not in PLAIN:
             cause = f"contains a tensor of {loaded.dtype}, {loaded.layout}, on {loaded.device}, not plain numbers"
             raise SlideError(path, cause, EXTRACT_AGAIN)
-        loaded = loaded.detach()
+        loaded = loaded.detach().resolve_neg()  # a view whose sign is a flag has no numpy array
         return loaded.float() if loaded.dtype == torch.bfloat16 else loaded
 
     features = load_it()
