@@ -140,3 +140,21 @@ def test_weights_of_an_encoder_are_not_taken_beside_imported_features(tmp_path):
 def test_positions_in_half_precision_are_refused(tmp_path):
     write_trident(tmp_path / "in" / "s.h5", HIGH.astype(np.float16), FEATURES)
     assert "s.h5: its positions are float16, which rounds whole pixels" in refusal(tmp_path / "in", tmp_path)
+
+
+def test_arrays_that_are_groups_or_in_another_file_are_refused_in_plain_words(tmp_path):
+    path, other = (write_trident(tmp_path / f"in{i}" / "s.h5", HIGH, FEATURES) for i in "12")
+    linked = h5py.VirtualLayout(FEATURES.shape, FEATURES.dtype)
+    linked[:] = h5py.VirtualSource(str(other), "features", FEATURES.shape)
+    for told, replace in (
+        ("its `features` is a group, not an array", lambda file: file.create_group("features")),
+        ("its `features` is stored in another file", lambda file: file.create_virtual_dataset("features", linked)),
+        (
+            "its `features` is stored in another file",
+            lambda file: file.__setitem__("features", h5py.ExternalLink(str(other), "features")),
+        ),
+    ):
+        with h5py.File(path, "a") as file:
+            del file["features"]
+            replace(file)
+        assert f"s.h5: {told}" in refusal(path.parent, tmp_path)

@@ -22,6 +22,7 @@ from scripts.features.layouts.foreign import (
     by_slide,
     file_of,
     files_of,
+    h5_array,
     h5_features,
     h5_positions,
     load_tensor,
@@ -51,16 +52,18 @@ def _read(path: Path, patches: Path | None) -> ForeignFile:
     beside = next((file for file in found if file is not None), None)
     if path.suffix.lower() == ".h5":
         with reading_h5(path) as file:
-            arguments = h5_features(path, "features", file["features"])
-            positions = h5_positions(file["coords"], len(file["features"]))
+            features, coords = h5_array(file, "features"), h5_array(file, "coords")
+            arguments = h5_features(path, "features", features)
+            positions = h5_positions(coords, len(features))
             # A later version of CLAM, or a fork of it, may describe the positions here.
-            attributes = dict(file["coords"].attrs)
+            attributes = dict(coords.attrs)
         if beside is not None:
             with reading_h5(beside) as file:
-                if not np.array_equal(h5_positions(file["coords"], len(file["coords"])), positions):
+                coords = h5_array(file, "coords")
+                if not np.array_equal(h5_positions(coords, len(coords)), positions):
                     cause = f"has other positions than {beside}"
                     raise SlideError(path, cause, "Give the `patches` that these features are of, or remove others.")
-                attributes |= dict(file["coords"].attrs)
+                attributes |= dict(coords.attrs)
     else:
         count, arguments = load_tensor(path)
         if beside is None:
@@ -69,7 +72,8 @@ def _read(path: Path, patches: Path | None) -> ForeignFile:
             remedy = "Put CLAM's `patches` there, or name it: --features_are \"{'patches': 'PATH'}\"."
             raise SlideError(path, cause, remedy)
         with reading_h5(beside) as file:
-            positions, attributes = h5_positions(file["coords"], count), dict(file["coords"].attrs)
+            coords = h5_array(file, "coords")
+            positions, attributes = h5_positions(coords, count), dict(coords.attrs)
     return ForeignFile(path, positions, stated=_stated(beside or path, attributes), **arguments)
 
 

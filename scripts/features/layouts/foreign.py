@@ -29,6 +29,7 @@ __all__ = [
     "checked_positions",
     "file_of",
     "files_of",
+    "h5_array",
     "h5_features",
     "h5_positions",
     "load_tensor",
@@ -167,6 +168,21 @@ def _one_line(path: Path) -> Iterator[None]:
         raise SlideError(error.subject, error.cause, error.remedy) from error
     except UNREADABLE as error:
         raise SlideError(path, f"cannot be read ({reason_of(error)})", EXTRACT_AGAIN) from error
+
+
+def h5_array(file: h5py.File, name: str) -> h5py.Dataset:
+    """An array of an HDF5 file, all of which is in this file: what another one contains may change unseen.
+
+    Raises:
+        SlideError: if it is none.
+    """
+    is_elsewhere = isinstance(file.get(name, getlink=True), h5py.ExternalLink)
+    array = None if is_elsewhere else file[name]
+    if array is not None and not isinstance(array, h5py.Dataset):
+        raise SlideError(file.filename, f"its `{name}` is a group, not an array", EXTRACT_AGAIN)
+    if array is None or array.external or array.is_virtual:
+        raise SlideError(file.filename, f"its `{name}` is stored in another file", "Copy the array into this file.")
+    return array
 
 
 def h5_positions(dataset: h5py.Dataset, num_patches: int) -> NDArray[np.float64]:

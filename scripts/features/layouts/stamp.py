@@ -16,6 +16,7 @@ from scripts.features.layouts.foreign import (
     Stated,
     by_slide,
     files_of,
+    h5_array,
     h5_features,
     h5_positions,
     number_of,
@@ -46,14 +47,14 @@ def _read(path: Path, _: Path | None) -> ForeignFile:
         if side is None:
             cause = "does not say the unit of its positions, as files of STAMP before version 2"
             raise SlideError(path, cause, "Extract the features again with STAMP 2.")
-        feats = file["feats"]
+        feats, coords = h5_array(file, "feats"), h5_array(file, "coords")
         stated = Stated(
             encoder=text_of(path, file.attrs, "extractor"),
             patch_size=whole_of(path, file.attrs, "tile_size_px"),
             patch_um=side,
         )
         arguments = h5_features(path, "feats", feats)
-        return ForeignFile(path, h5_positions(file["coords"], len(feats)), stated=stated, is_um=True, **arguments)
+        return ForeignFile(path, h5_positions(coords, len(feats)), stated=stated, is_um=True, **arguments)
 
 
 STAMP = Layout("stamp", "SLIDE.h5 with feats and coords", _find, _read)

@@ -17,6 +17,7 @@ from scripts.features.layouts.foreign import (
     Stated,
     by_slide,
     files_of,
+    h5_array,
     h5_features,
     h5_positions,
     number_of,
@@ -46,7 +47,7 @@ def _find(folder: Path) -> dict[str, Path]:
 
 def _read(path: Path, _: Path | None) -> ForeignFile:
     with reading_h5(path) as file:
-        features, coords = file["features"], file["coords"]
+        features, coords = h5_array(file, "features"), h5_array(file, "coords")
         arguments = h5_features(path, "features", features)
         attributes = dict(coords.attrs)
         width, height = (whole_of(path, attributes, f"level0_{side}") for side in ("width", "height"))
