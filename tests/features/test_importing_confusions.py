@@ -63,6 +63,13 @@ def test_clams_features_and_patches_of_two_patchings_are_refused(tmp_path):
     assert "s.h5: has other positions than " in refusal(tmp_path / "in", tmp_path, CLAM_IS)
 
 
+def test_clams_two_files_with_different_numbers_of_patches_are_refused(tmp_path):
+    write_clam(tmp_path / "in", "s", HIGH, FEATURES)
+    torch.save(torch.from_numpy(FEATURES[:7]), tmp_path / "in" / "pt_files" / "s.pt")
+    told = refusal(tmp_path / "in", tmp_path, CLAM_IS)
+    assert f"h5_files/s.h5: has 20 patches, and {tmp_path}/in/pt_files/s.pt has 7" in told
+
+
 def test_positions_in_another_unit_are_refused(tmp_path):
     write_stamp(tmp_path / "in" / "s.h5", HIGH, FEATURES, unit="px")
     assert "s.h5: has positions in px, not in um" in refusal(tmp_path / "in", tmp_path, {"mpp": 0.5})

@@ -57,6 +57,10 @@ def _read(path: Path, patches: Path | None) -> ForeignFile:
             positions = h5_positions(coords, len(features))
             # A later version of CLAM, or a fork of it, may describe the positions here.
             attributes = dict(coords.attrs)
+        tensor = file_of(_root(path) / PT, path.stem, ".pt")
+        if tensor is not None and (count := load_tensor(tensor)[0]) != len(positions):
+            cause = f"has {len(positions)} patches, and {tensor} has {count}"
+            raise SlideError(path, cause, "Extract the features of this slide again, or remove one of the two.")
         if beside is not None:
             with reading_h5(beside) as file:
                 coords = h5_array(file, "coords")
