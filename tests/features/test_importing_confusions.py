@@ -70,6 +70,13 @@ def test_clams_two_files_with_different_numbers_of_patches_are_refused(tmp_path)
     assert f"h5_files/s.h5: has 20 patches, and {tmp_path}/in/pt_files/s.pt has 7" in told
 
 
+def test_patches_that_the_user_names_are_not_replaced_by_others(tmp_path):
+    write_clam(tmp_path / "in", "s", HIGH, FEATURES, files=("pt", "patches"))
+    write_clam(tmp_path / "named", "other", HIGH, FEATURES, files=("patches",))
+    told = refusal(tmp_path / "in", tmp_path, {**CLAM_IS, "patches": str(tmp_path / "named" / "patches")})
+    assert f"s.pt: its slide is not in {tmp_path}/named/patches, which `features_are` names" in told
+
+
 def test_positions_in_another_unit_are_refused(tmp_path):
     write_stamp(tmp_path / "in" / "s.h5", HIGH, FEATURES, unit="px")
     assert "s.h5: has positions in px, not in um" in refusal(tmp_path / "in", tmp_path, {"mpp": 0.5})

@@ -50,6 +50,9 @@ def _find(folder: Path) -> dict[str, Path]:
 def _read(path: Path, patches: Path | None) -> ForeignFile:
     found = (file_of(folder, path.stem, ".h5") for folder in _places(path, patches))
     beside = next((file for file in found if file is not None), None)
+    if beside is None and patches is not None:
+        cause = f"its slide is not in {patches}, which `features_are` names"
+        raise SlideError(path, cause, "Put its positions there, or name the folder that has them.")
     if path.suffix.lower() == ".h5":
         with reading_h5(path) as file:
             features, coords = h5_array(file, "features"), h5_array(file, "coords")
@@ -97,6 +100,7 @@ def _places(path: Path, patches: Path | None) -> Iterator[Path]:
     """The folders in which the positions of a slide's patches may be."""
     if patches is not None:
         yield from (patches, patches / PATCHES)
+        return  # positions of another patching may be in the others
     root = _root(path)
     yield from (root / PATCHES, root.parent / PATCHES)
     if path.suffix.lower() != ".h5":
