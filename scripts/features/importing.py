@@ -312,7 +312,7 @@ def _copy(file: ForeignFile, patches: NDArray[np.int64], dataset: h5py.Dataset, 
     """Copy the features of some patches ``[n]`` into a bank; in memory are those of the file once, and a few rows.
 
     Raises:
-        SlideError: if features, of whichever patch, are not finite numbers.
+        SlideError: if features, of whichever patch, are not finite numbers, or all 0.
     """
     features = file.read_features()
     if features.shape != (len(file.positions), file.num_features):
@@ -324,6 +324,9 @@ def _copy(file: ForeignFile, patches: NDArray[np.int64], dataset: h5py.Dataset, 
         if not is_finite.all():
             number = part.start + int(np.argmin(is_finite))
             cause = f"its features are not all finite numbers in {dataset.dtype}, such as those of patch {number}"
+            raise SlideError(file.path, cause, "Extract the features of this slide again.")
+        if not (is_written := stored.any(axis=1)).all():
+            cause = f"its features of patch {part.start + int(np.argmin(is_written))} are all 0, as if never written"
             raise SlideError(file.path, cause, "Extract the features of this slide again.")
     for part in _parts(len(patches)):
         dataset[part] = features[patches[part]].astype(dataset.dtype, copy=False)

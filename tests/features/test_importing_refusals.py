@@ -68,6 +68,11 @@ def broken_trident(change):
             "its features are not all finite numbers in float32, such as those of patch 0",
         ),
         (
+            broken_trident(lambda c, f: (c, np.concatenate([f[:5], f[5:] * 0]))),
+            "its features of patch 5 are all 0, as if never written",
+        ),
+        (broken_trident(lambda c, f: (c, f * 0)), "its features of patch 0 are all 0, as if never written"),
+        (
             broken_trident(lambda c, f: (c, np.where(f < 9, 1e300, f))),
             "its features are not all finite numbers in float32, such as those of patch 0",
         ),
