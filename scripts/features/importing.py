@@ -18,7 +18,7 @@ from tqdm import tqdm
 from scripts.bags.bag import BagBuilder
 from scripts.bags.free_links import link_patches
 from scripts.core.errors import SettingsError, SlideError
-from scripts.core.files import output_folder
+from scripts.core.files import file_sha256, output_folder
 from scripts.core.imported import IMPORTED, folders
 from scripts.core.magnification import scale_name
 from scripts.core.provenance import software
@@ -27,7 +27,7 @@ from scripts.core.setting_checks import path as any_path
 from scripts.datalists.failures import FailedSlides
 from scripts.datalists.keys import composed
 from scripts.features.bank import bank_path, bank_slides
-from scripts.features.bank_settings import is_banked, slide_fingerprint
+from scripts.features.bank_settings import is_banked
 from scripts.features.bank_writing import ROWS_AT_ONCE, NewBank, NewScale, writing_bank
 from scripts.features.imported import difference, identity_of, options
 from scripts.features.imported_scales import (
@@ -112,7 +112,7 @@ class Importer:
         self.feature_dir, self.failures = Path(feature_dir), FailedSlides(output_dir, "importing", strict)
         self.known = KnownSlides(dataset_dir, datalist, bag_builder or BagBuilder(), self.given.mpp)
         self._identity: tuple[str, dict[str, Any]] | None = None
-        self._slide_of: dict[str, str] = {}  # by the fingerprint of its features
+        self._slide_of: dict[str, str] = {}  # by the checksum of its features
         self._renamed: dict[str, str] = {}
         self._repeats = Repeats()
 
@@ -215,12 +215,12 @@ class Importer:
             "imported_from": " + ".join(dict.fromkeys(layout.tool for layout, _ in self.folders)),
             "base_mpp": base.mpp,
             "patch_level0": [scale.patch_level0 for scale in scales],
-            "features_fingerprint": [slide_fingerprint(scale.file.path) for scale in scales],
+            "features_sha256": [file_sha256(scale.file.path) for scale in scales],
             # Positions may be in another file than the features.
             "positions_sha256": [hashlib.sha256(scale.file.positions.tobytes()).hexdigest() for scale in scales],
         }
-        for scale, fingerprint in zip(scales, settings["features_fingerprint"], strict=True):
-            if (other := self._slide_of.setdefault(fingerprint, slide)) != slide:
+        for scale, sha256 in zip(scales, settings["features_sha256"], strict=True):
+            if (other := self._slide_of.setdefault(sha256, slide)) != slide:
                 cause = f"has the same features as {other} ({scale.file.path})"
                 raise SlideError(f"slide {slide}", cause, "Leave one of the two out.")
         path = bank_path(self.feature_dir, self.known.name_of(slide))
@@ -231,8 +231,8 @@ class Importer:
         for scale in scales:
             if scale.doubt is not None:
                 self._repeats.log(logger, logging.WARNING, f"slide {slide}: {scale.doubt}", slide, MORE)
-        if (sha256 := self.known.sha256(slide)) is not None:
-            settings["slide_sha256"] = sha256
+        if (of_slide := self.known.sha256(slide)) is not None:
+            settings["slide_sha256"] = of_slide
         counts.update(slides=1, **self._write(path, slide, base, scales, settings))
         self._identity = self._identity or (slide, identity)
 

@@ -244,7 +244,7 @@ def test_a_second_run_imports_what_is_missing(features, tmp_path, caplog):
     assert "(1 were there)" in caplog.text
     # Other features of the same slide are neither used nor replaced in silence.
     write_trident(tmp_path / "a" / "s.h5", HIGH, features[1] + 1)
-    assert "s.h5: was made otherwise (features_fingerprint" in refusal(tmp_path / "a", tmp_path)
+    assert "s.h5: was made otherwise (features_sha256" in refusal(tmp_path / "a", tmp_path)
 
 
 def test_slides_that_are_in_one_folder_alone_are_left_out(features, tmp_path, caplog):

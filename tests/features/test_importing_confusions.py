@@ -57,6 +57,16 @@ def test_positions_that_changed_in_another_file_are_not_those_of_the_bank(tmp_pa
     assert "s.h5: was made otherwise (positions_sha256 " in refusal(tmp_path / "in", tmp_path, CLAM_IS)
 
 
+def test_features_that_changed_in_the_middle_of_a_file_are_not_those_of_the_bank(tmp_path):
+    coords = grid(64, 64, 128)
+    path = write_trident(tmp_path / "in" / "s.h5", coords, random_features(len(coords), 256), size=None)
+    assert path.stat().st_size > 3 * 2**20
+    importing(tmp_path / "in", tmp_path)
+    with h5py.File(path, "r+") as file:
+        file["features"][2000:2100] += 1
+    assert "s.h5: was made otherwise (features_sha256 " in refusal(tmp_path / "in", tmp_path)
+
+
 def test_clams_features_and_patches_of_two_patchings_are_refused(tmp_path):
     write_clam(tmp_path / "in", "s", HIGH, FEATURES, files=("h5",))
     write_clam(tmp_path / "in", "s", HIGH + 5000, FEATURES, files=("patches",))
