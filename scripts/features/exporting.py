@@ -64,7 +64,7 @@ def export_banks(
     for slide, path in tqdm(banks.items(), desc="exporting", unit="slide", dynamic_ncols=True):
         for scale in _scales(slide, path):
             weights = scale.of_features.get("weights_sha256", "")
-            if made_by.setdefault(scale.encoder, weights) != weights:
+            if weights and made_by.setdefault(scale.encoder, weights) != weights:
                 cause = f"is of {scale.encoder} with other weights than the banks before it"
                 raise SettingsError(path, cause, "Export the banks of one encoder.")
             features = Path(folder) / scale.folder / f"features_{safe_name(scale.encoder)}"
@@ -99,7 +99,7 @@ def _scales(slide: str, path: Path) -> Iterator[_Scale]:
     magnifications, patch_size = settings["magnifications"], int(settings["patch_size"])
     bank: BankedBag = read_bank(path, tuple(magnifications))
     overlap = round(settings.get("overlap", 0.0) * patch_size)
-    # Imported features name what made them, and its weights are not known.
+    # Imported features name what made them; of its weights not all files say anything.
     encoder = str(settings.get("encoder", settings["backbone"]))
     weights = {"weights_sha256": settings["weights_sha256"]} if "weights_sha256" in settings else {}
     for s, magnification in enumerate(magnifications):

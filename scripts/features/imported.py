@@ -23,6 +23,7 @@ from scripts.features.encoding import Encoded, Encoder, PatchTransform
 
 __all__ = [
     "IDENTITY",
+    "WEIGHTS",
     "ImportedBackbone",
     "ImportedFeatures",
     "difference",
@@ -34,6 +35,8 @@ __all__ = [
 
 IDENTITY = ("backbone", "encoder", "num_features", "magnifications", "patch_size")
 """The settings of a bank that all imported banks of a run share."""
+WEIGHTS = "weights_sha256"
+"""The setting that they share where their files say it."""
 
 RUN_IMPORTING = "Run `importing` into this `feature_dir` first: see docs/features.md."
 
@@ -153,6 +156,8 @@ def difference(one: str, first: Mapping[str, Any], other: str, second: Mapping[s
     for key in IDENTITY:
         if first.get(key) != second.get(key):
             return f"{key} {first.get(key)!r} of {one}, {second.get(key)!r} of {other}"
+    if None not in (weights := (first.get(WEIGHTS), second.get(WEIGHTS))) and weights[0] != weights[1]:
+        return f"{WEIGHTS} {weights[0]} of {one}, {weights[1]} of {other}"
     return None
 
 
@@ -163,15 +168,18 @@ def identity_of(banks: Sequence[Path]) -> dict[str, Any]:
         SettingsError: if a bank is damaged, or of features that were not imported, or two have different features.
     """
     first: dict[str, Any] = {}
+    one = str(banks[0])
     for path in banks:
         settings = stored_settings(path)
         if settings.get("backbone") != IMPORTED:
             cause = f"{path} is a bank of {settings.get('backbone')}, not of imported features"
             raise SettingsError("feature_dir", cause, "Name a folder into which `importing` alone writes.")
         first = first or settings
-        if (text := difference(str(banks[0]), first, str(path), settings)) is not None:
+        if (text := difference(one, first, str(path), settings)) is not None:
             raise SettingsError("feature_dir", f"has different features: {text}", "Keep one of the two there.")
-    return {key: first.get(key) for key in IDENTITY}
+        if WEIGHTS not in first and WEIGHTS in settings:  # Not all files say it.
+            one, first = str(path), settings
+    return {key: first.get(key) for key in IDENTITY} | ({WEIGHTS: first[WEIGHTS]} if WEIGHTS in first else {})
 
 
 def options(values: Mapping[str, Any]) -> str:

@@ -29,7 +29,7 @@ from scripts.datalists.keys import composed
 from scripts.features.bank import bank_path, bank_slides
 from scripts.features.bank_settings import is_banked
 from scripts.features.bank_writing import ROWS_AT_ONCE, NewBank, NewScale, writing_bank
-from scripts.features.imported import difference, identity_of, options
+from scripts.features.imported import WEIGHTS, difference, identity_of, options
 from scripts.features.imported_scales import (
     Base,
     Given,
@@ -226,7 +226,7 @@ class Importer:
         path = bank_path(self.feature_dir, self.known.name_of(slide))
         if is_banked(path, settings):
             counts.update(there=1)
-            self._identity = self._identity or (slide, identity)
+            self._keep(slide, identity)
             return
         for scale in scales:
             if scale.doubt is not None:
@@ -234,7 +234,12 @@ class Importer:
         if (of_slide := self.known.sha256(slide)) is not None:
             settings["slide_sha256"] = of_slide
         counts.update(slides=1, **self._write(path, slide, base, scales, settings))
-        self._identity = self._identity or (slide, identity)
+        self._keep(slide, identity)
+
+    def _keep(self, slide: str, identity: dict[str, Any]) -> None:
+        # Not all files say of which weights they are: the first that does is compared with.
+        if self._identity is None or (WEIGHTS in identity and WEIGHTS not in self._identity[1]):
+            self._identity = slide, identity
 
     def _check_same(self, slide: str, scales: Sequence[ImportedScale]) -> dict[str, Any]:
         """What the features are, if it is the same at all magnifications of a slide, and as of the slides before."""
@@ -253,12 +258,18 @@ class Importer:
                 if values[0] != values[1]:
                     cause = f"has different {what}: {values[0]} at {names[0]}, {values[1]} at {name}"
                     raise SlideError(slide, cause, "Extract both magnifications in the same way.")
+        weights = {sha256: scale.file.path for scale in scales if (sha256 := scale.file.stated.weights_sha256)}
+        if len(weights) > 1:
+            shown = ", ".join(f"{sha256} of {path}" for sha256, path in weights.items())
+            cause = f"has features of different weights: {WEIGHTS} {shown}"
+            raise SlideError(slide, cause, "Extract both magnifications in the same way.")
         identity = {
             "backbone": IMPORTED,
             "encoder": first.encoder,
             "num_features": first.file.num_features,
             "magnifications": [scale.magnification for scale in scales],
             "patch_size": first.patch_size,
+            **({WEIGHTS: next(iter(weights))} if weights else {}),
         }
         if self._identity is not None and (text := difference(*self._identity, slide, identity)) is not None:
             raise SlideError(slide, text, "Import it into another `feature_dir`, or extract its features again.")

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from scripts.core.errors import SettingsError
+from scripts.features.exporting import export_banks
 from scripts.features.imported import imported_features
 from tests.foreign import (
     grid,
@@ -182,3 +183,35 @@ def test_arrays_that_are_groups_or_in_another_file_are_refused_in_plain_words(tm
             del file["features"]
             replace(file)
         assert f"s.h5: {told}" in refusal(path.parent, tmp_path)
+
+
+def written_by(path, weights, coords=HIGH, magnification=10, seed=2):
+    write_trident(path, coords, random_features(len(coords), seed=seed), magnification)
+    if weights is not None:
+        with h5py.File(path, "a") as file:
+            file["features"].attrs["weights_sha256"] = weights
+    return path
+
+
+def test_features_of_two_weights_are_refused_naming_both(tmp_path):
+    for seed, (slide, weights) in enumerate((("a", None), ("b", "b" * 64), ("c", "c" * 64))):
+        written_by(tmp_path / "in" / f"{slide}.h5", weights, seed=seed)
+    told = f"c: weights_sha256 {'b' * 64} of b, {'c' * 64} of c"
+    assert told in refusal(tmp_path / "in", tmp_path)
+    (tmp_path / "in" / "b.h5").unlink()
+    assert f"c: weights_sha256 {'b' * 64} of " in refusal(tmp_path / "in", tmp_path)  # of the bank of b
+
+
+def test_magnifications_of_two_weights_are_refused_naming_both(tmp_path):
+    low = written_by(tmp_path / "low" / "s.h5", "a" * 64, grid(3, 2, 256, (100, 40)), 5)
+    high = written_by(tmp_path / "high" / "s.h5", "b" * 64)
+    told = f"s: has features of different weights: weights_sha256 {'a' * 64} of {low}, {'b' * 64} of {high}"
+    assert told in refusal([low.parent, high.parent], tmp_path)
+
+
+def test_an_export_of_imported_features_says_of_which_weights_they_are(tmp_path):
+    written_by(tmp_path / "in" / "s.h5", "a" * 64)
+    written_by(tmp_path / "in" / "t.h5", None, seed=3)
+    (folder,) = export_banks(importing(tmp_path / "in", tmp_path), tmp_path / "exported")
+    with h5py.File(folder / "s.h5") as file:
+        assert file["features"].attrs["weights_sha256"] == "a" * 64

@@ -56,6 +56,7 @@ class Stated:
 
     Args:
         encoder: the name of what made the features.
+        weights_sha256: SHA-256 of its weights.
         patch_size: side of a patch in pixels, as the encoder's patches were cut.
         magnification: which the user of the tool asked for; nominal, as the tool understands it.
         patch_um: side of a patch in micrometres.
@@ -67,6 +68,7 @@ class Stated:
     """
 
     encoder: str | None = None
+    weights_sha256: str | None = None
     patch_size: int | None = None
     magnification: float | None = None
     patch_um: float | None = None

@@ -2,8 +2,8 @@
 
 ``features`` ``[n, F]``; ``coords`` ``[n, 2]``, (x, y) of the top left corners in level-0 pixels, with attributes. Its
 ``target_magnification`` and ``level0_magnification`` are classes of resolution (10x is 0.6 to 1.2 um/px), not
-resolutions. ``exporting`` writes the same, and adds ``level0_mpp``, which is exact. Read in ``trident/IO.py`` and
-``trident/wsi_objects/WSI.py``.
+resolutions. ``exporting`` writes the same, and adds ``level0_mpp``, which is exact, and ``weights_sha256`` of the
+features. Read in ``trident/IO.py`` and ``trident/wsi_objects/WSI.py``.
 """
 
 from __future__ import annotations
@@ -53,6 +53,7 @@ def _read(path: Path, _: Path | None) -> ForeignFile:
         width, height = (whole_of(path, attributes, f"level0_{side}") for side in ("width", "height"))
         stated = Stated(
             encoder=text_of(path, features.attrs, "encoder"),
+            weights_sha256=text_of(path, features.attrs, "weights_sha256"),
             patch_size=whole_of(path, attributes, "patch_size"),
             magnification=number_of(path, attributes, "target_magnification"),
             patch_level0=number_of(path, attributes, "patch_size_level0"),
