@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from scripts.core.errors import SettingsError
 from scripts.core.files import replacing
+from scripts.core.imported import IMPORTED
 from scripts.core.magnification import magnification_of, scale_name
 from scripts.core.settings import check_settings
 from scripts.datalists.slide_files import safe_name
@@ -112,7 +113,8 @@ def _scales(slide: str, path: Path) -> Iterator[_Scale]:
             "patch_size_level0": bank.patch_level0[s],
             "level0_magnification": round(magnification_of(bank.base_mpp)),
             "target_magnification": float(magnification),
-            "overlap": overlap,
+            # Of imported features it is not known.
+            **({} if settings["backbone"] == IMPORTED else {"overlap": overlap}),
             **({} if size is None else {"level0_width": size[0], "level0_height": size[1]}),
             # Magnifications of level 0 are rounded; this is not, and TRIDENT does not have it.
             **({} if source.endswith("rounded") else {"level0_mpp": bank.base_mpp}),

@@ -230,6 +230,11 @@ def scale_of(
         shown = f"{patch_size} px at {scale_name(magnification)} and {base.mpp:g} um/px are {side:g} px"
         doubt = _check_spacing(file, corners, side, shown)
     doubt = doubt or _check_resolution(slide, side * base.mpp / patch_size, magnification)
+    # Positions are rounded to whole pixels of level 0, an overlap to those of a patch.
+    closest = np.min(_spacings(corners)[0], initial=np.inf)
+    if stated.is_apart and closest < side - 1 - side / patch_size / 2:
+        cause = f"its patches of {side:g} px of level 0 do not overlap, it says, and some lie {closest:g} apart"
+        raise SlideError(file.path, cause, "Extract the features of this slide again, or leave it out.")
     if file.is_centre:
         corners = corners - side // 2
     _check_corners(file, corners, base)
@@ -253,18 +258,23 @@ def _example_magnifications(files: Sequence[ForeignFile], given: Given) -> list[
     return [int(value) if value == int(value) else value for value in listed]
 
 
+def _spacings(positions: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """How far neighbours in a row or column lie apart, ascending, and how many lie so."""
+    gaps = []
+    for along, across in ((0, 1), (1, 0)):
+        ordered = positions[np.lexsort((positions[:, along], positions[:, across]))]
+        steps = np.diff(ordered, axis=0)
+        gaps.append(steps[(steps[:, across] == 0) & (steps[:, along] > 0), along])
+    return np.unique(np.concatenate(gaps), return_counts=True)
+
+
 def _check_spacing(file: ForeignFile, positions: NDArray[np.float64], side: float, shown: str) -> str | None:
     """Refuse patches of which no two touch, although they are many: they are larger than their side is said to be.
 
     Returns:
         that they overlap, which a tool may have been asked for; or ``None``.
     """
-    gaps = []
-    for along, across in ((0, 1), (1, 0)):
-        ordered = positions[np.lexsort((positions[:, along], positions[:, across]))]
-        steps = np.diff(ordered, axis=0)
-        gaps.append(steps[(steps[:, across] == 0) & (steps[:, along] > 0), along])
-    spacings, counts = np.unique(np.concatenate(gaps), return_counts=True)
+    spacings, counts = _spacings(positions)
     if len(positions) < FEWEST_SPACED or not len(spacings):
         return None
     if spacings[0] > MOST_OFF * side:

@@ -325,7 +325,7 @@ def test_the_patches_of_tensors_may_be_elsewhere(features, tmp_path):
 
 def test_a_nominal_magnification_is_taken_with_a_warning(features, tmp_path, caplog):
     """TRIDENT calls a scan of 0.22 um/px 40x; its 10x has then 0.88 um/px."""
-    write_trident(tmp_path / "a" / "s.h5", HIGH, features[1], level0=40, patch_size_level0=256)
+    write_trident(tmp_path / "a" / "s.h5", HIGH * 2, features[1], level0=40, patch_size_level0=256, size=None)
     bank = read_bank(importing(tmp_path / "a", tmp_path, {"mpp": 0.22}, bag_builder=BagBuilder()) / "s.h5", (10.0,))
     assert bank.patch_level0 == (256,)
     assert "slide s: its patches at 10x have 0.88 um/px, and 10x is 1: used as they are" in caplog.text

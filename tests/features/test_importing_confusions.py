@@ -215,3 +215,15 @@ def test_an_export_of_imported_features_says_of_which_weights_they_are(tmp_path)
     (folder,) = export_banks(importing(tmp_path / "in", tmp_path), tmp_path / "exported")
     with h5py.File(folder / "s.h5") as file:
         assert file["features"].attrs["weights_sha256"] == "a" * 64
+
+
+def test_positions_that_contradict_the_side_are_refused(tmp_path):
+    write_trident(tmp_path / "in" / "s.h5", HIGH // 2, FEATURES)
+    told = "s.h5: its patches of 128 px of level 0 do not overlap, it says, and some lie 64 apart"
+    assert told in refusal(tmp_path / "in", tmp_path)
+
+
+def test_patches_that_overlap_are_imported_from_their_export(tmp_path):
+    write_trident(tmp_path / "in" / "s.h5", HIGH // 2, FEATURES, overlap=32)
+    (folder,) = export_banks(importing(tmp_path / "in", tmp_path), tmp_path / "exported")
+    assert list(importing(folder, tmp_path / "again").glob("s.h5"))

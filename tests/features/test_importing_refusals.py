@@ -95,7 +95,7 @@ def test_damaged_features_are_refused_in_one_line(write, told, tmp_path):
     [
         ({"encoder": "conch_v1"}, "s: has different encoders: conch_v1 at 5x, uni_v1 at 10x"),
         ({"length": 9}, "s: has different feature lengths: 9 at 5x, 8 at 10x"),
-        ({"patch_size": 128}, "s: has different patch sizes: 128 at 5x, 64 at 10x"),
+        ({"patch_size": 128, "coords": grid(2, 1, 512)}, "s: has different patch sizes: 128 at 5x, 64 at 10x"),
         ({"size": (1024, 500)}, "have another level-0 size in pixels: 1024 x 512 and 1024 x 500"),
         ({"level0": 40}, "have another magnification of level 0: 20 and 40"),
         ({"magnification": 10}, "are both at 10x"),

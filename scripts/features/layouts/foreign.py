@@ -65,6 +65,7 @@ class Stated:
         level0_magnification: of level 0, rounded, as ``40``.
         size_level0: (width, height) of level 0.
         slide: the name of the slide.
+        is_apart: whether it says that no two patches overlap.
     """
 
     encoder: str | None = None
@@ -77,6 +78,7 @@ class Stated:
     level0_magnification: float | None = None
     size_level0: tuple[int, int] | None = None
     slide: str | None = None
+    is_apart: bool = False
 
 
 @dataclass(frozen=True)

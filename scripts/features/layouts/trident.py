@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+
 from scripts.core.errors import SettingsError
 from scripts.features.layouts.foreign import (
     ForeignFile,
@@ -61,6 +63,7 @@ def _read(path: Path, _: Path | None) -> ForeignFile:
             level0_magnification=number_of(path, attributes, "level0_magnification"),
             size_level0=None if width is None or height is None else (width, height),
             slide=text_of(path, features.attrs, "name") or text_of(path, attributes, "name"),
+            is_apart=np.array_equal(attributes.get("overlap", np.nan), 0),
         )
         return ForeignFile(path, h5_positions(coords, len(features)), stated=stated, **arguments)
 
