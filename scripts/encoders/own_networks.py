@@ -262,6 +262,9 @@ def _of_python(name: str, weights: str | Path | None, given: Mapping[str, Any]) 
     if any(is_lazy(value) or (value.is_meta and weights is None) for value in _values(network)):
         cause = "gives a network whose weights have no values yet (lazy, or on the meta device)"
         raise SettingsError(f"backbone {name}", cause, "Run it on a batch, or build it on the CPU, in the function.")
+    if extra := [key for key, value in network.state_dict().items() if not isinstance(value, Tensor)]:
+        cause = f"gives a network whose state {extra[0]!r} is no tensor, so that nobody could tell two of them apart"
+        raise SettingsError(f"backbone {name}", cause, "Give a network whose state dict has tensors alone.")
     said, source = _said(name, given, None), _source_sha256(function)
     if weights is None:
         return OwnNetwork(network, said, _sha256_of(network), source_sha256=source)
@@ -291,12 +294,12 @@ def _said(name: str, given: Mapping[str, Any], path: Path | None) -> dict[str, A
     """Mean, standard deviation and size, of the settings or else of the file beside the network's."""
     beside = path.with_suffix(".json") if path is not None else None
     said: dict[str, Any] = {}
-    if beside is not None and beside.is_file():
+    if beside is not None and not {"mean", "std", "size"} <= given.keys() and beside.is_file():
         try:
             said = json.loads(beside.read_text("utf-8"))
         except (OSError, ValueError, RecursionError) as error:
             cause = f"is not JSON ({reason_of(error)})"
-            raise SettingsError(beside, cause, "Mend it, or set backbone_input.") from error
+            raise SettingsError(beside, cause, "Mend it, or set mean, std and size in backbone_input.") from error
         check_input(str(beside), said)
     said = {**said, **given}
     if missing := [key for key in ("mean", "std") if key not in said]:

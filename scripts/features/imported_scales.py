@@ -215,6 +215,9 @@ def scale_of(
         side = stated.patch_um / base.mpp
         # slideflow leaves out what follows the point.
         side = float(int(side)) if file.is_centre else side
+    if side is not None and side < 1:
+        cause = f"its patches have a side of {side:g} px of level 0"
+        raise SlideError(file.path, cause, "Give the resolution as it is, or extract the features of this slide again.")
     exact = stated.patch_um / patch_size if stated.patch_um is not None else None
     if magnification is None:
         magnification = _named(None if side is None else side * base.mpp / patch_size, exact)

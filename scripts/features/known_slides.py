@@ -84,13 +84,13 @@ class KnownSlides:
         if not os.path.exists(entry["image"]):
             return None if entry.get("mpp") is None else Base(float(entry["mpp"]), "datalist: mpp", None)
         try:
-            opened = self.bag_builder.open_slide(entry)
+            opened, source = self.bag_builder.open_slide(entry), None
         except ResolutionError:
             if self.mpp is None or entry.get("mpp") is not None:
                 raise
-            opened = self.bag_builder.open_slide({**entry, "mpp": self.mpp})
+            opened, source = self.bag_builder.open_slide(entry, self.mpp), "features_are: mpp"
         self._opened = opened
-        return Base(opened.base_mpp, opened.resolution.source, opened.size_level0)
+        return Base(opened.base_mpp, source or opened.resolution.source, opened.size_level0)
 
     def sha256(self, slide: str) -> str | None:
         """The SHA-256 of the file of the slide that was looked at last; ``None`` if it is not there. Reads all of it.

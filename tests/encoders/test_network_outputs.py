@@ -187,3 +187,30 @@ def test_memory_that_ran_out_is_not_taken_for_a_fault_of_the_network() -> None:
     backbone.forward = run_out  # type: ignore[method-assign]
     with pytest.raises(RuntimeError, match="DefaultCPUAllocator"):
         get_forward("torch", backbone, 2)(torch.zeros(2, 3, 32, 32))
+
+
+class WithNotes(Giving):
+    """Has a state beside its tensors."""
+
+    def get_extra_state(self) -> dict[str, int]:
+        return {"version": 1}
+
+    def set_extra_state(self, state: dict[str, int]) -> None:
+        pass
+
+
+def make_with_notes() -> nn.Module:
+    return WithNotes(lambda x: x.mean(dim=(2, 3)))
+
+
+def test_a_network_whose_state_is_no_tensor_is_refused() -> None:
+    with pytest.raises(SettingsError, match="gives a network whose state '_extra_state' is no tensor"):
+        get_backbone(f"{__name__}.make_with_notes", None, given=GIVEN)
+
+
+def test_what_is_given_whole_needs_no_file_beside_the_network(tmp_path: Path) -> None:
+    path = save("torchscript", tmp_path, Giving(lambda x: x.mean(dim=(2, 3))), 2)
+    path.with_suffix(".json").write_text("{ of another purpose")
+    assert get_backbone("torchscript", path, given=GIVEN).settings()["input_px"] == 32
+    with pytest.raises(SettingsError, match="is not JSON .*Mend it, or set mean, std and size in backbone_input"):
+        get_backbone("torchscript", path, given={key: GIVEN[key] for key in ("mean", "std")})

@@ -126,6 +126,8 @@ def test_an_attribute_that_cannot_be_used_is_one_line(array, name, value, told, 
 def test_so_it_is_with_the_other_tools(tmp_path):
     write_stamp(tmp_path / "stamp" / "s.h5", HIGH * 0.5, FEATURES, tile_um=-64.0)
     assert "s.h5: its `tile_size_um` is '-64.0', not a number above 0" in refusal(tmp_path / "stamp", tmp_path)
+    write_clam(tmp_path / "fine", "s", HIGH, FEATURES, downsample=0.5)
+    assert "its patches have a side of 0 px of level 0" in refusal(tmp_path / "fine", tmp_path / "own", CLAM_IS)
     write_clam(tmp_path / "clam", "s", HIGH, FEATURES, downsample=np.nan)
     assert "patches/s.h5: its `downsample` is '[nan, nan]', not" in refusal(tmp_path / "clam", tmp_path, CLAM_IS)
     write_slideflow(tmp_path / "flow", "s", HIGH, FEATURES, config={"tile_px": 64.5})

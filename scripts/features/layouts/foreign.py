@@ -250,6 +250,8 @@ def load_tensor(path: Path) -> tuple[int, dict[str, Any]]:
                     loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
                 except RuntimeError:  # PyTorch's format of before version 1.6 cannot be mapped into memory
                     loaded = torch.load(path, map_location="cpu", weights_only=True)
+            except (OSError, MemoryError):  # no fault of the file's content
+                raise
             except Exception as error:  # Of bytes that are no pickle, unpickling may raise anything.
                 raise ValueError("no file of one plain tensor") from error
         if not isinstance(loaded, torch.Tensor):
