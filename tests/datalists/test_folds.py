@@ -135,7 +135,7 @@ def test_partitions_that_a_datalist_gives_are_not_used_and_one_line_says_so(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     without = folds_of(listed(tmp_path))
-    assert caplog.messages == []
+    assert not any("partitions" in message for message in caplog.messages)
     # They even contradict each other: a patient is in two.
     ends = ["training", "testing"] * 6
     given = folds_of(listed(tmp_path, "image,patient,label,partition,set", ends=ends))
