@@ -135,12 +135,12 @@ def test_partitions_that_a_datalist_gives_are_not_used_and_one_line_says_so(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     without = folds_of(listed(tmp_path))
-    assert not any("partitions" in message for message in caplog.messages)
+    assert not any("its partitions" in message for message in caplog.messages)
     # They even contradict each other: a patient is in two.
     ends = ["training", "testing"] * 6
     given = folds_of(listed(tmp_path, "image,patient,label,partition,set", ends=ends))
     assert given.partitions == without.partitions
-    (told,) = [message for message in caplog.messages if "partitions" in message]
+    (told,) = [message for message in caplog.messages if "its partitions" in message]
     assert told == f"{tmp_path / 'd.csv'}: its partitions are not used: in cross-validation each slide is tested once"
     loaded = load_datalist(write(tmp_path, json.loads(given.datalist(0))), tmp_path, "multilabel", CLASSES)
     assert [len(part) for part in loaded.values()] == [given.partitions[0].count(name) for name in loaded]
