@@ -107,8 +107,7 @@ def load_into(network: nn.Module, state: State, path: Path, entry: EncoderEntry)
 
 def hash_in_name(path: Path) -> str | None:
     """The start of the file's SHA-256 that its name states, as ``b627a593`` in ``resnet34-b627a593.pth``."""
-    # A date has digits alone.
-    match = re.search(r"-(?=\d*[a-f])([0-9a-f]{8,64})\.[^.]+$", path.name)
+    match = re.search(r"-([0-9a-f]{8,64})\.[^.]+$", path.name)
     return match.group(1) if match else None
 
 

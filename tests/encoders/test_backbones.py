@@ -581,4 +581,3 @@ def test_silent_server(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_official_address_carries_its_hash() -> None:
     assert RESNET34_URL == "https://download.pytorch.org/models/resnet34-b627a593.pth"
     assert hash_in_name(Path(RESNET34_URL)) == "b627a593"
-    assert hash_in_name(Path("own-20241105.pt")) is None  # a date
