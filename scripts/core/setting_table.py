@@ -285,12 +285,7 @@ SETTINGS: dict[str, Setting] = dict(
             checks.number(1, 10**4),
             "own",
         ),
-        entry(
-            "figure_slides",
-            "slides of the figure of `comparing`, by name; by default the first of each class",
-            None,
-            "own",
-        ),
+        entry("figure_slides", "slides in the figure of `comparing`; by default the first of each class", None, "own"),
         entry(
             "device",
             "`cpu`, `cuda`, `cuda:1`; by default a GPU if torch sees one, else the CPU, with a warning where the "
@@ -343,11 +338,7 @@ SETTINGS: dict[str, Setting] = dict(
             features_are,
             "own",
         ),
-        entry(
-            "top_patches",
-            "how many patches the galleries show of each kind; 0 writes no galleries",
-            checks.number(0, 100),
-        ),
+        entry("top_patches", "how many patches galleries show of each kind; 0 writes none", checks.number(0, 100)),
         entry(
             "coordinates",
             "the frame of GeoJSON, galleries and `patches.csv`: `qupath`, or `level0`: see "
