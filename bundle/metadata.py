@@ -10,8 +10,7 @@ from typing import Any
 from scripts.core.errors import SettingsError
 from scripts.core.magnification import scale_names
 from scripts.datalists.labels import output_names
-from scripts.encoders.backbones import num_features
-from scripts.encoders.registry import ENCODERS
+from scripts.encoders.registry import ENCODERS, encoder_entry
 from scripts.networks.methods import method_title, result_heads
 from scripts.weights.record import DEMONSTRATION, is_demonstration
 
@@ -153,7 +152,7 @@ def _shapes(settings: Mapping[str, Any]) -> dict[str, dict[str, dict[str, Any]]]
     classes = {str(index): name for index, name in enumerate(names)}
     scores = {"num_channels": len(heads), "spatial_shape": [len(names)]}
     # Records of before version 0.5 do not say it, and their backbones do.
-    length = settings.get("num_features") or num_features(settings["backbone"])
+    length = settings.get("num_features") or encoder_entry(settings["backbone"]).num_features
     row = [len(settings["magnifications"]), length + 1]
     return {
         "inputs": {"image": {"spatial_shape": row}},

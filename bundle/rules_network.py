@@ -39,7 +39,8 @@ def data_format(bundle: Bundle) -> None:
         scales = len(settings["magnifications"])
         # Only a network's file knows the length of its features: the record of the weights does, too.
         num_features = settings.get("num_features")
-        num_features = num_features or _call("scripts.encoders.backbones", "num_features", settings["backbone"])
+        if not num_features:
+            num_features = _call("scripts.encoders.registry", "encoder_entry", settings["backbone"]).num_features
         heads = _call("scripts.networks.methods", "result_heads", settings["method"], settings["magnifications"])
         # Bundles up to 0.3.0 have none.
         positive = [settings["positive_classes"]] if "positive_classes" in settings else []

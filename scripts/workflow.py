@@ -120,16 +120,15 @@ def encoder_of(settings: Mapping[str, Any], **others: Any) -> Any:
 def network_of(settings: Mapping[str, Any], num_classes: int, **others: Any) -> Any:
     """The network of the settings; others are arguments of :class:`scripts.networks.mustmil.MuSTMIL`.
 
-    Without ``num_features`` the backbone says it.
+    Where ``num_features`` is ``None``, as of weights without a record, the encoder says it; one with a name does so
+    without its weights.
     """
-    from scripts.encoders.backbones import num_features
+    from scripts.encoders.registry import ENCODERS
     from scripts.networks.methods import get_network
 
-    if others.get("num_features") is None and settings["backbone"] == IMPORTED:
-        others["num_features"] = encoder_of(settings).num_features
     if others.get("num_features") is None:
-        given = settings.get("backbone_weights"), settings.get("backbone_input")
-        others["num_features"] = num_features(settings["backbone"], *given)
+        named = ENCODERS.get(settings["backbone"])
+        others["num_features"] = (named or encoder_of(settings)).num_features
     taken = {"num_scales": len(settings["magnifications"]), "num_nodes": settings["num_nodes"]}
     return get_network(settings["method"], num_classes=num_classes, **{**taken, **others})
 

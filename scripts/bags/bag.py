@@ -24,7 +24,7 @@ from scripts.core.repeats import Repeats
 from scripts.core.settings import check_settings
 from scripts.datalists.values import check_mask_excluded, check_mask_tissue
 from scripts.slides.checksums import given_sha256, slide_sha256
-from scripts.slides.resolution import ResolutionError
+from scripts.slides.resolution import ResolutionError, is_rounded
 from scripts.slides.slide import Slide, resample
 
 __all__ = ["Bag", "BagBuilder"]
@@ -149,11 +149,13 @@ class BagBuilder:
 
         Args:
             entry: of the datalist.
-            known_mpp: for a slide of which neither the entry nor the file says the resolution, as imported features
-                may know it.
+            known_mpp: for a slide of which neither the entry nor the file says the resolution, or the file says no more
+                than an objective power, as imported features may know it.
         """
         try:
-            return Slide(entry["image"], reader=self.reader, mpp=entry.get("mpp"), read_level=self.read_level)
+            slide = Slide(entry["image"], reader=self.reader, mpp=entry.get("mpp"), read_level=self.read_level)
+            if known_mpp is None or known_mpp == slide.base_mpp or not is_rounded(slide.resolution.source):
+                return slide
         except ResolutionError:
             if known_mpp is None or entry.get("mpp") is not None:
                 raise

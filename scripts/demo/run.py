@@ -55,7 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"\nSynthetic slides: {counts}. They show that the software works; they say nothing about tissue.\n")
     print(metrics_table(metrics, frequency_baseline(train, test, "multilabel")))
     print(f"\n95% intervals by a bootstrap over the {patients} patients of the {slides} test slides.")
-    print(f"\nCurves and images:  tensorboard --logdir {args.output_dir / 'tensorboard'}")
+    print(f"\nReport:             {args.output_dir / 'report.html'}")
+    print(f"Curves and images:  tensorboard --logdir {args.output_dir / 'tensorboard'}")
     print(f"The demonstration took {time.perf_counter() - start:.0f} s.")
     return 0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,12 @@ from scripts.core.errors import SettingsError
 from scripts.core.settings import check_settings
 from scripts.encoders.downloads import HUB, download
 from scripts.encoders.entry import EncoderEntry
-from scripts.encoders.own_networks import feature_length, is_own, own_network, timm_length
+from scripts.encoders.own_networks import feature_length, is_own, own_network
 from scripts.encoders.registry import encoder_entry
-from scripts.encoders.weight_files import check_hash, load_into, read_state, weights_file
+from scripts.encoders.vision_transformers import INSTALL
+from scripts.encoders.weight_files import load_weights, weights_file
 
-__all__ = ["Backbone", "get_backbone", "has_fast_bfloat16", "num_features"]
+__all__ = ["Backbone", "get_backbone", "has_fast_bfloat16"]
 
 OWN_POOLING = "the network's own"
 
@@ -126,8 +128,8 @@ def get_backbone(
         name: one of :data:`scripts.encoders.registry.ENCODERS`, or as
             :func:`scripts.encoders.own_networks.own_network` takes it.
         weights: a weights file, or the folder of a downloaded snapshot; ``"hub"`` downloads the published file if it
-            is not in the cache; ``None`` takes the one that is installed or in the cache of ``torch.hub``. A hash in
-            the file's name (``resnet34-b627a593.pth``) is compared with its content.
+            is not in the cache; ``None`` takes the one that is installed or in the cache of ``torch.hub``. The hash in
+            the name of a published file (``resnet34-b627a593.pth``) is compared with its content.
         amp: whether to run the network in bfloat16; :func:`has_fast_bfloat16` is a good default.
         given: the setting ``backbone_input``, for encoders that are not in the registry.
 
@@ -143,19 +145,6 @@ def get_backbone(
     # Building initialises weights at random; the caller's random numbers must not depend on that.
     with torch.random.fork_rng(devices=[]):
         return _own(name, weights, amp, given) if is_own(name) else _published(name, weights, amp, given)
-
-
-def num_features(name: str, weights: str | Path | None = None, given: Mapping[str, Any] | None = None) -> int:
-    """Length of an encoder's feature vectors; of one in the registry without loading its weights.
-
-    Raises:
-        SettingsError: as :func:`get_backbone`.
-    """
-    if not is_own(name):
-        return encoder_entry(name).num_features
-    if name.startswith("timm/"):
-        return timm_length(name, given or {})
-    return get_backbone(name, weights, given=given).num_features
 
 
 def has_fast_bfloat16(device: str | torch.device) -> bool:
@@ -178,32 +167,38 @@ def _published(name: str, weights: str | Path | None, amp: bool, given: Mapping[
     if given:
         cause = f"is for encoders without an entry; that of {name} says its size, mean and deviation"
         raise SettingsError("backbone_input", cause, "Leave it out.")
-    path = _weights_of(entry, weights)
-    sha256 = check_hash(path)
-    network = entry.build()
-    load_into(network, read_state(path), path, entry)
+    if weights is None and (weights := entry.default_weights()) is None:
+        raise _no_weights(entry)
+    network = entry.build()  # before weights of gigabytes are downloaded, because it may need a package
+    path = download(entry) if weights == HUB else weights_file(weights, entry)
+    sha256 = load_weights(network, path, entry)
     mean, std = ([255 * value for value in values] for values in (entry.mean, entry.std))
     return Backbone(
-        name, network, entry.num_features, mean, std, sha256, amp, entry.input_px, entry.resize, entry.pooling
+        name,
+        network,
+        entry.num_features,
+        mean,
+        std,
+        sha256,
+        amp=amp,
+        input_px=entry.input_px,
+        resize=entry.resize,
+        pooling=entry.pooling,
     )
 
 
-def _weights_of(entry: EncoderEntry, weights: str | Path | None) -> Path:
-    if weights == HUB:
-        return download(entry)
-    if weights is not None:
-        return weights_file(weights, entry)
-    path = entry.default_weights()
-    if path is None:
-        where = entry.hub or entry.url
-        gate = ", which asks who you are" if entry.is_gated else ""
-        remedy = (
-            "Give --backbone_weights PATH, a file or a snapshot's folder; or --backbone_weights hub, which downloads "
-            f"{where}{gate}."
-        )
-        cause = "its weights are not here, and nothing is downloaded unasked"
-        raise SettingsError(f"backbone {entry.name}", cause, remedy)
-    return path
+def _no_weights(entry: EncoderEntry) -> SettingsError:
+    where = entry.hub or entry.url
+    remedy = (
+        f"Give --backbone_weights PATH, a file or a snapshot's folder; or --backbone_weights hub, to download {where}."
+    )
+    if entry.is_gated:
+        page = f"https://huggingface.co/{entry.hub}"
+        remedy += f" The weights are gated: ask for access at {page}, then run `hf auth login`."
+    if entry.hub is not None and find_spec("timm") is None:
+        remedy += f" It needs timm as well, which is not installed. {INSTALL}"
+    cause = "its weights are not here, and nothing is downloaded unasked"
+    return SettingsError(f"backbone {entry.name}", cause, remedy)
 
 
 def _own(name: str, weights: str | Path | None, amp: bool, given: Mapping[str, Any]) -> Backbone:
@@ -213,6 +208,17 @@ def _own(name: str, weights: str | Path | None, amp: bool, given: Mapping[str, A
     mean, std = ([255 * value for value in own.said[key]] for key in ("mean", "std"))
     amp = amp and name != "onnx"  # onnxruntime computes in what the file says.
     return Backbone(
-        name, own.network, length, mean, std, own.weights_sha256, amp, px, own.resize, OWN_POOLING, own.runtime,
-        own.said, own.source_sha256,
-    )  # fmt: skip
+        name,
+        own.network,
+        length,
+        mean,
+        std,
+        own.weights_sha256,
+        amp=amp,
+        input_px=px,
+        resize=own.resize,
+        pooling=OWN_POOLING,
+        runtime=own.runtime,
+        backbone_input=own.said,
+        source_sha256=own.source_sha256,
+    )

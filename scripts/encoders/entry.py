@@ -43,7 +43,6 @@ class EncoderEntry:
         url: of the weights, where anybody may download them.
         hub: the repository on the Hugging Face hub.
         hub_files: the weights file in ``hub``, by the names that it may have.
-        needs_timm: whether timm builds it.
         precision: in which its makers or peers compute it.
         magnification: at which it is published, 10x being 1 um/px.
         licence: of the weights.
@@ -67,7 +66,6 @@ class EncoderEntry:
     url: str | None = None
     hub: str | None = None
     hub_files: tuple[str, ...] = ("model.safetensors", "pytorch_model.bin")
-    needs_timm: bool = False
     precision: str = "float32"
     magnification: str = "any"
     licence: str = ""

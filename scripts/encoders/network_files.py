@@ -17,18 +17,13 @@ from torch import Tensor, nn
 
 from scripts.core.errors import SettingsError
 from scripts.core.files import file_sha256
-from scripts.encoders.weight_files import check_hash
 
 __all__ = ["FILE_KINDS", "LOADERS", "network_sha256"]
 
 
 def network_sha256(kind: str, path: Path) -> str:
-    """The SHA-256 of a network's file, in hexadecimal; of an ONNX file also of the weights beside it.
-
-    Raises:
-        SettingsError: if the file's name states another.
-    """
-    sha256 = check_hash(path)
+    """The SHA-256 of a network's file, in hexadecimal; of an ONNX file also of the weights beside it."""
+    sha256 = file_sha256(path)
     if kind == "onnx" and (data := _onnx_data(path)):
         sha256 = hashlib.sha256(f"{sha256}{file_sha256(data)}".encode()).hexdigest()
     return sha256

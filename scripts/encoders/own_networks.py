@@ -9,6 +9,7 @@ import inspect
 import json
 import os
 import re
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -26,9 +27,9 @@ from scripts.encoders.downloads import HUB, download
 from scripts.encoders.entry import EncoderEntry
 from scripts.encoders.network_files import FILE_KINDS, LOADERS, network_sha256
 from scripts.encoders.vision_transformers import create_timm_model
-from scripts.encoders.weight_files import check_hash, load_into, read_state, weights_file
+from scripts.encoders.weight_files import load_weights, weights_file
 
-__all__ = ["OwnNetwork", "computing", "feature_length", "is_own", "own_network", "timm_length"]
+__all__ = ["OwnNetwork", "computing", "feature_length", "is_own", "own_network"]
 
 TIMM = "timm/"
 EXAMPLE = "{'size': 224, 'mean': [0.485, 0.456, 0.406], 'std': [0.229, 0.224, 0.225]}"
@@ -40,6 +41,7 @@ BATCH_TOLERANCE = 0.1
 # By how much of itself a feature may differ between two runs of the same batch: rounding in another order.
 REPEAT_TOLERANCE = 1e-4
 FLOAT_NOISE = torch.finfo(torch.float32).eps
+AS_TORCHSCRIPT = "Save torch.jit.script(network) or torch.jit.trace(network, patches) with torch.jit.save."
 FREE_BATCH = "export it in evaluation mode, with a free batch axis"
 
 
@@ -146,13 +148,6 @@ def computing(name: str, shape: Sequence[int]) -> Iterator[None]:
         raise SettingsError(f"backbone {name}", f"cannot compute patches {list(shape)} ({reason})", remedy) from error
 
 
-def timm_length(name: str, given: Mapping[str, Any]) -> int:
-    """:func:`feature_length` of a model of timm, without its weights."""
-    network, said, _ = _timm_network(name, given)
-    _resize_timm(name, network, said)
-    return feature_length(name, network.eval(), said.get("size"))
-
-
 def _features(name: str, network: nn.Module, patches: Tensor) -> Tensor:
     with torch.inference_mode(), computing(name, patches.shape):
         features = network(patches)
@@ -215,8 +210,7 @@ def _of_timm(name: str, weights: str | Path | None, given: Mapping[str, Any]) ->
         remedy = "Give the path of a file as backbone_weights, or --backbone_weights hub to download timm's."
         raise SettingsError(f"backbone {name}", "needs weights", remedy)
     path = download(entry) if weights == HUB else weights_file(weights, entry)
-    sha256 = check_hash(path)
-    load_into(network, read_state(path), path, entry)
+    sha256 = load_weights(network, path, entry)
     _resize_timm(name, network, said)
     return OwnNetwork(network, said, sha256, None, resize)
 
@@ -241,6 +235,8 @@ def _of_file(name: str, weights: str | Path | None, given: Mapping[str, Any]) ->
         # Of an ONNX file without the folder that it was linked into.
         reason = re.sub(rf"\S*/(?={re.escape(path.name)})", "", reason_of(error))
         cause, remedy = f"is not a readable {name} file ({reason})", "Give a whole file of that kind."
+        if name == "torchscript" and "constants.pkl" in reason:
+            cause, remedy = "is a file of torch.save, not of torch.jit.save", AS_TORCHSCRIPT
         if name == "onnx" and re.search("External (data|initializer)", reason):
             data = f"{path.name}.data"
             cause = f"has weights that are neither in it nor whole in {data} beside it"
@@ -265,13 +261,11 @@ def _of_python(name: str, weights: str | Path | None, given: Mapping[str, Any]) 
     if extra := [key for key, value in network.state_dict().items() if not isinstance(value, Tensor)]:
         cause = f"gives a network whose state {extra[0]!r} is no tensor, so that nobody could tell two of them apart"
         raise SettingsError(f"backbone {name}", cause, "Give a network whose state dict has tensors alone.")
-    said, source = _said(name, given, None), _source_sha256(function)
+    said, source = _said(name, given, None), _source_sha256(module_name, function)
     if weights is None:
         return OwnNetwork(network, said, _sha256_of(network), source_sha256=source)
     entry = EncoderEntry(name=name, title=name, num_features=0, build=lambda: network)
-    path = weights_file(weights, entry)
-    sha256 = check_hash(path)
-    load_into(network, read_state(path), path, entry)
+    sha256 = load_weights(network, weights_file(weights, entry), entry)
     return OwnNetwork(network, said, sha256, source_sha256=source)
 
 
@@ -280,14 +274,18 @@ def _values(network: nn.Module) -> Iterator[Tensor]:
     yield from network.buffers()
 
 
-def _source_sha256(function: Any) -> str | None:
-    """SHA-256 of the Python file that defines a function; ``None`` where there is no source."""
+def _source_sha256(module_name: str, function: Any) -> str | None:
+    """SHA-256 of the Python file that names a function, and of the one that defines it; ``None`` without sources.
+
+    All of a file counts: a function may call others that are beside it, or be given other arguments there.
+    """
     while isinstance(function, functools.partial):
         function = function.func
-    with suppress(OSError, TypeError):
-        module: Any = inspect.getmodule(function)
-        return hashlib.sha256(inspect.getsource(module).encode()).hexdigest()
-    return None
+    sources: dict[str, None] = {}
+    for module in (sys.modules[module_name], inspect.getmodule(function)):
+        with suppress(OSError, TypeError):
+            sources[inspect.getsource(module)] = None  # type: ignore[arg-type]
+    return hashlib.sha256("".join(sources).encode()).hexdigest() if sources else None
 
 
 def _said(name: str, given: Mapping[str, Any], path: Path | None) -> dict[str, Any]:

@@ -12,13 +12,23 @@ from torch import Tensor, nn
 
 from scripts.core.errors import SettingsError, reason_of
 
-__all__ = ["POOLINGS", "SWIGLU", "TokenPooling", "build", "create_timm_model", "import_timm", "resized_positions"]
+__all__ = [
+    "INSTALL",
+    "POOLINGS",
+    "SWIGLU",
+    "TokenPooling",
+    "build",
+    "create_timm_model",
+    "import_timm",
+    "resized_positions",
+]
 
 POOLINGS = {"token": "class token", "token+mean": "class token and mean of the patch tokens"}
 SWIGLU: dict[str, Any] = {"mlp_layer": "SwiGLUPacked", "act_layer": nn.SiLU}
 """The feed-forward layers of DINOv2's largest networks, as arguments of timm."""
 
 INSTALL = "Run: pip install timm safetensors huggingface-hub, with a torchvision of the same build as torch."
+"""What to do where timm is missing."""
 
 
 class TokenPooling(nn.Module):
@@ -70,10 +80,9 @@ def create_timm_model(timm_name: str, device: str = "meta", **arguments: Any) ->
     timm = import_timm()
     if isinstance(layer := arguments.get("mlp_layer"), str):
         arguments = {**arguments, "mlp_layer": getattr(timm.layers, layer)}
-    if not timm.is_model(timm_name):
-        cause = f"timm {timm.__version__} cannot build {timm_name} (it has no such model)"
-        raise SettingsError("backbone", cause, "timm.list_models() lists what it has.")
     try:
+        if not timm.is_model(timm_name):
+            raise ValueError("it has no such model")
         with torch.device(device):
             network: nn.Module = timm.create_model(timm_name, pretrained=False, **{"num_classes": 0, **arguments})
     except Exception as error:  # timm raises whatever a network's own constructor does

@@ -15,7 +15,7 @@ from scripts.core.errors import SettingsError, unreadable_reason
 from scripts.core.files import file_sha256, refuse_special
 from scripts.encoders.entry import EncoderEntry, State
 
-__all__ = ["check_hash", "hash_in_name", "load_into", "read_state", "weights_file"]
+__all__ = ["hash_in_name", "load_weights", "weights_file"]
 
 # Keys under which a published file may have its state dict.
 WRAPPERS = ("state_dict", "model", "teacher")
@@ -51,12 +51,39 @@ def weights_file(path: str | Path, entry: EncoderEntry) -> Path:
     raise SettingsError(f"backbone_weights {path}", f"the folder {listed}", remedy)
 
 
-def read_state(path: Path) -> State:
-    """The state dict of a file, on the CPU; no code in it is run.
+def load_weights(network: nn.Module, path: Path, entry: EncoderEntry) -> str:
+    """Give a network the weights of a file: those that are floats in float32, others in the network's own type.
+
+    Args:
+        network: of ``entry``; its parameters may be on the meta device.
+        path: the file, which may state its hash only if it has the name of that at the entry's ``url``.
+        entry: whose weights they should be.
+
+    Returns:
+        the SHA-256 of the file, in hexadecimal.
 
     Raises:
-        SettingsError: if it is damaged, something else, or needs a package that is not installed.
+        SettingsError: if the file is damaged or something else, or names or shapes do not fit; no code in it is run.
     """
+    sha256 = file_sha256(path)
+    # The end of the name of a file of one's own may be a date.
+    expected = hash_in_name(path) if entry.url is not None and path.name == Path(entry.url).name else None
+    if expected is not None and not sha256.startswith(expected):
+        cause = f"its name says that its SHA-256 begins with {expected}, but it is {sha256}"
+        remedy = "The file is damaged or another one: delete it and download it again."
+        raise SettingsError(f"backbone_weights {path}", cause, remedy)
+    _load_into(network, _read_state(path), path, entry)
+    return sha256
+
+
+def hash_in_name(path: Path) -> str | None:
+    """The start of the file's SHA-256 that its name states, as ``b627a593`` in ``resnet34-b627a593.pth``."""
+    match = re.search(r"-([0-9a-f]{8,64})\.[^.]+$", path.name)
+    return match.group(1) if match else None
+
+
+def _read_state(path: Path) -> State:
+    """The state dict of a file, on the CPU."""
     try:
         state: Any = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
     except SettingsError:
@@ -77,18 +104,7 @@ def read_state(path: Path) -> State:
     return state
 
 
-def load_into(network: nn.Module, state: State, path: Path, entry: EncoderEntry) -> None:
-    """Give a network the weights of a file: those that are floats in float32, others in the network's own type.
-
-    Args:
-        network: of ``entry``; its parameters may be on the meta device.
-        state: of the file.
-        path: that file, for errors.
-        entry: whose weights they should be.
-
-    Raises:
-        SettingsError: if names or shapes do not fit.
-    """
+def _load_into(network: nn.Module, state: State, path: Path, entry: EncoderEntry) -> None:
     needed = {key: value for key, value in state.items() if not key.startswith(entry.dropped)}
     named = entry.naming(needed, network)
     if faults := list(_misfits(network.state_dict(), named)):
@@ -103,30 +119,6 @@ def load_into(network: nn.Module, state: State, path: Path, entry: EncoderEntry)
     network.load_state_dict(typed, strict=False, assign=True)
     if left := [key for key, value in (*network.named_parameters(), *network.named_buffers()) if value.is_meta]:
         raise _unfit(path, f"no file has {left[0]}, which {entry.name} needs")
-
-
-def hash_in_name(path: Path) -> str | None:
-    """The start of the file's SHA-256 that its name states, as ``b627a593`` in ``resnet34-b627a593.pth``."""
-    match = re.search(r"-([0-9a-f]{8,64})\.[^.]+$", path.name)
-    return match.group(1) if match else None
-
-
-def check_hash(path: Path) -> str:
-    """The SHA-256 of a file, in hexadecimal.
-
-    Raises:
-        SettingsError: if its name states another.
-    """
-    sha256 = file_sha256(path)
-    expected = hash_in_name(path)
-    if expected and not sha256.startswith(expected):
-        raise SettingsError(
-            f"backbone_weights {path}",
-            f"its name says that its SHA-256 begins with {expected}, but it is {sha256}",
-            "The file is damaged or another one: delete it and download it again "
-            "(or rename it, if the end of its name is no hash).",
-        )
-    return sha256
 
 
 def _read_pickle(path: Path) -> Any:

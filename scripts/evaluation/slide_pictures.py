@@ -18,7 +18,7 @@ from scripts.evaluation.localisation import read_regions
 from scripts.evaluation.metrics import check_predictions
 from scripts.evaluation.reports import classes_text
 from scripts.heatmaps.attention_maps import KINDS
-from scripts.heatmaps.bag_maps import BagMaps
+from scripts.heatmaps.bag_maps import BagMaps, open_mapped
 from scripts.heatmaps.figures import PanelRow, panel
 from scripts.heatmaps.images import read_thumbnail
 from scripts.networks.methods import MapSpec
@@ -128,13 +128,10 @@ class SlidePictures:
     def _row(self, name: str, k: int, text: str) -> dict[str, PanelRow]:
         index = self.places[name]
         entry: Any = self.dataset.data[index]
-        item = self.dataset[index]
-        slide = self.bag_builder.open_slide(entry, float(item["base_mpp"]))
-        slide.check_mpp(float(item["base_mpp"]))
+        slide, bag = open_mapped(self.bag_builder, entry, self.dataset[index])
         thumbnail = read_thumbnail(slide, THUMBNAIL_PX)
         regions = regions_over_slide(entry, slide, self.region_names)
-        # Imported features may know the resolution of level 0 less exactly than the slide.
-        found = BagMaps(self.network, self.maps, {**item, "base_mpp": slide.base_mpp})
+        found = BagMaps(self.network, self.maps, bag)
         return {
             kind: PanelRow(
                 f"{name}\n{text}",

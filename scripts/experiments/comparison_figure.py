@@ -20,10 +20,11 @@ from scripts.evaluation.slide_pictures import THUMBNAIL_PX, regions_over_slide
 from scripts.experiments.comparison_results import Row
 from scripts.experiments.trainings import Experiment
 from scripts.heatmaps.attention_maps import KINDS, PatchMap
-from scripts.heatmaps.bag_maps import BagMaps
+from scripts.heatmaps.bag_maps import BagMaps, open_mapped
 from scripts.heatmaps.figures import PanelRow, panel
 from scripts.heatmaps.images import read_thumbnail
 from scripts.networks.methods import attention_maps, method_title
+from scripts.slides.slide import Slide
 
 __all__ = ["choose_figure_slides", "draw_panels", "draw_scores"]
 
@@ -79,10 +80,8 @@ def draw_panels(
             chosen = [(i, k) for i, k in chosen if testing_data[i]["slide"] not in missing]
     if not chosen:
         return {}
-    builder = experiments[0].open("evaluating", bundle_root).get_parsed_content("bag_builder")
-    slides = [builder.open_slide(testing_data[index]) for index, _ in chosen]
-    mpps = [slide.base_mpp for slide in slides]
-    maps = [_maps(experiment, bundle_root, chosen, mpps) for experiment in experiments]
+    found = [_maps(experiment, bundle_root, testing_data, chosen) for experiment in experiments]
+    slides, maps = found[0][0], [of_kind for _, of_kind in found]
     rows: dict[str, list[PanelRow]] = {kind: [] for kind in KINDS}
     for row, (index, k) in enumerate(chosen):
         entry, slide = testing_data[index], slides[row]
@@ -94,21 +93,27 @@ def draw_panels(
 
 
 def _maps(
-    experiment: Experiment, bundle_root: str | Path, chosen: Sequence[tuple[int, int]], mpps: Sequence[float]
-) -> dict[str, list[list[tuple[str, PatchMap]]]]:
-    """For each kind and slide, a method's maps with their titles."""
+    experiment: Experiment,
+    bundle_root: str | Path,
+    testing_data: Sequence[Mapping[str, Any]],
+    chosen: Sequence[tuple[int, int]],
+) -> tuple[list[Slide], dict[str, list[list[tuple[str, PatchMap]]]]]:
+    """The chosen slides; and for each kind and slide, a method's maps with their titles."""
     config = experiment.open("evaluating", bundle_root)
     network, dataset = config.get_parsed_content("network").eval(), config.get_parsed_content("dataset")
+    builder = config.get_parsed_content("bag_builder")
     method = experiment.settings["method"]
     specs = attention_maps(method, experiment.settings["magnifications"])
     found: dict[str, list[list[tuple[str, PatchMap]]]] = {kind: [] for kind in KINDS}
-    for (index, k), mpp in zip(chosen, mpps, strict=True):
-        # Imported features may know the resolution of level 0 less exactly than the slide.
-        maps = BagMaps(network, specs, {**dataset[index], "base_mpp": mpp})
+    slides = []
+    for index, k in chosen:
+        slide, bag = open_mapped(builder, testing_data[index], dataset[index])
+        slides.append(slide)
+        maps = BagMaps(network, specs, bag)
         for kind, of_kind in found.items():
             titles = (f"{method_title(method)} {spec.name.replace('_', ' ')}" for spec in specs)
             of_kind.append([(title, maps(m, k, kind)) for m, title in enumerate(titles)])
-    return found
+    return slides, found
 
 
 def choose_figure_slides(

@@ -153,7 +153,7 @@ def stored_level0(path: Path) -> tuple[tuple[int, int] | None, str]:
 
     Returns:
         (width, height) in pixels, ``None`` of imported features that do not say it; and where its resolution was
-        found, in words, which end in "rounded" where it is.
+        found, in words.
 
     Raises:
         SettingsError: if it is damaged, or no bank.

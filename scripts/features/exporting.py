@@ -25,6 +25,7 @@ from scripts.core.settings import check_settings
 from scripts.datalists.slide_files import safe_name
 from scripts.features.bank import MAKE_FIRST, BankedBag, bank_slides, read_bank, stored_level0, stored_settings
 from scripts.features.hdf5 import writing_hdf5
+from scripts.slides.resolution import is_rounded
 
 __all__ = ["export_banks"]
 
@@ -117,7 +118,7 @@ def _scales(slide: str, path: Path) -> Iterator[_Scale]:
             **({} if settings["backbone"] == IMPORTED else {"overlap": overlap}),
             **({} if size is None else {"level0_width": size[0], "level0_height": size[1]}),
             # Magnifications of level 0 are rounded; this is not, and TRIDENT does not have it.
-            **({} if source.endswith("rounded") else {"level0_mpp": bank.base_mpp}),
+            **({} if is_rounded(source) else {"level0_mpp": bank.base_mpp}),
         }
         coords = np.rint(bank.coords[s]).astype(np.int64)
         # In float32, whatever the bank stores: the tools' own networks compute in it, and do not convert.

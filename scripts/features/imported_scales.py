@@ -5,18 +5,24 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from scripts.core.errors import SettingsError, SlideError
-from scripts.core.imported import features_are
+from scripts.core.errors import SlideError
 from scripts.core.magnification import MPP_RTOL, magnification_of, mpp_of, scale_name
+from scripts.features.given_values import FeaturesAreError, GivenValues, MissingValueError
 from scripts.features.layouts.foreign import ForeignFile
+from scripts.slides.resolution import LEVEL0_MAGNIFICATION_SOURCE, is_rounded
 
-__all__ = ["Base", "Given", "ImportedScale", "MissingValueError", "base_of", "scale_of"]
+__all__ = [
+    "GIVEN_MPP",
+    "Base",
+    "ImportedScale",
+    "base_of",
+    "scale_of",
+]
 
 T = TypeVar("T")
 
@@ -29,73 +35,7 @@ MOST_OFF = math.sqrt(2)
 FEWEST_SPACED = 9
 # Two exact resolutions of one slide, of which one may have been written with fewer digits.
 SAME_MPP_RTOL = 0.01
-
-
-class MissingValueError(SettingsError):
-    """A value that a file does not say and the user did not give.
-
-    Args:
-        file: that does not say it.
-        what: the value, in words.
-        given: what the user gave, which stays in the option that is shown.
-        example: the key of ``features_are``, and a value that contradicts no other file of the slide.
-    """
-
-    def __init__(self, file: ForeignFile, what: str, given: Given, **example: object) -> None:
-        option = f'--features_are "{ {**given.values, **example} }"'
-        super().__init__(file.path, f"does not say {what}", f"Give it, for example {option}.")
-        (self.key,) = example
-
-
-@dataclass(frozen=True)
-class Given:
-    """What the user says of features whose files do not; see the setting ``features_are``.
-
-    Args:
-        encoder: the name of what made the features.
-        patch_size: side of a patch in pixels.
-        patch_size_level0: of each folder, in the order in which they are given: side of a patch in level-0 pixels.
-        mpp: micrometres per pixel of level 0.
-        magnifications: of each folder.
-        patches: of each folder, where the positions are (CLAM).
-        values: all of it, as it was given.
-    """
-
-    encoder: str | None
-    patch_size: int | None
-    patch_size_level0: tuple[float | None, ...]
-    mpp: float | None
-    magnifications: tuple[float | None, ...]
-    patches: tuple[Path | None, ...]
-    values: Mapping[str, Any]
-
-    @classmethod
-    def of(cls, values: Mapping[str, Any], num_folders: int) -> Given:
-        """From the setting's value.
-
-        Raises:
-            SettingsError: if it has no such value, or a list does not have one item for each folder.
-        """
-        features_are("features_are", values)
-
-        def each(key: str) -> tuple[Any, ...]:
-            value = values.get(key)
-            listed = list(value) if isinstance(value, list | tuple) else [value] * num_folders
-            is_one = key == "magnifications" and value is not None and not isinstance(value, list | tuple)
-            if len(listed) != num_folders or (is_one and num_folders > 1):
-                cause = f"got {value!r} for {num_folders} folders in `features`"
-                raise SettingsError(f"features_are#{key}", cause, "Give one for each folder, in their order.")
-            return tuple(listed)
-
-        return cls(
-            encoder=values.get("encoder"),
-            patch_size=values.get("patch_size"),
-            patch_size_level0=each("patch_size_level0"),
-            mpp=values.get("mpp"),
-            magnifications=each("magnifications"),
-            patches=tuple(None if path is None else Path(path).expanduser() for path in each("patches")),
-            values=values,
-        )
+GIVEN_MPP = "features_are: mpp"
 
 
 @dataclass(frozen=True)
@@ -141,7 +81,7 @@ class ImportedScale:
         return float(self.patch_level0).is_integer() and bool((self.corners % 1 == 0).all())
 
 
-def base_of(slide: str, files: Sequence[ForeignFile], given: Given, at_hand: Base | None) -> Base:
+def base_of(slide: str, files: Sequence[ForeignFile], given: GivenValues, at_hand: Base | None) -> Base:
     """Level 0 of a slide: exact where a file or the slide says it, else as the user gives it, else rounded.
 
     Args:
@@ -161,27 +101,33 @@ def base_of(slide: str, files: Sequence[ForeignFile], given: Given, at_hand: Bas
             raise SlideError(slide, f"{cause}{at_hand.size[1]} px", "Give the slide that the features are of.")
         size = at_hand.size
     stated = _same(slide, "um/px of level 0", files, "mpp", SAME_MPP_RTOL)
-    rounded = _same(slide, "magnification of level 0", files, "level0_magnification")
-    known = [(stated, f"file: level0_mpp of {files[0].path.name}")] if stated is not None else []
-    known += [(at_hand.mpp, at_hand.source)] if at_hand is not None else []
-    known += [(given.mpp, "features_are: mpp")] if given.mpp is not None else []
-    if not known and rounded is None:
-        raise MissingValueError(files[0], "the resolution of level 0, in micrometres per pixel", given, mpp=0.25)
+    magnification = _same(slide, "magnification of level 0", files, "level0_magnification")
+    known: list[tuple[float, str]] = []
+    if stated is not None:
+        known.append((stated, f"file: level0_mpp of {files[0].path.name}"))
+    if at_hand is not None:
+        known.append((at_hand.mpp, at_hand.source))
+    if given.mpp is not None:
+        known.append((given.mpp, GIVEN_MPP))
+    if magnification is not None:
+        known.append((mpp_of(magnification), f"{LEVEL0_MAGNIFICATION_SOURCE} {magnification:g}, rounded"))
     if not known:
-        assert rounded is not None
-        return Base(mpp_of(rounded), f"file: level0_magnification {rounded:g}, rounded", size)
+        raise MissingValueError(files[0], "the resolution of level 0, in micrometres per pixel", given, mpp=0.25)
+    known.sort(key=lambda one: is_rounded(one[1]))
     mpp, source = known[0]
-    assert mpp is not None
     for other, where in known[1:]:
-        tolerance = MPP_RTOL if where.startswith("features_are") else SAME_MPP_RTOL
-        if other is not None and abs(mpp - other) > tolerance * mpp:
+        # Of a rounded magnification the scale is compared when patches are (`_check_resolution`).
+        if where.startswith(LEVEL0_MAGNIFICATION_SOURCE):
+            continue
+        tolerance = MOST_OFF - 1 if is_rounded(where) else MPP_RTOL if where == GIVEN_MPP else SAME_MPP_RTOL
+        if max(mpp / other, other / mpp) > 1 + tolerance:
             cause = f"its level 0 has {mpp:g} um/px ({source}), and {other:g} um/px ({where})"
             raise SlideError(slide, cause, "Correct `mpp`, or give the slide that the features are of.")
     return Base(mpp, source, size)
 
 
 def scale_of(
-    slide: str, files: Sequence[ForeignFile], given: Given, folder: int, base: Base, known: Mapping[str, Any]
+    slide: str, files: Sequence[ForeignFile], given: GivenValues, folder: int, base: Base, known: Mapping[str, Any]
 ) -> ImportedScale:
     """The patches of a slide in one of the folders.
 
@@ -195,8 +141,7 @@ def scale_of(
 
     Raises:
         SlideError: if patches are not at the magnification that they are said to be, or not on the slide.
-        SettingsError: if the user gives another value than the file says.
-        MissingValueError: if nobody knows a value.
+        FeaturesAreError: if the user gives another value than the file says, or nobody knows a value.
     """
     file, stated = files[folder], files[folder].stated
 
@@ -253,7 +198,7 @@ def _named(mpp: float | None, exact: float | None) -> float | None:
     return None if exact is None else float(f"{magnification_of(exact):.4g}")
 
 
-def _example_magnifications(files: Sequence[ForeignFile], given: Given) -> list[float]:
+def _example_magnifications(files: Sequence[ForeignFile], given: GivenValues) -> list[float]:
     """One for each folder: what is known, and others in the place of the rest."""
     known = [f.stated.magnification or value for f, value in zip(files, given.magnifications, strict=True)]
     others = (m for m in (10, 5, 20, *USUAL) if m not in known)
@@ -322,7 +267,7 @@ def _one_of(file: ForeignFile, key: str, stated: T | None, given: T | None) -> T
     """A value that the file says or the user gives."""
     if stated is not None and given is not None and stated != given:
         cause = f"got {given!r}, and {file.path} says {stated!r}"
-        raise SettingsError(f"features_are#{key}", cause, "Leave it out: what files say is taken from them.")
+        raise FeaturesAreError(f"features_are#{key}", cause, "Leave it out: what files say is taken from them.")
     return given if stated is None else stated
 
 

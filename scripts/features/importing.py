@@ -29,15 +29,9 @@ from scripts.datalists.keys import composed
 from scripts.features.bank import bank_path, bank_slides
 from scripts.features.bank_settings import is_banked
 from scripts.features.bank_writing import ROWS_AT_ONCE, NewBank, NewScale, writing_bank
+from scripts.features.given_values import FeaturesAreError, GivenValues, MissingValueError
 from scripts.features.imported import WEIGHTS, difference, identity_of, options
-from scripts.features.imported_scales import (
-    Base,
-    Given,
-    ImportedScale,
-    MissingValueError,
-    base_of,
-    scale_of,
-)
+from scripts.features.imported_scales import Base, ImportedScale, base_of, scale_of
 from scripts.features.known_slides import KnownSlides
 from scripts.features.layouts.foreign import ForeignFile
 from scripts.features.layouts.recognition import recognise
@@ -49,8 +43,8 @@ logger = logging.getLogger(__name__)
 REMEDY = "Extract their features again, or leave them out; the same command goes on from here."
 # If more of a slide's patches of the highest magnification have no ancestor, the magnifications differ in their tissue.
 MOST_ORPHANS = 0.25
-# If as many slides, the first of a run, lack a value, the others are taken to lack it, too.
-ENOUGH_LACK_IT = 20
+# If what is said of features does not fit as many slides, the first of a run, it is taken to fit none.
+ENOUGH_UNFIT = 20
 MORE = "the same holds for more slides, which are not shown here"
 LACKS_ALONE = "Extract its features again, or leave it out. Where slides differ in `mpp`, a datalist may give it."
 
@@ -68,7 +62,7 @@ class Importer:
         features: a folder for each magnification, in any order.
         feature_dir: where the banks are written, one file a slide.
         output_dir: where slides that fail are recorded, in ``failed.csv``.
-        features_are: what the files do not say, see :class:`scripts.features.imported_scales.Given`.
+        features_are: what the files do not say, see :class:`scripts.features.given_values.GivenValues`.
         dataset_dir: the folder of the slides, where they are at hand; resolution, size and checksum are then theirs.
         datalist: the slides, which need not be at hand; their ``mpp`` and ``sha256`` are used.
         bag_builder: opens the slides.
@@ -102,13 +96,13 @@ class Importer:
             cause = f"{feature_dir} is in a folder of `features`, whose files are no banks"
             raise SettingsError("feature_dir", cause, "Choose a `feature_dir` of its own.")
         self.folders = [recognise(folder) for folder in listed]
-        for (layout, _), patches in zip(self.folders, Given.of(features_are or {}, len(listed)).patches, strict=True):
+        self.given = GivenValues.of(features_are or {}, len(listed))
+        for (layout, _), patches in zip(self.folders, self.given.patches, strict=True):
             if patches is not None and layout.tool != "clam":
                 cause = f"is for CLAM, and {layout.tool} has its positions beside the features"
                 raise SettingsError("features_are#patches", cause, "Leave it out.")
             if patches is not None and not patches.is_dir():
                 raise SettingsError("features_are#patches", f"{patches} is no folder", "Give CLAM's `patches`.")
-        self.given = Given.of(features_are or {}, len(listed))
         self.feature_dir, self.failures = Path(feature_dir), FailedSlides(output_dir, "importing", strict)
         self.known = KnownSlides(dataset_dir, datalist, bag_builder or BagBuilder(), self.given.mpp)
         self._identity: tuple[str, dict[str, Any]] | None = None
@@ -122,8 +116,8 @@ class Importer:
         Raises:
             FailedSlidesError: at the end, if slides failed.
             SlideError: if a slide failed, and the run is strict.
-            SettingsError: if no slide is in all folders, if a value is missing that no file says, or if there is a
-                bank of other features.
+            SettingsError: if no slide is in all folders, if what the user says of features does not fit the files, or
+                if there is a bank of other features.
         """
         self.failures.start()
         output_folder(self.feature_dir)
@@ -132,29 +126,34 @@ class Importer:
         names, banks = {self.known.name_of(slide) for slide in slides}, bank_slides(self.feature_dir)
         if first := [path for i, (name, path) in enumerate(banks.items()) if not i or name not in names]:
             self._identity = str(first[0]), identity_of(first)
-        lacking: list[str] = []
+        unfit: list[str] = []
         for tried, slide in enumerate(tqdm(slides, desc="importing", unit="slide", dynamic_ncols=True), start=1):
             try:
                 self._try(slide, counts)
-            except MissingValueError:
-                lacking.append(slide)
-                if self.failures.strict or len(lacking) == tried == min(len(slides), ENOUGH_LACK_IT):
+            except FeaturesAreError:
+                unfit.append(slide)
+                if self.failures.strict or len(unfit) == tried == min(len(slides), ENOUGH_UNFIT):
                     raise
-        for slide in lacking:  # Now it is known what the others are.
+        for slide in unfit:  # Now it is known what the others are.
             try:
                 self._try(slide, counts)
-            except MissingValueError as error:
-                is_shared = self._identity is None or error.key in self._identity[1]
-                self._record(slide, SlideError(error.subject, error.cause, error.remedy if is_shared else LACKS_ALONE))
+            except FeaturesAreError as error:
+                remedy = error.remedy
+                if isinstance(error, MissingValueError) and self._identity and error.key not in self._identity[1]:
+                    remedy = LACKS_ALONE
+                self._record(slide, SlideError(error.subject, error.cause, remedy))
         if self._renamed:
             text = "%d slides have files that say that they are of another one, in brackets: %s"
             logger.warning(text, len(self._renamed), first_names(list(self._renamed.values())))
-        logger.info(
-            "imported %d slides into %s (%d were there): %d rows; left out: %d of %d patches of the highest "
-            "magnification, which have no ancestor, and %d of lower ones without a row",
-            *(counts["slides"], self.feature_dir, counts["there"], counts["rows"]),
-            *(counts["orphans"], counts["orphans"] + counts["rows"], counts["unused"]),
-        )
+        if counts["there"]:
+            logger.info("%d slides were in %s, and are left as they are", counts["there"], self.feature_dir)
+        if counts["slides"]:
+            logger.info(
+                "imported %d slides into %s: %d rows; left out: %d of %d patches of the highest magnification, which "
+                "have no ancestor, and %d of lower ones without a row",
+                *(counts["slides"], self.feature_dir, counts["rows"]),
+                *(counts["orphans"], counts["orphans"] + counts["rows"], counts["unused"]),
+            )
         self.failures.end(len(slides), REMEDY)
         if self._identity is not None:
             values = self._identity[1]
@@ -247,7 +246,7 @@ class Importer:
         for name, one, other in zip(names[1:], scales, scales[1:], strict=False):
             if name == scale_name(one.magnification):
                 cause = f"{one.file.path} and {other.file.path} are both at {name}"
-                raise SettingsError("features", cause, "Give one folder for each magnification.")
+                raise FeaturesAreError("features", cause, "Give one folder for each magnification.")
         first = scales[0]
         for name, scale in zip(names[1:], scales[1:], strict=True):
             for what, values in {

@@ -13,7 +13,7 @@ from scripts.datalists.keys import composed
 from scripts.datalists.listed import list_file, list_folder
 from scripts.datalists.problems import raise_first
 from scripts.datalists.slide_files import as_on_disk, safe_name, without_suffix
-from scripts.features.imported_scales import Base
+from scripts.features.imported_scales import GIVEN_MPP, Base
 from scripts.slides.checksums import slide_sha256
 from scripts.slides.resolution import ResolutionError
 from scripts.slides.slide import Slide
@@ -88,7 +88,7 @@ class KnownSlides:
         except ResolutionError:
             if self.mpp is None or entry.get("mpp") is not None:
                 raise
-            opened, source = self.bag_builder.open_slide(entry, self.mpp), "features_are: mpp"
+            opened, source = self.bag_builder.open_slide(entry, self.mpp), GIVEN_MPP
         self._opened = opened
         return Base(opened.base_mpp, source or opened.resolution.source, opened.size_level0)
 

@@ -11,10 +11,33 @@ from monai.networks.utils import eval_mode
 from monai.utils import CommonKeys
 from numpy.typing import NDArray
 
+from scripts.bags.bag import BagBuilder
 from scripts.heatmaps.attention_maps import KINDS, PatchMap, gather_rows
 from scripts.networks.methods import MapSpec
+from scripts.slides.slide import Slide
 
-__all__ = ["BagMaps"]
+__all__ = ["BagMaps", "open_mapped"]
+
+
+def open_mapped(
+    bag_builder: BagBuilder, entry: Mapping[str, Any], item: Mapping[str, Any]
+) -> tuple[Slide, dict[str, Any]]:
+    """The slide on which the maps of a bag lie, and the bag with that slide's resolution.
+
+    Imported features may know the resolution of level 0 less exactly than the slide, or where the slide does not.
+
+    Args:
+        bag_builder: opens the slide.
+        entry: of the datalist.
+        item: the bag, see :class:`BagMaps`.
+
+    Raises:
+        SlideError: if the slide cannot be read, or its resolution is another one.
+    """
+    known_mpp = float(item["base_mpp"])
+    opened = bag_builder.open_slide(entry, known_mpp)
+    opened.check_mpp(known_mpp)
+    return opened, {**item, "base_mpp": opened.base_mpp}
 
 
 class BagMaps:

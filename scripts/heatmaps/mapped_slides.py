@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scripts.bags.bag import BagBuilder
 from scripts.core.magnification import MPP_RTOL, Scale, mpp_of
 from scripts.core.repeats import Repeats
-from scripts.heatmaps.bag_maps import BagMaps
+from scripts.heatmaps.bag_maps import BagMaps, open_mapped
 from scripts.heatmaps.legend import Title
 from scripts.heatmaps.top_patches import gallery
 from scripts.networks.methods import MapSpec
@@ -102,11 +102,8 @@ class MappedSlides:
         """
         if self._last is None or self._last[0] is not item:
             self._last = None  # Two slides with their patches need not be in memory.
-            known_mpp = float(item["base_mpp"])
-            opened = self.bag_builder.open_slide(self.entries[str(item["slide"])], known_mpp)
-            opened.check_mpp(known_mpp)
-            # Imported features may know the resolution of level 0 less exactly than the slide.
-            maps = BagMaps(self.network, self.maps, {**item, "base_mpp": opened.base_mpp})
+            opened, bag = open_mapped(self.bag_builder, self.entries[str(item["slide"])], item)
+            maps = BagMaps(self.network, self.maps, bag)
             self._last = item, MappedSlide(opened, maps, self.maps, self.bag_builder)
         return self._last[1]
 

@@ -20,11 +20,13 @@ if TYPE_CHECKING:
     import tifffile  # only the reader's process loads it
 
 __all__ = [
+    "LEVEL0_MAGNIFICATION_SOURCE",
     "POWER_SOURCE",
     "PixelSize",
     "Resolution",
     "ResolutionError",
     "find_resolution",
+    "is_rounded",
     "stated_resolutions",
     "tiff_pixel_sizes",
 ]
@@ -37,6 +39,8 @@ OPENSLIDE_SOURCE = "file: openslide.mpp-x, openslide.mpp-y"
 OME_SOURCE = "file: OME-XML PhysicalSizeX, PhysicalSizeY"
 TAGS_SOURCE = "file: TIFF tags XResolution, YResolution"
 POWER_SOURCE = "file: objective power"
+# Imported features may know no more; see scripts/features/imported_scales.py.
+LEVEL0_MAGNIFICATION_SOURCE = "file: level0_magnification"
 INCH, CENTIMETRE = 2, 3  # TIFF ResolutionUnit
 MICROMETRES_PER_UNIT = {INCH: 25_400.0, CENTIMETRE: 10_000.0}
 # OME-XML writes the sign for micro, of which Unicode has two.
@@ -105,6 +109,15 @@ def stated_resolutions(properties: Mapping[str, str], of_tiff: Sequence[PixelSiz
     if power is not None and 0.5 <= power <= 200.0:
         found.append(Resolution(MPP_AT_1X / power, f"{POWER_SOURCE} {power:g}"))
     return found
+
+
+def is_rounded(source: str) -> bool:
+    """Whether a resolution comes from a magnification: scans of 0.22 um/px and of 0.25 are both called 40x.
+
+    Args:
+        source: of :class:`Resolution`, in words, as feature banks store it.
+    """
+    return source.startswith((POWER_SOURCE, LEVEL0_MAGNIFICATION_SOURCE))
 
 
 def tiff_pixel_sizes(page: tifffile.TiffPage) -> list[PixelSize]:

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 
 from scripts.core.errors import SettingsError
 from scripts.encoders import downloads
-from scripts.encoders.backbones import Backbone, get_backbone, has_fast_bfloat16, num_features
+from scripts.encoders.backbones import Backbone, get_backbone, has_fast_bfloat16
 from scripts.encoders.baselines import RESNET34_URL
 from scripts.encoders.registry import ENCODERS
 from scripts.encoders.weight_files import hash_in_name
@@ -212,7 +212,7 @@ def test_efficientnet_lite0_equals_the_package(patches: torch.Tensor) -> None:
 
 
 def test_attributes(backbone: Backbone) -> None:
-    assert backbone.num_features == num_features(backbone.name) == {"resnet34": 512}.get(backbone.name, 1280)
+    assert backbone.num_features == {"resnet34": 512}.get(backbone.name, 1280)
     assert len(backbone.weights_sha256) == 64
     if backbone.name == "efficientnet_lite0":
         assert backbone.weights_sha256.startswith("57934424")
@@ -360,13 +360,12 @@ def test_of_no_device_it_is_not_said(monkeypatch: pytest.MonkeyPatch, device: ob
         has_fast_bfloat16(device)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("call", [get_backbone, num_features])
 @pytest.mark.parametrize("name", ["resnet35", "", None])
-def test_unknown_name(call: object, name: object) -> None:
+def test_unknown_name(name: object) -> None:
     with pytest.raises(
         SettingsError, match=r"backbone: got .*`python -m monai\.bundle run encoders .*` lists .*; others are timm/NAME"
     ):
-        call(name)  # type: ignore[operator]
+        get_backbone(name)  # type: ignore[arg-type]
 
 
 def test_no_such_file(tmp_path: Path) -> None:
@@ -518,7 +517,8 @@ def test_download(
 
 
 @pytest.mark.parametrize(
-    ("name", "where"), [("resnet34", "downloads http"), ("uni2_h", "MahmoodLab/UNI2-h, which asks")]
+    ("name", "where"),
+    [("resnet34", "to download http"), ("uni2_h", "ask for access at https://huggingface.co/MahmoodLab/UNI2-h")],
 )
 def test_nothing_is_downloaded_unasked(hub: Path, monkeypatch: pytest.MonkeyPatch, name: str, where: str) -> None:
     def refuse(*args: object, **kwargs: object) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from scripts.core.errors import SettingsError
-from scripts.encoders.backbones import get_backbone, num_features
+from scripts.encoders.backbones import get_backbone
 
 timm = pytest.importorskip("timm", reason="timm is not installed: `make test-encoders` has an environment with it")
 
@@ -24,7 +24,7 @@ def timm_weights(tmp_path: Path) -> Any:
 def test_any_model_of_timm_is_an_encoder(timm_weights: Any) -> None:
     network, path = timm_weights
     backbone = get_backbone("timm/vit_tiny_patch16_224", path)
-    assert backbone.num_features == num_features("timm/vit_tiny_patch16_224") == 192
+    assert backbone.num_features == 192
     network.reset_classifier(0)
     patches = torch.randint(0, 256, (2, 3, 224, 224), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
     mean, std = (torch.tensor(network.pretrained_cfg[key]).view(1, 3, 1, 1) for key in ("mean", "std"))
@@ -88,7 +88,7 @@ def test_what_is_neither_the_network_nor_its_classifier_is_refused(timm_weights:
 def test_positions_are_interpolated_for_patches_of_another_size(timm_weights: Any) -> None:
     network, path = timm_weights
     backbone = get_backbone("timm/vit_tiny_patch16_224", path, given={"size": 256})
-    assert backbone.num_features == num_features("timm/vit_tiny_patch16_224", path, {"size": 256}) == 192
+    assert backbone.num_features == 192
     assert backbone.settings()["input_px"] == 256
     # timm interpolates at every forward pass of a network of any size.
     free = timm.create_model("vit_tiny_patch16_224", pretrained=False, num_classes=0, dynamic_img_size=True).eval()
@@ -101,12 +101,13 @@ def test_positions_are_interpolated_for_patches_of_another_size(timm_weights: An
 
 
 @pytest.mark.parametrize("name", ["levit_128s", "mixer_s32_224"])
-def test_a_size_that_a_model_cannot_take_is_told_in_one_line(name: str) -> None:
+def test_a_size_that_a_model_cannot_take_is_told_in_one_line(name: str, tmp_path: Path) -> None:
+    torch.save(timm.create_model(name, pretrained=False).state_dict(), tmp_path / "weights.pth")
     with pytest.raises(SettingsError, match=rf"timm/{name}: cannot compute patches \[2, 3, 256, 256\] \(") as caught:
-        num_features(f"timm/{name}", given={"size": 256})
+        get_backbone(f"timm/{name}", tmp_path / "weights.pth", given={"size": 256})
     assert "\n" not in str(caught.value)
 
 
 def test_a_repository_is_not_asked_for_a_model() -> None:
     with pytest.raises(SettingsError, match=r"cannot build hf-hub:somebody/model .it has no such model"):
-        num_features("timm/hf-hub:somebody/model")
+        get_backbone("timm/hf-hub:somebody/model")

@@ -241,7 +241,7 @@ def test_a_second_run_imports_what_is_missing(features, tmp_path, caplog):
         importing(tmp_path / "a", tmp_path)
     assert (banks / "s.h5").stat().st_mtime_ns == before
     assert "imported 1 slides" in caplog.text
-    assert "(1 were there)" in caplog.text
+    assert "1 slides were in" in caplog.text
     # Other features of the same slide are neither used nor replaced in silence.
     write_trident(tmp_path / "a" / "s.h5", HIGH, features[1] + 1)
     assert "s.h5: was made otherwise (features_sha256" in refusal(tmp_path / "a", tmp_path)

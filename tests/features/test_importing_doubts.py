@@ -5,7 +5,9 @@ import shlex
 
 import h5py
 import pytest
+import tifffile
 
+from scripts.bags.bag import BagBuilder
 from scripts.core.errors import SettingsError
 from scripts.datalists.failures import FailedSlidesError
 from scripts.features.bank import stored_settings
@@ -13,6 +15,7 @@ from scripts.features.exporting import export_banks
 from scripts.features.importing import Importer
 from tests.conftest import ROOT
 from tests.foreign import grid, importing, random_features, refusal, write_clam, write_trident
+from tests.pyramids import noise
 
 TRIDENT = ROOT.parent / "shared" / "foreign" / "trident"
 LOW, HIGH = grid(3, 2, 256, (100, 40)), grid(5, 4, 128, (160, 70))
@@ -185,6 +188,27 @@ def test_a_value_that_one_slide_lacks_costs_that_slide(array, lacks, told, tmp_p
     assert told in (tmp_path / "failed.csv").read_text().replace('""', '"')
 
 
+def test_files_of_one_slide_that_contradict_what_is_given_cost_that_slide(tmp_path):
+    """Also if it is the first; of all slides it is the user's mistake, which ends the run."""
+    for name in "abc":
+        write_trident(tmp_path / "in" / f"{name}.h5", HIGH, FEATURES, encoder="conch" if name == "a" else None)
+    with pytest.raises(FailedSlidesError, match=r"importing: 1 of 3 slides failed \(a\)"):
+        importing(tmp_path / "in", tmp_path, {"encoder": "uni_v1"}, strict=False)
+    assert "got 'uni_v1', and" in (tmp_path / "failed.csv").read_text()
+    with pytest.raises(SettingsError, match="features_are#patch_size: got 32, and"):
+        importing(tmp_path / "in", tmp_path, {"encoder": "uni_v1", "patch_size": 32}, strict=False)
+
+
+def test_a_slide_whose_files_are_at_one_magnification_costs_that_slide(tmp_path):
+    folders = [tmp_path / "low", tmp_path / "high"]
+    for name in "abc":
+        write_pair(tmp_path, name, LOW)
+    (tmp_path / "low" / "a.h5").write_bytes((tmp_path / "high" / "a.h5").read_bytes())
+    with pytest.raises(FailedSlidesError, match=r"importing: 1 of 3 slides failed \(a\)"):
+        importing(folders, tmp_path, strict=False)
+    assert "are both at" in (tmp_path / "failed.csv").read_text()
+
+
 def test_a_value_that_all_slides_lack_is_asked_for_once(tmp_path):
     for name in "ab":
         write_trident(tmp_path / "in" / f"{name}.h5", HIGH, FEATURES, encoder=None)
@@ -211,3 +235,39 @@ def test_an_error_names_the_key_that_was_given(tmp_path):
     for value in (-10, [[5]], "10x"):
         with pytest.raises(SettingsError, match="^features_are#magnifications: got "):
             Importer(tmp_path / "in", tmp_path / "features", tmp_path, {"magnifications": value})
+
+
+@pytest.fixture
+def slide_of_power(tmp_path):
+    """A slide of 1024 x 512 px that says no more than an objective power of 20, with its features."""
+    description = "Aperio Image Library v1.0\r\n1024x512 (128x128) |AppMag = 20"
+    path = tmp_path / "slides" / "s.svs"
+    path.parent.mkdir()
+    tifffile.imwrite(path, noise(512, 1024), tile=(128, 128), photometric="rgb", metadata=None, description=description)
+    write_trident(tmp_path / "in" / "s.h5", HIGH, FEATURES)
+    return path
+
+
+def test_what_the_user_says_is_more_exact_than_an_objective_power(slide_of_power, tmp_path):
+    banks = importing(tmp_path / "in", tmp_path, {"mpp": 0.46}, dataset_dir=slide_of_power.parent)
+    with h5py.File(banks / "s.h5") as bank:
+        assert (bank.attrs["mpp"], bank.attrs["mpp_source"]) == (0.46, "features_are: mpp")
+    # Maps are then drawn at that resolution, too.
+    assert BagBuilder().open_slide({"image": slide_of_power}, 0.46).base_mpp == 0.46
+    (folder,) = export_banks(banks, tmp_path / "out")
+    with h5py.File(folder / "s.h5") as file:
+        assert file["coords"].attrs["level0_mpp"] == 0.46
+
+
+def test_an_objective_power_is_not_exported_as_an_exact_resolution(slide_of_power, tmp_path):
+    banks = importing(tmp_path / "in", tmp_path, dataset_dir=slide_of_power.parent)
+    with h5py.File(banks / "s.h5") as bank:
+        assert bank.attrs["mpp_source"] == "file: objective power 20"
+    (folder,) = export_banks(banks, tmp_path / "out")
+    with h5py.File(folder / "s.h5") as file:
+        assert "level0_mpp" not in file["coords"].attrs
+
+
+def test_a_resolution_far_from_the_objective_power_is_refused(slide_of_power, tmp_path):
+    told = refusal(tmp_path / "in", tmp_path, {"mpp": 0.25}, dataset_dir=slide_of_power.parent)
+    assert "its level 0 has 0.25 um/px (features_are: mpp), and 0.5 um/px (file: objective power 20)" in told

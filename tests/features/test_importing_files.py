@@ -153,7 +153,7 @@ def test_features_of_trident_without_attributes_are_named(tmp_path):
             for name in list(array.attrs):
                 del array.attrs[name]
     told = refusal(tmp_path / "10x", tmp_path)
-    assert "features_uni has features and coords without the attributes of TRIDENT. Give that folder itself" in told
+    assert "has no features itself, and folders that have: features_uni (clam). Give those of one encoder" in told
     given = {**CLAM_IS, "patch_size": 64, "magnifications": 10}
     assert banks_in(importing(path.parent, tmp_path, given)) == ["s.h5"]
 

@@ -173,7 +173,8 @@ def test_folders_of_no_tool_and_of_several_are_refused(features, tmp_path):
     assert "has features of trident (1 slides) and of slideflow (1 slides)" in refusal(tmp_path / "mixed", tmp_path)
     for encoder in ("a", "b"):
         write_trident(tmp_path / "job" / f"features_{encoder}" / "s.h5", HIGH, features[1])
-    assert "has the features of several encoders (features_a, features_b)" in refusal(tmp_path / "job", tmp_path)
+    told = refusal(tmp_path / "job", tmp_path)
+    assert "folders that have: features_a (trident), features_b (trident). Give those of one encoder: " in told
 
 
 def test_files_that_run_code_are_refused(features, tmp_path):

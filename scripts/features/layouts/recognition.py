@@ -35,11 +35,11 @@ def recognise(folder: str | Path) -> tuple[Layout, dict[str, Path]]:
     if len(found) > 1:
         tools = " and of ".join(f"{layout.tool} ({len(slides)} slides)" for layout, slides in found.items())
         raise SettingsError("features", f"{path} has features of {tools}", "Put them into a folder each.")
-    inner = [] if found else [one for one in sorted(path.glob("*")) if one.is_dir() and _layouts(one)]
+    inner = {} if found else {one: of for one in sorted(path.glob("*")) if one.is_dir() and (of := _layouts(one))}
     if inner:
-        tools = first_names([f"{one.name} ({', '.join(layout.tool for layout in _layouts(one))})" for one in inner])
+        tools = first_names([f"{one.name} ({', '.join(layout.tool for layout in of)})" for one, of in inner.items()])
         cause = f"{path} has no features itself, and folders that have: {tools}"
-        remedy = f'Give those of one encoder: --features "{[str(one) for one in inner[:MOST_ENDINGS]]}".'
+        remedy = f'Give those of one encoder: --features "{[str(one) for one in [*inner][:MOST_ENDINGS]]}".'
         raise SettingsError("features", cause, remedy)
     if not found:
         expected = "; ".join(f"{layout.tool}: {layout.expects}" for layout in LAYOUTS)

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 
-from scripts.core.errors import SettingsError
 from scripts.features.layouts.foreign import (
     ForeignFile,
     Layout,
@@ -33,17 +32,8 @@ __all__ = ["TRIDENT"]
 
 
 def _find(folder: Path) -> dict[str, Path]:
-    found = files_of(folder, ".h5")
-    if not found:
-        inner = sorted(path for path in folder.glob("features_*") if path.is_dir())
-        if len(inner) > 1:
-            cause = f"{folder} has the features of several encoders ({', '.join(path.name for path in inner)})"
-            raise SettingsError("features", cause, f"Name one of them, such as {inner[0]}.")
-        found = files_of(inner[0], ".h5") if inner else []
-        if h5_kind(found) == "clam":
-            cause = f"{inner[0]} has features and coords without the attributes of TRIDENT"
-            remedy = "Give that folder itself, and what they do not say by `features_are`: encoder, mpp, patch_size."
-            raise SettingsError("features", cause, remedy)
+    inner = [path for path in folder.glob("features_*") if path.is_dir()]
+    found = files_of(folder, ".h5") or (files_of(inner[0], ".h5") if len(inner) == 1 else [])
     return by_slide(found) if h5_kind(found) == "trident" else {}
 
 
