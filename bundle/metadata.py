@@ -151,7 +151,7 @@ def _shapes(settings: Mapping[str, Any]) -> dict[str, dict[str, dict[str, Any]]]
     names = _names(settings)
     classes = {str(index): name for index, name in enumerate(names)}
     scores = {"num_channels": len(heads), "spatial_shape": [len(names)]}
-    # Records of before version 0.5 do not say it, and their backbones do.
+    # Older records do not say it, and their encoders have a name.
     length = settings.get("num_features") or encoder_entry(settings["backbone"]).num_features
     row = [len(settings["magnifications"]), length + 1]
     return {

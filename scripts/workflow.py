@@ -160,7 +160,7 @@ def scoring_settings(settings: Mapping[str, Any], encoder: Any) -> dict[str, Any
     """What decides the meaning of scores, to be compared with the record of the weights."""
     from scripts.weights.record import recorded_settings
 
-    return recorded_settings({**settings, **encoder.backbone.said}, encoder.backbone.weights_sha256)
+    return recorded_settings({**settings, **encoder.backbone.recorded}, encoder.backbone.weights_sha256)
 
 
 def settings_of_trainings(settings: Mapping[str, Any], cohort: Cohort) -> dict[str, Any]:

@@ -44,6 +44,10 @@ def refusal(folders: Any, out: Path, given: Mapping[str, Any] | None = None, **p
     return str(error.value)
 
 
+def banks_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
 def grid(columns: int, rows: int, side: int, start: tuple[int, int] = (0, 0)) -> np.ndarray:
     """``[n, 2]`` int64: corners of a grid, column by column as TRIDENT and CLAM give them."""
     x, y = (s + side * np.arange(n) for s, n in zip(start, (columns, rows), strict=True))

@@ -78,8 +78,8 @@ class Backbone(nn.Module):
         self.amp = amp
         self.input_px, self.resize, self.pooling, self.runtime = input_px, resize, pooling, runtime
         self.source_sha256 = source_sha256
-        # Settings that records store in this form, whatever the config says.
-        self.said = {} if backbone_input is None else {"backbone_input": dict(backbone_input)}
+        # Settings that records of weights store in this form, whatever the config says.
+        self.recorded = {} if backbone_input is None else {"backbone_input": dict(backbone_input)}
         # Convolutions on a CPU are about 1.5 times as fast with the channels last.
         self.network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
@@ -203,9 +203,9 @@ def _no_weights(entry: EncoderEntry) -> SettingsError:
 
 def _own(name: str, weights: str | Path | None, amp: bool, given: Mapping[str, Any]) -> Backbone:
     own = own_network(name, weights, given)
-    px = own.said.get("size")
+    px = own.backbone_input.get("size")
     length = feature_length(name, own.network.eval(), px)
-    mean, std = ([255 * value for value in own.said[key]] for key in ("mean", "std"))
+    mean, std = ([255 * value for value in own.backbone_input[key]] for key in ("mean", "std"))
     amp = amp and name != "onnx"  # onnxruntime computes in what the file says.
     return Backbone(
         name,
@@ -219,6 +219,6 @@ def _own(name: str, weights: str | Path | None, amp: bool, given: Mapping[str, A
         resize=own.resize,
         pooling=OWN_POOLING,
         runtime=own.runtime,
-        backbone_input=own.said,
+        backbone_input=own.backbone_input,
         source_sha256=own.source_sha256,
     )

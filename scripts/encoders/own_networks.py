@@ -29,7 +29,7 @@ from scripts.encoders.network_files import FILE_KINDS, LOADERS, network_sha256
 from scripts.encoders.vision_transformers import create_timm_model
 from scripts.encoders.weight_files import load_weights, weights_file
 
-__all__ = ["OwnNetwork", "computing", "feature_length", "is_own", "own_network"]
+__all__ = ["OwnNetwork", "feature_length", "in_one_line", "is_own", "own_network"]
 
 TIMM = "timm/"
 EXAMPLE = "{'size': 224, 'mean': [0.485, 0.456, 0.406], 'std': [0.229, 0.224, 0.225]}"
@@ -51,8 +51,8 @@ class OwnNetwork:
 
     Args:
         network: normalised patches ``[n, 3, H, W]`` to features ``[n, F]``.
-        said: ``mean`` and ``std`` of R, G and B, in 0..1, and ``size``, the side of the patches that it takes, in
-            pixels, where it takes only one; wherever these were said.
+        backbone_input: ``mean`` and ``std`` of R, G and B, in 0..1, and ``size``, the side of the patches that it
+            takes, in pixels, where it takes only one; wherever these were given.
         weights_sha256: of its file, or of its weights where it has none.
         runtime: the one runtime that can compute it, or ``None`` for any.
         resize: the interpolation of patches of another size.
@@ -60,7 +60,7 @@ class OwnNetwork:
     """
 
     network: nn.Module
-    said: dict[str, Any]
+    backbone_input: dict[str, Any]
     weights_sha256: str
     runtime: str | None = None
     resize: str = "bicubic"
@@ -85,7 +85,7 @@ def own_network(name: str, weights: str | Path | None, given: Mapping[str, Any])
             beside a network's file, of the same name, does as well.
 
     Raises:
-        SettingsError: if it cannot be loaded, or what it was trained on is not said.
+        SettingsError: if it cannot be loaded, or nothing says what it was trained on.
     """
     if name.startswith(TIMM):
         return _of_timm(name, weights, given)
@@ -123,7 +123,7 @@ def feature_length(name: str, network: nn.Module, input_px: int | None) -> int:
 
 
 @contextmanager
-def computing(name: str, shape: Sequence[int]) -> Iterator[None]:
+def in_one_line(name: str, shape: Sequence[int]) -> Iterator[None]:
     """Tell in one line what a network of others raises at patches of a shape.
 
     Raises:
@@ -149,7 +149,7 @@ def computing(name: str, shape: Sequence[int]) -> Iterator[None]:
 
 
 def _features(name: str, network: nn.Module, patches: Tensor) -> Tensor:
-    with torch.inference_mode(), computing(name, patches.shape):
+    with torch.inference_mode(), in_one_line(name, patches.shape):
         features = network(patches)
     n = len(patches)
     is_table = isinstance(features, Tensor) and features.ndim == 2 and len(features) == n and features.shape[1] > 0
@@ -179,22 +179,22 @@ def _timm_network(name: str, given: Mapping[str, Any]) -> tuple[nn.Module, dict[
     network = create_timm_model(name.removeprefix(TIMM), "cpu")
     own: Any = network.pretrained_cfg
     size = {"size": own["input_size"][-1]} if own.get("fixed_input_size") else {}
-    said = {**size, "mean": own["mean"], "std": own["std"], **given}
-    return network, said, "bilinear" if own.get("interpolation") == "bilinear" else "bicubic"
+    backbone_input = {**size, "mean": own["mean"], "std": own["std"], **given}
+    return network, backbone_input, "bilinear" if own.get("interpolation") == "bilinear" else "bicubic"
 
 
-def _resize_timm(name: str, network: Any, said: Mapping[str, Any]) -> None:
+def _resize_timm(name: str, network: Any, backbone_input: Mapping[str, Any]) -> None:
     """Let a model of timm take patches of another size: timm interpolates its position embeddings."""
-    px = said.get("size")
+    px = backbone_input.get("size")
     # A model without this method takes any size, or refuses it when it is tried.
     if px in (None, network.pretrained_cfg["input_size"][-1]) or not hasattr(network, "set_input_size"):
         return
-    with computing(name, (1, 3, px, px)):
+    with in_one_line(name, (1, 3, px, px)):
         network.set_input_size(img_size=(px, px))
 
 
 def _of_timm(name: str, weights: str | Path | None, given: Mapping[str, Any]) -> OwnNetwork:
-    network, said, resize = _timm_network(name, given)
+    network, backbone_input, resize = _timm_network(name, given)
     own: Any = network.pretrained_cfg
     # The classifier's weights are those that the model has only with one.
     whole = create_timm_model(name.removeprefix(TIMM), num_classes=1).state_dict()
@@ -211,8 +211,8 @@ def _of_timm(name: str, weights: str | Path | None, given: Mapping[str, Any]) ->
         raise SettingsError(f"backbone {name}", "needs weights", remedy)
     path = download(entry) if weights == HUB else weights_file(weights, entry)
     sha256 = load_weights(network, path, entry)
-    _resize_timm(name, network, said)
-    return OwnNetwork(network, said, sha256, None, resize)
+    _resize_timm(name, network, backbone_input)
+    return OwnNetwork(network, backbone_input, sha256, None, resize)
 
 
 def _of_file(name: str, weights: str | Path | None, given: Mapping[str, Any]) -> OwnNetwork:
@@ -223,7 +223,7 @@ def _of_file(name: str, weights: str | Path | None, given: Mapping[str, Any]) ->
     if not os.path.isfile(path):
         cause = "is a folder" if os.path.isdir(path) else "no such file"
         raise SettingsError(f"backbone_weights {path}", cause, "Give the path of the network's own file.")
-    said = _said(name, given, path)
+    backbone_input = _input_of(name, given, path)
     sha256 = network_sha256(name, path)
     try:
         network = LOADERS[name](path)
@@ -242,7 +242,7 @@ def _of_file(name: str, weights: str | Path | None, given: Mapping[str, Any]) ->
             cause = f"has weights that are neither in it nor whole in {data} beside it"
             remedy = f"Export it again, with its weights in itself or in {data}."
         raise SettingsError(f"backbone_weights {path}", cause, remedy) from error
-    return OwnNetwork(network, said, sha256, "torch" if name == "onnx" else None)
+    return OwnNetwork(network, backbone_input, sha256, "torch" if name == "onnx" else None)
 
 
 def _of_python(name: str, weights: str | Path | None, given: Mapping[str, Any]) -> OwnNetwork:
@@ -261,12 +261,12 @@ def _of_python(name: str, weights: str | Path | None, given: Mapping[str, Any]) 
     if extra := [key for key, value in network.state_dict().items() if not isinstance(value, Tensor)]:
         cause = f"gives a network whose state {extra[0]!r} is no tensor, so that nobody could tell two of them apart"
         raise SettingsError(f"backbone {name}", cause, "Give a network whose state dict has tensors alone.")
-    said, source = _said(name, given, None), _source_sha256(module_name, function)
+    backbone_input, source = _input_of(name, given, None), _source_sha256(module_name, function)
     if weights is None:
-        return OwnNetwork(network, said, _sha256_of(network), source_sha256=source)
+        return OwnNetwork(network, backbone_input, _sha256_of(network), source_sha256=source)
     entry = EncoderEntry(name=name, title=name, num_features=0, build=lambda: network)
     sha256 = load_weights(network, weights_file(weights, entry), entry)
-    return OwnNetwork(network, said, sha256, source_sha256=source)
+    return OwnNetwork(network, backbone_input, sha256, source_sha256=source)
 
 
 def _values(network: nn.Module) -> Iterator[Tensor]:
@@ -288,23 +288,23 @@ def _source_sha256(module_name: str, function: Any) -> str | None:
     return hashlib.sha256("".join(sources).encode()).hexdigest() if sources else None
 
 
-def _said(name: str, given: Mapping[str, Any], path: Path | None) -> dict[str, Any]:
+def _input_of(name: str, given: Mapping[str, Any], path: Path | None) -> dict[str, Any]:
     """Mean, standard deviation and size, of the settings or else of the file beside the network's."""
     beside = path.with_suffix(".json") if path is not None else None
-    said: dict[str, Any] = {}
+    backbone_input: dict[str, Any] = {}
     if beside is not None and not {"mean", "std", "size"} <= given.keys() and beside.is_file():
         try:
-            said = json.loads(beside.read_text("utf-8"))
+            backbone_input = json.loads(beside.read_text("utf-8"))
         except (OSError, ValueError, RecursionError) as error:
             cause = f"is not JSON ({reason_of(error)})"
             raise SettingsError(beside, cause, "Mend it, or set mean, std and size in backbone_input.") from error
-        check_input(str(beside), said)
-    said = {**said, **given}
-    if missing := [key for key in ("mean", "std") if key not in said]:
+        check_input(str(beside), backbone_input)
+    backbone_input = {**backbone_input, **given}
+    if missing := [key for key in ("mean", "std") if key not in backbone_input]:
         where = f" or in {beside.name} beside the file" if beside is not None else ""
         remedy = f'Set --backbone_input "{EXAMPLE}"{where}.'
         raise SettingsError(f"backbone {name}", f"does not say its {' and '.join(missing)}", remedy)
-    return said
+    return backbone_input
 
 
 def _sha256_of(network: nn.Module) -> str:

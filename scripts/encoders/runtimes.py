@@ -20,7 +20,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from scripts.core.errors import SettingsError, reason_of
 from scripts.core.settings import check_settings
 from scripts.encoders.backbones import Backbone
-from scripts.encoders.own_networks import computing, is_own
+from scripts.encoders.own_networks import in_one_line, is_own
 
 __all__ = ["Forward", "choose_runtime", "get_forward"]
 
@@ -79,7 +79,7 @@ def get_forward(runtime: str, backbone: Backbone, batch_size: int) -> Forward:
         return forward
 
     def compute(patches: Tensor) -> Tensor:
-        with computing(backbone.name, patches.shape):
+        with in_one_line(backbone.name, patches.shape):
             return forward(patches)
 
     return compute

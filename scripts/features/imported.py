@@ -48,14 +48,14 @@ class ImportedBackbone:
     Args:
         num_features: F.
         weights_sha256: SHA-256 of the encoder's name and F: of its weights nothing is known.
-        said: settings that the encoder itself says.
+        recorded: settings that records of weights store as the encoder states them.
     """
 
     num_features: int
     weights_sha256: str
     name: str = IMPORTED
     amp: bool = False
-    said: Mapping[str, Any] = field(default_factory=dict)
+    recorded: Mapping[str, Any] = field(default_factory=dict)
 
 
 class ImportedFeatures(Encoder):

@@ -42,7 +42,7 @@ class TrainingRecord:
     ) -> None:
         training, validation = slides.training_without(left_out), slides.others_without(left_out)
         backbone_sha256 = encoder.backbone.weights_sha256
-        used = {**settings, **encoder.backbone.said}
+        used = {**settings, **encoder.backbone.recorded}
         data = cohort_fingerprint(training=training, validation=validation)
         self.record = {
             "version": __version__,

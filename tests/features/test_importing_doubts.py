@@ -14,7 +14,7 @@ from scripts.features.bank import stored_settings
 from scripts.features.exporting import export_banks
 from scripts.features.importing import Importer
 from tests.conftest import ROOT
-from tests.foreign import grid, importing, random_features, refusal, write_clam, write_trident
+from tests.foreign import banks_in, grid, importing, random_features, refusal, write_clam, write_trident
 from tests.pyramids import noise
 
 TRIDENT = ROOT.parent / "shared" / "foreign" / "trident"
@@ -66,10 +66,10 @@ def test_patches_that_are_larger_than_their_magnification_says_are_refused(tmp_p
     folders = [tmp_path / "5x", tmp_path / "10x"]
     told = refusal(folders, tmp_path, {**given, "magnifications": [10, 5]})
     assert "s.h5: its patches lie 256 px of level 0 apart or more, and 64 px at 10x and 0.5 um/px are 128 px" in told
-    assert importing(folders, tmp_path / "right", {**given, "magnifications": [5, 10]}).is_dir()
+    assert banks_in(importing(folders, tmp_path / "right", {**given, "magnifications": [5, 10]})) == ["s.h5"]
     # Gaps that the user means.
     alone = {**given, "magnifications": [10], "patch_size_level0": 128}
-    assert importing(tmp_path / "5x", tmp_path / "gaps", alone).is_dir()
+    assert banks_in(importing(tmp_path / "5x", tmp_path / "gaps", alone)) == ["s.h5"]
 
 
 def test_patches_that_overlap_by_half_are_named(tmp_path, caplog):
@@ -87,7 +87,7 @@ def test_few_patches_may_lie_apart(tmp_path):
     few = grid(2, 2, 300)
     write_clam(tmp_path / "in", "s", few, random_features(len(few)), files=("h5",))
     given = {"encoder": "uni", "mpp": 0.5, "patch_size": 64, "magnifications": [10]}
-    assert importing(tmp_path / "in", tmp_path, given).is_dir()
+    assert banks_in(importing(tmp_path / "in", tmp_path, given)) == ["s.h5"]
 
 
 def test_a_file_that_says_that_it_is_of_another_slide_is_named(tmp_path, caplog):

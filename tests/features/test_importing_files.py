@@ -10,6 +10,7 @@ import pytest
 
 from scripts.datalists.failures import FailedSlidesError
 from tests.foreign import (
+    banks_in,
     grid,
     importing,
     random_features,
@@ -24,10 +25,6 @@ LOW, HIGH = grid(3, 2, 256, (100, 40)), grid(5, 4, 128, (160, 70))
 FEATURES = random_features(len(HIGH))
 CLAM_IS = {"encoder": "uni", "mpp": 0.5}
 NFC, NFD = (unicodedata.normalize(form, "Müller") for form in ("NFC", "NFD"))
-
-
-def banks_in(folder):
-    return sorted(path.name for path in folder.iterdir())
 
 
 @pytest.mark.parametrize("tool", ["trident", "clam", "clam pt", "stamp", "slideflow"])
@@ -143,7 +140,7 @@ def test_a_parent_folder_names_the_folders_to_give(tmp_path):
     assert "job has no features itself, and folders that have: " in told
     assert f"{names[0]} (trident), {names[1]} (trident). Give those of one encoder: " in told
     assert f'--features "{[str(tmp_path / "job" / name) for name in names]}"' in told
-    assert importing([tmp_path / "job" / name for name in names], tmp_path).is_dir()
+    assert banks_in(importing([tmp_path / "job" / name for name in names], tmp_path)) == ["s.h5"]
 
 
 def test_features_of_trident_without_attributes_are_named(tmp_path):
