@@ -31,13 +31,15 @@ __all__ = [
 Check = Callable[[str, Any], None]
 
 
-def number(least: float, most: float = math.inf) -> Check:
+def number(least: float, most: float = math.inf, is_optional: bool = False) -> Check:
     """Numbers from ``least`` to ``most``; whole ones where ``least`` is written as such."""
     kind = "a whole number" if isinstance(least, int) else "a number"
     limits = [limit if isinstance(limit, int) else f"{limit:g}" for limit in (least, most)]
     upper = " up" if most == math.inf else f" to {limits[1]}"
 
     def check(key: str, value: Any) -> None:
+        if value is None and is_optional:
+            return
         fits = isinstance(value, int if isinstance(least, int) else int | float) and not isinstance(value, bool)
         if not fits or not (math.isfinite(value) and least <= value <= most):
             raise SettingsError(key, f"got {value!r}", f"Give {kind} from {limits[0]}{upper}.")

@@ -273,9 +273,9 @@ SETTINGS: dict[str, Setting] = dict(
         ),
         entry(
             "folds",
-            "into how many parts `cross_validating` divides the patients; each part is tested once: see "
-            "[Cross-validation](methods.md#cross-validation)",
-            checks.number(2, 10**4),
+            "into how many parts `cross_validating` divides the patients, and `comparing` if it is given; each part is "
+            "tested once: see [Cross-validation](methods.md#cross-validation)",
+            checks.number(2, 10**4, is_optional=True),
             "own provenance",
         ),
         entry("grid", "what `searching` tries: lists of values by setting", None, "own"),

@@ -14,7 +14,7 @@ import numpy as np
 from scripts.core.errors import DatalistError
 from scripts.core.ranks import is_first_rank
 from scripts.core.repeats import first_names
-from scripts.core.settings import check_settings
+from scripts.core.setting_checks import number
 from scripts.datalists.columns import by_columns
 from scripts.datalists.datalist import entries_of, labels_of
 from scripts.datalists.keys import OPTIONAL_KEYS
@@ -88,7 +88,7 @@ def load_folds(
             same ``sha256``.
         SettingsError: if ``folds``, ``task``, ``class_names``, ``positive_classes`` or ``leave_out`` are wrong.
     """
-    check_settings(folds=folds)
+    number(2, 10**4)("folds", folds)
     positive = resolve_positive_classes(task, class_names, positive_classes)
     path = Path(datalist).expanduser()
     listing = list_file(path, dataset_dir, class_names)

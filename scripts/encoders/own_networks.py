@@ -32,6 +32,7 @@ from scripts.encoders.weight_files import load_weights, weights_file
 __all__ = ["OwnNetwork", "feature_length", "in_one_line", "is_own", "own_network"]
 
 TIMM = "timm/"
+SUFFIXES = {".pt": "torchscript", ".ts": "torchscript", ".pt2": "torch_export", ".onnx": "onnx"}
 EXAMPLE = "{'size': 224, 'mean': [0.485, 0.456, 0.406], 'std': [0.229, 0.224, 0.225]}"
 # A network is tried on patches of this size if it takes any.
 TRIED_PX = 224
@@ -252,6 +253,8 @@ def _of_python(name: str, weights: str | Path | None, given: Mapping[str, Any]) 
         function = getattr(importlib.import_module(module_name), function_name)
         network = function()
     except (Exception, SystemExit) as error:  # whatever a function of others raises
+        if (kind := SUFFIXES.get(name[name.rfind(".") :])) is not None:
+            remedy = f"Of a network's file say --backbone {kind} --backbone_weights {name}."
         raise SettingsError(f"backbone {name}", f"cannot be made ({reason_of(error)})", remedy) from error
     if not isinstance(network, nn.Module):
         raise SettingsError(f"backbone {name}", f"gives {type(network).__name__} and no torch module", remedy)

@@ -27,7 +27,9 @@ def encoder_entry(name: str) -> EncoderEntry:
     if isinstance(name, str) and name in ENCODERS:
         return ENCODERS[name]
     known = (*ENCODERS, *FILE_KINDS)
-    near = get_close_matches(name.lower().replace("-", "_"), known, n=2) if isinstance(name, str) else []
+    # Of a repository's name, MahmoodLab/UNI2-h, what follows its owner.
+    wanted = str(name).lower().replace("-", "_").rpartition("/")[2]
+    near = get_close_matches(wanted, known, n=2)
     meant = f"Did you mean {' or '.join(near)}? " if near else ""
     remedy = f"{meant}`{LIST}` lists those with a name; others are {OTHERS} (docs/encoders.md)."
     raise SettingsError("backbone", f"got {name!r}", remedy)

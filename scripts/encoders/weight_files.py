@@ -19,6 +19,8 @@ __all__ = ["hash_in_name", "load_weights", "weights_file"]
 
 # Keys under which a published file may have its state dict.
 WRAPPERS = ("state_dict", "model", "teacher")
+# Of 8 bits torch cannot even tell whether they are finite.
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 FORMATS = "*.safetensors, *.bin, *.pth and *.pt"
 
 
@@ -34,7 +36,8 @@ def weights_file(path: str | Path, entry: EncoderEntry) -> Path:
     if os.path.isfile(path):
         return path
     if not os.path.isdir(path):
-        remedy = f"Give the path of a weights file for {entry.name}, or leave backbone_weights empty."
+        or_none = ", or leave backbone_weights empty" if entry.default_weights() is not None else ""
+        remedy = f"Give the path of a weights file for {entry.name}{or_none}."
         raise SettingsError(f"backbone_weights {path}", "no such file", remedy)
     for name in entry.hub_files:
         if (path / name).is_file():
@@ -42,6 +45,8 @@ def weights_file(path: str | Path, entry: EncoderEntry) -> Path:
     suffixes = (".safetensors", ".bin", ".pth", ".pt")
     found = sorted(file for file in path.iterdir() if file.suffix in suffixes and file.is_file())
     remedy = f"Name the file that is {entry.title}'s."
+    if (path / "snapshots").is_dir():
+        remedy = f"Name the folder of a commit in {path / 'snapshots'}."
     if part := next((file.name for file in found if re.search(r"-\d+-of-\d+$", file.stem)), None):
         listed, remedy = f"has weights in parts ({part}), which are not put together", "Save them as one file."
     elif len(found) == 1:
@@ -152,5 +157,5 @@ def _misfits(expected: State, state: State) -> Iterator[str]:
             yield f"{key} is no plain tensor"
         elif key.endswith("num_batches_tracked"):
             continue
-        elif key in state and state[key].is_floating_point() != value.is_floating_point():
+        elif key in state and (state[key].dtype in FLOATS) != value.is_floating_point():
             yield f"{key} is of {state[key].dtype}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +11,20 @@ import numpy as np
 
 from scripts.core.errors import BundleError, SettingsError
 from scripts.core.files import replacing
-from scripts.core.ranks import is_first_rank
+from scripts.core.ranks import from_first_rank, is_first_rank
 from scripts.core.settings import check_settings
 from scripts.datalists.failures import without
+from scripts.datalists.folds import Folds
 from scripts.datalists.labels import output_names
 from scripts.datalists.patients import patients_known, patients_of
 from scripts.evaluation.bootstrap import warn_of_few, warn_of_unknown
 from scripts.evaluation.metrics import frequency_baseline
 from scripts.experiments.board import write_comparison
+from scripts.experiments.compared_slides import check_banks, fold_settings, write_datalist
 from scripts.experiments.comparison_figure import choose_figure_slides, draw_panels, draw_scores
 from scripts.experiments.comparison_results import Run, compare, read_run
 from scripts.experiments.comparison_tables import comparison_tables, markdown, write_runs, write_summary
+from scripts.experiments.fold_results import pooled_run
 from scripts.experiments.trainings import Experiment, leaving_out, run_experiments
 from scripts.networks.methods import check_method, method_title
 from scripts.reports.page import figure_url, write_page
@@ -42,18 +45,21 @@ class Comparison:
 
     Writes ``comparison.md``, ``comparison.csv``, ``runs.csv``, ``report.html``, ``comparison.png``, ``attention.png``,
     ``contribution.png`` and TensorBoard events into ``output_dir``, and each run into
-    ``runs/<method>/seed_<seed>``. Finished runs are not repeated; interrupted ones resume.
+    ``runs/<method>/seed_<seed>``, of folds into ``fold_<n>`` there, from 1 up. Finished runs are not repeated;
+    interrupted ones resume.
 
     Args:
         methods: see :data:`scripts.networks.methods.METHODS`.
         seeds: of the trainings; the split and the augmented views do not depend on them.
         settings: the other settings of training and evaluation, as plain values.
-        training_data: the entries of the training partition, for the scores of class frequencies alone.
-        testing_data: the entries of the testing partition.
+        training_data: the entries to train on, for the scores of class frequencies alone.
+        testing_data: the entries to test.
         output_dir: gets all output.
         bundle_root: the bundle's folder.
         num_processes: how many runs at the same time.
         figure_slides: see :func:`scripts.experiments.comparison_figure.choose_figure_slides`.
+        split: the slides in folds, each of which is a training; ``None`` for the partitions of the datalist.
+        feature_dir: where the feature banks are; needed with folds.
 
     Raises:
         SettingsError: if a method, a seed or a slide of the pictures cannot be used, or is given twice.
@@ -70,6 +76,8 @@ class Comparison:
         bundle_root: str | Path = ".",
         num_processes: int = 1,
         figure_slides: Sequence[str] | None = None,
+        split: Folds | None = None,
+        feature_dir: str | Path = "",
     ) -> None:
         for key, values, example in (("methods", methods, "['mustmil', 'ssmil']"), ("seeds", seeds, "[0, 1, 2]")):
             if isinstance(values, str) or not isinstance(values, Sequence) or not values:
@@ -89,6 +97,7 @@ class Comparison:
         self.training_data, self.testing_data = training_data, testing_data
         self.output_dir, self.bundle_root = Path(output_dir), Path(bundle_root)
         self.num_processes, self.figure_slides = num_processes, figure_slides
+        self.split, self.feature_dir = split, Path(feature_dir)
 
     def run(self, left_out: Sequence[str] = ()) -> str:
         """Run what is missing, then compare.
@@ -103,56 +112,89 @@ class Comparison:
         Raises:
             BundleError: the error of the first run that failed, once the others are done.
             SettingsError: as :func:`scripts.experiments.trainings.run_experiments`.
-            DatalistError: if no slide is left to train on, or to test.
+            DatalistError: if no slide is left to train on, or to test, or one is in the folds under two names.
         """
-        settings = leaving_out(self.settings, left_out)
         training_data, testing_data = (without(data, left_out) for data in (self.training_data, self.testing_data))
         if self.figure_slides is not None:
             choose_figure_slides(testing_data, self.class_names, self.figure_slides)
+        folds: Sequence[int | None] = [None]
+        if self.split is not None:
+            check_banks(self.split, self.feature_dir, left_out)
+            folds = range(len(self.split.partitions))
         experiments = {
-            (method, seed): Experiment(
-                f"{method}, seed {seed}",
-                self.output_dir / "runs" / method / f"seed_{seed}",
-                {**settings, "method": method, "seed": seed},
-            )
+            (method, seed, fold): self._experiment(method, seed, fold, left_out)
             for seed in self.seeds
             for method in self.methods
+            for fold in folds
         }
+        for experiment in experiments.values():
+            _ = experiment.is_done  # The datalist of a fold with other settings is not replaced.
+        from_first_rank(self._write_datalists)
         failed = run_experiments(list(experiments.values()), self.bundle_root, self.num_processes, desc="comparing")
         for name, error in failed.items():
             raise BundleError(f"{name}: {error.subject}", error.cause, error.remedy)
         if not is_first_rank():
             return ""
-        runs = [
-            read_run(experiments[method, seed].folder, method, seed, self.class_names)
-            for method in self.methods
-            for seed in self.seeds
-        ]
-        firsts = [experiments[method, self.seeds[0]] for method in self.methods]
-        return self._write(runs, firsts, training_data, testing_data)
+        found = {
+            place: read_run(one.folder, *place[:2], self.class_names, one.settings.get("fold"))
+            for place, one in experiments.items()
+        }
+        fold_of = {slide: fold for (_, _, fold), run in found.items() for slide in run.slides}
+
+        def tested_by(method: str) -> Callable[[str], Experiment]:
+            return lambda slide: experiments[method, self.seeds[0], fold_of[slide]]
+
+        of_folds = [[found[method, seed, fold] for fold in folds] for method in self.methods for seed in self.seeds]
+        return self._write(of_folds, [tested_by(method) for method in self.methods], training_data, testing_data)
+
+    def _experiment(self, method: str, seed: int, fold: int | None, left_out: Sequence[str]) -> Experiment:
+        name, folder = f"{method}, seed {seed}", self.output_dir / "runs" / method / f"seed_{seed}"
+        settings = {**self.settings, "method": method, "seed": seed}
+        if self.split is not None and fold is not None:
+            name, folder = f"{name}, fold {fold + 1}", folder / f"fold_{fold + 1}"
+            settings |= fold_settings(self.split, fold, self._datalist(fold))
+        return Experiment(name, folder, leaving_out(settings, left_out))
+
+    def _datalist(self, fold: int) -> Path:
+        return self.output_dir / "folds" / f"fold_{fold + 1}.json"
+
+    def _write_datalists(self) -> None:
+        if self.split is not None:
+            for fold in range(len(self.split.partitions)):
+                write_datalist(self.split, fold, self._datalist(fold))
 
     def _write(
         self,
-        runs: Sequence[Run],
-        shown: Sequence[Experiment],
+        of_folds: Sequence[Sequence[Run]],
+        tested_by: Sequence[Callable[[str], Experiment]],
         training_data: Sequence[Mapping[str, Any]],
         testing_data: Sequence[Mapping[str, Any]],
     ) -> str:
-        """Write all files, with the maps of the shown runs; returns the tables."""
+        """Write all files; returns the tables.
+
+        Args:
+            of_folds: for each method and seed its run, or those of its folds.
+            tested_by: see :func:`scripts.experiments.comparison_figure.draw_panels`.
+            training_data: the entries to train on.
+            testing_data: the entries that were tested.
+        """
         task, path = self.settings["task"], self.output_dir / "comparison.md"
+        folds = None if self.split is None else len(self.split.partitions)
+        runs = [of_one[0] if folds is None else pooled_run(of_one, task, self.class_names) for of_one in of_folds]
         patients, known = patients_of(testing_data), patients_known(testing_data)
         num_patients = len({patients.get(slide, slide) for slide in runs[0].slides})
         rows, maps = compare(runs, self.settings["magnifications"], task, self.class_names, patients=patients)
         train, test = (np.stack([e["label"] for e in data]) for data in (training_data, testing_data))
         chance = frequency_baseline(train, test, task)
-        tables = comparison_tables(rows, maps, task, len(runs[0].slides), num_patients, self.seeds, chance, known)
+        cohort = len(runs[0].slides), num_patients, self.seeds, chance, known, folds
+        tables = comparison_tables(rows, maps, task, *cohort)
         text = markdown(tables)
         with replacing(path) as part:
             part.write_text(text, encoding="utf-8")
         write_summary(self.output_dir / "comparison.csv", rows, maps)
-        write_runs(self.output_dir / "runs.csv", runs, task)
+        write_runs(self.output_dir / "runs.csv", [run for of_one in of_folds for run in of_one], task)
         regions = self.settings["class_names"]
-        panels = draw_panels(shown, self.bundle_root, testing_data, self.class_names, regions, self.figure_slides)
+        panels = draw_panels(tested_by, self.bundle_root, testing_data, self.class_names, regions, self.figure_slides)
         figures = {"comparison": draw_scores(rows, task), **panels}
         for name, figure in figures.items():
             with replacing(self.output_dir / f"{name}.png") as part:

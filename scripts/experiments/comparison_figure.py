@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,7 @@ def draw_scores(rows: Sequence[Row], task: str) -> Figure:
 
 
 def draw_panels(
-    experiments: Sequence[Experiment],
+    tested_by: Sequence[Callable[[str], Experiment]],
     bundle_root: str | Path,
     testing_data: Sequence[Mapping[str, Any]],
     class_names: Sequence[str],
@@ -65,7 +65,7 @@ def draw_panels(
     """Slides beside their annotated regions and every map of every method, for each kind of map.
 
     Args:
-        experiments: one run of each method, all of them done.
+        tested_by: for each method, the run that tested a slide, by its name; all of them are done.
         bundle_root: the bundle's folder.
         testing_data: the entries of the test slides.
         class_names: the classes that the heads predict.
@@ -73,18 +73,19 @@ def draw_panels(
         figure_slides: see :func:`choose_figure_slides`.
     """
     chosen = choose_figure_slides(testing_data, class_names, figure_slides)
-    if experiments[0].settings.get("backbone") == IMPORTED:
+    if tested_by[0](testing_data[0]["slide"]).settings.get("backbone") == IMPORTED:
         missing = [testing_data[i]["slide"] for i, _ in chosen if not os.path.exists(testing_data[i]["image"])]
         if missing:
             logger.warning("no pictures of slides whose files are not there: %s", first_names(missing))
             chosen = [(i, k) for i, k in chosen if testing_data[i]["slide"] not in missing]
     if not chosen:
         return {}
-    found = [_maps(experiment, bundle_root, testing_data, chosen) for experiment in experiments]
+    entries = [(testing_data[index], k) for index, k in chosen]
+    found = [_maps(of_method, bundle_root, entries) for of_method in tested_by]
     slides, maps = found[0][0], [of_kind for _, of_kind in found]
     rows: dict[str, list[PanelRow]] = {kind: [] for kind in KINDS}
-    for row, (index, k) in enumerate(chosen):
-        entry, slide = testing_data[index], slides[row]
+    for row, (entry, k) in enumerate(entries):
+        slide = slides[row]
         thumbnail, regions = read_thumbnail(slide, THUMBNAIL_PX), regions_over_slide(entry, slide, region_names)
         for kind in KINDS:
             of_slide = [titled for method in maps for titled in method[kind][row]]
@@ -93,23 +94,24 @@ def draw_panels(
 
 
 def _maps(
-    experiment: Experiment,
-    bundle_root: str | Path,
-    testing_data: Sequence[Mapping[str, Any]],
-    chosen: Sequence[tuple[int, int]],
+    tested_by: Callable[[str], Experiment], bundle_root: str | Path, entries: Sequence[tuple[Mapping[str, Any], int]]
 ) -> tuple[list[Slide], dict[str, list[list[tuple[str, PatchMap]]]]]:
-    """The chosen slides; and for each kind and slide, a method's maps with their titles."""
-    config = experiment.open("evaluating", bundle_root)
-    network, dataset = config.get_parsed_content("network").eval(), config.get_parsed_content("dataset")
-    builder = config.get_parsed_content("bag_builder")
-    method = experiment.settings["method"]
-    specs = attention_maps(method, experiment.settings["magnifications"])
+    """The slides of some entries; and for each kind and slide, a method's maps of a class, with their titles."""
     found: dict[str, list[list[tuple[str, PatchMap]]]] = {kind: [] for kind in KINDS}
-    slides = []
-    for index, k in chosen:
-        slide, bag = open_mapped(builder, testing_data[index], dataset[index])
+    slides: list[Slide] = []
+    made: dict[Path, list[Any]] = {}
+    for entry, k in entries:
+        experiment = tested_by(entry["slide"])
+        if experiment.folder not in made:
+            config = experiment.open("evaluating", bundle_root)
+            made[experiment.folder] = [config.get_parsed_content(key) for key in ("network", "dataset", "bag_builder")]
+        network, dataset, builder = made[experiment.folder]
+        method = experiment.settings["method"]
+        specs = attention_maps(method, experiment.settings["magnifications"])
+        place = [one["slide"] for one in dataset.data].index(entry["slide"])
+        slide, bag = open_mapped(builder, entry, dataset[place])
         slides.append(slide)
-        maps = BagMaps(network, specs, bag)
+        maps = BagMaps(network.eval(), specs, bag)
         for kind, of_kind in found.items():
             titles = (f"{method_title(method)} {spec.name.replace('_', ' ')}" for spec in specs)
             of_kind.append([(title, maps(m, k, kind)) for m, title in enumerate(titles)])

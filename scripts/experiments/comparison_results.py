@@ -42,6 +42,7 @@ class Run:
     training: Mapping[str, Any]  # the content of training.json
     # By map (`localisation_key`), class and score, `slides` or `positive_share`; empty if no slide has regions.
     localisation: Mapping[str, Mapping[str, Mapping[str, float]]]
+    fold: int | None = None  # from 1 up, of folds
 
     def phases_of(self, head: str) -> list[Mapping[str, Any]]:
         """The phases of training that a head needs: all of them, but SSMIL trains each scale apart."""
@@ -84,7 +85,7 @@ class MapRow:
     positive_share: Mapping[str, float]  # by class: the fraction of patches in its regions, which chance scores
 
 
-def read_run(folder: Path, method: str, seed: int, class_names: Sequence[str]) -> Run:
+def read_run(folder: Path, method: str, seed: int, class_names: Sequence[str], fold: int | None = None) -> Run:
     """Read the files that ``training`` and ``evaluating`` wrote into a folder.
 
     Raises:
@@ -127,6 +128,7 @@ def read_run(folder: Path, method: str, seed: int, class_names: Sequence[str]) -
                 key: {name: _found(of_class) for name, of_class in of_map.items()}
                 for key, of_map in localisation.items()
             },
+            fold=fold,
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, StopIteration) as error:
         raise SettingsError(

@@ -39,6 +39,7 @@ def comparison_tables(
     seeds: Sequence[int],
     chance: Mapping[str, float],
     patients_known: bool = True,
+    folds: int | None = None,
 ) -> list[Table]:
     """The tables of a comparison.
 
@@ -51,6 +52,7 @@ def comparison_tables(
         seeds: the seeds of the trainings.
         chance: the scores of class frequencies alone, see :func:`scripts.evaluation.metrics.frequency_baseline`.
         patients_known: whether the datalist names the patients; if not, each slide counts as one.
+        folds: into how many the patients were divided, so that each slide was tested once; ``None`` for one split.
     """
     names = score_names(task)
     head = [
@@ -66,6 +68,8 @@ def comparison_tables(
     if num_patients < FEWEST_PATIENTS:
         intervals = f"it has no interval and no p, because the patients are fewer than {FEWEST_PATIENTS}."
     tested = patients_text(num_slides, num_patients if patients_known else None, "test slides")
+    if folds is not None:
+        tested += f" in {folds} folds, each tested once, and scored together"
     caption = (
         f"{tested}, {len(seeds)} trainings of each method (seeds {', '.join(map(str, seeds))}): mean ± standard "
         f"deviation over trainings. The difference to MuSTMIL's global output is on the same slides; {intervals}"
@@ -122,16 +126,18 @@ def write_summary(path: Path, rows: Sequence[Row], maps: Sequence[MapRow]) -> No
 
 
 def write_runs(path: Path, runs: Sequence[Run], task: str) -> None:
-    """Write ``runs.csv``: one line for each run and head, with its scores, time and best epoch."""
+    """Write ``runs.csv``: one line for each run, of folds for each of them, and head: scores, time and best epoch."""
     names = score_names(task)
+    has_folds = any(run.fold is not None for run in runs)
     lines = []
     for run in runs:
         for head, found in run.scores.items():
             scores = ["" if np.isnan(found[name]) else f"{found[name]:.6g}" for name in names]
             best = run.training["best"][head]
             costs = [f"{best['validation_loss']:.6g}", best["epoch"], f"{run.seconds(head):.3f}"]
-            lines.append([run.method, run.seed, head, *scores, *costs])
-    write_csv(path, ["method", "seed", "output", *names, "validation_loss", "best_epoch", "training_seconds"], lines)
+            lines.append([run.method, run.seed, *([run.fold] if has_folds else []), head, *scores, *costs])
+    own = ["method", "seed", *(["fold"] if has_folds else []), "output"]
+    write_csv(path, [*own, *names, "validation_loss", "best_epoch", "training_seconds"], lines)
 
 
 def _spread(values: NDArray[np.float64]) -> list[object]:

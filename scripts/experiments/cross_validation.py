@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,24 +9,23 @@ from types import MappingProxyType
 from typing import Any
 
 from scripts.core.errors import BundleError
-from scripts.core.files import output_folder, replacing, write_json
+from scripts.core.files import replacing, write_json
 from scripts.core.provenance import cohort_fingerprint
 from scripts.core.ranks import from_first_rank, is_first_rank
 from scripts.core.settings import check_settings
 from scripts.datalists.failures import without
-from scripts.datalists.folds import Folds, refuse_twice
+from scripts.datalists.folds import Folds
 from scripts.datalists.labels import output_names
 from scripts.datalists.partitions import PARTITIONS
 from scripts.datalists.patients import patients_known, patients_of
 from scripts.evaluation.bootstrap import warn_of_few, warn_of_unknown
 from scripts.evaluation.reports import without_nan
 from scripts.experiments.board import write_cross_validation
+from scripts.experiments.compared_slides import check_banks, fold_settings, views_of_folds, write_datalist
 from scripts.experiments.comparison_results import Run, read_run
 from scripts.experiments.comparison_tables import markdown
 from scripts.experiments.fold_results import fold_tables, pool, pooled_scores, spread
 from scripts.experiments.trainings import Experiment, leaving_out, run_experiments
-from scripts.features.bank import bank_path, stored_settings
-from scripts.training.datasets import training_views
 
 __all__ = ["CrossValidation"]
 
@@ -75,13 +73,7 @@ class CrossValidation:
     @property
     def views_to_extract(self) -> list[int]:
         """For each of the split's entries the most augmented views that the training of a fold needs of it."""
-        most = {entry["slide"]: 0 for entry in self.split.entries}
-        for fold in range(len(self.split.partitions)):
-            training = self.split.part(fold, "training")
-            counts = training_views("bank", training, self.settings["views"]) or [0] * len(training)
-            for entry, count in zip(training, counts, strict=True):
-                most[entry["slide"]] = max(most[entry["slide"]], count)
-        return list(most.values())
+        return views_of_folds(self.split, self.settings["views"])
 
     def run(self, left_out: Sequence[str] = ()) -> str:
         """Run what is missing, once the slides are extracted; then score all folds together.
@@ -98,9 +90,7 @@ class CrossValidation:
             DatalistError: if a slide is there under two names, or a partition of a fold has no slide left.
             SettingsError: as :func:`scripts.experiments.trainings.run_experiments`.
         """
-        slides = [entry["slide"] for entry in without(self.split.entries, left_out)]
-        banks = {slide: bank_path(self.feature_dir, slide) for slide in slides}
-        refuse_twice({slide: stored_settings(path).get("slide_sha256") for slide, path in banks.items()})
+        check_banks(self.split, self.feature_dir, left_out)
         experiments = self.experiments(left_out)
         for experiment in experiments:
             _ = experiment.is_done  # The datalist of a fold with other settings is not replaced.
@@ -115,23 +105,16 @@ class CrossValidation:
 
     def experiments(self, left_out: Sequence[str] = ()) -> list[Experiment]:
         """The training and evaluation of each fold, see :meth:`run`."""
-        kept = {entry["slide"] for entry in self.split.entries}
-        # Of those that the user names, slides without a label are in no fold.
-        known = [slide.name for slide in self.split.slides if slide.name not in kept]
-        settings = leaving_out({**self.settings, "leave_out": known}, left_out)
-        folds, made = len(self.split.partitions), []
-        for fold in range(folds):
+        made = []
+        for fold in range(len(self.split.partitions)):
             folder = self.output_dir / f"fold_{fold + 1}"
-            sha256 = hashlib.sha256(self.split.datalist(fold).encode()).hexdigest()
-            own = {"fold": fold + 1, "folds": folds, "datalist": str(folder / DATALIST), "datalist_sha256": sha256}
-            made.append(Experiment(f"fold {fold + 1}", folder, {**settings, **own}))
+            own = fold_settings(self.split, fold, folder / DATALIST)
+            made.append(Experiment(f"fold {fold + 1}", folder, leaving_out({**self.settings, **own}, left_out)))
         return made
 
     def _write_datalists(self, experiments: Sequence[Experiment]) -> None:
         for fold, experiment in enumerate(experiments):
-            output_folder(experiment.folder)
-            with replacing(experiment.folder / DATALIST) as part:
-                part.write_text(self.split.datalist(fold), encoding="utf-8")
+            write_datalist(self.split, fold, experiment.folder / DATALIST)
 
     def _write(self, runs: Sequence[Run], left_out: Sequence[str]) -> str:
         """Write all files; returns the tables."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -15,12 +16,12 @@ from scripts.core.files import write_csv
 from scripts.datalists.partitions import PARTITIONS
 from scripts.evaluation.bootstrap import patients_text
 from scripts.evaluation.head_report import head_report
-from scripts.evaluation.metrics import SCORE_TITLES, score_names
+from scripts.evaluation.metrics import SCORE_TITLES, class_scores, head_scores, score_names
 from scripts.evaluation.reports import label_text
 from scripts.experiments.comparison_results import Run
 from scripts.experiments.comparison_tables import Table
 
-__all__ = ["Pooled", "fold_tables", "pool", "pooled_scores", "spread"]
+__all__ = ["Pooled", "fold_tables", "pool", "pooled_run", "pooled_scores", "spread"]
 
 Floats = NDArray[np.float64]
 
@@ -45,12 +46,12 @@ class Pooled:
         write_csv(path, ["slide", "head", "fold", *class_names, "label"], lines)
 
 
-def pool(runs: Sequence[Run], patients: Mapping[str, str]) -> Pooled:
+def pool(runs: Sequence[Run], patients: Mapping[str, str] = MappingProxyType({})) -> Pooled:
     """Put the predictions of all folds together.
 
     Args:
         runs: of the folds, in order.
-        patients: the patient of each slide, by its name.
+        patients: the patient of each slide, by its name; a slide without one is a patient of its own.
 
     Raises:
         SettingsError: if a slide was tested in two folds.
@@ -67,12 +68,57 @@ def pool(runs: Sequence[Run], patients: Mapping[str, str]) -> Pooled:
     return Pooled(
         slides=[slides[i] for i in order],
         folds=[folds[i] for i in order],
-        patients=[patients[slides[i]] for i in order],
+        patients=[patients.get(slides[i], slides[i]) for i in order],
         labels=np.concatenate([run.labels for run in runs])[order],
         probabilities={
             head: np.concatenate([run.probabilities[head] for run in runs])[order] for head in runs[0].probabilities
         },
     )
+
+
+def pooled_run(runs: Sequence[Run], task: str, class_names: Sequence[str]) -> Run:
+    """The folds of one method and seed as one run, in which each slide is tested once.
+
+    All slides are scored together. Localisation is the mean over the folds, weighted by the slides of the class in
+    each; the time is that of all folds.
+
+    Args:
+        runs: of the folds, in order.
+        task: ``"multilabel"`` or ``"binary"``.
+        class_names: the classes that the heads predict.
+
+    Raises:
+        SettingsError: if a slide was tested in two folds.
+    """
+    pooled, first = pool(runs), runs[0]
+    of_phases = zip(*(run.training["phases"] for run in runs), strict=True)
+    phases = [{**of_fold[0], "seconds": sum(phase["seconds"] for phase in of_fold)} for of_fold in of_phases]
+    keys = [key for key in first.localisation if all(key in run.localisation for run in runs)]
+    return replace(
+        first,
+        slides=tuple(pooled.slides),
+        labels=pooled.labels,
+        probabilities=pooled.probabilities,
+        scores={head: head_scores(p, pooled.labels, task) for head, p in pooled.probabilities.items()},
+        classes={head: class_scores(p, pooled.labels, class_names) for head, p in pooled.probabilities.items()},
+        training={**first.training, "phases": phases},
+        localisation={key: _mean_over_folds([run.localisation[key] for run in runs]) for key in keys},
+        fold=None,
+    )
+
+
+def _mean_over_folds(maps: Sequence[Mapping[str, Mapping[str, float]]]) -> dict[str, dict[str, float]]:
+    """The localisation of one map, by class and score, of each fold."""
+    found: dict[str, dict[str, float]] = {}
+    for name in maps[0]:
+        of_class = [of_fold[name] for of_fold in maps if of_fold[name]["slides"] > 0]
+        weights = [one["slides"] for one in of_class]
+        found[name] = {
+            score: float(np.average([one[score] for one in of_class], weights=weights)) if weights else np.nan
+            for score in maps[0][name]
+        }
+        found[name]["slides"] = float(sum(weights))
+    return found
 
 
 def pooled_scores(pooled: Pooled, task: str, class_names: Sequence[str], seed: int = 0) -> dict[str, Any]:

@@ -121,6 +121,9 @@ def _scales(slide: str, path: Path) -> Iterator[_Scale]:
             **({} if is_rounded(source) else {"level0_mpp": bank.base_mpp}),
         }
         coords = np.rint(bank.coords[s]).astype(np.int64)
+        # Which patch contains a centre on its border, whoever imports them cannot tell then.
+        if not np.array_equal(coords, bank.coords[s]):
+            of_coords["rounded"] = True
         # In float32, whatever the bank stores: the tools' own networks compute in it, and do not convert.
         yield _Scale(encoder, folder, bank.features[s], coords, of_features, of_coords)
 

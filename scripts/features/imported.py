@@ -47,7 +47,7 @@ class ImportedBackbone:
 
     Args:
         num_features: F.
-        weights_sha256: SHA-256 of the encoder's name and F: of its weights nothing is known.
+        weights_sha256: SHA-256 of the encoder's name, F, and the checksum of its weights where files say it.
         recorded: settings that records of weights store as the encoder states them.
     """
 
@@ -93,7 +93,8 @@ class ImportedFeatures(Encoder):
             if wanted is not None and not is_same_value(key, found, _plain(wanted)):
                 cause = f"is {wanted!r}, and the features in {self.feature_dir} are of {found!r}"
                 raise SettingsError(key, cause, f"Give {options({key: found})}.")
-        name = json.dumps([self.identity["encoder"], self.identity["num_features"]])
+        known = [self.identity[key] for key in ("encoder", "num_features", WEIGHTS) if key in self.identity]
+        name = json.dumps(known)
         sha256 = hashlib.sha256(name.encode()).hexdigest()
         self.backbone = ImportedBackbone(int(self.identity["num_features"]), sha256)  # type: ignore[assignment]
         self.feature_dtype = np.dtype(np.float32)

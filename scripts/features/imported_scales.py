@@ -11,8 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scripts.core.errors import SlideError
+from scripts.core.imported import IMPORTED
 from scripts.core.magnification import MPP_RTOL, magnification_of, mpp_of, scale_name
 from scripts.features.given_values import FeaturesAreError, GivenValues, MissingValueError
+from scripts.features.imported import WEIGHTS
 from scripts.features.layouts.foreign import ForeignFile
 from scripts.slides.resolution import LEVEL0_MAGNIFICATION_SOURCE, is_rounded
 
@@ -21,6 +23,7 @@ __all__ = [
     "Base",
     "ImportedScale",
     "base_of",
+    "identity_of_scales",
     "scale_of",
 ]
 
@@ -78,7 +81,8 @@ class ImportedScale:
     @property
     def is_whole(self) -> bool:
         """Whether positions and side are whole pixels, so that nothing was rounded."""
-        return float(self.patch_level0).is_integer() and bool((self.corners % 1 == 0).all())
+        is_whole = float(self.patch_level0).is_integer() and bool((self.corners % 1 == 0).all())
+        return is_whole and not self.file.stated.is_rounded
 
 
 def base_of(slide: str, files: Sequence[ForeignFile], given: GivenValues, at_hand: Base | None) -> Base:
@@ -185,8 +189,51 @@ def scale_of(
         raise SlideError(file.path, cause, "Extract the features of this slide again, or leave it out.")
     if file.is_centre:
         corners = corners - side // 2
+        # The side follows from um/px, which need not be exact.
+        corners = np.where((corners < 0) & (corners >= -MPP_RTOL * side), 0.0, corners)
     _check_corners(file, corners, base)
     return ImportedScale(float(magnification), patch_size, float(side), corners, encoder, file, doubt)
+
+
+def identity_of_scales(slide: str, scales: Sequence[ImportedScale]) -> dict[str, Any]:
+    """What the features of a slide are, by the settings of its bank that all banks of a run share.
+
+    Args:
+        slide: its name, to begin an error with.
+        scales: from low to high magnification.
+
+    Raises:
+        SlideError: if they are not the same at all magnifications.
+        FeaturesAreError: if two are at one magnification.
+    """
+    names = [scale_name(scale.magnification) for scale in scales]
+    for name, one, other in zip(names[1:], scales, scales[1:], strict=False):
+        if name == scale_name(one.magnification):
+            cause = f"{one.file.path} and {other.file.path} are both at {name}"
+            raise FeaturesAreError("features", cause, "Give one folder for each magnification.")
+    first = scales[0]
+    for name, scale in zip(names[1:], scales[1:], strict=True):
+        for what, values in {
+            "encoders": (first.encoder, scale.encoder),
+            "feature lengths": (first.file.num_features, scale.file.num_features),
+            "patch sizes": (first.patch_size, scale.patch_size),
+        }.items():
+            if values[0] != values[1]:
+                cause = f"has different {what}: {values[0]} at {names[0]}, {values[1]} at {name}"
+                raise SlideError(slide, cause, "Extract both magnifications in the same way.")
+    weights = {sha256: scale.file.path for scale in scales if (sha256 := scale.file.stated.weights_sha256)}
+    if len(weights) > 1:
+        shown = ", ".join(f"{sha256} of {path}" for sha256, path in weights.items())
+        cause = f"has features of different weights: {WEIGHTS} {shown}"
+        raise SlideError(slide, cause, "Extract both magnifications in the same way.")
+    return {
+        "backbone": IMPORTED,
+        "encoder": first.encoder,
+        "num_features": first.file.num_features,
+        "magnifications": [scale.magnification for scale in scales],
+        "patch_size": first.patch_size,
+        **({WEIGHTS: next(iter(weights))} if weights else {}),
+    }
 
 
 def _named(mpp: float | None, exact: float | None) -> float | None:

@@ -31,7 +31,7 @@ from scripts.features.bank_settings import is_banked
 from scripts.features.bank_writing import ROWS_AT_ONCE, NewBank, NewScale, writing_bank
 from scripts.features.given_values import FeaturesAreError, GivenValues, MissingValueError
 from scripts.features.imported import WEIGHTS, difference, identity_of, options
-from scripts.features.imported_scales import Base, ImportedScale, base_of, scale_of
+from scripts.features.imported_scales import Base, ImportedScale, base_of, identity_of_scales, scale_of
 from scripts.features.known_slides import KnownSlides
 from scripts.features.layouts.foreign import ForeignFile
 from scripts.features.layouts.recognition import recognise
@@ -218,12 +218,15 @@ class Importer:
             # Positions may be in another file than the features.
             "positions_sha256": [hashlib.sha256(scale.file.positions.tobytes()).hexdigest() for scale in scales],
         }
+        if len(set(settings["features_sha256"])) < len(scales):
+            cause = f"has the same features at several magnifications: {' and '.join(str(s.file.path) for s in scales)}"
+            raise SlideError(f"slide {slide}", cause, "Give the folder of each magnification.")
         for scale, sha256 in zip(scales, settings["features_sha256"], strict=True):
             if (other := self._slide_of.setdefault(sha256, slide)) != slide:
                 cause = f"has the same features as {other} ({scale.file.path})"
                 raise SlideError(f"slide {slide}", cause, "Leave one of the two out.")
         path = bank_path(self.feature_dir, self.known.name_of(slide))
-        if is_banked(path, settings):
+        if self._is_there(path, settings):
             counts.update(there=1)
             self._keep(slide, identity)
             return
@@ -235,6 +238,13 @@ class Importer:
         counts.update(slides=1, **self._write(path, slide, base, scales, settings))
         self._keep(slide, identity)
 
+    @staticmethod
+    def _is_there(path: Path, settings: Mapping[str, Any]) -> bool:
+        try:
+            return is_banked(path, settings)
+        except SettingsError as error:  # of this slide alone
+            raise SlideError(error.subject, error.cause, error.remedy) from error
+
     def _keep(self, slide: str, identity: dict[str, Any]) -> None:
         # Not all files say of which weights they are: the first that does is compared with.
         if self._identity is None or (WEIGHTS in identity and WEIGHTS not in self._identity[1]):
@@ -242,34 +252,7 @@ class Importer:
 
     def _check_same(self, slide: str, scales: Sequence[ImportedScale]) -> dict[str, Any]:
         """What the features are, if it is the same at all magnifications of a slide, and as of the slides before."""
-        names = [scale_name(scale.magnification) for scale in scales]
-        for name, one, other in zip(names[1:], scales, scales[1:], strict=False):
-            if name == scale_name(one.magnification):
-                cause = f"{one.file.path} and {other.file.path} are both at {name}"
-                raise FeaturesAreError("features", cause, "Give one folder for each magnification.")
-        first = scales[0]
-        for name, scale in zip(names[1:], scales[1:], strict=True):
-            for what, values in {
-                "encoders": (first.encoder, scale.encoder),
-                "feature lengths": (first.file.num_features, scale.file.num_features),
-                "patch sizes": (first.patch_size, scale.patch_size),
-            }.items():
-                if values[0] != values[1]:
-                    cause = f"has different {what}: {values[0]} at {names[0]}, {values[1]} at {name}"
-                    raise SlideError(slide, cause, "Extract both magnifications in the same way.")
-        weights = {sha256: scale.file.path for scale in scales if (sha256 := scale.file.stated.weights_sha256)}
-        if len(weights) > 1:
-            shown = ", ".join(f"{sha256} of {path}" for sha256, path in weights.items())
-            cause = f"has features of different weights: {WEIGHTS} {shown}"
-            raise SlideError(slide, cause, "Extract both magnifications in the same way.")
-        identity = {
-            "backbone": IMPORTED,
-            "encoder": first.encoder,
-            "num_features": first.file.num_features,
-            "magnifications": [scale.magnification for scale in scales],
-            "patch_size": first.patch_size,
-            **({WEIGHTS: next(iter(weights))} if weights else {}),
-        }
+        identity = identity_of_scales(slide, scales)
         if self._identity is not None and (text := difference(*self._identity, slide, identity)) is not None:
             raise SlideError(slide, text, "Import it into another `feature_dir`, or extract its features again.")
         return identity

@@ -9,7 +9,7 @@ from tests.worlds import CONFIGS, settings_of
 
 NUMBERS = (
     "views", "cache_gb", "epochs", "lr", "weight_decay", "num_nodes", "alpha", "beta", "val_interval", "batch_size",
-    "encode_batch", "num_workers", "seed", "split_seed", "patch_size", "num_processes", "folds",
+    "encode_batch", "num_workers", "seed", "split_seed", "patch_size", "num_processes",
 )  # fmt: skip
 OWN_FOLDERS = ("bundle_root", "output_dir", "ckpt_dir")
 OPTIONAL_PATHS = ("dataset_dir", "datalist", "feature_dir", "backbone_weights", "image", "mask")
@@ -50,6 +50,13 @@ def test_the_papers_settings_pass():
 def test_a_setting_that_is_no_such_number_is_refused_by_name(key, wrong):
     with pytest.raises(SettingsError, match=rf"{key}: got .* Give a (whole )?number from"):
         check_settings(**{key: wrong})
+
+
+@pytest.mark.parametrize("wrong", ["5", 1, 2.5, True, float("nan")])
+def test_folds_are_a_whole_number_or_none(wrong):
+    check_settings(folds=None)
+    with pytest.raises(SettingsError, match="folds: got .* Give a whole number from 2 to 10000"):
+        check_settings(folds=wrong)
 
 
 @pytest.mark.parametrize("key", ["epochs", "batch_size", "seed", "num_nodes"])

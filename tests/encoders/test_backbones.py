@@ -581,3 +581,24 @@ def test_silent_server(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_official_address_carries_its_hash() -> None:
     assert RESNET34_URL == "https://download.pytorch.org/models/resnet34-b627a593.pth"
     assert hash_in_name(Path(RESNET34_URL)) == "b627a593"
+
+
+def test_weights_of_eight_bits_are_refused(tmp_path: Path, state: dict[str, torch.Tensor]) -> None:
+    for dtype in (torch.float8_e4m3fn, torch.float8_e5m2):
+        torch.save({key: value.to(dtype) for key, value in state.items() if value.ndim}, tmp_path / "w.pth")
+        with pytest.raises(SettingsError, match=rf"do not fit the backbone: .* is of {dtype}"):
+            get_backbone("resnet34", tmp_path / "w.pth")
+
+
+def test_the_cache_of_the_hub_is_told_from_a_snapshot(tmp_path: Path) -> None:
+    (tmp_path / "models--x--y" / "snapshots").mkdir(parents=True)
+    with pytest.raises(SettingsError, match="Name the folder of a commit in .*models--x--y/snapshots"):
+        get_backbone("resnet34", tmp_path / "models--x--y")
+
+
+@pytest.mark.parametrize(
+    ("name", "told"), [("MahmoodLab/UNI2-h", "Did you mean uni2_h"), ("encoder.pt", "--backbone torchscript")]
+)
+def test_a_name_of_another_kind_is_understood(name: str, told: str) -> None:
+    with pytest.raises(SettingsError, match=told):
+        get_backbone(name)

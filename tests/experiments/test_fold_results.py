@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from scripts.core.errors import SettingsError
 from scripts.evaluation.metrics import score_names
 from scripts.evaluation.reports import label_of_text
 from scripts.experiments.comparison_results import Run
-from scripts.experiments.fold_results import Pooled, fold_tables, pool, pooled_scores, spread
+from scripts.experiments.fold_results import Pooled, fold_tables, pool, pooled_run, pooled_scores, spread
 
 CLASSES = ["cancer", "hgd", "normal"]
 PATIENTS = {f"s{i:02d}": f"p{i // 2}" for i in range(30)}
@@ -64,6 +65,28 @@ def test_the_scores_are_those_that_scikit_learn_has_of_the_written_predictions(r
             of_class = scores[head]["classes"][name]
             assert of_class["roc_auc"]["value"] == pytest.approx(roc_auc_score(y[:, k], p[:, k]))
             assert of_class["slides"] == y[:, k].sum()
+
+
+def test_folds_of_a_method_count_as_one_run_that_tested_each_slide_once(runs):
+    training = [{"phases": [{"seconds": 1.0 + i, "parameters": 7, "heads": ["global", "5x"]}]} for i in range(3)]
+    # Of the second fold no slide has regions of the class.
+    found = [(0.8, 3), (np.nan, 0), (0.5, 1)]
+    maps = [{"global attention": {"hgd": {"roc_auc": auc, "slides": n, "positive_share": 0.1}}} for auc, n in found]
+    own = [
+        replace(run, training=of_fold, localisation=of_map, fold=i)
+        for i, (run, of_fold, of_map) in enumerate(zip(runs, training, maps, strict=True), start=1)
+    ]
+    whole = pooled_run(own, "multilabel", CLASSES)
+    assert list(whole.slides) == sorted(PATIENTS)
+    assert whole.fold is None
+    p = {slide: row for run in runs for slide, row in zip(run.slides, run.probabilities["5x"], strict=True)}
+    assert np.array_equal(whole.probabilities["5x"], [p[slide] for slide in whole.slides])
+    y, called = whole.labels, whole.probabilities["5x"] >= 0.5
+    assert whole.scores["5x"]["micro_f1"] == pytest.approx(f1_score(y, called, average="micro"))
+    assert whole.classes["5x"]["hgd"]["f1"] == pytest.approx(f1_score(y[:, 1], called[:, 1]))
+    assert whole.seconds("global") == 1 + 2 + 3
+    of_map = whole.localisation["global attention"]["hgd"]
+    assert (of_map["roc_auc"], of_map["slides"]) == (pytest.approx((3 * 0.8 + 0.5) / 4), 4)
 
 
 def test_each_line_has_the_fold_in_which_the_slide_was_tested_and_what_that_fold_predicted(runs, tmp_path):

@@ -14,6 +14,7 @@ from scripts.features.bank_settings import bank_settings
 from scripts.features.bank_writing import write_bank
 from scripts.features.encoding import Encoder
 from scripts.features.exporting import export_banks
+from scripts.features.layouts.recognition import recognise
 from scripts.slides.frames import Rectangle
 from tests.cohorts import builder, draw_slide, tiny_backbone
 from tests.conftest import ROOT
@@ -80,6 +81,16 @@ def test_the_attributes_are_those_that_trident_writes_and_of_their_kinds(slide, 
             "patch_size": 64, "patch_size_level0": 128.0, "level0_magnification": 20, "target_magnification": 10.0,
             "overlap": 0, "level0_width": 1024, "level0_height": 512, "level0_mpp": 0.5, "name": "s", "savetodir": "x",
         }  # fmt: skip
+
+
+@pytest.mark.parametrize(("overlap", "is_rounded"), [(0.5, False), (0.3, True)])
+def test_positions_that_were_rounded_are_marked_and_linked_with_a_tolerance(slide, tmp_path, overlap, is_rounded):
+    make_bank(tmp_path / "features", slide, overlap=overlap)
+    (_, folder) = export_banks(tmp_path / "features", tmp_path / "out")
+    with h5py.File(folder / "s.h5") as file:
+        assert ("rounded" in file["coords"].attrs) == is_rounded
+    tool, slides = recognise(folder)
+    assert tool.read(slides["s"], None).stated.is_rounded == is_rounded
 
 
 def test_torchmil_finds_all_that_it_asks_for(slide, tmp_path):

@@ -12,9 +12,19 @@ from scripts.core.errors import SettingsError
 from scripts.datalists.failures import FailedSlidesError
 from scripts.features.bank import stored_settings
 from scripts.features.exporting import export_banks
+from scripts.features.imported import ImportedFeatures
 from scripts.features.importing import Importer
 from tests.conftest import ROOT
-from tests.foreign import banks_in, grid, importing, random_features, refusal, write_clam, write_trident
+from tests.foreign import (
+    banks_in,
+    grid,
+    importing,
+    random_features,
+    refusal,
+    write_clam,
+    write_slideflow,
+    write_trident,
+)
 from tests.pyramids import noise
 
 TRIDENT = ROOT.parent / "shared" / "foreign" / "trident"
@@ -271,3 +281,42 @@ def test_an_objective_power_is_not_exported_as_an_exact_resolution(slide_of_powe
 def test_a_resolution_far_from_the_objective_power_is_refused(slide_of_power, tmp_path):
     told = refusal(tmp_path / "in", tmp_path, {"mpp": 0.25}, dataset_dir=slide_of_power.parent)
     assert "its level 0 has 0.25 um/px (features_are: mpp), and 0.5 um/px (file: objective power 20)" in told
+
+
+def test_one_file_at_two_magnifications_is_refused(tmp_path):
+    given = {"mpp": 0.5, "encoder": "uni", "patch_size": 64, "magnifications": [5, 10]}
+    for name in ("low", "high"):
+        write_clam(tmp_path / name, "s", HIGH, FEATURES, files=("h5",))
+    told = refusal([tmp_path / "low", tmp_path / "high"], tmp_path, given)
+    assert told.startswith("slide s: has the same features at several magnifications: ")
+
+
+def test_features_of_two_weights_of_an_encoder_are_of_two_encoders(tmp_path):
+    found = set()
+    for sha256 in ("a" * 64, "b" * 64, None):
+        path = write_trident(tmp_path / str(sha256) / "s.h5", HIGH, FEATURES, encoder="torchscript")
+        if sha256 is not None:
+            with h5py.File(path, "r+") as file:
+                file["features"].attrs["weights_sha256"] = sha256
+        banks = importing(path.parent, tmp_path / f"banks of {sha256}")
+        found.add(ImportedFeatures(banks).backbone.weights_sha256)
+    assert len(found) == 3
+
+
+def test_a_bank_of_another_resolution_costs_its_slide(tmp_path):
+    for name in "ab":
+        write_trident(tmp_path / "in" / f"{name}.h5", HIGH, random_features(len(HIGH)) + ord(name))
+    importing(tmp_path / "in", tmp_path)
+    listed = tmp_path / "list.csv"
+    listed.write_text("image,mpp\na.svs,0.48\nb.svs,0.5\n")
+    with pytest.raises(FailedSlidesError, match=r"importing: 1 of 2 slides failed \(a\)"):
+        importing(tmp_path / "in", tmp_path, strict=False, datalist=listed)
+    assert "a.h5: was made otherwise (base_mpp 0.5, now 0.48)" in (tmp_path / "failed.csv").read_text()
+
+
+def test_tiles_at_the_border_may_reach_over_it_by_what_the_resolution_is_off(tmp_path):
+    corners = grid(3, 2, 448)
+    write_slideflow(tmp_path / "in", "s", corners, random_features(len(corners)), tile_px=224, tile_um=224.0)
+    banks = importing(tmp_path / "in", tmp_path, {"mpp": 0.498})
+    with h5py.File(banks / "s.h5") as bank:
+        assert bank["10x"]["coords"][:].min() == 0

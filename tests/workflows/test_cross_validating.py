@@ -120,6 +120,30 @@ def test_a_fold_is_the_training_that_a_user_starts_with_its_datalist(undisturbed
     assert all(torch.allclose(own[key], of_fold[key], atol=1e-5) for key in own)
 
 
+def test_comparing_in_folds_gives_the_predictions_of_cross_validating_for_each_method(
+    undisturbed, command, cohort, trained, tmp_path
+):
+    own = base_settings(cohort, trained, tmp_path, methods=["mustmil", "msmil"], seeds=[0])
+    done = command("comparing", "compare", **own)
+    assert done.returncode == 0, done.stderr
+    tables = (tmp_path / "comparison.md").read_text()
+    assert f" in {FOLDS} folds, each tested once, and scored together, 1 trainings of each method" in tables
+    with open(undisturbed[0] / "predictions.csv", newline="") as file:
+        expected = {(line["slide"], line["head"]): line["cancer"] for line in csv.DictReader(file)}
+    found = {}
+    for fold in range(1, FOLDS + 1):
+        with open(tmp_path / f"runs/mustmil/seed_0/fold_{fold}/predictions.csv", newline="") as file:
+            found |= {(line["slide"], line["head"]): float(line["cancer"]) for line in csv.DictReader(file)}
+    assert found == {key: pytest.approx(float(value), abs=1e-4) for key, value in expected.items()}
+    scores = json.loads((undisturbed[0] / "cross_validation.json").read_text())["heads"]["global"]["pooled"]
+    with open(tmp_path / "comparison.csv", newline="") as file:
+        means = {(r["method"], r["output"], r["class"], r["score"]): r["mean"] for r in csv.DictReader(file)}
+    assert float(means["mustmil", "global", "", "micro_f1"]) == pytest.approx(scores["micro_f1"]["value"], abs=0.02)
+    with open(tmp_path / "runs.csv", newline="") as file:
+        assert [line["fold"] for line in csv.DictReader(file) if line["output"] == "5x"] == ["1", "2", "3"]
+    assert (tmp_path / "attention.png").stat().st_size > 10_000
+
+
 def test_a_second_start_from_another_folder_runs_nothing_and_says_the_same(
     undisturbed, command, cohort, trained, elsewhere
 ):

@@ -66,6 +66,7 @@ class Stated:
         size_level0: (width, height) of level 0.
         slide: the name of the slide.
         is_apart: whether it says that no two patches overlap.
+        is_rounded: whether it says that positions were rounded to whole pixels.
     """
 
     encoder: str | None = None
@@ -79,6 +80,7 @@ class Stated:
     size_level0: tuple[int, int] | None = None
     slide: str | None = None
     is_apart: bool = False
+    is_rounded: bool = False
 
 
 @dataclass(frozen=True)

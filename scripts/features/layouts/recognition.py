@@ -39,7 +39,9 @@ def recognise(folder: str | Path) -> tuple[Layout, dict[str, Path]]:
     if inner:
         tools = first_names([f"{one.name} ({', '.join(layout.tool for layout in of)})" for one, of in inner.items()])
         cause = f"{path} has no features itself, and folders that have: {tools}"
-        remedy = f'Give those of one encoder: --features "{[str(one) for one in [*inner][:MOST_ENDINGS]]}".'
+        # Folders of encoders are beside each other, and each of a run's magnifications has such a folder.
+        shown = [*inner][: 1 if all(one.name.startswith("features_") for one in inner) else MOST_ENDINGS]
+        remedy = f'Give those of one encoder: --features "{[str(one) for one in shown]}".'
         raise SettingsError("features", cause, remedy)
     if not found:
         expected = "; ".join(f"{layout.tool}: {layout.expects}" for layout in LAYOUTS)

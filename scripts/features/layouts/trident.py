@@ -2,8 +2,8 @@
 
 ``features`` ``[n, F]``; ``coords`` ``[n, 2]``, (x, y) of the top left corners in level-0 pixels, with attributes. Its
 ``target_magnification`` and ``level0_magnification`` are classes of resolution (10x is 0.6 to 1.2 um/px), not
-resolutions. ``exporting`` writes the same, and adds ``level0_mpp``, which is exact, and ``weights_sha256`` of the
-features. Read in ``trident/IO.py`` and ``trident/wsi_objects/WSI.py``.
+resolutions. ``exporting`` writes the same, and adds ``level0_mpp``, which is exact, ``rounded`` where positions
+were, and ``weights_sha256`` of the features. Read in ``trident/IO.py`` and ``trident/wsi_objects/WSI.py``.
 """
 
 from __future__ import annotations
@@ -54,6 +54,7 @@ def _read(path: Path, _: Path | None) -> ForeignFile:
             size_level0=None if width is None or height is None else (width, height),
             slide=text_of(path, features.attrs, "name") or text_of(path, attributes, "name"),
             is_apart=np.array_equal(attributes.get("overlap", np.nan), 0),
+            is_rounded=np.array_equal(attributes.get("rounded", False), True),
         )
         return ForeignFile(path, h5_positions(coords, len(features)), stated=stated, **arguments)
 
