@@ -10,7 +10,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,30 +20,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from scripts.core.errors import SettingsError, mistake_in, reason_of
+from scripts.core.errors import SettingsError, reason_of
 from scripts.core.files import refuse_special
 from scripts.core.setting_checks import backbone_input as check_input
 from scripts.encoders.downloads import HUB, download
 from scripts.encoders.entry import EncoderEntry
 from scripts.encoders.network_files import FILE_KINDS, LOADERS, network_sha256
+from scripts.encoders.network_trials import TIMM, in_one_line
 from scripts.encoders.vision_transformers import create_timm_model
 from scripts.encoders.weight_files import load_weights, weights_file
 
-__all__ = ["OwnNetwork", "feature_length", "in_one_line", "is_own", "own_network"]
+__all__ = ["OwnNetwork", "is_own", "own_network"]
 
-TIMM = "timm/"
 SUFFIXES = {".pt": "torchscript", ".ts": "torchscript", ".pt2": "torch_export", ".onnx": "onnx"}
 EXAMPLE = "{'size': 224, 'mean': [0.485, 0.456, 0.406], 'std': [0.229, 0.224, 0.225]}"
-# A network is tried on patches of this size if it takes any.
-TRIED_PX = 224
-# By how much of the largest feature, and in most features of what each varies by between patches, a patch's may differ
-# between two batches: rounding, also of 8-bit weights.
-BATCH_TOLERANCE = 0.1
-# By how much of itself a feature may differ between two runs of the same batch: rounding in another order.
-REPEAT_TOLERANCE = 1e-4
-FLOAT_NOISE = torch.finfo(torch.float32).eps
 AS_TORCHSCRIPT = "Save torch.jit.script(network) or torch.jit.trace(network, patches) with torch.jit.save."
-FREE_BATCH = "export it in evaluation mode, with a free batch axis"
 
 
 @dataclass(frozen=True)
@@ -91,82 +82,6 @@ def own_network(name: str, weights: str | Path | None, given: Mapping[str, Any])
     if name.startswith(TIMM):
         return _of_timm(name, weights, given)
     return _of_file(name, weights, given) if name in FILE_KINDS else _of_python(name, weights, given)
-
-
-def feature_length(name: str, network: nn.Module, input_px: int | None) -> int:
-    """Length of a network's features, by running it twice on two patches, and on one of them.
-
-    Raises:
-        SettingsError: if it cannot be run, gives anything but one vector of finite floats a patch, another one each
-            time, or one that depends on the other patches of the batch.
-    """
-    px = input_px or TRIED_PX
-    device = next((p.device for p in network.parameters()), torch.device("cpu"))
-    noise = torch.randn(2, 3, px, px, generator=torch.Generator().manual_seed(0))
-    # A dark patch of little contrast and a bright one: to statistics of the batch they are not alike.
-    contrast, light = torch.tensor([[0.5, 2.0], [-1.0, 1.0]]).view(2, 2, 1, 1, 1)
-    patches = (noise * contrast + light).to(device)
-    both, again, alone = (_features(name, network, batch) for batch in (patches, patches, patches[:1]))
-    rows = torch.cat([both, again, alone])  # [5, F]
-    if not rows.isfinite().all():
-        cause = "gives features that are no finite numbers"
-        raise SettingsError(f"backbone {name}", cause, "Give one that gives finite features, in float32.")
-    rounding = FLOAT_NOISE * rows.abs().max()
-    if ((both - again).abs() > REPEAT_TOLERANCE * rows.abs().amax(0) + rounding).any():
-        cause = "gives other features each time"
-        raise SettingsError(f"backbone {name}", cause, "Export it in evaluation mode, without dropout.")
-    moved, span = (both[0] - alone[0]).abs(), rows.amax(0) - rows.amin(0)  # [F]
-    varying = span > 10 * rounding  # what is constant hides nothing
-    if moved.max() > BATCH_TOLERANCE * both.abs().max() or (moved / span)[varying].median() > BATCH_TOLERANCE:
-        cause = "gives a patch other features where another patch is in the batch"
-        raise SettingsError(f"backbone {name}", cause, f"Give one without statistics of a batch: {FREE_BATCH}.")
-    return both.shape[1]
-
-
-@contextmanager
-def in_one_line(name: str, shape: Sequence[int]) -> Iterator[None]:
-    """Tell in one line what a network of others raises at patches of a shape.
-
-    Raises:
-        SettingsError: if it raises anything that is not in one line already, such as that memory ran out.
-    """
-    try:
-        yield
-    except Exception as error:
-        if mistake_in(error) is not None:
-            raise
-        reason = reason_of(error)
-        if "TorchScript interpreter" in reason:  # whose own traceback follows, and then the reason
-            reason = str(error).strip().splitlines()[-1]
-        amp_off = "or switch `amp` off, if it is on."
-        remedy = f"Give the size that it takes as backbone_input; {FREE_BATCH}; {amp_off}"
-        if name.startswith(TIMM):
-            remedy = f"Give a size that it takes as backbone_input, or none; {amp_off}"
-        elif re.search("(?i)half|float16|double", reason):
-            remedy = f"Give one whose weights are float32; {amp_off}"
-        elif re.search("missing|flatten user inputs", reason):
-            remedy = "Give one that takes nothing but patches."
-        raise SettingsError(f"backbone {name}", f"cannot compute patches {list(shape)} ({reason})", remedy) from error
-
-
-def _features(name: str, network: nn.Module, patches: Tensor) -> Tensor:
-    with torch.inference_mode(), in_one_line(name, patches.shape):
-        features = network(patches)
-    n = len(patches)
-    is_table = isinstance(features, Tensor) and features.ndim == 2 and len(features) == n and features.shape[1] > 0
-    if not is_table or not features.is_floating_point():
-        cause = f"gives {_described(features)} for patches {list(patches.shape)}"
-        remedy = f"Give one that gives a tensor of floats [N, F], a vector for each of N patches; {FREE_BATCH}."
-        raise SettingsError(f"backbone {name}", cause, remedy)
-    return features.float()  # [n, F]
-
-
-def _described(output: Any) -> str:
-    """What a network gave, by type and shape."""
-    if isinstance(output, Tensor):
-        return f"{str(output.dtype).removeprefix('torch.')} {list(output.shape)}"
-    parts = output.values() if isinstance(output, Mapping) else output if isinstance(output, list | tuple) else ()
-    return f"{type(output).__name__}({', '.join(map(_described, [*parts][:3]))})"
 
 
 def _is_dotted(name: str) -> bool:
@@ -250,8 +165,9 @@ def _of_python(name: str, weights: str | Path | None, given: Mapping[str, Any]) 
     module_name, _, function_name = name.rpartition(".")
     remedy = "Give the dotted name of a function that can be imported and gives a torch module."
     try:
-        function = getattr(importlib.import_module(module_name), function_name)
-        network = function()
+        with _torch_as_before():
+            function = getattr(importlib.import_module(module_name), function_name)
+            network = function()
     except (Exception, SystemExit) as error:  # whatever a function of others raises
         if (kind := SUFFIXES.get(name[name.rfind(".") :])) is not None:
             remedy = f"Of a network's file say --backbone {kind} --backbone_weights {name}."
@@ -270,6 +186,17 @@ def _of_python(name: str, weights: str | Path | None, given: Mapping[str, Any]) 
     entry = EncoderEntry(name=name, title=name, num_features=0, build=lambda: network)
     sha256 = load_weights(network, weights_file(weights, entry), entry)
     return OwnNetwork(network, backbone_input, sha256, source_sha256=source)
+
+
+@contextmanager
+def _torch_as_before() -> Iterator[None]:
+    """Take back what a module of others sets for all of torch when it is imported."""
+    dtype = torch.get_default_dtype()
+    try:
+        with torch.set_grad_enabled(torch.is_grad_enabled()):
+            yield
+    finally:
+        torch.set_default_dtype(dtype)
 
 
 def _values(network: nn.Module) -> Iterator[Tensor]:
@@ -312,7 +239,9 @@ def _input_of(name: str, given: Mapping[str, Any], path: Path | None) -> dict[st
 
 def _sha256_of(network: nn.Module) -> str:
     digest = hashlib.sha256()
-    for key, value in sorted(network.state_dict().items()):
+    # Buffers that the state dict leaves out decide features as well.
+    left_out = {key: value for key, value in network.named_buffers() if key not in network.state_dict()}
+    for key, value in sorted({**network.state_dict(), **left_out}.items()):
         digest.update(f"{key} {value.dtype} {list(value.shape)}".encode())
         digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

@@ -20,7 +20,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from scripts.core.errors import SettingsError, reason_of
 from scripts.core.settings import check_settings
 from scripts.encoders.backbones import Backbone
-from scripts.encoders.own_networks import in_one_line, is_own
+from scripts.encoders.network_trials import in_one_line
+from scripts.encoders.own_networks import is_own
 
 __all__ = ["Forward", "choose_runtime", "get_forward"]
 
@@ -61,7 +62,7 @@ def get_forward(runtime: str, backbone: Backbone, batch_size: int) -> Forward:
     """The forward pass of a backbone.
 
     ``"compile"`` and ``"openvino"`` prepare the network for patches of one size at the first batch, which takes
-    seconds, and fold batch norms into convolutions.
+    seconds, and fold batch norms into convolutions; ``"compile"`` does so in encoders with a name alone.
 
     Args:
         runtime: of :func:`choose_runtime`.
@@ -103,8 +104,10 @@ def _full_batches(forward: Forward, batch_size: int) -> Forward:
 
 def _compiled(backbone: Backbone) -> Forward:
     folded = copy.deepcopy(backbone)
-    _fold_batch_norms(folded.network)
-    folded.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    # Other networks may have a layer between the two that nothing but their code shows.
+    if not is_own(backbone.name):
+        _fold_batch_norms(folded.network)
+        folded.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     # With frozen weights as constants, oneDNN chooses their layout once.
     module = torch.compile(folded, dynamic=False, options={"freezing": True})
 

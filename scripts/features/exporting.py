@@ -31,6 +31,11 @@ __all__ = ["export_banks"]
 
 logger = logging.getLogger(__name__)
 
+# What decides the features of a patch; other tools get the encoder's name and its weights alone.
+OF_ENCODER = (
+    "weights_sha256", "mean", "std", "input_px", "resize", "pooling", "amp", "runtime", "source_sha256", "device",
+)  # fmt: skip
+
 
 def export_banks(
     feature_dir: str | Path, folder: str | Path, export_formats: Sequence[str] | str = ("h5",)
@@ -62,13 +67,17 @@ def export_banks(
     if not banks:
         raise SettingsError("feature_dir", f"there is no feature bank in {feature_dir}", MAKE_FIRST)
     written: dict[Path, None] = {}
-    made_by: dict[str, str] = {}
+    made_by: dict[str, tuple[str, dict[str, Any]]] = {}
     for slide, path in tqdm(banks.items(), desc="exporting", unit="slide", dynamic_ncols=True):
+        stored = stored_settings(path)
+        of_encoder = {key: stored[key] for key in OF_ENCODER if key in stored}
+        encoder = str(stored.get("encoder", stored["backbone"]))
+        first, expected = made_by.setdefault(encoder, (slide, of_encoder))
+        # Imported features do not all say of which weights they are.
+        if differs := [key for key in of_encoder if key in expected and of_encoder[key] != expected[key]]:
+            both = ", ".join(f"{key} {expected[key]!r} of {first}, {of_encoder[key]!r} of {slide}" for key in differs)
+            raise SettingsError(path, f"has features of another kind ({both})", "Export banks that were made alike.")
         for scale in _scales(slide, path):
-            weights = scale.of_features.get("weights_sha256", "")
-            if weights and made_by.setdefault(scale.encoder, weights) != weights:
-                cause = f"is of {scale.encoder} with other weights than the banks before it"
-                raise SettingsError(path, cause, "Export the banks of one encoder.")
             features = Path(folder) / scale.folder / f"features_{safe_name(scale.encoder)}"
             if "h5" in formats:
                 arrays = {"features": (scale.features, scale.of_features), "coords": (scale.coords, scale.of_coords)}

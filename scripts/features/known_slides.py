@@ -48,13 +48,16 @@ class KnownSlides:
         listed = _listed(dataset_dir, datalist)
         for entry in listed:
             self._entries[composed(str(entry["slide"]))] = entry
-        # The name of a file may be that of two slides in two folders; a slide's own name is that of one.
+        # The name of a file may be that of two slides in two folders, or another slide's own name.
         by_file: dict[str, list[dict[str, Any]]] = {}
         for entry in listed:
             image = os.path.basename(str(entry["image"]))
             for name in {composed(without_suffix(image)), composed(os.path.splitext(image)[0])}:
                 by_file.setdefault(name, []).append(entry)
-        self._ambiguous = {name: of for name, of in by_file.items() if len(of) > 1 and name not in self._entries}
+        for name, of_name in by_file.items():
+            if name in self._entries and self._entries[name] not in of_name:
+                of_name.append(self._entries[name])
+        self._ambiguous = {name: of for name, of in by_file.items() if len(of) > 1}
         self._entries = {name: of[0] for name, of in by_file.items() if len(of) == 1} | self._entries
 
     def __bool__(self) -> bool:

@@ -12,6 +12,7 @@ from monai.utils import CommonKeys
 from numpy.typing import NDArray
 
 from scripts.bags.bag import BagBuilder
+from scripts.core.errors import SlideError
 from scripts.heatmaps.attention_maps import KINDS, PatchMap, gather_rows
 from scripts.networks.methods import MapSpec
 from scripts.slides.slide import Slide
@@ -37,6 +38,11 @@ def open_mapped(
     known_mpp = float(item["base_mpp"])
     opened = bag_builder.open_slide(entry, known_mpp)
     opened.check_mpp(known_mpp)
+    reach = np.asarray(item["corners"]).reshape(-1, 2).max(axis=0)
+    if (reach >= opened.size_level0).any():
+        size = " x ".join(map(str, opened.size_level0))
+        cause = f"has {size} px, and its features are of a patch at ({reach[0]:g}, {reach[1]:g})"
+        raise SlideError(opened.path, cause, "Give the slide that the features are of.")
     return opened, {**item, "base_mpp": opened.base_mpp}
 
 

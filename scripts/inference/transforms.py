@@ -137,6 +137,7 @@ class EncodeSlided(MapTransform):
         else:
             slide = self.bag_builder.open_slide(entry, bank.base_mpp)
             slide.check_mpp(bank.base_mpp)
+            slide.check_size(stored_level0(path)[0])
             base_mpp, bounds = slide.base_mpp, slide.bounds_level0
         return joined, _place(base_mpp, bounds, bank.row_corners(), bank.patch_level0)
 

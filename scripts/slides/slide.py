@@ -128,6 +128,17 @@ class Slide:
             cause = f"has {self.base_mpp:.4g} um/px at level 0, and its features were imported with {mpp:.4g}"
             raise SlideError(self.path, cause, "Import them again with the slide in the datalist.")
 
+    def check_size(self, size: tuple[int, int] | None) -> None:
+        """Refuse the features of another scan, by its (width, height) at level 0; ``None`` compares nothing.
+
+        Raises:
+            SlideError: if it is not the slide's.
+        """
+        if size is not None and size != self.size_level0:
+            own, other = (" x ".join(map(str, one)) for one in (self.size_level0, size))
+            cause = f"has {own} px at level 0, and its features are of a slide of {other} px"
+            raise SlideError(self.path, cause, "Give the slide that the features are of, or import them again.")
+
     def check_unchanged(self, since: Stamp | None = None) -> None:
         """Refuse what was read, if the file is no longer the one that was opened, or that had the stamp ``since``.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from scripts.core.errors import SettingsError
 from scripts.encoders.backbones import get_backbone
 from scripts.encoders.network_files import FILE_KINDS
-from scripts.encoders.own_networks import feature_length
+from scripts.encoders.network_trials import feature_length
 from scripts.encoders.runtimes import get_forward
 from scripts.features.encoding import Encoder
 from tests.cohorts import builder, draw_slide
@@ -214,3 +215,97 @@ def test_what_is_given_whole_needs_no_file_beside_the_network(tmp_path: Path) ->
     assert get_backbone("torchscript", path, given=GIVEN).settings()["input_px"] == 32
     with pytest.raises(SettingsError, match="is not JSON .*Mend it, or set mean, std and size in backbone_input"):
         get_backbone("torchscript", path, given={key: GIVEN[key] for key in ("mean", "std")})
+
+
+class Viewing(nn.Module):
+    """Reads memory as it lies, which differs with channels last."""
+
+    def __init__(self, is_strided: bool) -> None:
+        super().__init__()
+        self.first, self.is_strided = copy.deepcopy(CONVOLUTION).to(memory_format=torch.contiguous_format), is_strided
+
+    def forward(self, x: Tensor) -> Tensor:
+        maps = self.first(x)  # [n, 4, h, w]
+        if self.is_strided:
+            return torch.as_strided(maps, (len(maps), 40), (maps[0].numel(), 1))
+        return maps.view(len(maps), -1)[:, :40]
+
+
+def make_strided() -> nn.Module:
+    return Viewing(True)
+
+
+def make_viewing() -> nn.Module:
+    return Viewing(False)
+
+
+@pytest.mark.parametrize("make", [make_viewing, make_strided])
+def test_a_network_that_reads_memory_as_it_lies_gets_it_as_it_expects(make: Callable[[], nn.Module]) -> None:
+    backbone = get_backbone(f"{__name__}.{make.__name__}", given=GIVEN)
+    patches = torch.randint(0, 256, (3, 3, 32, 32), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    mean, std = (torch.tensor(GIVEN[key]).view(1, 3, 1, 1) for key in ("mean", "std"))
+    with torch.inference_mode():
+        expected = make()((patches.float() / 255 - mean) / std)
+        for batch in (patches, patches.contiguous(memory_format=torch.channels_last)):
+            torch.testing.assert_close(backbone(batch), expected, rtol=1e-4, atol=1e-5)
+
+
+class NormalisedLater(nn.Module):
+    """A batch norm that is registered after a convolution and computed after what follows it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm = CONVOLUTION, nn.BatchNorm2d(4)
+        with torch.no_grad():
+            self.norm.running_mean.fill_(0.5)  # type: ignore[union-attr]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(torch.relu(self.first(x))).mean(dim=(2, 3))
+
+
+def make_normalised_later() -> nn.Module:
+    return NormalisedLater().eval()
+
+
+def test_no_layers_of_ones_own_network_are_folded() -> None:
+    backbone = get_backbone(f"{__name__}.make_normalised_later", given=GIVEN)
+    patches = torch.randint(0, 256, (4, 3, 32, 32), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    with torch.inference_mode():
+        expected = backbone(patches)
+        found = get_forward("compile", backbone, 4)(patches.contiguous(memory_format=torch.channels_last))
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
+
+
+class Hidden(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("scale", torch.full((), SCALE[0]), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.scale * x.mean(dim=(2, 3))
+
+
+SCALE = [1.0]
+
+
+def make_hidden() -> nn.Module:
+    return Hidden()
+
+
+def test_buffers_that_no_state_dict_has_are_in_the_checksum(monkeypatch: pytest.MonkeyPatch) -> None:
+    name = f"{__name__}.make_hidden"
+    first = get_backbone(name, given=GIVEN).weights_sha256
+    assert get_backbone(name, given=GIVEN).weights_sha256 == first
+    monkeypatch.setattr(f"{__name__}.SCALE", [2.0])
+    assert get_backbone(name, given=GIVEN).weights_sha256 != first
+
+
+def test_what_a_module_sets_for_all_of_torch_is_taken_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "sets_for_all.py").write_text(
+        "import torch\ntorch.set_grad_enabled(False)\ntorch.set_default_dtype(torch.float64)\n"
+        f"from {__name__} import make_viewing as make\n"
+    )
+    get_backbone("sets_for_all.make", given=GIVEN)
+    assert torch.is_grad_enabled()
+    assert torch.get_default_dtype() == torch.float32

@@ -97,7 +97,8 @@ def test_two_magnifications_are_linked(tool, features, tmp_path):
     assert bank.patch_level0 == (256, 128)
     assert bank.base_mpp == 0.5
     settings = stored_settings(path)
-    names = {"stamp": "uni", "slideflow": "UNIFeatures", "slideflow npy": "UNIFeatures"}
+    # Of slideflow with the checksum of {"weights": "uni.bin"}.
+    names = {"stamp": "uni", **dict.fromkeys(["slideflow", "slideflow npy"], "UNIFeatures-da5e8a0d")}
     assert (settings["backbone"], settings["encoder"]) == ("imported", names.get(tool, "uni_v1"))
     assert (settings["patch_size"], settings["num_features"]) == (64, 8)
     assert settings["imported_from"] == tool.split()[0]

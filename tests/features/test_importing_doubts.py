@@ -1,6 +1,8 @@
 """Imported features that may not be what they seem: of another slide, scale or resolution."""
 
+import json
 import logging
+import os
 import shlex
 
 import h5py
@@ -320,3 +322,43 @@ def test_tiles_at_the_border_may_reach_over_it_by_what_the_resolution_is_off(tmp
     banks = importing(tmp_path / "in", tmp_path, {"mpp": 0.498})
     with h5py.File(banks / "s.h5") as bank:
         assert bank["10x"]["coords"][:].min() == 0
+
+
+def test_a_file_and_a_slide_of_one_name_that_are_not_the_same_are_refused(tmp_path):
+    write_trident(tmp_path / "in" / "a.h5", HIGH, FEATURES)
+    listed = tmp_path / "list.csv"
+    listed.write_text("image,slide\na.svs,b\nc.svs,a\n")
+    assert "a: is the name of a.svs and c.svs" in refusal(tmp_path / "in", tmp_path, datalist=listed).replace(
+        f"{tmp_path}/", ""
+    )
+
+
+def test_models_of_one_class_of_slideflow_are_two_encoders(tmp_path):
+    for name, corners, model in (("low", LOW, "resnet"), ("high", HIGH, "vit")):
+        kwargs = {"model_name": model}
+        config = {"extractor": {"class": "slideflow.TimmFE", "kwargs": kwargs}}
+        side = {"tile_um": 64.0 if name == "high" else 128.0, "config": config}
+        write_slideflow(tmp_path / name, "s", corners, random_features(len(corners)), **side)
+    told = refusal([tmp_path / "low", tmp_path / "high"], tmp_path, {"mpp": 0.5})
+    assert "s: has different encoders: TimmFE-" in told
+
+
+def test_a_pipe_among_features_is_not_waited_for(tmp_path):
+    write_slideflow(tmp_path / "bags", "s", HIGH, FEATURES)
+    (tmp_path / "bags" / "s.index.npz").unlink()
+    os.mkfifo(tmp_path / "bags" / "s.index.npz")
+    assert "s.index.npz: " in refusal(tmp_path / "bags", tmp_path, {"mpp": 0.5})
+    write_trident(tmp_path / "in" / "s.h5", HIGH, FEATURES)
+    os.mkfifo(tmp_path / "in" / "a.h5")
+    assert "a.h5: " in refusal(tmp_path / "in", tmp_path)
+
+
+def test_banks_that_were_made_otherwise_are_not_exported_together(tmp_path):
+    for name in "ab":
+        write_trident(tmp_path / "in" / f"{name}.h5", HIGH, random_features(len(HIGH)) + ord(name))
+    banks = importing(tmp_path / "in", tmp_path)
+    for name, mean in (("a", [0.5]), ("b", [0.1])):
+        with h5py.File(banks / f"{name}.h5", "r+") as bank:
+            bank.attrs["settings"] = json.dumps({**json.loads(bank.attrs["settings"]), "mean": mean})
+    with pytest.raises(SettingsError, match=r"has features of another kind \(mean \[0.5\] of a, \[0.1\] of b\)"):
+        export_banks(banks, tmp_path / "out")

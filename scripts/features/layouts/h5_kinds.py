@@ -18,6 +18,8 @@ MOST_TRIED = 20
 def h5_kind(paths: Sequence[Path]) -> str | None:
     """``"trident"``, ``"clam"``, ``"stamp"``, or ``None``: by the first of the files that can be read."""
     for path in paths[:MOST_TRIED]:
+        if not path.is_file():  # a pipe would be waited for
+            continue
         try:
             with h5py.File(path, "r") as file:
                 if {"feats", "coords"} <= file.keys():
@@ -34,6 +36,8 @@ def h5_kind(paths: Sequence[Path]) -> str | None:
 def h5_names(paths: Sequence[Path]) -> list[str] | None:
     """The names in the first of the files that can be read; ``None`` if none of them can."""
     for path in paths[:MOST_TRIED]:
+        if not path.is_file():  # a pipe would be waited for
+            continue
         try:
             with h5py.File(path, "r") as file:
                 return sorted(file.keys())

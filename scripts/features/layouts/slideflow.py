@@ -8,6 +8,7 @@ side, without what follows the point. ``tile_um`` may be a magnification (``"20x
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from scripts.core.errors import SlideError, reason_of
+from scripts.core.errors import SettingsError, SlideError, reason_of
+from scripts.core.files import refuse_special
 from scripts.features.layouts.foreign import (
     EXTRACT_AGAIN,
     UNREADABLE,
@@ -56,11 +58,14 @@ def _read(path: Path, _: Path | None) -> ForeignFile:
         cause = f"a bag has no positions, and there is no {path.stem}.index{INDEX[0]} beside it"
         raise SlideError(path, cause, "Copy it there, or make the bags again.")
     try:
+        refuse_special(index)
         loaded = np.load(index, allow_pickle=False)
         # An index of tiles that are stored as images has their places in the file first.
         positions = (
             loaded if isinstance(loaded, np.ndarray) else loaded["locations" if "locations" in loaded else "arr_0"]
         )
+    except SettingsError as error:
+        raise SlideError(error.subject, error.cause, error.remedy) from error
     except UNREADABLE as error:
         raise SlideError(index, f"cannot be read ({reason_of(error)})", EXTRACT_AGAIN) from error
     centres = checked_positions(index, positions, count)
@@ -78,10 +83,19 @@ def _stated(path: Path) -> Stated:
     encoder = text_of(path, extractor, "class")
     # Features of normalised patches are others.
     method = text_of(path, normalizer, "method")
+    if encoder is not None:
+        encoder = encoder.rsplit(".", 1)[-1]
+        # The same class may be given another model, or other weights, wherever these lie.
+        if isinstance(arguments := extractor.get("kwargs"), Mapping) and arguments:
+            named = {
+                key: value.rsplit("/", 1)[-1] if isinstance(value, str) else value for key, value in arguments.items()
+            }
+            text = json.dumps(named, sort_keys=True, default=str)
+            encoder += f"-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
     side = config.get("tile_um")
     is_magnification = isinstance(side, str) and side.lower().endswith("x")
     return Stated(
-        encoder=None if encoder is None else encoder.rsplit(".", 1)[-1] + (f"+{method}" if method else ""),
+        encoder=None if encoder is None else encoder + (f"+{method}" if method else ""),
         patch_size=whole_of(path, config, "tile_px"),
         magnification=number_of(path, {"tile_um": side[:-1]}, "tile_um") if is_magnification else None,
         patch_um=None if is_magnification else number_of(path, config, "tile_um"),
