@@ -98,7 +98,7 @@ def test_two_magnifications_are_linked(tool, features, tmp_path):
     assert bank.base_mpp == 0.5
     settings = stored_settings(path)
     # Of slideflow with the checksum of {"weights": "uni.bin"}.
-    names = {"stamp": "uni", **dict.fromkeys(["slideflow", "slideflow npy"], "UNIFeatures-da5e8a0d")}
+    names = {"stamp": "uni", **dict.fromkeys(["slideflow", "slideflow npy"], "UNIFeatures-560bdcd0")}
     assert (settings["backbone"], settings["encoder"]) == ("imported", names.get(tool, "uni_v1"))
     assert (settings["patch_size"], settings["num_features"]) == (64, 8)
     assert settings["imported_from"] == tool.split()[0]

@@ -87,10 +87,8 @@ def _stated(path: Path) -> Stated:
         encoder = encoder.rsplit(".", 1)[-1]
         # The same class may be given another model, or other weights, wherever these lie.
         if isinstance(arguments := extractor.get("kwargs"), Mapping) and arguments:
-            named = {
-                key: value.rsplit("/", 1)[-1] if isinstance(value, str) else value for key, value in arguments.items()
-            }
-            text = json.dumps(named, sort_keys=True, default=str)
+            files = {key: value.rsplit("/", 1)[-1] for key, value in arguments.items() if isinstance(value, str)}
+            text = json.dumps({**arguments, **files}, sort_keys=True, default=str)
             encoder += f"-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
     side = config.get("tile_um")
     is_magnification = isinstance(side, str) and side.lower().endswith("x")
