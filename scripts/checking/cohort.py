@@ -72,7 +72,7 @@ class CohortChecker:
         make_encoder: builds the encoder of the run, whose rate is measured.
         output_dir: where ``checking.csv`` and ``slides.csv`` are written.
         feature_dir: where the run will write its banks.
-        task: ``"multilabel"`` or ``"binary"``.
+        task: one of :data:`scripts.core.tasks.TASKS`.
         class_names: the classes in order.
         positive_classes: as in :func:`scripts.datalists.datalist.load_partition`.
         split_seed: of the split of a datalist without partitions.

@@ -86,11 +86,13 @@ def check_datalist(
         listing.problems += _check_classes(kept, listing.source, output_names(task, class_names, positive))
         listing.problems += [Problem(WARNS, "patient", listing.source, *texts) for texts in patient_warnings(rows)]
         offered = offered_patients(rows)
-        labels, unknown = labels_of(listing.slides, kept, "multilabel", class_names, None)
-        if task == "multilabel" or not unknown:
+        # Those of the binary task may say no more than 0 or 1.
+        own = "multilabel" if task == "binary" else task
+        labels, unknown = labels_of(listing.slides, kept, own, class_names, None)
+        if task == own or not unknown:
             class_values = [None if label is None else label.astype(int).tolist() for label in labels]
     elif datalist is not None and rows and not any(row.faulty for row in rows):
-        what_to_do = f"`inferring` needs none. To train: {label_remedy(class_names)}"
+        what_to_do = f"`inferring` needs none. To train: {label_remedy(class_names, task)}"
         what = "no slide has a label or a partition"
         listing.problems.append(Problem(WARNS, "label", listing.source, what, what_to_do))
     listing.problems += _check_spaces(listing.slides, listing.source)

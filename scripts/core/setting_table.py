@@ -7,6 +7,7 @@ from typing import Any
 from scripts.core import setting_checks as checks
 from scripts.core.imported import features_are, folders
 from scripts.core.setting_entry import Setting, entry
+from scripts.core.tasks import TASKS
 
 __all__ = ["EXPORT_FORMATS", "FEATURE_DTYPES", "LATER", "OPTIMIZERS", "RUNTIMES", "SETTINGS"]
 
@@ -25,7 +26,6 @@ LATER: dict[str, Any] = {
 RUNTIMES = ("torch", "compile", "openvino")
 EXPORT_FORMATS = ("h5", "pt")
 FEATURE_DTYPES = ("float32", "float16")
-
 
 _FOLDER, _FILE = checks.path(is_joined=True), checks.path(is_optional=True)
 _SEED = checks.number(0, 2**32 - 1)
@@ -63,8 +63,8 @@ SETTINGS: dict[str, Setting] = dict(
         entry("methods", "what `comparing` trains", None, "own"),
         entry(
             "task",
-            "`multilabel`, or `binary`: the classes of `positive_classes` against the rest",
-            checks.choice("multilabel", "binary"),
+            "`multilabel`, `binary`, `multiclass` or `ordinal`: see [Tasks](methods.md#tasks)",
+            checks.choice(*TASKS),
             "decides fixed provenance",
         ),
         entry(

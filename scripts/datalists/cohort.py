@@ -12,6 +12,7 @@ from typing import Any
 from scripts.core.errors import DatalistError
 from scripts.core.imported import needs_slides
 from scripts.core.ranks import from_first_rank
+from scripts.core.tasks import get_task
 from scripts.datalists.classes import warn_of_one_sided
 from scripts.datalists.datalist import list_labels, load_datalist, load_partition
 from scripts.datalists.folds import Folds, load_folds
@@ -90,7 +91,7 @@ class Cohort:
         dataset_dir: see :func:`choose_cohort`.
         datalist: see :func:`choose_cohort`.
         bundle_root: see :func:`choose_cohort`.
-        task: ``"binary"`` or ``"multilabel"``.
+        task: one of :data:`scripts.core.tasks.TASKS`.
         class_names: the classes of the labels.
         positive_classes: those that count as 1 in the binary task; ``None`` for the default.
         split_seed: of the split of a datalist without partitions, and of folds.
@@ -98,8 +99,9 @@ class Cohort:
         backbone: the files of slides need not be there where features are imported.
 
     Attributes:
-        positive_classes: as they are used; ``None`` in the multilabel task.
-        output_names: the names of a network's K outputs.
+        positive_classes: as they are used; ``None`` but in the binary task.
+        output_names: the K classes of which a network gives probabilities.
+        logit_names: what its L logits stand for.
 
     Raises:
         SettingsError: if the task or the classes cannot be used.
@@ -119,6 +121,7 @@ class Cohort:
     ) -> None:
         self.positive_classes = resolve_positive_classes(task, class_names, positive_classes)
         self.output_names = output_names(task, class_names, self.positive_classes)
+        self.logit_names = get_task(task).logit_names(self.output_names)
         self.task, self.class_names = task, class_names
         self._place = (dataset_dir, datalist, bundle_root)
         self._split: dict[str, Any] = {"seed": split_seed, "leave_out": leave_out, "need_files": needs_slides(backbone)}

@@ -72,7 +72,7 @@ def load_datalist(
             (``id, cancer, hgd, lgd, hyperplastic, normal``). An image is a path, or the name without its suffix of a
             slide anywhere in ``dataset_dir``. A datalist without partitions is split here, by patient.
         dataset_dir: the folder that paths start from, by default the datalist's.
-        task: ``"multilabel"`` or ``"binary"``.
+        task: one of :data:`scripts.core.tasks.TASKS`.
         class_names: the classes in order.
         seed: of the split of a datalist without partitions.
         positive_classes: those that count as 1 in the binary task, see

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from scripts.core.errors import DatalistError, SettingsError
+from scripts.core.tasks import TASKS, get_task
 from scripts.datalists.keys import COLUMN_NAMES, KEYS, composed, spelling
 from scripts.datalists.values import number_in
 
@@ -30,10 +31,10 @@ CLASS_NAMES = ("cancer", "hgd", "lgd", "hyperplastic", "normal")
 POSITIVE_CLASSES = ("cancer", "hgd")
 """The classes that the paper's binary task sets against the rest, as high risk."""
 
-TASKS = ("multilabel", "binary")
 # Names of the binary task's output: with the paper's positive classes, and where the classes are not known.
 HIGH_RISK, POSITIVE = "high_risk", "positive"
 WAYS = "Give names of these, 0 or 1 for each of these, or, for the binary task, one 0 or 1."
+ONE_WAY = "Give the name of one of these, its number, or 1 for it and 0 for the others."
 # Columns of datalists and predictions.csv, and what localisation.json calls the mean over the classes. What names a
 # patient elsewhere is not among them: `case` is a class where the other one is `control`.
 TAKEN_NAMES = (*KEYS, *COLUMN_NAMES["partition"], *COLUMN_NAMES["slide"], "head", "all")
@@ -75,23 +76,26 @@ def resolve_positive_classes(
     """The classes that count as 1 in the binary task, in the order of ``class_names``.
 
     Args:
-        task: ``"multilabel"`` or ``"binary"``.
+        task: one of :data:`scripts.core.tasks.TASKS`.
         class_names: the classes in order.
         positive_classes: some of them. ``None`` is the paper's where these are among the classes
             (:data:`POSITIVE_CLASSES`), or the only class.
 
     Returns:
-        ``None`` for the multilabel task, and where they are not known: labels have to be 0 or 1 then.
+        ``None`` for the other tasks, and where they are not known: labels have to be 0 or 1 then.
 
     Raises:
-        SettingsError: if one of the three is wrong, or there are positive classes in the multilabel task.
+        SettingsError: if one of the three is wrong, there are positive classes in another task, or fewer than two
+            classes of which each slide has one.
     """
-    if task not in TASKS:
-        raise SettingsError("task", f"got {task!r}", f"Choose one of: {', '.join(TASKS)}.")
+    is_exclusive = get_task(task).is_exclusive
     check_class_names(class_names)
     known = ", ".join(class_names)
+    if is_exclusive and len(class_names) < 2:
+        cause = f"got {list(class_names)!r}, and in the {task} task a slide has one of several classes"
+        raise SettingsError("class_names", cause, "Name two or more, or set `task` to binary.")
     # On the command line nobody can give null, which is what unsets a default of a packed bundle.
-    if positive_classes is None or (task == "multilabel" and positive_classes == []):
+    if positive_classes is None or (task != "binary" and positive_classes == []):
         return _default_positive_classes(task, class_names)
     if isinstance(positive_classes, str) or not isinstance(positive_classes, Sequence) or not positive_classes:
         remedy = f"""Give a list of some of: {known}; on the command line --positive_classes "['{class_names[-1]}']"."""
@@ -103,8 +107,8 @@ def resolve_positive_classes(
     chosen = {names[composed(name)] for name in positive_classes}
     if len(chosen) < len(positive_classes):
         raise SettingsError("positive_classes", f"got {list(positive_classes)!r}", "Name each class once.")
-    if task == "multilabel":
-        cause = f"got {list(positive_classes)!r}, and the multilabel task sets no classes against others"
+    if task != "binary":
+        cause = f"got {list(positive_classes)!r}, and the {task} task sets no classes against others"
         raise SettingsError("positive_classes", cause, "Set `task` to binary; or leave it out, or give [].")
     return [name for name in class_names if name in chosen]
 
@@ -119,7 +123,8 @@ def with_positive_classes(settings: Mapping[str, Any]) -> dict[str, Any]:
 def output_names(
     task: str, class_names: Sequence[str] = CLASS_NAMES, positive_classes: Sequence[str] | None = None
 ) -> list[str]:
-    """What each logit stands for.
+    """The classes of which the network gives probabilities; the task says what its logits stand for
+    (:meth:`scripts.core.tasks.Task.logit_names`).
 
     Takes and raises what :func:`resolve_positive_classes` does.
 
@@ -128,7 +133,7 @@ def output_names(
         names, joined by ``_or_``, and ``positive`` where they are not known.
     """
     positive = resolve_positive_classes(task, class_names, positive_classes)
-    if task == "multilabel":
+    if task != "binary":
         return list(class_names)
     if positive is None:
         return [POSITIVE]
@@ -136,15 +141,17 @@ def output_names(
 
 
 def _default_positive_classes(task: str, class_names: Sequence[str]) -> list[str] | None:
-    if task == "multilabel":
+    if task != "binary":
         return None
     if set(POSITIVE_CLASSES) <= set(class_names):
         return [name for name in class_names if name in POSITIVE_CLASSES]
     return list(class_names) if len(class_names) == 1 else None
 
 
-def label_remedy(class_names: Sequence[str]) -> str:
-    """The ways to write a label, for an error."""
+def label_remedy(class_names: Sequence[str], task: str = "") -> str:
+    """The ways to write a label, for an error; those of all tasks where the task is not known."""
+    if task in TASKS and TASKS[task].is_exclusive:
+        return f"Give one of: {', '.join(class_names)}; or its number, from 0 to {len(class_names) - 1}, as `label`."
     each = f"0 or 1 for each of: {', '.join(class_names)} (in a CSV file a column each)"
     return f"Give {each}; or names of these as `label`; or, for the binary task, one 0 or 1 as `label`."
 
@@ -177,8 +184,9 @@ def label_vector(
 
     Args:
         label: one 0 or 1 for each class (a list, a JSON list as text, or a mapping from class to value),
-            class names (a list, or text joined with ``;`` or ``|``), for the binary task one 0 or 1, or for
-            the multilabel task class indices (joined in the same way, each once). A number may be text, or a float.
+            class names (a list, or text joined with ``;`` or ``|``), for the binary task one 0 or 1, for the
+            multilabel task class indices (joined in the same way, each once), or for the multiclass and ordinal tasks
+            one class index. A number may be text, or a float.
         task: as for :func:`resolve_positive_classes`, and so ``class_names`` and ``positive_classes``.
         indices: whether a bare number is a class index; see :func:`uses_indices`.
         subject: the slide, to begin an error with.
@@ -187,7 +195,7 @@ def label_vector(
         float32, 0 or 1, shape ``[len(class_names)]`` or, for the binary task, ``[1]``.
 
     Raises:
-        DatalistError: if the label cannot be understood.
+        DatalistError: if the label cannot be understood, or is not one class where a slide has exactly one.
         SettingsError: as :func:`resolve_positive_classes`; or if the positive classes are needed and not known.
     """
     positive = resolve_positive_classes(task, class_names, positive_classes)
@@ -198,15 +206,20 @@ def label_vector(
     numbers = [number_in(value) for value in values]
     for value, number in zip(values, numbers, strict=True):
         if number not in (0, 1):
-            raise DatalistError(subject, f"label {shown} has {value!r}, not 0 or 1", label_remedy(class_names))
+            raise DatalistError(subject, f"label {shown} has {value!r}, not 0 or 1", label_remedy(class_names, task))
     vector = np.array(numbers, dtype=np.float32)
     if task == "binary" and len(vector) == 1:
         return vector
     if len(vector) != len(class_names):
         count = f"{len(vector)} value{'' if len(vector) == 1 else 's'}"
         cause = f"label {shown} has {count}, but there are {len(class_names)} classes"
-        raise DatalistError(subject, cause, label_remedy(class_names))
-    if task == "multilabel":
+        raise DatalistError(subject, cause, label_remedy(class_names, task))
+    if get_task(task).is_exclusive and vector.sum() != 1:
+        own = [name for name, value in zip(class_names, vector, strict=True) if value]
+        count = f"{len(own)} classes ({', '.join(own)})" if own else "no class"
+        cause = f"label {shown} has {count}, and in the {task} task a slide has exactly one"
+        raise DatalistError(subject, cause, f"{label_remedy(class_names, task)} Several classes are for multilabel.")
+    if task != "binary":
         return vector
     if positive is None:
         cause = f"not given, and whether the label {shown} ({subject}) counts as 1 in the binary task is not known"
@@ -216,7 +229,7 @@ def label_vector(
 
 def _values(label: object, task: str, class_names: Sequence[str], indices: bool, subject: str) -> Sequence[object]:
     """One value for each class, or one value in all."""
-    remedy = label_remedy(class_names)
+    remedy, is_exclusive = label_remedy(class_names, task), get_task(task).is_exclusive
     if label is None or (isinstance(label, str) and not _words(label)):
         raise DatalistError(subject, "no label", remedy)
     if isinstance(label, Mapping):
@@ -238,18 +251,23 @@ def _values(label: object, task: str, class_names: Sequence[str], indices: bool,
         numbers = [number_in(word) for word in words]
         if None in numbers:
             return _at_names(words, class_names, subject)
+        if is_exclusive and len(words) == 1:
+            return _at_indices(words, label, class_names, subject, ONE_WAY)
         if len(set(numbers)) < len(words):
             return words
         if len(words) == len(class_names) == 2:
             cause = f"label {label!r} could be two class indices or a value for each class"
             raise DatalistError(subject, cause, f"Write the names of the classes: {';'.join(class_names)}.")
-        if task == "multilabel" and (indices or len(words) > 1):
+        if task != "binary" and (indices or len(words) > 1):
             return _at_indices(words, label, class_names, subject)
         # In the binary task several numbers are refused further on: the user may mean indices.
         return words
     if isinstance(label, Sequence | np.ndarray):
         if len(label) and all(isinstance(value, str) and number_in(value) is None for value in label):
             return _at_names(label, class_names, subject)
+        # A line of a CSV file without a header has a list of its values.
+        if is_exclusive and len(label) == 1 and number_in(label[0]) is not None:
+            return _at_indices(_words(label[0]), label[0], class_names, subject, ONE_WAY)
         return list(label)
     raise DatalistError(subject, f"label {label!r} cannot be understood", remedy)
 
@@ -268,13 +286,15 @@ def _at_names(names: Iterable[object], class_names: Sequence[str], subject: str)
     return [int(name in found) for name in known]
 
 
-def _at_indices(words: Sequence[str], label: object, class_names: Sequence[str], subject: str) -> list[int]:
+def _at_indices(
+    words: Sequence[str], label: object, class_names: Sequence[str], subject: str, ways: str = WAYS
+) -> list[int]:
     indices = [_index(word) for word in words]
     for index, word in zip(indices, words, strict=True):
         if index is None or index >= len(class_names):
             known = ", ".join(f"{i} {name}" for i, name in enumerate(class_names))
             cause = f"label {label!r} has {word}, which is no class index"
-            raise DatalistError(subject, cause, f"The classes are: {known}. {WAYS}")
+            raise DatalistError(subject, cause, f"The classes are: {known}. {ways}")
     return [int(i in indices) for i in range(len(class_names))]
 
 

@@ -293,7 +293,9 @@ def test_two_numbers_for_two_classes_are_ambiguous(task: str) -> None:
 
 
 def test_settings() -> None:
-    with pytest.raises(SettingsError, match=r"task: got 'both'. Choose one of: multilabel, binary\."):
+    with pytest.raises(
+        SettingsError, match=r"task: got 'both'. Choose one of: multilabel, binary, multiclass, ordinal\."
+    ):
         label_vector([1], "both")
     assert set(POSITIVE_CLASSES) < set(CLASS_NAMES)
 
@@ -434,3 +436,58 @@ def test_class_names_that_outputs_could_not_hold_are_refused(names, message):
         check_class_names(names)
     with pytest.raises(SettingsError, match=message):
         label_vector("a", "multilabel", names)
+
+
+# --- one class a slide --------------------------------------------------------------------------------------
+
+GRADES = ["normal", "lgd", "hgd", "cancer"]
+
+
+@pytest.mark.parametrize("task", ["multiclass", "ordinal"])
+@pytest.mark.parametrize(
+    "label",
+    ["hgd", " HGD ", ["hgd"], 2, 2.0, "2", "2.0", [2], ["2"], [0, 0, 1, 0], "[0,0,1,0]", "0;0;1;0", np.int64(2),
+     {"normal": 0, "lgd": 0, "hgd": 1, "cancer": 0}],
+)  # fmt: skip
+def test_every_way_to_write_one_class_gives_it(task: str, label: object) -> None:
+    vector = label_vector(label, task, GRADES)
+    assert vector.tolist() == [0, 0, 1, 0]
+    assert vector.dtype == np.float32
+
+
+@pytest.mark.parametrize(("label", "place"), [(0, 0), ("0", 0), (1, 1), (True, 1), ("1.0", 1)])
+def test_a_bare_0_or_1_is_the_number_of_a_class_where_a_slide_has_one(label: object, place: int) -> None:
+    assert label_vector(label, "ordinal", GRADES).argmax() == place
+    assert label_vector(label, "multiclass", GRADES).sum() == 1
+
+
+@pytest.mark.parametrize(
+    ("label", "told"),
+    [
+        (
+            "hgd;cancer",
+            r"label 'hgd;cancer' has 2 classes \(hgd, cancer\), and in the ordinal task a slide has exactly",
+        ),
+        ([0, 0, 0, 0], r"label \[0, 0, 0, 0\] has no class, and in the ordinal task"),
+        ("0;3", r"label '0;3' has 2 classes \(normal, cancer\)"),
+        (4, r"label 4 has 4, which is no class index. The classes are: 0 normal, 1 lgd, 2 hgd, 3 cancer"),
+        ("1.5", r"label '1.5' has 1.5, which is no class index"),
+        (-1, r"label -1 has -1, which is no class index"),
+        ("benign", r"unknown class 'benign'"),
+        (None, r"no label. Give one of: normal, lgd, hgd, cancer; or its number, from 0 to 3, as `label`"),
+    ],
+)
+def test_a_label_that_is_not_one_class_names_the_slide(label: object, told: str) -> None:
+    with pytest.raises(DatalistError, match=rf"slide a: {told}"):
+        label_vector(label, "ordinal", GRADES, subject="slide a")
+
+
+@pytest.mark.parametrize("task", ["multiclass", "ordinal"])
+def test_one_class_of_several_has_no_positive_classes_and_is_one_of_two_or_more(task: str) -> None:
+    assert output_names(task, GRADES) == GRADES
+    assert resolve_positive_classes(task, GRADES, None) is None
+    assert resolve_positive_classes(task, GRADES, []) is None
+    with pytest.raises(SettingsError, match=f"the {task} task sets no classes against others"):
+        resolve_positive_classes(task, GRADES, ["cancer"])
+    with pytest.raises(SettingsError, match=r"class_names: got \['cancer'\].* Name two or more"):
+        resolve_positive_classes(task, ["cancer"], None)
