@@ -1,14 +1,14 @@
-"""The losses of all methods: one binary cross-entropy for each head, weighted and summed."""
+"""The losses of all methods: the cross-entropy of the task for each head, weighted and summed."""
 
 from __future__ import annotations
 
 import math
 
 from torch import Tensor
-from torch.nn.functional import binary_cross_entropy_with_logits
 from torch.nn.modules.loss import _Loss
 
 from scripts.core.errors import SettingsError
+from scripts.core.tasks import get_task
 from scripts.networks.bag_network import BagNetwork
 
 __all__ = ["MultiScaleLoss", "PhaseLoss", "head_losses"]
@@ -17,30 +17,32 @@ __all__ = ["MultiScaleLoss", "PhaseLoss", "head_losses"]
 class MultiScaleLoss(_Loss):
     r"""The multi-scale task loss of MuSTMIL (Marini et al., PMLR 156:170-181, 2021).
 
-    .. math:: L = \alpha \, BCE(y_{global}, y) + \beta \sum_s BCE(y_s, y)
+    .. math:: L = \alpha \, CE(y_{global}, y) + \beta \sum_s CE(y_s, y)
 
-    each BCE a mean over bags and classes.
+    each CE the cross-entropy of the task (:meth:`scripts.core.tasks.Task.losses`), in the paper the binary one, as a
+    mean over bags and classes.
 
     Args:
         alpha: weight of the global head.
         beta: weight of each scale's head.
+        task: one of :data:`scripts.core.tasks.TASKS`.
 
     Raises:
-        SettingsError: if a weight is negative or not finite, or both are 0.
+        SettingsError: if a weight is negative or not finite, both are 0, or there is no such task.
     """
 
-    def __init__(self, alpha: float = 1.0, beta: float = 1.0) -> None:
+    def __init__(self, alpha: float = 1.0, beta: float = 1.0, task: str = "multilabel") -> None:
         super().__init__()
         for name, weight in (("alpha", alpha), ("beta", beta)):
             if not (math.isfinite(weight) and weight >= 0):
                 raise SettingsError(name, f"got {weight}", "Set it to 0 or more; the paper has 1.")
         if alpha == 0 and beta == 0:
             raise SettingsError("alpha and beta", "both are 0, so nothing would train", "Set one above 0.")
-        self.alpha, self.beta = alpha, beta
+        self.alpha, self.beta, self.task = alpha, beta, get_task(task).name
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        """The loss of one batch, a scalar, from logits ``[B, 1 + S, K]``; otherwise as :func:`head_losses`."""
-        losses = head_losses(input, target)  # [1 + S]
+        """The loss of one batch, a scalar, from logits ``[B, 1 + S, L]``; otherwise as :func:`head_losses`."""
+        losses = head_losses(input, target, self.task)  # [1 + S]
         return self.alpha * losses[0] + self.beta * losses[1:].sum()  # []
 
 
@@ -49,29 +51,35 @@ class PhaseLoss(_Loss):
 
     Args:
         network: see :meth:`BagNetwork.start_phase`.
+        task: see :class:`MultiScaleLoss`.
     """
 
-    def __init__(self, network: BagNetwork) -> None:
+    def __init__(self, network: BagNetwork, task: str = "multilabel") -> None:
         super().__init__()
+        self.task = get_task(task).name
         # Not an attribute, which would make the network a submodule of its loss.
         self.trained = lambda: network.phases[max(network.phase, 0)]
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """The loss of one batch, a scalar; see :func:`head_losses`."""
-        return head_losses(input[:, self.trained()], target).sum()  # []
+        return head_losses(input[:, self.trained()], target, self.task).sum()  # []
 
 
-def head_losses(input: Tensor, target: Tensor) -> Tensor:
-    """The binary cross-entropy of each head alone, ``[H]``, a mean over bags and classes.
+def head_losses(input: Tensor, target: Tensor, task: str = "multilabel") -> Tensor:
+    """The cross-entropy of each head alone, ``[H]``, a mean over bags and classes.
 
     Args:
-        input: logits ``[B, H, K]``.
+        input: logits ``[B, H, L]``: L is K, and K - 1 in the ordinal task.
         target: labels ``[B, K]`` within 0 to 1, of any dtype.
+        task: see :class:`MultiScaleLoss`.
 
     Raises:
+        SettingsError: if there is no such task.
         ValueError: if the shapes do not fit.
     """
-    if input.dim() != 3 or target.shape != (input.shape[0], input.shape[2]):
+    kind = get_task(task)
+    are_tables = input.dim() == 3 and target.dim() == 2
+    if not are_tables or input.shape[::2] != (target.shape[0], kind.num_logits(target.shape[1])):
         raise ValueError(f"wanted logits [B, H, K] and labels [B, K], got {list(input.shape)} and {list(target.shape)}")
-    labels = target.to(input.dtype).unsqueeze(1).expand_as(input)  # [B, H, K]
-    return binary_cross_entropy_with_logits(input, labels, reduction="none").mean(dim=(0, 2))  # [H]
+    labels = target.to(input.dtype).unsqueeze(1).expand(-1, input.shape[1], -1)  # [B, H, K]
+    return kind.losses(input, labels).mean(dim=(0, 2))  # [H]

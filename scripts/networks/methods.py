@@ -76,7 +76,9 @@ def get_network(method: str, **settings: Any) -> BagNetwork:
     return HighestScaleMIL(method.removeprefix("mil_"), **settings)
 
 
-def get_loss(method: str, network: BagNetwork, alpha: float = 1.0, beta: float = 1.0) -> nn.Module:
+def get_loss(
+    method: str, network: BagNetwork, alpha: float = 1.0, beta: float = 1.0, task: str = "multilabel"
+) -> nn.Module:
     """The loss of a method: :class:`MultiScaleLoss` for MuSTMIL, for a baseline that of the head in training.
 
     Args:
@@ -84,8 +86,9 @@ def get_loss(method: str, network: BagNetwork, alpha: float = 1.0, beta: float =
         network: the network that is trained.
         alpha: weight of MuSTMIL's global head; the baselines do not use it.
         beta: weight of the head of each of MuSTMIL's scales; the baselines do not use it.
+        task: one of :data:`scripts.core.tasks.TASKS`, else a SettingsError.
     """
-    return MultiScaleLoss(alpha, beta) if check_method(method) == "mustmil" else PhaseLoss(network)
+    return MultiScaleLoss(alpha, beta, task) if check_method(method) == "mustmil" else PhaseLoss(network, task)
 
 
 def result_heads(method: str, magnifications: Sequence[float]) -> list[str]:

@@ -18,22 +18,23 @@ __all__ = ["loss_and_metric_layout", "training_scalars", "write_validation"]
 
 
 def training_scalars(
-    heads: Sequence[str], optimizer: torch.optim.Optimizer
+    heads: Sequence[str], optimizer: torch.optim.Optimizer, task: str = "multilabel"
 ) -> Callable[[Sequence[Mapping[str, Any]]], dict[str, float]]:
     """What TensorBoard shows of each iteration: the loss, that of each head, and the learning rate.
 
     Args:
         heads: the heads' names.
         optimizer: whose learning rate is shown.
+        task: one of :data:`scripts.core.tasks.TASKS`.
 
     Returns:
         an ``output_transform`` for MONAI's TensorBoardStatsHandler.
     """
 
     def transform(output: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-        predictions = torch.stack([item[CommonKeys.PRED] for item in output])  # [B, H, K]
+        predictions = torch.stack([item[CommonKeys.PRED] for item in output])  # [B, H, L]
         labels = torch.stack([item[CommonKeys.LABEL] for item in output])  # [B, K]
-        losses = zip(heads, head_losses(predictions, labels).tolist(), strict=True)
+        losses = zip(heads, head_losses(predictions, labels, task).tolist(), strict=True)
         return {
             "loss/training": float(output[0][CommonKeys.LOSS]),
             # A head that the phase does not train has no logits, and no loss.

@@ -11,7 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scripts.core.errors import SettingsError
-from scripts.networks.losses import MultiScaleLoss, head_losses
+from scripts.core.tasks import get_task
+from scripts.networks.losses import MultiScaleLoss, PhaseLoss, head_losses
+from scripts.networks.methods import get_loss, get_network
 
 
 def reference(logits: np.ndarray, labels: np.ndarray) -> list[float]:
@@ -90,3 +92,22 @@ def test_a_weight_that_makes_no_sense_is_refused(name: str, value: float) -> Non
 def test_two_zero_weights_are_refused() -> None:
     with pytest.raises(SettingsError, match="both are 0, so nothing would train"):
         MultiScaleLoss(alpha=0, beta=0)
+
+
+@pytest.mark.parametrize(("task", "logits"), [("multiclass", 4), ("ordinal", 3)])
+def test_every_methods_loss_is_that_of_the_task(task: str, logits: int) -> None:
+    rng = np.random.default_rng(0)
+    x, y = torch.tensor(rng.normal(0, 2, (5, 3, logits))), torch.eye(4)[[0, 1, 2, 3, 1]]
+    alone = [get_task(task).losses(x[:, h], y.double()).mean().item() for h in range(3)]
+    assert head_losses(x, y, task).tolist() == pytest.approx(alone)
+    assert MultiScaleLoss(0.5, 2.0, task)(x, y).item() == pytest.approx(0.5 * alone[0] + 2.0 * sum(alone[1:]))
+    network = get_network("ssmil", num_classes=logits, num_scales=2, num_features=4, num_nodes=2)
+    loss = get_loss("ssmil", network, task=task)
+    assert isinstance(loss, PhaseLoss)
+    network.start_phase(1)
+    assert loss(x[:, 1:], y).item() == pytest.approx(alone[2])
+
+
+def test_ordinal_labels_are_of_one_class_more_than_the_logits() -> None:
+    with pytest.raises(ValueError, match=r"got \[2, 3, 4\] and \[2, 4\]"):
+        head_losses(torch.zeros(2, 3, 4), torch.zeros(2, 4), "ordinal")
