@@ -85,9 +85,8 @@ class EvaluationBoard:
             for k, class_name in enumerate(class_names):
                 writer.add_pr_curve(f"{head}/{class_name}", labels[:, k], probabilities[:, h, k], 0)
         maps = attention_maps(self.settings["method"], self.settings["magnifications"])
-        pictures = SlidePictures(
-            self.network, maps, self.dataset, self.bag_builder, class_names, self.settings["class_names"]
-        )
+        names = class_names, self.settings["class_names"], self.settings["task"]
+        pictures = SlidePictures(self.network, maps, self.dataset, self.bag_builder, *names)
         chosen = zip(("most_wrong", "most_right"), extreme_slides(probabilities[:, 0], labels), strict=True)
         for name, indices in chosen:
             found = pictures.draw([slides[i] for i in indices], probabilities[indices, 0], labels[indices])

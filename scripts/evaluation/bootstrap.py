@@ -19,7 +19,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from scripts.evaluation.metrics import CLASS_SCORE_NAMES, THRESHOLD, check_predictions, score_names
+from scripts.core.tasks import get_task
+from scripts.evaluation.metrics import CLASS_SCORE_NAMES, check_predictions, score_names
 
 __all__ = [
     "FEWEST_PATIENTS",
@@ -66,7 +67,7 @@ def bootstrap_interval(
     names = score_names(task)
     p, y = check_predictions(probabilities, labels, task)
     own = _numbered(patients, len(y))
-    blocks = [_scores(p, y, counts, names) for counts in _resamples(own, num_resamples, seed, y.shape[1])]
+    blocks = [_scores(p, y, counts, names, task) for counts in _resamples(own, num_resamples, seed, y.shape[1])]
     return {name: _interval(np.concatenate([scores[name] for scores in blocks])) for name in names}
 
 
@@ -77,11 +78,12 @@ def class_intervals(
     num_resamples: int = 1000,
     seed: int = 0,
     patients: Patients | None = None,
+    task: str = "multilabel",
 ) -> dict[str, dict[str, Interval]]:
     """The same of :func:`scripts.evaluation.metrics.class_scores`, without the number of slides."""
     p, y = check_predictions(probabilities, labels, class_names=class_names)
-    own = _numbered(patients, len(y))
-    blocks = [_class_scores(p, y, counts) for counts in _resamples(own, num_resamples, seed, y.shape[1])]
+    own, predicted = _numbered(patients, len(y)), get_task(task).decided(p).astype(np.float64)
+    blocks = [_class_scores(p, y, predicted, counts) for counts in _resamples(own, num_resamples, seed, y.shape[1])]
     values = {name: np.concatenate([scores[name] for scores in blocks]) for name in CLASS_SCORE_NAMES}  # [R, K]
     return {
         class_name: {name: _interval(values[name][:, k]) for name in CLASS_SCORE_NAMES}
@@ -178,7 +180,7 @@ def paired_difference(
         first: ``[r1, n, K]`` probabilities of the first method's r1 trainings, within 0 to 1.
         second: ``[r2, n, K]`` of the second's.
         labels: ``[n, K]``, 0 or 1.
-        task: ``"multilabel"`` or ``"binary"``.
+        task: one of :data:`scripts.core.tasks.TASKS`.
         score: one of :func:`scripts.evaluation.metrics.score_names`.
         num_resamples: see the module.
         seed: see the module.
@@ -195,9 +197,9 @@ def paired_difference(
     y = np.asarray(labels, np.float64)
     own = _numbered(patients, len(y))
     one_each = np.ones((1, len(y)))
-    estimates = [_training_scores(method, y, one_each, score).mean() for method in methods]
+    estimates = [_training_scores(method, y, one_each, score, task).mean() for method in methods]
     blocks = [
-        [_training_scores(method, y, counts, score) for method in methods]
+        [_training_scores(method, y, counts, score, task) for method in methods]
         for counts in _resamples(own, num_resamples, seed, y.shape[1])
     ]
     scores = [np.concatenate([block[i] for block in blocks]) for i in range(2)]  # [R, r1], [R, r2]
@@ -210,9 +212,9 @@ def paired_difference(
     return PairedDifference(float(estimates[0] - estimates[1]), low, high, _p_value(differences))
 
 
-def _training_scores(method: Sequence[Floats], y: Floats, counts: Floats, score: str) -> Floats:
+def _training_scores(method: Sequence[Floats], y: Floats, counts: Floats, score: str, task: str) -> Floats:
     """[R, r]: the score of each training ``[n, K]`` on each resample."""
-    return np.stack([_scores(p, y, counts, (score,))[score] for p in method], axis=1)
+    return np.stack([_scores(p, y, counts, (score,), task)[score] for p in method], axis=1)
 
 
 def _resampled_mean(scores: Floats, uniform: Floats) -> Floats:
@@ -256,10 +258,10 @@ def _resamples(patients: NDArray[np.intp], num_resamples: int, seed: int, width:
         yield np.take(counts.reshape(len(block), num_patients), patients, axis=1).astype(np.float64)
 
 
-def _scores(p: Floats, y: Floats, counts: Floats, names: Sequence[str]) -> dict[str, Floats]:
+def _scores(p: Floats, y: Floats, counts: Floats, names: Sequence[str], task: str) -> dict[str, Floats]:
     """:func:`scripts.evaluation.metrics.head_scores` of every resample, [R] a score."""
     classes, slides = y.shape[1], counts.sum(axis=1)  # resamples of patients differ in how many slides they contain
-    predicted = (p >= THRESHOLD).astype(np.float64)
+    predicted = get_task(task).decided(p).astype(np.float64)
     hits = counts @ (predicted * y)  # [R, K]: true positives
     marked = counts @ (predicted + y)  # [R, K]: predicted positives + positives = 2 TP + FP + FN
     compute = {
@@ -268,12 +270,36 @@ def _scores(p: Floats, y: Floats, counts: Floats, names: Sequence[str]) -> dict[
         "macro_f1": lambda: _ratio(2 * hits, marked, empty=0.0).mean(axis=1),
         "roc_auc": lambda: _roc_auc(*_ranked(p.ravel(), y.ravel(), np.repeat(counts, classes, axis=1))),
     }
+    if get_task(task).is_exclusive:
+        compute |= {
+            "accuracy": lambda: hits.sum(axis=1) / slides,
+            "balanced_accuracy": lambda: _known_mean(_ratio(hits, counts @ y)),
+            "quadratic_kappa": lambda: _quadratic_kappa(y.argmax(axis=1), predicted.argmax(axis=1), counts),
+            "roc_auc": lambda: _known_mean(_class_aucs(p, y, counts)),
+        }
     return {name: compute[name.removeprefix("micro_")]() for name in names}
 
 
-def _class_scores(p: Floats, y: Floats, counts: Floats) -> dict[str, Floats]:
+def _quadratic_kappa(truth: NDArray[np.intp], predicted: NDArray[np.intp], counts: Floats) -> Floats:
+    """[R]: 1 less the mean squared distance of labels and decisions [n], in units of that of all pairs of both."""
+    t, d = truth.astype(np.float64), predicted.astype(np.float64)
+    of_pairs = counts @ (t**2 + d**2) - 2 * (counts @ t) * (counts @ d) / counts.sum(axis=1)
+    return 1 - _ratio(counts @ (t - d) ** 2, of_pairs)
+
+
+def _class_aucs(p: Floats, y: Floats, counts: Floats) -> Floats:
+    """[R, K]: the ROC-AUC of each class against the rest."""
+    return np.stack([_roc_auc(*_ranked(p[:, k], y[:, k], counts)) for k in range(y.shape[1])], axis=1)
+
+
+def _known_mean(values: Floats) -> Floats:
+    """[R]: the mean of the values [R, K] that are not NaN; NaN without any."""
+    known = ~np.isnan(values)
+    return _ratio(np.where(known, values, 0.0).sum(axis=1), known.sum(axis=1).astype(np.float64))
+
+
+def _class_scores(p: Floats, y: Floats, predicted: Floats, counts: Floats) -> dict[str, Floats]:
     """:func:`scripts.evaluation.metrics.class_scores` of every resample, [R, K] a score."""
-    predicted = (p >= THRESHOLD).astype(np.float64)
     hits, called, positives = (counts @ array for array in (predicted * y, predicted, y))  # [R, K]
     negatives = counts.sum(axis=1, keepdims=True) - positives
     ranked = [_ranked(p[:, k], y[:, k], counts) for k in range(y.shape[1])]

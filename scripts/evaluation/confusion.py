@@ -11,7 +11,8 @@ from matplotlib.figure import Figure
 from numpy.typing import ArrayLike, NDArray
 from sklearn.metrics import confusion_matrix, multilabel_confusion_matrix
 
-from scripts.evaluation.metrics import THRESHOLD, check_predictions
+from scripts.core.tasks import THRESHOLD, get_task
+from scripts.evaluation.metrics import check_predictions
 
 __all__ = ["class_confusion", "decision_counts", "draw_confusion"]
 
@@ -19,10 +20,11 @@ MOST_IN_A_ROW = 5
 
 
 def decision_counts(probabilities: ArrayLike, labels: ArrayLike) -> NDArray[np.int64]:
-    """For each class ``[K, 2, 2]`` the numbers of slides: by label (rows: without, with) and prediction (columns).
+    """For each class ``[K, 2, 2]`` the numbers of slides: by label (rows: without, with) and decision (columns).
 
     Args:
-        probabilities: ``[n, K]`` within 0 to 1; :data:`THRESHOLD` or more is a positive prediction.
+        probabilities: ``[n, K]`` within 0 to 1, of which :data:`scripts.core.tasks.THRESHOLD` or more is a positive
+            decision; or decisions.
         labels: ``[n, K]``, 0 or 1.
 
     Raises:
@@ -36,7 +38,12 @@ def decision_counts(probabilities: ArrayLike, labels: ArrayLike) -> NDArray[np.i
 def class_confusion(probabilities: ArrayLike, labels: ArrayLike) -> NDArray[np.int64]:
     """Of the slides with exactly one class, how many have which (rows) and get which as most probable: ``[K, K]``.
 
-    Arguments and errors as :func:`decision_counts`.
+    Args:
+        probabilities: ``[n, K]`` within 0 to 1; or decisions for one class each.
+        labels: ``[n, K]``, 0 or 1.
+
+    Raises:
+        ValueError: if the arrays do not fit, or contain other values.
     """
     p, y = check_predictions(probabilities, labels)
     single = y.sum(axis=1) == 1
@@ -47,7 +54,13 @@ def class_confusion(probabilities: ArrayLike, labels: ArrayLike) -> NDArray[np.i
     )
 
 
-def draw_confusion(probabilities: ArrayLike, labels: ArrayLike, class_names: Sequence[str], title: str = "") -> Figure:
+def draw_confusion(
+    probabilities: ArrayLike,
+    labels: ArrayLike,
+    class_names: Sequence[str],
+    title: str = "",
+    task: str = "multilabel",
+) -> Figure:
     """The counts of each class, and of several classes also which is taken for which; errors as for the counts.
 
     Args:
@@ -55,12 +68,15 @@ def draw_confusion(probabilities: ArrayLike, labels: ArrayLike, class_names: Seq
         labels: ``[n, K]``, 0 or 1.
         class_names: of the K classes.
         title: of the figure.
+        task: one of :data:`scripts.core.tasks.TASKS`, which says what is decided.
 
     Raises:
         ValueError: if the arrays or names do not fit, or the arrays contain other values.
     """
-    check_predictions(probabilities, labels, class_names=class_names)
-    counts = decision_counts(probabilities, labels)
+    p, _ = check_predictions(probabilities, labels, class_names=class_names)
+    kind = get_task(task)
+    decided = kind.decided(p)
+    counts = decision_counts(decided, labels)
     columns = min(len(class_names), MOST_IN_A_ROW)
     num_rows = -(-len(class_names) // columns)
     several = len(class_names) > 1
@@ -77,11 +93,11 @@ def draw_confusion(probabilities: ArrayLike, labels: ArrayLike, class_names: Seq
         axes.set_title(name, fontsize=10, parse_math=False)
         axes.set(xlabel="predicted", ylabel="label")
     if several:
-        single = class_confusion(probabilities, labels)
+        single = class_confusion(decided if kind.is_exclusive else p, labels)
         axes = parts[1].subplots()
         _draw_counts(axes, single, class_names)
         axes.set_title(f"slides with one class ({single.sum()})", fontsize=10)
-        axes.set(xlabel="most probable class", ylabel="label")
+        axes.set(xlabel="decision" if kind.is_exclusive else "most probable class", ylabel="label")
         axes.tick_params(axis="x", rotation=30)
     return figure
 

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
+from scripts.core.tasks import get_task
 from scripts.evaluation.calibration import draw_calibration
 from scripts.evaluation.confusion import draw_confusion
 from scripts.evaluation.curves import draw_precision_recall, draw_roc
@@ -24,7 +25,7 @@ class HeadFigure(NamedTuple):
 
 
 def head_figures(
-    head: str, probabilities: ArrayLike, labels: ArrayLike, class_names: Sequence[str]
+    head: str, probabilities: ArrayLike, labels: ArrayLike, class_names: Sequence[str], task: str = "multilabel"
 ) -> list[HeadFigure]:
     """The figures of a head. Their parts are in place: drawn again, in another format, they are not laid out anew.
 
@@ -33,11 +34,13 @@ def head_figures(
         probabilities: ``[n, K]`` within 0 to 1.
         labels: ``[n, K]``, 0 or 1.
         class_names: of the K classes.
+        task: one of :data:`scripts.core.tasks.TASKS`, which says what is decided.
 
     Raises:
         ValueError: if the arrays or names do not fit, or the arrays contain other values.
     """
-    p, y = probabilities, labels
+    p, y, kind = probabilities, labels, get_task(task)
+    rule = kind.decision if kind.is_exclusive else "a probability of 0.5"
     figures = [
         HeadFigure("roc", f"ROC curves of the head {head}", draw_roc(p, y, class_names, f"{head}: ROC")),
         HeadFigure(
@@ -47,8 +50,8 @@ def head_figures(
         ),
         HeadFigure(
             "confusion",
-            f"Confusion of the head {head}, at a probability of 0.5",
-            draw_confusion(p, y, class_names, f"{head}: confusion"),
+            f"Confusion of the head {head}, at {rule}",
+            draw_confusion(p, y, class_names, f"{head}: confusion", task),
         ),
         HeadFigure("calibration", f"Calibration of the head {head}", draw_calibration(p, y, f"{head}: calibration")),
     ]

@@ -9,10 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.metrics import precision_recall_curve, roc_curve
 
+from scripts.core.tasks import get_task
 from scripts.evaluation.bootstrap import bootstrap_interval, class_intervals, mean_interval
 from scripts.evaluation.calibration import reliability
 from scripts.evaluation.confusion import class_confusion, decision_counts
-from scripts.evaluation.metrics import THRESHOLD, class_scores, head_scores
+from scripts.evaluation.metrics import class_scores, head_scores
 
 __all__ = ["RANKING_SCORES", "head_report", "operating_point_report"]
 
@@ -30,10 +31,10 @@ def head_report(
     """The scores of a head, undefined ones as NaN.
 
     Args:
-        p: probabilities ``[n, K]``, as the network gives them; 0.5 or more is a positive decision.
+        p: probabilities ``[n, K]``, as the network gives them.
         y: labels ``[n, K]``, 0 or 1.
         class_names: of the K classes.
-        task: ``"multilabel"`` or ``"binary"``.
+        task: one of :data:`scripts.core.tasks.TASKS`, which says what is decided.
         seed: of the bootstrap.
         patients: of the n slides.
 
@@ -44,20 +45,20 @@ def head_report(
     """
     classes = {
         name: scores | {"slides": int(y[:, k].sum()), "curves": _curves(p[:, k], y[:, k])}
-        for k, (name, scores) in enumerate(_class_scores(p, y, class_names, seed, patients).items())
+        for k, (name, scores) in enumerate(_class_scores(p, y, class_names, task, seed, patients).items())
     }
     bounds = bootstrap_interval(p, y, task, seed=seed, patients=patients)
     return {
         **_with_bounds(head_scores(p, y, task), bounds),
         "classes": classes,
         **_probabilities(p, y, seed, patients),
-        "confusion": _confusion(p >= THRESHOLD, p, y, class_names),
+        "confusion": _confusion(get_task(task).decided(p), p, y, class_names, task),
     }
 
 
 def operating_point_report(
     p: Floats,
-    thresholds: Floats,
+    thresholds: Floats | None,
     y: Floats,
     class_names: Sequence[str],
     task: str,
@@ -68,33 +69,33 @@ def operating_point_report(
 
     Args:
         p: calibrated probabilities ``[n, K]``.
-        thresholds: ``[K]``, from which on a probability is a positive decision.
+        thresholds: ``[K]``, from which on a probability is a positive decision; ``None`` where the task has none.
         y: as in :func:`head_report`, and so are the others.
         class_names: see there.
         task: see there.
         seed: see there.
         patients: see there.
     """
-    # The scores decide at 0.5.
-    decided = (p >= thresholds).astype(np.float64)
+    # The scores decide once more, on a probability of 1 for what is decided.
+    decided = get_task(task).decided(p, thresholds).astype(np.float64)
     bounds = bootstrap_interval(decided, y, task, seed=seed, patients=patients)
-    classes = {
-        name: {"threshold": float(thresholds[k]), **_of_decisions(scores), "slides": int(y[:, k].sum())}
-        for k, (name, scores) in enumerate(_class_scores(decided, y, class_names, seed, patients).items())
-    }
+    classes = {}
+    for k, (name, scores) in enumerate(_class_scores(decided, y, class_names, task, seed, patients).items()):
+        threshold = {} if thresholds is None else {"threshold": float(thresholds[k])}
+        classes[name] = {**threshold, **_of_decisions(scores), "slides": int(y[:, k].sum())}
     return {
         **_of_decisions(_with_bounds(head_scores(decided, y, task), bounds)),
         "classes": classes,
         **_probabilities(p, y, seed, patients),
-        "confusion": _confusion(decided, p, y, class_names),
+        "confusion": _confusion(decided, p, y, class_names, task),
     }
 
 
 def _class_scores(
-    p: Floats, y: Floats, class_names: Sequence[str], seed: int, patients: Sequence[str]
+    p: Floats, y: Floats, class_names: Sequence[str], task: str, seed: int, patients: Sequence[str]
 ) -> dict[str, dict[str, Any]]:
-    bounds = class_intervals(p, y, class_names, seed=seed, patients=patients)
-    return {name: _with_bounds(scores, bounds[name]) for name, scores in class_scores(p, y, class_names).items()}
+    bounds = class_intervals(p, y, class_names, seed=seed, patients=patients, task=task)
+    return {name: _with_bounds(scores, bounds[name]) for name, scores in class_scores(p, y, class_names, task).items()}
 
 
 def _with_bounds(scores: Mapping[str, float], bounds: Mapping[str, tuple[float, float]]) -> dict[str, Any]:
@@ -119,10 +120,11 @@ def _probabilities(p: Floats, y: Floats, seed: int, patients: Sequence[str]) -> 
     }
 
 
-def _confusion(decided: NDArray[Any], p: Floats, y: Floats, class_names: Sequence[str]) -> dict[str, Any]:
-    """Of each class ``[[TN, FP], [FN, TP]]``; and of slides with one class, label by most probable class."""
+def _confusion(decided: NDArray[Any], p: Floats, y: Floats, class_names: Sequence[str], task: str) -> dict[str, Any]:
+    """Of each class ``[[TN, FP], [FN, TP]]``; and of slides with one class, label by most probable, or only, class."""
     counts = {name: of.tolist() for name, of in zip(class_names, decision_counts(decided, y), strict=True)}
-    single = {"slides_with_one_class": class_confusion(p, y).tolist()} if len(class_names) > 1 else {}
+    taken = decided if get_task(task).is_exclusive else p
+    single = {"slides_with_one_class": class_confusion(taken, y).tolist()} if len(class_names) > 1 else {}
     return {"classes": counts, **single}
 
 

@@ -20,6 +20,7 @@ from scripts.bags.mask_files import read_image_of_slide
 from scripts.bags.mask_values import distinct_values
 from scripts.bags.tissue import TissueMask
 from scripts.core.errors import SettingsError, SlideError
+from scripts.core.tasks import get_task
 from scripts.datalists.labels import output_names, resolve_positive_classes
 from scripts.evaluation.annotated_regions import AnnotatedRegions, read_annotated_regions
 from scripts.evaluation.bootstrap import mean_interval
@@ -121,17 +122,22 @@ class Localisation:
 def region_values(
     task: str, class_names: Sequence[str], positive_classes: Sequence[str] | None = None
 ) -> dict[str, tuple[int, ...]]:
-    """The pixel values of a label image that are positive for each output of a task.
+    """The pixel values of a label image that are positive for what each logit of a task stands for.
 
-    The classes are those of the label images, in order. In the binary task the one output has the values of all
-    positive classes, see :func:`scripts.datalists.labels.resolve_positive_classes`.
+    The classes are those of the label images, in order. In the binary task the one logit has the values of all
+    positive classes, see :func:`scripts.datalists.labels.resolve_positive_classes`; in the ordinal task each has those
+    of all higher classes.
 
     Raises:
         SettingsError: as that function; or if the positive classes are not known.
     """
-    values = {name: k + 1 for k, name in enumerate(class_names)}
     if task != "binary":
-        return {name: (value,) for name, value in values.items()}
+        kind, own = get_task(task), np.eye(len(class_names))  # [K, K]: a slide of each class
+        positive_of = kind.per_logit(own).T > 0.5  # [L, K]
+        names = kind.logit_names(class_names)
+        positive_values = (tuple(int(k) + 1 for k in np.flatnonzero(of_logit)) for of_logit in positive_of)
+        return dict(zip(names, positive_values, strict=True))
+    values = {name: k + 1 for k, name in enumerate(class_names)}
     positive = resolve_positive_classes(task, class_names, positive_classes)
     if positive is None:
         cause = "not given, and `regions` of which classes are positive in the binary task is not known"

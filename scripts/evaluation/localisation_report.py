@@ -19,6 +19,7 @@ from scripts.core.files import write_csv, write_json
 from scripts.core.ranks import is_first_rank
 from scripts.core.repeats import Repeats, first_names
 from scripts.core.shards import dataset_size, gather_shards
+from scripts.core.tasks import get_task
 from scripts.datalists.patients import patients_known, patients_of
 from scripts.evaluation.bootstrap import patients_text, warn_of_few
 from scripts.evaluation.localisation import (
@@ -62,7 +63,7 @@ class LocalisationReport:
         data: the datalist's entries.
         bag_builder: opens the slides, to learn their size and bounds.
         summary_writer: the TensorBoard writer; ``None`` on other ranks than the first.
-        task: ``"multilabel"`` or ``"binary"``.
+        task: one of :data:`scripts.core.tasks.TASKS`; in the ordinal one maps and regions are of what is above a class.
         positive_classes: those whose regions are positive in the binary task.
         seed: seed of the bootstrap.
 
@@ -85,7 +86,7 @@ class LocalisationReport:
     ) -> None:
         self.output_dir, self.summary_writer, self.seed = Path(output_dir), summary_writer, seed
         self.network, self.maps, self.bag_builder = network, list(maps), bag_builder
-        self.region_classes = list(class_names)
+        self.region_classes, self.kind = list(class_names), get_task(task)
         self.entries = {str(entry["slide"]): entry for entry in data if entry.get("regions")}
         self.patients, self.patients_known = patients_of(list(self.entries.values())), patients_known(data)
         self.values = region_values(task, class_names, positive_classes) if self.entries else {}
@@ -117,7 +118,7 @@ class LocalisationReport:
             self.found.append([] if entry is None else self._compare_slide(item, entry))
 
     def _compare_slide(self, item: Mapping[str, Any], entry: Mapping[str, Any]) -> list[Localisation]:
-        labelled = [int(k) for k in np.flatnonzero(np.asarray(entry[CommonKeys.LABEL]) > 0.5)]
+        labelled = [int(k) for k in np.flatnonzero(self.kind.per_logit(np.asarray(entry[CommonKeys.LABEL])) > 0.5)]
         if not labelled:
             return []
         name = str(entry["slide"])
@@ -135,7 +136,7 @@ class LocalisationReport:
         if others:
             contained = first_names(others)
             text = f"slide {name}: its regions contain {contained}, which its label does not: these are not evaluated"
-            self._repeats.log(logger, logging.WARNING, f"{text}. Correct the label or the regions.", name)
+            self._repeats.log(logger, logging.WARNING, f"{text}. If one is wrong, correct it.", name)
         for m, spec in enumerate(self.maps):
             any_map = maps(m, labelled[0], KINDS[0])  # All maps of a scale have the same patches.
             values = [classes[k][1] for k in labelled]

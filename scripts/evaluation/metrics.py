@@ -1,6 +1,7 @@
-"""The scores of the paper, on arrays and as metrics of MONAI's engines.
+"""The scores of the paper, and of the tasks that it does not have, on arrays and as metrics of MONAI's engines.
 
-A probability of 0.5 or more is a positive prediction. "micro" counts every slide and class as one decision.
+The task decides (:meth:`scripts.core.tasks.Task.decided`): in the paper's a probability of 0.5 or more is a positive
+prediction. "micro" counts every slide and class as one decision.
 """
 
 from __future__ import annotations
@@ -21,21 +22,20 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.metrics import (
     accuracy_score,
     average_precision_score,
+    cohen_kappa_score,
     f1_score,
     precision_recall_fscore_support,
     recall_score,
     roc_auc_score,
 )
 from torch import Tensor
-from torch.nn.functional import binary_cross_entropy_with_logits
 
-from scripts.core.errors import SettingsError
 from scripts.core.shards import dataset_size, gather_shards
+from scripts.core.tasks import get_task
 
 __all__ = [
     "CLASS_SCORE_NAMES",
     "SCORE_TITLES",
-    "THRESHOLD",
     "check_predictions",
     "class_scores",
     "frequency_baseline",
@@ -48,16 +48,13 @@ __all__ = [
 
 Floats = NDArray[np.float64]
 
-THRESHOLD = 0.5
-SCORE_NAMES = {
-    "multilabel": ("micro_accuracy", "micro_f1", "macro_f1", "roc_auc"),
-    "binary": ("accuracy", "f1", "roc_auc"),
-}
 SCORE_TITLES = {
     "micro_accuracy": "micro-accuracy",
     "micro_f1": "micro-F1",
     "macro_f1": "macro-F1",
     "accuracy": "accuracy",
+    "balanced_accuracy": "balanced accuracy",
+    "quadratic_kappa": "quadratic weighted kappa",
     "precision": "precision",
     "recall": "recall (sensitivity)",
     "specificity": "specificity",
@@ -70,26 +67,23 @@ CLASS_SCORE_NAMES = ("accuracy", "precision", "recall", "specificity", "f1", "ro
 
 
 def score_names(task: str) -> tuple[str, ...]:
-    """The names of the scores of a task, ``"multilabel"`` or ``"binary"``.
-
-    Raises:
-        SettingsError: if there is no such task.
-    """
-    if task not in SCORE_NAMES:
-        raise SettingsError("task", f"got {task!r}", f"Set it to one of: {', '.join(SCORE_NAMES)}.")
-    return SCORE_NAMES[task]
+    """The names of the scores of a task; raises what :func:`scripts.core.tasks.get_task` does."""
+    return get_task(task).scores
 
 
 def head_scores(probabilities: ArrayLike, labels: ArrayLike, task: str) -> dict[str, float]:
     """The scores of one head.
 
     An F1 without any positive label or prediction is 0, and the ROC-AUC of labels that are all the same is NaN. The
-    multilabel ROC-AUC is micro: it ranks all slides and classes together.
+    multilabel ROC-AUC is micro: it ranks all slides and classes together. Where a slide has exactly one class, it is
+    that of each class against the rest, and the balanced accuracy the recall of each class, as means over the classes
+    in which they are defined. The quadratic weighted kappa (Cohen, Psychological Bulletin 70(4):213-220, 1968) is NaN
+    where all labels and decisions are of one class.
 
     Args:
         probabilities: ``[n, K]`` within 0 to 1; K is 1 for binary.
         labels: ``[n, K]``, 0 or 1.
-        task: ``"multilabel"`` or ``"binary"``.
+        task: one of :data:`scripts.core.tasks.TASKS`.
 
     Returns:
         A value for each of :func:`score_names`, in that order.
@@ -98,20 +92,17 @@ def head_scores(probabilities: ArrayLike, labels: ArrayLike, task: str) -> dict[
         SettingsError: if there is no such task.
         ValueError: if the arrays do not fit, or contain other values.
     """
-    names = score_names(task)
+    kind = get_task(task)
     p, y = check_predictions(probabilities, labels, task)
-    predicted, truth, classes = (p >= THRESHOLD).ravel(), (y == 1).ravel(), range(y.shape[1])
-    scores = {
-        "accuracy": accuracy_score(truth, predicted),
-        "f1": f1_score(truth, predicted, zero_division=0.0),
-        "macro_f1": np.mean([f1_score(y[:, k], p[:, k] >= THRESHOLD, zero_division=0.0) for k in classes]),
-        "roc_auc": roc_auc_score(truth, p.ravel()) if truth.any() and not truth.all() else np.nan,
-    }
-    return {name: float(scores[name.removeprefix("micro_")]) for name in names}
+    decided, classes = kind.decided(p), range(y.shape[1])
+    macro_f1 = np.mean([f1_score(y[:, k], decided[:, k], zero_division=0.0) for k in classes])
+    own = _exclusive_scores(p, y, decided) if kind.is_exclusive else _micro_scores(p, y, decided)
+    scores = {**own, "macro_f1": macro_f1}
+    return {name: float(scores[name.removeprefix("micro_")]) for name in kind.scores}
 
 
 def class_scores(
-    probabilities: ArrayLike, labels: ArrayLike, class_names: Sequence[str]
+    probabilities: ArrayLike, labels: ArrayLike, class_names: Sequence[str], task: str = "multilabel"
 ) -> dict[str, dict[str, float]]:
     """For each class :data:`CLASS_SCORE_NAMES`, and ``slides``, how many have it; arguments as :func:`head_scores`.
 
@@ -124,19 +115,21 @@ def class_scores(
         ValueError: if the arrays or names do not fit, or the arrays contain other values.
     """
     p, y = check_predictions(probabilities, labels, class_names=class_names)
-    return {name: _one_class(p[:, k], y[:, k]) for k, name in enumerate(class_names)}
+    decided = get_task(task).decided(p)
+    return {name: _one_class(p[:, k], y[:, k], decided[:, k]) for k, name in enumerate(class_names)}
 
 
 def frequency_baseline(train_labels: ArrayLike, test_labels: ArrayLike, task: str) -> dict[str, float]:
     """The scores of a classifier that knows only how frequent the classes are in training.
 
     It gives every slide the same answer: the one that has the best micro-F1 (binary: F1) on the training labels, with
-    the fewest positives where several are best. Its ROC-AUC ranks by class frequency.
+    the fewest positives where several are best; where a slide has exactly one class, the most frequent one. Its ROC-AUC
+    ranks by class frequency.
 
     Args:
         train_labels: ``[m, K]``, 0 or 1.
         test_labels: ``[n, K]``, 0 or 1.
-        task: ``"multilabel"`` or ``"binary"``.
+        task: one of :data:`scripts.core.tasks.TASKS`.
 
     Returns:
         As :func:`head_scores` on the test labels.
@@ -149,7 +142,8 @@ def frequency_baseline(train_labels: ArrayLike, test_labels: ArrayLike, task: st
     frequency, f1 = train.mean(axis=0), score_names(task)[1]  # [K]
     # Whatever the number of positives, the most frequent classes give the best F1.
     rank = np.argsort(np.argsort(-frequency, kind="stable"), kind="stable")
-    answers = [(rank < positives).astype(np.float64) for positives in range(len(frequency) + 1)]
+    counts = [1] if get_task(task).is_exclusive else range(len(frequency) + 1)
+    answers = [(rank < positives).astype(np.float64) for positives in counts]
     best = max(answers, key=lambda answer: scores(answer, train)[f1])
     return scores(best, test) | {"roc_auc": scores(frequency, test)["roc_auc"]}
 
@@ -158,22 +152,22 @@ def head_metrics(heads: Sequence[str], task: str) -> dict[str, Metric]:
     """The metrics of every head, for an evaluator's ``additional_metrics``.
 
     Each is computed at the end of an epoch over the slides of all ranks. The engine's output must have the logits
-    ``pred`` ``[1 + S, K]`` and the labels ``label`` ``[K]`` of every slide, as MONAI's evaluator leaves them when no
+    ``pred`` ``[1 + S, L]`` and the labels ``label`` ``[K]`` of every slide, as MONAI's evaluator leaves them when no
     postprocessing changes them.
 
     Args:
         heads: the names of the heads in order, for example ``["global", "5x", "10x"]``.
-        task: ``"multilabel"`` or ``"binary"``.
+        task: one of :data:`scripts.core.tasks.TASKS`.
 
     Returns:
-        For each head ``"<head>_<score>"`` with the scores of :func:`head_scores`, and ``"<head>_loss"``, its binary
+        For each head ``"<head>_<score>"`` with the scores of :func:`head_scores`, and ``"<head>_loss"``, its
         cross-entropy.
     """
     metrics: dict[str, Metric] = {}
     for index, head in enumerate(heads):
         for name in score_names(task):
             metrics[f"{head}_{name}"] = _AllSlides(partial(_score, name=name, task=task), index)
-        metrics[f"{head}_loss"] = _AllSlides(_loss, index)
+        metrics[f"{head}_loss"] = _AllSlides(partial(_loss, task=task), index)
     return metrics
 
 
@@ -194,7 +188,8 @@ def check_predictions(
     """Probabilities and labels as arrays ``[n, K]``, K of them for the task and the class names where given.
 
     Raises:
-        ValueError: if the arrays do not fit, or contain other values than 0 to 1, and 0 or 1.
+        ValueError: if the arrays do not fit, or contain other values than 0 to 1, and 0 or 1; or if a slide has not
+            exactly one class, where the task wants it.
     """
     p, y = np.asarray(probabilities, np.float64), np.asarray(labels, np.float64)
     if p.ndim != 2 or p.shape != y.shape or not p.size:
@@ -207,6 +202,8 @@ def check_predictions(
         raise ValueError(f"probabilities must be within 0 to 1, got {wrong[0]}")
     if (wrong := y[~np.isin(y, (0, 1))]).size:
         raise ValueError(f"labels must be 0 or 1, got {wrong[0]}")
+    if task is not None and get_task(task).is_exclusive and (wrong := y[y.sum(axis=1) != 1]).size:
+        raise ValueError(f"in the {task} task a slide has exactly one class, got {wrong[0].tolist()}")
     return p, y
 
 
@@ -247,15 +244,40 @@ def _rows(batches: list[Tensor]) -> list[Tensor]:
 def _score(logits: Tensor, labels: Tensor, name: str, task: str) -> float:
     if torch.isnan(logits).all():  # a head that this phase of the training does not compute
         return math.nan
-    return head_scores(torch.sigmoid(logits).numpy(), labels.numpy(), task)[name]
+    return head_scores(get_task(task).probabilities(logits).numpy(), labels.numpy(), task)[name]
 
 
-def _loss(logits: Tensor, labels: Tensor) -> float:
-    return binary_cross_entropy_with_logits(logits, labels).item()
+def _loss(logits: Tensor, labels: Tensor, task: str) -> float:
+    return get_task(task).losses(logits, labels).mean().item()
 
 
-def _one_class(p: Floats, y: Floats) -> dict[str, float]:
-    predicted, some, all_same = p >= THRESHOLD, bool(y.any()), y.min() == y.max()
+def _micro_scores(p: Floats, y: Floats, decided: NDArray[np.bool_]) -> dict[str, float]:
+    """Every slide and class is one decision."""
+    truth, predicted = (y == 1).ravel(), decided.ravel()
+    return {
+        "accuracy": accuracy_score(truth, predicted),
+        "f1": f1_score(truth, predicted, zero_division=0.0),
+        "roc_auc": roc_auc_score(truth, p.ravel()) if truth.any() and not truth.all() else np.nan,
+    }
+
+
+def _exclusive_scores(p: Floats, y: Floats, decided: NDArray[np.bool_]) -> dict[str, float]:
+    """Every slide is one decision."""
+    truth, predicted, there = y.argmax(axis=1), decided.argmax(axis=1), np.flatnonzero(y.any(axis=0))
+    ranked = [roc_auc_score(y[:, k], p[:, k]) for k in there if not y[:, k].all()]
+    # Classes that are neither there nor decided count as steps between the others.
+    kappa = partial(cohen_kappa_score, labels=range(y.shape[1]), weights="quadratic")
+    is_one = len(np.union1d(truth, predicted)) == 1
+    return {
+        "accuracy": accuracy_score(truth, predicted),
+        "balanced_accuracy": recall_score(truth, predicted, labels=there, average="macro"),
+        "quadratic_kappa": np.nan if is_one else kappa(truth, predicted),
+        "roc_auc": np.mean(ranked) if ranked else np.nan,
+    }
+
+
+def _one_class(p: Floats, y: Floats, predicted: NDArray[np.bool_]) -> dict[str, float]:
+    some, all_same = bool(y.any()), y.min() == y.max()
     precision, recall, f1, _ = precision_recall_fscore_support(y, predicted, average="binary", zero_division=np.nan)
     scores = {
         "accuracy": accuracy_score(y, predicted),

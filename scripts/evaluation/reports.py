@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from scripts.core.files import write_csv, write_json
 from scripts.core.ranks import is_first_rank
 from scripts.core.shards import dataset_size, gather_shards
+from scripts.core.tasks import get_task
 from scripts.datalists.patients import patients_known, patients_of
 from scripts.evaluation.bootstrap import patients_text, warn_of_few, warn_of_unknown
 from scripts.evaluation.head_report import head_report, operating_point_report
-from scripts.evaluation.metrics import THRESHOLD, score_names
 
 if TYPE_CHECKING:
     # The board draws slides with their labels, which are written here.
@@ -41,7 +41,7 @@ def label_text(label: NDArray[Any], class_names: Sequence[str]) -> str:
 
 
 def classes_text(values: NDArray[Any], class_names: Sequence[str]) -> str:
-    """Probabilities or a label ``[K]`` in words: classes with 0.5 or more; else ``none``, of one class ``not ...``."""
+    """Decisions or a label ``[K]`` in words: classes with 0.5 or more; else ``none``, of one class ``not ...``."""
     names = [name for name, value in zip(class_names, values, strict=True) if value >= 0.5]
     return ", ".join(names) or ("none" if len(class_names) > 1 else f"not {class_names[0]}")
 
@@ -65,14 +65,15 @@ class PredictionReport:
     """Writes ``predictions.csv``: slide, head, one probability a class, the decision, the label where there is one.
 
     Where the weights have an operating point, each class has a calibrated probability as well, and the decision is that
-    at its threshold, else at 0.5. Attach to an evaluator whose postprocessing makes probabilities ``[H, K]``, with
-    :class:`scripts.inference.decisions.Decided` before it. Of several ranks the first writes the predictions of all, in
-    the order of the dataset.
+    on these, at the thresholds of the weights where the task has some. Attach to an evaluator whose postprocessing
+    makes probabilities ``[H, K]``, with :class:`scripts.inference.decisions.Decided` before it. Of several ranks the
+    first writes the predictions of all, in the order of the dataset.
 
     Args:
         output_dir: where the file is written.
         heads: the H heads' names.
         class_names: the K classes' names.
+        task: one of :data:`scripts.core.tasks.TASKS`, which says what is decided.
         key: of the probabilities in the evaluator's output.
         write_seconds: how often the file is written meanwhile, and also when the run fails, for one rank alone;
             ``None`` writes when the run is complete.
@@ -85,10 +86,12 @@ class PredictionReport:
         output_dir: str | Path,
         heads: Sequence[str],
         class_names: Sequence[str],
+        task: str = "multilabel",
         key: str = CommonKeys.PRED,
         write_seconds: float | None = None,
     ) -> None:
         self.output_dir, self.key, self.write_seconds = Path(output_dir), key, write_seconds
+        self.kind = get_task(task)
         self.heads, self.class_names = list(heads), list(class_names)
         self._clear()
 
@@ -112,6 +115,7 @@ class PredictionReport:
         self.probabilities: list[NDArray[np.float32]] = []
         # Empty where the weights have no operating point.
         self.calibrated: list[NDArray[np.float64]] = []
+        # None there, and where the task has none.
         self.thresholds: NDArray[np.float64] | None = None
         self.labels: list[NDArray[np.float32]] = []
         self._written_at = time.monotonic()
@@ -123,7 +127,7 @@ class PredictionReport:
             self.probabilities.append(output[self.key].float().cpu().numpy())
             if (calibrated := output.get("calibrated")) is not None:
                 self.calibrated.append(calibrated.double().cpu().numpy())
-                self.thresholds = output["threshold"].double().cpu().numpy()
+                self.thresholds = output["threshold"].double().cpu().numpy() if "threshold" in output else None
             if output.get(CommonKeys.LABEL) is not None:
                 self.labels.append(output[CommonKeys.LABEL].float().cpu().numpy())
         if self.write_seconds is not None and time.monotonic() - self._written_at >= self.write_seconds:
@@ -171,9 +175,8 @@ class PredictionReport:
 
     def _decided(self, index: int) -> NDArray[np.bool_]:
         """The decisions ``[H, K]`` on a slide."""
-        if self.thresholds is None:
-            return self.probabilities[index] >= THRESHOLD
-        return self.calibrated[index] >= self.thresholds
+        probabilities = self.calibrated[index] if self.calibrated else self.probabilities[index]
+        return self.kind.decided(probabilities, self.thresholds)
 
 
 class EvaluationReport(PredictionReport):
@@ -188,7 +191,7 @@ class EvaluationReport(PredictionReport):
         output_dir: where the files are written.
         heads: the heads' names.
         class_names: the K classes' names.
-        task: ``"multilabel"`` or ``"binary"``.
+        task: see :class:`PredictionReport`.
         board: writes the TensorBoard events; without it, there are none.
         seed: seed of the bootstrap.
         made_by: see above; without it, it is left out.
@@ -212,11 +215,11 @@ class EvaluationReport(PredictionReport):
         made_by: Mapping[str, Any] | None = None,
         data: Sequence[Mapping[str, Any]] = (),
     ) -> None:
-        super().__init__(output_dir, heads, class_names)
+        super().__init__(output_dir, heads, class_names, task)
         self.patients, self.patients_known = patients_of(data), patients_known(data)
         self.report: dict[str, Any] = {}
         self.num_patients: int | None = None
-        self.task, self.names, self.seed, self.board = task, score_names(task), seed, board
+        self.task, self.names, self.seed, self.board = task, self.kind.scores, seed, board
         self.made_by = {} if made_by is None else {"made_by": dict(made_by)}
 
     def _clear(self) -> None:
@@ -233,9 +236,10 @@ class EvaluationReport(PredictionReport):
         for h, head in enumerate(self.heads):
             given = labels, self.class_names, self.task, self.seed, patients
             report[head] = head_report(probabilities[:, h], *given)
-            if self.thresholds is not None:
+            if self.calibrated:
                 calibrated = np.stack(self.calibrated)[order, h]
-                report[head]["operating_point"] = operating_point_report(calibrated, self.thresholds[h], *given)
+                thresholds = None if self.thresholds is None else self.thresholds[h]
+                report[head]["operating_point"] = operating_point_report(calibrated, thresholds, *given)
         path, num_patients = self.output_dir / "metrics.json", len(set(patients))
         self.num_patients = num_patients if self.patients_known else None
         numbers = {"slides": len(patients), "patients": self.num_patients}
@@ -260,5 +264,6 @@ class EvaluationReport(PredictionReport):
 
             labels, probabilities = np.stack(self.labels), np.stack(self.probabilities)
             for index, head in enumerate(self.heads):
-                self._figures[head] = head_figures(head, probabilities[:, index], labels, self.class_names)
+                given = probabilities[:, index], labels, self.class_names, self.task
+                self._figures[head] = head_figures(head, *given)
         return self._figures

@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from scripts.bags.bag import BagBuilder
 from scripts.core.errors import SlideError
+from scripts.core.tasks import get_task
 from scripts.evaluation.localisation import read_regions
 from scripts.evaluation.metrics import check_predictions
 from scripts.evaluation.reports import classes_text
@@ -84,6 +85,7 @@ class SlidePictures:
         bag_builder: opens the slides.
         class_names: the classes that the heads predict.
         region_names: the classes of the annotated regions, in the order of their values.
+        task: one of :data:`scripts.core.tasks.TASKS`, which says what the maps are of.
     """
 
     def __init__(
@@ -94,9 +96,12 @@ class SlidePictures:
         bag_builder: BagBuilder,
         class_names: Sequence[str],
         region_names: Sequence[str],
+        task: str = "multilabel",
     ) -> None:
         self.network, self.maps, self.dataset, self.bag_builder = network, list(maps), dataset, bag_builder
         self.class_names, self.region_names = list(class_names), list(region_names)
+        self.kind = get_task(task)
+        self.map_names = self.kind.logit_names(class_names)
         self.places = {str(entry["slide"]): index for index, entry in enumerate(dataset.data)}
 
     def draw(self, slides: Sequence[str], probabilities: NDArray[Any], labels: NDArray[Any]) -> dict[str, Figure]:
@@ -111,10 +116,12 @@ class SlidePictures:
         """
         rows: dict[str, list[PanelRow]] = {kind: [] for kind in KINDS}
         for name, p, y in zip(slides, probabilities, labels, strict=True):
-            error = np.abs(p - y)
-            k = int(error.argmax() if error.max() > 0.5 else p.argmax())
+            of_maps, truth = self.kind.per_logit(p), self.kind.per_logit(y)
+            error = np.abs(of_maps - truth)
+            k = int(error.argmax() if error.max() > 0.5 else of_maps.argmax())
+            text = f"label {classes_text(y, self.class_names)}, {self.map_names[k]} {of_maps[k]:.2f}"
             try:
-                row = self._row(name, k, f"label {classes_text(y, self.class_names)}, {self.class_names[k]} {p[k]:.2f}")
+                row = self._row(name, k, text)
             except SlideError as problem:
                 logger.warning("no picture of slide %s: %s", name, problem)
                 continue
@@ -135,7 +142,7 @@ class SlidePictures:
         return {
             kind: PanelRow(
                 f"{name}\n{text}",
-                self.class_names[k],
+                self.map_names[k],
                 thumbnail,
                 regions,
                 [(spec.name.replace("_", " "), found(m, k, kind)) for m, spec in enumerate(self.maps)],

@@ -8,6 +8,7 @@ from typing import Any
 
 from scripts.core.magnification import scale_names
 from scripts.core.markdown import markdown_table
+from scripts.core.tasks import get_task
 from scripts.evaluation.bootstrap import UNKNOWN_PATIENTS, few_patients, patients_text
 from scripts.evaluation.head_report import RANKING_SCORES
 from scripts.evaluation.metrics import CLASS_SCORE_NAMES, SCORE_TITLES, score_names
@@ -42,7 +43,9 @@ def summary(
     if "operating_point" in metrics[heads[0]]:
         decided = [name for name in names if name not in RANKING_SCORES]
         rows = [[head, *(interval_text(metrics[head]["operating_point"][name]) for name in decided)] for head in heads]
-        blocks += ["The same at the operating point: calibrated, decided at the thresholds of the weights."]
+        kind = get_task(settings["task"])
+        rule = kind.decision if kind.is_exclusive else "decided at the thresholds of the weights"
+        blocks += [f"The same at the operating point: calibrated, {rule}."]
         blocks.append(markdown_table(["head", *(SCORE_TITLES[name] for name in decided)], rows))
     if warnings := _warnings(metrics, heads, record, left_out):
         blocks += ["## Warnings", "\n".join(f"- {text}" for text in warnings)]

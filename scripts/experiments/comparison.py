@@ -13,6 +13,7 @@ from scripts.core.errors import BundleError, SettingsError
 from scripts.core.files import replacing
 from scripts.core.ranks import from_first_rank, is_first_rank
 from scripts.core.settings import check_settings
+from scripts.core.tasks import get_task
 from scripts.datalists.failures import without
 from scripts.datalists.folds import Folds
 from scripts.datalists.labels import output_names
@@ -90,8 +91,9 @@ class Comparison:
             if len(set(values)) < len(values):
                 raise SettingsError(key, f"got {list(values)!r}", "Name each once.")
         self.class_names = output_names(settings["task"], settings["class_names"], settings.get("positive_classes"))
+        self.kind = get_task(settings["task"])
         if figure_slides is not None:
-            choose_figure_slides(testing_data, self.class_names, figure_slides)
+            choose_figure_slides(testing_data, self.class_names, figure_slides, self.kind)
         self.methods, self.seeds = list(methods), list(seeds)
         self.settings = dict(settings)
         self.training_data, self.testing_data = training_data, testing_data
@@ -116,7 +118,7 @@ class Comparison:
         """
         training_data, testing_data = (without(data, left_out) for data in (self.training_data, self.testing_data))
         if self.figure_slides is not None:
-            choose_figure_slides(testing_data, self.class_names, self.figure_slides)
+            choose_figure_slides(testing_data, self.class_names, self.figure_slides, self.kind)
         folds: Sequence[int | None] = [None]
         if self.split is not None:
             check_banks(self.split, self.feature_dir, left_out)

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from scripts.core.errors import SettingsError
 from scripts.core.imported import IMPORTED
 from scripts.core.repeats import first_names
+from scripts.core.tasks import TASKS, Task, get_task
 from scripts.datalists.keys import composed
 from scripts.evaluation.metrics import SCORE_TITLES, score_names
 from scripts.evaluation.slide_pictures import THUMBNAIL_PX, regions_over_slide
@@ -72,8 +73,11 @@ def draw_panels(
         region_names: the classes of the annotated regions, in the order of their values.
         figure_slides: see :func:`choose_figure_slides`.
     """
-    chosen = choose_figure_slides(testing_data, class_names, figure_slides)
-    if tested_by[0](testing_data[0]["slide"]).settings.get("backbone") == IMPORTED:
+    settings = tested_by[0](testing_data[0]["slide"]).settings
+    task = get_task(settings["task"])
+    map_names = task.logit_names(class_names)
+    chosen = choose_figure_slides(testing_data, class_names, figure_slides, task)
+    if settings.get("backbone") == IMPORTED:
         missing = [testing_data[i]["slide"] for i, _ in chosen if not os.path.exists(testing_data[i]["image"])]
         if missing:
             logger.warning("no pictures of slides whose files are not there: %s", first_names(missing))
@@ -89,7 +93,7 @@ def draw_panels(
         thumbnail, regions = read_thumbnail(slide, THUMBNAIL_PX), regions_over_slide(entry, slide, region_names)
         for kind in KINDS:
             of_slide = [titled for method in maps for titled in method[kind][row]]
-            rows[kind].append(PanelRow(entry["slide"], class_names[k], thumbnail, regions, of_slide))
+            rows[kind].append(PanelRow(entry["slide"], map_names[k], thumbnail, regions, of_slide))
     return {kind: panel(rows[kind], region_names) for kind in KINDS}
 
 
@@ -119,20 +123,25 @@ def _maps(
 
 
 def choose_figure_slides(
-    testing_data: Sequence[Mapping[str, Any]], class_names: Sequence[str], figure_slides: Sequence[str] | None = None
+    testing_data: Sequence[Mapping[str, Any]],
+    class_names: Sequence[str],
+    figure_slides: Sequence[str] | None = None,
+    task: Task = TASKS["multilabel"],
 ) -> list[tuple[int, int]]:
-    """Which slides are shown, and for which class: (index of the entry, index of the class).
+    """Which slides are shown, and for which class: (index of the entry, index of the class's maps).
 
     Args:
         testing_data: the entries of the test slides.
         class_names: the classes that the heads predict.
         figure_slides: names of slides, each shown for its first class. ``None`` takes, for each class, the first slide
             of that class that is not taken yet; slides with annotated regions come first.
+        task: which says what maps are of (:meth:`scripts.core.tasks.Task.per_logit`).
 
     Raises:
         SettingsError: if a name is not that of a test slide.
     """
     names = [entry["slide"] for entry in testing_data]
+    labels = [task.per_logit(np.asarray(entry["label"])) for entry in testing_data]
     if figure_slides is not None:
         listed = isinstance(figure_slides, Sequence) and not isinstance(figure_slides, str)
         if not listed or not all(isinstance(name, str) for name in figure_slides):
@@ -145,10 +154,10 @@ def choose_figure_slides(
                 f"Name some of: {', '.join(names[:10])}{', ...' if len(names) > 10 else ''}.",
             )
         indices = [names.index(composed(name)) for name in figure_slides]
-        return [(index, int(np.argmax(np.asarray(testing_data[index]["label"])))) for index in indices]
+        return [(index, int(np.argmax(labels[index]))) for index in indices]
     chosen: dict[int, int] = {}
     order = sorted(range(len(names)), key=lambda i: "regions" not in testing_data[i])
-    for k in range(len(class_names)):
-        free = [i for i in order if i not in chosen and testing_data[i]["label"][k] > 0]
+    for k in range(task.num_logits(len(class_names))):
+        free = [i for i in order if i not in chosen and labels[i][k] > 0]
         chosen.update((i, k) for i in free[:1])
     return list(chosen.items())[:MOST_SLIDES] or [(0, 0)]

@@ -149,7 +149,7 @@ def compare(
     Args:
         runs: of one cohort.
         magnifications: the scales.
-        task: ``"multilabel"`` or ``"binary"``.
+        task: one of :data:`scripts.core.tasks.TASKS`.
         class_names: the classes that the heads predict.
         num_resamples: of the paired bootstrap.
         patients: the patient of each slide, by its name; a slide without one is a patient of its own.

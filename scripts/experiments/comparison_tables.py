@@ -46,7 +46,7 @@ def comparison_tables(
     Args:
         rows: the heads of the methods.
         maps: their maps of attention and contribution.
-        task: ``"multilabel"`` or ``"binary"``.
+        task: one of :data:`scripts.core.tasks.TASKS`.
         num_slides: the number of test slides.
         num_patients: the number of their patients.
         seeds: the seeds of the trainings.

@@ -126,7 +126,7 @@ def pooled_scores(pooled: Pooled, task: str, class_names: Sequence[str], seed: i
 
     Args:
         pooled: the predictions.
-        task: ``"multilabel"`` or ``"binary"``.
+        task: one of :data:`scripts.core.tasks.TASKS`.
         class_names: the classes that the heads predict.
         seed: of the bootstrap over patients.
     """
@@ -150,7 +150,7 @@ def fold_tables(content: Mapping[str, Any], task: str) -> list[Table]:
 
     Args:
         content: of ``cross_validation.json``, undefined values as NaN.
-        task: ``"multilabel"`` or ``"binary"``.
+        task: one of :data:`scripts.core.tasks.TASKS`.
     """
     names, heads, folds = score_names(task), content["heads"], content["folds"]
     titles = [SCORE_TITLES[name] for name in names]

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from scripts.core.tasks import Task
 from scripts.evaluation.bootstrap import UNKNOWN_PATIENTS, few_patients, patients_text
 from scripts.evaluation.head_report import RANKING_SCORES
 from scripts.evaluation.metrics import CLASS_SCORE_NAMES, SCORE_TITLES
@@ -35,14 +36,7 @@ def evaluation_content(evaluation: EvaluationReport) -> dict[str, Any]:
         columns = ["class", "slides", *(SCORE_TITLES[name] for name in CLASS_SCORE_NAMES)]
         tables.append({"caption": f"Each class by the head {head}", "head": columns, "rows": rows})
     tables += [
-        {
-            "caption": f"At the operating point, by the head {head}: calibrated, decided at the thresholds",
-            "head": ["class", "threshold", *(SCORE_TITLES[name] for name in DECIDED)],
-            "rows": [
-                [name, f"{of_class['threshold']:.3f}", *(_cell(of_class[score]) for score in DECIDED)]
-                for name, of_class in scores["operating_point"]["classes"].items()
-            ],
-        }
+        _operating_point_table(head, scores["operating_point"], evaluation.kind)
         for head, scores in report.items()
         if "operating_point" in scores
     ]
@@ -53,6 +47,17 @@ def evaluation_content(evaluation: EvaluationReport) -> dict[str, Any]:
     ]
     few = UNKNOWN_PATIENTS if evaluation.num_patients is None else few_patients(evaluation.num_patients)
     return {"tables": tables, "figures": figures, "warnings": [] if few is None else [f"Scores: {few}"]}
+
+
+def _operating_point_table(head: str, point: Mapping[str, Any], task: Task) -> dict[str, Any]:
+    """What is decided on the calibrated probabilities, class by class; exclusive classes have no threshold."""
+    rule, column = (task.decision, []) if task.is_exclusive else ("decided at the thresholds", ["threshold"])
+    rows = [
+        [name, *(f"{of_class[key]:.3f}" for key in column), *(_cell(of_class[score]) for score in DECIDED)]
+        for name, of_class in point["classes"].items()
+    ]
+    caption = f"At the operating point, by the head {head}: calibrated, {rule}"
+    return {"caption": caption, "head": ["class", *column, *(SCORE_TITLES[name] for name in DECIDED)], "rows": rows}
 
 
 def _cell(score: Mapping[str, Any]) -> str:

@@ -19,6 +19,7 @@ from scripts.core.magnification import scale_names
 from scripts.core.ranks import is_first_rank
 from scripts.core.settings import check_settings
 from scripts.core.shards import dataset_size, gather_shards
+from scripts.core.tasks import get_task
 from scripts.datalists.failures import FailedSlides
 from scripts.evaluation.reports import EvaluationReport, classes_text
 from scripts.heatmaps.attention_maps import KINDS
@@ -55,12 +56,12 @@ class ReportWriter:
         output_dir: where both are written.
         title: of the page.
         method: one of :data:`scripts.networks.methods.METHODS`.
-        task: ``"multilabel"`` or ``"binary"``.
+        task: one of :data:`scripts.core.tasks.TASKS`; in the ordinal one maps are of its logits, ``"above <class>"``.
         magnifications: the scales.
         backbone: the encoder's name.
         mapped: the slides with their maps; the datalist's entries have ``label`` where it is known.
         heads: the H heads' names.
-        class_names: the names of a head's K outputs.
+        class_names: the names of a head's K classes.
         report: False writes none.
         top_patches: how many patches a gallery shows, at most 3 here; 0 for no galleries.
         coordinates: the frame of the positions in galleries, see :mod:`scripts.slides.frames`.
@@ -100,6 +101,8 @@ class ReportWriter:
         scales = ", ".join(scale_names(magnifications))
         self.facts = [("Method", f"{method_title(method)}, {task}, at {scales}"), ("Encoder", backbone)]
         self.mapped, self.heads, self.class_names = mapped, list(heads), list(class_names)
+        self.kind = get_task(task)
+        self.map_names = self.kind.logit_names(class_names)
         self.key, self.failures, self.evaluation = key, failures, evaluation
         self.head_index = served_head(self.heads)
         self.slides: list[dict[str, Any]] = []
@@ -144,13 +147,15 @@ class ReportWriter:
 
     def _row(self, slide: str, probabilities: NDArray[np.floating]) -> dict[str, Any]:
         """What the page says of a slide whether or not it has pictures."""
-        own, label = probabilities[self.head_index], self._label(slide)
+        label = self._label(slide)
+        decided = self.kind.decided(probabilities[self.head_index])
         return {
             "name": slide,
             "label": "" if label is None else classes_text(label, self.class_names),
-            "prediction": classes_text(own, self.class_names),
-            "is_wrong": label is not None and not np.array_equal(own >= 0.5, label > 0.5),
+            "prediction": classes_text(decided, self.class_names),
+            "is_wrong": label is not None and not np.array_equal(decided, label > 0.5),
             "probabilities": np.round(probabilities.astype(np.float64), 4).tolist(),
+            "of_maps": np.round(self.kind.per_logit(probabilities.astype(np.float64)), 4).tolist(),
             "folder": "",
         }
 
@@ -161,10 +166,10 @@ class ReportWriter:
     def _pictures(self, slide: str, item: Mapping[str, Any], probabilities: NDArray[np.floating]) -> dict[str, Any]:
         """Write the pictures of a slide; returns what the page needs to show them."""
         shown, label = self.mapped(item), self._label(slide)
-        known = set() if label is None else set(np.flatnonzero(label > 0.5).tolist())
-        galleries = self._galleries(slide, shown, probabilities, known)
+        known = set() if label is None else set(np.flatnonzero(self.kind.per_logit(label) > 0.5).tolist())
+        galleries = self._galleries(slide, shown, self.kind.per_logit(probabilities), known)
         return write_pictures(
-            self.output_dir, slide, shown.opened, shown.maps, self.mapped.maps, self.class_names, galleries
+            self.output_dir, slide, shown.opened, shown.maps, self.mapped.maps, self.map_names, galleries
         )
 
     def _galleries(
@@ -182,7 +187,7 @@ class ReportWriter:
         for m, spec in enumerate(self.mapped.maps):
             of_head = probabilities[self.heads.index(spec.head)]
             for k in sorted(classes):
-                title = Title(slide, spec.name, spec.head, self.class_names[k], float(of_head[k]))
+                title = Title(slide, spec.name, spec.head, self.map_names[k], float(of_head[k]))
                 galleries[m, k] = shown.gallery(m, k, KINDS, count, title, frame)
         return galleries
 
@@ -202,6 +207,10 @@ class ReportWriter:
         scores = {} if self.evaluation is None else evaluation_content(self.evaluation)
         labelled = any(slide["label"] for slide in self.slides)
         slides = sorted(self.slides, key=lambda slide: not slide["is_wrong"])
+        # The page's script shows maps.
+        of_maps = [{**slide, "probabilities": slide["of_maps"]} for slide in slides]
+        for slide in of_maps:
+            del slide["of_maps"]
         return {
             "title": self.title,
             "facts": self._facts(record),
@@ -216,10 +225,10 @@ class ReportWriter:
             "data": {
                 "heads": self.heads,
                 "head_index": self.head_index,
-                "classes": self.class_names,
+                "classes": self.map_names,
                 "maps": [{"name": spec.name, "head": spec.head} for spec in self.mapped.maps],
                 "kinds": KINDS,
-                "slides": slides,
+                "slides": of_maps,
             },
         }
 

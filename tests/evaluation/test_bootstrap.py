@@ -63,6 +63,42 @@ def test_intervals_of_a_class_equal_those_of_resamples_that_are_made(n: int) -> 
             assert interval == pytest.approx(percentiles([s[name][score] for s in resamples]), nan_ok=True)
 
 
+def one_class(n: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Probabilities of three classes with ties, and labels of one class a slide."""
+    rng = np.random.default_rng(seed)
+    labels = np.eye(3)[rng.integers(3, size=n)]
+    scores = 0.5 * labels + rng.integers(1, 6, (n, 3))
+    return scores / scores.sum(axis=1, keepdims=True), labels
+
+
+@pytest.mark.parametrize("task", ["multiclass", "ordinal"])
+@pytest.mark.parametrize("n", [1, 2, 7, 40])
+def test_intervals_of_one_class_a_slide_equal_those_of_resamples_that_are_made(task: str, n: int) -> None:
+    (p, y), names = one_class(n, seed=n), ["normal", "hgd", "cancer"]
+    draws = np.random.default_rng(5).integers(n, size=(60, n))
+    resamples = [head_scores(p[draw], y[draw], task) for draw in draws]
+    of_classes = [class_scores(p[draw], y[draw], names, task) for draw in draws]
+    intervals = bootstrap_interval(p, y, task, num_resamples=60, seed=5)
+    assert tuple(intervals) == score_names(task)
+    for name, interval in intervals.items():
+        assert interval == pytest.approx(percentiles([scores[name] for scores in resamples]), nan_ok=True)
+    for name, of_class in class_intervals(p, y, names, num_resamples=60, seed=5, task=task).items():
+        for score, interval in of_class.items():
+            assert interval == pytest.approx(percentiles([s[name][score] for s in of_classes]), nan_ok=True)
+
+
+@pytest.mark.parametrize("score", score_names("ordinal"))
+def test_the_paired_difference_of_ordered_classes_is_that_of_a_plain_loop(score: str) -> None:
+    labels = one_class(6, seed=3)[1]
+    first, second = (
+        np.stack([one_class(6, seed)[0] * (1 - weight) + weight * labels for seed in seeds])
+        for seeds, weight in (((3, 4, 5), 0.4), ((6, 7), 0.1))
+    )
+    found = paired_difference(first, second, labels, "ordinal", score, num_resamples=40, seed=7)
+    wanted = slow_difference(first, second, labels, "ordinal", score, 40, 7)
+    assert dataclasses.astuple(found) == pytest.approx(wanted)
+
+
 @pytest.mark.parametrize(("task", "classes"), [("multilabel", 5), ("binary", 1)])
 def test_an_interval_holds_the_estimate_and_narrows_with_slides(task: str, classes: int) -> None:
     few, many = slides(40, classes), slides(1000, classes)
@@ -107,8 +143,8 @@ def test_what_cannot_be_scored_is_refused() -> None:
         bootstrap_interval([[1.2]], [[1]], "binary")
     with pytest.raises(ValueError, match="a name for each of 1 classes, got 2"):
         class_intervals([[0.2]], [[1]], ["cancer", "hgd"])
-    with pytest.raises(SettingsError, match=r"task: got 'multiclass'. Set it to one of: multilabel, binary"):
-        bootstrap_interval([[0.1]], [[1]], "multiclass")
+    with pytest.raises(SettingsError, match=r"task: got 'both'. Choose one of: multilabel, binary"):
+        bootstrap_interval([[0.1]], [[1]], "both")
 
 
 # --- patients with several slides ---------------------------------------------------------------------------

@@ -153,6 +153,12 @@ def test_the_binary_task_looks_for_the_regions_of_all_classes_of_high_risk() -> 
         region_values("binary", ["a", "b"])
 
 
+def test_the_ordinal_task_looks_for_the_regions_of_all_higher_classes() -> None:
+    grades = ["normal", "lgd", "cancer"]
+    assert region_values("ordinal", grades) == {"above normal": (2, 3), "above lgd": (3,)}
+    assert region_values("multiclass", grades) == {"normal": (1,), "lgd": (2,), "cancer": (3,)}
+
+
 # --- one map of one slide ---------------------------------------------------------------------------------
 
 

@@ -17,10 +17,12 @@ from ignite.exceptions import NotComputableError
 from monai.data import DataLoader, Dataset
 from monai.engines import SupervisedEvaluator
 from numpy.typing import ArrayLike
+from scipy.special import softmax
 from sklearn import metrics as sk
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from scripts.core.errors import SettingsError
+from scripts.core.tasks import get_task
 from scripts.evaluation.metrics import (
     CLASS_SCORE_NAMES,
     class_scores,
@@ -31,6 +33,7 @@ from scripts.evaluation.metrics import (
     lower_is_better,
     score_names,
 )
+from scripts.networks.losses import head_losses
 from scripts.networks.mustmil import MuSTMIL
 from tests.cohorts import join_log_weight
 
@@ -94,6 +97,8 @@ def test_what_is_undefined_is_nan_and_an_empty_f1_is_zero() -> None:
         ([[1.2]], [[1]], "binary", "within 0 to 1, got 1.2"),
         ([[math.nan]], [[1]], "binary", "within 0 to 1, got nan"),
         ([[0.1]], [[0.5]], "binary", "labels must be 0 or 1, got 0.5"),
+        ([[0.1, 0.9]], [[1, 1]], "multiclass", r"exactly one class, got \[1.0, 1.0\]"),
+        ([[0.1, 0.9]], [[0, 0]], "ordinal", r"exactly one class, got \[0.0, 0.0\]"),
     ],
 )
 def test_arrays_that_cannot_be_scored_are_refused(
@@ -105,12 +110,72 @@ def test_arrays_that_cannot_be_scored_are_refused(
 
 def test_an_unknown_task_is_refused() -> None:
     for call in (
-        lambda: head_scores([[0.1]], [[1]], "multiclass"),
-        lambda: frequency_baseline([[1]], [[1]], "multiclass"),
-        lambda: head_metrics(HEADS, "multiclass"),
+        lambda: head_scores([[0.1]], [[1]], "both"),
+        lambda: frequency_baseline([[1]], [[1]], "both"),
+        lambda: head_metrics(HEADS, "both"),
     ):
-        with pytest.raises(SettingsError, match=r"task: got 'multiclass'. Set it to one of: multilabel, binary"):
+        with pytest.raises(SettingsError, match=r"task: got 'both'. Choose one of: multilabel, binary"):
             call()
+
+
+# --- one class a slide --------------------------------------------------------------------------------------
+
+
+def one_class(n: int, classes: int, seed: int = 0, decimals: int = 2) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Probabilities with ties that sum to about 1 and know something of the labels, one-hot labels, and classes."""
+    rng = np.random.default_rng(seed)
+    truth = rng.integers(classes, size=n)
+    p = np.round(softmax(2 * np.eye(classes)[truth] + rng.normal(0, 1.5, (n, classes)), axis=1), decimals)
+    return p, np.eye(classes)[truth], truth
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 30), st.integers(2, 5), st.integers(0, 2**16), st.sampled_from(["multiclass", "ordinal"]))
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::RuntimeWarning")
+def test_scores_of_one_class_a_slide_equal_scikit_learn(n: int, classes: int, seed: int, task: str) -> None:
+    p, y, truth = one_class(n, classes, seed)
+    # The median: the number of classes that at least half of the probability is above.
+    median = (p[:, ::-1].cumsum(axis=1)[:, ::-1][:, 1:] >= 0.5 - 1e-12).sum(axis=1)
+    decided = p.argmax(axis=1) if task == "multiclass" else median
+    p = p if task == "multiclass" else p / p.sum(axis=1, keepdims=True)
+    scores = head_scores(p, y, task)
+    assert tuple(scores) == score_names(task)
+    assert scores["accuracy"] == pytest.approx(sk.accuracy_score(truth, decided))
+    assert scores["balanced_accuracy"] == pytest.approx(sk.balanced_accuracy_score(truth, decided))
+    f1 = sk.f1_score(truth, decided, labels=range(classes), average="macro", zero_division=0)
+    assert scores["macro_f1"] == pytest.approx(f1)
+    ranked = [sk.roc_auc_score(truth == k, p[:, k]) for k in range(classes) if 0 < (truth == k).sum() < n]
+    assert scores["roc_auc"] == pytest.approx(np.mean(ranked) if ranked else math.nan, nan_ok=True)
+    if classes > 2 and len(ranked) == classes and task == "ordinal":
+        assert scores["roc_auc"] == pytest.approx(sk.roc_auc_score(truth, p, multi_class="ovr"))
+    if task == "ordinal":
+        kappa = sk.cohen_kappa_score(truth, decided, labels=range(classes), weights="quadratic")
+        assert scores["quadratic_kappa"] == pytest.approx(kappa, nan_ok=True)
+
+
+def test_the_quadratic_kappa_by_hand_counts_steps_over_classes_that_no_slide_has() -> None:
+    # Labels 0, 0, 2, 2 of three grades; decisions 0, 2, 2, 2: one slide is wrong by two steps.
+    y, p = np.eye(3)[[0, 0, 2, 2]], np.eye(3)[[0, 2, 2, 2]]
+    # Squared distances: 4 / 4 slides; of all pairs of labels and decisions: 4 * (2 * 3 + 2 * 1) / 16.
+    assert head_scores(p, y, "ordinal")["quadratic_kappa"] == pytest.approx(1 - 1 / 2)
+    assert head_scores(y, y, "ordinal")["quadratic_kappa"] == 1
+    assert math.isnan(head_scores(y[:2], y[:2], "ordinal")["quadratic_kappa"])
+
+
+def test_each_class_of_one_a_slide_is_scored_by_the_decisions() -> None:
+    p, y = [[0.4, 0.25, 0.35], [0.2, 0.45, 0.35]], [[1, 0, 0], [0, 0, 1]]
+    scores = class_scores(p, y, ["a", "b", "c"], "multiclass")
+    assert [scores[name]["recall"] for name in "ac"] == [1, 0]
+    assert scores["b"]["precision"] == 0
+    # The median of the first is the second class: 0.6 of the probability is above the first one.
+    assert class_scores(p, y, ["a", "b", "c"], "ordinal")["a"]["recall"] == 0
+
+
+def test_the_baseline_of_one_class_a_slide_is_the_most_frequent_class() -> None:
+    train, test = np.eye(3)[[0, 1, 1, 2]], np.eye(3)[[1, 1, 0, 2]]
+    scores = frequency_baseline(train, test, "ordinal")
+    wanted = {"accuracy": 0.5, "quadratic_kappa": 0, "balanced_accuracy": 1 / 3, "macro_f1": 2 / 9, "roc_auc": 0.5}
+    assert scores == pytest.approx(wanted)
 
 
 # --- each class alone -------------------------------------------------------------------------------------
@@ -269,6 +334,32 @@ def test_an_evaluator_reports_the_scores_of_all_slides_at_once(task: str, classe
     assert evaluator.state.metrics == pytest.approx(wanted, abs=1e-6)
     assert evaluator.state.key_metric_name == "global_loss"
     assert evaluator.state.best_metric == pytest.approx(wanted["global_loss"])
+
+
+@pytest.mark.parametrize(("task", "logits"), [("multiclass", 3), ("ordinal", 2), ("ordinal", 1)])
+def test_an_evaluator_reports_the_scores_of_one_class_a_slide(task: str, logits: int) -> None:
+    torch.manual_seed(0)
+    network = MuSTMIL(logits, 2, 6, 4).eval()
+    features = torch.randn(5, 4, 2, 6)
+    classes = 3 if task == "multiclass" else logits + 1
+    labels = torch.eye(classes)[torch.tensor([0, classes - 1, 1, 1, 0])]
+    items = [{"image": x, "label": y} for x, y in zip(features, labels, strict=True)]
+    evaluator = SupervisedEvaluator(
+        device=torch.device("cpu"),
+        val_data_loader=DataLoader(Dataset(items), batch_size=2),
+        network=network,
+        key_val_metric=key_metric(HEADS, task),
+        additional_metrics=head_metrics(HEADS, task),
+        metric_cmp_fn=lower_is_better,
+    )
+    evaluator.run()
+    found = network(features).detach()
+    wanted: dict[str, float] = {}
+    for index, head in enumerate(HEADS):
+        p = get_task(task).probabilities(found[:, index]).numpy()
+        wanted |= {f"{head}_{name}": value for name, value in head_scores(p, labels.numpy(), task).items()}
+        wanted[f"{head}_loss"] = head_losses(found, labels, task)[index].item()
+    assert evaluator.state.metrics == pytest.approx(wanted, abs=1e-6)
 
 
 def test_a_metric_without_slides_says_so() -> None:
