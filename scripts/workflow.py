@@ -41,6 +41,7 @@ _MODULES = {
     ),
     "scripts.checking.cohort": ("choose_source",),
     "scripts.checking.inspection": ("inspect_slide",),
+    "scripts.core.tasks": ("get_task",),
     "scripts.core.provenance": ("cohort_fingerprint", "data_source"),
     "scripts.datalists.cohort": ("choose_slides",),
     "scripts.datalists.datalist": ("list_slides",),
@@ -71,7 +72,11 @@ def __getattr__(name: str) -> Any:
 
 
 def settings() -> dict[str, Any]:
-    """The settings of the running config, by name, as plain values that may be stored."""
+    """The settings of the running config, by name, as plain values that may be stored.
+
+    Raises:
+        SettingsError: if some of them contradict the task.
+    """
     parser = running_parser()
     assert parser is not None, "settings() is for expressions of a config"
     found = settings_in(parser)
@@ -79,6 +84,9 @@ def settings() -> dict[str, Any]:
         found["positive_classes"] = resolve_positive_classes(
             found["task"], found["class_names"], found["positive_classes"]
         )
+        from scripts.weights.operating_point import check_rules
+
+        check_rules(found)
     if "device" in found:
         found["device"] = str(found["device"])
     return found

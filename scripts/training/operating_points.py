@@ -13,6 +13,7 @@ from monai.utils import CommonKeys
 from torch import Tensor
 
 from scripts.core.shards import dataset_size, gather_shards
+from scripts.core.tasks import get_task
 from scripts.datalists.classes import balanced_weights
 from scripts.weights.calibration import prior_shift
 from scripts.weights.operating_point import find_points, points_warning
@@ -36,6 +37,7 @@ class OperatingPoints:
             :func:`scripts.weights.calibration.prior_shift`.
         calibration: see :func:`scripts.weights.operating_point.find_points`.
         threshold: see :func:`scripts.weights.thresholds.choose_threshold`.
+        task: one of :data:`scripts.core.tasks.TASKS`.
     """
 
     def __init__(
@@ -46,11 +48,13 @@ class OperatingPoints:
         prior_correction: bool = True,
         calibration: str = "temperature",
         threshold: float | str = 0.5,
+        task: str = "multilabel",
     ) -> None:
         self.heads, self.class_names = list(heads), list(class_names)
-        self.calibration, self.threshold = calibration, threshold
+        self.calibration, self.threshold, self.task = calibration, threshold, task
         labels = np.stack([np.asarray(entry[CommonKeys.LABEL]) for entry in data])
-        self.shift = prior_shift(labels, balanced_weights(labels)) * prior_correction
+        is_exclusive = get_task(task).is_exclusive
+        self.shift = prior_shift(labels, balanced_weights(labels), is_exclusive) * prior_correction
         self._clear()
 
     def attach(self, engine: Engine) -> None:
@@ -73,19 +77,21 @@ class OperatingPoints:
     def find(self) -> dict[str, dict[str, Any]]:
         """The points of the last validation, by head; see :func:`scripts.weights.operating_point.find_points`."""
         logits, labels = (torch.stack(column).numpy() for column in zip(*self.slides, strict=True))
-        return find_points(logits, labels, self.heads, self.class_names, self.shift, self.calibration, self.threshold)
+        rules = self.shift, self.calibration, self.threshold, self.task
+        return find_points(logits, labels, self.heads, self.class_names, *rules)
 
     def tell(self, points: Mapping[str, Mapping[str, Any]]) -> None:
         """Log what was found: nothing of it happens in silence."""
         shifts = ", ".join(f"{name} {shift:+.2f}" for name, shift in zip(self.class_names, self.shift, strict=True))
         logger.info("correction of the prior, in logits: %s", shifts if np.any(self.shift) else "none")
         for head, point in points.items():
-            thresholds = ", ".join(f"{name} {one['threshold']:.3f}" for name, one in point["classes"].items())
+            chosen = [(name, one["threshold"]) for name, one in point["classes"].items() if "threshold" in one]
+            thresholds = ", ".join(f"{name} {threshold:.3f}" for name, threshold in chosen)
+            decision = f"threshold {point['rule']} ({thresholds})" if chosen else f"decision {point['rule']}"
             slopes = sorted({round(one["slope"], 3) for one in point["classes"].values()})
             logger.info(
-                "operating point of head %s on %d validation slides: calibration %s (slope %s), threshold %s (%s)",
-                head, point["slides"], point["calibration"], ", ".join(f"{slope:g}" for slope in slopes),
-                point["rule"], thresholds,
+                "operating point of head %s on %d validation slides: calibration %s (slope %s), %s",
+                head, point["slides"], point["calibration"], ", ".join(f"{slope:g}" for slope in slopes), decision,
             )  # fmt: skip
         if (text := points_warning(points)) is not None:
             logger.warning("%s", text)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import minimize, minimize_scalar
-from scipy.special import expit, logit
+from scipy.special import expit, log_softmax, logit
 
 __all__ = ["FEWEST_SLIDES", "fit_platt", "fit_temperature", "prior_shift"]
 
@@ -23,17 +23,19 @@ fitted, after Peduzzi et al., Journal of Clinical Epidemiology 49(12):1373-1379,
 TEMPERATURES = (0.05, 20.0)
 
 
-def prior_shift(labels: ArrayLike, weights: ArrayLike) -> Floats:
+def prior_shift(labels: ArrayLike, weights: ArrayLike, is_exclusive: bool = False) -> Floats:
     """What to add to each class's logit so that it holds for slides as they are, and not as they are drawn.
 
     With the frequency f of a class among the slides, and g among the draws, it is logit(f) - logit(g): Elkan, "The
     Foundations of Cost-Sensitive Learning", IJCAI 2001, theorem 2; Saerens, Latinne and Decaestecker, Neural
     Computation 14(1):21-41, 2002, equation 2.4. It is exact where a slide's chance to be drawn depends on this class
-    alone, as in the binary task; with several classes a slide, it is an approximation.
+    alone, as in the binary task; with several classes a slide, it is an approximation. Where each slide has exactly one
+    class, whose logits are those of a softmax, it is log(f) - log(g), and exact (Saerens et al., equation 2.4).
 
     Args:
         labels: ``[n, K]``, 0 or 1, of the slides that are drawn from.
         weights: ``[n]``, the chance of each to be drawn, summing to 1.
+        is_exclusive: whether each slide has exactly one class.
 
     Returns:
         ``[K]``; 0 for a class that every slide has, or none.
@@ -42,26 +44,43 @@ def prior_shift(labels: ArrayLike, weights: ArrayLike) -> Floats:
     own = y.mean(axis=0)
     known = (own > 0) & (own < 1)
     drawn = np.where(known, chance @ y, 0.5)
+    if is_exclusive:
+        return np.where(known, np.log(np.where(known, own, 0.5)) - np.log(drawn), 0.0)
     return np.where(known, logit(np.where(known, own, 0.5)) - logit(drawn), 0.0)
 
 
-def fit_temperature(logits: ArrayLike, labels: ArrayLike) -> float:
+def fit_temperature(logits: ArrayLike, labels: ArrayLike, is_exclusive: bool = False) -> float:
     """The temperature T by which logits are divided so that their probabilities fit the labels best.
 
     Source: Guo et al., "On Calibration of Modern Neural Networks", ICML 2017; with the targets of :func:`fit_platt`,
-    which keep a few slides that are all right from making it 0.
+    which keep a few slides that are all right from making it 0. Where each slide has exactly one of K classes, the
+    target of its own is (N + 1) / (N + K), N being the slides of that class, and of each other one 1 / (N + K): with
+    two classes, Platt's.
 
     Args:
-        logits: of any shape.
+        logits: of any shape; ``[n, K]`` where classes are exclusive.
         labels: of the same shape, 0 or 1.
+        is_exclusive: whether each slide has exactly one class, and the probabilities are a softmax.
 
     Returns:
         Within :data:`TEMPERATURES`.
     """
-    z, y = np.asarray(logits, np.float64).ravel(), np.asarray(labels, np.float64).ravel()
-    targets = _targets(y)
+    z, y = np.asarray(logits, np.float64), np.asarray(labels, np.float64)
     low, high = np.log(TEMPERATURES)
-    found = minimize_scalar(lambda t: _cross_entropy(z / np.exp(t), targets), bounds=(low, high), method="bounded")
+    if is_exclusive:
+        of_own = y @ y.sum(axis=0)  # [n]: N of each slide's class
+        targets = (y * of_own[:, None] + 1) / (of_own[:, None] + y.shape[1])
+
+        def loss(t: float) -> float:
+            return -float(np.mean((targets * log_softmax(z / np.exp(t), axis=1)).sum(axis=1)))
+    else:
+        z, y = z.ravel(), y.ravel()
+        targets = _targets(y)
+
+        def loss(t: float) -> float:
+            return _cross_entropy(z / np.exp(t), targets)
+
+    found = minimize_scalar(loss, bounds=(low, high), method="bounded")
     return float(np.exp(found.x))
 
 

@@ -16,6 +16,8 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit
 from torch import nn
 
+from scripts.core.errors import SettingsError
+from scripts.core.tasks import TASKS, THRESHOLD, Task, get_task
 from scripts.weights.calibration import FEWEST_SLIDES, fit_platt, fit_temperature
 from scripts.weights.thresholds import choose_threshold, is_fixed
 
@@ -23,6 +25,7 @@ __all__ = [
     "CALIBRATIONS",
     "OPERATING_POINT",
     "OperatingPoint",
+    "check_rules",
     "find_points",
     "operating_point_of",
     "points_warning",
@@ -33,32 +36,55 @@ Floats = NDArray[np.float64]
 CALIBRATIONS = ("none", "temperature", "platt")
 OPERATING_POINT = "operating_point"
 """The key in the origin of a file of weights."""
-NUMBERS = ("shift", "slope", "intercept", "threshold")
+LINE = ("shift", "slope", "intercept")
 
 
 @dataclass(frozen=True)
 class OperatingPoint:
-    """How the logits of H heads and K classes become probabilities and decisions; each array is ``[H, K]``.
+    """How the logits of H heads become probabilities and decisions on K classes; each array is ``[H, K]``.
 
     Args:
-        shift: the correction of the prior, added to a logit.
+        shift: the correction of the prior, added to a class's logit (:meth:`scripts.core.tasks.Task.class_logits`).
         slope: by which that is multiplied.
         intercept: added to it then: the logit of the calibrated probability.
-        threshold: of that probability.
+        threshold: of that probability; ``None`` where the task has none.
+        task: of the logits.
     """
 
     shift: Floats
     slope: Floats
     intercept: Floats
-    threshold: Floats
+    threshold: Floats | None
+    task: Task = TASKS["multilabel"]
 
     def calibrated(self, logits: ArrayLike) -> Floats:
-        """The calibrated probabilities of logits ``[..., H, K]``."""
-        return np.asarray(expit(self.slope * (np.asarray(logits, np.float64) + self.shift) + self.intercept))
+        """The calibrated probabilities ``[..., H, K]`` of logits ``[..., H, L]``."""
+        own = self.task.class_logits(logits)
+        return self.task.of_class_logits(self.slope * (own + self.shift) + self.intercept)
 
     def decided(self, calibrated: ArrayLike) -> NDArray[np.bool_]:
         """The decisions on calibrated probabilities ``[..., H, K]``."""
-        return np.asarray(calibrated, np.float64) >= self.threshold
+        return self.task.decided(np.asarray(calibrated, np.float64), self.threshold)
+
+
+def check_rules(settings: Mapping[str, Any]) -> None:
+    """Refuse rules of the operating point that the task does not have.
+
+    Args:
+        settings: by name, with the ``task``; without rules there is nothing to refuse.
+
+    Raises:
+        SettingsError: if there is a threshold, or a line for each class, and a slide has exactly one class.
+    """
+    task = get_task(settings["task"])
+    if not task.is_exclusive:
+        return
+    if (rule := settings.get("threshold", THRESHOLD)) != THRESHOLD:
+        cause = f"got {rule!r}, and in the {task.name} task {task.decision} is decided, whatever its probability"
+        raise SettingsError("threshold", cause, f"Leave it out, or give {THRESHOLD}.")
+    if settings.get("calibration") == "platt":
+        cause = f"got 'platt', which fits each class alone, and in the {task.name} task probabilities sum to 1"
+        raise SettingsError("calibration", cause, "Choose temperature or none.")
 
 
 def find_points(
@@ -69,40 +95,46 @@ def find_points(
     shift: ArrayLike,
     calibration: str,
     threshold: float | str,
+    task: str = "multilabel",
 ) -> dict[str, dict[str, Any]]:
     """The operating point of each head, from its logits on validation slides, as plain values.
 
     Args:
-        logits: ``[n, H, K]``; a head with NaN is not in use, and gets no point.
+        logits: ``[n, H, L]``; a head with NaN is not in use, and gets no point.
         labels: ``[n, K]``, 0 or 1.
         heads: the H heads' names.
         class_names: the K classes' names.
         shift: ``[K]``, the correction of the prior (:func:`scripts.weights.calibration.prior_shift`), or zeros.
         calibration: ``"none"``; ``"temperature"``, one for each head; ``"platt"``, a line for each class that at least
             :data:`FEWEST_SLIDES` slides have, and as many have not, and the temperature for the others.
-        threshold: see :func:`scripts.weights.thresholds.choose_threshold`.
+        threshold: see :func:`scripts.weights.thresholds.choose_threshold`; exclusive classes have none.
+        task: one of :data:`scripts.core.tasks.TASKS`.
 
     Returns:
         By head: ``calibration``, ``rule`` and ``slides``, how it was found and on how many; ``classes``, by class the
         numbers of :class:`OperatingPoint` and ``positives``, how many of the slides have it.
     """
+    kind = get_task(task)
     z, y, moved = np.asarray(logits, np.float64), np.asarray(labels, np.float64), np.asarray(shift, np.float64)
     points = {}
     for index, head in enumerate(heads):
-        own = z[:, index] + moved  # [n, K]
+        own = kind.class_logits(z[:, index]) + moved  # [n, K]
         if np.isnan(own).any():
             continue
-        slope = 1.0 if calibration == "none" else 1 / fit_temperature(own, y)
-        classes = {}
+        slope = 1.0 if calibration == "none" else 1 / fit_temperature(own, y, kind.is_exclusive)
+        classes: dict[str, dict[str, float]] = {}
         for k, name in enumerate(class_names):
             positives = int(y[:, k].sum())
             line = (slope, 0.0)
             if calibration == "platt" and min(positives, len(y) - positives) >= FEWEST_SLIDES:
                 line = fit_platt(own[:, k], y[:, k])
-            chosen = choose_threshold(threshold, expit(line[0] * own[:, k] + line[1]), y[:, k])
-            numbers = dict(zip(NUMBERS, (float(moved[k]), *line, chosen), strict=True))
-            classes[name] = {**numbers, "positives": positives}
-        points[head] = {"calibration": calibration, "rule": threshold, "slides": len(y), "classes": classes}
+            classes[name] = dict(zip(LINE, (float(moved[k]), *line), strict=True))
+            if not kind.is_exclusive:
+                p = expit(line[0] * own[:, k] + line[1])
+                classes[name]["threshold"] = choose_threshold(threshold, p, y[:, k])
+            classes[name]["positives"] = positives
+        rule = kind.decision if kind.is_exclusive else threshold
+        points[head] = {"calibration": calibration, "rule": rule, "slides": len(y), "classes": classes}
     return points
 
 
@@ -112,7 +144,7 @@ def points_warning(points: Mapping[str, Mapping[str, Any]]) -> str | None:
     for point in points.values():
         for name, of_class in point["classes"].items():
             fewer = min(of_class["positives"], point["slides"] - of_class["positives"])
-            if not is_fixed(point["rule"]) and fewer < FEWEST_SLIDES:
+            if "threshold" in of_class and not is_fixed(point["rule"]) and fewer < FEWEST_SLIDES:
                 few[name] = fewer
     if not few:
         return None
@@ -121,19 +153,27 @@ def points_warning(points: Mapping[str, Mapping[str, Any]]) -> str | None:
     return f"their thresholds are not to be trusted: {cause}. Validate on more slides, or give a number as `threshold`."
 
 
-def operating_point_of(network: nn.Module, heads: Sequence[str], class_names: Sequence[str]) -> OperatingPoint | None:
+def operating_point_of(
+    network: nn.Module, heads: Sequence[str], class_names: Sequence[str], task: str = "multilabel"
+) -> OperatingPoint | None:
     """That of the weights that a network has loaded; ``None`` where they have none, or not for each head and class.
 
     Args:
         network: one that keeps a record, or has a copy of such for each head.
         heads: the heads of its logits, in order.
         class_names: the classes of its logits, in order.
+        task: one of :data:`scripts.core.tasks.TASKS`.
     """
+    kind = get_task(task)
+    names = LINE if kind.is_exclusive else (*LINE, "threshold")
     copies: Any = getattr(network, "copies", [network] * len(heads))
-    table = np.full((len(NUMBERS), len(heads), len(class_names)), math.nan)
+    table = np.full((len(names), len(heads), len(class_names)), math.nan)
     for h, (head, member) in enumerate(zip(heads, copies, strict=True)):
         points = getattr(member, "origin", {}).get(OPERATING_POINT, {})
         classes = points.get(head, {}).get("classes", {})
         for k, name in enumerate(class_names):
-            table[:, h, k] = [classes.get(name, {}).get(number, math.nan) for number in NUMBERS]
-    return None if np.isnan(table).any() else OperatingPoint(*table)
+            table[:, h, k] = [classes.get(name, {}).get(number, math.nan) for number in names]
+    if np.isnan(table).any():
+        return None
+    shift, slope, intercept, *thresholds = table
+    return OperatingPoint(shift, slope, intercept, thresholds[0] if thresholds else None, kind)

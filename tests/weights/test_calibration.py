@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.special import expit, logit
+from scipy.special import expit, logit, softmax
 from sklearn.linear_model import LogisticRegression
 
 from scripts.datalists.classes import balanced_weights
@@ -86,3 +86,44 @@ def test_slides_that_are_all_right_do_not_make_probabilities_certain() -> None:
     assert expit(2.0 / fit_temperature(z, y)) < 0.95
     slope, intercept = fit_platt(z, y)
     assert expit(2.0 * slope + intercept) < 0.95
+
+
+def of_three(n: int, frequencies: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """One-hot labels of three classes, and for each the log-likelihood of two normal features, ``[n, 3]``."""
+    rng = np.random.default_rng(seed)
+    centres = np.array([[0.0, 0.0], [1.5, 0.0], [0.0, 1.5]])
+    y = np.eye(3)[rng.choice(3, n, p=frequencies)]
+    x = rng.normal(y @ centres, 1.0)
+    return y, -0.5 * np.square(x[:, None] - centres).sum(axis=2)
+
+
+def test_the_shift_of_exclusive_classes_gives_the_posterior_of_bayes() -> None:
+    frequencies = np.array([0.7, 0.2, 0.1])
+    y, likelihood = of_three(100_000, frequencies, seed=1)
+    weights = balanced_weights(y)
+    assert weights @ y == pytest.approx([1 / 3] * 3)
+    shift = prior_shift(y, weights, is_exclusive=True)
+    own = y.mean(axis=0)
+    # A network that learned from the draws has the likelihoods alone; by Bayes the priors multiply them.
+    wanted = np.exp(likelihood) * own / (np.exp(likelihood) @ own)[:, None]
+    assert softmax(likelihood + shift, axis=1) == pytest.approx(wanted)
+    assert softmax(likelihood + shift, axis=1).mean(axis=0) == pytest.approx(own, abs=5e-3)
+    assert abs(softmax(likelihood, axis=1).mean(axis=0) - own).max() > 0.1
+
+
+def test_an_exclusive_class_that_no_slide_has_is_not_shifted() -> None:
+    y = np.eye(3)[[0, 0, 1]]
+    shift = prior_shift(y, balanced_weights(y), is_exclusive=True)
+    assert shift == pytest.approx([np.log(2 / 3) - np.log(1 / 2), np.log(1 / 3) - np.log(1 / 2), 0])
+
+
+@pytest.mark.parametrize("temperature", [0.4, 1.0, 3.0])
+def test_a_known_temperature_of_exclusive_classes_is_found(temperature: float) -> None:
+    y, likelihood = of_three(20_000, np.full(3, 1 / 3), seed=2)
+    assert fit_temperature(likelihood * temperature, y, is_exclusive=True) == pytest.approx(temperature, rel=0.05)
+
+
+def test_two_exclusive_classes_have_the_temperature_of_one_sigmoid() -> None:
+    z, y = np.array([-2.0, -1.0, 0.5, 1.0, 2.0]), np.array([0, 1, 0, 1, 1.0])
+    pair = fit_temperature(np.column_stack([-z / 2, z / 2]), np.column_stack([1 - y, y]), is_exclusive=True)
+    assert pair == pytest.approx(fit_temperature(z, y), rel=1e-4)
