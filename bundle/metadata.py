@@ -9,6 +9,7 @@ from typing import Any
 
 from scripts.core.errors import SettingsError
 from scripts.core.magnification import scale_names
+from scripts.core.tasks import get_task
 from scripts.datalists.labels import output_names
 from scripts.encoders.registry import ENCODERS, encoder_entry
 from scripts.networks.methods import method_title, result_heads
@@ -149,17 +150,23 @@ def _shapes(settings: Mapping[str, Any]) -> dict[str, dict[str, dict[str, Any]]]
     """What the metadata has to say of each tensor, by group and name."""
     heads = result_heads(settings["method"], settings["magnifications"])
     names = _names(settings)
-    classes = {str(index): name for index, name in enumerate(names)}
-    scores = {"num_channels": len(heads), "spatial_shape": [len(names)]}
+    classes, logits = (
+        {str(index): name for index, name in enumerate(of)}
+        for of in (names, get_task(settings["task"]).logit_names(names))
+    )
     # Older records do not say it, and their encoders have a name.
     length = settings.get("num_features") or encoder_entry(settings["backbone"]).num_features
     row = [len(settings["magnifications"]), length + 1]
     return {
         "inputs": {"image": {"spatial_shape": row}},
-        "outputs": {"pred": {**scores, "channel_def": classes}},
+        "outputs": {"pred": {"num_channels": len(heads), "spatial_shape": [len(logits)], "channel_def": logits}},
         "post_processed_outputs": {
             "pred": {"num_channels": len(names), "channel_def": classes},
-            "head_scores": {**scores, "channel_def": {str(index): head for index, head in enumerate(heads)}},
+            "head_scores": {
+                "num_channels": len(heads),
+                "spatial_shape": [len(names)],
+                "channel_def": {str(index): head for index, head in enumerate(heads)},
+            },
         },
     }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import importlib.util
 import io
 import logging
 import warnings
@@ -45,6 +46,9 @@ def data_format(bundle: Bundle) -> None:
         # Bundles up to 0.3.0 have none.
         positive = [settings["positive_classes"]] if "positive_classes" in settings else []
         names = _call("scripts.datalists.labels", "output_names", settings["task"], settings["class_names"], *positive)
+        # Bundles up to 0.4.0 have a logit for each class.
+        if importlib.util.find_spec("scripts.core.tasks") is not None:
+            names = _call("scripts.core.tasks", "get_task", settings["task"]).logit_names(names)
     wanted = {
         ("inputs", "image", "spatial_shape"): [scales, num_features + 1],
         ("outputs", "pred", "num_channels"): len(heads),

@@ -13,6 +13,7 @@ import torch
 from bundle.checked import Bundle
 from bundle.contents import NAME, shared_files
 from bundle.verify import FAILED, check
+from scripts.core.tasks import get_task
 from scripts.datalists.labels import output_names
 from scripts.networks.methods import get_network, trained_heads
 from scripts.networks.state_record import sign
@@ -55,7 +56,7 @@ def make_weights(
         torch.manual_seed(seed + index)
         network = get_network(
             given["method"],
-            num_classes=len(output_names(given["task"], given["class_names"])),
+            num_classes=get_task(given["task"]).num_logits(len(output_names(given["task"], given["class_names"]))),
             num_scales=len(given["magnifications"]),
             num_features=num_features,
             num_nodes=given["num_nodes"],

@@ -20,6 +20,7 @@ from scripts.core.files import write_csv
 from scripts.core.imported import IMPORTED
 from scripts.core.magnification import scale_name
 from scripts.core.settings import check_settings
+from scripts.core.tasks import THRESHOLD, get_task
 from scripts.datalists.failures import FailedSlides
 from scripts.heatmaps.attention_maps import KINDS
 from scripts.heatmaps.geojson import feature_collection, write_geojson
@@ -36,7 +37,6 @@ FORMATS = {"png": ".png", "plain": "_plain.png", "geojson": ".geojson", "mha": "
 DEFAULT_FORMATS = ("png", "geojson", "mha")
 GALLERY = "top"
 PATCHES = "patches.csv"
-THRESHOLD = 0.5
 # In bytes it is at most four times as much; file systems allow 255.
 LONGEST_CLASS = 40
 
@@ -58,7 +58,7 @@ class HeatmapWriter:
         output_dir: where the folder ``heatmaps`` is made.
         mapped: the slides with their maps.
         heads: the heads' names.
-        class_names: the names of a head's K logits.
+        class_names: the names of a head's K classes. In the ordinal task maps are of its logits, ``"above <class>"``.
         heatmaps: False writes none.
         heatmap_classes: the classes that are shown, or one; by default heatmaps of those that the map's head predicts
             (:func:`predicted_classes`), and top patches of all.
@@ -71,6 +71,7 @@ class HeatmapWriter:
         key: of the probabilities in the evaluator's output.
         failures: where slides are written down that cannot be read again; ``None`` ends the run with the first.
         backbone: the encoder's name. Slides of imported features that are not there are named in a warning.
+        task: one of :data:`scripts.core.tasks.TASKS`.
 
     Raises:
         SettingsError: if ``heatmaps`` is no switch, ``top_patches`` no such number, or there is no such class, kind,
@@ -92,10 +93,12 @@ class HeatmapWriter:
         key: str = CommonKeys.PRED,
         failures: FailedSlides | None = None,
         backbone: str = "",
+        task: str = "multilabel",
     ) -> None:
         check_settings(heatmaps=heatmaps, top_patches=top_patches)
         self.folder, self.heatmaps = Path(output_dir) / "heatmaps", heatmaps
-        self.mapped, self.class_names = mapped, list(class_names)
+        self.kind = get_task(task)
+        self.mapped, self.class_names = mapped, self.kind.logit_names(class_names)
         self.head_of_map = [list(heads).index(spec.head) for spec in mapped.maps]
         self.key, self.failures, self.is_imported = key, failures, backbone == IMPORTED
         self.chosen = _class_indices(heatmap_classes, self.class_names)
@@ -134,7 +137,7 @@ class HeatmapWriter:
 
     def _write(self, slide: str, item: Mapping[str, Any], probabilities: NDArray[Any]) -> set[str]:
         """Write all files of a slide, and return the names of its heatmaps and galleries."""
-        shown, specs = self.mapped(item), self.mapped.maps
+        shown, specs, probabilities = self.mapped(item), self.mapped.maps, self.kind.per_logit(probabilities)
         opened, maps = shown.opened, shown.maps
         thumbnail, frame = read_thumbnail(opened), frame_of(self.coordinates, opened.bounds_level0)
         folder, written = self.folder / slide, set()

@@ -294,3 +294,16 @@ def test_names_that_are_left_out_are_printed_in_one_line(trained_repository: Pat
     root = copied(trained_repository, tmp_path)
     write(root, "docs/a\n\udcff.bak", "x")
     assert r"no part of a bundle): docs/a\n\udcff.bak" in str(pack(root, root / "models", tmp_path / "dist"))
+
+
+@pytest.mark.parametrize(("task", "logits"), [("multiclass", 5), ("ordinal", 4)])
+def test_a_bundle_of_one_class_a_slide_keeps_the_rules_and_serves_probabilities(
+    trained_repository: Path, tmp_path: Path, task: str, logits: int
+) -> None:
+    weights = make_weights(tmp_path / "models", task=task)
+    _, top = packed(trained_repository, weights, tmp_path)
+    for rule in ("data format", "network in and out", "weights", "TorchScript", "ONNX"):
+        assert str(check(rule, Bundle(top, "folder"))) == f"{OK:<12} {rule}"
+    metadata = json.loads((top / "configs" / "metadata.json").read_text(encoding="utf-8"))
+    assert metadata["network_data_format"]["outputs"]["pred"]["spatial_shape"] == [logits]
+    assert f"({task}, 5x, 10x, efficientnet_lite0)" in (top / "docs" / "README.md").read_text(encoding="utf-8")

@@ -21,6 +21,8 @@ __all__ = ["BundleParts", "bundle_scripts", "read_parts"]
 # All bundles are called `scripts`: one at a time may be on the path and among the modules.
 BUNDLE_LOCK = threading.RLock()
 
+THRESHOLD = 0.5
+
 # What the app takes from a bundle's code, each with its name up to 0.4.0.
 MODULES = (
     ("networks.methods", "methods"),
@@ -43,7 +45,10 @@ class BundleParts:
         gather_rows: from values of rows to a map over patches.
         class_colour: RGB of a class by its index.
         shade_colours: RGB of shades in 0..100 of a kind.
-        predicted_classes: the indices of the classes that scores predict.
+        predicted_classes: the indices of the classes that scores of maps predict.
+        per_logit: from the scores of classes to those of what maps are of.
+        decided: from the scores of an output to whether each class is decided.
+        threshold: from which on a score is decided; ``None`` where a slide has exactly one class.
         check_weights: refuses a network that was not loaded whole, or was trained with other settings.
         weights_sha256: the checksum of a state dict.
         check_sum: refuses a file of weights that is not the one that was packed.
@@ -60,6 +65,9 @@ class BundleParts:
     class_colour: Callable[[int], tuple[int, int, int]]
     shade_colours: Callable[..., Any]
     predicted_classes: Callable[[Any], list[int]]
+    per_logit: Callable[[Any], Any]
+    decided: Callable[[Any], Any]
+    threshold: float | None
     check_weights: Callable[..., None]
     weights_sha256: Callable[[Any], str]
     check_sum: Callable[[str], None]
@@ -118,15 +126,20 @@ def read_parts(bundle_path: str, config: ConfigParser) -> BundleParts:
         check_sum = sums.check_sum if sums else lambda path: None
         # Up to 0.3.0 they know level 0's frame alone.
         frames = _module("slides.frames", "frames", is_optional=True)
+        # Up to 0.4.0 each class has a logit and is decided at 0.5.
+        tasks = _module("core.tasks", "tasks", is_optional=True)
+        kind = tasks.get_task(task) if tasks else None
         # Nor do they know of slides of several files, or some of them of stamps.
         stamps = _module("slides.checksums", "slide_stamp", is_optional=True)
         stamp_of = stamps.stamp_of if stamps else _file_stamp
     specs = methods.attention_maps(method, magnifications)
+    class_names = tuple(datalist.output_names(task, names, *positive))
     return BundleParts(
         offer=Offer(
             heads=tuple(methods.result_heads(method, magnifications)),
             maps=tuple((spec.name, spec.head) for spec in specs),
-            class_names=tuple(datalist.output_names(task, names, *positive)),
+            class_names=class_names,
+            map_classes=class_names if kind is None else tuple(kind.logit_names(class_names)),
             coordinates=("level0",) if frames is None else tuple(frames.COORDINATES),
         ),
         scale_indices=tuple(spec.scale_index for spec in specs),
@@ -134,6 +147,9 @@ def read_parts(bundle_path: str, config: ConfigParser) -> BundleParts:
         class_colour=heatmaps.class_colour,
         shade_colours=heatmaps.shade_colours,
         predicted_classes=writer.predicted_classes,
+        per_logit=kind.per_logit if kind else lambda scores: scores,
+        decided=kind.decided if kind else lambda scores: scores >= THRESHOLD,
+        threshold=None if kind and kind.is_exclusive else THRESHOLD,
         check_weights=weights.check_weights,
         weights_sha256=states.weights_sha256,
         check_sum=check_sum,

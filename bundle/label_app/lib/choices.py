@@ -46,12 +46,19 @@ class Offer:
         maps: the names of its maps, and the output that each explains.
         class_names: what the scores of an output stand for.
         coordinates: the frames that it knows; up to 0.3.0 they know level 0's alone, and no ``mask_tissue``.
+        map_classes: what its maps are of, if not of the classes.
     """
 
     heads: tuple[str, ...]
     maps: tuple[tuple[str, str], ...]
     class_names: tuple[str, ...]
     coordinates: tuple[str, ...] = COORDINATES
+    map_classes: tuple[str, ...] | None = None
+
+    @property
+    def shown_classes(self) -> tuple[str, ...]:
+        """What ``classes`` may be: the names of the maps' classes."""
+        return self.class_names if self.map_classes is None else self.map_classes
 
     @property
     def map_names(self) -> list[str]:
@@ -116,7 +123,7 @@ def read_choice(request: Mapping[str, Any], offer: Offer, defaults: Mapping[str,
     threshold = merged.get("threshold")
     return Choice(
         head=_one_of("head", merged["head"], offer.map_names),
-        classes=_classes(merged["classes"], offer.class_names),
+        classes=_classes(merged["classes"], offer.shown_classes),
         kind=_one_of("kind", merged["kind"], KINDS),
         shares=() if threshold is not None else _shares(merged["share"]),
         threshold=None if threshold is None else _number("threshold", threshold),

@@ -143,8 +143,10 @@ class SlideInferTask(BundleInferTask):
         """The reply to a client, from what the bundle's transforms left in ``data``.
 
         Returns:
-            No file, and: ``prediction`` as MONAI Label has it, of the output that is served; ``scores`` by output and
-            class; ``annotation``, the polygons; ``heatmap``, what these show; ``model`` and ``version``.
+            No file, and: ``prediction`` as MONAI Label has it, of the output that is served; ``decision``, the names of
+            the classes that it decides, and ``decision_threshold``, the least score that does, ``None`` where a slide
+            has exactly one class; ``scores`` by output and class; ``annotation``, the polygons; ``heatmap``, what these
+            show; ``model`` and ``version``.
         """
         offer, choice = self.parts.offer, data[CHOICE]
         head_scores = _array(data["head_scores"])  # [H, K]
@@ -153,6 +155,10 @@ class SlideInferTask(BundleInferTask):
             for head, row in zip(offer.heads, head_scores.tolist(), strict=True)
         }
         _, reply = super().writer(data)
+        served = {entry["label"]: entry["score"] for entry in reply["prediction"]}
+        decided = self.parts.decided(np.array([served[name] for name in offer.class_names]))
+        decision = [name for name, chosen in zip(offer.class_names, decided, strict=True) if chosen]
+        reply.update(decision=decision, decision_threshold=self.parts.threshold)
         maps, shown = self._maps(data, choice, head_scores)
         origin = self.parts.origin_of(choice.coordinates, _numbers(data.get("bounds_level0", ())))
         annotation = annotate(maps, choice, self.parts.shade_colours, origin)
@@ -171,14 +177,14 @@ class SlideInferTask(BundleInferTask):
         offer = self.parts.offer
         m = offer.map_index(choice.head)
         map_name, head = offer.maps[m]
-        predicted = self.parts.predicted_classes(head_scores[offer.heads.index(head)])
-        wanted = choice.classes or tuple(offer.class_names[k] for k in predicted)
-        values = self._explain(data)[choice.kind][:, m]  # [N, K]
+        predicted = self.parts.predicted_classes(self.parts.per_logit(head_scores[offer.heads.index(head)]))
+        wanted = choice.classes or tuple(offer.shown_classes[k] for k in predicted)
+        values = self._explain(data)[choice.kind][:, m]  # [N, L]
         s = self.parts.scale_indices[m]
         corners, side = _array(data["corners"])[:, s], float(_array(data["patch_level0"])[s])  # [N, 2]
         maps = []
         for name in wanted:
-            k = offer.class_names.index(name)
+            k = offer.shown_classes.index(name)
             heat = self.parts.gather_rows(values[:, k], corners, side, float(data["base_mpp"]), choice.kind)
             maps.append(ClassMap(name, self.parts.class_colour(k), heat))
         much = {"share": list(choice.shares)} if choice.threshold is None else {"threshold": choice.threshold}

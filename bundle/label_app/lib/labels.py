@@ -10,8 +10,6 @@ from .reasons import BAD_REQUEST, RequestError, show
 
 __all__ = ["check_tag", "label_document"]
 
-THRESHOLD = 0.5
-
 
 def check_tag(tag: object, name: str = "label_tag") -> str:
     """The tag under which a label is saved: MONAI Label makes a folder of that name.
@@ -33,11 +31,11 @@ def label_document(reply: Mapping[str, Any]) -> dict[str, Any]:
     """What is saved: a label file that training takes, with what it was made from beside the label.
 
     Args:
-        reply: to the request, with ``slide``, ``prediction``, ``scores``, ``model``, ``version``, ``weights`` and
-            ``notice``.
+        reply: to the request, with ``slide``, ``prediction``, ``decision``, ``decision_threshold``, ``scores``,
+            ``model``, ``version``, ``weights`` and ``notice``.
     """
-    prediction = {entry["label"]: entry["score"] for entry in reply["prediction"]}
-    label: dict[str, int] | list[int] = {name: int(score >= THRESHOLD) for name, score in prediction.items()}
+    names = [entry["label"] for entry in reply["prediction"]]
+    label: dict[str, int] | list[int] = {name: int(name in reply["decision"]) for name in names}
     if isinstance(label, dict) and len(label) == 1:
         # The binary task's one output may be no class of the labels, and a single 0 or 1 is what it trains on.
         label = list(label.values())
@@ -45,4 +43,5 @@ def label_document(reply: Mapping[str, Any]) -> dict[str, Any]:
         "slide": reply["slide"],
         "model": {"name": reply["model"], "version": reply["version"], "weights": reply["weights"]},
     }
-    return {"label": label, "threshold": THRESHOLD, "scores": reply["scores"], **made_by, "notice": reply["notice"]}
+    threshold = {} if reply["decision_threshold"] is None else {"threshold": reply["decision_threshold"]}
+    return {"label": label, **threshold, "scores": reply["scores"], **made_by, "notice": reply["notice"]}

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import numpy as np
 import pytest
 from monai.bundle import ConfigParser
 
@@ -47,6 +48,30 @@ def test_scores_have_the_names_of_the_bundles_outputs(
     if "settings" not in left_out:
         positive = {"high_risk": ["cancer", "hgd"], "malignant": ["malignant"]}.get(names[0])
         assert parts.settings["positive_classes"] == positive
+
+
+@pytest.mark.parametrize("old", [False, True])
+@pytest.mark.parametrize("task", ["multilabel", "multiclass", "ordinal"])
+def test_maps_and_decisions_are_those_of_the_task(monkeypatch: pytest.MonkeyPatch, task: str, old: bool) -> None:
+    if old and task != "multilabel":
+        pytest.skip("bundles up to 0.4.0 have the paper's tasks alone")
+    monkeypatch.chdir(ROOT)
+    config = ConfigParser()
+    config.read_config(str(ROOT / "configs" / "inference.json"))
+    config.update({"task": task, "class_names": ["normal", "lgd", "cancer"]})
+    find_spec = importlib.util.find_spec
+    gone = "scripts.core.tasks" if old else ""
+    with mock.patch.dict(sys.modules):
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == gone else find_spec(name))
+        parts = read_parts(str(ROOT), config)
+    scores = np.array([0.3, 0.3, 0.4])
+    assert parts.offer.class_names == ("normal", "lgd", "cancer")
+    is_ordinal = task == "ordinal"
+    assert parts.offer.shown_classes == (("above normal", "above lgd") if is_ordinal else parts.offer.class_names)
+    assert parts.per_logit(scores) == pytest.approx([0.7, 0.4] if is_ordinal else scores)
+    decided = {"multilabel": [False] * 3, "multiclass": [False, False, True], "ordinal": [False, True, False]}
+    assert parts.decided(scores).tolist() == decided[task]
+    assert parts.threshold == (0.5 if task == "multilabel" else None)
 
 
 @pytest.mark.parametrize("old", [False, True])

@@ -7,6 +7,7 @@ import pytest
 
 from bundle.label_app.lib.labels import check_tag, label_document
 from bundle.label_app.lib.reasons import RequestError
+from scripts.core.tasks import get_task
 from scripts.datalists.label_files import as_entries
 from scripts.datalists.labels import output_names
 
@@ -18,6 +19,8 @@ def reply(scores, **others):
     answered = {"model": MADE_BY["name"], "version": MADE_BY["version"], "weights": MADE_BY["weights"]}
     return {
         "prediction": prediction,
+        "decision": [name for name, score in scores.items() if score >= 0.5],
+        "decision_threshold": 0.5,
         "scores": {"global": scores, **others},
         "notice": "No diagnosis.",
         **answered,
@@ -38,6 +41,20 @@ def test_classes_with_a_score_of_a_half_or_more_are_the_label_that_training_read
     assert document["label"] == {"cancer": 1, "hgd": 1, "normal": 0}
     entry = entry_of(tmp_path, document, "multilabel", list(scores))
     np.testing.assert_array_equal(entry["label"], [1, 1, 0])
+
+
+@pytest.mark.parametrize(("task", "decided"), [("multiclass", "cancer"), ("ordinal", "lgd")])
+def test_one_class_a_slide_is_saved_as_the_one_that_is_decided(tmp_path, task, decided):
+    # No class has a half: the last is the most probable, the second the median.
+    scores = {"normal": 0.3, "lgd": 0.3, "cancer": 0.4}
+    names = list(scores)
+    answered = {**reply(scores), "decision": [decided], "decision_threshold": None}
+    chosen = get_task(task).decided(np.array(list(scores.values())))
+    assert [name for name, is_chosen in zip(names, chosen, strict=True) if is_chosen] == [decided]
+    document = label_document(answered)
+    assert document["label"] == {name: int(name == decided) for name in names}
+    assert "threshold" not in document
+    assert entry_of(tmp_path, document, task, names)["label"].argmax() == names.index(decided)
 
 
 def test_what_the_label_was_made_from_is_kept():
