@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -104,6 +105,15 @@ def test_every_slide_gets_one_class_by_every_head(world: World, trained: dict[st
         assert point["accuracy"]["value"] == pytest.approx(right)
         assert "threshold" not in point["classes"]["hgd"]
     page = (out / "report.html").read_text()
+    shown = json.loads(re.search(r'id="data">(.*?)</script>', page)[1])  # type: ignore[index]
+    assert shown["classes"] == TASKS[task].logit_names(GRADES)
+    for slide in shown["slides"]:
+        p = [[float(row[name]) for name in GRADES] for row in rows if row["slide"] == slide["name"]]
+        assert np.allclose(slide["probabilities"], TASKS[task].per_logit(np.array(p)), atol=1e-4)
+        (row,) = (row for row in rows if (row["slide"], row["head"]) == (slide["name"], "global"))
+        decided = GRADES[TASKS[task].decided(p[0]).argmax()]
+        assert slide["prediction"] == decided
+        assert slide["is_wrong"] == (decided != row["label"])
     rule = {"multiclass": "the most probable class", "ordinal": "the median class"}[task]
     assert f"At the operating point, by the head 5x: calibrated, {rule}" in page
 
@@ -234,7 +244,9 @@ def test_methods_are_compared_cross_validated_and_searched(world: World, command
     assert tested == {f"s{i}": GRADES[grade] for i, grade in enumerate(OF_SLIDE)}
     found = json.loads((out / "cross_validation.json").read_text())["heads"]["global"]["pooled"]
     assert set(TASKS[task].scores) <= found.keys()
-    done = command("searching", "search", **shared, grid={"lr": [0.001, 0.01]}, output_dir=world.out())
+    del shared["epochs"]
+    grid = {"lr": [0.001, 0.01], "epochs": [1]}
+    done = command("searching", "search", **shared, grid=grid, output_dir=world.out())
     assert done.returncode == 0, done.stderr
     assert "2 trials, 0 of them failed" in done.stdout
 
