@@ -34,7 +34,8 @@ def write_run(
     for head, p in probabilities.items():
         metrics[head] = {name: _value(v) for name, v in head_scores(p, labels, "multilabel").items()}
         metrics[head]["classes"] = {
-            name: {k: _value(v) for k, v in scores.items()} for name, scores in class_scores(p, labels, CLASSES).items()
+            name: {k: _value(v) for k, v in scores.items()}
+            for name, scores in class_scores(p, labels, CLASSES, "multilabel").items()
         }
     lines = ["slide,head," + ",".join(CLASSES) + ",label"]
     for i in reversed(range(num_slides)):  # as a datalist may have them

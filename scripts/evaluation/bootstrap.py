@@ -78,7 +78,8 @@ def class_intervals(
     num_resamples: int = 1000,
     seed: int = 0,
     patients: Patients | None = None,
-    task: str = "multilabel",
+    *,
+    task: str,
 ) -> dict[str, dict[str, Interval]]:
     """The same of :func:`scripts.evaluation.metrics.class_scores`, without the number of slides."""
     p, y = check_predictions(probabilities, labels, class_names=class_names)

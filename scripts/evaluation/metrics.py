@@ -102,7 +102,7 @@ def head_scores(probabilities: ArrayLike, labels: ArrayLike, task: str) -> dict[
 
 
 def class_scores(
-    probabilities: ArrayLike, labels: ArrayLike, class_names: Sequence[str], task: str = "multilabel"
+    probabilities: ArrayLike, labels: ArrayLike, class_names: Sequence[str], task: str
 ) -> dict[str, dict[str, float]]:
     """For each class :data:`CLASS_SCORE_NAMES`, and ``slides``, how many have it; arguments as :func:`head_scores`.
 

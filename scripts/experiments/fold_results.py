@@ -84,7 +84,7 @@ def pooled_run(runs: Sequence[Run], task: str, class_names: Sequence[str]) -> Ru
 
     Args:
         runs: of the folds, in order.
-        task: ``"multilabel"`` or ``"binary"``.
+        task: one of :data:`scripts.core.tasks.TASKS`.
         class_names: the classes that the heads predict.
 
     Raises:
@@ -100,7 +100,7 @@ def pooled_run(runs: Sequence[Run], task: str, class_names: Sequence[str]) -> Ru
         labels=pooled.labels,
         probabilities=pooled.probabilities,
         scores={head: head_scores(p, pooled.labels, task) for head, p in pooled.probabilities.items()},
-        classes={head: class_scores(p, pooled.labels, class_names) for head, p in pooled.probabilities.items()},
+        classes={head: class_scores(p, pooled.labels, class_names, task) for head, p in pooled.probabilities.items()},
         training={**first.training, "phases": phases},
         localisation={key: _mean_over_folds([run.localisation[key] for run in runs]) for key in keys},
         fold=None,

@@ -54,8 +54,8 @@ def test_intervals_of_a_class_equal_those_of_resamples_that_are_made(n: int) -> 
     p, y = slides(n, 3, seed=n, decimals=1)
     names = ["cancer", "hgd", "normal"]
     draws = np.random.default_rng(5).integers(n, size=(60, n))
-    resamples = [class_scores(p[draw], y[draw], names) for draw in draws]
-    intervals = class_intervals(p, y, names, num_resamples=60, seed=5)
+    resamples = [class_scores(p[draw], y[draw], names, "multilabel") for draw in draws]
+    intervals = class_intervals(p, y, names, num_resamples=60, seed=5, task="multilabel")
     assert list(intervals) == names
     for name, of_class in intervals.items():
         assert tuple(of_class) == CLASS_SCORE_NAMES
@@ -121,7 +121,7 @@ def test_blocks_of_resamples_do_not_show(monkeypatch: pytest.MonkeyPatch) -> Non
     def results() -> list[object]:
         return [
             bootstrap_interval(p, y, "multilabel", num_resamples=50),
-            class_intervals(p, y, "abc", num_resamples=50),
+            class_intervals(p, y, "abc", num_resamples=50, task="multilabel"),
             mean_interval(p, num_resamples=50),
             paired_difference(first, second, y, "multilabel", "roc_auc", num_resamples=50),
         ]
@@ -134,7 +134,7 @@ def test_blocks_of_resamples_do_not_show(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_a_thousand_slides_take_seconds_not_minutes() -> None:
     start = time.process_time()
     bootstrap_interval(*slides(1000, 5, decimals=6), "multilabel")
-    class_intervals(*slides(1000, 5, decimals=6), "abcde")
+    class_intervals(*slides(1000, 5, decimals=6), "abcde", task="multilabel")
     assert time.process_time() - start < 10
 
 
@@ -142,7 +142,7 @@ def test_what_cannot_be_scored_is_refused() -> None:
     with pytest.raises(ValueError, match="within 0 to 1, got 1.2"):
         bootstrap_interval([[1.2]], [[1]], "binary")
     with pytest.raises(ValueError, match="a name for each of 1 classes, got 2"):
-        class_intervals([[0.2]], [[1]], ["cancer", "hgd"])
+        class_intervals([[0.2]], [[1]], ["cancer", "hgd"], task="multilabel")
     with pytest.raises(SettingsError, match=r"task: got 'both'. Choose one of: multilabel, binary"):
         bootstrap_interval([[0.1]], [[1]], "both")
 
@@ -172,7 +172,7 @@ def test_intervals_equal_those_of_resampled_patients(task: str, classes: int, n:
     told = [head_scores(p[draw], y[draw], task) for draw in resamples]
     for name, interval in bootstrap_interval(p, y, task, 60, 5, patients=own).items():
         assert interval == pytest.approx(percentiles([scores[name] for scores in told]), nan_ok=True)
-    of_classes = [class_scores(p[draw], y[draw], names) for draw in resamples]
+    of_classes = [class_scores(p[draw], y[draw], names, "multilabel") for draw in resamples]
     for name, of_class in class_intervals(p, y, names, 60, 5, patients=own).items():
         for score, interval in of_class.items():
             assert interval == pytest.approx(percentiles([s[name][score] for s in of_classes]), nan_ok=True)
@@ -195,7 +195,7 @@ def test_patients_with_one_slide_each_change_no_digit(n: int, seed: int, name: s
     # As text, in which NaN equals NaN.
     for call in (
         lambda patients: bootstrap_interval(p, y, "multilabel", 40, seed, patients=patients),
-        lambda patients: class_intervals(p, y, "abc", 40, seed, patients=patients),
+        lambda patients: class_intervals(p, y, "abc", 40, seed, patients=patients, task="multilabel"),
         lambda patients: mean_interval(p, 40, seed, patients=patients),
         lambda patients: paired_difference(first, second, y, "multilabel", "micro_f1", 40, seed, patients=patients),
     ):

@@ -184,7 +184,7 @@ def test_the_baseline_of_one_class_a_slide_is_the_most_frequent_class() -> None:
 def test_the_scores_of_a_class_by_hand() -> None:
     # The first class: a hit, a miss, a false alarm, a right no. The second is never predicted.
     p = [[0.9, 0.1], [0.3, 0.2], [0.7, 0.4], [0.1, 0.3]]
-    scores = class_scores(p, [[1, 0], [1, 0], [0, 1], [0, 1]], ["cancer", "normal"])
+    scores = class_scores(p, [[1, 0], [1, 0], [0, 1], [0, 1]], ["cancer", "normal"], "multilabel")
     assert list(scores) == ["cancer", "normal"]
     assert list(scores["cancer"]) == [*CLASS_SCORE_NAMES, "slides"]
     # Pairs (positive, negative): 0.9 beats 0.7 and 0.1, 0.3 beats 0.1. Precision at 0.9 is 1, at 0.3 it is 2/3.
@@ -216,23 +216,23 @@ def test_the_scores_of_a_class_by_hand() -> None:
 
 
 def test_a_class_that_no_slide_has_says_nothing_of_ranking_or_recall() -> None:
-    absent = class_scores([[0.1], [0.2]], [[0], [0]], ["cancer"])["cancer"]
+    absent = class_scores([[0.1], [0.2]], [[0], [0]], ["cancer"], "multilabel")["cancer"]
     assert (absent["accuracy"], absent["specificity"], absent["slides"]) == (1, 1, 0)
     assert all(math.isnan(absent[name]) for name in CLASS_SCORE_NAMES if name not in ("accuracy", "specificity"))
-    alarmed = class_scores([[0.1], [0.8]], [[0], [0]], ["cancer"])["cancer"]
+    alarmed = class_scores([[0.1], [0.8]], [[0], [0]], ["cancer"], "multilabel")["cancer"]
     assert (alarmed["precision"], alarmed["f1"]) == (0, 0)
     assert math.isnan(alarmed["recall"])
 
 
 def test_a_class_that_every_slide_has_cannot_be_ranked() -> None:
-    everywhere = class_scores([[0.1], [0.8]], [[1], [1]], ["cancer"])["cancer"]
+    everywhere = class_scores([[0.1], [0.8]], [[1], [1]], ["cancer"], "multilabel")["cancer"]
     assert math.isnan(everywhere["roc_auc"])
     assert math.isnan(everywhere["specificity"])
     assert (everywhere["average_precision"], everywhere["precision"], everywhere["recall"]) == (1, 1, 0.5)
 
 
 def test_ranking_scores_see_the_probabilities_and_not_the_decisions() -> None:
-    scores = class_scores([[0.4], [0.3], [0.2]], [[1], [0], [0]], ["cancer"])["cancer"]
+    scores = class_scores([[0.4], [0.3], [0.2]], [[1], [0], [0]], ["cancer"], "multilabel")["cancer"]
     assert scores["recall"] == 0
     assert (scores["roc_auc"], scores["average_precision"]) == (1, 1)
 
@@ -242,7 +242,7 @@ def test_ranking_scores_see_the_probabilities_and_not_the_decisions() -> None:
 def test_class_scores_equal_scikit_learn_and_their_f1_has_the_macro_f1_as_mean(n: int, seed: int) -> None:
     p, y = slides(n, 3, seed, decimals=1)
     y[0], y[1] = 0, 1
-    scores = class_scores(p, y, ["a", "b", "c"])
+    scores = class_scores(p, y, ["a", "b", "c"], "multilabel")
     predicted = p >= 0.5
     for k, name in enumerate("abc"):
         nan = {"zero_division": np.nan}
@@ -264,7 +264,7 @@ def test_class_scores_equal_scikit_learn_and_their_f1_has_the_macro_f1_as_mean(n
 
 def test_each_class_needs_a_name() -> None:
     with pytest.raises(ValueError, match="a name for each of 2 classes, got 1"):
-        class_scores([[0.1, 0.2]], [[0, 1]], ["cancer"])
+        class_scores([[0.1, 0.2]], [[0, 1]], ["cancer"], "multilabel")
 
 
 # --- the baseline -----------------------------------------------------------------------------------------

@@ -233,7 +233,7 @@ def test_each_output_says_how_it_does_on_each_class(tmp_path, task, classes):
     label = np.stack([slide["label"].numpy() for slide in slides])
     for head in HEADS:
         p = probabilities_of(rows, head, classes)
-        scores, intervals = class_scores(p, label, classes), class_intervals(p, label, classes)
+        scores, intervals = class_scores(p, label, classes, task), class_intervals(p, label, classes, task=task)
         assert list(metrics[head]["classes"]) == classes
         for k, name in enumerate(classes):
             of_class = metrics[head]["classes"][name]
