@@ -53,6 +53,7 @@ _MODULES = {
     "scripts.encoders.registry": ("list_encoders",),
     "scripts.evaluation.board": ("EvaluationBoard",),
     "scripts.evaluation.metrics": ("head_metrics", "key_metric", "lower_is_better", "score_names"),
+    "scripts.evaluation.predictions_file": ("internal_test",),
     "scripts.evaluation.same_split": ("warn_of_other_split",),
     "scripts.encoders.backbones": ("has_fast_bfloat16",),
     "scripts.features.exporting": ("export_banks",),

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
 from typing import Any
 
 from scripts.evaluation.bootstrap import UNKNOWN_PATIENTS, few_patients, patients_text
+from scripts.evaluation.external_tables import external_tables
 from scripts.evaluation.head_report import RANKING_SCORES
 from scripts.evaluation.metrics import CLASS_SCORE_NAMES, SCORE_TITLES
 from scripts.evaluation.reports import EvaluationReport
+from scripts.evaluation.score_texts import interval_text
 from scripts.reports.page import figure_url
 
 __all__ = ["evaluation_content"]
@@ -25,11 +25,11 @@ def evaluation_content(evaluation: EvaluationReport) -> dict[str, Any]:
     """
     report, names = evaluation.report, [*evaluation.names, "brier"]
     caption = f"Scores with 95% intervals, on {patients_text(len(evaluation.slides), evaluation.num_patients)}"
-    rows = [[head, *(_cell(scores[name]) for name in names)] for head, scores in report.items()]
+    rows = [[head, *(interval_text(scores[name]) for name in names)] for head, scores in report.items()]
     tables = [{"caption": caption, "head": ["head", *(SCORE_TITLES[name] for name in names)], "rows": rows}]
     for head, scores in report.items():
         rows = [
-            [name, str(of_class["slides"]), *(_cell(of_class[score]) for score in CLASS_SCORE_NAMES)]
+            [name, str(of_class["slides"]), *(interval_text(of_class[score]) for score in CLASS_SCORE_NAMES)]
             for name, of_class in scores["classes"].items()
         ]
         columns = ["class", "slides", *(SCORE_TITLES[name] for name in CLASS_SCORE_NAMES)]
@@ -39,22 +39,19 @@ def evaluation_content(evaluation: EvaluationReport) -> dict[str, Any]:
             "caption": f"At the operating point, by the head {head}: calibrated, decided at the thresholds",
             "head": ["class", "threshold", *(SCORE_TITLES[name] for name in DECIDED)],
             "rows": [
-                [name, f"{of_class['threshold']:.3f}", *(_cell(of_class[score]) for score in DECIDED)]
+                [name, f"{of_class['threshold']:.3f}", *(interval_text(of_class[score]) for score in DECIDED)]
                 for name, of_class in scores["operating_point"]["classes"].items()
             ],
         }
         for head, scores in report.items()
         if "operating_point" in scores
     ]
+    tables += external_tables(report, evaluation.internal)
     figures = [
         {"alt": text, "src": figure_url(figure)}
         for of_head in evaluation.figures().values()
         for _, text, figure in of_head
     ]
     few = UNKNOWN_PATIENTS if evaluation.num_patients is None else few_patients(evaluation.num_patients)
-    return {"tables": tables, "figures": figures, "warnings": [] if few is None else [f"Scores: {few}"]}
-
-
-def _cell(score: Mapping[str, Any]) -> str:
-    value, (low, high) = score["value"], score["ci95"]
-    return f"{value:.3f} [{low:.3f}, {high:.3f}]" if math.isfinite(value) else "-"
+    warnings = [*evaluation.internal.get("warnings", []), *([] if few is None else [f"Scores: {few}"])]
+    return {"tables": tables, "figures": figures, "warnings": warnings}

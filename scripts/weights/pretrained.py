@@ -159,7 +159,7 @@ def _file_of(path: Path) -> Path:
 
 
 def _shape(state: Mapping[str, Tensor], key: str, classes: tuple[int, int] = (1, 1), axes: tuple[int, ...] = ()) -> str:
-    """The shape of a tensor in words; with as many classes as the other side has, of the axes that have parts of them."""
+    """The shape of a tensor in words; along the axes that have a part for each class, of the other side's classes."""
     if key not in state:
         return "absent"
     own, other = classes
