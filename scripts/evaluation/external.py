@@ -106,8 +106,9 @@ def compare_with_internal(
             of_class["probabilities"] = {"distance": distance, "p_value": p_value}
         if thresholds is not None and external.calibrated is not None and internal.calibrated is not None:
             # The scores decide at 0.5.
-            decided = ((of.calibrated[:, h] >= thresholds[h]).astype(np.float64) for of in (external, internal))
-            at_point = _differences(external, internal, *decided, *given)
+            both_calibrated = (external.calibrated[:, h], internal.calibrated[:, h])
+            decided = [(calibrated >= thresholds[h]).astype(np.float64) for calibrated in both_calibrated]
+            at_point = _differences(external, internal, decided[0], decided[1], *given)
             at_point["classes"] = {name: _of_decisions(scores) for name, scores in at_point["classes"].items()}
             found["operating_point"] = _of_decisions(at_point)
         report[head] = found
@@ -178,18 +179,19 @@ def _differences(
     ]
     classes = {
         name: {
-            score: _difference(*(of[name][score] for of in of_classes), *(of[score][:, k] for of in drawn_of_classes))
+            score: _difference([of[name][score] for of in of_classes], [of[score][:, k] for of in drawn_of_classes])
             for score in CLASS_SCORE_NAMES
         }
         for k, name in enumerate(class_names)
     }
-    own = {name: _difference(*(of[name] for of in scores), *(of[name] for of in drawn)) for name in scores[0]}
+    own = {name: _difference([of[name] for of in scores], [of[name] for of in drawn]) for name in scores[0]}
     return {**own, "classes": classes}
 
 
-def _difference(internal: float, external: float, drawn_internal: Floats, drawn_external: Floats) -> dict[str, Any]:
-    bounds = difference_interval(drawn_external, drawn_internal)
-    difference = {"value": external - internal, "ci95": list(bounds)}
+def _difference(scores: Sequence[float], drawn: Sequence[Floats]) -> dict[str, Any]:
+    """A score of the internal test and of the external slides, from both and from the resamples of both."""
+    internal, external = scores
+    difference = {"value": external - internal, "ci95": list(difference_interval(drawn[1], drawn[0]))}
     return {"internal": internal, "external": external, "difference": difference}
 
 
