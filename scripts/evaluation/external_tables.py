@@ -53,7 +53,7 @@ def external_tables(heads: Mapping[str, Mapping[str, Any]], internal: Mapping[st
                 digits(moved["distance"]), f"{moved['p_value']:.2g}",
                 *(interval_text(score["difference"]) for score in differences),
             ])  # fmt: skip
-        columns = ["internal slides", "external slides", "p", "distance of probabilities", "p"]
+        columns = ["of internal slides", "of external slides", "p", "distance of probabilities", "p"]
         tables.append(
             {
                 "caption": f"Against the internal test, each class by the head {head}: frequency, drift of the "
