@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Mapping
+import logging
+from collections.abc import Mapping, Sequence
 from pydoc import locate
 from typing import Any
 
@@ -25,6 +26,7 @@ __all__ = [
     "encoder_of",
     "from_settings",
     "network_of",
+    "pretrained_of",
     "scoring_settings",
     "settings",
     "settings_of_trainings",
@@ -32,6 +34,8 @@ __all__ = [
     "started",
     "summary_writer",
 ]
+
+logger = logging.getLogger(__name__)
 
 _MODULES = {
     "scripts.core.files": ("lock", "unlock"),
@@ -50,6 +54,7 @@ _MODULES = {
     "scripts.encoders.registry": ("list_encoders",),
     "scripts.evaluation.board": ("EvaluationBoard",),
     "scripts.evaluation.metrics": ("head_metrics", "key_metric", "lower_is_better", "score_names"),
+    "scripts.evaluation.predictions_file": ("internal_test",),
     "scripts.evaluation.same_split": ("warn_of_other_split",),
     "scripts.encoders.backbones": ("has_fast_bfloat16",),
     "scripts.features.exporting": ("export_banks",),
@@ -169,6 +174,23 @@ def scoring_settings(settings: Mapping[str, Any], encoder: Any) -> dict[str, Any
     from scripts.weights.record import recorded_settings
 
     return recorded_settings({**settings, **encoder.backbone.recorded}, encoder.backbone.weights_sha256)
+
+
+def pretrained_of(settings: Mapping[str, Any], encoder: Any, class_names: Sequence[str]) -> Any:
+    """The weights from which a training starts; ``None`` where it starts anew, or goes on from its own checkpoint.
+
+    Args:
+        settings: of the training.
+        encoder: of the training.
+        class_names: the classes of its logits.
+    """
+    from scripts.weights.pretrained import read_pretrained
+
+    path = settings["pretrained"]
+    if path is not None and settings["resume"]:
+        logger.info("`pretrained` is not read: the training goes on from its own checkpoint")
+        return None
+    return None if path is None else read_pretrained(path, scoring_settings(settings, encoder), class_names)
 
 
 def settings_of_trainings(settings: Mapping[str, Any], cohort: Cohort) -> dict[str, Any]:

@@ -31,6 +31,8 @@ from scripts.weights.record import read_origin
 from tests.conftest import ROOT
 from tests.worlds import CLASSES, World, load
 
+OTHER_COLUMNS = ("slide", "head", "decision", "label", "patient_number")
+
 
 def rows(world: World, config: str, **settings: Any) -> Any:
     """The linked grid of a slide."""
@@ -251,6 +253,12 @@ def intervals(world: World, config: str, **settings: Any) -> Any:
     return [score["ci95"] for score in scores if isinstance(score, dict) and "ci95" in score]
 
 
+def sections(world: World, config: str, **settings: Any) -> Any:
+    """What an evaluation's metrics have beside and in the first head."""
+    told = json.loads((world.run(config, **settings) / "metrics.json").read_text())
+    return list(told), list(told["global"])
+
+
 def source(world: World, config: str, **settings: Any) -> Any:
     """What bags are made of."""
     return type(world.parse(config, "train#dataset" if config == "train" else "dataset", **settings)).__name__
@@ -334,8 +342,6 @@ def predictions(world: World, config: str, **settings: Any) -> Any:
     with open(out / "predictions.csv", newline="") as file:
         found = list(csv.DictReader(file))
     return {
-        (row["slide"], row["head"]): np.array(
-            [float(row[name]) for name in row if name not in ("slide", "head", "decision", "label")]
-        )
+        (row["slide"], row["head"]): np.array([float(row[name]) for name in row if name not in OTHER_COLUMNS])
         for row in found
     }

@@ -2,27 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from scripts.core import setting_checks as checks
 from scripts.core.imported import features_are, folders
 from scripts.core.setting_entry import Setting, entry
 from scripts.core.tasks import TASKS
 
-__all__ = ["EXPORT_FORMATS", "FEATURE_DTYPES", "LATER", "OPTIMIZERS", "RUNTIMES", "SETTINGS"]
+__all__ = ["EXPORT_FORMATS", "FEATURE_DTYPES", "OPTIMIZERS", "RUNTIMES", "SETTINGS"]
 
 OPTIMIZERS = ("Adam", "AdamW", "SGD", "RMSprop")
-LATER: dict[str, Any] = {
-    "overlap": 0.0,
-    "grid_origin": "slide",
-    "tissue": {},
-    "feature_dtype": "float32",
-    "backbone_input": {},
-    "prior_correction": True,
-    "calibration": "temperature",
-    "threshold": 0.5,
-}
-"""Settings that files of earlier versions do not store, with the values with which those were made."""
 RUNTIMES = ("torch", "compile", "openvino")
 EXPORT_FORMATS = ("h5", "pt")
 FEATURE_DTYPES = ("float32", "float16")
@@ -43,6 +30,9 @@ SETTINGS: dict[str, Setting] = dict(
             "free",
         ),
         entry("partition", "the partition that `evaluating` evaluates", None, "provenance"),
+        entry(
+            "internal", "`output_dir` of the internal test: see [External validation](external_validation.md)", _FILE
+        ),
         entry("image", "the slide that `inspecting` looks at", _FILE),
         entry("mpp", "micrometres per pixel of that slide, if its file does not state it", checks.resolution),
         entry("mask", "a tissue mask of that slide, an image or annotations", _FILE),
@@ -191,6 +181,7 @@ SETTINGS: dict[str, Setting] = dict(
             checks.backbone_input,
             "decides fixed provenance",
         ),
+        entry("pretrained", "weights to start from: see [Going on](methods.md#going-on-from-weights)", _FILE, "own"),
         entry(
             "epochs",
             "of each phase of the training; an epoch samples as many slides as there are training slides, balanced "

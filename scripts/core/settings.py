@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from scripts.core.setting_table import EXPORT_FORMATS, FEATURE_DTYPES, LATER, OPTIMIZERS, RUNTIMES, SETTINGS
+from scripts.core.setting_table import EXPORT_FORMATS, FEATURE_DTYPES, OPTIMIZERS, RUNTIMES, SETTINGS
 
 __all__ = [
     "EXPORT_FORMATS",
@@ -25,6 +25,17 @@ __all__ = [
     "with_role",
 ]
 
+LATER: dict[str, Any] = {
+    "overlap": 0.0,
+    "grid_origin": "slide",
+    "tissue": {},
+    "feature_dtype": "float32",
+    "backbone_input": {},
+    "prior_correction": True,
+    "calibration": "temperature",
+    "threshold": 0.5,
+}
+"""Settings that files of earlier versions do not store, with the values with which those were made."""
 # Settings that are lists whose order has no meaning.
 UNORDERED = ("magnifications", "positive_classes")
 

@@ -21,6 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from scripts.core.tasks import get_task
 from scripts.evaluation.metrics import CLASS_SCORE_NAMES, check_predictions, score_names
+from scripts.evaluation.weighted_scores import average_precision, ranked_groups, ratio, roc_auc
 
 __all__ = [
     "FEWEST_PATIENTS",
@@ -28,10 +29,13 @@ __all__ = [
     "PairedDifference",
     "bootstrap_interval",
     "class_intervals",
+    "difference_interval",
     "few_patients",
     "mean_interval",
     "paired_difference",
     "patients_text",
+    "resampled_class_scores",
+    "resampled_scores",
     "warn_of_few",
     "warn_of_unknown",
 ]
@@ -39,6 +43,7 @@ __all__ = [
 Floats = NDArray[np.float64]
 Interval = tuple[float, float]
 Patients = Sequence[Hashable]
+Seed = int | tuple[int, ...]
 
 # Resamples of fewer patients are nearly all the same, so the interval would be too narrow.
 FEWEST_PATIENTS = 10
@@ -64,11 +69,24 @@ def bootstrap_interval(
 
     Resamples in which a ROC-AUC is undefined do not count for it; if none is left, its interval is (NaN, NaN).
     """
+    found = resampled_scores(probabilities, labels, task, num_resamples, seed, patients)
+    return {name: _interval(values) for name, values in found.items()}
+
+
+def resampled_scores(
+    probabilities: ArrayLike,
+    labels: ArrayLike,
+    task: str,
+    num_resamples: int = 1000,
+    seed: Seed = 0,
+    patients: Patients | None = None,
+) -> dict[str, Floats]:
+    """Each of :func:`scripts.evaluation.metrics.head_scores` on each resample, ``[R]``; NaN where it is undefined."""
     names = score_names(task)
     p, y = check_predictions(probabilities, labels, task)
     own = _numbered(patients, len(y))
     blocks = [_scores(p, y, counts, names, task) for counts in _resamples(own, num_resamples, seed, y.shape[1])]
-    return {name: _interval(np.concatenate([scores[name] for scores in blocks])) for name in names}
+    return {name: np.concatenate([scores[name] for scores in blocks]) for name in names}
 
 
 def class_intervals(
@@ -82,14 +100,41 @@ def class_intervals(
     task: str,
 ) -> dict[str, dict[str, Interval]]:
     """The same of :func:`scripts.evaluation.metrics.class_scores`, without the number of slides."""
-    p, y = check_predictions(probabilities, labels, class_names=class_names)
-    own, predicted = _numbered(patients, len(y)), get_task(task).decided(p).astype(np.float64)
-    blocks = [_class_scores(p, y, predicted, counts) for counts in _resamples(own, num_resamples, seed, y.shape[1])]
-    values = {name: np.concatenate([scores[name] for scores in blocks]) for name in CLASS_SCORE_NAMES}  # [R, K]
+    values = resampled_class_scores(probabilities, labels, class_names, num_resamples, seed, patients, task=task)
     return {
         class_name: {name: _interval(values[name][:, k]) for name in CLASS_SCORE_NAMES}
         for k, class_name in enumerate(class_names)
     }
+
+
+def resampled_class_scores(
+    probabilities: ArrayLike,
+    labels: ArrayLike,
+    class_names: Sequence[str],
+    num_resamples: int = 1000,
+    seed: Seed = 0,
+    patients: Patients | None = None,
+    *,
+    task: str,
+) -> dict[str, Floats]:
+    """Each of :func:`scripts.evaluation.metrics.class_scores` on each resample, ``[R, K]``."""
+    p, y = check_predictions(probabilities, labels, class_names=class_names)
+    own, predicted = _numbered(patients, len(y)), get_task(task).decided(p).astype(np.float64)
+    blocks = [_class_scores(p, y, predicted, counts) for counts in _resamples(own, num_resamples, seed, y.shape[1])]
+    return {name: np.concatenate([scores[name] for scores in blocks]) for name in CLASS_SCORE_NAMES}
+
+
+def difference_interval(first: ArrayLike, second: ArrayLike) -> Interval:
+    """The 95% percentile interval of the difference of a score between two independent test sets.
+
+    Args:
+        first: ``[R]``, the score on R resamples of the first test set.
+        second: ``[R]``, on R of the second, made with another ``seed``.
+
+    Returns:
+        Of first minus second; resamples in which either is NaN do not count.
+    """
+    return _interval(np.asarray(first, np.float64) - np.asarray(second, np.float64))
 
 
 def mean_interval(
@@ -110,7 +155,7 @@ def mean_interval(
     own = _numbered(_numbered(patients, len(table))[has_any].tolist(), int(has_any.sum()))
     table, known = table[has_any], known[has_any]
     sums, numbers = np.where(known, table, 0.0).sum(axis=1), known.sum(axis=1).astype(np.float64)  # [n]
-    means = [_ratio(counts @ sums, counts @ numbers) for counts in _resamples(own, num_resamples, seed)]
+    means = [ratio(counts @ sums, counts @ numbers) for counts in _resamples(own, num_resamples, seed)]
     return _interval(np.concatenate(means))
 
 
@@ -248,7 +293,7 @@ def _numbered(patients: Patients | None, num_slides: int) -> NDArray[np.intp]:
     return np.array([number[patient] for patient in patients], dtype=np.intp)
 
 
-def _resamples(patients: NDArray[np.intp], num_resamples: int, seed: int, width: int = 1) -> Iterator[Floats]:
+def _resamples(patients: NDArray[np.intp], num_resamples: int, seed: Seed, width: int = 1) -> Iterator[Floats]:
     """How often each resample contains each slide, in blocks [r, n] of which each value becomes ``width`` values."""
     num_patients = int(patients.max(initial=-1)) + 1
     chosen = np.random.default_rng(seed).integers(max(num_patients, 1), size=(num_resamples, num_patients))
@@ -267,14 +312,14 @@ def _scores(p: Floats, y: Floats, counts: Floats, names: Sequence[str], task: st
     marked = counts @ (predicted + y)  # [R, K]: predicted positives + positives = 2 TP + FP + FN
     compute = {
         "accuracy": lambda: counts @ (predicted == y).sum(axis=1) / (slides * classes),
-        "f1": lambda: _ratio(2 * hits.sum(axis=1), marked.sum(axis=1), empty=0.0),
-        "macro_f1": lambda: _ratio(2 * hits, marked, empty=0.0).mean(axis=1),
-        "roc_auc": lambda: _roc_auc(*_ranked(p.ravel(), y.ravel(), np.repeat(counts, classes, axis=1))),
+        "f1": lambda: ratio(2 * hits.sum(axis=1), marked.sum(axis=1), empty=0.0),
+        "macro_f1": lambda: ratio(2 * hits, marked, empty=0.0).mean(axis=1),
+        "roc_auc": lambda: roc_auc(*ranked_groups(p.ravel(), y.ravel(), np.repeat(counts, classes, axis=1))),
     }
     if get_task(task).is_exclusive:
         compute |= {
             "accuracy": lambda: hits.sum(axis=1) / slides,
-            "balanced_accuracy": lambda: _known_mean(_ratio(hits, counts @ y)),
+            "balanced_accuracy": lambda: _known_mean(ratio(hits, counts @ y)),
             "quadratic_kappa": lambda: _quadratic_kappa(y.argmax(axis=1), predicted.argmax(axis=1), counts),
             "roc_auc": lambda: _known_mean(_class_aucs(p, y, counts)),
         }
@@ -285,58 +330,31 @@ def _quadratic_kappa(truth: NDArray[np.intp], predicted: NDArray[np.intp], count
     """[R]: 1 less the mean squared distance of labels and decisions [n], in units of that of all pairs of both."""
     t, d = truth.astype(np.float64), predicted.astype(np.float64)
     of_pairs = counts @ (t**2 + d**2) - 2 * (counts @ t) * (counts @ d) / counts.sum(axis=1)
-    return 1 - _ratio(counts @ (t - d) ** 2, of_pairs)
+    return 1 - ratio(counts @ (t - d) ** 2, of_pairs)
 
 
 def _class_aucs(p: Floats, y: Floats, counts: Floats) -> Floats:
     """[R, K]: the ROC-AUC of each class against the rest."""
-    return np.stack([_roc_auc(*_ranked(p[:, k], y[:, k], counts)) for k in range(y.shape[1])], axis=1)
+    return np.stack([roc_auc(*ranked_groups(p[:, k], y[:, k], counts)) for k in range(y.shape[1])], axis=1)
 
 
 def _known_mean(values: Floats) -> Floats:
     """[R]: the mean of the values [R, K] that are not NaN; NaN without any."""
     known = ~np.isnan(values)
-    return _ratio(np.where(known, values, 0.0).sum(axis=1), known.sum(axis=1).astype(np.float64))
+    return ratio(np.where(known, values, 0.0).sum(axis=1), known.sum(axis=1).astype(np.float64))
 
 
 def _class_scores(p: Floats, y: Floats, predicted: Floats, counts: Floats) -> dict[str, Floats]:
     """:func:`scripts.evaluation.metrics.class_scores` of every resample, [R, K] a score."""
     hits, called, positives = (counts @ array for array in (predicted * y, predicted, y))  # [R, K]
     negatives = counts.sum(axis=1, keepdims=True) - positives
-    ranked = [_ranked(p[:, k], y[:, k], counts) for k in range(y.shape[1])]
+    ranked = [ranked_groups(p[:, k], y[:, k], counts) for k in range(y.shape[1])]
     return {
         "accuracy": counts @ (predicted == y) / counts.sum(axis=1, keepdims=True),
-        "precision": _ratio(hits, called),
-        "recall": _ratio(hits, positives),
-        "specificity": _ratio(negatives - (called - hits), negatives),
-        "f1": _ratio(2 * hits, called + positives),
-        "roc_auc": np.stack([_roc_auc(*groups) for groups in ranked], axis=1),
-        "average_precision": np.stack([_average_precision(*groups) for groups in ranked], axis=1),
+        "precision": ratio(hits, called),
+        "recall": ratio(hits, positives),
+        "specificity": ratio(negatives - (called - hits), negatives),
+        "f1": ratio(2 * hits, called + positives),
+        "roc_auc": np.stack([roc_auc(*groups) for groups in ranked], axis=1),
+        "average_precision": np.stack([average_precision(*groups) for groups in ranked], axis=1),
     }
-
-
-def _ratio(part: Floats, whole: Floats, empty: float = np.nan) -> Floats:
-    return np.divide(part, whole, out=np.full_like(part, empty), where=whole > 0)
-
-
-def _ranked(scores: Floats, truth: Floats, weights: Floats) -> tuple[Floats, Floats]:
-    """Positives and negatives [R, groups] of weights [R, m], a group for each score, the highest first."""
-    order = np.argsort(-scores, kind="stable")
-    groups = np.flatnonzero(np.diff(-scores[order], prepend=-np.inf) > 0)  # where each group of equal scores starts
-    sorted_weights, sorted_truth = weights[:, order], truth[order]
-    positives = np.add.reduceat(sorted_weights * sorted_truth, groups, axis=1)
-    return positives, np.add.reduceat(sorted_weights, groups, axis=1) - positives
-
-
-def _roc_auc(positives: Floats, negatives: Floats) -> Floats:
-    """[R]: the fraction of (positive, negative) pairs in the right order; a tie counts as half."""
-    total = negatives.sum(axis=1, keepdims=True)
-    below = total - np.cumsum(negatives, axis=1) + negatives / 2
-    return _ratio((positives * below).sum(axis=1), positives.sum(axis=1) * total[:, 0])
-
-
-def _average_precision(positives: Floats, negatives: Floats) -> Floats:
-    """[R]: the precision at each score, averaged over the positives that have it."""
-    hits = np.cumsum(positives, axis=1)
-    precision = _ratio(hits, hits + np.cumsum(negatives, axis=1), empty=0.0)
-    return _ratio((positives * precision).sum(axis=1), hits[:, -1])

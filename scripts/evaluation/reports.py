@@ -19,14 +19,27 @@ from scripts.core.shards import dataset_size, gather_shards
 from scripts.core.tasks import get_task
 from scripts.datalists.patients import patients_known, patients_of
 from scripts.evaluation.bootstrap import patients_text, warn_of_few, warn_of_unknown
+from scripts.evaluation.external import EXTERNAL, Predictions, compare_with_internal, external_warnings
 from scripts.evaluation.head_report import head_report, operating_point_report
+from scripts.evaluation.score_texts import interval_text
 
 if TYPE_CHECKING:
     # The board draws slides with their labels, which are written here.
     from scripts.evaluation.board import EvaluationBoard
     from scripts.evaluation.figures import HeadFigure
 
-__all__ = ["EvaluationReport", "PredictionReport", "classes_text", "label_of_text", "label_text", "without_nan"]
+__all__ = [
+    "PATIENT_NUMBER",
+    "EvaluationReport",
+    "PredictionReport",
+    "classes_text",
+    "label_of_text",
+    "label_text",
+    "without_nan",
+]
+
+PATIENT_NUMBER = "patient_number"
+"""The column of predictions.csv that is the same for the slides of a patient; it does not say who that is."""
 
 
 def label_text(label: NDArray[Any], class_names: Sequence[str]) -> str:
@@ -154,14 +167,15 @@ class PredictionReport:
 
     def _write_predictions(self) -> None:
         has_labels = len(self.labels) == len(self.slides) > 0
-        lines = []
+        lines, numbers = [], self._patient_numbers()
         for index, (slide, probabilities) in enumerate(zip(self.slides, self.probabilities, strict=True)):
             label = [label_text(self.labels[index], self.class_names)] if has_labels else []
+            last = [*label, *([numbers[slide]] if numbers else [])]
             decided = self._decided(index)
             for h, (head, row) in enumerate(zip(self.heads, probabilities, strict=True)):
                 calibrated = self.calibrated[index][h] if self.calibrated else ()
                 decision = label_text(decided[h], self.class_names)
-                lines.append([slide, head, *(f"{p:.9g}" for p in (*row, *calibrated)), decision, *label])
+                lines.append([slide, head, *(f"{p:.9g}" for p in (*row, *calibrated)), decision, *last])
         calibrated_names = [f"{name}_calibrated" for name in self.class_names if self.calibrated]
         columns = [
             "slide",
@@ -170,8 +184,13 @@ class PredictionReport:
             *calibrated_names,
             "decision",
             *(["label"] if has_labels else []),
+            *([PATIENT_NUMBER] if numbers else []),
         ]
         write_csv(self.output_dir / "predictions.csv", columns, lines)
+
+    def _patient_numbers(self) -> dict[str, int]:
+        """The number of each slide's patient, by the slide's name; empty where patients are not known."""
+        return {}
 
     def _decided(self, index: int) -> NDArray[np.bool_]:
         """The decisions ``[H, K]`` on a slide."""
@@ -187,6 +206,10 @@ class EvaluationReport(PredictionReport):
     has the same of each class alone, and as ``slides`` how many have it. Beside the heads are the numbers of ``slides``
     and ``patients`` (null where no slide has a patient), and ``made_by`` (:func:`scripts.core.provenance.made_by`).
 
+    Beside an internal test each head has ``external``, as :func:`scripts.evaluation.external.compare_with_internal`
+    gives it, and ``internal`` beside the heads has the internal test's numbers of ``slides`` and ``patients``, the
+    checksum of its predictions, and ``warnings``, which are logged.
+
     Args:
         output_dir: where the files are written.
         heads: the heads' names.
@@ -196,9 +219,11 @@ class EvaluationReport(PredictionReport):
         seed: seed of the bootstrap.
         made_by: see above; without it, it is left out.
         data: the datalist's entries, which name the patients; a slide that is not among them is a patient of its own.
+        internal_test: what the same weights give the internal test, if the slides are from elsewhere.
 
     Attributes:
         report: the heads' content of ``metrics.json``, once it is written, undefined values as NaN.
+        internal: its ``internal``; empty without an internal test.
         num_patients: how many there are; ``None`` where they are not known.
     """
 
@@ -214,10 +239,12 @@ class EvaluationReport(PredictionReport):
         seed: int = 0,
         made_by: Mapping[str, Any] | None = None,
         data: Sequence[Mapping[str, Any]] = (),
+        internal_test: Predictions | None = None,
     ) -> None:
         super().__init__(output_dir, heads, class_names, task)
         self.patients, self.patients_known = patients_of(data), patients_known(data)
         self.report: dict[str, Any] = {}
+        self.internal_test, self.internal = internal_test, dict[str, Any]()
         self.num_patients: int | None = None
         self.task, self.names, self.seed, self.board = task, self.kind.scores, seed, board
         self.made_by = {} if made_by is None else {"made_by": dict(made_by)}
@@ -225,6 +252,13 @@ class EvaluationReport(PredictionReport):
     def _clear(self) -> None:
         super()._clear()
         self._figures: dict[str, list[HeadFigure]] = {}
+
+    def _patient_numbers(self) -> dict[str, int]:
+        if not self.patients_known:
+            return {}
+        own = {slide: self.patients.get(slide, slide) for slide in sorted(self.slides)}
+        number = {patient: i for i, patient in enumerate(dict.fromkeys(own.values()), start=1)}
+        return {slide: number[patient] for slide, patient in own.items()}
 
     def _write(self, engine: Engine) -> None:
         super()._write(engine)
@@ -240,21 +274,44 @@ class EvaluationReport(PredictionReport):
                 calibrated = np.stack(self.calibrated)[order, h]
                 thresholds = None if self.thresholds is None else self.thresholds[h]
                 report[head]["operating_point"] = operating_point_report(calibrated, thresholds, *given)
+        calibrated = np.stack(self.calibrated)[order] if self.calibrated else None
+        slides = [self.slides[i] for i in order]
+        self._compare(Predictions(slides, patients, labels, probabilities, calibrated, self.patients_known))
         path, num_patients = self.output_dir / "metrics.json", len(set(patients))
         self.num_patients = num_patients if self.patients_known else None
         numbers = {"slides": len(patients), "patients": self.num_patients}
-        metrics = {**without_nan(report), **numbers, **self.made_by}
+        internal = {"internal": self.internal} if self.internal else {}
+        metrics = {**without_nan(report), **numbers, **internal, **self.made_by}
         write_json(path, metrics)
         engine.logger.info("wrote %s: %s", path, patients_text(len(patients), numbers["patients"]))
         for head, scores in report.items():
             shown = ("{} {:.3f} [{:.3f}, {:.3f}]".format(n, scores[n]["value"], *scores[n]["ci95"]) for n in self.names)
             engine.logger.info("%s: %s", head, ", ".join(shown))
+            if EXTERNAL in scores:
+                moved = (f"{name} {interval_text(scores[EXTERNAL][name]['difference'])}" for name in self.names)
+                engine.logger.info("%s, less the internal test's: %s", head, ", ".join(moved))
+        for text in self.internal.get("warnings", ()):
+            engine.logger.warning("%s: %s", path, text)
         warn_of_few(num_patients, path)
         if not self.patients_known:
             warn_of_unknown(path)
         if self.board is not None:
-            slides = [self.slides[i] for i in order]
             self.board.write(metrics, slides, probabilities, labels, self.figures())
+
+    def _compare(self, external: Predictions) -> None:
+        """Put the internal test beside what was written, if there is one."""
+        if (internal := self.internal_test) is None:
+            return
+        given = self.heads, self.class_names, self.task, self.seed, self.thresholds
+        found = compare_with_internal(external, internal, *given)
+        for head, of_head in found.items():
+            self.report[head][EXTERNAL] = of_head
+        self.internal = {
+            "slides": len(internal.slides),
+            "patients": internal.num_patients,
+            "predictions_sha256": internal.sha256,
+            "warnings": external_warnings(found, external, internal),
+        }
 
     def figures(self) -> dict[str, list[HeadFigure]]:
         """The figures of each head, drawn once for all who show them, after the scores were written."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,11 +9,13 @@ from scripts.core.magnification import scale_names
 from scripts.core.markdown import markdown_table
 from scripts.core.tasks import get_task
 from scripts.evaluation.bootstrap import UNKNOWN_PATIENTS, few_patients, patients_text
+from scripts.evaluation.external_tables import external_tables
 from scripts.evaluation.head_report import RANKING_SCORES
 from scripts.evaluation.metrics import CLASS_SCORE_NAMES, SCORE_TITLES, score_names
+from scripts.evaluation.score_texts import digits, interval_text
 from scripts.weights.record import DEMONSTRATION, is_demonstration
 
-__all__ = ["interval_text", "localisation_tables", "summary"]
+__all__ = ["localisation_tables", "summary"]
 
 DIGITS_OF_SHA256 = 12
 
@@ -47,6 +48,9 @@ def summary(
         rule = kind.decision if kind.is_exclusive else "decided at the thresholds of the weights"
         blocks += [f"The same at the operating point: calibrated, {rule}."]
         blocks.append(markdown_table(["head", *(SCORE_TITLES[name] for name in decided)], rows))
+    tables = external_tables({head: metrics[head] for head in heads}, metrics.get("internal", {}))
+    for table in tables:
+        blocks += [f"{table['caption']}.", markdown_table(table["head"], table["rows"])]
     if warnings := _warnings(metrics, heads, record, left_out):
         blocks += ["## Warnings", "\n".join(f"- {text}" for text in warnings)]
     for head in heads:
@@ -77,18 +81,8 @@ def localisation_tables(metrics: Mapping[str, Any]) -> str:
     return f"{text}\n\n{markdown_table(columns, rows)}\n"
 
 
-def interval_text(score: Mapping[str, Any]) -> str:
-    """A score with its interval in three digits; a dash where it is not defined (null or NaN)."""
-    low, high = (_digits(bound) for bound in score["ci95"])
-    return value if (value := _digits(score["value"])) == "-" else f"{value} [{low}, {high}]"
-
-
 def _precision(scores: Mapping[str, Any]) -> list[str]:
-    return [interval_text(scores["average_precision"]), _digits(scores["positive_share"])]
-
-
-def _digits(value: float | None) -> str:
-    return "-" if value is None or math.isnan(value) else f"{value:.3f}"
+    return [interval_text(scores["average_precision"]), digits(scores["positive_share"])]
 
 
 def _weights(
@@ -119,6 +113,7 @@ def _warnings(
     metrics: Mapping[str, Any], heads: Sequence[str], record: Mapping[str, Any], left_out: Sequence[str]
 ) -> list[str]:
     found = [DEMONSTRATION] if is_demonstration(record) else []
+    found += metrics.get("internal", {}).get("warnings", [])
     if metrics["patients"] is None:
         found.append(f"Patients: {UNKNOWN_PATIENTS}")
     if (few := few_patients(metrics["slides"] if metrics["patients"] is None else metrics["patients"])) is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,8 +15,8 @@ from scripts.core.errors import SettingsError
 from scripts.core.magnification import scale_names
 from scripts.evaluation.bootstrap import FEWEST_PATIENTS, PairedDifference, paired_difference
 from scripts.evaluation.localisation import localisation_key
-from scripts.evaluation.metrics import check_predictions, score_names
-from scripts.evaluation.reports import label_of_text
+from scripts.evaluation.metrics import score_names
+from scripts.evaluation.predictions_file import read_predictions
 from scripts.heatmaps.attention_maps import KINDS
 from scripts.networks.methods import attention_maps, method_title, result_heads
 
@@ -96,31 +95,18 @@ def read_run(folder: Path, method: str, seed: int, class_names: Sequence[str], f
         if (training["method"], training["seed"]) != (method, seed):
             raise ValueError(f"training.json is of {training['method']} with seed {training['seed']}")
         metrics = json.loads((folder / "metrics.json").read_text("utf-8"))
-        reports = {key: report for key, report in metrics.items() if key not in ("slides", "patients", "made_by")}
+        reports = {key: of for key, of in metrics.items() if isinstance(of, Mapping) and "classes" in of}
         path = folder / "localisation.json"
         localisation = json.loads(path.read_text("utf-8")) if path.is_file() else {}
-        with open(folder / "predictions.csv", newline="", encoding="utf-8") as file:
-            # The bootstrap resamples rows, so the order of the datalist must not matter.
-            lines = sorted(csv.DictReader(file), key=lambda line: line["slide"])
-        slides = tuple(dict.fromkeys(line["slide"] for line in lines))
-        first = [line["label"] for line in lines if line["head"] == next(iter(reports))]
-        labels = np.array([label_of_text(label, class_names) for label in first])
-        probabilities = {
-            head: np.array([[float(line[name]) for name in class_names] for line in lines if line["head"] == head])
-            for head in reports
-        }
-        if len(lines) != len(slides) * len(reports):
-            raise ValueError(f"predictions.csv has {len(lines)} lines for {len(slides)} slides")
-        for of_head in probabilities.values():
-            check_predictions(of_head, labels, class_names=class_names)
+        predicted = read_predictions(folder / "predictions.csv", list(reports), class_names)
         for phase in training["phases"]:
             _number(phase["seconds"] + phase["parameters"])
         return Run(
             method,
             seed,
-            slides,
-            labels,
-            probabilities,
+            tuple(predicted.slides),
+            predicted.labels,
+            {head: predicted.probabilities[:, h] for h, head in enumerate(reports)},
             scores={head: _scores(report) for head, report in reports.items()},
             classes={head: {c: _scores(report["classes"][c]) for c in class_names} for head, report in reports.items()},
             training=training,
@@ -130,7 +116,7 @@ def read_run(folder: Path, method: str, seed: int, class_names: Sequence[str], f
             },
             fold=fold,
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, StopIteration) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise SettingsError(
             folder, f"does not hold the results of a run ({error})", "Delete the folder, and run the command again."
         ) from error

@@ -107,6 +107,10 @@ class BagNetwork(MILModel):
         """The weights that a phase trains; here, where there is one phase, all."""
         return list(self.parameters())
 
+    def class_axes(self) -> dict[str, tuple[int, ...]]:
+        """Which axes of which tensors of the state dict are divided among the K classes, in K equal parts, by name."""
+        raise NotImplementedError
+
     def forward(  # type: ignore[override]
         self, x: Tensor, log_weight: Tensor | None = None, no_head: bool = False
     ) -> Tensor:

@@ -118,6 +118,10 @@ class HighestScaleMIL(BagNetwork):
     def __init__(self, mil_mode: str, num_classes: int, num_nodes: int = 128, **settings: Any) -> None:
         super().__init__(num_classes, mil_mode=mil_mode, **settings)
 
+    def class_axes(self) -> dict[str, tuple[int, ...]]:
+        """A row of the classifier for each class: all of them share the attention."""
+        return {"myfc.weight": (0,), "myfc.bias": (0,)}
+
     def _branches(self, x: Tensor, log_weight: Tensor) -> tuple[Tensor, Tensor]:
         logits, attention, _ = self._explain(x, log_weight)
         return logits, attention

@@ -59,6 +59,14 @@ class BranchNetwork(BagNetwork):
         self.embeds = [True] * num_scales
         self.computes = [True] * len(widths)
 
+    def class_axes(self) -> dict[str, tuple[int, ...]]:
+        """A row of w for each class; a row of Cl for each class, and in it a part for each attention."""
+        axes: dict[str, tuple[int, ...]] = {}
+        for branch in range(len(self.attention)):
+            axes[f"attention.{branch}.2.weight"] = axes[f"myfc.{branch}.bias"] = (0,)
+            axes[f"myfc.{branch}.weight"] = (0, 1)
+        return axes
+
     def _embed(self, x: Tensor) -> list[Tensor]:
         """h of each scale, ``[B, N, num_nodes]``; without rows where nothing needs it."""
         embedded: list[Tensor] = []

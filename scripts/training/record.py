@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from scripts import __version__
@@ -11,8 +12,9 @@ from scripts.core.ranks import num_ranks
 from scripts.core.settings import values_with_role
 from scripts.features.encoding import Encoder
 from scripts.synthetic.marker import count_slides
-from scripts.training.resuming import SameSettings
+from scripts.training.resuming import SameSettings, pretrained_sha256_of
 from scripts.training.slides import TrainingSlides
+from scripts.weights.pretrained import Pretrained
 from scripts.weights.record import recorded_settings
 
 __all__ = ["TrainingRecord"]
@@ -26,6 +28,8 @@ class TrainingRecord:
         encoder: encodes the patches.
         slides: those that are trained on, and those that choose the weights.
         left_out: names of slides that failed, without which the training goes on.
+        pretrained: the weights from which the training starts. One that is resumed finds their checksum in its
+            checkpoint, and their record in that of the checkpoint's weights.
 
     Attributes:
         record: for the weights: what decides the meaning of their scores, and how many slides they are trained on.
@@ -39,6 +43,7 @@ class TrainingRecord:
         encoder: Encoder,
         slides: TrainingSlides,
         left_out: Sequence[str] = (),
+        pretrained: Pretrained | None = None,
     ) -> None:
         training, validation = slides.training_without(left_out), slides.others_without(left_out)
         backbone_sha256 = encoder.backbone.weights_sha256
@@ -49,6 +54,7 @@ class TrainingRecord:
             # Not every backbone says the length of its features before it is loaded.
             "settings": {**recorded_settings(used, backbone_sha256), "num_features": encoder.num_features},
             "data": count_slides(training, validation),
+            **({} if pretrained is None else {"pretrained": pretrained.told}),
         }
         self.same_settings = SameSettings(
             {
@@ -59,11 +65,15 @@ class TrainingRecord:
                 "data": data,
             }
         )
+        source = None if pretrained is None else pretrained.sha256
+        if settings.get("resume"):
+            source = pretrained_sha256_of(Path(settings["ckpt_dir"]) / "last.ckpt")
         self.made_by = made_by(
             settings,
             settings["seed"],
             slides.datalist,
             backbone_sha256=backbone_sha256,
+            **({} if source is None else {"pretrained_sha256": source}),
             data=data,
         )
 

@@ -19,7 +19,7 @@ from scripts.datalists.labels import with_positive_classes
 from scripts.training.random_state import TrainingState
 from scripts.weights.checkpoints import save_checkpoint
 
-__all__ = ["LastCheckpoint", "Resume", "SameSettings", "check_resumable"]
+__all__ = ["LastCheckpoint", "Resume", "SameSettings", "check_resumable", "pretrained_sha256_of"]
 
 # The path of the backbone's weights in an older checkpoint, which a newer one knows by their checksum.
 OUTDATED = ("backbone_weights",)
@@ -118,6 +118,20 @@ def check_resumable(path: str | Path, settings: SameSettings) -> None:
     if not isinstance(content, Mapping) or not isinstance(content.get("settings"), Mapping):
         raise SettingsError(path, "is not the checkpoint of a training: it contains no settings", "Start anew.")
     settings.load_state_dict(content["settings"])
+
+
+def pretrained_sha256_of(path: str | Path) -> str | None:
+    """The checksum of the weights from which the training of a checkpoint started; ``None`` if it started anew.
+
+    Args:
+        path: the checkpoint's file.
+
+    Raises:
+        SettingsError: if there is no checkpoint, or it is damaged.
+    """
+    content = _read(Path(path))
+    made_by = content.get("made_by") if isinstance(content, Mapping) else None
+    return made_by.get("pretrained_sha256") if isinstance(made_by, Mapping) else None
 
 
 class Resume:

@@ -26,6 +26,7 @@ __all__ = [
     "is_demonstration",
     "read_origin",
     "read_record",
+    "read_signed",
     "read_training",
     "read_weights",
     "record_problem",
@@ -141,13 +142,14 @@ def read_record(path: str | Path) -> dict[str, Any]:
     Returns:
         ``settings`` of the training; ``data``, the numbers ``training_slides``, ``validation_slides`` and, of these,
         ``drawn_slides``, the synthetic ones; ``version``, the bundle's; and, where the training went on from other
-        weights, ``pretrained``, the record of those.
+        weights, ``pretrained``, the record of those; with their ``weights_sha256`` and what became of their ``classes``
+        (:class:`scripts.weights.pretrained.Pretrained`), where the setting of that name names them.
 
     Raises:
         SettingsError: if the file cannot be read, has no record or a damaged one, or its weights are not those that the
             record was written for.
     """
-    return _read_signed(path)[0]
+    return read_signed(path)[1]
 
 
 def trained_settings(ckpt_dir: str | Path) -> dict[str, Any]:
@@ -190,12 +192,12 @@ def read_origin(path: str | Path) -> dict[str, Any]:
         ``best_for``, the head that its weights are best for; and ``made_by``, as
         :func:`scripts.core.provenance.made_by` gives it. Empty for older files.
     """
-    return _read_signed(path)[1]
+    return read_signed(path)[2]
 
 
 def read_training(path: str | Path) -> dict[str, Any]:
     """:func:`training_of` of a file of weights; errors as :func:`read_record`."""
-    return training_of(*_read_signed(path))
+    return training_of(*read_signed(path)[1:])
 
 
 def is_demonstration(record: Mapping[str, Any] | None) -> bool:
@@ -220,7 +222,8 @@ def training_of(record: Mapping[str, Any], origin: Mapping[str, Any]) -> dict[st
     return {"record": record, "seed": made_by.get("seed"), "data": made_by.get("data"), "settings": settings}
 
 
-def _read_signed(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
+def read_signed(path: str | Path) -> tuple[Mapping[str, Tensor], dict[str, Any], dict[str, Any]]:
+    """The state dict, the record and the origin of a file of weights; errors as :func:`read_record`."""
     state = read_weights(path)
     record, origin, problem = signed_record(state)
     if not problem and not record:
@@ -229,4 +232,4 @@ def _read_signed(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
         problem = NOT_FINITE
     if problem:
         raise SettingsError(path, problem, WRITTEN_BY_TRAINING)
-    return record, origin
+    return state, record, origin

@@ -12,7 +12,9 @@ NUMBERS = (
     "encode_batch", "num_workers", "seed", "split_seed", "patch_size", "num_processes",
 )  # fmt: skip
 OWN_FOLDERS = ("bundle_root", "output_dir", "ckpt_dir")
-OPTIONAL_PATHS = ("dataset_dir", "datalist", "feature_dir", "backbone_weights", "image", "mask")
+OPTIONAL_PATHS = (
+    "dataset_dir", "datalist", "feature_dir", "backbone_weights", "image", "mask", "internal", "pretrained",
+)  # fmt: skip
 SWITCHES = ("allow_missing", "amp", "heatmaps", "resume", "strict")
 
 

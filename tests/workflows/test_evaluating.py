@@ -44,7 +44,7 @@ def table(rows, head):
 def test_predictions_name_slide_output_probabilities_and_label(evaluated, cohort):
     rows = read_csv(evaluated / "predictions.csv")
     testing = json.loads((cohort / "datalist.json").read_text())["testing"]
-    assert list(rows[0]) == ["slide", "head", *CLASSES, *CALIBRATED, "decision", "label"]
+    assert list(rows[0]) == ["slide", "head", *CLASSES, *CALIBRATED, "decision", "label", "patient_number"]
     assert [row["head"] for row in rows] == HEADS * len(testing)
     assert [row["slide"] for row in rows[::3]] == [entry["image"][7:-5] for entry in testing]
     assert np.array_equal(table(rows, "5x")[1], [entry["label"] for entry in testing])

@@ -64,7 +64,8 @@ def test_own_classes_are_trained_evaluated_and_predicted(workflow, cohort, train
 
     workflow("evaluating", "evaluate", partition="training", **own)
     rows = predictions(tmp_path)
-    assert list(rows[0]) == ["slide", "head", "malignant", "malignant_calibrated", "decision", "label"]
+    columns = ["slide", "head", "malignant", "malignant_calibrated", "decision", "label", "patient_number"]
+    assert list(rows[0]) == columns
     truth = {Path(slide["image"]).stem: slide["label"] for slide in entries["training"]}
     assert set(truth.values()) == {"benign", "malignant"}
     assert {row["slide"]: row["label"] for row in rows} == {
