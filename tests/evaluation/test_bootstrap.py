@@ -172,8 +172,8 @@ def test_intervals_equal_those_of_resampled_patients(task: str, classes: int, n:
     told = [head_scores(p[draw], y[draw], task) for draw in resamples]
     for name, interval in bootstrap_interval(p, y, task, 60, 5, patients=own).items():
         assert interval == pytest.approx(percentiles([scores[name] for scores in told]), nan_ok=True)
-    of_classes = [class_scores(p[draw], y[draw], names, "multilabel") for draw in resamples]
-    for name, of_class in class_intervals(p, y, names, 60, 5, patients=own).items():
+    of_classes = [class_scores(p[draw], y[draw], names, task) for draw in resamples]
+    for name, of_class in class_intervals(p, y, names, 60, 5, patients=own, task=task).items():
         for score, interval in of_class.items():
             assert interval == pytest.approx(percentiles([s[name][score] for s in of_classes]), nan_ok=True)
     means = [float(p[draw].mean()) for draw in resamples]
