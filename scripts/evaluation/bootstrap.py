@@ -21,7 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from scripts.core.tasks import get_task
 from scripts.evaluation.metrics import CLASS_SCORE_NAMES, check_predictions, score_names
-from scripts.evaluation.weighted_scores import average_precision, ranked_groups, ratio, roc_auc
+from scripts.evaluation.weighted_scores import ratio, weighted_class_scores, weighted_head_scores
 
 __all__ = [
     "FEWEST_PATIENTS",
@@ -85,7 +85,9 @@ def resampled_scores(
     names = score_names(task)
     p, y = check_predictions(probabilities, labels, task)
     own = _numbered(patients, len(y))
-    blocks = [_scores(p, y, counts, names, task) for counts in _resamples(own, num_resamples, seed, y.shape[1])]
+    blocks = [
+        weighted_head_scores(p, y, counts, names, task) for counts in _resamples(own, num_resamples, seed, y.shape[1])
+    ]
     return {name: np.concatenate([scores[name] for scores in blocks]) for name in names}
 
 
@@ -120,7 +122,9 @@ def resampled_class_scores(
     """Each of :func:`scripts.evaluation.metrics.class_scores` on each resample, ``[R, K]``."""
     p, y = check_predictions(probabilities, labels, class_names=class_names)
     own, predicted = _numbered(patients, len(y)), get_task(task).decided(p).astype(np.float64)
-    blocks = [_class_scores(p, y, predicted, counts) for counts in _resamples(own, num_resamples, seed, y.shape[1])]
+    blocks = [
+        weighted_class_scores(p, y, predicted, counts) for counts in _resamples(own, num_resamples, seed, y.shape[1])
+    ]
     return {name: np.concatenate([scores[name] for scores in blocks]) for name in CLASS_SCORE_NAMES}
 
 
@@ -260,7 +264,7 @@ def paired_difference(
 
 def _training_scores(method: Sequence[Floats], y: Floats, counts: Floats, score: str, task: str) -> Floats:
     """[R, r]: the score of each training ``[n, K]`` on each resample."""
-    return np.stack([_scores(p, y, counts, (score,), task)[score] for p in method], axis=1)
+    return np.stack([weighted_head_scores(p, y, counts, (score,), task)[score] for p in method], axis=1)
 
 
 def _resampled_mean(scores: Floats, uniform: Floats) -> Floats:
@@ -302,59 +306,3 @@ def _resamples(patients: NDArray[np.intp], num_resamples: int, seed: Seed, width
         cells = block + num_patients * np.arange(len(block))[:, None]
         counts = np.bincount(cells.ravel(), minlength=len(block) * num_patients)
         yield np.take(counts.reshape(len(block), num_patients), patients, axis=1).astype(np.float64)
-
-
-def _scores(p: Floats, y: Floats, counts: Floats, names: Sequence[str], task: str) -> dict[str, Floats]:
-    """:func:`scripts.evaluation.metrics.head_scores` of every resample, [R] a score."""
-    classes, slides = y.shape[1], counts.sum(axis=1)  # resamples of patients differ in how many slides they contain
-    predicted = get_task(task).decided(p).astype(np.float64)
-    hits = counts @ (predicted * y)  # [R, K]: true positives
-    marked = counts @ (predicted + y)  # [R, K]: predicted positives + positives = 2 TP + FP + FN
-    compute = {
-        "accuracy": lambda: counts @ (predicted == y).sum(axis=1) / (slides * classes),
-        "f1": lambda: ratio(2 * hits.sum(axis=1), marked.sum(axis=1), empty=0.0),
-        "macro_f1": lambda: ratio(2 * hits, marked, empty=0.0).mean(axis=1),
-        "roc_auc": lambda: roc_auc(*ranked_groups(p.ravel(), y.ravel(), np.repeat(counts, classes, axis=1))),
-    }
-    if get_task(task).is_exclusive:
-        compute |= {
-            "accuracy": lambda: hits.sum(axis=1) / slides,
-            "balanced_accuracy": lambda: _known_mean(ratio(hits, counts @ y)),
-            "quadratic_kappa": lambda: _quadratic_kappa(y.argmax(axis=1), predicted.argmax(axis=1), counts),
-            "roc_auc": lambda: _known_mean(_class_aucs(p, y, counts)),
-        }
-    return {name: compute[name.removeprefix("micro_")]() for name in names}
-
-
-def _quadratic_kappa(truth: NDArray[np.intp], predicted: NDArray[np.intp], counts: Floats) -> Floats:
-    """[R]: 1 less the mean squared distance of labels and decisions [n], in units of that of all pairs of both."""
-    t, d = truth.astype(np.float64), predicted.astype(np.float64)
-    of_pairs = counts @ (t**2 + d**2) - 2 * (counts @ t) * (counts @ d) / counts.sum(axis=1)
-    return 1 - ratio(counts @ (t - d) ** 2, of_pairs)
-
-
-def _class_aucs(p: Floats, y: Floats, counts: Floats) -> Floats:
-    """[R, K]: the ROC-AUC of each class against the rest."""
-    return np.stack([roc_auc(*ranked_groups(p[:, k], y[:, k], counts)) for k in range(y.shape[1])], axis=1)
-
-
-def _known_mean(values: Floats) -> Floats:
-    """[R]: the mean of the values [R, K] that are not NaN; NaN without any."""
-    known = ~np.isnan(values)
-    return ratio(np.where(known, values, 0.0).sum(axis=1), known.sum(axis=1).astype(np.float64))
-
-
-def _class_scores(p: Floats, y: Floats, predicted: Floats, counts: Floats) -> dict[str, Floats]:
-    """:func:`scripts.evaluation.metrics.class_scores` of every resample, [R, K] a score."""
-    hits, called, positives = (counts @ array for array in (predicted * y, predicted, y))  # [R, K]
-    negatives = counts.sum(axis=1, keepdims=True) - positives
-    ranked = [ranked_groups(p[:, k], y[:, k], counts) for k in range(y.shape[1])]
-    return {
-        "accuracy": counts @ (predicted == y) / counts.sum(axis=1, keepdims=True),
-        "precision": ratio(hits, called),
-        "recall": ratio(hits, positives),
-        "specificity": ratio(negatives - (called - hits), negatives),
-        "f1": ratio(2 * hits, called + positives),
-        "roc_auc": np.stack([roc_auc(*groups) for groups in ranked], axis=1),
-        "average_precision": np.stack([average_precision(*groups) for groups in ranked], axis=1),
-    }

@@ -105,7 +105,8 @@ def compare_with_internal(
             of_class["frequency"] = {**both, "p_value": float(drift.frequency[k])}
             distance, p_value = float(drift.distance[h, k]), float(drift.probability[h, k])
             of_class["probabilities"] = {"distance": distance, "p_value": p_value}
-        if external.calibrated is not None and internal.calibrated is not None:
+        is_decided = thresholds is not None or kind.is_exclusive
+        if is_decided and external.calibrated is not None and internal.calibrated is not None:
             # The scores decide at 0.5.
             of_head = None if thresholds is None else thresholds[h]
             both_calibrated = (external.calibrated[:, h], internal.calibrated[:, h])

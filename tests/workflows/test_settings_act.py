@@ -238,6 +238,7 @@ EFFECTS: dict[str, dict[str, Effect]] = {
         "methods": changes(plans, ["ssmil"]),
         "seeds": changes(plans, [3]),
         "figure_slides": changes(figure, ["s7"]),
+        "folds": changes(plans, 3),
     },
     "cross_validate": {
         **PLACES, **COHORT, **BAG, **ENCODER, **BANKS, **ALLOWED, **TRAINED,
