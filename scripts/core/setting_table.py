@@ -12,15 +12,9 @@ __all__ = ["EXPORT_FORMATS", "FEATURE_DTYPES", "LATER", "OPTIMIZERS", "RUNTIMES"
 
 OPTIMIZERS = ("Adam", "AdamW", "SGD", "RMSprop")
 LATER: dict[str, Any] = {
-    "overlap": 0.0,
-    "grid_origin": "slide",
-    "tissue": {},
-    "feature_dtype": "float32",
-    "backbone_input": {},
-    "prior_correction": True,
-    "calibration": "temperature",
-    "threshold": 0.5,
-}
+    "overlap": 0.0, "grid_origin": "slide", "tissue": {}, "feature_dtype": "float32", "backbone_input": {},
+    "prior_correction": True, "calibration": "temperature", "threshold": 0.5, "unit": "slide",
+}  # fmt: skip
 """Settings that files of earlier versions do not store, with the values with which those were made."""
 RUNTIMES = ("torch", "compile", "openvino")
 EXPORT_FORMATS = ("h5", "pt")
@@ -80,6 +74,12 @@ SETTINGS: dict[str, Setting] = dict(
             "`--positive_classes \"['malignant']\"`. By default cancer and hgd, where both are among the classes, or a "
             "class that is the only one; with other classes give it, unless labels are one 0 or 1 a slide",
             checks.names,
+            "decides fixed provenance",
+        ),
+        entry(
+            "unit",
+            "what a bag is: a `slide`, or all slides of a `patient`: see [Patients](methods.md#patients)",
+            checks.choice("slide", "patient"),
             "decides fixed provenance",
         ),
         entry(
