@@ -14,6 +14,7 @@ from torch import Tensor
 
 from scripts.core.shards import dataset_size, gather_shards
 from scripts.datalists.classes import balanced_weights
+from scripts.datalists.units import SLIDE
 from scripts.weights.calibration import prior_shift
 from scripts.weights.operating_point import find_points, points_warning
 
@@ -31,11 +32,12 @@ class OperatingPoints:
     Args:
         heads: the H heads' names.
         class_names: the K classes' names.
-        data: the training slides' entries, with ``label``.
+        data: the entries of the bags that are trained on, with ``label``.
         prior_correction: whether the balanced draws are taken back; see
             :func:`scripts.weights.calibration.prior_shift`.
         calibration: see :func:`scripts.weights.operating_point.find_points`.
         threshold: see :func:`scripts.weights.thresholds.choose_threshold`.
+        unit: what a bag is: ``"slide"`` or ``"patient"``.
     """
 
     def __init__(
@@ -46,9 +48,10 @@ class OperatingPoints:
         prior_correction: bool = True,
         calibration: str = "temperature",
         threshold: float | str = 0.5,
+        unit: str = SLIDE,
     ) -> None:
         self.heads, self.class_names = list(heads), list(class_names)
-        self.calibration, self.threshold = calibration, threshold
+        self.calibration, self.threshold, self.unit = calibration, threshold, unit
         labels = np.stack([np.asarray(entry[CommonKeys.LABEL]) for entry in data])
         self.shift = prior_shift(labels, balanced_weights(labels)) * prior_correction
         self._clear()
@@ -83,8 +86,8 @@ class OperatingPoints:
             thresholds = ", ".join(f"{name} {one['threshold']:.3f}" for name, one in point["classes"].items())
             slopes = sorted({round(one["slope"], 3) for one in point["classes"].values()})
             logger.info(
-                "operating point of head %s on %d validation slides: calibration %s (slope %s), threshold %s (%s)",
-                head, point["slides"], point["calibration"], ", ".join(f"{slope:g}" for slope in slopes),
+                "operating point of head %s on %d validation %ss: calibration %s (slope %s), threshold %s (%s)",
+                head, point["slides"], self.unit, point["calibration"], ", ".join(f"{slope:g}" for slope in slopes),
                 point["rule"], thresholds,
             )  # fmt: skip
         if (text := points_warning(points)) is not None:
