@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from scripts.core.errors import SettingsError
 from scripts.core.magnification import scale_names
+from scripts.datalists.units import PATIENT, SLIDE
 from scripts.evaluation.bootstrap import FEWEST_PATIENTS, PairedDifference, paired_difference
 from scripts.evaluation.localisation import localisation_key
 from scripts.evaluation.metrics import check_predictions, score_names
@@ -43,6 +44,7 @@ class Run:
     # By map (`localisation_key`), class and score, `slides` or `positive_share`; empty if no slide has regions.
     localisation: Mapping[str, Mapping[str, Mapping[str, float]]]
     fold: int | None = None  # from 1 up, of folds
+    unit: str = SLIDE  # what the n are: with "patient" their names are those of patients
 
     def phases_of(self, head: str) -> list[Mapping[str, Any]]:
         """The phases of training that a head needs: all of them, but SSMIL trains each scale apart."""
@@ -100,9 +102,11 @@ def read_run(folder: Path, method: str, seed: int, class_names: Sequence[str], f
         path = folder / "localisation.json"
         localisation = json.loads(path.read_text("utf-8")) if path.is_file() else {}
         with open(folder / "predictions.csv", newline="", encoding="utf-8") as file:
-            # The bootstrap resamples rows, so the order of the datalist must not matter.
-            lines = sorted(csv.DictReader(file), key=lambda line: line["slide"])
-        slides = tuple(dict.fromkeys(line["slide"] for line in lines))
+            lines = list(csv.DictReader(file))
+        unit = PATIENT if PATIENT in lines[0] else SLIDE
+        # The bootstrap resamples rows, so the order of the datalist must not matter.
+        lines.sort(key=lambda line: line[unit])
+        slides = tuple(dict.fromkeys(line[unit] for line in lines))
         first = [line["label"] for line in lines if line["head"] == next(iter(reports))]
         labels = np.array([label_of_text(label, class_names) for label in first])
         probabilities = {
@@ -129,8 +133,9 @@ def read_run(folder: Path, method: str, seed: int, class_names: Sequence[str], f
                 for key, of_map in localisation.items()
             },
             fold=fold,
+            unit=unit,
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, StopIteration) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, StopIteration) as error:
         raise SettingsError(
             folder, f"does not hold the results of a run ({error})", "Delete the folder, and run the command again."
         ) from error
