@@ -121,3 +121,24 @@ def test_with_slides_as_bags_patients_are_scored_by_their_slides(world: World) -
 
 
 VALUES = (lambda line, name: float(line[name]), lambda line, name: float(name in line["label"].split(";")))
+
+
+@pytest.mark.slow
+def test_methods_are_compared_by_patient_with_their_maps(world: World) -> None:
+    output = world.run("compare", unit="patient", datalist=world.paired, methods=["mustmil", "ssmil"], seeds=[0])
+    assert "2 test slides of 1 patients" in (output / "comparison.md").read_text()
+    assert all((output / name).is_file() for name in ("attention.png", "contribution.png", "report.html"))
+    for method in ("mustmil", "ssmil"):
+        lines = read(output / "runs" / method / "seed_0" / "predictions.csv")
+        assert {line["patient"] for line in lines} == {"q3"}
+
+
+@pytest.mark.slow
+def test_every_patient_is_tested_in_one_fold(world: World) -> None:
+    output = world.run("cross_validate", unit="patient", datalist=world.paired, folds=2, views=1)
+    lines = read(output / "predictions.csv")
+    assert list(lines[0])[:3] == ["patient", "head", "fold"]
+    assert [line["patient"] for line in lines] == [f"q{i}" for i in range(4) for _ in HEADS]
+    told = json.loads((output / "cross_validation.json").read_text())
+    assert (told["slides"], told["patients"]) == (8, 4)
+    assert sum(fold["patients"]["testing"] for fold in told["folds"]) == 4
