@@ -24,7 +24,7 @@ An option of a command sets a setting: `--epochs 20`, `--magnifications "[5, 10,
 have the setting; unknown options and `None` are refused. Settings that few users change are in the section `advanced`
 of a config, and are options like all others.
 
-`evaluate.json` and `inference.json` take `method`, `task`, `class_names`, `positive_classes`, `magnifications`,
+`evaluate.json` and `inference.json` take `method`, `task`, `class_names`, `positive_classes`, `unit`, `magnifications`,
 `patch_size`, `min_tissue`, `overlap`, `grid_origin`, `tissue`, `read_level`, `backbone` and `num_nodes` from the
 weights in `ckpt_dir`: do not repeat them. An option that contradicts the weights is refused (`min_tissue`, `overlap`,
 `grid_origin`, `tissue`, `read_level`: a warning); see [Weights](outputs.md#weights).

@@ -48,6 +48,7 @@ class World:
         self.write_list("datalist.csv", range(len(LABELS)))
         self.fewer = self.write_list("fewer.csv", [0, 1, 4, 6, 7])
         self.fewest = self.write_list("fewest.csv", [0, 4, 6])
+        self.paired = self.write_list("paired.csv", range(len(LABELS)), paired=True)
         self.unsplit = self.write_list("unsplit.csv", range(len(LABELS)), partitions=False)
         self.other = folder / "other"
         shutil.copytree(self.cohort, self.other)
@@ -96,12 +97,20 @@ class World:
         self.bag = self.parse("extract", "bag_builder").look({"image": self.slide})
         self.run("train", **{key: str(path) for key, path in own.items()})
 
-    def write_list(self, name: str, slides: Any, partitions: bool = True) -> str:
+    def write_list(self, name: str, slides: Any, partitions: bool = True, paired: bool = False) -> str:
+        """Write a datalist, in which each slide is a patient of its own, or each two are one patient."""
         with open(self.cohort / name, "w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             writer.writerow(["image", "label", "patient", *(["partition"] if partitions else [])])
             for i in slides:
-                writer.writerow([f"s{i}.tif", LABELS[i], f"p{i}", *([PARTITIONS[i]] if partitions else [])])
+                writer.writerow(
+                    [
+                        f"s{i}.tif",
+                        LABELS[i],
+                        f"q{i // 2}" if paired else f"p{i}",
+                        *([PARTITIONS[i]] if partitions else []),
+                    ]
+                )
         return str(self.cohort / name)
 
     def out(self) -> Path:

@@ -73,6 +73,12 @@ SETTINGS: dict[str, Setting] = dict(
             "decides fixed provenance",
         ),
         entry(
+            "unit",
+            "what a bag is: a `slide`, or all slides of a `patient`: see [Patients](methods.md#patients)",
+            checks.choice("slide", "patient"),
+            "decides fixed provenance",
+        ),
+        entry(
             "magnifications",
             "one or more, in any order; 10x means 1 um/px",
             checks.magnifications,

@@ -34,6 +34,7 @@ LATER: dict[str, Any] = {
     "prior_correction": True,
     "calibration": "temperature",
     "threshold": 0.5,
+    "unit": "slide",
 }
 """Settings that files of earlier versions do not store, with the values with which those were made."""
 # Settings that are lists whose order has no meaning.

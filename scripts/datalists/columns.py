@@ -14,7 +14,7 @@ from scripts.datalists.partitions import PARTITIONS, is_switch_of, looks_like, p
 from scripts.datalists.patients import look_of
 from scripts.datalists.rows import Faults, Row
 
-__all__ = ["by_columns", "own_columns", "settle_columns"]
+__all__ = ["by_columns", "own_columns", "settle_columns", "settle_patients"]
 
 # A column that names the patient, and how a name in it looks.
 Node = tuple[str, str]
@@ -30,7 +30,7 @@ def settle_columns(rows: Sequence[Row], faults: Faults) -> list[Row]:
     Returns:
         All rows of the datalist, with ``partition``, ``partition_key`` and the field ``patient`` as decided.
     """
-    return _settle_patients(_settle_partitions(rows, faults), faults)
+    return settle_patients(_settle_partitions(rows, faults), faults)
 
 
 def by_columns(rows: Iterable[Row]) -> str:
@@ -97,8 +97,11 @@ def _check_same(first: str | None, key: str, rows: Sequence[Row], faults: Faults
             return
 
 
-def _settle_patients(rows: Sequence[Row], faults: Faults) -> list[Row]:
-    """Give each patient one name, where several columns name it and agree on whose the slides are."""
+def settle_patients(rows: Sequence[Row], faults: Faults) -> list[Row]:
+    """Give each patient one name, where several columns name it and agree on whose the slides are.
+
+    See :func:`settle_columns`.
+    """
     if all(len(row.patients) < 2 for row in rows):
         return list(rows)
     # `patient` before all others; and the same one whatever the order of the slides.

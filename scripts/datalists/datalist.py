@@ -36,6 +36,7 @@ from scripts.datalists.problems import BLOCKS, Problem, raise_first
 from scripts.datalists.rows import Faults, row_of
 from scripts.datalists.slide_files import SlideFolder, as_on_disk, without_suffix
 from scripts.datalists.split import split_patients
+from scripts.datalists.units import SLIDE
 
 __all__ = [
     "entries_of",
@@ -151,6 +152,7 @@ def list_slides(
     source: str | Path | Sequence[str | Path | dict[str, Any]],
     dataset_dir: str | Path | None = None,
     need_files: bool = True,
+    unit: str = SLIDE,
 ) -> list[dict[str, Any]]:
     """List slides without labels, for prediction.
 
@@ -160,10 +162,11 @@ def list_slides(
         dataset_dir: the folder that paths in a list start from, by default that of the list, for a Python
             list the working directory.
         need_files: see :func:`load_datalist`.
+        unit: with ``"patient"`` what names the patient is used as well.
 
     Returns:
         A dictionary for each slide: ``image``, ``slide`` and, where given, ``mpp``, ``mask``, ``mask_tissue``,
-        ``mask_excluded`` and ``sha256``, as in :func:`load_datalist`.
+        ``mask_excluded`` and ``sha256``, and perhaps ``patient``, as in :func:`load_datalist`.
 
     Raises:
         DatalistError: if there is no slide, or one cannot be used.
@@ -178,12 +181,16 @@ def list_slides(
         path = as_on_disk(os.path.expanduser(source))
         if os.path.isdir(path):
             listing = list_folder(path)
+        elif _is_slide(path):
+            listing = list_slide(path)
         else:
-            listing = list_slide(path) if _is_slide(path) else list_file(Path(path), dataset_dir, labelled=False)
+            listing = list_file(Path(path), dataset_dir, labelled=False, with_patients=unit != SLIDE)
     raise_first([*listing.problems, *(missing_files(listing.slides, ("mask",)) if need_files else ())])
     for problem in listing.problems:
         logger.warning("%s: %s. %s", problem.where, problem.what, problem.what_to_do)
-    keys = ("image", "slide", "mpp", "mask", "mask_tissue", "mask_excluded", "sha256")
+    keys = ["image", "slide", "mpp", "mask", "mask_tissue", "mask_excluded", "sha256"]
+    if unit != SLIDE and any("patient" in slide.row.fields for slide in listing.slides):
+        keys.append("patient")
     entries = [slide.entry(listing.folder) for slide in listing.slides]
     return [{key: entry[key] for key in keys if key in entry} for entry in entries]
 

@@ -139,13 +139,15 @@ class PassingSlides(IterableDataset):
         failures: records those, once it is started; its step is the name of the progress bar.
     """
 
+    what = "slide"
+
     def __init__(self, data: Sequence[Mapping[str, Any]], transform: Callable, failures: FailedSlides) -> None:
         super().__init__(data, transform)
         self.failures = failures
 
     def __iter__(self) -> Iterator[Any]:
         # No generator, which would keep a slide's features in memory while the next slide is encoded.
-        made = map(self._pass, tqdm(self.data, desc=self.failures.step, unit="slide", dynamic_ncols=True))
+        made = map(self._pass, tqdm(self.data, desc=self.failures.step, unit=self.what, dynamic_ncols=True))
         return filter(lambda item: item is not None, made)
 
     def _pass(self, entry: Mapping[str, Any]) -> Any:

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from scripts.core.errors import DatalistError, SettingsError
-from scripts.datalists.columns import settle_columns
+from scripts.datalists.columns import settle_columns, settle_patients
 from scripts.datalists.formats import read_rows
 from scripts.datalists.keys import composed
 from scripts.datalists.problems import BLOCKS, WARNS, Problem
@@ -109,9 +109,16 @@ class Listing:
 
 
 def list_file(
-    path: Path, dataset_dir: str | Path | None, class_names: Sequence[str] = (), labelled: bool = True
+    path: Path,
+    dataset_dir: str | Path | None,
+    class_names: Sequence[str] = (),
+    labelled: bool = True,
+    with_patients: bool = True,
 ) -> Listing:
-    """The slides of a datalist. Raises a DatalistError if ``dataset_dir`` is no folder."""
+    """The slides of a datalist. Raises a DatalistError if ``dataset_dir`` is no folder.
+
+    Without labels, columns that name the patient need only agree ``with_patients``.
+    """
     faults: Faults = []
     rows: list[Row] = []
     start = path.parent if dataset_dir is None else dataset_dir
@@ -121,7 +128,10 @@ def list_file(
             faults.append(
                 DatalistError(f"datalist {path}", "no slides in it", "Add a line or an entry for each slide.")
             )
-        rows = settle_columns(rows, faults) if labelled else rows
+        if labelled:
+            rows = settle_columns(rows, faults)
+        elif with_patients:
+            rows = settle_patients(rows, faults)
     except DatalistError as error:
         if not os.path.isdir(start):
             raise

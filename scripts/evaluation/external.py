@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scripts.core.tasks import get_task
+from scripts.datalists.units import SLIDE
 from scripts.evaluation.bootstrap import (
     difference_interval,
     few_patients,
@@ -43,6 +44,7 @@ class Predictions:
         calibrated: ``[n, H, K]``, those at the operating point; ``None`` where the weights have none.
         patients_known: whether any slide's patient is known.
         sha256: of the file from which they were read; empty where they were not.
+        unit: what each of the n is: ``"slide"`` or ``"patient"``.
     """
 
     slides: Sequence[str]
@@ -52,6 +54,7 @@ class Predictions:
     calibrated: Floats | None
     patients_known: bool
     sha256: str = ""
+    unit: str = SLIDE
 
     @property
     def num_patients(self) -> int | None:

@@ -14,6 +14,7 @@ from scripts.evaluation.bootstrap import bootstrap_interval, class_intervals, me
 from scripts.evaluation.calibration import reliability
 from scripts.evaluation.confusion import class_confusion, decision_counts
 from scripts.evaluation.metrics import class_scores, head_scores
+from scripts.evaluation.patient_level import patient_predictions
 
 __all__ = ["RANKING_SCORES", "head_report", "operating_point_report"]
 
@@ -42,6 +43,8 @@ def head_report(
         Each score of the task as ``{"value": v, "ci95": [low, high]}``; ``classes``, the same of each class, with
         ``slides``, how many have it; ``brier``, the mean squared error of the probabilities (Brier, Monthly Weather
         Review 78(1):1-3, 1950), over slides and classes; ``expected_calibration_error``; ``confusion``, and ``curves``.
+        Where a patient has several slides, ``patients`` as well: the same for each of
+        :func:`scripts.evaluation.patient_level.patient_predictions`, of which ``slides`` are then patients.
     """
     classes = {
         name: scores | {"slides": int(y[:, k].sum()), "curves": _curves(p[:, k], y[:, k])}
@@ -53,6 +56,7 @@ def head_report(
         "classes": classes,
         **_probabilities(p, y, seed, patients),
         "confusion": _confusion(get_task(task).decided(p), p, y, class_names, task),
+        **_of_patients(p, y, class_names, task, seed, patients),
     }
 
 
@@ -89,6 +93,21 @@ def operating_point_report(
         **_probabilities(p, y, seed, patients),
         "confusion": _confusion(decided, p, y, class_names, task),
     }
+
+
+def _of_patients(
+    p: Floats, y: Floats, class_names: Sequence[str], task: str, seed: int, patients: Sequence[str]
+) -> dict[str, Any]:
+    if len(set(patients)) == len(patients):
+        return {}
+    names, labels, pooled = patient_predictions(p, y, patients)
+    if get_task(task).is_exclusive:
+        # Of a patient whose slides have several classes none is right, and maxima do not sum to 1.
+        if (labels.sum(axis=1) != 1).any():
+            return {}
+        pooled = {"mean": pooled["mean"]}
+    given = labels, class_names, task, seed, names
+    return {"patients": {pooling: head_report(of_patients, *given) for pooling, of_patients in pooled.items()}}
 
 
 def _class_scores(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from scripts.core.repeats import Repeats, first_names
 from scripts.core.shards import dataset_size, gather_shards
 from scripts.core.tasks import get_task
 from scripts.datalists.patients import patients_known, patients_of
+from scripts.datalists.units import SLIDE, bags_of, slides_in
 from scripts.evaluation.bootstrap import patients_text, warn_of_few
 from scripts.evaluation.localisation import (
     Localisation,
@@ -66,6 +68,7 @@ class LocalisationReport:
         task: one of :data:`scripts.core.tasks.TASKS`; in the ordinal one maps and regions are of what is above a class.
         positive_classes: those whose regions are positive in the binary task.
         seed: seed of the bootstrap.
+        unit: what a bag is, see :func:`scripts.datalists.units.bags_of`.
 
     Raises:
         SettingsError: if there are regions, and which are positive in the binary task is not known.
@@ -83,11 +86,13 @@ class LocalisationReport:
         task: str = "multilabel",
         positive_classes: Sequence[str] | None = None,
         seed: int = 0,
+        unit: str = SLIDE,
     ) -> None:
         self.output_dir, self.summary_writer, self.seed = Path(output_dir), summary_writer, seed
         self.network, self.maps, self.bag_builder = network, list(maps), bag_builder
         self.region_classes, self.kind = list(class_names), get_task(task)
         self.entries = {str(entry["slide"]): entry for entry in data if entry.get("regions")}
+        self.bags = {str(bag["slide"]): bag for bag in bags_of(data, unit)}
         self.patients, self.patients_known = patients_of(list(self.entries.values())), patients_known(data)
         self.values = region_values(task, class_names, positive_classes) if self.entries else {}
         self._repeats = Repeats()
@@ -108,16 +113,25 @@ class LocalisationReport:
             (self.output_dir / name).unlink(missing_ok=True)
 
     def _clear(self) -> None:
-        # One list for each slide in turn, also for those without regions.
+        # One list for each bag in turn, also for those without regions.
         self.found: list[list[Localisation]] = []
 
     def _compare(self, engine: Engine) -> None:
         batch: Any = engine.state.batch
         for item in batch:
-            entry = self.entries.get(str(item["slide"]))
-            self.found.append([] if entry is None else self._compare_slide(item, entry))
+            explained = cache(partial(BagMaps, self.network, self.maps, item))
+            slides = slides_in(self.bags.get(str(item["slide"]), item))
+            found = [
+                self._compare_slide(explained, index, self.entries[str(slide["slide"])])
+                for index, slide in enumerate(slides)
+                if str(slide["slide"]) in self.entries
+            ]
+            self.found.append([one for of_slide in found for one in of_slide])
 
-    def _compare_slide(self, item: Mapping[str, Any], entry: Mapping[str, Any]) -> list[Localisation]:
+    def _compare_slide(
+        self, explained: Callable[[], BagMaps], index: int, entry: Mapping[str, Any]
+    ) -> list[Localisation]:
+        """Compare the maps of a slide of a bag, by its place there."""
         labelled = [int(k) for k in np.flatnonzero(self.kind.per_logit(np.asarray(entry[CommonKeys.LABEL])) > 0.5)]
         if not labelled:
             return []
@@ -130,7 +144,7 @@ class LocalisationReport:
             # that cannot be read.
             self._repeats.log(logger, logging.WARNING, f"no localisation of slide {name}: {error}", name)
             return []
-        maps, classes, found = BagMaps(self.network, self.maps, item), list(self.values.items()), []
+        maps, classes, found = explained().of_slide(index), list(self.values.items()), []
         annotated = regions.values
         others = [n for k, (n, values) in enumerate(classes) if k not in labelled and annotated & {*values}]
         if others:

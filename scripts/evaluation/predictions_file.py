@@ -13,6 +13,7 @@ import numpy as np
 
 from scripts.core.errors import SettingsError
 from scripts.core.files import file_sha256
+from scripts.datalists.units import PATIENT, SLIDE
 from scripts.evaluation.external import Predictions
 from scripts.evaluation.metrics import check_predictions
 from scripts.evaluation.reports import PATIENT_NUMBER, label_of_text
@@ -38,9 +39,11 @@ def read_predictions(path: str | Path, heads: Sequence[str], class_names: Sequen
         LookupError: if it has no slides, or lacks a column.
     """
     with open(path, newline="", encoding="utf-8") as file:
-        # The bootstrap resamples rows, so the order of the datalist must not matter.
-        lines = sorted(csv.DictReader(file), key=lambda line: line["slide"])
-    slides = list(dict.fromkeys(line["slide"] for line in lines))
+        lines = list(csv.DictReader(file))
+    unit = PATIENT if PATIENT in lines[0] else SLIDE
+    # The bootstrap resamples rows, so the order of the datalist must not matter.
+    lines.sort(key=lambda line: line[unit])
+    slides = list(dict.fromkeys(line[unit] for line in lines))
     if len(lines) != len(slides) * len(heads):
         raise ValueError(f"predictions.csv has {len(lines)} lines for {len(slides)} slides")
     of_head = {head: [line for line in lines if line["head"] == head] for head in heads}
@@ -62,6 +65,7 @@ def read_predictions(path: str | Path, heads: Sequence[str], class_names: Sequen
         probabilities=probabilities,
         calibrated=numbers(calibrated) if calibrated[0] in lines[0] else None,
         patients_known=known,
+        unit=unit,
     )
 
 

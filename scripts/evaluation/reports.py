@@ -18,6 +18,7 @@ from scripts.core.ranks import is_first_rank
 from scripts.core.shards import dataset_size, gather_shards
 from scripts.core.tasks import get_task
 from scripts.datalists.patients import patients_known, patients_of
+from scripts.datalists.units import SLIDE, bags_of, slides_in
 from scripts.evaluation.bootstrap import patients_text, warn_of_few, warn_of_unknown
 from scripts.evaluation.external import EXTERNAL, Predictions, compare_with_internal, external_warnings
 from scripts.evaluation.head_report import head_report, operating_point_report
@@ -75,7 +76,7 @@ def without_nan(value: Any) -> Any:
 
 
 class PredictionReport:
-    """Writes ``predictions.csv``: slide, head, one probability a class, the decision, the label where there is one.
+    """Writes ``predictions.csv``: slide or patient, head, a probability a class, the decision, and a label if known.
 
     Where the weights have an operating point, each class has a calibrated probability as well, and the decision is that
     on these, at the thresholds of the weights where the task has some. Attach to an evaluator whose postprocessing
@@ -90,6 +91,7 @@ class PredictionReport:
         key: of the probabilities in the evaluator's output.
         write_seconds: how often the file is written meanwhile, and also when the run fails, for one rank alone;
             ``None`` writes when the run is complete.
+        unit: what a line is of, and what its column is called: ``"slide"`` or ``"patient"``.
     """
 
     files: ClassVar[tuple[str, ...]] = ("predictions.csv",)
@@ -102,7 +104,9 @@ class PredictionReport:
         task: str = "multilabel",
         key: str = CommonKeys.PRED,
         write_seconds: float | None = None,
+        unit: str = SLIDE,
     ) -> None:
+        self.unit = unit
         self.output_dir, self.key, self.write_seconds = Path(output_dir), key, write_seconds
         self.kind = get_task(task)
         self.heads, self.class_names = list(heads), list(class_names)
@@ -163,7 +167,7 @@ class PredictionReport:
 
     def _write(self, engine: Engine) -> None:
         self._write_predictions()
-        engine.logger.info("wrote %s (%d slides)", self.output_dir / "predictions.csv", len(self.slides))
+        engine.logger.info("wrote %s (%d %ss)", self.output_dir / "predictions.csv", len(self.slides), self.unit)
 
     def _write_predictions(self) -> None:
         has_labels = len(self.labels) == len(self.slides) > 0
@@ -178,7 +182,7 @@ class PredictionReport:
                 lines.append([slide, head, *(f"{p:.9g}" for p in (*row, *calibrated)), decision, *last])
         calibrated_names = [f"{name}_calibrated" for name in self.class_names if self.calibrated]
         columns = [
-            "slide",
+            self.unit,
             "head",
             *self.class_names,
             *calibrated_names,
@@ -220,10 +224,12 @@ class EvaluationReport(PredictionReport):
         made_by: see above; without it, it is left out.
         data: the datalist's entries, which name the patients; a slide that is not among them is a patient of its own.
         internal_test: what the same weights give the internal test, if the slides are from elsewhere.
+        unit: see :class:`PredictionReport`.
 
     Attributes:
         report: the heads' content of ``metrics.json``, once it is written, undefined values as NaN.
         internal: its ``internal``; empty without an internal test.
+        num_slides: how many the scores rest on.
         num_patients: how many there are; ``None`` where they are not known.
     """
 
@@ -240,11 +246,15 @@ class EvaluationReport(PredictionReport):
         made_by: Mapping[str, Any] | None = None,
         data: Sequence[Mapping[str, Any]] = (),
         internal_test: Predictions | None = None,
+        unit: str = SLIDE,
     ) -> None:
-        super().__init__(output_dir, heads, class_names, task)
-        self.patients, self.patients_known = patients_of(data), patients_known(data)
+        super().__init__(output_dir, heads, class_names, task, unit=unit)
+        bags = bags_of(data, unit)
+        self.slides_of = {str(bag["slide"]): len(slides_in(bag)) for bag in bags}
+        self.patients, self.patients_known = patients_of(bags), patients_known(data)
         self.report: dict[str, Any] = {}
         self.internal_test, self.internal = internal_test, dict[str, Any]()
+        self.num_slides = 0
         self.num_patients: int | None = None
         self.task, self.names, self.seed, self.board = task, self.kind.scores, seed, board
         self.made_by = {} if made_by is None else {"made_by": dict(made_by)}
@@ -279,11 +289,12 @@ class EvaluationReport(PredictionReport):
         self._compare(Predictions(slides, patients, labels, probabilities, calibrated, self.patients_known))
         path, num_patients = self.output_dir / "metrics.json", len(set(patients))
         self.num_patients = num_patients if self.patients_known else None
-        numbers = {"slides": len(patients), "patients": self.num_patients}
+        self.num_slides = sum(self.slides_of.get(name, 1) for name in self.slides)
+        numbers = {"slides": self.num_slides, "patients": self.num_patients}
         internal = {"internal": self.internal} if self.internal else {}
         metrics = {**without_nan(report), **numbers, **internal, **self.made_by}
         write_json(path, metrics)
-        engine.logger.info("wrote %s: %s", path, patients_text(len(patients), numbers["patients"]))
+        engine.logger.info("wrote %s: %s", path, patients_text(self.num_slides, self.num_patients))
         for head, scores in report.items():
             shown = ("{} {:.3f} [{:.3f}, {:.3f}]".format(n, scores[n]["value"], *scores[n]["ci95"]) for n in self.names)
             engine.logger.info("%s: %s", head, ", ".join(shown))

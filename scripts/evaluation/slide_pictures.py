@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from scripts.bags.bag import BagBuilder
 from scripts.core.errors import SlideError
 from scripts.core.tasks import get_task
+from scripts.datalists.units import is_patient, slides_in
 from scripts.evaluation.localisation import read_regions
 from scripts.evaluation.metrics import check_predictions
 from scripts.evaluation.reports import classes_text
@@ -107,10 +108,11 @@ class SlidePictures:
     def draw(self, slides: Sequence[str], probabilities: NDArray[Any], labels: NDArray[Any]) -> dict[str, Figure]:
         """A figure of these slides for each kind of map; none, with a warning, if no slide can be read.
 
-        A slide is shown for the class on which it is most wrong; one that is right, for the most probable class.
+        A slide is shown for the class on which it is most wrong; one that is right, for the most probable class. Of a
+        patient the slide is shown that has most of the attention of the first map.
 
         Args:
-            slides: their names.
+            slides: their names, or those of patients.
             probabilities: ``[n, K]`` of the head that is shown.
             labels: ``[n, K]``, 0 or 1.
         """
@@ -134,11 +136,15 @@ class SlidePictures:
 
     def _row(self, name: str, k: int, text: str) -> dict[str, PanelRow]:
         index = self.places[name]
-        entry: Any = self.dataset.data[index]
-        slide, bag = open_mapped(self.bag_builder, entry, self.dataset[index])
+        bag: Any = self.dataset.data[index]
+        of_bag, entries = BagMaps(self.network, self.maps, self.dataset[index]), slides_in(bag)
+        shown = max(range(len(entries)), key=lambda place: of_bag.of_slide(place).share)
+        entry = entries[shown]
+        if is_patient(bag):
+            name = f"{entry['slide']}, patient {name}"
+        slide, found = open_mapped(self.bag_builder, entry, of_bag.of_slide(shown))
         thumbnail = read_thumbnail(slide, THUMBNAIL_PX)
         regions = regions_over_slide(entry, slide, self.region_names)
-        found = BagMaps(self.network, self.maps, bag)
         return {
             kind: PanelRow(
                 f"{name}\n{text}",

@@ -8,10 +8,12 @@ from typing import Any
 from scripts.core.magnification import scale_names
 from scripts.core.markdown import markdown_table
 from scripts.core.tasks import get_task
+from scripts.datalists.units import SLIDE
 from scripts.evaluation.bootstrap import UNKNOWN_PATIENTS, few_patients, patients_text
 from scripts.evaluation.external_tables import external_tables
 from scripts.evaluation.head_report import RANKING_SCORES
 from scripts.evaluation.metrics import CLASS_SCORE_NAMES, SCORE_TITLES, score_names
+from scripts.evaluation.patient_level import POOLED
 from scripts.evaluation.score_texts import digits, interval_text
 from scripts.weights.record import DEMONSTRATION, is_demonstration
 
@@ -48,6 +50,14 @@ def summary(
         rule = kind.decision if kind.is_exclusive else "decided at the thresholds of the weights"
         blocks += [f"The same at the operating point: calibrated, {rule}."]
         blocks.append(markdown_table(["head", *(SCORE_TITLES[name] for name in decided)], rows))
+    if "patients" in metrics[heads[0]]:
+        rows = [
+            [head, pooling, *(interval_text(scores[name]) for name in names)]
+            for head in heads
+            for pooling, scores in metrics[head]["patients"].items()
+        ]
+        blocks += [f"By patient: {POOLED}."]
+        blocks.append(markdown_table(["head", "of the slides", *(SCORE_TITLES[name] for name in names)], rows))
     tables = external_tables({head: metrics[head] for head in heads}, metrics.get("internal", {}))
     for table in tables:
         blocks += [f"{table['caption']}.", markdown_table(table["head"], table["rows"])]
@@ -58,7 +68,7 @@ def summary(
             [name, str(scores["slides"]), *(interval_text(scores[score]) for score in CLASS_SCORE_NAMES)]
             for name, scores in metrics[head]["classes"].items()
         ]
-        columns = ["class", "slides", *(SCORE_TITLES[score] for score in CLASS_SCORE_NAMES)]
+        columns = ["class", f"{settings.get('unit', SLIDE)}s", *(SCORE_TITLES[score] for score in CLASS_SCORE_NAMES)]
         blocks += [f"## Classes, head {head}", markdown_table(columns, rows)]
     blocks += ["## Weights", _weights(metrics, heads, settings, record)]
     return "\n\n".join(blocks) + "\n"

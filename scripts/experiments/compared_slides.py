@@ -11,8 +11,9 @@ from scripts.core.files import output_folder, replacing
 from scripts.datalists.cohort import Cohort
 from scripts.datalists.failures import without
 from scripts.datalists.folds import Folds, refuse_twice
+from scripts.datalists.units import SLIDE
 from scripts.features.bank import bank_path, stored_settings
-from scripts.training.datasets import training_views
+from scripts.training.datasets import views_of_slides
 from scripts.training.slides import TrainingSlides
 
 __all__ = ["ComparedSlides", "check_banks", "fold_settings", "views_of_folds", "write_datalist"]
@@ -24,7 +25,8 @@ class ComparedSlides:
     Args:
         cohort: the datalist.
         folds: divide the patients into so many folds, and test each slide once; ``None`` takes one split.
-        views: augmented views of slides of the rarest classes.
+        views: augmented views of bags of the rarest classes.
+        unit: what a bag is, see :func:`scripts.datalists.units.bags_of`.
 
     Attributes:
         split: the folds, or ``None``.
@@ -37,17 +39,16 @@ class ComparedSlides:
         DatalistError: if the datalist cannot be used.
     """
 
-    def __init__(self, cohort: Cohort, folds: int | None = None, views: int = 0) -> None:
+    def __init__(self, cohort: Cohort, folds: int | None = None, views: int = 0, unit: str = SLIDE) -> None:
         self._cohort = cohort
         self.split = None if folds is None else cohort.folds(folds)
         if self.split is not None:
             self.entries = self.training = self.testing = list(self.split.entries)
-            self.views_to_extract = views_of_folds(self.split, views)
+            self.views_to_extract = views_of_folds(self.split, views, unit)
             return
         self.testing = cohort.partition("testing")
-        slides = TrainingSlides(
-            cohort, cohort.partition("training"), cohort.partition("validation", "testing"), views=views
-        )
+        training, others = cohort.partition("training"), cohort.partition("validation", "testing")
+        slides = TrainingSlides(cohort, training, others, views=views, unit=unit)
         self.training, self.entries, self.views_to_extract = slides.training, slides.entries, slides.views_to_extract
 
     def warn_of_one_sided(self) -> None:
@@ -58,12 +59,12 @@ class ComparedSlides:
             self._cohort.warn_of_one_sided(**self.split.parts("training", "validation"))
 
 
-def views_of_folds(split: Folds, views: int) -> list[int]:
+def views_of_folds(split: Folds, views: int, unit: str = SLIDE) -> list[int]:
     """For each of the split's entries the most augmented views that the training of a fold needs of it."""
     most = {entry["slide"]: 0 for entry in split.entries}
     for fold in range(len(split.partitions)):
         training = split.part(fold, "training")
-        counts = training_views("bank", training, views) or [0] * len(training)
+        counts = views_of_slides("bank", training, views, unit)
         for entry, count in zip(training, counts, strict=True):
             most[entry["slide"]] = max(most[entry["slide"]], count)
     return list(most.values())

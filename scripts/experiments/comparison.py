@@ -18,6 +18,7 @@ from scripts.datalists.failures import without
 from scripts.datalists.folds import Folds
 from scripts.datalists.labels import output_names
 from scripts.datalists.patients import patients_known, patients_of
+from scripts.datalists.units import SLIDE, bags_of, slides_in
 from scripts.evaluation.bootstrap import warn_of_few, warn_of_unknown
 from scripts.evaluation.metrics import frequency_baseline
 from scripts.experiments.board import write_comparison
@@ -99,7 +100,7 @@ class Comparison:
         self.training_data, self.testing_data = training_data, testing_data
         self.output_dir, self.bundle_root = Path(output_dir), Path(bundle_root)
         self.num_processes, self.figure_slides = num_processes, figure_slides
-        self.split, self.feature_dir = split, Path(feature_dir)
+        self.split, self.feature_dir, self.unit = split, Path(feature_dir), settings.get("unit", SLIDE)
 
     def run(self, left_out: Sequence[str] = ()) -> str:
         """Run what is missing, then compare.
@@ -141,10 +142,11 @@ class Comparison:
             place: read_run(one.folder, *place[:2], self.class_names, one.settings.get("fold"))
             for place, one in experiments.items()
         }
-        fold_of = {slide: fold for (_, _, fold), run in found.items() for slide in run.slides}
+        fold_of = {bag: fold for (_, _, fold), run in found.items() for bag in run.slides}
+        bag_of = {slide["slide"]: bag["slide"] for bag in bags_of(testing_data, self.unit) for slide in slides_in(bag)}
 
         def tested_by(method: str) -> Callable[[str], Experiment]:
-            return lambda slide: experiments[method, self.seeds[0], fold_of[slide]]
+            return lambda slide: experiments[method, self.seeds[0], fold_of[bag_of[slide]]]
 
         of_folds = [[found[method, seed, fold] for fold in folds] for method in self.methods for seed in self.seeds]
         return self._write(of_folds, [tested_by(method) for method in self.methods], training_data, testing_data)
@@ -183,12 +185,13 @@ class Comparison:
         task, path = self.settings["task"], self.output_dir / "comparison.md"
         folds = None if self.split is None else len(self.split.partitions)
         runs = [of_one[0] if folds is None else pooled_run(of_one, task, self.class_names) for of_one in of_folds]
-        patients, known = patients_of(testing_data), patients_known(testing_data)
+        bags = [bags_of(data, self.unit) for data in (training_data, testing_data)]
+        patients, known = patients_of(bags[1]), patients_known(testing_data)
         num_patients = len({patients.get(slide, slide) for slide in runs[0].slides})
         rows, maps = compare(runs, self.settings["magnifications"], task, self.class_names, patients=patients)
-        train, test = (np.stack([e["label"] for e in data]) for data in (training_data, testing_data))
+        train, test = (np.stack([e["label"] for e in data]) for data in bags)
         chance = frequency_baseline(train, test, task)
-        cohort = len(runs[0].slides), num_patients, self.seeds, chance, known, folds
+        cohort = len(testing_data), num_patients, self.seeds, chance, known, folds
         tables = comparison_tables(rows, maps, task, *cohort)
         text = markdown(tables)
         with replacing(path) as part:

@@ -16,6 +16,7 @@ from scripts.core.imported import IMPORTED
 from scripts.core.repeats import first_names
 from scripts.core.tasks import TASKS, Task, get_task
 from scripts.datalists.keys import composed
+from scripts.datalists.units import slides_in
 from scripts.evaluation.metrics import SCORE_TITLES, score_names
 from scripts.evaluation.slide_pictures import THUMBNAIL_PX, regions_over_slide
 from scripts.experiments.comparison_results import Row
@@ -112,10 +113,11 @@ def _maps(
         network, dataset, builder = made[experiment.folder]
         method = experiment.settings["method"]
         specs = attention_maps(method, experiment.settings["magnifications"])
-        place = [one["slide"] for one in dataset.data].index(entry["slide"])
-        slide, bag = open_mapped(builder, entry, dataset[place])
+        bags = [[slide["slide"] for slide in slides_in(bag)] for bag in dataset.data]
+        place = next(place for place, of_bag in enumerate(bags) if entry["slide"] in of_bag)
+        of_bag = BagMaps(network.eval(), specs, dataset[place])
+        slide, maps = open_mapped(builder, entry, of_bag.of_slide(bags[place].index(entry["slide"])))
         slides.append(slide)
-        maps = BagMaps(network.eval(), specs, bag)
         for kind, of_kind in found.items():
             titles = (f"{method_title(method)} {spec.name.replace('_', ' ')}" for spec in specs)
             of_kind.append([(title, maps(m, k, kind)) for m, title in enumerate(titles)])

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from scripts.core.errors import SettingsError
 from scripts.core.magnification import scale_names
+from scripts.datalists.units import SLIDE
 from scripts.evaluation.bootstrap import FEWEST_PATIENTS, PairedDifference, paired_difference
 from scripts.evaluation.localisation import localisation_key
 from scripts.evaluation.metrics import score_names
@@ -42,6 +43,7 @@ class Run:
     # By map (`localisation_key`), class and score, `slides` or `positive_share`; empty if no slide has regions.
     localisation: Mapping[str, Mapping[str, Mapping[str, float]]]
     fold: int | None = None  # from 1 up, of folds
+    unit: str = SLIDE  # what the n are: with "patient" their names are those of patients
 
     def phases_of(self, head: str) -> list[Mapping[str, Any]]:
         """The phases of training that a head needs: all of them, but SSMIL trains each scale apart."""
@@ -115,6 +117,7 @@ def read_run(folder: Path, method: str, seed: int, class_names: Sequence[str], f
                 for key, of_map in localisation.items()
             },
             fold=fold,
+            unit=predicted.unit,
         )
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise SettingsError(

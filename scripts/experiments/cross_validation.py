@@ -18,6 +18,7 @@ from scripts.datalists.folds import Folds
 from scripts.datalists.labels import output_names
 from scripts.datalists.partitions import PARTITIONS
 from scripts.datalists.patients import patients_known, patients_of
+from scripts.datalists.units import SLIDE, bags_of
 from scripts.evaluation.bootstrap import warn_of_few, warn_of_unknown
 from scripts.evaluation.reports import without_nan
 from scripts.experiments.board import write_cross_validation
@@ -67,13 +68,13 @@ class CrossValidation:
         check_settings(num_processes=num_processes)
         self.split, self.settings, self.made_by = split, dict(settings), made_by
         self.output_dir, self.feature_dir, self.bundle_root = Path(output_dir), Path(feature_dir), Path(bundle_root)
-        self.num_processes = num_processes
+        self.num_processes, self.unit = num_processes, settings.get("unit", SLIDE)
         self.class_names = output_names(settings["task"], settings["class_names"], settings.get("positive_classes"))
 
     @property
     def views_to_extract(self) -> list[int]:
         """For each of the split's entries the most augmented views that the training of a fold needs of it."""
-        return views_of_folds(self.split, self.settings["views"])
+        return views_of_folds(self.split, self.settings["views"], self.unit)
 
     def run(self, left_out: Sequence[str] = ()) -> str:
         """Run what is missing, once the slides are extracted; then score all folds together.
@@ -121,7 +122,7 @@ class CrossValidation:
         task, path = self.settings["task"], self.output_dir / "cross_validation.json"
         entries = without(self.split.entries, left_out)
         patients, known = patients_of(entries), patients_known(entries)
-        pooled = pool(runs, patients)
+        pooled = pool(runs, patients_of(bags_of(entries, self.unit)))
         num_patients = len(set(pooled.patients))
         folds = []
         for fold, run in enumerate(runs):
@@ -134,7 +135,7 @@ class CrossValidation:
         content = {
             "heads": {head: {"pooled": heads[head], "folds": spread(runs, head, task)} for head in heads},
             "folds": folds,
-            "slides": len(pooled.slides),
+            "slides": len(entries),
             "patients": num_patients if known else None,
             "made_by": {**self.made_by, "data": cohort_fingerprint(tested=entries)},
         }

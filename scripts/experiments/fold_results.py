@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from scripts.core.errors import SettingsError
 from scripts.core.files import write_csv
 from scripts.datalists.partitions import PARTITIONS
+from scripts.datalists.units import SLIDE
 from scripts.evaluation.bootstrap import patients_text
 from scripts.evaluation.head_report import head_report
 from scripts.evaluation.metrics import SCORE_TITLES, class_scores, head_scores, score_names
@@ -28,22 +29,26 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Pooled:
-    """The ``n`` slides of all folds, sorted by name, each predicted by the network that has not seen its patient."""
+    """The ``n`` slides of all folds, sorted by name, each predicted by the network that has not seen its patient.
+
+    With ``unit`` patient they are patients.
+    """
 
     slides: list[str]
     folds: list[int]  # in which each was tested, from 1 up
     patients: list[str]
     labels: Floats  # [n, K], 0 or 1
     probabilities: Mapping[str, Floats]  # by head: [n, K]
+    unit: str = SLIDE
 
     def write(self, path: Path, class_names: Sequence[str]) -> None:
-        """Write ``predictions.csv``: slide, head, fold, one probability a class, and the label."""
+        """Write ``predictions.csv``: slide or patient, head, fold, one probability a class, and the label."""
         lines = [
             [slide, head, fold, *(f"{p:.9g}" for p in of_head[i]), label_text(self.labels[i], class_names)]
             for i, (slide, fold) in enumerate(zip(self.slides, self.folds, strict=True))
             for head, of_head in self.probabilities.items()
         ]
-        write_csv(path, ["slide", "head", "fold", *class_names, "label"], lines)
+        write_csv(path, [self.unit, "head", "fold", *class_names, "label"], lines)
 
 
 def pool(runs: Sequence[Run], patients: Mapping[str, str] = MappingProxyType({})) -> Pooled:
@@ -51,7 +56,8 @@ def pool(runs: Sequence[Run], patients: Mapping[str, str] = MappingProxyType({})
 
     Args:
         runs: of the folds, in order.
-        patients: the patient of each slide, by its name; a slide without one is a patient of its own.
+        patients: the patient of each slide, by its name, or of each patient with ``unit`` patient; a slide without one
+            is a patient of its own.
 
     Raises:
         SettingsError: if a slide was tested in two folds.
@@ -60,7 +66,7 @@ def pool(runs: Sequence[Run], patients: Mapping[str, str] = MappingProxyType({})
     if len(set(slides)) < len(slides):
         twice = next(slide for slide in slides if slides.count(slide) > 1)
         raise SettingsError(
-            "folds", f"slide {twice} was tested in two of them", "Delete their folders to run them anew."
+            "folds", f"{runs[0].unit} {twice} was tested in two of them", "Delete their folders to run them anew."
         )
     folds = [fold for fold, run in enumerate(runs, start=1) for _ in run.slides]
     # The bootstrap resamples rows: their order must not depend on the folds'.
@@ -73,6 +79,7 @@ def pool(runs: Sequence[Run], patients: Mapping[str, str] = MappingProxyType({})
         probabilities={
             head: np.concatenate([run.probabilities[head] for run in runs])[order] for head in runs[0].probabilities
         },
+        unit=runs[0].unit,
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -31,6 +31,8 @@ class PatchMap:
             in MSMIL) it sums to 1. Contribution: in logits, of either sign; over the same maps it sums to the class's
             logit less its bias.
         kind: one of :data:`KINDS`.
+        others: the values of the patches of the bag's other slides at this scale. Ranks and colours are those among
+            all, so that the maps of a patient's slides compare.
 
     Raises:
         ValueError: if there is no patch, a number is not finite, or an attention is negative.
@@ -41,6 +43,7 @@ class PatchMap:
     base_mpp: float
     values: NDArray[np.float64]
     kind: str = "attention"
+    others: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
 
     def __post_init__(self) -> None:
         if not self.values.size or self.corners.shape != (*self.values.shape, 2):
@@ -52,21 +55,27 @@ class PatchMap:
 
     @cached_property
     def percentile(self) -> NDArray[np.float64]:
-        """``[n]``, in (0, 100]: the rank among the slide's patches; equal values share their mean rank."""
-        magnitude = _levels(np.abs(self.values))
-        level = np.where(self.values < 0, -magnitude, magnitude)
-        return np.asarray(100 * rankdata(level) / len(level), dtype=np.float64)
+        """``[n]``, in (0, 100]: the rank among the bag's patches; equal values share their mean rank."""
+        of_bag = np.concatenate([self.values, self.others])
+        magnitude = _levels(np.abs(of_bag))
+        level = np.where(of_bag < 0, -magnitude, magnitude)
+        return np.asarray(100 * rankdata(level) / len(level), dtype=np.float64)[: len(self.values)]
+
+    @cached_property
+    def greatest(self) -> float:
+        """The greatest magnitude of the values of the bag's patches."""
+        return float(np.abs(np.concatenate([self.values, self.others])).max())
 
     @property
     def shade(self) -> NDArray[np.float64]:
         """``[n]``, in 0..100: the place of each patch on the colour scale of its kind.
 
         Attention has its percentile. Contribution has 50 for nothing, more for the class and less against it, and 0 or
-        100 for the patch of the greatest magnitude, so that a colour never hides the sign.
+        100 for the patch of the greatest magnitude in the bag, so that a colour never hides the sign.
         """
         if self.kind == "attention":
             return self.percentile
-        most = float(np.abs(self.values).max())
+        most = self.greatest
         return 50 + 50 * self.values / most if most > 0 else np.full(len(self.values), 50.0)
 
     @property

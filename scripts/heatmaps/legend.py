@@ -98,10 +98,7 @@ def legend_colours(kind: str) -> NDArray[np.uint8]:
 
 def shade_limits(heat: PatchMap) -> tuple[float, float]:
     """What the ends of a map's colours stand for: percentiles of attention, or logits of this map's contribution."""
-    if heat.kind == "attention":
-        return 0.0, 100.0
-    most = float(np.abs(heat.values).max())
-    return -most, most
+    return (0.0, 100.0) if heat.kind == "attention" else (-heat.greatest, heat.greatest)
 
 
 def shade_text(value: float, kind: str) -> str:

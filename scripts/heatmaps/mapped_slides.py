@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from scripts.bags.bag import BagBuilder
 from scripts.core.magnification import MPP_RTOL, Scale, mpp_of
 from scripts.core.repeats import Repeats
+from scripts.datalists.units import SLIDE, bags_of, is_patient, slides_in
 from scripts.heatmaps.bag_maps import BagMaps, open_mapped
 from scripts.heatmaps.legend import Title
 from scripts.heatmaps.top_patches import gallery
@@ -68,7 +69,12 @@ class MappedSlides:
         network: has ``explain``.
         maps: the network's maps, in its order.
         bag_builder: opens the slides as they were opened for their bags.
-        data: the datalist's entries, whose ``slide`` the items name.
+        data: the datalist's entries; the items' ``slide`` names one, or a patient of theirs.
+        unit: what a bag is, see :func:`scripts.datalists.units.bags_of`.
+
+    Attributes:
+        entries: those of the slides, by name.
+        bags: those of the bags, by name.
     """
 
     def __init__(
@@ -77,10 +83,13 @@ class MappedSlides:
         maps: Sequence[MapSpec],
         bag_builder: BagBuilder,
         data: Sequence[Mapping[str, Any]],
+        unit: str = SLIDE,
     ) -> None:
         self.network, self.maps, self.bag_builder = network, list(maps), bag_builder
         self.entries = {str(entry["slide"]): entry for entry in data}
-        self._last: tuple[Mapping[str, Any], MappedSlide] | None = None
+        self.bags = {str(bag["slide"]): bag for bag in bags_of(data, unit)}
+        self._explained: tuple[Mapping[str, Any], BagMaps] | None = None
+        self._last: tuple[Mapping[str, Any], int, MappedSlide] | None = None
         self._repeats = Repeats()
 
     def is_missing(self, slide: str) -> bool:
@@ -94,18 +103,33 @@ class MappedSlides:
         self._repeats.log(logger, logging.WARNING, text, slide, "more slides are not there")
         return True
 
-    def __call__(self, item: Mapping[str, Any]) -> MappedSlide:
-        """The slide of an item; the last one is kept for the next handler that asks for it.
+    def slides_of(self, item: Mapping[str, Any]) -> list[str]:
+        """The names of an item's slides, in the order of its rows."""
+        return [str(slide["slide"]) for slide in slides_in(self.bags[str(item["slide"])])]
+
+    def title_of(self, item: Mapping[str, Any], slide: str) -> str:
+        """What a picture of a slide of an item is headed by: its name, and the patient's where the bag is theirs."""
+        return f"{slide}, patient {item['slide']}" if is_patient(self.bags[str(item["slide"])]) else slide
+
+    def __call__(self, item: Mapping[str, Any], index: int = 0) -> MappedSlide:
+        """A slide of an item, by its place in :meth:`slides_of`; the last is kept for the next handler that asks.
 
         Raises:
             SlideError: if it cannot be read.
         """
-        if self._last is None or self._last[0] is not item:
+        if self._last is None or self._last[0] is not item or self._last[1] != index:
             self._last = None  # Two slides with their patches need not be in memory.
-            opened, bag = open_mapped(self.bag_builder, self.entries[str(item["slide"])], item)
-            maps = BagMaps(self.network, self.maps, bag)
-            self._last = item, MappedSlide(opened, maps, self.maps, self.bag_builder)
-        return self._last[1]
+            entry = self.entries[self.slides_of(item)[index]]
+            opened, maps = open_mapped(self.bag_builder, entry, self._maps(item).of_slide(index))
+            self._last = item, index, MappedSlide(opened, maps, self.maps, self.bag_builder)
+        return self._last[2]
+
+    def _maps(self, item: Mapping[str, Any]) -> BagMaps:
+        """The maps of a bag, which handlers show slide by slide, one handler after the other."""
+        if self._explained is None or self._explained[0] is not item:
+            self._explained = None
+            self._explained = item, BagMaps(self.network, self.maps, item)
+        return self._explained[1]
 
 
 def _scale(opened: Slide, magnification: float, patch_size: int, side_level0: float) -> Scale:

@@ -54,6 +54,9 @@ class HeatmapWriter:
     of these slides, classes and outputs is removed, whatever this one writes: otherwise maps of other weights would
     remain beside the new scores.
 
+    Of a patient each slide has its folder. The probabilities are the patient's, and ranks and colours those among the
+    patches of all slides of the patient.
+
     Args:
         output_dir: where the folder ``heatmaps`` is made.
         mapped: the slides with their maps.
@@ -123,29 +126,30 @@ class HeatmapWriter:
         """
         state: Any = engine.state
         for item, output in zip(state.batch, state.output, strict=True):
-            slide = str(item["slide"])
-            if self.is_imported and self.mapped.is_missing(slide):
-                continue
-            try:
-                written = self._write(slide, item, output[self.key].float().cpu().numpy())
-            except SlideError as error:
-                if self.failures is None:
-                    raise
-                self.failures.record(self.mapped.entries[slide], error)
-                continue
-            engine.logger.info("wrote %d heatmaps and galleries of %s to %s", len(written), slide, self.folder / slide)
+            for index, slide in enumerate(self.mapped.slides_of(item)):
+                if self.is_imported and self.mapped.is_missing(slide):
+                    continue
+                try:
+                    written = self._write(slide, item, index, output[self.key].float().cpu().numpy())
+                except SlideError as error:
+                    if self.failures is None:
+                        raise
+                    self.failures.record(self.mapped.entries[slide], error)
+                    continue
+                folder = self.folder / slide
+                engine.logger.info("wrote %d heatmaps and galleries of %s to %s", len(written), slide, folder)
 
-    def _write(self, slide: str, item: Mapping[str, Any], probabilities: NDArray[Any]) -> set[str]:
+    def _write(self, slide: str, item: Mapping[str, Any], index: int, probabilities: NDArray[Any]) -> set[str]:
         """Write all files of a slide, and return the names of its heatmaps and galleries."""
-        shown, specs, probabilities = self.mapped(item), self.mapped.maps, self.kind.per_logit(probabilities)
+        shown, specs, probabilities = self.mapped(item, index), self.mapped.maps, self.kind.per_logit(probabilities)
         opened, maps = shown.opened, shown.maps
         thumbnail, frame = read_thumbnail(opened), frame_of(self.coordinates, opened.bounds_level0)
-        folder, written = self.folder / slide, set()
+        folder, written, heading = self.folder / slide, set(), self.mapped.title_of(item, slide)
         for m, (spec, head) in enumerate(zip(specs, self.head_of_map, strict=True)):
             drawn = self.chosen if self.chosen is not None else predicted_classes(probabilities[head])
             for k in self.chosen if self.chosen is not None else range(len(self.class_names)):
                 name, heats = self.class_names[k], [maps(m, k, kind) for kind in self.kinds]
-                title = Title(slide, spec.name, spec.head, name, float(probabilities[head][k]))
+                title = Title(heading, spec.name, spec.head, name, float(probabilities[head][k]))
                 for heat in heats if k in drawn else ():
                     stem = _stem(spec.name, self.file_names[k], heat.kind)
                     # The ending is added to the name, which may have a dot.

@@ -30,8 +30,9 @@ KINDS: dict[str, Callable[[Any], bool]] = {
     "magnifications": lambda value: isinstance(value, list) and all(_is_number(scale) for scale in value),
     "patch_size": lambda value: _is_count(value),
     "num_nodes": lambda value: _is_count(value),
-    # Nothing up to version 0.4.0.
+    # Nothing of these two up to version 0.4.0.
     "backbone_input": lambda value: value is None or isinstance(value, Mapping),
+    "unit": lambda value: value in (None, "slide", "patient"),
 }
 COUNTS = ("training_slides", "validation_slides", "drawn_slides")
 

@@ -10,6 +10,7 @@ from scripts.evaluation.bootstrap import UNKNOWN_PATIENTS, few_patients, patient
 from scripts.evaluation.external_tables import external_tables
 from scripts.evaluation.head_report import RANKING_SCORES
 from scripts.evaluation.metrics import CLASS_SCORE_NAMES, SCORE_TITLES
+from scripts.evaluation.patient_level import POOLED
 from scripts.evaluation.reports import EvaluationReport
 from scripts.evaluation.score_texts import interval_text
 from scripts.reports.page import figure_url
@@ -26,15 +27,23 @@ def evaluation_content(evaluation: EvaluationReport) -> dict[str, Any]:
         evaluation: a handler that has written its scores.
     """
     report, names = evaluation.report, [*evaluation.names, "brier"]
-    caption = f"Scores with 95% intervals, on {patients_text(len(evaluation.slides), evaluation.num_patients)}"
+    caption = f"Scores with 95% intervals, on {patients_text(evaluation.num_slides, evaluation.num_patients)}"
     rows = [[head, *(interval_text(scores[name]) for name in names)] for head, scores in report.items()]
     tables = [{"caption": caption, "head": ["head", *(SCORE_TITLES[name] for name in names)], "rows": rows}]
+    if any("patients" in scores for scores in report.values()):
+        rows = [
+            [f"{head}, {pooling}", *(interval_text(of_patients[name]) for name in names)]
+            for head, scores in report.items()
+            for pooling, of_patients in scores["patients"].items()
+        ]
+        columns = ["head, of the slides", *(SCORE_TITLES[name] for name in names)]
+        tables.append({"caption": f"By patient: {POOLED}", "head": columns, "rows": rows})
     for head, scores in report.items():
         rows = [
             [name, str(of_class["slides"]), *(interval_text(of_class[score]) for score in CLASS_SCORE_NAMES)]
             for name, of_class in scores["classes"].items()
         ]
-        columns = ["class", "slides", *(SCORE_TITLES[name] for name in CLASS_SCORE_NAMES)]
+        columns = ["class", f"{evaluation.unit}s", *(SCORE_TITLES[name] for name in CLASS_SCORE_NAMES)]
         tables.append({"caption": f"Each class by the head {head}", "head": columns, "rows": rows})
     tables += [
         _operating_point_table(head, scores["operating_point"], evaluation.kind)

@@ -123,34 +123,41 @@ class ReportWriter:
             remove_other_pictures(self.output_dir, [])
 
     def _clear(self) -> None:
-        self.slides = []
+        # One list for each bag in turn, of its slides.
+        self.rows: list[list[dict[str, Any]]] = []
 
     def _show(self, engine: Engine) -> None:
         state: Any = engine.state
         for item, output in zip(state.batch, state.output, strict=True):
-            slide, probabilities = str(item["slide"]), output[self.key].float().cpu().numpy()
-            row = self._row(slide, probabilities)
-            if self.is_imported and self.mapped.is_missing(slide):
-                self.slides.append(row)
-                continue
-            try:
-                row |= self._pictures(slide, item, probabilities)
-            except SlideError as error:
-                if self.evaluation is not None:
-                    logger.warning("no pictures of slide %s in the report: %s", slide, error)
-                elif self.failures is not None:
-                    self.failures.record(self.mapped.entries[slide], error)
-                    continue
-                else:
-                    raise
-            self.slides.append(row)
+            probabilities = output[self.key].float().cpu().numpy()
+            names = self.mapped.slides_of(item)
+            rows = [self._shown(name, item, index, probabilities) for index, name in enumerate(names)]
+            self.rows.append([row for row in rows if row is not None])
 
-    def _row(self, slide: str, probabilities: NDArray[np.floating]) -> dict[str, Any]:
-        """What the page says of a slide whether or not it has pictures."""
-        label = self._label(slide)
-        decided = self.kind.decided(probabilities[self.head_index])
+    def _shown(
+        self, slide: str, item: Mapping[str, Any], index: int, probabilities: NDArray[np.floating]
+    ) -> dict[str, Any] | None:
+        """The row of a slide of an item, with its pictures written; ``None`` if it failed."""
+        row = self._row(slide, item, probabilities)
+        if self.is_imported and self.mapped.is_missing(slide):
+            return row
+        try:
+            return row | self._pictures(slide, item, index, probabilities)
+        except SlideError as error:
+            if self.evaluation is not None:
+                logger.warning("no pictures of slide %s in the report: %s", slide, error)
+                return row
+            if self.failures is None:
+                raise
+            self.failures.record(self.mapped.entries[slide], error)
+            return None
+
+    def _row(self, slide: str, item: Mapping[str, Any], probabilities: NDArray[np.floating]) -> dict[str, Any]:
+        """What the page says of a slide whether or not it has pictures: the prediction and the label are the bag's."""
+        label, decided = self._label(item), self.kind.decided(probabilities[self.head_index])
         return {
-            "name": slide,
+            "name": self.mapped.title_of(item, slide),
+            "slide": slide,
             "label": "" if label is None else classes_text(label, self.class_names),
             "prediction": classes_text(decided, self.class_names),
             "is_wrong": label is not None and not np.array_equal(decided, label > 0.5),
@@ -159,21 +166,23 @@ class ReportWriter:
             "folder": "",
         }
 
-    def _label(self, slide: str) -> NDArray[Any] | None:
-        entry = self.mapped.entries[slide]
+    def _label(self, item: Mapping[str, Any]) -> NDArray[Any] | None:
+        entry = self.mapped.bags[str(item["slide"])]
         return np.asarray(entry[CommonKeys.LABEL]) if CommonKeys.LABEL in entry else None
 
-    def _pictures(self, slide: str, item: Mapping[str, Any], probabilities: NDArray[np.floating]) -> dict[str, Any]:
+    def _pictures(
+        self, slide: str, item: Mapping[str, Any], index: int, probabilities: NDArray[np.floating]
+    ) -> dict[str, Any]:
         """Write the pictures of a slide; returns what the page needs to show them."""
-        shown, label = self.mapped(item), self._label(slide)
+        shown, label = self.mapped(item, index), self._label(item)
         known = set() if label is None else set(np.flatnonzero(self.kind.per_logit(label) > 0.5).tolist())
-        galleries = self._galleries(slide, shown, self.kind.per_logit(probabilities), known)
+        galleries = self._galleries(self.mapped.title_of(item, slide), shown, self.kind.per_logit(probabilities), known)
         return write_pictures(
             self.output_dir, slide, shown.opened, shown.maps, self.mapped.maps, self.map_names, galleries
         )
 
     def _galleries(
-        self, slide: str, shown: MappedSlide, probabilities: NDArray[np.floating], labelled: set[int]
+        self, heading: str, shown: MappedSlide, probabilities: NDArray[np.floating], labelled: set[int]
     ) -> dict[tuple[int, int], NDArray[np.uint8]]:
         """The top patches of every map, for the classes of the label and those that any head predicts.
 
@@ -187,16 +196,16 @@ class ReportWriter:
         for m, spec in enumerate(self.mapped.maps):
             of_head = probabilities[self.heads.index(spec.head)]
             for k in sorted(classes):
-                title = Title(slide, spec.name, spec.head, self.map_names[k], float(of_head[k]))
+                title = Title(heading, spec.name, spec.head, self.map_names[k], float(of_head[k]))
                 galleries[m, k] = shown.gallery(m, k, KINDS, count, title, frame)
         return galleries
 
     def _end(self, engine: Engine) -> None:
-        self.slides = gather_shards(self.slides, dataset_size(engine))
+        self.slides = [row for of_bag in gather_shards(self.rows, dataset_size(engine)) for row in of_bag]
         if is_first_rank():
             path = self.output_dir / PAGE
             write_page(path, **self._content())
-            remove_other_pictures(self.output_dir, [slide["name"] for slide in self.slides if slide["folder"]])
+            remove_other_pictures(self.output_dir, [slide["slide"] for slide in self.slides if slide["folder"]])
             engine.logger.info("wrote %s (%d slides)", path, len(self.slides))
 
     def _content(self) -> dict[str, Any]:

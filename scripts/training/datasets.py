@@ -17,23 +17,24 @@ from monai.utils import CommonKeys
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from scripts.bags.bag import BagBuilder
+from scripts.bags.bag import Bag, BagBuilder
 from scripts.bags.grid import of_rows
 from scripts.core.errors import SettingsError, fitting
 from scripts.core.magnification import check_magnifications
 from scripts.core.repeats import first_names
 from scripts.core.settings import check_settings
-from scripts.datalists.failures import without
 from scripts.datalists.label_files import as_entries
 from scripts.datalists.labels import CLASS_NAMES
+from scripts.datalists.units import SLIDE, bags_of, is_patient, slides_in, warn_of_patients
 from scripts.encoders.runtimes import Forward, get_forward
 from scripts.features.augmentation import count_views, view_transform
 from scripts.features.bank import MAKE_FIRST, BankedBag, bank_path, read_bank
 from scripts.features.encoding import Encoder
+from scripts.training.joined_slides import join_slides
 from scripts.training.patch_grid import Entry, PatchGridDataset
 from scripts.training.sampler import SampledView
 
-__all__ = ["BankBagDataset", "PatchBagDataset", "bag_dataset", "pad_bags", "training_views"]
+__all__ = ["BankBagDataset", "PatchBagDataset", "bag_dataset", "pad_bags", "training_views", "views_of_slides"]
 
 # Patches are augmented when they are read, so there may be any number of views: with this many, each use of a slide
 # is a new view.
@@ -45,19 +46,23 @@ logger = logging.getLogger(__name__)
 
 
 class _BagDataset(Dataset):
-    """Items by the index of a slide, for its plain patches, or by a :class:`SampledView`."""
+    """Items by the index of a bag, for its plain patches, or by a :class:`SampledView`, of which all slides have one.
+
+    ``data`` are the entries of bags (:func:`scripts.datalists.units.bags_of`): slides, or patients.
+    """
 
     def _transform(self, index: int | SampledView) -> Any:
         sampled = index if isinstance(index, SampledView) else SampledView(index, 0)
-        entry, read = self.data[sampled.index], self._read(sampled.index, sampled.view)
-        item = {key: torch.from_numpy(value) if isinstance(value, np.ndarray) else value for key, value in read.items()}
+        entry: Any = self.data[sampled.index]
+        read = [_tensors(self._read(slide, sampled.view)) for slide in slides_in(entry)]
+        item = join_slides(read) if is_patient(entry) else read[0]
         item["slide"] = entry["slide"]
         if CommonKeys.LABEL in entry:
             item["label"] = torch.as_tensor(entry[CommonKeys.LABEL], dtype=torch.float32)
         return item if self.transform is None else self.transform(item)
 
-    def _read(self, index: int, view: int) -> dict[str, Any]:
-        """What an item contains besides ``slide`` and ``label``, with NumPy arrays for tensors."""
+    def _read(self, entry: Entry, view: int) -> dict[str, Any]:
+        """What the item of a slide contains besides ``slide`` and ``label``, with NumPy arrays for tensors."""
         raise NotImplementedError
 
 
@@ -68,10 +73,11 @@ class PatchBagDataset(_BagDataset):
     ``[N, S, F]`` float32, each unique patch encoded once; without one patches ``[N, S, 3, H, W]`` uint8. Besides
     ``log_weight`` float32 ``[N, S]``, ``label`` float32 ``[K]`` if the entry has one, and ``slide``. Where its
     patches lie: ``corners`` float64 ``[N, S, 2]``, (x, y) of their top left corners in level-0 pixels;
-    ``patch_level0`` float64 ``[S]``, their sides in level-0 pixels; ``base_mpp``, micrometres per pixel of level 0.
+    ``patch_level0`` float64 ``[S]``, their sides in level-0 pixels; ``base_mpp``, micrometres per pixel of level 0. The
+    item of a patient is that of :func:`scripts.training.joined_slides.join_slides`.
 
     Args:
-        data: the datalist's entries.
+        data: the datalist's entries, or those of patients (:func:`scripts.datalists.units.bags_of`).
         bag_builder: makes a slide's bag.
         transform: applied to each item.
         num_workers: threads that read the patches; 0 reads them in turn. Choose 0 where a DataLoader has workers:
@@ -91,15 +97,15 @@ class PatchBagDataset(_BagDataset):
         encoder: Encoder | None = None,
     ) -> None:
         super().__init__(data, transform)
-        self._bags = []  # tissue and grid are found once
-        for entry in tqdm(data, desc="finding tissue", unit="slide", leave=False):
-            bag, _ = bag_builder.verified(entry)
-            self._bags.append(bag)
+        self._bags: dict[str, Bag] = {}  # tissue and grid are found once
+        slides = [slide for entry in data for slide in slides_in(entry)]
+        for entry in tqdm(slides, desc="finding tissue", unit="slide", leave=False):
+            self._bags[entry["slide"]], _ = bag_builder.verified(entry)
         self.num_workers, self.encoder = num_workers, encoder
         self._forward: Forward | None = None
 
-    def _read(self, index: int, view: int) -> dict[str, Any]:
-        entry, bag = self.data[index], self._bags[index]
+    def _read(self, entry: Entry, view: int) -> dict[str, Any]:
+        bag = self._bags[entry["slide"]]
         augment = view_transform(entry["slide"], view)
         reading = self._patches(PatchGridDataset([entry], lambda _: bag, include_label=False))
         size = None if self.encoder is None else self.encoder.batch_size  # None: all at once
@@ -150,11 +156,11 @@ class BankBagDataset(_BagDataset):
     An item is that of :class:`PatchBagDataset` with an encoder; ``image`` is in memory scale by scale.
 
     Args:
-        data: the datalist's entries.
+        data: the datalist's entries, or those of patients (:func:`scripts.datalists.units.bags_of`).
         feature_dir: where the banks are.
         magnifications: the scales.
         transform: applied to each item.
-        views: the number of augmented views of each slide that will be asked for; ``None`` is 0 for all.
+        views: the number of augmented views of each bag that will be asked for; ``None`` is 0 for all.
         cache_gb: banks are kept in memory once they were read, up to so many gigabytes; the others are read anew.
 
     Raises:
@@ -175,10 +181,11 @@ class BankBagDataset(_BagDataset):
         self._cache: dict[Path, BankedBag] = {}
         self._free_bytes = cache_gb * 1e9
         self.magnifications = check_magnifications(magnifications)
-        slides = [entry["slide"] for entry in data]
-        self._check_banks([(slide, 0) for slide in slides], "slides", MAKE_FIRST)
+        slides = [[slide["slide"] for slide in slides_in(entry)] for entry in data]
+        self._check_banks([(slide, 0) for of_bag in slides for slide in of_bag], "slides", MAKE_FIRST)
         if views is not None:
-            augmented = [(slide, v) for slide, n in zip(slides, views, strict=True) for v in range(1, n + 1)]
+            bags = zip(slides, views, strict=True)
+            augmented = [(slide, v) for of_bag, n in bags for slide in of_bag for v in range(1, n + 1)]
             self._check_banks(augmented, "augmented views", "Extract them first, as `training` does.")
 
     def _check_banks(self, wanted: Sequence[tuple[str, int]], kind: str, remedy: str) -> None:
@@ -191,8 +198,8 @@ class BankBagDataset(_BagDataset):
             cause = f"has no feature bank of {len(missing)} of {len(wanted)} {kind} ({first_names(missing)})"
             raise SettingsError(self.feature_dir, cause, remedy)
 
-    def _read(self, index: int, view: int) -> dict[str, Any]:
-        bag = self._bank(bank_path(self.feature_dir, self.data[index]["slide"], view))
+    def _read(self, entry: Entry, view: int) -> dict[str, Any]:
+        bag = self._bank(bank_path(self.feature_dir, entry["slide"], view))
         return {
             "image": bag.row_features(),
             "log_weight": bag.log_weight(),
@@ -225,6 +232,7 @@ def bag_dataset(
     left_out: Sequence[str] = (),
     positive_classes: Sequence[str] | None = None,
     encoder: Encoder | None = None,
+    unit: str = SLIDE,
 ) -> Dataset:
     """The bag dataset of a source: ``"bank"`` (:class:`BankBagDataset`) or ``"patches"`` (:class:`PatchBagDataset`).
 
@@ -232,14 +240,16 @@ def bag_dataset(
         source: which; ``views`` and ``cache_gb`` are for the bank, ``num_workers`` and ``encoder`` for patches.
         data: the datalist's entries, or what :func:`scripts.datalists.label_files.as_entries` makes such of, for this
             ``task`` with these ``class_names`` and ``positive_classes``.
-        left_out: the names of slides without which the workflow goes on; ``views`` has no numbers for them.
+        left_out: the names of slides without which the workflow goes on; ``views`` has no numbers for bags of these.
+        unit: what a bag is, see :func:`scripts.datalists.units.bags_of`; ``views`` are of bags.
 
     Raises:
-        SettingsError: if there is no such source.
+        SettingsError: if there is no such source or unit.
         DatalistError: if there is no slide, or none is left, or a label cannot be used.
     """
     check_settings(source=source)
-    data = without(as_entries(data, task, class_names, positive_classes), left_out)
+    data = bags_of(as_entries(data, task, class_names, positive_classes), unit, left_out)
+    warn_of_patients(data, task)
     if source == "patches":
         logger.info("%d bags of patches, read from the slides", len(data))
         return PatchBagDataset(data, bag_builder, transform, num_workers, encoder)
@@ -247,30 +257,43 @@ def bag_dataset(
     return BankBagDataset(data, feature_dir, bag_builder.magnifications, transform, views, cache_gb)
 
 
-def training_views(source: str, data: Sequence[Entry], views: int, left_out: Sequence[str] = ()) -> list[int] | None:
-    """How many augmented views of each slide a training samples from.
+def training_views(
+    source: str, data: Sequence[Entry], views: int, left_out: Sequence[str] = (), unit: str = SLIDE
+) -> list[int] | None:
+    """How many augmented views of each bag a training samples from.
 
     Args:
         source: ``"bank"``, where each view is extracted, or ``"patches"``, where they are made on the fly.
         data: the datalist's entries, with ``label`` ``[K]``.
-        views: of slides of the rarest classes, see :func:`scripts.features.augmentation.count_views`.
-        left_out: the names of slides without which the workflow goes on; the others keep their numbers.
+        views: of bags of the rarest classes, see :func:`scripts.features.augmentation.count_views`.
+        left_out: the names of slides without which the workflow goes on; the other bags keep their numbers.
+        unit: what a bag is, see :func:`scripts.datalists.units.bags_of`.
 
     Returns:
-        A number for each entry that is not left out, without limit for patches; ``None`` without augmentation, or
+        A number for each bag that is not left out, without limit for patches; ``None`` without augmentation, or
         without entries.
 
     Raises:
-        SettingsError: if there is no such source, or ``views`` is no whole number from 0 up.
+        SettingsError: if there is no such source or unit, or ``views`` is no whole number from 0 up.
     """
-    check_settings(source=source)
+    check_settings(source=source, unit=unit)
     if not data:
         return None
-    counts = count_views(np.stack([np.asarray(entry["label"]) for entry in data]), views)
+    bags = bags_of(data, unit)
+    counts = count_views(np.stack([np.asarray(bag["label"]) for bag in bags]), views)
     if views == 0:
         return None
-    kept = [count for count, entry in zip(counts, data, strict=True) if entry.get("slide") not in left_out]
+    is_left = [any(slide.get("slide") not in left_out for slide in slides_in(bag)) for bag in bags]
+    kept = [count for count, is_kept in zip(counts, is_left, strict=True) if is_kept]
     return kept if source == "bank" else [ENDLESS_VIEWS] * len(kept)
+
+
+def views_of_slides(source: str, data: Sequence[Entry], views: int, unit: str = SLIDE) -> list[int]:
+    """For each of the datalist's entries the number of its augmented views, as :func:`training_views`, 0 without."""
+    bags = bags_of(data, unit)
+    counts = training_views(source, data, views, unit=unit) or [0] * len(bags)
+    of_slide = {slide["slide"]: n for bag, n in zip(bags, counts, strict=True) for slide in slides_in(bag)}
+    return [of_slide[entry["slide"]] for entry in data]
 
 
 def pad_bags(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -285,15 +308,22 @@ def pad_bags(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         ``patch_level0`` ``[B, S]`` and ``base_mpp`` ``[B]``, the last three float64.
     """
     batch: dict[str, Any] = {"slide": [item["slide"] for item in items]}
-    for key, padding in (("image", 0), ("log_weight", -torch.inf), ("corners", torch.nan)):
+    padded = {"image": 0, "log_weight": -torch.inf, "corners": torch.nan, "slide_of_row": -1}
+    if all("slide_of_row" in item for item in items):
+        padded |= {"patch_level0": torch.nan, "base_mpp": torch.nan}
+    for key, padding in padded.items():
         if all(key in item for item in items):
             batch[key] = _pad([item[key] for item in items], padding)
     if all("label" in item for item in items):
         batch["label"] = torch.stack([torch.as_tensor(item["label"]) for item in items])
     for key in ("patch_level0", "base_mpp"):
-        if all(key in item for item in items):
+        if key not in padded and all(key in item for item in items):
             batch[key] = torch.stack([torch.as_tensor(item[key], dtype=torch.float64) for item in items])
     return batch
+
+
+def _tensors(item: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: torch.from_numpy(value) if isinstance(value, np.ndarray) else value for key, value in item.items()}
 
 
 def _pad(bags: Sequence[torch.Tensor], value: float) -> torch.Tensor:

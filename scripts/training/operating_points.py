@@ -15,6 +15,7 @@ from torch import Tensor
 from scripts.core.shards import dataset_size, gather_shards
 from scripts.core.tasks import get_task
 from scripts.datalists.classes import balanced_weights
+from scripts.datalists.units import SLIDE
 from scripts.weights.calibration import prior_shift
 from scripts.weights.operating_point import find_points, points_warning
 
@@ -32,12 +33,13 @@ class OperatingPoints:
     Args:
         heads: the H heads' names.
         class_names: the K classes' names.
-        data: the training slides' entries, with ``label``.
+        data: the entries of the bags that are trained on, with ``label``.
         prior_correction: whether the balanced draws are taken back; see
             :func:`scripts.weights.calibration.prior_shift`.
         calibration: see :func:`scripts.weights.operating_point.find_points`.
         threshold: see :func:`scripts.weights.thresholds.choose_threshold`.
         task: one of :data:`scripts.core.tasks.TASKS`.
+        unit: what a bag is: ``"slide"`` or ``"patient"``.
     """
 
     def __init__(
@@ -49,9 +51,10 @@ class OperatingPoints:
         calibration: str = "temperature",
         threshold: float | str = 0.5,
         task: str = "multilabel",
+        unit: str = SLIDE,
     ) -> None:
         self.heads, self.class_names = list(heads), list(class_names)
-        self.calibration, self.threshold, self.task = calibration, threshold, task
+        self.calibration, self.threshold, self.task, self.unit = calibration, threshold, task, unit
         labels = np.stack([np.asarray(entry[CommonKeys.LABEL]) for entry in data])
         is_exclusive = get_task(task).is_exclusive
         self.shift = prior_shift(labels, balanced_weights(labels), is_exclusive) * prior_correction
@@ -90,8 +93,9 @@ class OperatingPoints:
             decision = f"threshold {point['rule']} ({thresholds})" if chosen else f"decision {point['rule']}"
             slopes = sorted({round(one["slope"], 3) for one in point["classes"].values()})
             logger.info(
-                "operating point of head %s on %d validation slides: calibration %s (slope %s), %s",
-                head, point["slides"], point["calibration"], ", ".join(f"{slope:g}" for slope in slopes), decision,
+                "operating point of head %s on %d validation %ss: calibration %s (slope %s), %s",
+                head, point["slides"], self.unit, point["calibration"], ", ".join(f"{slope:g}" for slope in slopes),
+                decision,
             )  # fmt: skip
         if (text := points_warning(points)) is not None:
             logger.warning("%s", text)

@@ -18,7 +18,7 @@ __all__ = ["BalancedSampler", "SampledView"]
 
 @dataclass(frozen=True)
 class SampledView:
-    """A slide, by its place in the dataset, and a view of it (0: its plain patches), in place of an index.
+    """A bag, by its place in the dataset, and a view of it (0: its plain patches), in place of an index.
 
     It is no tuple, because with a tuple MONAI's datasets are asked for a subset.
     """
@@ -42,7 +42,7 @@ class BalancedSampler(DistributedWeightedRandomSampler):
     with batches of R * b.
 
     Args:
-        data: the dataset's entries, with ``label`` ``[K]``.
+        data: the entries of the dataset's bags, with ``label`` ``[K]``.
         num_replicas: ranks that share the samples.
         views: the number of augmented views of each slide, for each entry (else a ValueError); ``None`` is 0 for all.
     """

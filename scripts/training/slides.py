@@ -8,7 +8,8 @@ from typing import Any
 
 from scripts.datalists.cohort import Cohort
 from scripts.datalists.failures import without
-from scripts.training.datasets import training_views
+from scripts.datalists.units import SLIDE, bags_of
+from scripts.training.datasets import training_views, views_of_slides
 
 __all__ = ["TrainingSlides"]
 
@@ -25,6 +26,7 @@ class TrainingSlides:
         source: ``"bank"``, or ``"patches"``, which are read from the slides themselves.
         views: augmented views of slides of the rarest classes.
         may_be_empty: whether there need not be both, as where features are only extracted.
+        unit: what a bag is, see :func:`scripts.datalists.units.bags_of`.
 
     Attributes:
         training: the entries to train on, with labels.
@@ -39,10 +41,11 @@ class TrainingSlides:
         source: str = "bank",
         views: int = 0,
         may_be_empty: bool = False,
+        unit: str = SLIDE,
     ) -> None:
         self.training = cohort.entries(training) if training or not may_be_empty else []
         self.others = cohort.entries(others, self.training) if others or not may_be_empty else []
-        self.source, self.views = source, views
+        self.source, self.views, self.unit = source, views, unit
         self._cohort, self._given = cohort, training
 
     @property
@@ -58,12 +61,16 @@ class TrainingSlides:
     @property
     def views_to_extract(self) -> list[int]:
         """For each of the entries the number of its augmented views."""
-        counts = training_views(self.source, self.training, self.views)
-        return [*(counts or [0] * len(self.training)), *[0] * len(self.others)]
+        counts = views_of_slides(self.source, self.training, self.views, self.unit)
+        return [*counts, *[0] * len(self.others)]
 
     def training_views(self, left_out: Sequence[str] = ()) -> list[int] | None:
-        """For each slide that is trained on, the number of its augmented views; ``None`` without augmentation."""
-        return training_views(self.source, self.training, self.views, left_out)
+        """For each bag that is trained on, the number of its augmented views; ``None`` without augmentation."""
+        return training_views(self.source, self.training, self.views, left_out, self.unit)
+
+    def training_bags(self, left_out: Sequence[str] = ()) -> list[Any]:
+        """The entries of the bags to train on, without some slides."""
+        return list(bags_of(self.training, self.unit, left_out))
 
     def training_without(self, left_out: Sequence[str]) -> list[Any]:
         """The entries to train on, without some slides."""

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from scripts.core.errors import SettingsError, unreadable_reason
 from scripts.core.files import refuse_special
-from scripts.core.settings import SETTINGS, is_same_value, values_with_role, with_role
+from scripts.core.settings import LATER, SETTINGS, is_same_value, values_with_role, with_role
 from scripts.datalists.labels import with_positive_classes
 from scripts.networks.state_record import DECISIVE, NOT_FINITE, is_finite, signed_record
 
@@ -92,7 +92,8 @@ def record_problem(record: Mapping[str, Any], settings: Mapping[str, Any]) -> st
         record: as :func:`read_record` gives it.
         settings: plain values by setting.
     """
-    trained, used = with_positive_classes(record["settings"]), dict(settings)
+    # Weights of an earlier version were trained with what it did.
+    trained, used = {**LATER, **with_positive_classes(record["settings"])}, dict(settings)
     decisive = []
     for key in sorted(used.keys() & trained.keys()):
         if is_same_value(key, trained[key], used[key]):

@@ -93,7 +93,7 @@ def write_comparison(folder, monkeypatch):
     labels = np.random.default_rng([0, 99]).integers(0, 2, (12, len(CLASSES))).astype(float)  # those of the runs
     data = [{"slide": f"s{i:02d}", "label": label} for i, label in enumerate(labels)]
     made = comparison(folder, settings={**SETTINGS, "class_names": CLASSES}, training_data=data, testing_data=data)
-    made._write(runs, [], data, data)
+    made._write([[run] for run in runs], [], data, data)
 
 
 def test_the_page_shows_the_pictures_beside_it_and_stays_small(browser, tmp_path, monkeypatch):  # noqa: F811

@@ -222,6 +222,7 @@ def test_networks_of_other_methods_keep_one_too() -> None:
         (lambda record: {"settings": SETTINGS}, "it lacks settings or data"),
         (lambda record: {**record, "settings": {}}, "its method is None"),
         (lambda record: {**record, "settings": {**SETTINGS, "magnifications": "5"}}, "its magnifications is '5'"),
+        (lambda record: {**record, "settings": {**SETTINGS, "unit": "block"}}, "its unit is 'block'"),
         (lambda record: {**record, "data": {**DATA, "drawn_slides": "30"}}, "its drawn_slides is '30'"),
         (lambda record: {**record, "data": {**DATA, "training_slides": -1}}, "its training_slides is -1"),
         (lambda record: {**record, "pretrained": []}, "it is not an object"),
@@ -236,6 +237,13 @@ def test_a_record_of_another_form_is_refused(
     for read in (read_record, lambda path: load_weights(network(), path)):
         with pytest.raises(SettingsError, match=f"model.pt: their record of the training is damaged: {told}"):
             read(tmp_path / "model.pt")
+
+
+def test_weights_of_before_patients_were_bags_are_of_slides(tmp_path: Path) -> None:
+    model = network()
+    load_weights(model, write(tmp_path / "model.pt"), {**SETTINGS, "unit": "slide"})
+    with pytest.raises(SettingsError, match=r"trained with other settings \(unit 'slide', now 'patient'\)"):
+        check_weights(model, {**SETTINGS, "unit": "patient"})
 
 
 @pytest.mark.parametrize("spoil", ["record", "sha256"])

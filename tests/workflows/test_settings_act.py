@@ -132,8 +132,9 @@ ALLOWED = {"allow_missing": changes(extraction, True)}
 TRAINED = {
     key: changes(plans, value)
     for key, value in {
-        "views": 2, "cache_gb": 1.0, "num_nodes": 64, "alpha": 0.5, "beta": 0.5, "optimizer_name": "SGD", "lr": 0.01,
-        "weight_decay": 0.1, "epochs": 2, "batch_size": 2, "num_processes": 2, "output_dir": "elsewhere",
+        "unit": "patient", "views": 2, "cache_gb": 1.0, "num_nodes": 64, "alpha": 0.5, "beta": 0.5,
+        "optimizer_name": "SGD", "lr": 0.01, "weight_decay": 0.1, "epochs": 2, "batch_size": 2, "num_processes": 2,
+        "output_dir": "elsewhere",
         "feature_dir": "elsewhere",
     }.items()
 }  # fmt: skip
@@ -145,6 +146,7 @@ EFFECTS: dict[str, dict[str, Effect]] = {
         "ckpt_dir": changes(files, "OUT/elsewhere"),
         "feature_dir": changes(files, "OUT/elsewhere", datalist=lambda world: world.fewest),
         "method": changes(weights, "ssmil"),
+        "unit": changes(weights, "patient", datalist=lambda world: world.paired),
         "source": keeps(weights, "patches", source, tolerance=5e-3),
         "views": changes(weights, 2, feature_dir="OUT/features", datalist=lambda world: world.fewer),
         "cache_gb": keeps(weights, 0.0, opened, epochs=2),
@@ -172,6 +174,7 @@ EFFECTS: dict[str, dict[str, Effect]] = {
         "ckpt_dir": changes(end, "OUT/none"),
         "feature_dir": changes(files, "OUT/elsewhere", datalist=lambda world: world.fewest),
         "method": changes(heads, "ssmil"),
+        "unit": changes(bags, "patient", datalist=lambda world: world.paired),
         "source": keeps(predictions, "patches", source, tolerance=5e-3, partition="validation"),
         "num_nodes": changes(shapes, 64),
         "batch_size": keeps(predictions, 2, bags, tolerance=1e-6),
@@ -191,6 +194,7 @@ EFFECTS: dict[str, dict[str, Effect]] = {
         "feature_dir": keeps(predictions, "OUT/features", files),
         "method": changes(heads, "ssmil"),
         "num_nodes": changes(shapes, 64),
+        "unit": changes(end, "patient"),
         "heatmaps": changes(files, False),
         "heatmap_classes": changes(files, CLASSES),
         "heatmap_kinds": changes(files, ["attention"]),
