@@ -61,7 +61,7 @@ def test_without_patients_every_run_that_splits_warns_once_and_so_does_checking(
     ("config", "part"),
     [
         ("train", "train#dataset#data"), ("evaluate", "listed_data"), ("extract", "partitions"),
-        ("compare", "slides#others"), ("search", "slides#others"), ("cross_validate", "split"),
+        ("compare", "slides"), ("search", "slides#others"), ("cross_validate", "split"),
     ],
 )  # fmt: skip
 def test_every_workflow_that_splits_warns(
