@@ -10,12 +10,13 @@ import numpy as np
 import torch
 from ignite.engine import Engine, Events
 from monai.utils import CommonKeys
+from numpy.typing import NDArray
 from torch import Tensor
 
 from scripts.core.shards import dataset_size, gather_shards
 from scripts.datalists.classes import balanced_weights
 from scripts.weights.calibration import prior_shift
-from scripts.weights.operating_point import find_points, points_warning
+from scripts.weights.operating_point import find_points, point_text, points_warning
 
 __all__ = ["OperatingPoints"]
 
@@ -36,21 +37,25 @@ class OperatingPoints:
             :func:`scripts.weights.calibration.prior_shift`.
         calibration: see :func:`scripts.weights.operating_point.find_points`.
         threshold: see :func:`scripts.weights.thresholds.choose_threshold`.
+        shift: ``[K]``, the correction of the prior, if it is known, in place of ``data`` and ``prior_correction``.
     """
 
     def __init__(
         self,
         heads: Sequence[str],
         class_names: Sequence[str],
-        data: Sequence[Mapping[str, Any]],
+        data: Sequence[Mapping[str, Any]] = (),
         prior_correction: bool = True,
         calibration: str = "temperature",
         threshold: float | str = 0.5,
+        shift: NDArray[np.float64] | None = None,
     ) -> None:
         self.heads, self.class_names = list(heads), list(class_names)
         self.calibration, self.threshold = calibration, threshold
-        labels = np.stack([np.asarray(entry[CommonKeys.LABEL]) for entry in data])
-        self.shift = prior_shift(labels, balanced_weights(labels)) * prior_correction
+        if shift is None:
+            labels = np.stack([np.asarray(entry[CommonKeys.LABEL]) for entry in data])
+            shift = prior_shift(labels, balanced_weights(labels)) * prior_correction
+        self.shift = shift
         self._clear()
 
     def attach(self, engine: Engine) -> None:
@@ -80,12 +85,7 @@ class OperatingPoints:
         shifts = ", ".join(f"{name} {shift:+.2f}" for name, shift in zip(self.class_names, self.shift, strict=True))
         logger.info("correction of the prior, in logits: %s", shifts if np.any(self.shift) else "none")
         for head, point in points.items():
-            thresholds = ", ".join(f"{name} {one['threshold']:.3f}" for name, one in point["classes"].items())
-            slopes = sorted({round(one["slope"], 3) for one in point["classes"].values()})
-            logger.info(
-                "operating point of head %s on %d validation slides: calibration %s (slope %s), threshold %s (%s)",
-                head, point["slides"], point["calibration"], ", ".join(f"{slope:g}" for slope in slopes),
-                point["rule"], thresholds,
-            )  # fmt: skip
+            given = head, point["slides"], point_text(point)
+            logger.info("operating point of head %s on %d validation slides: %s", *given)
         if (text := points_warning(points)) is not None:
             logger.warning("%s", text)

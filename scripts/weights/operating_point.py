@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit
-from torch import nn
 
 from scripts.weights.calibration import FEWEST_SLIDES, fit_platt, fit_temperature
 from scripts.weights.thresholds import choose_threshold, is_fixed
@@ -22,9 +21,11 @@ from scripts.weights.thresholds import choose_threshold, is_fixed
 __all__ = [
     "CALIBRATIONS",
     "OPERATING_POINT",
+    "RECALIBRATED",
     "OperatingPoint",
     "find_points",
     "operating_point_of",
+    "point_text",
     "points_warning",
 ]
 
@@ -33,6 +34,8 @@ Floats = NDArray[np.float64]
 CALIBRATIONS = ("none", "temperature", "platt")
 OPERATING_POINT = "operating_point"
 """The key in the origin of a file of weights."""
+RECALIBRATED = "recalibrated"
+"""The key there of what the training had found, and of what decided again (:mod:`scripts.training.recalibration`)."""
 NUMBERS = ("shift", "slope", "intercept", "threshold")
 
 
@@ -106,6 +109,14 @@ def find_points(
     return points
 
 
+def point_text(point: Mapping[str, Any]) -> str:
+    """How the operating point of a head was found, and its thresholds, in words."""
+    slopes = sorted({round(one["slope"], 3) for one in point["classes"].values()})
+    thresholds = ", ".join(f"{name} {one['threshold']:.3f}" for name, one in point["classes"].items())
+    calibration = f"calibration {point['calibration']} (slope {', '.join(f'{slope:g}' for slope in slopes)})"
+    return f"{calibration}, threshold {point['rule']} ({thresholds})"
+
+
 def points_warning(points: Mapping[str, Mapping[str, Any]]) -> str | None:
     """What to know of thresholds that rest on too few slides; ``None`` where they rest on enough, or on none."""
     few: dict[str, int] = {}
@@ -121,11 +132,12 @@ def points_warning(points: Mapping[str, Mapping[str, Any]]) -> str | None:
     return f"their thresholds are not to be trusted: {cause}. Validate on more slides, or give a number as `threshold`."
 
 
-def operating_point_of(network: nn.Module, heads: Sequence[str], class_names: Sequence[str]) -> OperatingPoint | None:
+def operating_point_of(network: Any, heads: Sequence[str], class_names: Sequence[str]) -> OperatingPoint | None:
     """That of the weights that a network has loaded; ``None`` where they have none, or not for each head and class.
 
     Args:
-        network: one that keeps a record, or has a copy of such for each head.
+        network: one that keeps a record, whatever else has the ``origin`` of weights, or has ``copies`` of such, one
+            for each head.
         heads: the heads of its logits, in order.
         class_names: the classes of its logits, in order.
     """

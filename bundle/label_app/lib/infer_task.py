@@ -144,7 +144,9 @@ class SlideInferTask(BundleInferTask):
 
         Returns:
             No file, and: ``prediction`` as MONAI Label has it, of the output that is served; ``scores`` by output and
-            class; ``annotation``, the polygons; ``heatmap``, what these show; ``model`` and ``version``.
+            class; ``operating_point``, the calibrated probability, its threshold and the decision by output and class,
+            which ``prediction`` has, too, ``None`` where the weights have none; ``annotation``, the polygons;
+            ``heatmap``, what these show; ``model`` and ``version``.
         """
         offer, choice = self.parts.offer, data[CHOICE]
         head_scores = _array(data["head_scores"])  # [H, K]
@@ -153,6 +155,11 @@ class SlideInferTask(BundleInferTask):
             for head, row in zip(offer.heads, head_scores.tolist(), strict=True)
         }
         _, reply = super().writer(data)
+        # The bundle puts it where MONAI Label's stock app sends it on, too.
+        decided = (data.get("latencies") or {}).pop("operating_point", None)
+        reply["operating_point"] = decided
+        for entry in reply["prediction"] if decided else ():
+            entry.update(decided[offer.served_head][entry["label"]])
         maps, shown = self._maps(data, choice, head_scores)
         origin = self.parts.origin_of(choice.coordinates, _numbers(data.get("bounds_level0", ())))
         annotation = annotate(maps, choice, self.parts.shade_colours, origin)

@@ -33,11 +33,16 @@ def label_document(reply: Mapping[str, Any]) -> dict[str, Any]:
     """What is saved: a label file that training takes, with what it was made from beside the label.
 
     Args:
-        reply: to the request, with ``slide``, ``prediction``, ``scores``, ``model``, ``version``, ``weights`` and
-            ``notice``.
+        reply: to the request, with ``slide``, ``prediction``, ``scores``, ``operating_point``, ``model``, ``version``,
+            ``weights`` and ``notice``.
+
+    Returns:
+        The label is the decision at the operating point or, where the weights have none, at a score of 0.5.
     """
-    prediction = {entry["label"]: entry["score"] for entry in reply["prediction"]}
-    label: dict[str, int] | list[int] = {name: int(score >= THRESHOLD) for name, score in prediction.items()}
+    decided = {entry["label"]: entry.get("decision", entry["score"] >= THRESHOLD) for entry in reply["prediction"]}
+    label: dict[str, int] | list[int] = {name: int(is_decided) for name, is_decided in decided.items()}
+    point = reply["operating_point"]
+    scored = {"scores": reply["scores"], **({"threshold": THRESHOLD} if point is None else {"operating_point": point})}
     if isinstance(label, dict) and len(label) == 1:
         # The binary task's one output may be no class of the labels, and a single 0 or 1 is what it trains on.
         label = list(label.values())
@@ -45,4 +50,4 @@ def label_document(reply: Mapping[str, Any]) -> dict[str, Any]:
         "slide": reply["slide"],
         "model": {"name": reply["model"], "version": reply["version"], "weights": reply["weights"]},
     }
-    return {"label": label, "threshold": THRESHOLD, "scores": reply["scores"], **made_by, "notice": reply["notice"]}
+    return {"label": label, **scored, **made_by, "notice": reply["notice"]}

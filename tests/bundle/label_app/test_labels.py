@@ -19,6 +19,7 @@ def reply(scores, **others):
     return {
         "prediction": prediction,
         "scores": {"global": scores, **others},
+        "operating_point": None,
         "notice": "No diagnosis.",
         **answered,
         "slide": "slide_1",
@@ -48,6 +49,23 @@ def test_what_the_label_was_made_from_is_kept():
     assert document["notice"] == "No diagnosis."
     assert document["slide"] == "slide_1"
     assert document["threshold"] == 0.5
+
+
+def test_at_an_operating_point_its_decisions_are_the_label(tmp_path):
+    scores = {"cancer": 0.9, "hgd": 0.1, "normal": 0.6}
+    point = {
+        "cancer": {"calibrated": 0.7, "threshold": 0.8, "decision": False},
+        "hgd": {"calibrated": 0.05, "threshold": 0.04, "decision": True},
+        "normal": {"calibrated": 0.5, "threshold": 0.5, "decision": True},
+    }
+    answered = {**reply(scores), "operating_point": {"global": point}}
+    answered["prediction"] = [{**entry, **point[entry["label"]]} for entry in answered["prediction"]]
+    document = label_document(answered)
+    assert document["label"] == {"cancer": 0, "hgd": 1, "normal": 1}
+    assert document["operating_point"] == {"global": point}
+    assert "threshold" not in document  # each class has its own
+    entry = entry_of(tmp_path, document, "multilabel", list(scores))
+    np.testing.assert_array_equal(entry["label"], [0, 1, 1])
 
 
 @pytest.mark.parametrize(("score", "label"), [(0.7, 1), (0.2, 0)])
