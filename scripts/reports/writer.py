@@ -48,7 +48,8 @@ class ReportWriter:
     the folder when they come into view. It shows the slides with their predictions, the maps of each over its
     thumbnail, and what failed. Pictures of slides that are not on the page, which an earlier run left, are removed.
 
-    Attach to an evaluator whose postprocessing makes probabilities ``[H, K]``, after the handlers that it shows. Of
+    Attach to an evaluator whose postprocessing makes probabilities ``[H, K]``, after the handlers that it shows. With
+    what :class:`scripts.inference.decisions.Decided` adds, calibrated probabilities and decisions are shown, too. Of
     several ranks each writes the pictures of its slides, and the first the page.
 
     Args:
@@ -126,7 +127,7 @@ class ReportWriter:
         state: Any = engine.state
         for item, output in zip(state.batch, state.output, strict=True):
             slide, probabilities = str(item["slide"]), output[self.key].float().cpu().numpy()
-            row = self._row(slide, probabilities)
+            row = self._row(slide, probabilities) | self._decided(output)
             if self.is_imported and self.mapped.is_missing(slide):
                 self.slides.append(row)
                 continue
@@ -152,6 +153,17 @@ class ReportWriter:
             "is_wrong": label is not None and not np.array_equal(own >= 0.5, label > 0.5),
             "probabilities": np.round(probabilities.astype(np.float64), 4).tolist(),
             "folder": "",
+        }
+
+    def _decided(self, output: Mapping[str, Any]) -> dict[str, Any]:
+        """What the page says of the operating point; empty values where the weights have none."""
+        if output.get("calibrated") is None:
+            return {"decision": "", "calibrated": [], "decided": []}
+        calibrated, decided = (output[key].cpu().numpy() for key in ("calibrated", "decision"))
+        return {
+            "decision": classes_text(decided[self.head_index], self.class_names),
+            "calibrated": np.round(calibrated, 4).tolist(),
+            "decided": decided.tolist(),
         }
 
     def _label(self, slide: str) -> NDArray[Any] | None:
@@ -210,6 +222,7 @@ class ReportWriter:
             "head_index": self.head_index,
             "classes": self.class_names,
             "has_labels": labelled,
+            "has_decisions": any(slide["decision"] for slide in self.slides),
             "slides": slides,
             "failed": [] if self.failures is None else self.failures.rows(),
             **scores,
