@@ -169,7 +169,7 @@ def test_the_calibrated_probability_is_told_and_columns_are_sorted_by_the_other(
     browser.find_element(By.ID, "close").click()
     (button,) = [one for one in browser.find_elements(By.CSS_SELECTOR, "th button") if one.text == "dark"]
     rows = "return Array.from(document.querySelectorAll('#slides-table tbody tr'))"
-    browser.execute_script(f"{rows}.forEach((row, i) => row.cells[5].firstChild.textContent = [0.2, 0.7][i])")
+    browser.execute_script(f"{rows}.forEach((row, i) => row.cells[5].firstChild.textContent = ['0.2 ', '0.7 '][i])")
     button.click()
     cells = browser.execute_script(f"{rows}.map((row) => row.cells[5].textContent)")
     assert [float(cell.split()[0]) for cell in cells] == [0.7, 0.2]
