@@ -163,7 +163,7 @@ class ReportWriter:
         return {
             "decision": classes_text(decided[self.head_index], self.class_names),
             "calibrated": np.round(calibrated, 4).tolist(),
-            "decided": decided.tolist(),
+            "decided": decided.astype(int).tolist(),
         }
 
     def _label(self, slide: str) -> NDArray[Any] | None:
