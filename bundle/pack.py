@@ -16,8 +16,9 @@ from bundle.metadata import BLOCK_START, CARD_TOP, METADATA, check_version, desc
 from scripts.core.errors import SettingsError, printable
 from scripts.core.imported import IMPORTED
 from scripts.networks.methods import result_heads
+from scripts.weights.operating_point import OPERATING_POINT
 from scripts.weights.paths import weights_path
-from scripts.weights.record import DEMONSTRATION, is_demonstration, read_training
+from scripts.weights.record import DEMONSTRATION, is_demonstration, read_origin, read_training
 
 __all__ = ["Packed", "pack"]
 
@@ -41,6 +42,7 @@ class Packed:
         sha256: its SHA-256, in hexadecimal.
         sizes: the bytes of each file in it, by name from the bundle's root.
         record: what its weights were trained with and on.
+        points: the operating point of its outputs, by head; empty where the weights have none.
         left_out: files beside those, which do not belong into it.
         large: those that the Model Zoo wants to download, since they are too large for its repository.
     """
@@ -49,6 +51,7 @@ class Packed:
     sha256: str
     sizes: Mapping[str, int]
     record: Mapping[str, Any]
+    points: Mapping[str, Any]
     left_out: Sequence[str]
     large: Sequence[str]
 
@@ -67,7 +70,7 @@ class Packed:
         lines.extend(
             f"{name} has more than {MAX_MB} MB: leave it out of a pull request to the zoo" for name in self.large
         )
-        lines.append(describe(self.record).removeprefix(DEMONSTRATION).strip())
+        lines.append(describe(self.record, self.points).removeprefix(DEMONSTRATION).strip())
         lines.append(f"{self.path} {_size(self.path.stat().st_size)}")
         lines.append(f"SHA-256 {self.sha256}")
         if is_demonstration(self.record):
@@ -88,7 +91,7 @@ def pack(root: Path, ckpt_dir: Path, output_dir: Path) -> Packed:
             have is missing or of another form; if the cards have no place for what is true of the weights; if a file
             is too large for the Model Zoo; or if the zip cannot be written.
     """
-    weights, record = _weights(ckpt_dir)
+    weights, record, points = _weights(ckpt_dir)
     names, left_out = shared_files(root)
     files = {name: _read(root / name) for name in names}
     files.update({name: _read(path) for name, path in weights.items()})
@@ -96,12 +99,12 @@ def pack(root: Path, ckpt_dir: Path, output_dir: Path) -> Packed:
     for name in NECESSARY:
         _text(files, name)
     metadata = _metadata(files)
-    files[METADATA] = _fitted(metadata, record)
+    files[METADATA] = _fitted(metadata, record, points)
     for name in names:
         if PurePosixPath(name).match("configs/*.json") and name != METADATA:
             files[name] = _with_defaults(name, _text(files, name), record["settings"]).encode()
     for name in CARDS:
-        files[name] = fill_block(_text(files, name), name, record).encode()
+        files[name] = fill_block(_text(files, name), name, record, points).encode()
     _check_top(files[CARD].decode())
 
     large = over_limit({name: len(content) for name, content in files.items()})
@@ -115,11 +118,11 @@ def pack(root: Path, ckpt_dir: Path, output_dir: Path) -> Packed:
     path = output_dir / f"{NAME}_v{metadata['version']}.zip"
     sha256 = write_archive(files, path)
     sizes = {name: len(files[name]) for name in sorted(files)}
-    return Packed(path, sha256, sizes, record, left_out, large)
+    return Packed(path, sha256, sizes, record, points, left_out, large)
 
 
-def _weights(ckpt_dir: Path) -> tuple[dict[str, Path], dict[str, Any]]:
-    """The files of weights by their name in the bundle, and their one record."""
+def _weights(ckpt_dir: Path) -> tuple[dict[str, Path], dict[str, Any], dict[str, Any]]:
+    """The files of weights by their name in the bundle, their one record, and the operating point that is served."""
     main = weights_path(ckpt_dir, "global")
     others = sorted(ckpt_dir.glob("model_*.pt"))
     if not main.is_file() and others:
@@ -133,7 +136,8 @@ def _weights(ckpt_dir: Path) -> tuple[dict[str, Path], dict[str, Any]]:
     record: dict[str, Any] = training["record"]
     settings = record["settings"]
     _check_settings(main, settings)
-    paths = [weights_path(ckpt_dir, head) for head in result_heads(settings["method"], settings["magnifications"])]
+    heads = result_heads(settings["method"], settings["magnifications"])
+    paths = [weights_path(ckpt_dir, head) for head in heads]
     if main not in paths:
         raise _not_served(main, settings["method"])
     for path in paths:
@@ -143,7 +147,10 @@ def _weights(ckpt_dir: Path) -> tuple[dict[str, Path], dict[str, Any]]:
                 f"is not of the same training as {main.name}",
                 "Pack the weights of one training, from a folder that no other training wrote to.",
             )
-    return {f"models/{path.name}": path for path in paths}, record
+    found = read_origin(main).get(OPERATING_POINT, {})
+    points = {head: found[head] for head in heads if head in found}
+    _refuse_code(main, points)
+    return {f"models/{path.name}": path for path in paths}, record, points
 
 
 def _not_served(path: Path, method: str) -> SettingsError:
@@ -158,8 +165,12 @@ def _check_settings(path: Path, settings: Mapping[str, Any]) -> None:
     missing = [key for key in DESCRIBED if key not in settings]
     if missing:
         raise SettingsError(path, f"its record has no {', '.join(missing)}", "Give a file that training wrote.")
-    # They become part of configs, of which MONAI runs some texts as code.
-    for key, value in settings.items():
+    _refuse_code(path, settings)
+
+
+def _refuse_code(path: Path, values: Mapping[str, Any]) -> None:
+    # They become part of configs and metadata, of which MONAI runs some texts as code.
+    for key, value in values.items():
         if any(f'"{sign}' in json.dumps(value) for sign in EVALUATED):
             raise SettingsError(
                 path, f"its record has code or a reference as {printable(key)}", "Give a file that training wrote."
@@ -173,9 +184,9 @@ def _read(path: Path) -> bytes:
         raise SettingsError(path, f"cannot be read ({error.strerror})", "Let it be read by you.") from error
 
 
-def _fitted(metadata: Mapping[str, Any], record: Mapping[str, Any]) -> bytes:
+def _fitted(metadata: Mapping[str, Any], record: Mapping[str, Any], points: Mapping[str, Any]) -> bytes:
     try:
-        return (json.dumps(fit_metadata(metadata, record), indent=4, ensure_ascii=False) + "\n").encode()
+        return (json.dumps(fit_metadata(metadata, record, points), indent=4, ensure_ascii=False) + "\n").encode()
     except (ValueError, RecursionError) as error:
         raise SettingsError(METADATA, f"cannot be written again ({error})", "Mend it.") from error
 

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import importlib.util
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import monai.bundle
+import numpy as np
 import onnxruntime
 import torch
+from monai.data import load_net_with_metadata
 from torch import Tensor, nn
 
 from bundle.checked import Bundle, NotChecked
@@ -101,15 +105,62 @@ def demonstration(bundle: Bundle) -> None:
             )
 
 
+def operating_point(bundle: Bundle) -> None:
+    """The operating point of each file of weights can be used, and the metadata says that of the served one."""
+    main = bundle.weights()
+    with in_bundle(bundle):
+        # Bundles up to 0.4.0 have none.
+        if importlib.util.find_spec("scripts.weights.operating_point") is None:
+            raise NotChecked("this version of the bundle has no operating point")
+        points = importlib.import_module("scripts.weights.operating_point")
+        record, paths = (
+            importlib.import_module("scripts.weights.record"),
+            importlib.import_module("scripts.weights.paths"),
+        )
+        settings = record.read_record(main)["settings"]
+        labels = importlib.import_module("scripts.datalists.labels")
+        names = labels.output_names(settings["task"], settings["class_names"], settings.get("positive_classes"))
+        methods = importlib.import_module("scripts.networks.methods")
+        heads = methods.result_heads(settings["method"], settings["magnifications"])
+        origins = {head: record.read_origin(paths.weights_path(main.parent, head)) for head in heads}
+        if not any(points.OPERATING_POINT in origin for origin in origins.values()):
+            raise NotChecked("the weights have no operating point: decisions are at 0.5")
+        for head, origin in origins.items():
+            # Predictions take all outputs from the served file, and evaluations each from its own.
+            used = heads if paths.weights_path(main.parent, head) == main else [head]
+            point = points.operating_point_of(SimpleNamespace(origin=origin), used, names, settings["task"])
+            if point is None or not _is_usable(point):
+                place = f"models/{paths.weights_path(main.parent, head).name}"
+                cause = f"its operating point cannot be used for the outputs {', '.join(used)}"
+                raise SettingsError(place, cause, "Run `calibrating` on validation slides, or train again; then pack.")
+    served = {head: origins[heads[0]][points.OPERATING_POINT][head] for head in heads}
+    # A repository's own metadata is for any weights.
+    if bundle.kind != "repository" and bundle.metadata.get(points.OPERATING_POINT) != served:
+        place = f"configs/metadata.json#{points.OPERATING_POINT}"
+        raise SettingsError(place, "is not that of models/model.pt", "Pack the weights again.")
+
+
+def _is_usable(point: Any) -> bool:
+    """Whether calibration keeps the order of slides, and thresholds are probabilities."""
+    thresholds = np.zeros(0) if point.threshold is None else point.threshold
+    return bool((point.slope >= 0).all() and (thresholds >= 0).all() and (thresholds <= 1).all())
+
+
 def torchscript(bundle: Bundle) -> None:
-    """MONAI's ``ckpt_export`` makes a TorchScript network with the same outputs for bags of any length."""
+    """MONAI's ``ckpt_export`` makes a TorchScript network with the same outputs for bags of any length.
+
+    Its archive has the metadata, and with these the operating point.
+    """
     weights = bundle.weights()
     with in_bundle(bundle), _folder() as folder:
         path = str(folder / "model.ts")
         monai.bundle.ckpt_export(
             net_id=NETWORK, filepath=path, ckpt_file=str(weights), key_in_ckpt="", **inference_files(bundle)
         )
-        exported = torch.jit.load(path)
+        exported, metadata, _ = load_net_with_metadata(path)
+        if metadata.get("operating_point") != bundle.metadata.get("operating_point"):
+            cause = "its metadata has not the operating point of configs/metadata.json"
+            raise SettingsError("TorchScript", cause, "Export with `--meta_file configs/metadata.json`.")
         _compare(bundle, lambda x: exported(x), "TorchScript")
 
 
@@ -170,6 +221,7 @@ def _folder() -> Iterator[Path]:
 RULES: dict[str, Callable[[Bundle], None]] = {
     "weights": weights_load,
     "demonstration": demonstration,
+    "operating point": operating_point,
     "TorchScript": torchscript,
     "ONNX": onnx,
 }

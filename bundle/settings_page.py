@@ -16,7 +16,18 @@ __all__ = ["PAGE", "settings_page"]
 PAGE = BUNDLE_ROOT / "docs" / "settings.md"
 
 # In the order in which a user meets them; a default is that of the first config that has one of its own.
-CONFIGS = ("train", "evaluate", "inference", "extract", "check", "inspect", "compare", "cross_validate", "search")
+CONFIGS = (
+    "train",
+    "evaluate",
+    "inference",
+    "extract",
+    "check",
+    "inspect",
+    "compare",
+    "cross_validate",
+    "search",
+    "calibrate",
+)
 
 HEAD = """# Settings
 
@@ -24,10 +35,10 @@ An option of a command sets a setting: `--epochs 20`, `--magnifications "[5, 10,
 have the setting; unknown options and `None` are refused. Settings that few users change are in the section `advanced`
 of a config, and are options like all others.
 
-`evaluate.json` and `inference.json` take `method`, `task`, `class_names`, `positive_classes`, `unit`, `magnifications`,
-`patch_size`, `min_tissue`, `overlap`, `grid_origin`, `tissue`, `read_level`, `backbone` and `num_nodes` from the
-weights in `ckpt_dir`: do not repeat them. An option that contradicts the weights is refused (`min_tissue`, `overlap`,
-`grid_origin`, `tissue`, `read_level`: a warning); see [Weights](outputs.md#weights).
+`evaluate.json`, `inference.json` and `calibrate.json` take `method`, `task`, `class_names`, `positive_classes`, `unit`,
+`magnifications`, `patch_size`, `min_tissue`, `overlap`, `grid_origin`, `tissue`, `read_level`, `backbone` and
+`num_nodes` from the weights in `ckpt_dir`: do not repeat them. An option that contradicts the weights is refused
+(`min_tissue`, `overlap`, `grid_origin`, `tissue`, `read_level`: a warning); see [Weights](outputs.md#weights).
 
 This page is made from `scripts/core/setting_table.py` and the configs: `python -m bundle.settings_page`.
 
@@ -59,7 +70,7 @@ def _default(by_config: dict[str, Any]) -> str:
     """The default in words, and those of other configs where they differ."""
     shown: dict[str, list[str]] = {}
     for config, value in by_config.items():
-        if not str(value).startswith("$@trained"):
+        if not str(value).startswith(("$@trained", "$@decided")):
             shown.setdefault(_in_words(value), []).append(config)
     first, *others = shown
     more = [f"{', '.join(shown[words])}: {words}" for words in others]

@@ -62,10 +62,11 @@ _MODULES = {
     "scripts.networks.methods": ("attention_maps", "result_heads", "trained_heads"),
     "scripts.training.curves": ("loss_and_metric_layout", "training_scalars", "write_validation"),
     "scripts.training.optimizers": ("optimizer_class",),
+    "scripts.training.recalibration": ("refuse_others",),
     "scripts.training.resuming": ("check_resumable",),
     "scripts.weights.checkpoints": ("load_weights",),
     "scripts.weights.paths": ("serving_weights", "weights_path"),
-    "scripts.weights.record": ("trained_settings",),
+    "scripts.weights.record": ("decision_settings", "trained_settings"),
 }  # fmt: skip
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from bundle.contents import NAME, shared_files
 from bundle.verify import FAILED, check
 from scripts.core.tasks import get_task
 from scripts.datalists.labels import output_names
-from scripts.networks.methods import get_network, trained_heads
+from scripts.networks.methods import get_network, result_heads, trained_heads
 from scripts.networks.state_record import sign
 from scripts.weights.paths import weights_path
 from tests.conftest import ROOT
@@ -52,6 +52,11 @@ def make_weights(
     """
     given = {**SETTINGS, **settings}
     folder.mkdir(parents=True, exist_ok=True)
+    points = make_points(
+        result_heads(given["method"], given["magnifications"]),
+        output_names(given["task"], given["class_names"], given.get("positive_classes")),
+        data["validation_slides"],
+    )
     for index, head in enumerate(trained_heads(given["method"], given["magnifications"])):
         torch.manual_seed(seed + index)
         network = get_network(
@@ -61,9 +66,17 @@ def make_weights(
             num_features=num_features,
             num_nodes=given["num_nodes"],
         )
-        sign(network, {"settings": given, "data": dict(data), "version": "0.0.0"})
+        origin = {"best_for": head, "operating_point": points}
+        sign(network, {"settings": given, "data": dict(data), "version": "0.0.0"}, origin)
         torch.save(network.state_dict(), weights_path(folder, head))
     return folder
+
+
+def make_points(heads: Sequence[str], class_names: Sequence[str], slides: int) -> dict[str, Any]:
+    """An operating point for each output, as a training finds one."""
+    number = {"shift": -0.5, "slope": 0.8, "intercept": 0.0, "threshold": 0.25, "positives": 3}
+    classes = {name: {**number, "shift": -0.5 * k} for k, name in enumerate(class_names)}
+    return {head: {"calibration": "temperature", "rule": "f1", "slides": slides, "classes": classes} for head in heads}
 
 
 def make_repository(folder: Path) -> Path:

@@ -121,7 +121,7 @@ def device(world: World, config: str, **settings: Any) -> Any:
 
 def data(world: World, config: str, **settings: Any) -> Any:
     """The slides that a workflow uses, with their labels."""
-    if config in ("evaluate", "inference"):
+    if config in ("evaluate", "inference", "calibrate"):
         found = [world.parse(config, "data", **settings)]
     elif config == "cross_validate":
         found = list(world.parse(config, "split", **settings).parts("training", "testing").values())
@@ -154,7 +154,7 @@ def weights(world: World, config: str, **settings: Any) -> Any:
 
 
 def points(world: World, config: str, **settings: Any) -> Any:
-    """The operating point that rides with the weights of a training."""
+    """The operating point that rides with the weights of a training, once the workflow ends."""
     made = world.settings_for(config, **settings)
     world.run(config, **made)
     return read_origin(Path(made["ckpt_dir"]) / "model.pt")["operating_point"]

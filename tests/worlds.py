@@ -26,7 +26,7 @@ from tests.conftest import ROOT
 CONFIGS = {
     "train": "training", "evaluate": "evaluating", "inference": "inferring", "extract": "extracting",
     "inspect": "inspecting", "check": "checking", "compare": "comparing", "search": "searching",
-    "cross_validate": "cross_validating",
+    "cross_validate": "cross_validating", "calibrate": "calibrating",
 }  # fmt: skip
 CLASSES = ["cancer", "hgd", "lgd"]
 LABELS = ["cancer", "hgd", "cancer;lgd", "lgd", "cancer;hgd", "lgd", "hgd", "cancer"]
@@ -136,6 +136,10 @@ class World:
             "feature_dir": None if config == "inference" else str(self.trained / "features"),
             "ckpt_dir": "OUT/models" if config == "train" else str(self.trained / "models"),
         }
+        if config == "calibrate" and "ckpt_dir" not in given:
+            # It writes into the files of weights, and others need these.
+            shutil.copytree(self.trained / "models", out / "models")
+            begin["ckpt_dir"] = "OUT/models"
         used = {key: value for key, value in (begin | given).items() if key in load(config) or key in given}
         used = {key: value(self) if callable(value) else value for key, value in used.items()}
         return {key: str(out / v[4:]) if isinstance(v, str) and v.startswith("OUT/") else v for key, v in used.items()}

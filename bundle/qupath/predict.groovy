@@ -121,6 +121,18 @@ def measurements = hierarchy.getRootObject().getMeasurementList()
 reply.scores.each { head, scores ->
     scores.each { name, score -> measurements.put("${NAME} ${head} ${name}".toString(), score as double) }
 }
+// Null where the weights have no operating point; the apps of earlier versions send none.
+def decided = [:]
+reply.operating_point?.each { head, classes ->
+    classes.each { name, of ->
+        measurements.put("${NAME} ${head} ${name} calibrated".toString(), of.calibrated as double)
+        measurements.put("${NAME} ${head} ${name} decision".toString(), of.decision ? 1d : 0d)
+    }
+    decided[head] = classes.findAll { it.value.decision }.keySet().join(", ") ?: "none"
+}
 fireHierarchyUpdate()
 println("${reply.slide}: ${reply.scores}")
+if (!decided.isEmpty()) {
+    println("At the operating point: ${decided}")
+}
 println("${tiles.size()} tiles: ${shown.kind} of ${shown.map}, ${shown.classes.join(', ')}. ${reply.notice}")

@@ -6,18 +6,21 @@ checksum of the zip shows whether a bundle comes from where it should (docs/secu
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
 
 from scripts.core.errors import SettingsError
-from scripts.core.files import file_sha256, refuse_special
+from scripts.core.files import file_sha256, refuse_special, replacing
 
-__all__ = ["SUMS", "check_sum", "format_sums", "read_sums"]
+__all__ = ["SUMS", "check_sum", "format_sums", "read_sums", "unlist"]
 
 SUMS = "SHA256SUMS"
 """The file at a bundle's root with the checksums of all others, as ``sha256sum -c`` reads them."""
+
+logger = logging.getLogger(__name__)
 
 WEIGHTS_FOLDER = "models"
 # Training leaves it beside the weights that it replaces, and packing never takes it.
@@ -60,16 +63,33 @@ def check_sum(path: str | Path) -> None:
     Raises:
         SettingsError: if its checksum differs, or the list cannot be read.
     """
-    # A link to the folder leads to the bundle; one to the file alone leads away from it.
-    folder = Path(os.path.realpath(os.path.dirname(os.path.abspath(path))))
-    listed = folder.parent / SUMS
-    if folder.name != WEIGHTS_FOLDER or not os.path.lexists(listed) or not os.path.isfile(path):
+    listed = _list_of(path)
+    if listed is None:
         return
     wanted = read_sums(listed).get(f"{WEIGHTS_FOLDER}/{os.path.basename(path)}")
-    if wanted is None or (folder / TRAINED_HERE).exists() or (found := file_sha256(path)) == wanted:
+    is_trained_here = (listed.parent / WEIGHTS_FOLDER / TRAINED_HERE).exists()
+    if wanted is None or is_trained_here or (found := file_sha256(path)) == wanted:
         return
     raise SettingsError(
         path,
         f"its SHA-256 begins with {found[:12]}, and {listed} has {wanted[:12]}, so it is not the file that was packed",
         f"Unpack the bundle again; or, if you put this file there yourself, remove its line from {SUMS}.",
     )
+
+
+def unlist(path: str | Path) -> None:
+    """Take a file of weights that is no longer the one that was packed out of its bundle's list; errors as above."""
+    listed = _list_of(path)
+    sums = {} if listed is None else read_sums(listed)
+    if listed is not None and sums.pop(f"{WEIGHTS_FOLDER}/{os.path.basename(path)}", None) is not None:
+        with replacing(listed) as part:
+            part.write_text(format_sums(sums), encoding="utf-8")
+        logger.info("%s is no longer the file that was packed: its line in %s is removed", path, listed)
+
+
+def _list_of(path: str | Path) -> Path | None:
+    """The list of checksums of the bundle with this file of weights; ``None`` where there is no such list or file."""
+    # A link to the folder leads to the bundle; one to the file alone leads away from it.
+    folder = Path(os.path.realpath(os.path.dirname(os.path.abspath(path))))
+    listed = folder.parent / SUMS
+    return listed if folder.name == WEIGHTS_FOLDER and os.path.lexists(listed) and os.path.isfile(path) else None

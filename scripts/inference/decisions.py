@@ -11,7 +11,8 @@ from monai.config import KeysCollection
 from monai.transforms import MapTransform
 
 from scripts.core.tasks import get_task
-from scripts.weights.operating_point import operating_point_of
+from scripts.inference.inferers import TrainedInferer
+from scripts.weights.operating_point import OPERATING_POINT, operating_point_of
 
 __all__ = ["Decided"]
 
@@ -21,13 +22,17 @@ logger = logging.getLogger(__name__)
 class Decided(MapTransform):
     """Adds to the logits ``[H, L]`` of a slide what the operating point of their weights makes of them.
 
-    ``calibrated`` float64 ``[H, K]``, the calibrated probabilities, and, where the task has some, ``threshold`` float64
-    ``[H, K]``, from which on they are positive decisions. Nothing, and a warning once, where the weights have no
-    operating point: those of version 0.3, of a training without validation, or TorchScript.
+    ``calibrated`` float64 ``[H, K]``, the calibrated probabilities, ``decision`` bool ``[H, K]``, what they decide,
+    and, where the task has some, ``threshold`` float64 ``[H, K]``, from which on they are positive. Nothing, and a
+    warning once, where the weights have no operating point: those of version 0.3, of a training without validation,
+    or TorchScript.
+
+    Of a request of MONAI Label they are also in ``latencies``, as plain values by head and class under
+    ``operating_point``: of all that a bundle's transforms leave, its stock app sends a client scores and these alone.
 
     Args:
         keys: the key of the logits.
-        network: whose logits they are; it may load its weights later.
+        network: whose logits they are, or the inferer that ran it; it may load its weights later.
         heads: the H heads' names.
         class_names: the K classes' names.
         task: one of :data:`scripts.core.tasks.TASKS`.
@@ -36,7 +41,7 @@ class Decided(MapTransform):
     def __init__(
         self,
         keys: KeysCollection,
-        network: torch.nn.Module,
+        network: torch.nn.Module | TrainedInferer,
         heads: Sequence[str],
         class_names: Sequence[str],
         task: str = "multilabel",
@@ -47,7 +52,7 @@ class Decided(MapTransform):
         self._told = False
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Add both."""
+        """Add them."""
         decided = dict(data)
         point = operating_point_of(self.network, self.heads, self.class_names, self.task.name)
         if point is None:
@@ -56,9 +61,22 @@ class Decided(MapTransform):
                 logger.warning("the weights have no operating point: probabilities are not calibrated, %s", rule)
             self._told = True
             return decided
+        added: dict[str, torch.Tensor] = {}
         for key in self.key_iterator(decided):
-            logits = torch.as_tensor(decided[key]).float().cpu().numpy()
-            decided["calibrated"] = torch.from_numpy(point.calibrated(logits))
-            if point.threshold is not None:
-                decided["threshold"] = torch.from_numpy(point.threshold.copy())
+            calibrated = point.calibrated(torch.as_tensor(decided[key]).float().cpu().numpy())
+            arrays = {"calibrated": calibrated, "threshold": point.threshold, "decision": point.decided(calibrated)}
+            added = {name: torch.tensor(array) for name, array in arrays.items() if array is not None}
+        if "image_path" in decided:  # as in every request of MONAI Label
+            decided["latencies"] = {**(decided.get("latencies") or {}), OPERATING_POINT: self._plain(added)}
+        decided.update(added)
         return decided
+
+    def _plain(self, added: Mapping[str, torch.Tensor]) -> dict[str, dict[str, dict[str, Any]]]:
+        """What is added, by head and class."""
+        return {
+            head: {
+                name: {key: tensor[h, k].item() for key, tensor in added.items()}
+                for k, name in enumerate(self.class_names)
+            }
+            for h, head in enumerate(self.heads)
+        }

@@ -26,6 +26,7 @@ class TrainedInferer(SimpleInferer):
     def __init__(self, settings: Mapping[str, Any] | None = None) -> None:
         super().__init__()
         self.settings = settings
+        self.origin: Mapping[str, Any] = {}
 
     def __call__(self, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """The logits ``[B, H, K]`` of features and log weight ``[B, N, S, F + 1]``; the network may be TorchScript.
@@ -34,4 +35,5 @@ class TrainedInferer(SimpleInferer):
             SettingsError: if its weights were not loaded, not completely, are damaged, or of other settings.
         """
         check_weights(network, self.settings)  # type: ignore[arg-type]
+        self.origin = getattr(network, "origin", {})
         return super().__call__(inputs, network, *args, **kwargs)

@@ -26,6 +26,7 @@ TEMPLATES = Path(__file__).parent
 RAMP = np.linspace(0, 100, 13)
 # What a page may lack.
 LISTS = ("heads", "classes", "slides", "failed", "tables", "figures", "warnings")
+SWITCHES = ("has_labels", "has_decisions")
 # The same figure gives the same bytes: no date, and ids that depend on the content alone.
 SVG: Any = {"svg.hashsalt": "report", "svg.fonttype": "none", "font.family": "sans-serif"}
 
@@ -50,7 +51,7 @@ def write_page(path: str | Path, **content: Any) -> None:
         lstrip_blocks=True,
     )
     environment.filters["in_script"] = _in_script
-    defaults: dict[str, Any] = {**dict.fromkeys(LISTS, ()), "has_labels": False, "data": {}}
+    defaults: dict[str, Any] = {**dict.fromkeys(LISTS, ()), **dict.fromkeys(SWITCHES, False), "data": {}}
     defaults["ramps"] = {
         kind: [f"rgb({r} {g} {b})" for r, g, b in shade_colours(RAMP, kind).tolist()] for kind in KINDS
     }

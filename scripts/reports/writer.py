@@ -38,6 +38,7 @@ __all__ = ["ReportWriter"]
 # More patches in each gallery would make the pictures of a large cohort too large.
 MOST_TOP = 3
 PAGE = "report.html"
+POINT = ("calibrated", "decided")
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +50,8 @@ class ReportWriter:
     the folder when they come into view. It shows the slides with their predictions, the maps of each over its
     thumbnail, and what failed. Pictures of slides that are not on the page, which an earlier run left, are removed.
 
-    Attach to an evaluator whose postprocessing makes probabilities ``[H, K]``, after the handlers that it shows. Of
+    Attach to an evaluator whose postprocessing makes probabilities ``[H, K]``, after the handlers that it shows. With
+    what :class:`scripts.inference.decisions.Decided` adds, calibrated probabilities and decisions are shown, too. Of
     several ranks each writes the pictures of its slides, and the first the page.
 
     Args:
@@ -132,7 +134,7 @@ class ReportWriter:
             probabilities = output[self.key].float().cpu().numpy()
             names = self.mapped.slides_of(item)
             rows = [self._shown(name, item, index, probabilities) for index, name in enumerate(names)]
-            self.rows.append([row for row in rows if row is not None])
+            self.rows.append([row | self._decided(output) for row in rows if row is not None])
 
     def _shown(
         self, slide: str, item: Mapping[str, Any], index: int, probabilities: NDArray[np.floating]
@@ -165,6 +167,21 @@ class ReportWriter:
             "of_maps": np.round(self.kind.per_logit(probabilities.astype(np.float64)), 4).tolist(),
             "folder": "",
         }
+
+    def _decided(self, output: Mapping[str, Any]) -> dict[str, Any]:
+        """What the page says of the operating point; empty values where the weights have none."""
+        if output.get("calibrated") is None:
+            return {"decision": "", "calibrated": [], "decided": []}
+        calibrated, decided = (output[key].cpu().numpy() for key in ("calibrated", "decision"))
+        return {
+            "decision": classes_text(decided[self.head_index], self.class_names),
+            "calibrated": np.round(calibrated, 4).tolist(),
+            "decided": decided.astype(int).tolist(),
+        }
+
+    def _per_map(self, of_classes: list[list[float]]) -> list[list[float]]:
+        """Values of classes ``[H, K]``, if there are any, as those of what the maps are of."""
+        return np.round(self.kind.per_logit(np.array(of_classes)), 4).tolist() if of_classes else []
 
     def _label(self, item: Mapping[str, Any]) -> NDArray[Any] | None:
         entry = self.mapped.bags[str(item["slide"])]
@@ -217,7 +234,10 @@ class ReportWriter:
         labelled = any(slide["label"] for slide in self.slides)
         slides = sorted(self.slides, key=lambda slide: not slide["is_wrong"])
         # The page's script shows maps.
-        of_maps = [{**slide, "probabilities": slide["of_maps"]} for slide in slides]
+        of_maps = [
+            {**slide, "probabilities": slide["of_maps"], **{key: self._per_map(slide[key]) for key in POINT}}
+            for slide in slides
+        ]
         for slide in of_maps:
             del slide["of_maps"]
         return {
@@ -228,6 +248,7 @@ class ReportWriter:
             "head_index": self.head_index,
             "classes": self.class_names,
             "has_labels": labelled,
+            "has_decisions": any(slide["decision"] for slide in self.slides),
             "slides": slides,
             "failed": [] if self.failures is None else self.failures.rows(),
             **scores,

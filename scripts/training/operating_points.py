@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from ignite.engine import Engine, Events
 from monai.utils import CommonKeys
+from numpy.typing import NDArray
 from torch import Tensor
 
 from scripts.core.shards import dataset_size, gather_shards
@@ -17,7 +18,7 @@ from scripts.core.tasks import get_task
 from scripts.datalists.classes import balanced_weights
 from scripts.datalists.units import SLIDE
 from scripts.weights.calibration import prior_shift
-from scripts.weights.operating_point import find_points, points_warning
+from scripts.weights.operating_point import find_points, point_text, points_warning
 
 __all__ = ["OperatingPoints"]
 
@@ -40,24 +41,28 @@ class OperatingPoints:
         threshold: see :func:`scripts.weights.thresholds.choose_threshold`.
         task: one of :data:`scripts.core.tasks.TASKS`.
         unit: what a bag is: ``"slide"`` or ``"patient"``.
+        shift: ``[K]``, the correction of the prior, if it is known, in place of ``data`` and ``prior_correction``.
     """
 
     def __init__(
         self,
         heads: Sequence[str],
         class_names: Sequence[str],
-        data: Sequence[Mapping[str, Any]],
+        data: Sequence[Mapping[str, Any]] = (),
         prior_correction: bool = True,
         calibration: str = "temperature",
         threshold: float | str = 0.5,
         task: str = "multilabel",
         unit: str = SLIDE,
+        shift: NDArray[np.float64] | None = None,
     ) -> None:
         self.heads, self.class_names = list(heads), list(class_names)
         self.calibration, self.threshold, self.task, self.unit = calibration, threshold, task, unit
-        labels = np.stack([np.asarray(entry[CommonKeys.LABEL]) for entry in data])
-        is_exclusive = get_task(task).is_exclusive
-        self.shift = prior_shift(labels, balanced_weights(labels), is_exclusive) * prior_correction
+        if shift is None:
+            labels = np.stack([np.asarray(entry[CommonKeys.LABEL]) for entry in data])
+            is_exclusive = get_task(task).is_exclusive
+            shift = prior_shift(labels, balanced_weights(labels), is_exclusive) * prior_correction
+        self.shift = shift
         self._clear()
 
     def attach(self, engine: Engine) -> None:
@@ -88,14 +93,7 @@ class OperatingPoints:
         shifts = ", ".join(f"{name} {shift:+.2f}" for name, shift in zip(self.class_names, self.shift, strict=True))
         logger.info("correction of the prior, in logits: %s", shifts if np.any(self.shift) else "none")
         for head, point in points.items():
-            chosen = [(name, one["threshold"]) for name, one in point["classes"].items() if "threshold" in one]
-            thresholds = ", ".join(f"{name} {threshold:.3f}" for name, threshold in chosen)
-            decision = f"threshold {point['rule']} ({thresholds})" if chosen else f"decision {point['rule']}"
-            slopes = sorted({round(one["slope"], 3) for one in point["classes"].values()})
-            logger.info(
-                "operating point of head %s on %d validation %ss: calibration %s (slope %s), %s",
-                head, point["slides"], self.unit, point["calibration"], ", ".join(f"{slope:g}" for slope in slopes),
-                decision,
-            )  # fmt: skip
+            given = head, point["slides"], self.unit, point_text(point)
+            logger.info("operating point of head %s on %d validation %ss: %s", *given)
         if (text := points_warning(points)) is not None:
             logger.warning("%s", text)

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit
-from torch import nn
 
 from scripts.core.errors import SettingsError
 from scripts.core.tasks import TASKS, THRESHOLD, Task, get_task
@@ -24,10 +23,12 @@ from scripts.weights.thresholds import choose_threshold, is_fixed
 __all__ = [
     "CALIBRATIONS",
     "OPERATING_POINT",
+    "RECALIBRATED",
     "OperatingPoint",
     "check_rules",
     "find_points",
     "operating_point_of",
+    "point_text",
     "points_warning",
 ]
 
@@ -36,6 +37,8 @@ Floats = NDArray[np.float64]
 CALIBRATIONS = ("none", "temperature", "platt")
 OPERATING_POINT = "operating_point"
 """The key in the origin of a file of weights."""
+RECALIBRATED = "recalibrated"
+"""The key there of what the training had found, and of what decided again (:mod:`scripts.training.recalibration`)."""
 LINE = ("shift", "slope", "intercept")
 
 
@@ -138,6 +141,15 @@ def find_points(
     return points
 
 
+def point_text(point: Mapping[str, Any]) -> str:
+    """How the operating point of a head was found, and its thresholds, in words."""
+    slopes = sorted({round(one["slope"], 3) for one in point["classes"].values()})
+    chosen = [(name, one["threshold"]) for name, one in point["classes"].items() if "threshold" in one]
+    thresholds = ", ".join(f"{name} {threshold:.3f}" for name, threshold in chosen)
+    calibration = f"calibration {point['calibration']} (slope {', '.join(f'{slope:g}' for slope in slopes)})"
+    return f"{calibration}, " + (f"threshold {point['rule']} ({thresholds})" if chosen else f"decision {point['rule']}")
+
+
 def points_warning(points: Mapping[str, Mapping[str, Any]]) -> str | None:
     """What to know of thresholds that rest on too few slides; ``None`` where they rest on enough, or on none."""
     few: dict[str, int] = {}
@@ -154,12 +166,13 @@ def points_warning(points: Mapping[str, Mapping[str, Any]]) -> str | None:
 
 
 def operating_point_of(
-    network: nn.Module, heads: Sequence[str], class_names: Sequence[str], task: str = "multilabel"
+    network: Any, heads: Sequence[str], class_names: Sequence[str], task: str = "multilabel"
 ) -> OperatingPoint | None:
     """That of the weights that a network has loaded; ``None`` where they have none, or not for each head and class.
 
     Args:
-        network: one that keeps a record, or has a copy of such for each head.
+        network: one that keeps a record, whatever else has the ``origin`` of weights, or has ``copies`` of such, one
+            for each head.
         heads: the heads of its logits, in order.
         class_names: the classes of its logits, in order.
         task: one of :data:`scripts.core.tasks.TASKS`.

@@ -18,11 +18,13 @@ from scripts.core.files import refuse_special
 from scripts.core.settings import LATER, SETTINGS, is_same_value, values_with_role, with_role
 from scripts.datalists.labels import with_positive_classes
 from scripts.networks.state_record import DECISIVE, NOT_FINITE, is_finite, signed_record
+from scripts.weights.operating_point import RECALIBRATED
 
 __all__ = [
     "DEMONSTRATION",
     "ONE_TRAINING",
     "check_weights",
+    "decision_settings",
     "is_demonstration",
     "read_origin",
     "read_record",
@@ -39,6 +41,9 @@ DEMONSTRATION = (
     "Demonstration weights: synthetic slides were among those they were trained on, so they are unfit for tissue."
 )
 """What a user reads wherever such weights are used or handed on."""
+
+DECISIONS = ("prior_correction", "calibration", "threshold")
+"""The settings that decide an operating point."""
 
 WRITTEN_BY_TRAINING = "Give a file that training wrote."
 ONE_TRAINING = "Give a `ckpt_dir` into which one training wrote, and no other; or train again."
@@ -186,12 +191,28 @@ def trained_settings(ckpt_dir: str | Path) -> dict[str, Any]:
     return {name: value for name, value in own.items() if name in SETTINGS or name == "num_features"}
 
 
+def decision_settings(ckpt_dir: str | Path) -> dict[str, Any]:
+    """The rules by which the operating point of the weights in a folder was decided, by setting.
+
+    Nothing where there are no weights, none that can be read, or none that say it: loading them says why.
+    """
+    for path in sorted(Path(ckpt_dir).glob("model*.pt")):
+        try:
+            origin = read_origin(path)
+        except SettingsError:
+            continue
+        made_by = {**origin, **origin.get(RECALIBRATED, {})}.get("made_by", {})
+        return {name: value for name, value in made_by.get("configuration", {}).items() if name in DECISIONS}
+    return {}
+
+
 def read_origin(path: str | Path) -> dict[str, Any]:
     """What made a file of weights; errors as :func:`read_record`.
 
     Returns:
         ``best_for``, the head that its weights are best for; and ``made_by``, as
-        :func:`scripts.core.provenance.made_by` gives it. Empty for older files.
+        :func:`scripts.core.provenance.made_by` gives it; the ``operating_point`` by head, and, where it was decided
+        again, ``recalibrated`` (:class:`scripts.training.recalibration.Recalibration`). Empty for older files.
     """
     return read_signed(path)[2]
 

@@ -18,7 +18,7 @@ from bundle.checked import Bundle
 from bundle.pack import Packed, pack
 from bundle.verify import OK, check
 from scripts.core.errors import SettingsError
-from scripts.weights.record import DEMONSTRATION
+from scripts.weights.record import DEMONSTRATION, read_origin
 from tests.bundles import DRAWN, change_json, copied, make_weights, write
 from tests.conftest import ROOT
 
@@ -77,6 +77,21 @@ def test_with_the_shipped_settings_all_but_what_is_said_of_the_weights_is_as_in_
     }
     assert changed == {"configs/metadata.json", "docs/README.md", "models/README.md"}
     assert "trained on 31 slides and chosen on 7 others" in (top / "models" / "README.md").read_text(encoding="utf-8")
+
+
+def test_metadata_and_cards_say_the_operating_point_of_the_served_weights(
+    trained_repository: Path, packed_zip: Path, tmp_path: Path
+) -> None:
+    top = unpack(packed_zip, tmp_path)
+    metadata = json.loads((top / "configs" / "metadata.json").read_text(encoding="utf-8"))
+    assert metadata["operating_point"] == read_origin(trained_repository / "models" / "model.pt")["operating_point"]
+    assert list(metadata["operating_point"]) == ["global", "5x", "10x"]
+    text = (
+        "Their operating point was found on 7 validation slides: calibration temperature (slope 0.8), threshold f1 "
+        "(cancer 0.250, hgd 0.250, lgd 0.250, hyperplastic 0.250, normal 0.250)."
+    )
+    for name in ("docs/README.md", "models/README.md", "configs/metadata.json"):
+        assert text in (top / name).read_text(encoding="utf-8")
 
 
 def test_packing_twice_gives_the_same_bytes(trained_repository: Path, packed_zip: Path, tmp_path: Path) -> None:

@@ -6,21 +6,32 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import monai.bundle
+import numpy as np
 import pytest
 import torch
+from monai.data import load_net_with_metadata
 
 from bundle.archive import unpack
 from bundle.checked import Bundle
 from bundle.pack import pack
 from bundle.rules_weights import RULES
 from bundle.verify import FAILED, NOT_CHECKED, OK, check
+from scripts.inference.decisions import Decided
+from scripts.networks.methods import get_network
+from scripts.networks.state_record import sign
+from scripts.weights.checkpoints import load_weights
+from scripts.weights.record import read_origin
 from tests.bundles import DRAWN, change_json, copied, finding, make_weights, write
 
 
 @pytest.fixture
 def root(trained_repository: Path, tmp_path: Path) -> Path:
     """A bundle that a test may change."""
-    return copied(trained_repository, tmp_path)
+    folder = copied(trained_repository, tmp_path)
+    points = read_origin(folder / "models" / "model.pt")["operating_point"]
+    change_json(folder, "configs/metadata.json", lambda metadata: metadata.update(operating_point=points))
+    return folder
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -130,6 +141,60 @@ def test_in_a_repository_nothing_has_to_say_so_before_it_is_packed(root: Path) -
     )
 
 
+def change_points(change: Callable[[Any], object], name: str = "model.pt") -> Callable[[Path], object]:
+    """Changes the operating point in a file of weights, which stays a whole file that training could have written."""
+
+    def edit(root: Path) -> None:
+        network = get_network("mustmil", num_classes=5, num_scales=2, num_features=1280)
+        load_weights(network, root / "models" / name)
+        origin = network.origin
+        change(origin)
+        sign(network, network.record, origin)
+        torch.save(network.state_dict(), root / "models" / name)
+
+    return edit
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (
+            change_points(lambda o: o["operating_point"].pop("10x")),
+            "models/model.pt: its operating point cannot be used for the outputs global, 5x, 10x",
+        ),
+        (
+            change_points(lambda o: o["operating_point"]["5x"]["classes"].pop("lgd"), "model_5x.pt"),
+            "models/model_5x.pt: its operating point cannot be used for the outputs 5x",
+        ),
+        (
+            change_points(lambda o: o["operating_point"]["global"]["classes"]["lgd"].update(threshold=1.5)),
+            "models/model.pt: its operating point cannot be used",
+        ),
+        (
+            change_points(lambda o: o["operating_point"]["global"]["classes"]["lgd"].update(threshold=0.75)),
+            "configs/metadata.json#operating_point: is not that of models/model.pt. Pack the weights again.",
+        ),
+    ],
+)
+def test_an_operating_point_that_cannot_be_used_or_is_not_told_is_named(
+    packed_zip: Path, tmp_path: Path, edit: Callable[[Path], object], message: str
+) -> None:
+    top = unpack(packed_zip, tmp_path)
+    assert check("operating point", Bundle(top, "folder")).state == OK
+    (top / "SHA256SUMS").unlink()
+    edit(top)
+    assert message in finding("operating point", top)
+
+
+def test_weights_without_an_operating_point_are_not_checked_for_one(packed_zip: Path, tmp_path: Path) -> None:
+    top = unpack(packed_zip, tmp_path)
+    (top / "SHA256SUMS").unlink()
+    for name in ("model.pt", "model_5x.pt", "model_10x.pt"):
+        change_points(lambda origin: origin.pop("operating_point"), name)(top)
+    found = check("operating point", Bundle(top, "folder"))
+    assert (found.state, found.text) == (NOT_CHECKED, "the weights have no operating point: decisions are at 0.5")
+
+
 def forward(line: str) -> Callable[[Path], object]:
     """Puts a line at the start of the forward pass of the bundle's networks."""
 
@@ -145,6 +210,29 @@ def forward(line: str) -> Callable[[Path], object]:
 def test_a_network_that_does_not_become_torchscript_is_named(root: Path) -> None:
     forward("x = eval('x')")(root)
     assert finding("TorchScript", root)
+
+
+def test_the_exported_archive_decides_as_the_weights(packed_zip: Path, tmp_path: Path) -> None:
+    top = unpack(packed_zip, tmp_path)
+    files = {"meta_file": str(top / "configs/metadata.json"), "config_file": str(top / "configs/inference.json")}
+    path, ckpt_file = str(tmp_path / "model.ts"), str(top / "models/model.pt")
+    options = {"key_in_ckpt": "", "bundle_root": str(top)}
+    monai.bundle.ckpt_export(net_id="network_def", filepath=path, ckpt_file=ckpt_file, **files, **options)
+    exported, metadata, _ = load_net_with_metadata(path)
+    classes = metadata["operating_point"]["5x"]["classes"]
+    shift, slope, intercept, threshold = (
+        np.array([of_class[key] for of_class in classes.values()])
+        for key in ("shift", "slope", "intercept", "threshold")
+    )
+    with torch.no_grad():
+        logits = exported(torch.randn(1, 6, 2, 1281, generator=torch.Generator().manual_seed(0)))[0]
+    calibrated = 1 / (1 + np.exp(-(slope * (logits[1].numpy() + shift) + intercept)))
+    network = get_network("mustmil", num_classes=5, num_scales=2, num_features=1280)
+    load_weights(network, ckpt_file)
+    decided = Decided("pred", network, ["global", "5x", "10x"], list(classes))({"pred": logits})
+    assert decided["calibrated"][1].numpy() == pytest.approx(calibrated, abs=1e-6)
+    assert decided["decision"][1].tolist() == (calibrated >= threshold).tolist()
+    assert 0 < decided["decision"].sum() < decided["decision"].numel()
 
 
 def test_a_network_that_differs_as_torchscript_is_named(root: Path) -> None:

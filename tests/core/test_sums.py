@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from scripts.core.errors import SettingsError
-from scripts.core.sums import SUMS, check_sum, format_sums, read_sums
+from scripts.core.sums import SUMS, check_sum, format_sums, read_sums, unlist
 
 PACKED = {"LICENSE": b"free\n", "models/model.pt": b"weights", "models/model_5x.pt": b"others"}
 
@@ -111,3 +111,21 @@ def test_a_folder_or_a_pipe_in_the_place_of_the_list_is_refused(root: Path) -> N
     os.mkfifo(root / SUMS)
     with pytest.raises(SettingsError, match=r"SHA256SUMS: is a pipe, a device or a socket"):
         check_sum(root / "models" / "model.pt")
+
+
+def test_weights_that_are_unlisted_may_be_others_and_the_rest_stays_listed(root: Path) -> None:
+    unlist(root / "models" / "model.pt")
+    (root / "models" / "model.pt").write_bytes(b"Weights")
+    check_sum(root / "models" / "model.pt")
+    listed = {name: content for name, content in PACKED.items() if name != "models/model.pt"}
+    assert read_sums(root / SUMS) == {name: hashlib.sha256(content).hexdigest() for name, content in listed.items()}
+    (root / "models" / "model_5x.pt").write_bytes(b"Others")
+    with pytest.raises(SettingsError, match="is not the file that was packed"):
+        check_sum(root / "models" / "model_5x.pt")
+
+
+def test_weights_outside_of_a_packed_bundle_have_nothing_to_be_unlisted_from(tmp_path: Path) -> None:
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "model.pt").write_bytes(b"weights")
+    unlist(tmp_path / "models" / "model.pt")
+    assert not (tmp_path / SUMS).exists()

@@ -53,10 +53,12 @@ class Oracle:
 
     Args:
         scores: by slide, output and class.
+        decisions: by slide, output and class, the calibrated probability and whether the class is decided.
         folder: with the heatmaps.
     """
 
     scores: dict[str, dict[str, dict[str, float]]]
+    decisions: dict[str, dict[str, dict[str, tuple[float, bool]]]]
     folder: Path
 
     def features(self, slide: str, name: str) -> list[dict[str, Any]]:
@@ -79,10 +81,17 @@ def infer_with(root: Path, slides: Path, output: Path) -> Oracle:
         root, "inferring", "inference", dataset_dir=slides, output_dir=output, heatmap_classes="['cancer','normal']"
     )
     scores: dict[str, dict[str, dict[str, float]]] = {}
+    decisions: dict[str, dict[str, dict[str, tuple[float, bool]]]] = {}
     with (output / "predictions.csv").open(encoding="utf-8", newline="") as file:
         for row in csv.DictReader(file):
             scores.setdefault(row["slide"], {})[row["head"]] = {name: float(row[name]) for name in CLASS_NAMES}
-    return Oracle(scores, output)
+            # Weights without an operating point have no such columns.
+            decisions.setdefault(row["slide"], {})[row["head"]] = {
+                name: (float(row[f"{name}_calibrated"]), name in row["decision"].split(";"))
+                for name in CLASS_NAMES
+                if f"{name}_calibrated" in row
+            }
+    return Oracle(scores, decisions, output)
 
 
 def assert_scores(found: dict[str, dict[str, float]], wanted: dict[str, dict[str, float]]) -> None:
@@ -90,6 +99,18 @@ def assert_scores(found: dict[str, dict[str, float]], wanted: dict[str, dict[str
     assert list(found) == list(wanted)
     for head, scores in wanted.items():
         assert found[head] == pytest.approx(scores, abs=SCORE_ATOL), head
+
+
+def assert_decisions(
+    found: dict[str, dict[str, dict[str, Any]]], wanted: dict[str, dict[str, tuple[float, bool]]]
+) -> None:
+    """Every output's calibrated probability and decision of every class agree."""
+    assert list(found) == list(wanted)
+    for head, of_head in wanted.items():
+        assert list(found[head]) == list(of_head)
+        for name, (calibrated, decision) in of_head.items():
+            assert found[head][name]["calibrated"] == pytest.approx(calibrated, abs=SCORE_ATOL)
+            assert found[head][name]["decision"] is decision
 
 
 def prediction_of(reply: dict[str, Any]) -> dict[str, float]:

@@ -31,6 +31,7 @@ from tests.label.fixtures import (
     TRUNCATED,
     UNRECORDED,
     WITHOUT,
+    assert_decisions,
     assert_scores,
     prediction_of,
 )
@@ -188,6 +189,29 @@ def test_a_rectangle_decides_what_is_drawn_and_not_the_scores(own, oracle):
     assert_scores(reply["scores"], oracle.scores[DRAWN])
 
 
+def test_the_decisions_are_those_of_inferring_in_the_reply_and_in_the_words_of_the_plugins(own, oracle, slide):
+    reply = own.infer(NAME, slide)
+    assert_decisions(reply["operating_point"], oracle.decisions[slide])
+    assert "operating_point" not in reply["latencies"]["transform"]
+    for entry in reply["prediction"]:
+        of_class = reply["operating_point"]["global"][entry["label"]]
+        assert {key: entry[key] for key in of_class} == of_class
+        assert of_class["decision"] == (of_class["calibrated"] >= of_class["threshold"])
+    told = own.wsi(NAME, slide).json()["description"]
+    for head, of_head in reply["operating_point"].items():
+        for name, one in of_head.items():
+            decision = f"calibrated {one['calibrated']:.2f}, {'yes' if one['decision'] else 'no'} at 0.50"
+            assert f"{name} {reply['scores'][head][name]:.2f} ({decision})" in told
+
+
+def test_weights_without_an_operating_point_have_scores_alone(own, oracle):
+    reply = own.infer(UNRECORDED, DRAWN)
+    assert_scores(reply["scores"], oracle.scores[DRAWN])
+    assert reply["operating_point"] is None
+    assert all(entry.keys() == {"idx", "label", "score"} for entry in reply["prediction"])
+    assert "calibrated" not in own.wsi(UNRECORDED, DRAWN).json()["description"]
+
+
 def test_two_versions_answer_in_turn_each_with_its_own_code_and_weights(own, oracles):
     for name in (SECOND, NAME, SECOND, NAME):
         assert_scores(own.infer(name, DRAWN)["scores"], oracles[name].scores[DRAWN])
@@ -206,7 +230,9 @@ def test_a_chosen_file_of_weights_is_the_one_that_answers(own, own_shell):
 def test_a_result_is_saved_as_the_label_of_its_slide(own, own_shell):
     saved = json.loads(own_shell.run("save").split("}{", 1)[1].join(["{", ""]))
     reply = own.infer(NAME, DRAWN)
-    assert saved["label"] == {name: int(score >= 0.5) for name, score in prediction_of(reply).items()}
+    decided = reply["operating_point"]["global"]
+    assert saved["label"] == {name: int(of_class["decision"]) for name, of_class in decided.items()}
+    assert saved["operating_point"] == reply["operating_point"]
     assert_scores(saved["scores"], reply["scores"])
     assert saved["slide"] == DRAWN
     assert saved["model"] == {"name": NAME, "version": reply["version"], "weights": reply["weights"]}

@@ -13,6 +13,7 @@ from tests.label.fixtures import (
     PREFIXED,
     SCORE_ATOL,
     SECOND,
+    assert_decisions,
     prediction_of,
 )
 
@@ -29,6 +30,12 @@ def test_the_server_lists_the_bundle_with_its_classes_and_version(stock, packed)
 
 def test_scores_are_those_of_inferring(stock, oracle, slide):
     assert prediction_of(stock.infer(NAME, slide)) == pytest.approx(oracle.scores[slide]["global"], abs=SCORE_ATOL)
+
+
+def test_the_decisions_are_those_of_inferring_with_the_weights_that_answered(stock, oracles, slide):
+    for name in (NAME, SECOND):
+        told = stock.infer(name, slide)["latencies"]["transform"]["operating_point"]
+        assert_decisions(told, oracles[name].decisions[slide])
 
 
 def test_the_guides_commands_answer_the_same(stock, stock_shell, oracle):

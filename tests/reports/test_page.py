@@ -62,6 +62,8 @@ def write_large(path: Path, number: int) -> None:
             "name": f"TCGA-AA-{i:04d}-01Z-00-DX1", "folder": f"report/TCGA-AA-{i:04d}-01Z-00-DX1",
             "label": "cancer", "prediction": "cancer, hgd", "is_wrong": i % 2 == 0,
             "probabilities": [[0.9123, 0.5678, 0.1234, 0.0456, 0.0012]] * 3,
+            "decision": "cancer, hgd", "calibrated": [[0.8123, 0.4678, 0.1034, 0.0556, 0.0112]] * 3,
+            "decided": [[1, 1, 0, 0, 0]] * 3,
             "width": 1000, "height": 812, "um": [24321.5, 19750.1], "top": [[m, k] for m in range(3) for k in (0, 1)],
             "limits": [[[["0", "100"], ["-0.0123", "+0.0123"]]] * len(classes)] * 3,
         }
@@ -70,7 +72,7 @@ def write_large(path: Path, number: int) -> None:
     maps = [{"name": head, "head": head} for head in heads]
     shared = {"heads": heads, "head_index": 0, "classes": classes, "slides": slides}
     data = {**shared, "maps": maps, "kinds": KINDS}
-    write_page(path, title="t", facts=[], has_labels=True, data=data, **shared)
+    write_page(path, title="t", facts=[], has_labels=True, has_decisions=True, data=data, **shared)
 
 
 def test_a_slide_adds_less_than_two_kilobytes_to_the_page(tmp_path):

@@ -29,6 +29,7 @@ from scripts.datalists.failures import FailedSlides
 from scripts.evaluation.reports import EvaluationReport
 from scripts.heatmaps.mapped_slides import MappedSlides
 from scripts.heatmaps.writer import HeatmapWriter
+from scripts.inference.decisions import Decided
 from scripts.inference.transforms import EncodeSlided
 from scripts.networks.methods import attention_maps
 from scripts.reports.writer import ReportWriter
@@ -44,6 +45,13 @@ REASON = "it ends </script><script>alert(1)</script>"
 
 
 BLANK = np.full((9, 9, 3), 255, np.uint8)
+
+
+# The logits are those of 0.9 and 0.2: calibrated they are 0.75 and 0.2, and both are decided otherwise than at 0.5.
+POINT = {
+    "dark": {"shift": 0.0, "slope": 0.5, "intercept": 0.0, "threshold": 0.8},
+    "pink": {"shift": 0.0, "slope": 1.0, "intercept": 0.0, "threshold": 0.1},
+}
 
 
 def write_report(folder: Path, path: Path, network: Any = None) -> Path:
@@ -63,7 +71,7 @@ def write_report(folder: Path, path: Path, network: Any = None) -> Path:
         device="cpu",
         val_data_loader=DataLoader(Dataset(data, EncodeSlided("image", builder, tiny_encoder())), batch_size=1),
         network=network,
-        postprocessing=Activationsd(keys="pred", sigmoid=True),
+        postprocessing=Compose([Decided("pred", network, HEADS, CLASSES), Activationsd(keys="pred", sigmoid=True)]),
         val_handlers=[writer],
     ).run()
     return folder / "report.html"
@@ -107,6 +115,14 @@ def evaluated(slide: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def decided(slide: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The report of weights with an operating point."""
+    network: Any = colour_network((0.9, 0.2))
+    network.origin = {"operating_point": {head: {"classes": POINT} for head in HEADS}}
+    return write_report(tmp_path_factory.mktemp("decided"), slide, network)
+
+
+@pytest.fixture(scope="module")
 def page(slide: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_report(tmp_path_factory.mktemp("report"), slide)
 
@@ -131,6 +147,33 @@ def test_the_page_has_every_probability_the_wrong_slides_first_and_names_what_fa
     assert "third" in text
     assert "<b>50%" not in text  # names are texts, not HTML
     assert "<script>alert" not in text
+
+
+def test_at_an_operating_point_it_has_calibrated_probabilities_and_decisions_beside_the_predictions(page, decided):
+    for row in data_of(decided)["slides"]:
+        assert (row["prediction"], row["decision"]) == ("dark", "pink")
+        assert np.allclose(row["calibrated"], [[0.75, 0.2]] * len(HEADS), atol=1e-3)
+        assert row["decided"] == [[0, 1]] * len(HEADS)
+    text = decided.read_text(encoding="utf-8")
+    assert text.count("<small>0.750</small>") == 2
+    assert text.count("<td>pink</td>") == 2 + 1  # the decision on both, and the label of one
+    assert "Decision</button>" in text
+    assert "Decision</button>" not in page.read_text(encoding="utf-8")
+
+
+def test_the_calibrated_probability_is_told_and_columns_are_sorted_by_the_other(browser, decided):  # noqa: F811
+    open_page(browser, decided)
+    browser.find_elements(By.CSS_SELECTOR, "button.look")[0].click()
+    said = "The head global gives dark a probability of 0.900. Calibrated: 0.750, decided: no. Label: pink."
+    assert browser.find_element(By.ID, "said").text == said
+    browser.find_element(By.ID, "close").click()
+    (button,) = [one for one in browser.find_elements(By.CSS_SELECTOR, "th button") if one.text == "dark"]
+    rows = "return Array.from(document.querySelectorAll('#slides-table tbody tr'))"
+    browser.execute_script(f"{rows}.forEach((row, i) => row.cells[5].firstChild.textContent = ['0.2 ', '0.7 '][i])")
+    button.click()
+    cells = browser.execute_script(f"{rows}.map((row) => row.cells[5].textContent)")
+    assert [float(cell.split()[0]) for cell in cells] == [0.7, 0.2]
+    assert errors_of(browser) == []
 
 
 def test_nothing_on_the_page_comes_from_elsewhere(page):

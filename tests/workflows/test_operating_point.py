@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,11 @@ import numpy as np
 import pytest
 from scipy.special import logit
 
+from scripts.core.errors import mistake_in
 from scripts.datalists.classes import balanced_weights
+from scripts.networks.state_record import weights_sha256
 from scripts.weights.calibration import prior_shift
-from scripts.weights.record import read_origin
+from scripts.weights.record import read_origin, read_weights
 from tests.conftest import ROOT
 from tests.worlds import CLASSES, LABELS, PARTITIONS, World
 
@@ -110,3 +113,103 @@ def test_a_resumed_training_stores_the_point_of_one_that_was_not_stopped(world: 
     world.run("train", **made)
     world.run("train", **{**made, "epochs": 3, "resume": True})
     assert read_origin(Path(made["ckpt_dir"]) / "model.pt")["operating_point"] == whole
+
+
+def calibrated(world: World, folder: Path, **settings: Any) -> dict[str, dict[str, Any]]:
+    """The origins of the files of weights, by name, after ``calibrating``."""
+    world.run("calibrate", ckpt_dir=str(folder), **settings)
+    return {path.name: read_origin(path) for path in sorted(folder.glob("model*.pt"))}
+
+
+def points_of(folder: Path) -> dict[str, Any]:
+    return {path.name: read_origin(path)["operating_point"] for path in sorted(folder.glob("model*.pt"))}
+
+
+def checksums_of(folder: Path) -> dict[str, str]:
+    return {path.name: weights_sha256(read_weights(path)) for path in folder.glob("model*.pt")}
+
+
+RULES = [
+    {"threshold": "youden"},
+    {"calibration": "none", "threshold": 0.3},
+    {"calibration": "platt", "threshold": "sensitivity=0.9", "prior_correction": False},
+]
+
+
+@pytest.mark.parametrize("rules", RULES)
+def test_calibrating_stores_what_a_training_with_these_rules_would_store(world: World, rules: dict[str, Any]) -> None:
+    folder, _ = trained(world)
+    before, weights = points_of(folder), checksums_of(folder)
+    wanted = points_of(trained(world, **rules)[0])
+    origins = calibrated(world, folder, **rules)
+    assert {name: origin["operating_point"] for name, origin in origins.items()} == wanted != before
+    assert checksums_of(folder) == weights
+    for name, origin in origins.items():
+        assert origin["recalibrated"]["before"] == before[name]
+        stored = origin["recalibrated"]["made_by"]["configuration"]
+        assert {key: stored[key] for key in rules} == rules
+        # The training is what it was, and its files still belong together.
+        assert origin["made_by"]["configuration"]["threshold"] == 0.5
+    rows = table(world.run("inference", ckpt_dir=str(folder), heatmaps=False, report=False))
+    for row in rows:
+        classes = wanted["model.pt"][row["head"]]["classes"]
+        decided = [name for name in CLASSES if float(row[f"{name}_calibrated"]) >= classes[name]["threshold"]]
+        assert row["decision"] == ";".join(decided or ["0"] * len(CLASSES))
+
+
+@pytest.mark.parametrize(("method", "epochs"), [("ssmil", 2), ("msmil", 3)])
+def test_calibrating_without_options_decides_as_before(world: World, method: str, epochs: int) -> None:
+    folder, _ = trained(world, method=method, epochs=epochs, threshold="f1", calibration="platt")
+    before = points_of(folder)
+    calibrated(world, folder)
+    assert points_of(folder) == before
+    calibrated(world, folder, threshold=0.7)
+    again = calibrated(world, folder)
+    served = "model.pt" if method == "msmil" else "model_10x.pt"
+    assert {point["rule"] for point in again[served]["operating_point"].values()} >= {0.7}
+    # However often it is decided again, what the training had found is kept.
+    assert again[served]["recalibrated"]["before"] == before[served]
+
+
+def test_the_correction_that_a_training_left_out_is_that_of_its_slides(world: World) -> None:
+    wanted = points_of(trained(world)[0])
+    folder, _ = trained(world, prior_correction=False)
+    with pytest.raises(RuntimeError) as refused:
+        calibrated(world, folder, prior_correction=True, datalist=world.fewer)
+    cause = "the weights do not record it, and the datalist does not have their training slides"
+    assert cause in str(mistake_in(refused.value))
+    calibrated(world, folder, prior_correction=True)
+    assert points_of(folder) == wanted
+    # It is known now, whatever slides the datalist has.
+    calibrated(world, folder, prior_correction=True, datalist=world.fewer)
+    shifts = [one["shift"] for one in points_of(folder)["model.pt"]["global"]["classes"].values()]
+    assert shifts == [one["shift"] for one in wanted["model.pt"]["global"]["classes"].values()] != [0, 0, 0]
+
+
+@pytest.mark.parametrize(("partition", "names"), [("testing", "s6, s7"), ("training", "s0, s1, s2, ...")])
+def test_test_and_training_slides_are_refused_and_change_nothing(world: World, partition: str, names: str) -> None:
+    folder, _ = trained(world)
+    before = {path.name: path.read_bytes() for path in folder.glob("model*.pt")}
+    with pytest.raises(RuntimeError) as refused:
+        calibrated(world, folder, threshold="f1", data=f"$@cohort.partition('{partition}')")
+    assert f"are no validation slides of the datalist ({names})" in str(mistake_in(refused.value))
+    assert {path.name: path.read_bytes() for path in folder.glob("model*.pt")} == before
+
+
+def test_labels_of_test_slides_have_no_part_in_calibrating(world: World) -> None:
+    folder, _ = trained(world)
+    plain = calibrated(world, folder, threshold="f1")["model.pt"]["operating_point"]
+    tested = calibrated(world, folder, threshold="f1", datalist=with_labels(world, "tested.csv", "testing"))
+    assert tested["model.pt"]["operating_point"] == plain
+
+
+def test_what_was_before_is_told(world: World, capfd: pytest.CaptureFixture[str]) -> None:
+    folder, _ = trained(world, threshold=0.4)
+    capfd.readouterr()
+    calibrated(world, folder, threshold=0.6)
+    told = capfd.readouterr().err
+    before = re.search(r"before, model.pt, head global on 2 validation slides: calibration temperature .*", told)
+    assert before is not None
+    assert "threshold 0.4 (cancer 0.400, hgd 0.400, lgd 0.400)" in before[0]
+    assert re.search(r"operating point of head global on 2 validation slides: .*threshold 0.6 \(cancer 0.600", told)
+    assert "model.pt; its weights are as they were" in told

@@ -251,6 +251,22 @@ EFFECTS: dict[str, dict[str, Effect]] = {
         "folds": changes(plans, 3),
         "seed": changes(plans, 1),
     },
+    "calibrate": {
+        **PLACES, **COHORT, **BAG, **ENCODER,
+        # A slide that cannot be read is none of those for validation.
+        "strict": changes(extraction, True, data="$@cohort.partition('testing')"),
+        "allow_missing": changes(extraction, True, data="$@cohort.partition('testing')"),
+        "output_dir": changes(places, "elsewhere"),
+        "ckpt_dir": changes(end, "OUT/none"),
+        "feature_dir": changes(files, "OUT/elsewhere", datalist=lambda world: world.fewest),
+        "method": changes(heads, "ssmil"),
+        "num_nodes": changes(shapes, 64),
+        "prior_correction": changes(points, False),
+        "calibration": changes(points, "none"),
+        "threshold": changes(points, "youden"),
+        "leave_out": changes(data, ["s4"]),
+        "seed": changes(data, 7, datalist=lambda world: world.unsplit),
+    },
     "search": {
         **PLACES, **COHORT, **BAG, **ENCODER, **BANKS, **ALLOWED,
         **{key: effect for key, effect in TRAINED.items() if key in settings_of("search")},

@@ -283,15 +283,24 @@ def _save(store: Datastore, request: Mapping[str, Any], reply: Mapping[str, Any]
 
 
 def _in_words(result: Mapping[str, Any]) -> str:
-    """The scores in one line: all that the plugins show beside the polygons."""
+    """The scores and decisions in one line: all that the plugins show beside the polygons."""
     heads = (
-        f"{head}: {', '.join(f'{name} {score:.2f}' for name, score in scores.items())}"
+        f"{head}: {', '.join(f'{name} {score:.2f}{_decision(result, head, name)}' for name, score in scores.items())}"
         for head, scores in result["scores"].items()
     )
     shown = result["heatmap"]
     frame = f"Coordinates: {shown['coordinates']}, from ({shown['origin_level0'][0]:g}, {shown['origin_level0'][1]:g})"
     of_map = f"{shown['kind'].capitalize()} of {shown['map']}"
     return f"{'; '.join(heads)}. {of_map}. {frame} of level 0. {result['notice']}"
+
+
+def _decision(result: Mapping[str, Any], head: str, name: str) -> str:
+    """The decision on a class at the operating point, in words; nothing where the weights have none."""
+    if result["operating_point"] is None:
+        return ""
+    of_class = result["operating_point"][head][name]
+    at = f" at {of_class['threshold']:.2f}" if "threshold" in of_class else ""
+    return f" (calibrated {of_class['calibrated']:.2f}, {'yes' if of_class['decision'] else 'no'}{at})"
 
 
 def _annotation_file(reply: Mapping[str, Any], output: str | None) -> str | None:

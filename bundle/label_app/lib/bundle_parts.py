@@ -48,7 +48,6 @@ class BundleParts:
         predicted_classes: the indices of the classes that scores of maps predict.
         per_logit: from the scores of classes to those of what maps are of.
         decided: from the scores of an output to whether each class is decided.
-        threshold: from which on a score is decided; ``None`` where a slide has exactly one class.
         check_weights: refuses a network that was not loaded whole, or was trained with other settings.
         weights_sha256: the checksum of a state dict.
         check_sum: refuses a file of weights that is not the one that was packed.
@@ -67,7 +66,6 @@ class BundleParts:
     predicted_classes: Callable[[Any], list[int]]
     per_logit: Callable[[Any], Any]
     decided: Callable[[Any], Any]
-    threshold: float | None
     check_weights: Callable[..., None]
     weights_sha256: Callable[[Any], str]
     check_sum: Callable[[str], None]
@@ -149,7 +147,6 @@ def read_parts(bundle_path: str, config: ConfigParser) -> BundleParts:
         predicted_classes=writer.predicted_classes,
         per_logit=kind.per_logit if kind else lambda scores: scores,
         decided=kind.decided if kind else lambda scores: scores >= THRESHOLD,
-        threshold=None if kind and kind.is_exclusive else THRESHOLD,
         check_weights=weights.check_weights,
         weights_sha256=states.weights_sha256,
         check_sum=check_sum,

@@ -61,6 +61,11 @@ class Offer:
         return self.class_names if self.map_classes is None else self.map_classes
 
     @property
+    def served_head(self) -> str:
+        """The output whose scores stand for all: the global one or, without it, the highest magnification."""
+        return "global" if "global" in self.heads else self.heads[-1]
+
+    @property
     def map_names(self) -> list[str]:
         """What ``head`` may be: the maps by name, and the outputs that have one."""
         return list(dict.fromkeys([*(head for _, head in self.maps), *(name for name, _ in self.maps)]))

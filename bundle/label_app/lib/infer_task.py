@@ -144,9 +144,10 @@ class SlideInferTask(BundleInferTask):
 
         Returns:
             No file, and: ``prediction`` as MONAI Label has it, of the output that is served; ``decision``, the names of
-            the classes that it decides, and ``decision_threshold``, the least score that does, ``None`` where a slide
-            has exactly one class; ``scores`` by output and class; ``annotation``, the polygons; ``heatmap``, what these
-            show; ``model`` and ``version``.
+            the classes that it decides; ``scores`` by output and class; ``operating_point``, the calibrated
+            probability, the decision and, where the task has some, its threshold by output and class, which
+            ``prediction`` has, too, ``None`` where the weights have none; ``annotation``, the polygons; ``heatmap``,
+            what these show; ``model`` and ``version``.
         """
         offer, choice = self.parts.offer, data[CHOICE]
         head_scores = _array(data["head_scores"])  # [H, K]
@@ -155,10 +156,16 @@ class SlideInferTask(BundleInferTask):
             for head, row in zip(offer.heads, head_scores.tolist(), strict=True)
         }
         _, reply = super().writer(data)
+        # The bundle puts it where MONAI Label's stock app sends it on, too.
+        point = (data.get("latencies") or {}).pop("operating_point", None)
         served = {entry["label"]: entry["score"] for entry in reply["prediction"]}
         decided = self.parts.decided(np.array([served[name] for name in offer.class_names]))
-        decision = [name for name, chosen in zip(offer.class_names, decided, strict=True) if chosen]
-        reply.update(decision=decision, decision_threshold=self.parts.threshold)
+        chosen = dict(zip(offer.class_names, decided.tolist(), strict=True))
+        if point is not None:
+            chosen = {name: of_class["decision"] for name, of_class in point[offer.served_head].items()}
+            for entry in reply["prediction"]:
+                entry.update(point[offer.served_head][entry["label"]])
+        reply.update(decision=[name for name in offer.class_names if chosen[name]], operating_point=point)
         maps, shown = self._maps(data, choice, head_scores)
         origin = self.parts.origin_of(choice.coordinates, _numbers(data.get("bounds_level0", ())))
         annotation = annotate(maps, choice, self.parts.shade_colours, origin)

@@ -31,11 +31,15 @@ def label_document(reply: Mapping[str, Any]) -> dict[str, Any]:
     """What is saved: a label file that training takes, with what it was made from beside the label.
 
     Args:
-        reply: to the request, with ``slide``, ``prediction``, ``decision``, ``decision_threshold``, ``scores``,
-            ``model``, ``version``, ``weights`` and ``notice``.
+        reply: to the request, with ``slide``, ``prediction``, ``decision``, ``scores``, ``operating_point``, ``model``,
+            ``version``, ``weights`` and ``notice``.
+
+    Returns:
+        The label is the decision at the operating point or, where the weights have none, of the scores.
     """
     names = [entry["label"] for entry in reply["prediction"]]
     label: dict[str, int] | list[int] = {name: int(name in reply["decision"]) for name in names}
+    point = {} if reply["operating_point"] is None else {"operating_point": reply["operating_point"]}
     if isinstance(label, dict) and len(label) == 1:
         # The binary task's one output may be no class of the labels, and a single 0 or 1 is what it trains on.
         label = list(label.values())
@@ -43,5 +47,4 @@ def label_document(reply: Mapping[str, Any]) -> dict[str, Any]:
         "slide": reply["slide"],
         "model": {"name": reply["model"], "version": reply["version"], "weights": reply["weights"]},
     }
-    threshold = {} if reply["decision_threshold"] is None else {"threshold": reply["decision_threshold"]}
-    return {"label": label, **threshold, "scores": reply["scores"], **made_by, "notice": reply["notice"]}
+    return {"label": label, "scores": reply["scores"], **point, **made_by, "notice": reply["notice"]}

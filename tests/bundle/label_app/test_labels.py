@@ -20,8 +20,8 @@ def reply(scores, **others):
     return {
         "prediction": prediction,
         "decision": [name for name, score in scores.items() if score >= 0.5],
-        "decision_threshold": 0.5,
         "scores": {"global": scores, **others},
+        "operating_point": None,
         "notice": "No diagnosis.",
         **answered,
         "slide": "slide_1",
@@ -48,12 +48,11 @@ def test_one_class_a_slide_is_saved_as_the_one_that_is_decided(tmp_path, task, d
     # No class has a half: the last is the most probable, the second the median.
     scores = {"normal": 0.3, "lgd": 0.3, "cancer": 0.4}
     names = list(scores)
-    answered = {**reply(scores), "decision": [decided], "decision_threshold": None}
+    answered = {**reply(scores), "decision": [decided]}
     chosen = get_task(task).decided(np.array(list(scores.values())))
     assert [name for name, is_chosen in zip(names, chosen, strict=True) if is_chosen] == [decided]
     document = label_document(answered)
     assert document["label"] == {name: int(name == decided) for name in names}
-    assert "threshold" not in document
     assert entry_of(tmp_path, document, task, names)["label"].argmax() == names.index(decided)
 
 
@@ -64,7 +63,21 @@ def test_what_the_label_was_made_from_is_kept():
     assert document["model"] == MADE_BY
     assert document["notice"] == "No diagnosis."
     assert document["slide"] == "slide_1"
-    assert document["threshold"] == 0.5
+
+
+def test_at_an_operating_point_its_decisions_are_the_label(tmp_path):
+    scores = {"cancer": 0.9, "hgd": 0.1, "normal": 0.6}
+    point = {
+        "cancer": {"calibrated": 0.7, "threshold": 0.8, "decision": False},
+        "hgd": {"calibrated": 0.05, "threshold": 0.04, "decision": True},
+        "normal": {"calibrated": 0.5, "threshold": 0.5, "decision": True},
+    }
+    answered = {**reply(scores), "operating_point": {"global": point}, "decision": ["hgd", "normal"]}
+    document = label_document(answered)
+    assert document["label"] == {"cancer": 0, "hgd": 1, "normal": 1}
+    assert document["operating_point"] == {"global": point}
+    entry = entry_of(tmp_path, document, "multilabel", list(scores))
+    np.testing.assert_array_equal(entry["label"], [0, 1, 1])
 
 
 @pytest.mark.parametrize(("score", "label"), [(0.7, 1), (0.2, 0)])
