@@ -71,7 +71,6 @@ def test_maps_and_decisions_are_those_of_the_task(monkeypatch: pytest.MonkeyPatc
     assert parts.per_logit(scores) == pytest.approx([0.7, 0.4] if is_ordinal else scores)
     decided = {"multilabel": [False] * 3, "multiclass": [False, False, True], "ordinal": [False, True, False]}
     assert parts.decided(scores).tolist() == decided[task]
-    assert parts.threshold == (0.5 if task == "multilabel" else None)
 
 
 @pytest.mark.parametrize("old", [False, True])
