@@ -260,6 +260,7 @@ EFFECTS: dict[str, dict[str, Effect]] = {
         "ckpt_dir": changes(end, "OUT/none"),
         "feature_dir": changes(files, "OUT/elsewhere", datalist=lambda world: world.fewest),
         "method": changes(heads, "ssmil"),
+        "unit": changes(bags, "patient", datalist=lambda world: world.paired),
         "num_nodes": changes(shapes, 64),
         "prior_correction": changes(points, False),
         "calibration": changes(points, "none"),

@@ -73,7 +73,7 @@ def test_every_slide_gets_one_class_by_every_head(world: World, trained: dict[st
     out = world.run("evaluate", ckpt_dir=str(trained[task]), partition="training", **own)
     rows = table(out)
     calibrated = [f"{name}_calibrated" for name in GRADES]
-    assert list(rows[0]) == ["slide", "head", *GRADES, *calibrated, "decision", "label"]
+    assert list(rows[0]) == ["slide", "head", *GRADES, *calibrated, "decision", "label", "patient_number"]
     assert {row["slide"]: row["label"] for row in rows} == {f"s{i}": GRADES[OF_SLIDE[i]] for i in range(4)}
     for row in rows:
         for names in (GRADES, calibrated):
