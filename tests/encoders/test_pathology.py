@@ -22,6 +22,7 @@ from scripts.encoders import vision_transformers
 from scripts.encoders.backbones import get_backbone
 from scripts.encoders.entry import IMAGENET_MEAN, IMAGENET_STD
 from scripts.encoders.registry import ENCODERS
+from scripts.encoders.runtimes import get_forward
 
 timm = pytest.importorskip("timm", reason="timm is not installed: `make test-encoders` has an environment with it")
 
@@ -299,6 +300,33 @@ def test_weights_under_their_published_names_give_the_features_of_the_published_
     assert features.shape == (2, LENGTHS[name]) == (2, ENCODERS[name].num_features)
     torch.testing.assert_close(features, expected, rtol=1e-3, atol=1e-4)
     assert (features[0] - features[1]).abs().max() > 1e-3  # not the same for any patch
+
+
+@pytest.fixture
+def shallow(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+    """One layer, which a runtime computes as it does the others."""
+    real, more = vision_transformers.create_timm_model, {"depth": 1}
+    for module in ("vision_transformers", "conch"):
+        monkeypatch.setattr(
+            f"scripts.encoders.{module}.create_timm_model", lambda n, **args: real(n, **{**args, **more})
+        )
+    return more
+
+
+@pytest.mark.parametrize("runtime", ["compile", "openvino"])
+@pytest.mark.parametrize("name", RECIPES)
+def test_each_runtime_computes_each_architecture(
+    name: str, runtime: str, shallow: dict[str, int], patches: Tensor, tmp_path: Path
+) -> None:
+    if runtime == "openvino":
+        pytest.importorskip("openvino", reason="OpenVINO is not installed")
+    torch.save(published(name, weights_of(name, shallow)), tmp_path / "weights.bin")
+    backbone = get_backbone(name, tmp_path / "weights.bin")
+    batch = patches.contiguous(memory_format=torch.channels_last)
+    with torch.inference_mode():
+        expected = backbone(batch)
+    found = get_forward(runtime, backbone, len(batch))(batch)
+    assert F.cosine_similarity(found, expected).min() > 0.9999
 
 
 def test_each_encoder_that_timm_builds_is_tested() -> None:

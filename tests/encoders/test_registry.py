@@ -40,3 +40,8 @@ def test_a_name_that_is_nearly_right_is_suggested(name: str, meant: str) -> None
     with pytest.raises(SettingsError, match=rf"got '{name}'\. Did you mean .*{meant}.*run encoders ") as caught:
         encoder_entry(name)
     assert len(str(caught.value)) < 300
+
+
+def test_patches_are_resized_as_the_makers_or_two_other_tools_do() -> None:
+    bilinear = {name for name, entry in ENCODERS.items() if entry.input_px and entry.resize == "bilinear"}
+    assert bilinear == {"uni", "uni2_h", "conch_v1_5", "phikon", "phikon_v2", "midnight"}

@@ -35,7 +35,7 @@ def test_amp_follows_the_device(
 def test_every_config_with_a_backbone_has_it() -> None:
     having = {path for path in ROOT.glob("configs/*.json") if "get_backbone" in path.read_text("utf-8")}
     assert having <= set(CONFIGS)
-    assert len(CONFIGS) == 8
+    assert len(CONFIGS) == 9
 
 
 def parts(config: Any) -> Iterator[dict[str, Any]]:

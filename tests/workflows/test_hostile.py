@@ -145,8 +145,7 @@ def test_nothing_that_is_shipped_unpickles_evaluates_or_unpacks_on_its_own() -> 
             if called in ("eval", "exec") or (called.split(".")[-1] in careless and not is_careful):
                 found.add((path.relative_to(ROOT).as_posix(), called))
     assert {call for call in found if call[1] not in ("json.load", "json.loads")} == {
-        # What this rule has exported itself, a moment before; and its name for the bundle's own `load_weights`.
-        ("bundle/rules_weights.py", "torch.jit.load"),
+        # Its name for the bundle's own `load_weights`.
         ("bundle/rules_weights.py", "load"),
         # Programs that a user names as the encoder, which docs/security.md says.
         ("scripts/encoders/network_files.py", "torch.jit.load"),
