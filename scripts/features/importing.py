@@ -271,7 +271,8 @@ class Importer:
         if links.orphans > MOST_ORPHANS * (total := links.orphans + len(links.rows)):
             *lower, highest = (scale_name(scale.magnification) for scale in scales)
             text = f"slide {slide}: {links.orphans} of its {total} patches at {highest} have no ancestor at "
-            text += f"{' and '.join(lower)}, and are left out: extract all magnifications over the same tissue area"
+            text += f"{' and '.join(lower)}, and are left out: extract all magnifications over the same tissue area, "
+            text += "the lower ones with a lower threshold"
             self._repeats.log(logger, logging.WARNING, text, slide, MORE)
         new = NewBank(
             settings=settings,
