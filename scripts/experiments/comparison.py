@@ -22,10 +22,10 @@ from scripts.datalists.units import SLIDE, bags_of, slides_in
 from scripts.evaluation.bootstrap import warn_of_few, warn_of_unknown
 from scripts.evaluation.metrics import frequency_baseline
 from scripts.experiments.board import write_comparison
-from scripts.experiments.compared_slides import check_banks, fold_settings, write_datalist
 from scripts.experiments.comparison_figure import choose_figure_slides, draw_panels, draw_scores
 from scripts.experiments.comparison_results import Run, compare, read_run
 from scripts.experiments.comparison_tables import comparison_tables, markdown, write_runs, write_summary
+from scripts.experiments.fold_datalists import check_banks, fold_settings, write_datalist
 from scripts.experiments.fold_results import pooled_run
 from scripts.experiments.trainings import Experiment, leaving_out, run_experiments
 from scripts.networks.methods import check_method, method_title

@@ -22,9 +22,9 @@ from scripts.datalists.units import SLIDE, bags_of
 from scripts.evaluation.bootstrap import warn_of_few, warn_of_unknown
 from scripts.evaluation.reports import without_nan
 from scripts.experiments.board import write_cross_validation
-from scripts.experiments.compared_slides import check_banks, fold_settings, views_of_folds, write_datalist
 from scripts.experiments.comparison_results import Run, read_run
 from scripts.experiments.comparison_tables import markdown
+from scripts.experiments.fold_datalists import check_banks, fold_settings, views_of_folds, write_datalist
 from scripts.experiments.fold_results import fold_tables, pool, pooled_scores, spread
 from scripts.experiments.trainings import Experiment, leaving_out, run_experiments
 

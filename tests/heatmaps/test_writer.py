@@ -5,6 +5,7 @@ import json
 from itertools import product
 
 import cv2
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -411,6 +412,25 @@ def test_positions_of_another_resolution_of_level_0_are_not_put_on_the_slide(ent
     mapped({**item, "base_mpp": 1.02 * BASE_MPP})  # magnifications of objectives are rounded
     with pytest.raises(SlideError, match=r"um/px at level 0, and its features were imported with .*Import them again"):
         mapped({**item, "base_mpp": factor * BASE_MPP})
+
+
+def test_maps_are_not_put_on_a_slide_that_is_too_small_for_their_patches(entry):
+    builder = BagBuilder((5, 10), patch_size=PATCH_PX, min_tissue=0.4)
+    item = EncodeSlided("image", builder, tiny_encoder())(entry)
+    mapped = MappedSlides(colour_network(), attention_maps("mustmil", [5, 10]), builder, [entry])
+    moved = {**item, "corners": item["corners"] + 10**5}
+    with pytest.raises(SlideError, match=r"has \d+ x \d+ px, and its features are of a patch at \(1\d+, 1\d+\)\. Give"):
+        mapped(moved)
+
+
+def test_features_of_a_slide_of_another_size_are_not_predicted(entry, tmp_path):
+    builder = BagBuilder((5, 10), patch_size=PATCH_PX, min_tissue=0.4)
+    encode = EncodeSlided("image", builder, tiny_encoder(), feature_dir=tmp_path)
+    encode(entry)
+    with h5py.File(next(tmp_path.glob("*.h5")), "r+") as bank:
+        bank.attrs["size_level0"] = bank.attrs["size_level0"] + 1
+    with pytest.raises(SlideError, match=r"px at level 0, and its features are of a slide of \d+ x \d+ px"):
+        encode(entry)
 
 
 def test_a_slide_of_which_nobody_says_the_resolution_is_shown_at_that_of_its_features(entry):
