@@ -57,6 +57,10 @@ def read_predictions(path: str | Path, heads: Sequence[str], class_names: Sequen
     for h in range(len(heads)):
         check_predictions(probabilities[:, h], labels, class_names=class_names)
     calibrated = [f"{name}_calibrated" for name in class_names]
+    has_decisions = "decision" in lines[0]  # else it is of version 0.3
+    decided = [
+        [label_of_text(line["decision"], class_names) for line in own] for own in of_head.values() if has_decisions
+    ]
     known = PATIENT_NUMBER in lines[0]
     return Predictions(
         slides=slides,
@@ -66,6 +70,7 @@ def read_predictions(path: str | Path, heads: Sequence[str], class_names: Sequen
         calibrated=numbers(calibrated) if calibrated[0] in lines[0] else None,
         patients_known=known,
         unit=unit,
+        decided=np.stack(decided, axis=1) if decided else None,
     )
 
 

@@ -283,7 +283,8 @@ class EvaluationReport(PredictionReport):
             if self.calibrated:
                 calibrated = np.stack(self.calibrated)[order, h]
                 thresholds = None if self.thresholds is None else self.thresholds[h]
-                report[head]["operating_point"] = operating_point_report(calibrated, thresholds, *given)
+                decided = self.kind.decided(calibrated, thresholds).astype(np.float64)
+                report[head]["operating_point"] = operating_point_report(calibrated, decided, *given, thresholds)
         calibrated = np.stack(self.calibrated)[order] if self.calibrated else None
         slides = [self.slides[i] for i in order]
         self._compare(Predictions(slides, patients, labels, probabilities, calibrated, self.patients_known))

@@ -157,7 +157,7 @@ def points_warning(points: Mapping[str, Mapping[str, Any]]) -> str | None:
         for name, of_class in point["classes"].items():
             fewer = min(of_class["positives"], point["slides"] - of_class["positives"])
             if "threshold" in of_class and not is_fixed(point["rule"]) and fewer < FEWEST_SLIDES:
-                few[name] = fewer
+                few[name] = min(fewer, few.get(name, fewer))
     if not few:
         return None
     which = ", ".join(f"{name} {number}" for name, number in few.items())
