@@ -13,7 +13,7 @@ from scripts.core.errors import DatalistError
 from scripts.core.imported import needs_slides
 from scripts.core.ranks import from_first_rank
 from scripts.core.tasks import get_task
-from scripts.datalists.classes import warn_of_one_sided
+from scripts.datalists.classes import FOLDS_REMEDY, warn_of_one_sided
 from scripts.datalists.datalist import list_labels, load_datalist, load_partition
 from scripts.datalists.folds import Folds, load_folds
 from scripts.datalists.label_files import as_entries
@@ -169,7 +169,11 @@ class Cohort:
             names: partitions of the datalist.
             partitions: others, by name.
         """
-        warn_of_one_sided(self.output_names, **{name: self.partition(name) for name in names}, **partitions)
+        warn_of_one_sided(self.output_names, {**{name: self.partition(name) for name in names}, **partitions})
+
+    def warn_of_one_sided_folds(self, split: Folds) -> None:
+        """The same of folds: of the slides on which the weights of each are trained and chosen."""
+        warn_of_one_sided(self.output_names, split.parts("training", "validation"), FOLDS_REMEDY)
 
     @property
     def _options(self) -> dict[str, Any]:
