@@ -27,6 +27,7 @@ from scripts.datalists.cohort import DATALISTS, choose_cohort
 from scripts.datalists.labels import CLASS_NAMES
 from scripts.datalists.partitions import PARTITIONS
 from scripts.datalists.slide_files import as_on_disk
+from scripts.datalists.units import SLIDE
 from scripts.features.augmentation import count_views
 from scripts.features.encoding import Encoder
 from scripts.features.imported import refuse_imported
@@ -82,6 +83,7 @@ class CohortChecker:
         read_all: see :class:`scripts.checking.slides.SlideChecker`.
         num_workers: slides that are looked at at the same time; 0 is one.
         backbone: the encoder's name.
+        unit: what a bag of the run will be.
 
     Raises:
         SettingsError: if a setting has no such value.
@@ -104,6 +106,7 @@ class CohortChecker:
         read_all: bool = False,
         num_workers: int = 2,
         backbone: str = "",
+        unit: str = SLIDE,
     ) -> None:
         if backbone == IMPORTED:
             raise refuse_imported("`checking` looks at slides for an encoder", "`importing` checks imported features.")
@@ -113,7 +116,7 @@ class CohortChecker:
         self.output_dir, self.feature_dir = Path(output_dir), Path(feature_dir)
         self.task, self.class_names, self.positive_classes = task, class_names, positive_classes
         self.split_seed, self.leave_out = split_seed, leave_out
-        self.views, self.num_workers = views, num_workers
+        self.views, self.num_workers, self.unit = views, num_workers, unit
         self.check_slide = SlideChecker(bag_builder, class_names, min_rows, read_all)
 
     def run(self) -> list[Problem]:
@@ -136,6 +139,7 @@ class CohortChecker:
             self.positive_classes,
             self.split_seed,
             leave_out=self.leave_out,
+            unit=self.unit,
         )
         facts = self._look_at_slides(checked)
         duplicates = find_duplicates(facts, [slide.partition for slide in checked.slides])

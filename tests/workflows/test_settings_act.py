@@ -237,6 +237,7 @@ EFFECTS: dict[str, dict[str, Effect]] = {
         "read_all": changes(reads, True),
         "views": changes(room, 5),
         "leave_out": changes(contents, ["s0", "s6"]),
+        "unit": changes(contents, "patient", datalist=lambda world: world.paired),
     },
     "compare": {
         **PLACES, **COHORT, **BAG, **ENCODER, **BANKS, **ALLOWED, **TRAINED,
