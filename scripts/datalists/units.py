@@ -128,6 +128,8 @@ def label_problem(bags: Sequence[Entry], task: str, where: str, unit: str = PATI
         remedy = f"Give all slides of a patient one class: `task` is {task}."
     elif unit == PATIENT:
         what += ": each of these patients has every class that one of their slides has"
+    else:
+        remedy = f"That is right where each label is that of its slide. {remedy}"
     return Problem(severity, "patient", where, what, remedy, names=tuple(differ))
 
 
