@@ -96,7 +96,11 @@ def pool(runs: Sequence[Run], task: str, patients: Mapping[str, str] = MappingPr
         return np.concatenate(list(of_runs))[order]
 
     decisions = {}
-    for head in runs[0].decisions if all(run.decisions for run in runs) else ():
+    lacking = [str(fold) for fold, run in enumerate(runs, start=1) if not run.decisions]
+    if lacking:
+        rule = get_task(task).decision if get_task(task).is_exclusive else "decisions are at 0.5"
+        logger.warning("the weights of fold %s have no operating point: %s", ", ".join(lacking), rule)
+    for head in () if lacking else runs[0].decisions:
         points = [run.decisions[head] for run in runs]
         decided = together(point.decided for point in points)
         scores = {

@@ -175,9 +175,10 @@ def with_training(runs: list[Run]) -> list[Run]:
     return [replace(run, training=phases) for run in runs]
 
 
-def test_a_fold_without_an_operating_point_leaves_decisions_at_a_half(runs, tmp_path):
+def test_a_fold_without_an_operating_point_leaves_decisions_at_a_half(runs, tmp_path, caplog):
     old = [replace(runs[0], decisions={}), *runs[1:]]
     pooled = pool(old, TASK, PATIENTS)
+    assert caplog.messages == ["the weights of fold 1 have no operating point: decisions are at 0.5"]
     assert "operating_point" not in pooled_scores(pooled, TASK, CLASSES)["global"]
     assert "operating_point" not in spread(old, "global", TASK)
     pooled.write(tmp_path / "predictions.csv", CLASSES, TASK)

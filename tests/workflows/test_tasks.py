@@ -237,15 +237,30 @@ def test_methods_are_compared_cross_validated_and_searched(world: World, command
     text = (out / "comparison.md").read_text()
     assert f"behind MuSTMIL global in {lead}" in text
     assert "| MILModel att 10x |" in text
+    each = "fold" if task == "ordinal" else "training"
+    assert f"The same at the operating point of each {each}: calibrated on its validation slides, the m" in text
     assert (out / "attention.png").is_file()
     out = world.out()
     done = command("cross_validating", "cross_validate", **shared, folds=3, output_dir=out)
     assert done.returncode == 0, done.stderr
     with (out / "predictions.csv").open(newline="") as file:
-        tested = {row["slide"]: row["label"] for row in csv.DictReader(file)}
+        rows = [row for row in csv.DictReader(file) if row["head"] == "global"]
+    tested = {row["slide"]: row["label"] for row in rows}
     assert tested == {f"s{i}": GRADES[grade] for i, grade in enumerate(OF_SLIDE)}
-    found = json.loads((out / "cross_validation.json").read_text())["heads"]["global"]["pooled"]
+    told = json.loads((out / "cross_validation.json").read_text())
+    found = told["heads"]["global"]["pooled"]
     assert set(TASKS[task].scores) <= found.keys()
+    p = np.array([[float(row[f"{grade}_calibrated"]) for grade in GRADES] for row in rows])
+    assert p.sum(axis=1) == pytest.approx(np.ones(len(rows)))
+    median = (1 - p.cumsum(axis=1)[:, :-1] >= 0.5).sum(axis=1)
+    decided = [GRADES[place] for place in (p.argmax(axis=1) if task == "multiclass" else median)]
+    assert [row["decision"] for row in rows] == decided
+    right = np.mean([row["label"] == row["decision"] for row in rows])
+    assert found["operating_point"]["accuracy"]["value"] == pytest.approx(right)
+    # Exclusive classes have no thresholds.
+    assert all(fold["operating_point"]["global"]["thresholds"] == {} for fold in told["folds"])
+    tables = (out / "cross_validation.md").read_text()
+    assert f"calibrated on its validation slides, {TASKS[task].decision}. All slides scored together:" in tables
     del shared["epochs"]
     grid = {"lr": [0.001, 0.01], "epochs": [1]}
     done = command("searching", "search", **shared, grid=grid, output_dir=world.out())
