@@ -130,7 +130,7 @@ def label_problem(bags: Sequence[Entry], task: str, where: str, unit: str = PATI
         what += ": each of these patients has every class that one of their slides has"
     else:
         remedy = f"That is right where each label is that of its slide. {remedy}"
-    return Problem(severity, "patient", where, what, remedy, names=tuple(differ))
+    return Problem(severity, "label", where, what, remedy, names=tuple(differ))
 
 
 def _bag(patient: str, slides: Sequence[Entry]) -> dict[str, Any]:

@@ -117,10 +117,7 @@ def test_a_patient_in_two_partitions_is_one_in_whatever_case_the_name_is(tmp_pat
         "s3.svs,0,1,testing,1.0",
     ]
     problems = [p for p in check(write(tmp_path, "\n".join(lines))).problems if p.check == "patient"]
-    assert [(p.blocks, p.what) for p in problems] == [
-        (True, "patient P1 = p1 is in training (s1) and in testing (s2)"),
-        (False, "slides of 1 of 2 patients have different labels (P1)"),
-    ]
+    assert [(p.blocks, p.what) for p in problems] == [(True, "patient P1 = p1 is in training (s1) and in testing (s2)")]
 
 
 @pytest.mark.parametrize(
@@ -250,7 +247,7 @@ def test_patients_whose_slides_have_different_labels_are_named_as_a_run_names_th
         f"s{i}.svs,{label},{part},{p}" for i, (label, part, p) in enumerate(zip(labels, parts, owners, strict=True))
     ]
     path = write(tmp_path, "\n".join(["image,a,b,partition,patient", *lines]))
-    (problem,) = [p for p in check(path, task, unit=unit).problems if p.check == "patient"]
+    (problem,) = [p for p in check(path, task, unit=unit).problems if p.check == "label"]
     assert (problem.severity, problem.what, problem.where) == (severity, what, f"datalist {path}")
     loaded = load_datalist(path, tmp_path, task, CLASSES)
     bags = bags_of([entry for entries in loaded.values() for entry in entries], unit)
@@ -258,13 +255,12 @@ def test_patients_whose_slides_have_different_labels_are_named_as_a_run_names_th
         with pytest.raises(DatalistError, match=re.escape(f"unit patient: {problem.what}. {problem.what_to_do}")):
             warn_of_patients(bags, task)
     path.write_text(path.read_text().replace("s1.svs,0,1", "s1.svs,1,0"))
-    assert not [p for p in check(path, task, unit=unit).problems if p.check == "patient"]
+    assert not [p for p in check(path, task, unit=unit).problems if p.check == "label"]
 
 
 def test_slides_that_are_left_out_or_have_no_label_differ_from_none(tmp_path):
     touch(tmp_path, *(f"s{i}.svs" for i in range(4)))
     lines = ["s0.svs,1,0,training,P0", "s1.svs,0,1,training,P0", "s2.svs,0,1,validation,P1", "s3.svs,,,validation,P1"]
     path = write(tmp_path, "\n".join(["image,a,b,partition,patient", *lines]))
-    texts = [p.what for p in check(path, leave_out=["s0"]).problems if p.check == "patient"]
-    assert texts == []
-    assert [p.check for p in check(path, leave_out=["s0"]).problems if p.blocks] == ["label"]
+    (problem,) = [p for p in check(path, leave_out=["s0"]).problems if p.check == "label"]
+    assert (problem.blocks, problem.slide) == (True, "s3")
