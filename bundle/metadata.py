@@ -206,6 +206,10 @@ def _decisions(points: Mapping[str, Any] | None) -> str:
 
 
 def _training(record: Mapping[str, Any]) -> str:
+    if members := record.get("members"):
+        return f"an ensemble of {len(members)} trainings: " + "; ".join(
+            dict.fromkeys(_training(member["record"]) for member in members)
+        )
     data, before = record["data"], record.get("pretrained")
     slides = f"{data['training_slides']} slide{'' if data['training_slides'] == 1 else 's'}"
     synthetic = f" ({data['drawn_slides']} of them synthetic, not scanned)" if data["drawn_slides"] else ""

@@ -126,6 +126,12 @@ def _record_fault(record: Any) -> str | None:
         for key in COUNTS:
             if not _is_count(data.get(key)):
                 return f"its {key} is {data.get(key)!r}"
+        members = record.get("members", [])
+        if not isinstance(members, list) or settings.get("members", 0) != len(members):
+            return f"its members are {settings.get('members')!r}"
+        for member in members:
+            if fault := _record_fault(member.get("record") if isinstance(member, Mapping) else None):
+                return f"of a member, {fault}"
         if "pretrained" not in record:
             return None
         record = record["pretrained"]

@@ -266,5 +266,7 @@ class ReportWriter:
         facts = [*self.facts, ("Software", f"pathology-mustmil {__version__}")]
         if record:
             training, validation = (record["data"][f"{name}_slides"] for name in ("training", "validation"))
-            facts.append(("Weights", f"trained on {training} slides, chosen on {validation}"))
+            of_each = f"trained on {training} slides, chosen on {validation}"
+            count = len(record.get("members", ()))
+            facts.append(("Weights", f"an ensemble of {count}, each {of_each} at most" if count else of_each))
         return facts
