@@ -23,6 +23,7 @@ from scripts.evaluation.bootstrap import patients_text, warn_of_few, warn_of_unk
 from scripts.evaluation.external import EXTERNAL, Predictions, compare_with_internal, external_warnings
 from scripts.evaluation.head_report import head_report, operating_point_report
 from scripts.evaluation.score_texts import interval_text
+from scripts.evaluation.spread import spread_report
 
 if TYPE_CHECKING:
     # The board draws slides with their labels, which are written here.
@@ -215,6 +216,7 @@ class EvaluationReport(PredictionReport):
     bootstrap over patients; a metric that is not defined (a ROC-AUC of one class only) is null. ``classes`` beside them
     has the same of each class alone, and as ``slides`` how many have it. Beside the heads are the numbers of ``slides``
     and ``patients`` (null where no slide has a patient), and ``made_by`` (:func:`scripts.core.provenance.made_by`).
+    Of an ensemble each head has ``spread`` (:func:`scripts.evaluation.spread.spread_report`).
 
     Beside an internal test each head has ``external``, as :func:`scripts.evaluation.external.compare_with_internal`
     gives it, and ``internal`` beside the heads has the internal test's numbers of ``slides`` and ``patients``, the
@@ -290,6 +292,10 @@ class EvaluationReport(PredictionReport):
                 calibrated = np.stack(self.calibrated)[order, h]
                 thresholds = None if self.thresholds is None else self.thresholds[h]
                 report[head]["operating_point"] = operating_point_report(calibrated, thresholds, *given)
+            if self.spread:
+                decided = np.stack([self._decided(i)[h] for i in order])
+                of_head = np.stack(self.spread)[order, h]
+                report[head]["spread"] = spread_report(of_head, decided, labels, self.seed, patients)
         calibrated = np.stack(self.calibrated)[order] if self.calibrated else None
         slides = [self.slides[i] for i in order]
         self._compare(Predictions(slides, patients, labels, probabilities, calibrated, self.patients_known))

@@ -94,7 +94,14 @@ def test_an_evaluation_says_that_it_is_of_an_ensemble(
     world: World, together: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     output = world.run("evaluate", ckpt_dir=together)
-    assert "an ensemble of 3, each trained on 4 slides, chosen on 2 at most" in (output / "report.html").read_text()
+    page = (output / "report.html").read_text()
+    assert "an ensemble of 3, each trained on 4 slides, chosen on 2 at most" in page
+    row = table(output)[0]
+    assert f"{float(row['cancer_calibrated']):.3f} ± {float(row['cancer_spread']):.3f}</small>" in page
+    spread = json.loads((output / "metrics.json").read_text())["global"]["spread"]
+    assert spread["mean"] == pytest.approx(
+        numbers([row for row in table(output) if row["head"] == "global"], "_spread").mean(), abs=1e-6
+    )
     assert "members of the ensemble were trained on other slides" not in capfd.readouterr().err
     world.run("evaluate", ckpt_dir=together, datalist=world.fewer)
     assert "3 of the 3 members of the ensemble were trained on other slides" in capfd.readouterr().err
