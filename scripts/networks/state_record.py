@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from scripts.core.settings import with_role
 
-__all__ = ["DECISIVE", "NOT_FINITE", "is_finite", "keep_record", "sign", "signed_record", "weights_sha256"]
+__all__ = ["COUNTS", "DECISIVE", "NOT_FINITE", "is_finite", "keep_record", "sign", "signed_record", "weights_sha256"]
 
 DECISIVE = (*with_role("decides"), "backbone_sha256")
 """With other values of these the network still runs, and its scores mean nothing."""
@@ -35,6 +35,7 @@ KINDS: dict[str, Callable[[Any], bool]] = {
     "unit": lambda value: value in (None, "slide", "patient"),
 }
 COUNTS = ("training_slides", "validation_slides", "drawn_slides")
+"""The numbers of slides in a record."""
 
 NOT_LOADED = "no weights were loaded into the network"
 NOT_FINITE = "some of them are not finite numbers"

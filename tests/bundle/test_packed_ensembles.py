@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,14 @@ from monai.bundle import ckpt_export
 from monai.data import load_net_with_metadata
 
 from bundle.archive import unpack
+from bundle.checked import Bundle
 from bundle.pack import pack
-from bundle.verify import FAILED, load_schema, verify
+from bundle.verify import FAILED, OK, check, load_schema, verify
 from scripts.weights.checkpoints import load_weights
 from scripts.weights.ensembles import Members
 from scripts.weights.record import read_record
 from scripts.workflow import network_of
-from tests.bundles import DRAWN, SCANNED, make_weights
+from tests.bundles import DRAWN, SCANNED, copied, make_weights, write
 
 pytestmark = pytest.mark.slow
 
@@ -46,7 +48,7 @@ def test_every_rule_of_a_bundle_holds(bundle: Path) -> None:
 def test_metadata_and_card_say_what_it_is_made_of(bundle: Path) -> None:
     source = json.loads((bundle / "configs" / "metadata.json").read_text(encoding="utf-8"))["data_source"]
     for text in (source, (bundle / "docs" / "README.md").read_text(encoding="utf-8")):
-        assert "an ensemble of 2 trainings: trained on 31 slides and chosen on 7 others" in text
+        assert "an ensemble of 2 trainings, each trained on 31 slides and chosen on 7 others" in text
         assert "calibration of each member (temperature)" in text
 
 
@@ -75,3 +77,17 @@ def test_monais_export_is_one_network_with_the_mean_and_the_spread(bundle: Path,
             assert torch.allclose(one, other, atol=1e-5)
         assert torch.allclose(exported(x), network(x), atol=1e-5)
     assert metadata["operating_point"]["global"]["classes"]["cancer"]["threshold"] == 0.25
+
+
+def test_a_repository_with_an_ensemble_in_its_models_can_be_checked(trained_repository: Path, tmp_path: Path) -> None:
+    root = copied(trained_repository, tmp_path)
+    write(root, "bundle/contents.py", "")  # what makes it a repository
+    shutil.rmtree(root / "models")
+    make_ensemble(tmp_path / "made").rename(root / "models")
+    repository = Bundle.of_folder(root, {})
+    assert repository.kind == "repository"
+    for rule in ("weights", "network in and out", "TorchScript"):
+        assert check(rule, repository).state == OK
+    (root / "models" / "model.pt").write_bytes(b"no weights")
+    assert check("network in and out", repository).state == OK
+    assert check("weights", repository).state == FAILED
