@@ -12,6 +12,7 @@ from tests.benchmarks.operating_points import (
     HEADS,
     RULES,
     Decided,
+    class_table,
     frequency_table,
     paired_interval,
     read_decided,
@@ -78,7 +79,8 @@ def write_results(folder: Path, micro_f1: float, at_point: float) -> None:
         )
     of_head = {
         "micro_f1": {"value": micro_f1},
-        "operating_point": {"micro_f1": {"value": at_point}},
+        "brier": {"value": 0.25},
+        "operating_point": {"micro_f1": {"value": at_point}, "brier": {"value": 0.125}},
         "classes": {},
     }
     (folder / "metrics.json").write_text(json.dumps(dict.fromkeys(HEADS, of_head)))
@@ -91,10 +93,19 @@ def test_probabilities_decide_at_a_half_and_decisions_at_the_operating_point(tmp
     for head in range(len(HEADS)):
         found = {name: of[0] for name, of in plain.scores(head).items()}
         assert found == pytest.approx(
-            {"micro_f1": 0.4, "precision": 1 / 2, "recall": 1 / 3, "macro_f1": 2 / 3 / 5, "predicted": 2 / 10}
+            {
+                "micro_f1": 0.4,
+                "precision": 1 / 2,
+                "recall": 1 / 3,
+                "macro_f1": 2 / 3 / 5,
+                "predicted": 2 / 10,
+                "brier": 0.25,
+            }
         )
         found = {name: of[0] for name, of in corrected.scores(head).items()}
-        assert found == pytest.approx({"micro_f1": 1, "precision": 1, "recall": 1, "macro_f1": 3 / 5, "predicted": 0.3})
+        assert found == pytest.approx(
+            {"micro_f1": 1, "precision": 1, "recall": 1, "macro_f1": 3 / 5, "predicted": 0.3, "brier": 0.125}
+        )
 
 
 @pytest.mark.parametrize(("rule", "told"), [(RULES[0], (0.5, 1.0)), (RULES[1], (0.4, 0.9))])
@@ -127,7 +138,7 @@ def decided_by(rule, right: float) -> Decided:
     labels = (np.arange(50).reshape(10, 5) % 3 == 0).astype(float)
     decisions = np.repeat(labels[None, :, None], 2, axis=0).repeat(len(HEADS), axis=2)
     decisions[:, round(right * 10) :] = 1 - decisions[:, round(right * 10) :]
-    return Decided(rule, [f"P{i}" for i in range(10)], labels, decisions)
+    return Decided(rule, [f"P{i}" for i in range(10)], labels, decisions, np.zeros((2, len(HEADS))))
 
 
 def test_each_rule_is_compared_with_a_half_and_with_itself_uncorrected():
@@ -144,6 +155,19 @@ def test_each_rule_is_compared_with_a_half_and_with_itself_uncorrected():
     assert gain == pytest.approx(1 - float(cells[2][3].split()[0]), abs=0.001)
     assert 0 < low < gain < high < 1
     assert cells[3][-1] == cells[3][-2] == cells[1][-1]
+
+
+def test_classes_have_the_fraction_that_is_called_positive_and_its_f1():
+    labels, decisions = np.zeros((4, 5)), np.zeros((2, 4, len(HEADS), 5))
+    labels[0, CLASSES.index("hgd")] = 1
+    decisions[0, 0, :, CLASSES.index("hgd")] = 1  # found: F1 = 1
+    decisions[1, :, :, CLASSES.index("hgd")] = 1  # called in all: F1 = 2 / (2 + 3)
+    table = class_table([Decided(RULES[1], list("abcd"), labels, decisions, np.zeros((2, len(HEADS))))])
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
+    assert cells[0] == ["head", "class", "true", "predicted, 0.5 corrected", "F1, 0.5 corrected"]
+    spread = [f"{np.mean(of):.3f} ± {np.std(of, ddof=1):.3f}" for of in ([0.25, 1], [1, 0.4])]
+    assert cells[3] == ["global", "hgd", "0.250", *spread]
+    assert cells[2] == ["global", "cancer", "0.000", "0.000 ± 0.000", "0.000 ± 0.000"]
 
 
 def test_frequencies_are_those_of_the_slides_and_of_their_draws():

@@ -40,7 +40,17 @@ from scripts.synthetic.cohort import CLASSES, make_slides
 from scripts.weights.calibration import prior_shift
 from tests.benchmarks.rare_cohort import plan_rare_cohort
 
-__all__ = ["RULES", "Decided", "Rule", "frequency_table", "main", "paired_interval", "read_decided", "score_table"]
+__all__ = [
+    "RULES",
+    "Decided",
+    "Rule",
+    "class_table",
+    "frequency_table",
+    "main",
+    "paired_interval",
+    "read_decided",
+    "score_table",
+]
 
 Floats = NDArray[np.float64]
 
@@ -48,7 +58,7 @@ TASK, HEADS = "multilabel", result_heads("mustmil", (5, 10))
 NUM_SLIDES = {"training": 200, "validation": 120, "testing": 200}
 # Of `make compare-demo` it is 1, of `make demo` 0.
 COHORT_SEED = 2
-SCORES = ("micro_f1", "macro_f1", "precision", "recall", "predicted")
+SCORES = ("micro_f1", "macro_f1", "precision", "recall", "predicted", "brier")
 
 
 @dataclass(frozen=True)
@@ -84,6 +94,8 @@ RULES = (
         for corrected in (False, True)
     ),
 )
+# As trained, the default, and the default with thresholds.
+IN_CLASS_TABLE = (0, 1, 3)
 
 
 @dataclass(frozen=True)
@@ -94,6 +106,7 @@ class Decided:
     patients: Sequence[str]  # of the n slides
     labels: Floats  # [n, K]
     decisions: Floats  # [r, n, H, K], 0 or 1
+    brier: Floats  # [r, H], of the probabilities that it decides on
 
     def scores(self, head: int) -> dict[str, Floats]:
         """The scores of a head over all slides and classes, ``[r]``, by :data:`SCORES`."""
@@ -105,6 +118,7 @@ class Decided:
                 f1_score(self.labels, of_one[:, head], average="macro", zero_division=0.0) for of_one in self.decisions
             ]),
             "predicted": rows.mean(axis=1),
+            "brier": self.brier[:, head],
         }  # fmt: skip
 
     def resampled(self, head: int) -> Floats:
@@ -165,7 +179,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     decided = [read_decided(rule, [folder(rule, seed) for seed in args.seeds]) for rule in RULES]
     chance = frequency_baseline(labels["training"], labels["testing"], TASK)
     print(f"\n{frequency_table(labels)}\n")
-    print(f"{score_table(decided)}\n")
+    print(f"{score_table(decided)}\n\n{class_table([decided[i] for i in IN_CLASS_TABLE])}\n")
     print(f"{labels['testing'].mean():.3f} of the test slides' labels are positive. Class frequencies alone:", end=" ")
     print(f"micro-F1 {chance['micro_f1']:.3f}, macro-F1 {chance['macro_f1']:.3f}.")
     print(f"{len(args.seeds)} trainings; {len(set(decided[0].patients))} patients of {len(labels['testing'])} slides.")
@@ -236,16 +250,23 @@ def read_decided(rule: Rule, folders: Sequence[Path]) -> Decided:
         decisions = np.stack([of_one.probabilities >= 0.5 for of_one in read]).astype(np.float64)
     else:
         decisions = np.stack([_decisions(folder, of_one.slides) for folder, of_one in zip(folders, read, strict=True)])
-    decided = Decided(rule, read[0].patients, read[0].labels, decisions)
+    reports = [_reports(folder, rule) for folder in folders]
+    brier = np.array([[of_head["brier"]["value"] for of_head in of_one] for of_one in reports])
+    decided = Decided(rule, read[0].patients, read[0].labels, decisions, brier)
     for h, head in enumerate(HEADS):
-        for folder, found in zip(folders, decided.scores(h)["micro_f1"], strict=True):
-            report = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))[head]
-            told = (report if rule.settings is None else report["operating_point"])["micro_f1"]["value"]
+        for folder, of_one, found in zip(folders, reports, decided.scores(h)["micro_f1"], strict=True):
+            told = of_one[h]["micro_f1"]["value"]
             if abs(told - found) > 1e-9:
                 raise ValueError(
                     f"{folder}, {head}: micro-F1 is {told} in metrics.json, and {found} in predictions.csv"
                 )
     return decided
+
+
+def _reports(folder: Path, rule: Rule) -> list[dict[str, Any]]:
+    """What ``metrics.json`` says of each head under a rule."""
+    of_heads = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    return [of_heads[head] if rule.settings is None else of_heads[head]["operating_point"] for head in HEADS]
 
 
 def _decisions(folder: Path, slides: Sequence[str]) -> Floats:
@@ -279,6 +300,7 @@ def score_table(decided: Sequence[Decided]) -> str:
         decided: first at 0.5 as trained; each rule with correction right after the same without.
     """
     head = ["head", "decided at", "corrected", "micro-F1", "macro-F1", "precision", "sensitivity", "predicted positive"]
+    head += ["Brier", "micro-F1 against 0.5 as trained", "against the same uncorrected"]
     body = []
     for h, name in enumerate(HEADS):
         resampled = [of_rule.resampled(h) for of_rule in decided]
@@ -291,10 +313,30 @@ def score_table(decided: Sequence[Decided]) -> str:
                 else _difference(scores[i]["micro_f1"], scores[j]["micro_f1"], resampled[i], resampled[j])
                 for j in against
             ]
-            spread = [f"{scores[i][of].mean():.3f} ± {scores[i][of].std(ddof=1):.3f}" for of in SCORES]
+            spread = [_spread(scores[i][of]) for of in SCORES]
             corrected = "yes" if of_rule.rule.is_corrected else "no"
             body.append([name, of_rule.rule.title, corrected, *spread, *changes])
-    return markdown_table([*head, "micro-F1 against 0.5 as trained", "against the same uncorrected"], body)
+    return markdown_table(head, body)
+
+
+def class_table(decided: Sequence[Decided]) -> str:
+    """The fraction of slides that rules call positive and their F1, by head and class: means over the trainings."""
+    titles = [f"{of.rule.title}{' corrected' if of.rule.is_corrected else ''}" for of in decided]
+    columns = [f"{what}, {title}" for title in titles for what in ("predicted", "F1")]
+    body = []
+    for h, head in enumerate(HEADS):
+        for k, name in enumerate(CLASSES):
+            cells = []
+            for of_rule in decided:
+                of_class = of_rule.decisions[:, :, h, k]  # [r, n]
+                f1 = np.array([f1_score(of_rule.labels[:, k], row, zero_division=0.0) for row in of_class])
+                cells += [_spread(of_class.mean(axis=1)), _spread(f1)]
+            body.append([head, name, f"{decided[0].labels[:, k].mean():.3f}", *cells])
+    return markdown_table(["head", "class", "true", *columns], body)
+
+
+def _spread(values: Floats) -> str:
+    return f"{values.mean():.3f} ± {values.std(ddof=1):.3f}"
 
 
 def _difference(first: Floats, second: Floats, of_first: Floats, of_second: Floats) -> str:
