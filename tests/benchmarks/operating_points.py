@@ -1,6 +1,6 @@
 """What the operating point changes where classes are rare: ``python -m tests.benchmarks.operating_points``.
 
-It makes a cohort with the frequencies of screening, trains MuSTMIL with several seeds, decides the operating point of
+It makes a cohort whose classes are rare, trains MuSTMIL with several seeds, decides the operating point of
 each training again with each rule (``calibrating``), and evaluates them all on the test slides. Finished steps are not
 repeated. The weights of a seed are the same under every rule, so differences are paired by training and patient.
 """

@@ -1,4 +1,4 @@
-"""A synthetic cohort with the frequencies of screening: most slides have normal glands and nothing else."""
+"""A synthetic cohort whose classes are rare: most slides have normal glands and nothing else."""
 
 from __future__ import annotations
 
