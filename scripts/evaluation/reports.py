@@ -14,8 +14,8 @@ from monai.utils import CommonKeys
 from numpy.typing import NDArray
 
 from scripts.core.files import write_csv, write_json
-from scripts.core.ranks import is_first_rank
-from scripts.core.shards import dataset_size, gather_shards
+from scripts.core.ranks import is_first_rank, rank
+from scripts.core.shards import gather_results
 from scripts.core.tasks import get_task
 from scripts.datalists.patients import patients_known, patients_of
 from scripts.datalists.units import SLIDE, bags_of, slides_in
@@ -40,6 +40,7 @@ __all__ = [
     "without_nan",
 ]
 
+PREDICTIONS = "predictions"
 PATIENT_NUMBER = "patient_number"
 """The column of predictions.csv that is the same for the slides of a patient; it does not say who that is."""
 
@@ -91,8 +92,8 @@ class PredictionReport:
         class_names: the K classes' names.
         task: one of :data:`scripts.core.tasks.TASKS`, which says what is decided.
         key: of the probabilities in the evaluator's output.
-        write_seconds: how often the file is written meanwhile, and also when the run fails, for one rank alone;
-            ``None`` writes when the run is complete.
+        write_seconds: how often the file is written meanwhile, and also when the run fails; ranks other than the
+            first then write ``predictions.rank1.csv`` and so on, until the run is complete. ``None`` writes when it is.
         unit: what a line is of, and what its column is called: ``"slide"`` or ``"patient"``.
     """
 
@@ -128,6 +129,12 @@ class PredictionReport:
         # Should this run fail, those of an earlier one are not taken for its own.
         for name in self.files:
             (self.output_dir / name).unlink(missing_ok=True)
+        self._remove_parts()
+
+    def _remove_parts(self) -> None:
+        """Remove what ranks wrote of their own slides meanwhile."""
+        for path in self.output_dir.glob(f"{PREDICTIONS}.rank*.csv"):
+            path.unlink(missing_ok=True)
 
     def _clear(self) -> None:
         self.slides: list[str] = []
@@ -163,14 +170,14 @@ class PredictionReport:
         raise error
 
     def _end(self, engine: Engine) -> None:
-        total = dataset_size(engine)
-        self.slides = gather_shards(self.slides, total)
-        self.probabilities = gather_shards(self.probabilities, total)
-        self.calibrated = gather_shards(self.calibrated, total)
-        self.spread = gather_shards(self.spread, total)
-        self.labels = gather_shards(self.labels, total)
+        own = self.slides
+        self.slides = gather_results(own, own, engine)
+        collected: list[list[Any]] = [self.probabilities, self.calibrated, self.spread, self.labels]
+        for values in collected:
+            values[:] = gather_results(values if len(values) == len(own) else [], own, engine)
         if is_first_rank():
             self._write(engine)
+            self._remove_parts()
 
     def _write(self, engine: Engine) -> None:
         self._write_predictions()
@@ -197,7 +204,9 @@ class PredictionReport:
             *(["label"] if has_labels else []),
             *([PATIENT_NUMBER] if numbers else []),
         ]
-        write_csv(self.output_dir / "predictions.csv", columns, lines)
+        # Until the end each rank has its own slides.
+        name = f"{PREDICTIONS}.csv" if is_first_rank() else f"{PREDICTIONS}.rank{rank()}.csv"
+        write_csv(self.output_dir / name, columns, lines)
 
     def _patient_numbers(self) -> dict[str, int]:
         """The number of each slide's patient, by the slide's name; empty where patients are not known."""
