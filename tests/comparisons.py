@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scripts.evaluation.head_report import decided_scores
+from scripts.evaluation.label_texts import label_text
 from scripts.evaluation.localisation import Localisation
 from scripts.evaluation.localisation_report import write_localisation
 from scripts.evaluation.metrics import class_scores, head_scores
-from scripts.evaluation.reports import label_text
 from scripts.experiments.comparison_results import Run, read_run
 from scripts.heatmaps.attention_maps import KINDS
 from scripts.networks.methods import attention_maps, result_heads, trained_heads

@@ -15,8 +15,9 @@ from scripts.core.errors import SettingsError
 from scripts.core.files import file_sha256
 from scripts.datalists.units import PATIENT, SLIDE
 from scripts.evaluation.external import Predictions
+from scripts.evaluation.label_texts import label_of_text
 from scripts.evaluation.metrics import check_predictions
-from scripts.evaluation.reports import PATIENT_NUMBER, label_of_text
+from scripts.evaluation.reports import PATIENT_NUMBER
 
 __all__ = ["internal_test", "read_predictions"]
 

@@ -20,9 +20,9 @@ from scripts.datalists.partitions import PARTITIONS
 from scripts.datalists.units import SLIDE, bags_of
 from scripts.evaluation.bootstrap import patients_text
 from scripts.evaluation.head_report import decided_scores, head_report, operating_point_report
+from scripts.evaluation.label_texts import label_text
 from scripts.evaluation.localisation import localisation_summary
 from scripts.evaluation.metrics import SCORE_TITLES, class_scores, head_scores, score_names
-from scripts.evaluation.reports import label_text
 from scripts.experiments.comparison_results import Decisions, Run, localisation_scores
 from scripts.experiments.comparison_tables import Table, point_caption
 from scripts.weights.operating_point import points_warning

@@ -21,7 +21,8 @@ from scripts.core.settings import check_settings
 from scripts.core.shards import gather_results
 from scripts.core.tasks import get_task
 from scripts.datalists.failures import FailedSlides
-from scripts.evaluation.reports import EvaluationReport, classes_text
+from scripts.evaluation.label_texts import classes_text
+from scripts.evaluation.reports import EvaluationReport
 from scripts.heatmaps.attention_maps import KINDS
 from scripts.heatmaps.legend import Title
 from scripts.heatmaps.mapped_slides import MappedSlide, MappedSlides

@@ -31,9 +31,9 @@ from scripts.datalists.classes import balanced_weights
 from scripts.datalists.datalist import load_datalist
 from scripts.demo.run import run_config
 from scripts.evaluation.bootstrap import resampled_scores
+from scripts.evaluation.label_texts import label_of_text
 from scripts.evaluation.metrics import frequency_baseline
 from scripts.evaluation.predictions_file import read_predictions
-from scripts.evaluation.reports import label_of_text
 from scripts.experiments.trainings import Experiment, run_experiments
 from scripts.networks.methods import result_heads
 from scripts.synthetic.cohort import CLASSES, make_slides

@@ -12,9 +12,10 @@ from sklearn.metrics import accuracy_score, f1_score, recall_score, roc_auc_scor
 
 from scripts.core.errors import SettingsError
 from scripts.evaluation.bootstrap import bootstrap_interval
+from scripts.evaluation.label_texts import label_of_text
 from scripts.evaluation.localisation import Localisation
 from scripts.evaluation.metrics import score_names
-from scripts.evaluation.reports import label_of_text, without_nan
+from scripts.evaluation.reports import without_nan
 from scripts.experiments.comparison_results import Decisions, Run
 from scripts.experiments.fold_results import Pooled, fold_tables, pool, pooled_run, pooled_scores, spread
 

@@ -15,7 +15,7 @@ import torch
 from sklearn.metrics import f1_score, roc_auc_score
 
 from scripts.datalists.labels import CLASS_NAMES
-from scripts.evaluation.reports import label_of_text
+from scripts.evaluation.label_texts import label_of_text
 from tests.conftest import ROOT
 from tests.torchruns import TORCHRUN
 

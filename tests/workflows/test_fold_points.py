@@ -19,7 +19,7 @@ from sklearn.metrics import accuracy_score, brier_score_loss, f1_score
 from scripts.core.overrides import place_advanced
 from scripts.datalists.classes import balanced_weights
 from scripts.datalists.folds import Folds
-from scripts.evaluation.reports import label_of_text
+from scripts.evaluation.label_texts import label_of_text
 from scripts.experiments.cross_validation import CrossValidation
 from scripts.weights.calibration import prior_shift
 from scripts.weights.record import read_origin
