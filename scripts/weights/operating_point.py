@@ -6,6 +6,8 @@ It is found on the training's own draws and on validation slides, rides with eac
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -28,6 +30,7 @@ __all__ = [
     "check_rules",
     "find_points",
     "operating_point_of",
+    "point_sha256",
     "point_text",
     "points_warning",
 ]
@@ -139,6 +142,21 @@ def find_points(
         rule = kind.decision if kind.is_exclusive else threshold
         points[head] = {"calibration": calibration, "rule": rule, "slides": len(y), "classes": classes}
     return points
+
+
+def point_sha256(origin: Mapping[str, Any], head: str) -> str | None:
+    """The SHA-256 of what the operating point of a head decides with, from the origin of its weights.
+
+    Returns:
+        ``None`` where they have none.
+    """
+    point = origin.get(OPERATING_POINT, {}).get(head)
+    if point is None:
+        return None
+    numbers = {
+        name: {key: of_class.get(key) for key in (*LINE, "threshold")} for name, of_class in point["classes"].items()
+    }
+    return hashlib.sha256(json.dumps(numbers).encode()).hexdigest()
 
 
 def point_text(point: Mapping[str, Any]) -> str:
