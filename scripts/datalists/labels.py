@@ -109,7 +109,7 @@ def resolve_positive_classes(
         raise SettingsError("positive_classes", f"got {list(positive_classes)!r}", "Name each class once.")
     if task != "binary":
         cause = f"got {list(positive_classes)!r}, and the {task} task sets no classes against others"
-        raise SettingsError("positive_classes", cause, "Set `task` to binary; or leave it out, or give [].")
+        raise SettingsError("positive_classes", cause, "Leave it out, or give []; it is for `task` binary.")
     return [name for name in class_names if name in chosen]
 
 

@@ -18,7 +18,16 @@ from scripts.core.tasks import get_task
 from scripts.datalists.failures import without
 from scripts.datalists.patients import patients_known, patients_of
 
-__all__ = ["PATIENT", "SLIDE", "bags_of", "is_patient", "slides_in", "united_label", "warn_of_patients"]
+__all__ = [
+    "PATIENT",
+    "SLIDE",
+    "bags_of",
+    "check_patients",
+    "is_patient",
+    "slides_in",
+    "united_label",
+    "warn_of_patients",
+]
 
 SLIDE, PATIENT = "slide", "patient"
 SLIDES = "slides"
@@ -73,28 +82,36 @@ def united_label(labels: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
     return np.max(np.stack([np.asarray(label) for label in labels]), axis=0)
 
 
-def warn_of_patients(bags: Sequence[Entry], task: str = "multilabel") -> None:
+def check_patients(bags: Sequence[Entry], task: str) -> None:
+    """Refuse patients whose slides differ in their class, where the task knows one class alone.
+
+    Args:
+        bags: of :func:`bags_of`.
+        task: one of :data:`scripts.core.tasks.TASKS`.
+
+    Raises:
+        DatalistError: if there are such patients.
+    """
+    if get_task(task).is_exclusive and (differ := _differing(bags)):
+        cause = f"slides of {len(differ)} patients have different classes ({first_names(differ)})"
+        raise DatalistError("unit patient", cause, f"Give all slides of a patient one class: `task` is {task}.")
+
+
+def warn_of_patients(bags: Sequence[Entry]) -> None:
     """Warn, on the first rank, where the bags of patients may not be what the user means.
 
     That is where no slide has a patient, and where slides of one patient differ in their label.
-
-    Raises:
-        DatalistError: if slides of one patient differ in their class, and the task knows one class alone.
     """
-    slides = [slide for bag in bags for slide in slides_in(bag)]
-    differ = [str(bag["slide"]) for bag in bags if len({_label_key(slide) for slide in slides_in(bag)}) > 1]
-    if differ and get_task(task).is_exclusive:
-        cause = f"slides of {len(differ)} patients have different classes ({first_names(differ)})"
-        raise DatalistError("unit patient", cause, f"Give all slides of a patient one class: `task` is {task}.")
     if not any(map(is_patient, bags)) or not is_first_rank():
         return
+    slides = [slide for bag in bags for slide in slides_in(bag)]
     if not patients_known(slides):
         logger.warning(
             "`unit` is patient, and no slide has a patient: each of the %d slides is a bag of its own. Add a column "
             "`patient` to the datalist.",
             len(slides),
         )
-    if differ:
+    if differ := _differing(bags):
         logger.warning(
             "slides of %d of %d patients have different labels (%s): each of these patients has every class that one "
             "of their slides has. If a label is that of the patient, give it to all of their slides.",
@@ -102,6 +119,11 @@ def warn_of_patients(bags: Sequence[Entry], task: str = "multilabel") -> None:
             len(bags),
             first_names(differ),
         )
+
+
+def _differing(bags: Sequence[Entry]) -> list[str]:
+    """The names of the bags whose slides have different labels."""
+    return [str(bag["slide"]) for bag in bags if len({_label_key(slide) for slide in slides_in(bag)}) > 1]
 
 
 def _bag(patient: str, slides: Sequence[Entry]) -> dict[str, Any]:

@@ -364,7 +364,7 @@ def test_what_positive_classes_resolve_to_and_what_the_outputs_are_called(
         (
             "multilabel",
             ["a"],
-            r"got \['a'\], and the multilabel task sets no classes against others. Set `task` to binary",
+            r"got \['a'\], and the multilabel task sets no classes against others. Leave it out, or give \[\]; it",
         ),
         ("multilabel", "a", "got 'a'"),
         ("multilabel", {"a": 1}, "got {'a': 1}"),
