@@ -44,6 +44,10 @@ def test_weights_are_described_by_their_network_and_slides() -> None:
     )
 
 
+def test_weights_of_patients_are_called_so() -> None:
+    assert describe(record(unit="patient")).startswith("Weights of MuSTMIL (multilabel of patients, 5x, 10x, ")
+
+
 @pytest.mark.parametrize(
     ("backbone", "told"),
     [
