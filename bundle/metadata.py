@@ -11,7 +11,7 @@ from scripts.core.errors import SettingsError
 from scripts.core.magnification import scale_names
 from scripts.core.tasks import get_task
 from scripts.datalists.labels import output_names
-from scripts.datalists.units import PATIENT
+from scripts.datalists.units import PATIENT, SLIDE
 from scripts.encoders.registry import ENCODERS, encoder_entry
 from scripts.networks.methods import method_title, result_heads, served_head
 from scripts.weights.operating_point import OPERATING_POINT, point_text
@@ -74,7 +74,9 @@ def describe(record: Mapping[str, Any], points: Mapping[str, Any] | None = None)
     scales = ", ".join(scale_names(settings["magnifications"]))
     task = f"{settings['task']}{' of patients' if settings.get('unit') == PATIENT else ''}"
     what = f"{method_title(settings['method'])} ({task}, {scales}, {settings['backbone']})"
-    text = f"Weights of {what}, {_training(record)}. {_decisions(points)}{_encoder(settings)}"
+    text = (
+        f"Weights of {what}, {_training(record)}. {_decisions(points, settings.get('unit', SLIDE))}{_encoder(settings)}"
+    )
     return f"{DEMONSTRATION} {text}" if is_demonstration(record) else text
 
 
@@ -206,13 +208,13 @@ def _encoder(settings: Mapping[str, Any]) -> str:
     return f"Their encoder, {entry.title} ({entry.licence}{gated}; {where}), is not part of the bundle."
 
 
-def _decisions(points: Mapping[str, Any] | None) -> str:
+def _decisions(points: Mapping[str, Any] | None, unit: str) -> str:
     """The operating point of the output that stands for all; the metadata has those of all outputs."""
     if not points:
         return ""
     point = points[list(points)[served_head(list(points))]]
-    slides = f"{point['slides']} validation slide{'' if point['slides'] == 1 else 's'}"
-    return f"Their operating point was found on {slides}: {point_text(point)}. "
+    bags = f"{point['slides']} validation {unit}{'' if point['slides'] == 1 else 's'}"
+    return f"Their operating point was found on {bags}: {point_text(point)}. "
 
 
 def _training(record: Mapping[str, Any]) -> str:

@@ -168,8 +168,13 @@ def point_text(point: Mapping[str, Any]) -> str:
     return f"{calibration}, " + (f"threshold {point['rule']} ({thresholds})" if chosen else f"decision {point['rule']}")
 
 
-def points_warning(points: Mapping[str, Mapping[str, Any]]) -> str | None:
-    """What to know of thresholds that rest on too few slides; ``None`` where they rest on enough, or on none."""
+def points_warning(points: Mapping[str, Mapping[str, Any]], unit: str = "slide") -> str | None:
+    """What to know of thresholds that rest on too few slides; ``None`` where they rest on enough, or on none.
+
+    Args:
+        points: by head.
+        unit: what they were found on: ``"slide"`` or ``"patient"``.
+    """
     few: dict[str, int] = {}
     for point in points.values():
         for name, of_class in point["classes"].items():
@@ -179,8 +184,10 @@ def points_warning(points: Mapping[str, Mapping[str, Any]]) -> str | None:
     if not few:
         return None
     which = ", ".join(f"{name} {number}" for name, number in few.items())
-    cause = f"fewer than {FEWEST_SLIDES} validation slides have these classes, or have them not ({which})"
-    return f"their thresholds are not to be trusted: {cause}. Validate on more slides, or give a number as `threshold`."
+    cause = f"fewer than {FEWEST_SLIDES} validation {unit}s have these classes, or have them not ({which})"
+    return (
+        f"their thresholds are not to be trusted: {cause}. Validate on more {unit}s, or give a number as `threshold`."
+    )
 
 
 def operating_point_of(
