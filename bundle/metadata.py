@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from scripts.core.errors import SettingsError
@@ -14,6 +14,7 @@ from scripts.datalists.labels import output_names
 from scripts.datalists.units import PATIENT, SLIDE
 from scripts.encoders.registry import ENCODERS, encoder_entry
 from scripts.networks.methods import method_title, result_heads, served_head
+from scripts.networks.state_record import COUNTS
 from scripts.weights.operating_point import OPERATING_POINT, point_text
 from scripts.weights.record import DEMONSTRATION, is_demonstration
 
@@ -218,8 +219,21 @@ def _decisions(points: Mapping[str, Any] | None, unit: str) -> str:
 
 
 def _training(record: Mapping[str, Any]) -> str:
+    if members := record.get("members"):
+        return _trainings([member["record"] for member in members])
     data, before = record["data"], record.get("pretrained")
     slides = f"{data['training_slides']} slide{'' if data['training_slides'] == 1 else 's'}"
     synthetic = f" ({data['drawn_slides']} of them synthetic, not scanned)" if data["drawn_slides"] else ""
     start = f", starting from weights {_training(before)}" if before else ""
     return f"trained on {slides} and chosen on {data['validation_slides']} others{synthetic}{start}"
+
+
+def _trainings(records: Sequence[Mapping[str, Any]]) -> str:
+    """The same of the members of an ensemble."""
+    counts = {key: sorted({record["data"][key] for record in records}) for key in COUNTS}
+    training, validation, synthetic = (" to ".join(map(str, dict.fromkeys((of[0], of[-1])))) for of in counts.values())
+    drawn = f" ({synthetic} of them synthetic, not scanned)" if counts["drawn_slides"][-1] else ""
+    starts = sorted({_training(before) for record in records if (before := record.get("pretrained"))})
+    start = "".join(f", starting from weights {before}" for before in starts)
+    of_each = f"trained on {training} slides and chosen on {validation} others{drawn}{start}"
+    return f"an ensemble of {len(records)} trainings, each {of_each}"

@@ -102,9 +102,9 @@ def inference_files(bundle: Bundle) -> dict[str, Any]:
     """The arguments with which MONAI's commands find the network of a bundle."""
     configs = bundle.root / "configs"
     # The metadata of a repository is of the settings in its configs, whatever weights lie in its models/.
-    own: dict[str, Any] = (
-        {"trained": {}} if bundle.kind == "repository" and TRAINED in bundle.config("inference") else {}
-    )
+    own: dict[str, Any] = {}
+    if bundle.kind == "repository" and TRAINED in bundle.config("inference"):
+        own[TRAINED] = _of_ensemble(bundle)
     return {
         "meta_file": str(configs / "metadata.json"),
         "config_file": str(configs / "inference.json"),
@@ -152,6 +152,16 @@ def _parser(bundle: Bundle) -> ConfigParser:
 
 def _numbered(names: list[str]) -> dict[str, str]:
     return {str(index): name for index, name in enumerate(names)}
+
+
+def _of_ensemble(bundle: Bundle) -> dict[str, Any]:
+    """How many members an ensemble has whose weights lie in a repository: its network is another one."""
+    own_error: type[Exception] = importlib.import_module("scripts.core.errors").SettingsError
+    try:
+        settings = _call("scripts.weights.record", "trained_settings", bundle.root / "models")
+    except own_error:  # a rule on weights says why
+        return {}
+    return {key: settings[key] for key in ("members",) if key in settings}
 
 
 def _call(module: str, name: str, *args: Any) -> Any:

@@ -27,6 +27,7 @@ CONFIGS = (
     "cross_validate",
     "search",
     "calibrate",
+    "ensemble",
 )
 
 HEAD = """# Settings
@@ -56,12 +57,13 @@ def settings_page(root: Path = BUNDLE_ROOT) -> str:
     found: dict[str, dict[str, Any]] = {name: {} for name in SETTINGS}
     for config in CONFIGS:
         content = json.loads((root / "configs" / f"{config}.json").read_text(encoding="utf-8"))
-        for name, value in {**content, **content[ADVANCED]}.items():
+        for name, value in {**content, **content.get(ADVANCED, {})}.items():
             if name in found:
                 found[name][config] = value
     lines = []
     for name, by_config in found.items():
-        where = "all" if set(by_config) == set(CONFIGS) else ", ".join(by_config)
+        lacking = [config for config in CONFIGS if config not in by_config]
+        where = ", ".join(by_config) if len(lacking) > 1 else " but ".join(["all", *lacking])
         lines.append(f"| `{name}` | {_default(by_config)} | {where} | {SETTINGS[name].help} |\n")
     return HEAD + "".join(lines)
 

@@ -10,6 +10,7 @@ import inspect
 import logging
 from collections.abc import Mapping, Sequence
 from pydoc import locate
+from types import MappingProxyType
 from typing import Any
 
 from scripts import BUNDLE_ROOT
@@ -131,20 +132,30 @@ def encoder_of(settings: Mapping[str, Any], **others: Any) -> Any:
     return Encoder(**{**taken, "batch_size": settings["encode_batch"], **others})
 
 
-def network_of(settings: Mapping[str, Any], num_classes: int, **others: Any) -> Any:
+def network_of(
+    settings: Mapping[str, Any], num_classes: int, trained: Mapping[str, Any] = MappingProxyType({}), **others: Any
+) -> Any:
     """The network of the settings; others are arguments of :class:`scripts.networks.mustmil.MuSTMIL`.
 
-    Where ``num_features`` is ``None``, as of weights without a record, the encoder says it; one with a name does so
+    Where ``num_features`` is not known, as of weights without a record, the encoder says it; one with a name does so
     without its weights.
+
+    Args:
+        settings: by name.
+        num_classes: the number of logits of each head.
+        trained: what the weights' record says of their network (:func:`scripts.weights.record.trained_settings`).
     """
     from scripts.encoders.registry import ENCODERS
+    from scripts.networks.ensemble import Ensemble
     from scripts.networks.methods import get_network
 
-    if others.get("num_features") is None:
+    if others.setdefault("num_features", trained.get("num_features")) is None:
         named = ENCODERS.get(settings["backbone"])
         others["num_features"] = (named or encoder_of(settings)).num_features
     taken = {"num_scales": len(settings["magnifications"]), "num_nodes": settings["num_nodes"]}
-    return get_network(settings["method"], num_classes=num_classes, **{**taken, **others})
+    count = trained.get("members", 1)
+    made = [get_network(settings["method"], num_classes=num_classes, **{**taken, **others}) for _ in range(count)]
+    return made[0] if count == 1 else Ensemble(made, settings["task"])
 
 
 def summary_writer(folder: str, anew: bool = False, layout: Mapping[str, Any] | None = None) -> Any:

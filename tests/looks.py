@@ -26,7 +26,7 @@ from scripts.encoders.runtimes import get_forward
 from scripts.experiments.comparison_figure import choose_figure_slides
 from scripts.features.encoding import Encoder
 from scripts.slides.slide import Slide
-from scripts.weights.record import read_origin
+from scripts.weights.record import read_origin, read_weights
 from tests.conftest import ROOT
 from tests.worlds import CLASSES, World, load
 
@@ -146,10 +146,12 @@ def places(world: World, config: str, **settings: Any) -> Any:
 
 
 def weights(world: World, config: str, **settings: Any) -> Any:
-    """The weights at the end of a training."""
+    """The weights at the end of a training, or of an ensemble."""
     made = world.settings_for(config, **settings)
     world.run(config, **made)
-    state = torch.load(Path(made["ckpt_dir"]) / "last.ckpt", weights_only=True)["model"]
+    folder = Path(made["ckpt_dir"])
+    trained = folder / "last.ckpt"
+    state = torch.load(trained, weights_only=True)["model"] if trained.exists() else read_weights(folder / "model.pt")
     return {key: value.numpy() for key, value in state.items()}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from tests.conftest import ROOT
 CONFIGS = {
     "train": "training", "evaluate": "evaluating", "inference": "inferring", "extract": "extracting",
     "inspect": "inspecting", "check": "checking", "compare": "comparing", "search": "searching",
-    "cross_validate": "cross_validating", "calibrate": "calibrating",
+    "cross_validate": "cross_validating", "calibrate": "calibrating", "ensemble": "ensembling",
 }  # fmt: skip
 CLASSES = ["cancer", "hgd", "lgd"]
 LABELS = ["cancer", "hgd", "cancer;lgd", "lgd", "cancer;hgd", "lgd", "hgd", "cancer"]
@@ -94,6 +94,7 @@ class World:
             "ckpt_dir": self.trained / "models",
         }
         self.seen: dict[Any, Any] = {}
+        self.seeds: dict[int, Path] = {}
         self.bag = self.parse("extract", "bag_builder").look({"image": self.slide})
         self.run("train", **{key: str(path) for key, path in own.items()})
 
@@ -125,7 +126,7 @@ class World:
 
         A text that begins with ``OUT/`` is a path in a folder that nothing was written to, ``self.last``.
         """
-        self.last = out = self.out()
+        out = self.out()
         begin: Settings = {
             "dataset_dir": self.slide if config == "inference" else str(self.cohort),
             "output_dir": "OUT/results",
@@ -134,7 +135,8 @@ class World:
             "epochs": 1,
             "image": self.slide,
             "feature_dir": None if config == "inference" else str(self.trained / "features"),
-            "ckpt_dir": "OUT/models" if config == "train" else str(self.trained / "models"),
+            "ckpt_dir": "OUT/models" if config in ("train", "ensemble") else str(self.trained / "models"),
+            "members": World.members,
         }
         if config == "calibrate" and "ckpt_dir" not in given:
             # It writes into the files of weights, and others need these.
@@ -142,7 +144,16 @@ class World:
             begin["ckpt_dir"] = "OUT/models"
         used = {key: value for key, value in (begin | given).items() if key in load(config) or key in given}
         used = {key: value(self) if callable(value) else value for key, value in used.items()}
+        self.last = out
         return {key: str(out / v[4:]) if isinstance(v, str) and v.startswith("OUT/") else v for key, v in used.items()}
+
+    def members(self, seeds: Sequence[int] = (1, 2)) -> list[str]:
+        """The folders of the weights of trainings, one for each seed."""
+        for seed in seeds:
+            if seed not in self.seeds:
+                self.seeds[seed] = self.folder / f"seed_{seed}"
+                self.run("train", seed=seed, split_seed=0, ckpt_dir=str(self.seeds[seed]))
+        return [str(self.seeds[seed]) for seed in seeds]
 
     def once(self, look: str, encoder: Encoder, work: Callable[[], Any]) -> Any:
         """What an encoder shows on a slide: configs whose encoders are alike share it."""
@@ -166,7 +177,7 @@ class World:
         workflow = self.start(config, run_id, **given)
         workflow.run()
         workflow.finalize()
-        return Path(given["output_dir"])
+        return Path(given.get("output_dir", self.last))
 
     def start(self, config: str, run_id: str | None = None, **given: Any) -> ConfigWorkflow:
         """A workflow that is ready to run."""
@@ -185,7 +196,7 @@ def settings_of(config: str) -> set[str]:
     """The settings that a config has: its plain values, and expressions that stand for a default."""
     content = load(config)
     plain = {key for key, value in content.items() if key in SETTINGS or _is_plain(key, value)}
-    return plain | content[ADVANCED].keys()
+    return plain | content.get(ADVANCED, {}).keys()
 
 
 def _is_plain(key: str, value: Any) -> bool:

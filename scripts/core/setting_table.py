@@ -187,6 +187,7 @@ SETTINGS: dict[str, Setting] = dict(
             checks.backbone_input,
             "decides fixed provenance",
         ),
+        entry("members", "the trainings of an ensemble: see [Ensembles](ensembles.md)", folders, "own"),
         entry("pretrained", "weights to start from: see [Going on](methods.md#going-on-from-weights)", _FILE, "own"),
         entry(
             "epochs",

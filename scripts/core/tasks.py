@@ -18,13 +18,20 @@ from torch.nn.functional import binary_cross_entropy_with_logits, log_softmax
 
 from scripts.core.errors import SettingsError
 
-__all__ = ["TASKS", "THRESHOLD", "Task", "get_task"]
+__all__ = ["LEAST_PROBABILITY", "TASKS", "THRESHOLD", "Task", "get_task", "probabilities_from_cumulative"]
 
 Floats = NDArray[np.float64]
 
 THRESHOLD = 0.5
-# Of a class that an ordinal network rules out the logarithm would be infinite.
 LEAST_PROBABILITY = 1e-12
+"""In place of 0 where a logarithm is taken: an ordinal network can rule a class out."""
+
+
+def probabilities_from_cumulative(logits: Tensor) -> Tensor:
+    """The probabilities ``[..., K]`` of ordered classes, from the logits ``[..., K - 1]`` of being above each."""
+    above = torch.sigmoid(logits).cummin(dim=-1)[0]  # [..., K - 1]
+    edge = torch.ones_like(above[..., :1])
+    return torch.cat([edge, above], dim=-1) - torch.cat([above, 0 * edge], dim=-1)
 
 
 class Task:
@@ -128,9 +135,7 @@ class _Ordinal(_Multiclass):
         return (1 - values.cumsum(axis=-1)[..., :-1]).clip(0, 1)
 
     def probabilities(self, logits: Tensor) -> Tensor:
-        above = torch.sigmoid(logits).cummin(dim=-1).values  # [..., K - 1]
-        edge = torch.ones_like(above[..., :1])
-        return torch.cat([edge, above], dim=-1) - torch.cat([above, 0 * edge], dim=-1)
+        return probabilities_from_cumulative(logits)
 
     def losses(self, logits: Tensor, labels: Tensor) -> Tensor:
         above = 1 - labels.cumsum(dim=-1)[..., :-1]  # [..., K - 1]

@@ -23,6 +23,7 @@ from scripts.evaluation.bootstrap import patients_text, warn_of_few, warn_of_unk
 from scripts.evaluation.external import EXTERNAL, Predictions, compare_with_internal, external_warnings
 from scripts.evaluation.head_report import head_report, operating_point_report
 from scripts.evaluation.score_texts import interval_text
+from scripts.evaluation.spread import spread_report
 
 if TYPE_CHECKING:
     # The board draws slides with their labels, which are written here.
@@ -79,7 +80,8 @@ class PredictionReport:
     """Writes ``predictions.csv``: slide or patient, head, a probability a class, the decision, and a label if known.
 
     Where the weights have an operating point, each class has a calibrated probability as well, and the decision is that
-    on these, at the thresholds of the weights where the task has some. Attach to an evaluator whose postprocessing
+    on these, at the thresholds of the weights where the task has some; of an ensemble, each class has the spread of its
+    members. Attach to an evaluator whose postprocessing
     makes probabilities ``[H, K]``, with :class:`scripts.inference.decisions.Decided` before it. Of several ranks the
     first writes the predictions of all, in the order of the dataset.
 
@@ -134,6 +136,8 @@ class PredictionReport:
         self.calibrated: list[NDArray[np.float64]] = []
         # None there, and where the task has none.
         self.thresholds: NDArray[np.float64] | None = None
+        # Empty where the weights are no ensemble.
+        self.spread: list[NDArray[np.float64]] = []
         self.labels: list[NDArray[np.float32]] = []
         self._written_at = time.monotonic()
 
@@ -145,6 +149,8 @@ class PredictionReport:
             if (calibrated := output.get("calibrated")) is not None:
                 self.calibrated.append(calibrated.double().cpu().numpy())
                 self.thresholds = output["threshold"].double().cpu().numpy() if "threshold" in output else None
+            if (spread := output.get("spread")) is not None:
+                self.spread.append(spread.cpu().numpy())
             if output.get(CommonKeys.LABEL) is not None:
                 self.labels.append(output[CommonKeys.LABEL].float().cpu().numpy())
         if self.write_seconds is not None and time.monotonic() - self._written_at >= self.write_seconds:
@@ -161,6 +167,7 @@ class PredictionReport:
         self.slides = gather_shards(self.slides, total)
         self.probabilities = gather_shards(self.probabilities, total)
         self.calibrated = gather_shards(self.calibrated, total)
+        self.spread = gather_shards(self.spread, total)
         self.labels = gather_shards(self.labels, total)
         if is_first_rank():
             self._write(engine)
@@ -177,15 +184,15 @@ class PredictionReport:
             last = [*label, *([numbers[slide]] if numbers else [])]
             decided = self._decided(index)
             for h, (head, row) in enumerate(zip(self.heads, probabilities, strict=True)):
-                calibrated = self.calibrated[index][h] if self.calibrated else ()
+                calibrated, spread = (of[index][h] if of else () for of in (self.calibrated, self.spread))
                 decision = label_text(decided[h], self.class_names)
-                lines.append([slide, head, *(f"{p:.9g}" for p in (*row, *calibrated)), decision, *last])
-        calibrated_names = [f"{name}_calibrated" for name in self.class_names if self.calibrated]
+                lines.append([slide, head, *(f"{p:.9g}" for p in (*row, *calibrated, *spread)), decision, *last])
+        of_weights = {"calibrated": self.calibrated, "spread": self.spread}
         columns = [
             self.unit,
             "head",
             *self.class_names,
-            *calibrated_names,
+            *(f"{name}_{what}" for what, found in of_weights.items() if found for name in self.class_names),
             "decision",
             *(["label"] if has_labels else []),
             *([PATIENT_NUMBER] if numbers else []),
@@ -209,6 +216,7 @@ class EvaluationReport(PredictionReport):
     bootstrap over patients; a metric that is not defined (a ROC-AUC of one class only) is null. ``classes`` beside them
     has the same of each class alone, and as ``slides`` how many have it. Beside the heads are the numbers of ``slides``
     and ``patients`` (null where no slide has a patient), and ``made_by`` (:func:`scripts.core.provenance.made_by`).
+    Of an ensemble each head has ``spread`` (:func:`scripts.evaluation.spread.spread_report`).
 
     Beside an internal test each head has ``external``, as :func:`scripts.evaluation.external.compare_with_internal`
     gives it, and ``internal`` beside the heads has the internal test's numbers of ``slides`` and ``patients``, the
@@ -284,6 +292,10 @@ class EvaluationReport(PredictionReport):
                 calibrated = np.stack(self.calibrated)[order, h]
                 thresholds = None if self.thresholds is None else self.thresholds[h]
                 report[head]["operating_point"] = operating_point_report(calibrated, thresholds, *given)
+            if self.spread:
+                decided = np.stack([self._decided(i)[h] for i in order])
+                of_head = np.stack(self.spread)[order, h]
+                report[head]["spread"] = spread_report(of_head, decided, labels, self.seed, patients)
         calibrated = np.stack(self.calibrated)[order] if self.calibrated else None
         slides = [self.slides[i] for i in order]
         self._compare(Predictions(slides, patients, labels, probabilities, calibrated, self.patients_known))

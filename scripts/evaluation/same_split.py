@@ -27,17 +27,31 @@ def warn_of_other_split(network: HeadwiseNetwork, list_training: Callable[[], Se
         network: the trained network.
         list_training: gives ``slide`` and ``label`` of the datalist's training slides.
     """
-    first: Any = network.copies[0]  # All are of one training.
-    trained = first.origin.get("made_by", {}).get("data", {}).get("training")
-    if trained is None or not is_first_rank():
+    first: Any = network.copies[0]  # All are of one training, or one ensemble.
+    members = first.record.get("members", [])
+    data = [of.get("data") or {} for of in members or [first.origin.get("made_by", {})]]
+    found = [of["training"] for of in data if "training" in of]
+    if not found or not is_first_rank():
         return
     try:
         listed = list_training()
     except DatalistError as error:  # Evaluating does not need these labels.
         logger.warning("whether slides that are scored now were trained on is not known: %s", error)
         return
-    if not listed or (now := cohort_fingerprint(training=listed)["training"]) == trained:
+    now = cohort_fingerprint(training=listed)["training"]
+    others = [trained for trained in found if trained != now]
+    if not listed or not others:
         return
+    if members:
+        logger.warning(
+            "%d of the %d members of the ensemble were trained on other slides than the datalist has for training. An "
+            "ensemble of folds has seen its whole cohort: for that, report the scores of the cross-validation. If "
+            "slides that are scored now were trained on, their scores are optimistically biased.",
+            len(others),
+            len(members),
+        )
+        return
+    trained = others[0]
     logger.warning(
         "the weights were trained on %s slides (names and labels %s...), and what the datalist has for training is not "
         "the same: %s slides (%s...). If slides that are scored now were trained on, their scores are optimistically "

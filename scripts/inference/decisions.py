@@ -23,9 +23,10 @@ class Decided(MapTransform):
     """Adds to the logits ``[H, L]`` of a slide what the operating point of their weights makes of them.
 
     ``calibrated`` float64 ``[H, K]``, the calibrated probabilities, ``decision`` bool ``[H, K]``, what they decide,
-    and, where the task has some, ``threshold`` float64 ``[H, K]``, from which on they are positive. Nothing, and a
-    warning once, where the weights have no operating point: those of version 0.3, of a training without validation,
-    or TorchScript.
+    and, where the task has some, ``threshold`` float64 ``[H, K]``, from which on they are positive. None of these, and
+    a warning once, where the weights have no operating point: those of version 0.3, of a training without validation,
+    or TorchScript. Of an ensemble also ``spread`` float64 ``[H, K]``, which its inferer appended to the logits
+    (:meth:`scripts.networks.ensemble.Ensemble.with_spread`).
 
     Of a request of MONAI Label they are also in ``latencies``, as plain values by head and class under
     ``operating_point``: of all that a bundle's transforms leave, its stock app sends a client scores and these alone.
@@ -53,20 +54,23 @@ class Decided(MapTransform):
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Add them."""
-        decided = dict(data)
+        decided, added = dict(data), dict[str, torch.Tensor]()
         point = operating_point_of(self.network, self.heads, self.class_names, self.task.name)
-        if point is None:
-            if not self._told:
-                rule = self.task.decision if self.task.is_exclusive else "decisions are at 0.5"
-                logger.warning("the weights have no operating point: probabilities are not calibrated, %s", rule)
+        if point is None and not self._told:
+            rule = self.task.decision if self.task.is_exclusive else "decisions are at 0.5"
+            logger.warning("the weights have no operating point: probabilities are not calibrated, %s", rule)
             self._told = True
-            return decided
-        added: dict[str, torch.Tensor] = {}
+        num_logits = self.task.num_logits(len(self.class_names))
         for key in self.key_iterator(decided):
-            calibrated = point.calibrated(torch.as_tensor(decided[key]).float().cpu().numpy())
-            arrays = {"calibrated": calibrated, "threshold": point.threshold, "decision": point.decided(calibrated)}
-            added = {name: torch.tensor(array) for name, array in arrays.items() if array is not None}
-        if "image_path" in decided:  # as in every request of MONAI Label
+            of_heads = torch.as_tensor(decided[key])
+            if of_heads.shape[1] > num_logits:
+                decided[key], spread = of_heads[:, :num_logits], of_heads[:, num_logits:]
+                added["spread"] = spread.double().cpu()
+            if point is not None:
+                calibrated = point.calibrated(torch.as_tensor(decided[key]).float().cpu().numpy())
+                arrays = {"calibrated": calibrated, "threshold": point.threshold, "decision": point.decided(calibrated)}
+                added |= {name: torch.tensor(array) for name, array in arrays.items() if array is not None}
+        if point is not None and "image_path" in decided:  # as in every request of MONAI Label
             decided["latencies"] = {**(decided.get("latencies") or {}), OPERATING_POINT: self._plain(added)}
         decided.update(added)
         return decided

@@ -41,6 +41,7 @@ class BagNetwork(MILModel):
     Attributes:
         phases: for each phase of the training, the heads (their indices) that it trains.
         map_heads: for each attention map, the index of the head that it explains.
+        num_members: of how many networks this one is the mean (:class:`scripts.networks.ensemble.Ensemble`): 1.
         record, origin, weights_problem: see :func:`scripts.networks.state_record.keep_record`.
 
     Raises:
@@ -72,7 +73,7 @@ class BagNetwork(MILModel):
         self.freeze_backbone, self.encode_batch = freeze_backbone, encode_batch
         self.phases: list[list[int]] = [[0]]
         self.map_heads: list[int] = [0]
-        self.phase = -1
+        self.phase, self.num_members = -1, 1
         if freeze_backbone:
             self.net.requires_grad_(False).eval()
             self.register_state_dict_post_hook(_leave_out_backbone)

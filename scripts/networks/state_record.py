@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from scripts.core.settings import with_role
 
-__all__ = ["DECISIVE", "NOT_FINITE", "is_finite", "keep_record", "sign", "signed_record", "weights_sha256"]
+__all__ = ["COUNTS", "DECISIVE", "NOT_FINITE", "is_finite", "keep_record", "sign", "signed_record", "weights_sha256"]
 
 DECISIVE = (*with_role("decides"), "backbone_sha256")
 """With other values of these the network still runs, and its scores mean nothing."""
@@ -35,6 +35,7 @@ KINDS: dict[str, Callable[[Any], bool]] = {
     "unit": lambda value: value in (None, "slide", "patient"),
 }
 COUNTS = ("training_slides", "validation_slides", "drawn_slides")
+"""The numbers of slides in a record."""
 
 NOT_LOADED = "no weights were loaded into the network"
 NOT_FINITE = "some of them are not finite numbers"
@@ -126,6 +127,12 @@ def _record_fault(record: Any) -> str | None:
         for key in COUNTS:
             if not _is_count(data.get(key)):
                 return f"its {key} is {data.get(key)!r}"
+        members = record.get("members", [])
+        if not isinstance(members, list) or settings.get("members", 0) != len(members):
+            return f"its members are {settings.get('members')!r}"
+        for member in members:
+            if fault := _record_fault(member.get("record") if isinstance(member, Mapping) else None):
+                return f"of a member, {fault}"
         if "pretrained" not in record:
             return None
         record = record["pretrained"]

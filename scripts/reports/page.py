@@ -26,7 +26,7 @@ TEMPLATES = Path(__file__).parent
 RAMP = np.linspace(0, 100, 13)
 # What a page may lack.
 LISTS = ("heads", "classes", "slides", "failed", "tables", "figures", "warnings")
-SWITCHES = ("has_labels", "has_decisions")
+SWITCHES = ("has_labels", "has_decisions", "has_spread")
 # The same figure gives the same bytes: no date, and ids that depend on the content alone.
 SVG: Any = {"svg.hashsalt": "report", "svg.fonttype": "none", "font.family": "sans-serif"}
 

@@ -170,13 +170,16 @@ class ReportWriter:
 
     def _decided(self, output: Mapping[str, Any]) -> dict[str, Any]:
         """What the page says of the operating point; empty values where the weights have none."""
+        spread = output.get("spread")
+        of_members = {"spread": [] if spread is None else np.round(spread.cpu().numpy(), 4).tolist()}
         if output.get("calibrated") is None:
-            return {"decision": "", "calibrated": [], "decided": []}
+            return {"decision": "", "calibrated": [], "decided": [], **of_members}
         calibrated, decided = (output[key].cpu().numpy() for key in ("calibrated", "decision"))
         return {
             "decision": classes_text(decided[self.head_index], self.class_names),
             "calibrated": np.round(calibrated, 4).tolist(),
             "decided": decided.astype(int).tolist(),
+            **of_members,
         }
 
     def _per_map(self, of_classes: list[list[float]]) -> list[list[float]]:
@@ -240,6 +243,7 @@ class ReportWriter:
         ]
         for slide in of_maps:
             del slide["of_maps"]
+            slide.pop("spread", None)  # of classes, and maps may be of cumulative logits
         return {
             "title": self.title,
             "facts": self._facts(record),
@@ -249,6 +253,7 @@ class ReportWriter:
             "classes": self.class_names,
             "has_labels": labelled,
             "has_decisions": any(slide["decision"] for slide in self.slides),
+            "has_spread": any(slide.get("spread") for slide in self.slides),
             "slides": slides,
             "failed": [] if self.failures is None else self.failures.rows(),
             **scores,
@@ -266,5 +271,7 @@ class ReportWriter:
         facts = [*self.facts, ("Software", f"pathology-mustmil {__version__}")]
         if record:
             training, validation = (record["data"][f"{name}_slides"] for name in ("training", "validation"))
-            facts.append(("Weights", f"trained on {training} slides, chosen on {validation}"))
+            of_each = f"trained on {training} slides, chosen on {validation}"
+            count = len(record.get("members", ()))
+            facts.append(("Weights", f"an ensemble of {count}, each {of_each} at most" if count else of_each))
         return facts

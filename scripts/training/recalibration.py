@@ -69,7 +69,7 @@ class Recalibration:
 
     Attributes:
         shift: ``[K]``, the correction of the prior: that which the weights record or, where they record none, that of
-            the datalist's training slides.
+            the datalist's training slides; of an ensemble, whose members have their own, 0.
 
     Raises:
         SettingsError: if the correction of the prior is not known.
@@ -126,6 +126,8 @@ class Recalibration:
             logger.info("before, %s had no operating point: %s", path.name, rule)
 
     def _shift(self, cohort: Cohort) -> NDArray[np.float64]:
+        if "members" in self.network.copies[0].record:  # type: ignore[operator]
+            return np.zeros(len(self.class_names))  # each member's is in its calibration
         origin: dict[str, Any] = self.network.copies[0].origin  # type: ignore[assignment]
         trained = origin.get("made_by", {})
         again = origin.get(RECALIBRATED, {}).get("made_by", {})

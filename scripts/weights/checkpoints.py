@@ -27,12 +27,19 @@ from scripts.weights.record import (
     training_of,
 )
 
-__all__ = ["HeadwiseNetwork", "load_weights", "save_checkpoint"]
+__all__ = ["HeadwiseNetwork", "load_state", "load_weights", "save_checkpoint"]
 
 logger = logging.getLogger(__name__)
 
 
 def load_weights(network: nn.Module, path: str | Path, settings: Mapping[str, Any] | None = None) -> None:
+    """As :func:`load_state`, and warn of weights that are a demonstration."""
+    load_state(network, path, settings)
+    if is_demonstration(network.record):  # type: ignore[arg-type]
+        logger.warning("%s: %s", path, DEMONSTRATION)
+
+
+def load_state(network: nn.Module, path: str | Path, settings: Mapping[str, Any] | None = None) -> None:
     """Load a checkpoint into a network, strictly: every weight of both sides, whole, and of a training that fits.
 
     Args:
@@ -68,8 +75,6 @@ def load_weights(network: nn.Module, path: str | Path, settings: Mapping[str, An
         check_weights(network, settings)
     except SettingsError as error:
         raise SettingsError(path, error.cause, error.remedy) from error
-    if is_demonstration(network.record):  # type: ignore[arg-type]
-        logger.warning("%s: %s", path, DEMONSTRATION)
 
 
 def save_checkpoint(content: Mapping[str, Any], path: str | Path) -> None:
@@ -104,7 +109,7 @@ class HeadwiseNetwork(nn.Module):
             raise SettingsError(
                 "weights", f"got {weights!r}", f"Give {heads} checkpoints: one for each head, in order."
             )
-        self.shares_backbone = network.freeze_backbone
+        self.shares_backbone, self.num_members = network.freeze_backbone, network.num_members
         self.maps = [[m for m, of in enumerate(network.map_heads) if of == head] for head in range(heads)]
         self.copies = nn.ModuleList()
         trainings = []
@@ -139,6 +144,13 @@ class HeadwiseNetwork(nn.Module):
                 x = member(x, no_head=True)  # [B, N, S, F]
             logits.append(member(x, log_weight)[:, head])  # [B, K]
         return torch.stack(logits, dim=1)  # [B, H, K]
+
+    @torch.jit.unused
+    def with_spread(self, x: Tensor, log_weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Of an ensemble: see :meth:`scripts.networks.ensemble.Ensemble.with_spread`."""
+        found: list[Any] = [member.with_spread(x, log_weight) for member in self.copies]  # type: ignore[operator]
+        logits, spread = (torch.stack([of[part][:, h] for h, of in enumerate(found)], dim=1) for part in range(2))
+        return logits, spread  # [B, H, L], [B, H, K]
 
     @torch.jit.export
     def explain(self, x: Tensor, log_weight: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:

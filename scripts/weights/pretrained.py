@@ -131,6 +131,8 @@ def read_pretrained(path: str | Path, settings: Mapping[str, Any], class_names: 
     file = _file_of(Path(path))
     check_sum(file)
     state, record, _ = read_signed(file)
+    if "members" in record:
+        raise SettingsError(file, "is an ensemble", "Name the weights of one of its members as `pretrained`.")
     problem = record_problem(record, {key: value for key, value in settings.items() if key not in OF_CLASSES})
     if problem is not None:
         remedy = "Train with these settings, or name other weights as `pretrained`."

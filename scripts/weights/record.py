@@ -45,6 +45,9 @@ DEMONSTRATION = (
 DECISIONS = ("prior_correction", "calibration", "threshold")
 """The settings that decide an operating point."""
 
+OF_NETWORK = ("num_features", "members")
+"""What a record stores of the network's shape that is no setting of a training."""
+
 WRITTEN_BY_TRAINING = "Give a file that training wrote."
 ONE_TRAINING = "Give a `ckpt_dir` into which one training wrote, and no other; or train again."
 """What to do about a folder with weights of several trainings."""
@@ -149,7 +152,8 @@ def read_record(path: str | Path) -> dict[str, Any]:
         ``settings`` of the training; ``data``, the numbers ``training_slides``, ``validation_slides`` and, of these,
         ``drawn_slides``, the synthetic ones; ``version``, the bundle's; and, where the training went on from other
         weights, ``pretrained``, the record of those; with their ``weights_sha256`` and what became of their ``classes``
-        (:class:`scripts.weights.pretrained.Pretrained`), where the setting of that name names them.
+        (:class:`scripts.weights.pretrained.Pretrained`), where the setting of that name names them. Of an ensemble
+        ``members`` has the :func:`training_of` of each, and ``data`` the numbers of the one with most.
 
     Raises:
         SettingsError: if the file cannot be read, has no record or a damaged one, or its weights are not those that the
@@ -161,7 +165,7 @@ def read_record(path: str | Path) -> dict[str, Any]:
 def trained_settings(ckpt_dir: str | Path) -> dict[str, Any]:
     """The settings of the training whose weights are in a folder, of those that decide what scores mean, by name.
 
-    With ``num_features``, the length of its backbone's feature vectors.
+    With ``num_features``, the length of its backbone's feature vectors, and, of an ensemble, ``members``, how many.
 
     Nothing where there are no weights, or none that can be read: loading them says why. Nothing, and a warning, where
     they have no record.
@@ -188,7 +192,7 @@ def trained_settings(ckpt_dir: str | Path) -> dict[str, Any]:
         logger.warning("%s has no record of its training: the config's own settings are used", paths[0])
         return {}
     own = with_positive_classes(signed[0][1]["settings"])
-    return {name: value for name, value in own.items() if name in SETTINGS or name == "num_features"}
+    return {name: value for name, value in own.items() if name in SETTINGS or name in OF_NETWORK}
 
 
 def decision_settings(ckpt_dir: str | Path) -> dict[str, Any]:
@@ -225,7 +229,8 @@ def read_training(path: str | Path) -> dict[str, Any]:
 def is_demonstration(record: Mapping[str, Any] | None) -> bool:
     """Whether synthetic slides were among those that weights, or weights that they went on from, were trained on."""
     while record:
-        if record["data"]["drawn_slides"] > 0:
+        of_members = [member["record"] for member in record.get("members", ())]
+        if record["data"]["drawn_slides"] > 0 or any(map(is_demonstration, of_members)):
             return True
         record = record.get("pretrained")
     return False

@@ -12,7 +12,12 @@ SLIDES = [{"slide": f"s{i}", "label": np.array([i % 2, 1], dtype=np.float32)} fo
 
 def trained_on(slides):
     made_by = {"data": cohort_fingerprint(training=slides, validation=[])}
-    return SimpleNamespace(copies=[SimpleNamespace(origin={"made_by": made_by})])
+    return SimpleNamespace(copies=[SimpleNamespace(origin={"made_by": made_by}, record={})])
+
+
+def ensemble_trained_on(*of_members):
+    members = [{"data": cohort_fingerprint(training=slides)} for slides in of_members]
+    return SimpleNamespace(copies=[SimpleNamespace(origin={}, record={"members": members})])
 
 
 def warned(caplog, network, slides):
@@ -36,7 +41,13 @@ def test_others_are_told_of_with_both_numbers(caplog, slides):
 
 def test_nothing_is_said_where_nothing_is_known(caplog):
     assert warned(caplog, trained_on(SLIDES), []) == ""
-    assert warned(caplog, SimpleNamespace(copies=[SimpleNamespace(origin={})]), SLIDES) == ""
+    assert warned(caplog, SimpleNamespace(copies=[SimpleNamespace(origin={}, record={})]), SLIDES) == ""
+    assert warned(caplog, ensemble_trained_on(SLIDES, SLIDES), SLIDES) == ""
+
+
+def test_members_of_other_slides_are_counted(caplog):
+    folds = ensemble_trained_on(SLIDES[1:], SLIDES, SLIDES[:2])
+    assert "2 of the 3 members of the ensemble were trained on other slides" in warned(caplog, folds, SLIDES)
 
 
 def test_labels_that_cannot_be_compared_are_told_of(caplog):

@@ -268,6 +268,11 @@ EFFECTS: dict[str, dict[str, Effect]] = {
         "leave_out": changes(data, ["s4"]),
         "seed": changes(data, 7, datalist=lambda world: world.unsplit),
     },
+    "ensemble": {
+        **PLACES,
+        "members": changes(weights, lambda world: world.members([2, 1])),
+        "ckpt_dir": changes(files, "OUT/elsewhere"),
+    },
     "search": {
         **PLACES, **COHORT, **BAG, **ENCODER, **BANKS, **ALLOWED,
         **{key: effect for key, effect in TRAINED.items() if key in settings_of("search")},
@@ -332,7 +337,7 @@ def test_a_value_of_another_kind_ends_in_one_line(world, config):
     parts = None if made_last is None else ["encoder", "extractor", made_last]
     faults = []
     for setting in sorted(settings_of(config) - {"grid"}):
-        default = {**load(config), **load(config)[ADVANCED]}[setting]
+        default = {**load(config), **load(config).get(ADVANCED, {})}[setting]
         is_number = isinstance(default, int | float) or setting in ("split_seed", "mask_tissue", "overlap")
         for wrong in ({"a": 1}, "yes" if isinstance(default, bool) else True if is_number else 2024):
             try:

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from monailabel.interfaces.datastore import Datastore
 from monailabel.tasks.train.bundle import BundleTrainTask
 
@@ -20,6 +21,8 @@ __all__ = ["SlideTrainTask"]
 
 # One to train on and one to validate on.
 FEWEST_SLIDES = 2
+# How the weights of an ensemble begin.
+MEMBERS = "members."
 # What a rank prints that failed; not one that stopped because another did.
 REASON = re.compile(r"^(?:\[rank\d+\]: ?)?error: (?!rank \d+: stopped, because)(.*)")
 
@@ -74,6 +77,9 @@ class SlideTrainTask(BundleTrainTask):
         if not os.path.isfile(model_pytorch):
             remedy = 'Name another in "model_filename", or start anew with "pretrained": false.'
             raise RequestError(BAD_REQUEST, model_pytorch, "there is no such file", remedy)
+        if any(key.startswith(MEMBERS) for key in torch.load(model_pytorch, map_location="cpu", weights_only=True)):
+            remedy = 'Start anew with "pretrained": false, or serve the weights of one member.'
+            raise RequestError(BAD_REQUEST, model_pytorch, "is an ensemble: no training goes on from one", remedy)
         super()._load_checkpoint(model_pytorch, pretrained, train_handlers)
 
     def run_multi_gpu(self, request: dict[str, Any], cmd: list[str], env: Mapping[str, str]) -> None:
