@@ -22,6 +22,7 @@ __all__ = [
     "PATIENT",
     "SLIDE",
     "bags_of",
+    "check_patients",
     "is_patient",
     "label_problem",
     "slides_in",
@@ -82,27 +83,35 @@ def united_label(labels: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
     return np.max(np.stack([np.asarray(label) for label in labels]), axis=0)
 
 
-def warn_of_patients(bags: Sequence[Entry], task: str = "multilabel") -> None:
+def check_patients(bags: Sequence[Entry], task: str) -> None:
+    """Refuse patients whose slides differ in their class, where the task knows one class alone.
+
+    Args:
+        bags: of :func:`bags_of`.
+        task: one of :data:`scripts.core.tasks.TASKS`.
+
+    Raises:
+        DatalistError: if there are such patients.
+    """
+    if (problem := label_problem(bags, task, "unit patient")) is not None:
+        raise_first([problem])
+
+
+def warn_of_patients(bags: Sequence[Entry]) -> None:
     """Warn, on the first rank, where the bags of patients may not be what the user means.
 
     That is where no slide has a patient, and where slides of one patient differ in their label.
-
-    Raises:
-        DatalistError: if slides of one patient differ in their class, and the task knows one class alone.
     """
-    slides = [slide for bag in bags for slide in slides_in(bag)]
-    problem = label_problem(bags, task, "unit patient")
-    if problem is not None:
-        raise_first([problem])
     if not any(map(is_patient, bags)) or not is_first_rank():
         return
+    slides = [slide for bag in bags for slide in slides_in(bag)]
     if not patients_known(slides):
         logger.warning(
             "`unit` is patient, and no slide has a patient: each of the %d slides is a bag of its own. Add a column "
             "`patient` to the datalist.",
             len(slides),
         )
-    if problem is not None:
+    if (problem := label_problem(bags, "multilabel", "unit patient")) is not None:
         logger.warning("%s. %s", problem.what, problem.what_to_do)
 
 

@@ -9,7 +9,7 @@ import pytest
 from scripts.checking.datalist import check_datalist
 from scripts.core.errors import DatalistError, SettingsError
 from scripts.datalists.datalist import load_datalist
-from scripts.datalists.units import bags_of, warn_of_patients
+from scripts.datalists.units import bags_of, check_patients
 from tests.datalists.test_datalist import many, touch, write
 
 CLASSES = ("a", "b")
@@ -253,7 +253,7 @@ def test_patients_whose_slides_have_different_labels_are_named_as_a_run_names_th
     bags = bags_of([entry for entries in loaded.values() for entry in entries], unit)
     if severity == "blocks":
         with pytest.raises(DatalistError, match=re.escape(f"unit patient: {problem.what}. {problem.what_to_do}")):
-            warn_of_patients(bags, task)
+            check_patients(bags, task)
     path.write_text(path.read_text().replace("s1.svs,0,1", "s1.svs,1,0"))
     assert not [p for p in check(path, task, unit=unit).problems if p.check == "label"]
 

@@ -66,6 +66,8 @@ def two(data, trained, tmp_path_factory):
     for partition in ("testing", "training"):
         evaluating = {"run_id": "evaluating", "config_file": overlaid("evaluate"), "partition": partition, **data}
         jobs.append({**evaluating, **places(folder / partition, trained / "models")})
+    # The last partition again, against the first.
+    jobs.append({**jobs[-1], **places(folder / "against", trained / "models"), "internal": str(folder / "testing")})
     inferring = {"run_id": "inferring", "config_file": "configs/inference.json", **INFERRED}
     slides = {"dataset_dir": str(data["dataset_dir"]) + "/slides"}
     jobs.append({**inferring, **slides, **places(folder / "inferring", trained / "models")})
@@ -124,7 +126,8 @@ def test_extraction_gives_the_banks_that_one_rank_gives(two, data, workflow, tmp
 def test_the_first_rank_alone_tells_of_it(two):
     log = (two / "log.txt").read_text()
     assert log.count("extracting 6 of 6 slides into") == log.count("extracted 6 slides, ") == 1
-    assert log.count("wrote ") == 8  # predictions.csv, metrics.json, localisation.json and the report, twice
+    assert log.count("wrote ") == 12  # predictions.csv, metrics.json, localisation.json and the report, three times
+    assert log.count("Differences to the internal test, internal test") == 1
     for folder in (two / "mustmil" / "tensorboard" / "training", two / "testing" / "tensorboard" / "evaluation"):
         assert len(list(folder.iterdir())) == 1
 
@@ -185,6 +188,14 @@ def test_checking_gives_the_tables_that_one_rank_gives(two, data, workflow, tmp_
     workflow("checking", "check", **data, output_dir=str(tmp_path))
     for name in ("checking.csv", "slides.csv"):
         assert (tmp_path / name).read_bytes() == (two / "checking" / name).read_bytes()
+
+
+def test_an_external_validation_gives_what_one_rank_gives_to_the_last_digit(two, data, trained, workflow, tmp_path):
+    given = {"partition": "training", "internal": str(two / "testing")}
+    workflow("evaluating", "evaluate", **given, **data, **places(tmp_path, trained / "models"))
+    one_rank = (tmp_path / "metrics.json").read_bytes()
+    assert one_rank == (two / "against" / "metrics.json").read_bytes()
+    assert json.loads(one_rank)["global"]["external"]["micro_f1"].keys() == {"internal", "external", "difference"}
 
 
 def test_without_torchrun_the_configs_for_several_ranks_are_those_of_one(data, trained, tmp_path, monkeypatch):

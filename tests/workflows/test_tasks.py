@@ -67,6 +67,23 @@ def refused(world: World, config: str, **given: Any) -> str:
     return str(mistake_in(caught.value))
 
 
+@pytest.mark.parametrize(
+    ("config", "given"),
+    [("train", {}), ("compare", {"folds": 2}), ("cross_validate", {"folds": 2}), ("search", {})],
+)
+def test_a_patient_of_two_classes_is_refused_before_anything_is_extracted(
+    world: World, config: str, given: dict[str, Any]
+) -> None:
+    lines = [f"s{i}.tif,{grade},q{i // 2},{PARTITIONS[i]}" for i, grade in enumerate([0, 0, 1, 2, 0, 0, 1, 1])]
+    path = world.cohort / "two_classes.csv"
+    path.write_text("\n".join(["image,label,patient,partition", *lines]) + "\n")
+    own = {"task": "ordinal", "class_names": GRADES, "datalist": str(path), "feature_dir": "OUT/features", **given}
+    made = world.settings_for(config, unit="patient", **own)
+    told = "unit patient: slides of 1 patients have different classes (q1). Give all slides of a patient one class"
+    assert told in refused(world, config, **made)
+    assert not Path(made["feature_dir"]).exists()
+
+
 @pytest.mark.parametrize("task", ["multiclass", "ordinal"])
 def test_every_slide_gets_one_class_by_every_head(world: World, trained: dict[str, Path], task: str) -> None:
     own = settings_of(world, task)
@@ -162,8 +179,11 @@ def test_the_weights_say_what_their_logits_and_scores_are(
     metadata = json.loads((ROOT / "configs" / "metadata.json").read_text())
     fitted = fit_metadata(metadata, record)
     shapes = fitted["network_data_format"]
-    assert shapes["outputs"]["pred"]["channel_def"] == {str(k): name for k, name in enumerate(logits)}
-    assert shapes["outputs"]["pred"]["spatial_shape"] == [len(logits)]
+    pred = shapes["outputs"]["pred"]
+    # MONAI Label names by this the scores that it serves, which are those of the classes.
+    assert pred["channel_def"] == {str(k): name for k, name in enumerate(GRADES)}
+    assert pred.get("logit_def", pred["channel_def"]) == {str(k): name for k, name in enumerate(logits)}
+    assert pred["spatial_shape"] == [len(logits)]
     assert shapes["post_processed_outputs"]["pred"]["channel_def"] == {str(k): name for k, name in enumerate(GRADES)}
     assert shapes["post_processed_outputs"]["head_scores"]["spatial_shape"] == [3]
     assert fitted["label_classes"] == f"{task}: lgd, hgd, cancer"
