@@ -41,11 +41,13 @@ WITHOUT = "weightless_classification"
 TEXT, MISRECORDED, UNRECORDED = "text_classification", "misrecorded_classification", "unrecorded_classification"
 EXITING, FORMLESS = "exiting_classification", "formless_classification"
 CHANGED, PICKLED = "changed_classification", "pickled_classification"
-# Bundles with weights of the other tasks and of the other unit, by what their trainings are told.
+ENSEMBLE = "ensemble_classification"
+# Bundles with weights of the other tasks, of the other unit, and of an ensemble, by what their trainings are told.
 OTHERS: dict[str, dict[str, str]] = {
     "multiclass_classification": {"task": "multiclass"},
     "ordinal_classification": {"task": "ordinal"},
     "patient_classification": {"task": "ordinal", "unit": "patient"},
+    ENSEMBLE: {"task": "multiclass"},
 }
 GRADES = ["normal", "LGD", "hgd"]
 STEPS = ["above normal", "above LGD"]
@@ -219,7 +221,7 @@ def pack(output: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def packed_others(cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The zips with weights of the other tasks and unit, by the names of their bundles."""
+    """The zips with weights of the other tasks and unit, and of an ensemble, by the names of their bundles."""
     root = tmp_path_factory.mktemp("packed_others")
     datalist = {
         "training": [{"image": "slides/demo_001.tiff", "label": "hgd"}, {"image": "slides/demo_002.tiff", "label": 0}],
@@ -231,11 +233,15 @@ def packed_others(cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> dic
 
     settings = {"dataset_dir": str(cohort), "datalist": str(root / "datalist.json"), "class_names": GRADES, "epochs": 1}
     settings["feature_dir"] = str(root / "features")
-    jobs = [
-        {**settings, "output_dir": str(root / name), "ckpt_dir": str(root / name / "models"), **own}
-        for name, own in OTHERS.items()
-    ]
-    jobs = [{"run_id": "training", "config_file": "configs/train.json", **job} for job in jobs]
+    jobs: list[dict[str, Any]] = []
+    for name, own in OTHERS.items():
+        folder = root / name
+        seeds = {seed: str(folder / f"seed_{seed}" if name == ENSEMBLE else folder / "models") for seed in range(2)}
+        for seed, models in seeds.items() if name == ENSEMBLE else [(0, seeds[0])]:
+            places = {"output_dir": str(folder), "ckpt_dir": models, "seed": seed}
+            jobs.append({"run_id": "training", "config_file": "configs/train.json", **settings, **places, **own})
+    of_ensemble = {"members": list(seeds.values()), "ckpt_dir": str(root / ENSEMBLE / "models")}
+    jobs.append({"run_id": "ensembling", "config_file": "configs/ensemble.json", **of_ensemble})
     # In one process, which loads PyTorch once.
     program = "import json, sys, monai.bundle\nfor job in json.loads(sys.argv[1]): monai.bundle.run(**job)"
     run([sys.executable, "-c", program, json.dumps(jobs)])

@@ -1,7 +1,8 @@
-"""Bundles whose slides have exactly one class, and those whose bags are patients, in both apps."""
+"""Bundles whose slides have exactly one class, whose bags are patients, or that are ensembles, in both apps."""
 
 from __future__ import annotations
 
+import csv
 import json
 import shutil
 from pathlib import Path
@@ -23,8 +24,8 @@ from tests.label.fixtures import (
     prediction_of,
 )
 
-MULTICLASS, ORDINAL, PATIENT = OTHERS
-MAPS = {MULTICLASS: GRADES, ORDINAL: STEPS, PATIENT: STEPS}
+MULTICLASS, ORDINAL, PATIENT, ENSEMBLE = OTHERS
+MAPS = {MULTICLASS: GRADES, ORDINAL: STEPS, PATIENT: STEPS, ENSEMBLE: GRADES}
 ALONE = "These weights predict patients from all of their slides, and this is one slide alone."
 
 each = pytest.mark.parametrize("name", OTHERS)
@@ -79,16 +80,43 @@ def test_weights_of_patients_say_that_this_is_one_slide(own):
     assert ALONE not in own.infer(ORDINAL, DRAWN)["notice"]
 
 
-def test_saved_predictions_of_one_class_are_labels_that_a_training_takes(own_shell, cohort, tmp_path):
-    studies, folder = tmp_path / "studies", Path(own_shell.names["APPS"], "mustmil")
+def test_the_spread_of_an_ensemble_is_served(own, stock, other_oracles):
+    with (other_oracles[ENSEMBLE].folder / "predictions.csv").open(newline="", encoding="utf-8") as file:
+        wanted = {row["head"]: [float(row[f"{grade}_spread"]) for grade in GRADES] for row in csv.DictReader(file)}
+    replies = [
+        own.infer(ENSEMBLE, DRAWN)["operating_point"],
+        stock.infer(ENSEMBLE, DRAWN)["latencies"]["transform"]["operating_point"],
+    ]
+    for reply in replies:
+        for head, spreads in wanted.items():
+            assert [reply[head][grade]["spread"] for grade in GRADES] == pytest.approx(spreads, abs=SCORE_ATOL)
+    assert max(max(spreads) for spreads in wanted.values()) > 0
+    assert "spread" in own.infer(ENSEMBLE, DRAWN)["prediction"][0]
+    assert "spread" not in own.infer(MULTICLASS, DRAWN)["prediction"][0]
+
+
+def app_with_slides(own_shell, cohort, folder, model):
+    """Our app in this process, with the slides of a cohort."""
+    studies, own = folder / "studies", Path(own_shell.names["APPS"], "mustmil")
     studies.mkdir()
     for path in (cohort / "slides").iterdir():
         shutil.copy(path, studies / f"{path.stem}.tif")
-    models = folder / "model" / PATIENT / "models"
+    make = get_class_of_subclass_from_file("main", str(own / "main.py"), "MONAILabelApp")
+    return make(str(own), str(studies), {"models": model}), studies, own / "model" / model / "models"
+
+
+def test_an_ensemble_is_not_trained(own_shell, cohort, tmp_path):
+    app, _, models = app_with_slides(own_shell, cohort, tmp_path, ENSEMBLE)
     before = models.joinpath("model.pt").read_bytes()
-    app = get_class_of_subclass_from_file("main", str(folder / "main.py"), "MONAILabelApp")(
-        str(folder), str(studies), {"models": PATIENT}
-    )
+    for pretrained in (True, False):
+        with pytest.raises(Exception, match=r"model\.pt: is an ensemble: no training goes on from one"):
+            app.train({"model": ENSEMBLE, "max_epochs": 1, "device": "cpu", "pretrained": pretrained})
+    assert models.joinpath("model.pt").read_bytes() == before
+
+
+def test_saved_predictions_of_one_class_are_labels_that_a_training_takes(own_shell, cohort, tmp_path):
+    app, studies, models = app_with_slides(own_shell, cohort, tmp_path, PATIENT)
+    before = models.joinpath("model.pt").read_bytes()
     for number in range(NUM_SLIDES):
         image = f"demo_{number:03}"
         app.infer({"model": PATIENT, "image": image, "save_label": True, "label_tag": "final"})
