@@ -103,6 +103,8 @@ class Ensemble(BagNetwork):
     def _log_probabilities(self, of_members: list[Tensor]) -> tuple[Tensor, Tensor]:
         """The logarithms ``[E, B, H, K]`` of the members' calibrated probabilities, and of 1 less these.
 
+        Where a slide has exactly one class, nothing needs the latter: the former stand in their place.
+
         Args:
             of_members: their logits, ``[B, H, L]`` each.
         """
@@ -121,14 +123,14 @@ class Ensemble(BagNetwork):
 
         In the multiclass task these are the logarithms of the mean probabilities.
         """
-        mean = torch.logsumexp(positive, dim=0) - math.log(self.num_members)  # [B, H, K]
+        total = torch.logsumexp(positive, dim=0)  # [B, H, K]
         if not self.is_exclusive:
-            return mean - (torch.logsumexp(negative, dim=0) - math.log(self.num_members))
+            return total - torch.logsumexp(negative, dim=0)
         if not self.is_cumulative:
-            return mean
+            return total - math.log(self.num_members)
         above: list[Tensor] = []
-        for k in range(1, mean.shape[-1]):
-            above.append(torch.logsumexp(mean[..., k:], dim=-1) - torch.logsumexp(mean[..., :k], dim=-1))
+        for k in range(1, total.shape[-1]):
+            above.append(torch.logsumexp(total[..., k:], dim=-1) - torch.logsumexp(total[..., :k], dim=-1))
         return torch.stack(above, dim=-1)  # [B, H, K - 1]
 
 

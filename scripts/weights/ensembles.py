@@ -19,6 +19,7 @@ from scripts.core.settings import LATER
 from scripts.core.sums import unlist
 from scripts.core.tasks import get_task
 from scripts.datalists.labels import output_names, with_positive_classes
+from scripts.encoders.registry import ENCODERS
 from scripts.networks.ensemble import Ensemble
 from scripts.networks.methods import result_heads, served_head
 from scripts.networks.state_record import COUNTS, sign, weights_sha256
@@ -56,6 +57,9 @@ class Members:
         settings: what the ensemble's record stores: those of the first member, and ``members``, how many there are.
         heads: the heads' names.
         class_names: of the K classes.
+        kind: their task.
+        trainings: of each member, see :func:`scripts.weights.record.training_of`.
+        record: of the ensemble, see :func:`scripts.weights.record.read_record`.
 
     Raises:
         SettingsError: if there are fewer than two, one has no weights, a damaged or an unfinished training, is there
@@ -71,6 +75,9 @@ class Members:
             if (problem := record_problem(record, {**LATER, **first})) is not None:
                 cause = f"differs from {self.folders[0]}: {problem}"
                 raise SettingsError(folder, cause, REMEDY)
+        if first.get("num_features") is None and first["backbone"] not in ENCODERS:
+            cause = f"its record does not say how many features backbone {first['backbone']} has"
+            raise SettingsError(f"member {self.folders[0]}", cause, "Train again: version 0.3 did not store it.")
         self.settings = {**first, "members": len(self.folders)}
         self.heads = result_heads(first["method"], first["magnifications"])
         self.class_names = output_names(first["task"], first["class_names"], first["positive_classes"])
@@ -79,7 +86,7 @@ class Members:
             training_of(record, read_origin(_file(folder, self.heads[0])))
             for folder, record in zip(self.folders, records, strict=True)
         ]
-        # Those of the member with most: of folds, each slide is counted in several.
+        # The greatest, not the sum: folds share slides.
         counts = {key: max(record["data"][key] for record in records) for key in COUNTS}
         self.record = {
             "version": __version__,
@@ -187,7 +194,10 @@ class Members:
         return found
 
     def _of_distinct_slides(self, points: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-        """One of the points for each set of validation slides: those of several seeds rest on the same."""
+        """One of the points for each set of validation slides: those of several seeds rest on the same.
+
+        Sets of folds may overlap. Which slides are in both is not known, since a record has no names.
+        """
         found: dict[str, Mapping[str, Any]] = {}
         for training, point in zip(self.trainings, points, strict=True):
             found.setdefault(str((training["data"] or {}).get("validation")), point)

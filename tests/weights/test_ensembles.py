@@ -214,6 +214,13 @@ def test_a_record_of_an_earlier_version_has_the_settings_of_that_version(trainin
     assert "unit 'patient', now 'slide'" in refusal([trainings[0], later], tmp_path / "ensemble")
 
 
+def test_weights_of_an_own_backbone_that_do_not_say_its_features_are_refused(tmp_path: Path) -> None:
+    folders = [str(training(tmp_path / f"{seed}", seed, backbone="mine")) for seed in range(2)]
+    assert "does not say how many features backbone mine has" in refusal(folders, tmp_path / "ensemble")
+    known = [str(training(tmp_path / f"known_{seed}", seed, backbone="mine", num_features=6)) for seed in range(2)]
+    assert made(Members(known), tmp_path / "ensemble").is_dir()
+
+
 def test_a_training_that_has_not_finished_is_refused(trainings: list[str], tmp_path: Path) -> None:
     run = Path(trainings[1]).parent
     (run / "settings.json").write_text("{}")
