@@ -72,7 +72,10 @@ class Members:
         records = [_read(folder) for folder in self.folders]
         first: dict[str, Any] = with_positive_classes(records[0]["settings"])
         for folder, record in zip(self.folders[1:], records[1:], strict=True):
-            if (problem := record_problem(record, {**LATER, **first})) is not None:
+            # A training may be without positive classes, and is another one for that.
+            positive = {"positive_classes": with_positive_classes(record["settings"])["positive_classes"]}
+            problem = record_problem(record, {**LATER, **first}) or record_problem({"settings": first}, positive)
+            if problem is not None:
                 cause = f"differs from {self.folders[0]}: {problem}"
                 raise SettingsError(folder, cause, REMEDY)
         if first.get("num_features") is None and first["backbone"] not in ENCODERS:

@@ -221,6 +221,15 @@ def test_weights_of_an_own_backbone_that_do_not_say_its_features_are_refused(tmp
     assert made(Members(known), tmp_path / "ensemble").is_dir()
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_trainings_on_other_positive_classes_are_refused(tmp_path: Path, order: int) -> None:
+    """Labels of 0 and 1 name no classes, and those of the other training are not known to be the same."""
+    chosen = training(tmp_path / "chosen", 0, task="binary", positive_classes=["a"])
+    given = training(tmp_path / "given", 1, task="binary", positive_classes=None)
+    found = refusal([str(chosen), str(given)][::order], tmp_path / "ensemble")
+    assert "they were trained with other settings (positive_classes" in found
+
+
 def test_a_training_that_has_not_finished_is_refused(trainings: list[str], tmp_path: Path) -> None:
     run = Path(trainings[1]).parent
     (run / "settings.json").write_text("{}")
