@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from scripts.core.errors import mistake_in
 from scripts.weights.operating_point import OPERATING_POINT
 from scripts.weights.record import read_origin
 from tests.conftest import ROOT
@@ -151,3 +152,15 @@ def test_calibrating_decides_again_on_the_mean(world: World, members: list[str])
         assert {of_class["slope"] for of_class in point["classes"].values()} != {1.0}
     rows = table(world.run("evaluate", ckpt_dir=together, report=False))
     assert (numbers(rows) != numbers(rows, "_calibrated")).any()
+
+
+def test_the_prior_is_corrected_in_each_member_or_not_at_all(world: World) -> None:
+    together = ensemble(world, trained(world, prior_correction=False))
+    with pytest.raises(RuntimeError) as refused:
+        world.run("calibrate", ckpt_dir=together, prior_correction=True)
+    assert "the ensemble's members were calibrated without it" in str(mistake_in(refused.value))
+    world.run("calibrate", ckpt_dir=together)
+    assert (
+        read_origin(Path(together) / "model.pt")["recalibrated"]["made_by"]["configuration"]["prior_correction"]
+        is False
+    )
