@@ -18,20 +18,13 @@ from torch.nn.functional import binary_cross_entropy_with_logits, log_softmax
 
 from scripts.core.errors import SettingsError
 
-__all__ = ["LEAST_PROBABILITY", "TASKS", "THRESHOLD", "Task", "get_task", "probabilities_from_cumulative"]
+__all__ = ["LEAST_PROBABILITY", "TASKS", "THRESHOLD", "Task", "get_task"]
 
 Floats = NDArray[np.float64]
 
 THRESHOLD = 0.5
 LEAST_PROBABILITY = 1e-12
 """In place of 0 where a logarithm is taken: an ordinal network can rule a class out."""
-
-
-def probabilities_from_cumulative(logits: Tensor) -> Tensor:
-    """The probabilities ``[..., K]`` of ordered classes, from the logits ``[..., K - 1]`` of being above each."""
-    above = torch.sigmoid(logits).cummin(dim=-1)[0]  # [..., K - 1]
-    edge = torch.ones_like(above[..., :1])
-    return torch.cat([edge, above], dim=-1) - torch.cat([above, 0 * edge], dim=-1)
 
 
 class Task:
@@ -135,7 +128,9 @@ class _Ordinal(_Multiclass):
         return (1 - values.cumsum(axis=-1)[..., :-1]).clip(0, 1)
 
     def probabilities(self, logits: Tensor) -> Tensor:
-        return probabilities_from_cumulative(logits)
+        above = torch.sigmoid(logits).cummin(dim=-1).values  # [..., K - 1]
+        edge = torch.ones_like(above[..., :1])
+        return torch.cat([edge, above], dim=-1) - torch.cat([above, 0 * edge], dim=-1)
 
     def losses(self, logits: Tensor, labels: Tensor) -> Tensor:
         above = 1 - labels.cumsum(dim=-1)[..., :-1]  # [..., K - 1]

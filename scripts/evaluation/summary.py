@@ -111,7 +111,7 @@ def _weights(
     if data := record.get("data"):
         numbers = f"{data['training_slides']} training, {data['validation_slides']} validation"
         if members := record.get("members"):
-            rows.append(["ensemble", f"the mean of {len(members)} trainings; below, of the one with most slides"])
+            rows.append(["ensemble", f"the mean of {len(members)} trainings; below, the most slides of any of them"])
         rows.append(["trained on", f"{numbers} slides, of which {data['drawn_slides']} synthetic"])
         rows.append(["trained by", f"version {record['version']} of the bundle"])
     else:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from scripts.core.errors import SettingsError
-from scripts.core.tasks import LEAST_PROBABILITY, get_task, probabilities_from_cumulative
+from scripts.core.tasks import LEAST_PROBABILITY, get_task
 from scripts.networks.bag_network import BagNetwork
 
 __all__ = ["Ensemble"]
@@ -49,8 +49,8 @@ class Ensemble(BagNetwork):
         self.members, self.num_members = nn.ModuleList(members), len(members)
         self.phases, self.map_heads = first.phases, first.map_heads
         self.is_exclusive = kind.is_exclusive
-        num_outputs = kind.class_logits([0.0] * first.num_classes).shape[-1]
-        self.least_probability = LEAST_PROBABILITY  # TorchScript reads no globals
+        num_outputs = kind.probabilities(torch.zeros(first.num_classes)).shape[-1]
+        self.least_logarithm = math.log(LEAST_PROBABILITY)  # TorchScript reads no globals
         self.is_cumulative = num_outputs != first.num_classes
         shape = len(members), 1 + max(first.map_heads), num_outputs
         self.register_buffer("shift", torch.zeros(shape))
@@ -103,12 +103,14 @@ class Ensemble(BagNetwork):
     def _log_probabilities(self, of_members: list[Tensor]) -> tuple[Tensor, Tensor]:
         """The logarithms ``[E, B, H, K]`` of the members' calibrated probabilities, and of 1 less these.
 
+        Where a slide has exactly one class, nothing needs the latter: the former stand in their place.
+
         Args:
             of_members: their logits, ``[B, H, L]`` each.
         """
         logits = torch.stack(of_members)  # [E, B, H, L]
         if self.is_cumulative:
-            logits = probabilities_from_cumulative(logits).clamp_min(self.least_probability).log()  # [E, B, H, K]
+            logits = _of_ordered_classes(logits).clamp_min(self.least_logarithm)  # [E, B, H, K]
         shift: Tensor = self.shift.unsqueeze(1)  # type: ignore[operator]
         u = self.slope.unsqueeze(1) * (logits + shift) + self.intercept.unsqueeze(1)  # type: ignore[operator]
         if self.is_exclusive:
@@ -121,11 +123,28 @@ class Ensemble(BagNetwork):
 
         In the multiclass task these are the logarithms of the mean probabilities.
         """
-        mean = torch.logsumexp(positive, dim=0) - math.log(self.num_members)  # [B, H, K]
+        total = torch.logsumexp(positive, dim=0)  # [B, H, K]
         if not self.is_exclusive:
-            return mean - (torch.logsumexp(negative, dim=0) - math.log(self.num_members))
+            return total - torch.logsumexp(negative, dim=0)
         if not self.is_cumulative:
-            return mean
-        below = torch.logcumsumexp(mean, dim=-1)[..., :-1]  # [B, H, K - 1], of a class or one before it
-        above = torch.logcumsumexp(mean.flip(-1), dim=-1).flip(-1)[..., 1:]  # [B, H, K - 1], of one after it
-        return above - below
+            return total - math.log(self.num_members)
+        above: list[Tensor] = []
+        for k in range(1, total.shape[-1]):
+            above.append(torch.logsumexp(total[..., k:], dim=-1) - torch.logsumexp(total[..., :k], dim=-1))
+        return torch.stack(above, dim=-1)  # [B, H, K - 1]
+
+
+def _of_ordered_classes(logits: Tensor) -> Tensor:
+    r"""The logarithms ``[..., K]`` of probabilities of ordered classes, of logits ``[..., K - 1]`` of being above each.
+
+    Differences of probabilities in float32 would be rounded to 0 where one is near 1. Therefore
+    :math:`\sigma(a) - \sigma(b) = \sigma(a)\,\sigma(-b)\,(1 - e^{b - a})`. ONNX has no cumulative minimum.
+    """
+    falling = [logits[..., 0]]
+    for k in range(1, logits.shape[-1]):
+        falling.append(torch.minimum(falling[-1], logits[..., k]))
+    above = torch.stack(falling, dim=-1)  # [..., K - 1]
+    reached, missed = nn.functional.logsigmoid(above), nn.functional.logsigmoid(-above)  # [..., K - 1]
+    apart = torch.log(-torch.expm1(above[..., 1:] - above[..., :-1]))  # [..., K - 2]
+    between = reached[..., :-1] + missed[..., 1:] + apart  # [..., K - 2]
+    return torch.cat([missed[..., :1], between, reached[..., -1:]], dim=-1)

@@ -131,12 +131,20 @@ def _record_fault(record: Any) -> str | None:
         if not isinstance(members, list) or settings.get("members", 0) != len(members):
             return f"its members are {settings.get('members')!r}"
         for member in members:
-            if fault := _record_fault(member.get("record") if isinstance(member, Mapping) else None):
+            if fault := _member_fault(member):
                 return f"of a member, {fault}"
         if "pretrained" not in record:
             return None
         record = record["pretrained"]
     return "it is not an object"
+
+
+def _member_fault(member: Any) -> str | None:
+    """What is wrong with what an ensemble's record says of a member, which is no ensemble itself."""
+    if not isinstance(member, Mapping) or not isinstance(member.get("data", {}), Mapping | None):
+        return "it is not an object"
+    record = member.get("record")
+    return "it is an ensemble" if isinstance(record, Mapping) and "members" in record else _record_fault(record)
 
 
 def _origin_fault(origin: Any) -> str | None:

@@ -126,10 +126,13 @@ class Recalibration:
             logger.info("before, %s had no operating point: %s", path.name, rule)
 
     def _shift(self, cohort: Cohort) -> NDArray[np.float64]:
-        if "members" in self.network.copies[0].record:  # type: ignore[operator]
-            return np.zeros(len(self.class_names))  # each member's is in its calibration
         origin: dict[str, Any] = self.network.copies[0].origin  # type: ignore[assignment]
         trained = origin.get("made_by", {})
+        if "members" in self.network.copies[0].record:  # type: ignore[operator]
+            if not _of_training(origin) or not trained.get("configuration", {}).get("prior_correction", True):
+                remedy = "Run `calibrating` on each member, then `ensembling`; or give --prior_correction False."
+                raise SettingsError("prior_correction", "the ensemble's members were calibrated without it", remedy)
+            return np.zeros(len(self.class_names))  # each member's is in its calibration
         again = origin.get(RECALIBRATED, {}).get("made_by", {})
         for made_by, points in ((trained, _of_training(origin)), (again, origin.get(OPERATING_POINT, {}))):
             if points and made_by.get("configuration", {}).get("prior_correction"):

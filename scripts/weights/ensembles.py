@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import re
 from collections.abc import Mapping, Sequence
@@ -14,11 +15,14 @@ import torch
 from scripts import __version__
 from scripts.core.errors import SettingsError
 from scripts.core.provenance import software
+from scripts.core.settings import LATER
+from scripts.core.sums import unlist
 from scripts.core.tasks import get_task
 from scripts.datalists.labels import output_names, with_positive_classes
+from scripts.encoders.registry import ENCODERS
 from scripts.networks.ensemble import Ensemble
-from scripts.networks.methods import result_heads
-from scripts.networks.state_record import sign, weights_sha256
+from scripts.networks.methods import result_heads, served_head
+from scripts.networks.state_record import COUNTS, sign, weights_sha256
 from scripts.weights.checkpoints import load_state, save_checkpoint
 from scripts.weights.operating_point import (
     LINE,
@@ -34,6 +38,7 @@ from scripts.weights.record import DECISIONS, read_origin, read_record, record_p
 __all__ = ["Members"]
 
 REMEDY = "Name folders of weights of one kind: `--members \"['a/models','b/models']\"`, or one that contains them."
+ONCE = "Name each training once."
 # What a run of many trainings leaves in the folder of each, and last of all.
 STARTED, DONE = ("settings.json", "datalist.json"), "done.json"
 
@@ -52,6 +57,9 @@ class Members:
         settings: what the ensemble's record stores: those of the first member, and ``members``, how many there are.
         heads: the heads' names.
         class_names: of the K classes.
+        kind: their task.
+        trainings: of each member, see :func:`scripts.weights.record.training_of`.
+        record: of the ensemble, see :func:`scripts.weights.record.read_record`.
 
     Raises:
         SettingsError: if there are fewer than two, one has no weights, a damaged or an unfinished training, is there
@@ -64,9 +72,15 @@ class Members:
         records = [_read(folder) for folder in self.folders]
         first: dict[str, Any] = with_positive_classes(records[0]["settings"])
         for folder, record in zip(self.folders[1:], records[1:], strict=True):
-            if (problem := record_problem(record, first)) is not None:
+            # A training may be without positive classes, and is another one for that.
+            positive = {"positive_classes": with_positive_classes(record["settings"])["positive_classes"]}
+            problem = record_problem(record, {**LATER, **first}) or record_problem({"settings": first}, positive)
+            if problem is not None:
                 cause = f"differs from {self.folders[0]}: {problem}"
                 raise SettingsError(folder, cause, REMEDY)
+        if first.get("num_features") is None and first["backbone"] not in ENCODERS:
+            cause = f"its record does not say how many features backbone {first['backbone']} has"
+            raise SettingsError(f"member {self.folders[0]}", cause, "Train again: version 0.3 did not store it.")
         self.settings = {**first, "members": len(self.folders)}
         self.heads = result_heads(first["method"], first["magnifications"])
         self.class_names = output_names(first["task"], first["class_names"], first["positive_classes"])
@@ -75,8 +89,8 @@ class Members:
             training_of(record, read_origin(_file(folder, self.heads[0])))
             for folder, record in zip(self.folders, records, strict=True)
         ]
-        # Those of the member with most: of folds, each slide is counted in several.
-        counts = {key: max(record["data"][key] for record in records) for key in records[0]["data"]}
+        # The greatest, not the sum: folds share slides.
+        counts = {key: max(record["data"][key] for record in records) for key in COUNTS}
         self.record = {
             "version": __version__,
             "settings": self.settings,
@@ -97,19 +111,28 @@ class Members:
             ckpt_dir: gets ``model.pt``, ``model_5x.pt``, ...; an earlier ensemble there is replaced.
 
         Raises:
-            SettingsError: if the folder has weights of a training, or a member's weights do not load.
+            SettingsError: if the folder has weights of a training, or a member's weights do not load, or are not all
+                of one training; then nothing was written.
         """
-        _refuse_trained(Path(ckpt_dir))
-        Path(ckpt_dir).mkdir(parents=True, exist_ok=True)
-        # The one that serves last: without it, the folder is not taken for a whole ensemble.
-        for head in reversed(self.heads):
-            path = weights_path(ckpt_dir, head)
+        earlier, served = _earlier(Path(ckpt_dir)), self.heads[served_head(self.heads)]
+        states, points = {}, dict[str, Any]()
+        for head in self.heads:
             origin = {"best_for": head, **self._load(network, head)}
             network.record = {}  # type: ignore[assignment]
             sign(network, self.record, origin)
-            save_checkpoint(network.state_dict(), path)
+            states[weights_path(ckpt_dir, head)] = copy.deepcopy(network.state_dict())
+            if head == served:
+                points = origin.get(OPERATING_POINT, {})
+        Path(ckpt_dir).mkdir(parents=True, exist_ok=True)
+        for path in earlier:
+            unlist(path)
+            if path not in states:
+                path.unlink()
+                logger.info("removed %s of the earlier ensemble", path)
+        # The one that serves last: without it, the folder is not taken for a whole ensemble.
+        for path in sorted(states, key=lambda path: path == weights_path(ckpt_dir, served)):
+            save_checkpoint(states[path], path)
             logger.info("wrote %s: the mean of %d trainings", path, len(self.folders))
-        points = origin.get(OPERATING_POINT, {})
         for name, point in points.items():
             logger.info("operating point of head %s: %s", name, point_text(point))
         if not points:
@@ -122,12 +145,18 @@ class Members:
         origins, sums = [], []
         for e, folder in enumerate(self.folders):
             member: Any = network.members[e]
-            load_state(member, _file(folder, head))
+            path = _file(folder, head)
+            load_state(member, path)
+            if training_of(member.record, member.origin) != self.trainings[e]:
+                cause = f"is not of the same training as {_file(folder, self.heads[0]).name}"
+                raise SettingsError(
+                    f"member {path}", cause, "Name a folder into which one training wrote, and no other."
+                )
             origins.append(member.origin)
             sums.append(weights_sha256(member.state_dict()))
             if sums[-1] in sums[:-1]:
                 same = self.folders[sums.index(sums[-1])]
-                raise SettingsError(f"member {folder}", f"its weights for {head} are those of {same}", REMEDY)
+                raise SettingsError(f"member {folder}", f"its weights for {head} are those of {same}", ONCE)
             for h, name in enumerate(self.heads):
                 point = operating_point_of(member, [name], self.class_names, self.kind.name)
                 for key in LINE:
@@ -168,7 +197,10 @@ class Members:
         return found
 
     def _of_distinct_slides(self, points: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-        """One of the points for each set of validation slides: those of several seeds rest on the same."""
+        """One of the points for each set of validation slides: those of several seeds rest on the same.
+
+        Sets of folds may overlap. Which slides are in both is not known, since a record has no names.
+        """
         found: dict[str, Mapping[str, Any]] = {}
         for training, point in zip(self.trainings, points, strict=True):
             found.setdefault(str((training["data"] or {}).get("validation")), point)
@@ -196,24 +228,31 @@ def _find(members: str | Sequence[str] | None) -> list[Path]:
     real = [folder.resolve() for folder in folders]
     twice = [str(folder) for folder in real if real.count(folder) > 1]
     if twice:
-        raise SettingsError("members", f"{twice[0]} is there twice", "Name each once.")
+        raise SettingsError("members", f"{twice[0]} is there twice", ONCE)
     return folders
 
 
 def _in(place: Path) -> list[Path]:
     """The folders of weights that a place stands for."""
     if not place.is_dir():
-        raise SettingsError(f"member {place}", "there is no such folder", REMEDY)
+        cause = "is a file" if place.exists() else "there is no such folder"
+        raise SettingsError(f"member {place}", cause, REMEDY)
     if any(place.glob("model*.pt")):
+        if place.name == "models" and (place.parent / STARTED[0]).is_file():
+            _refuse_unfinished(place.parent)
         return [place]
     runs = [place] if (place / "models").is_dir() else sorted(filter(_is_run, place.iterdir()), key=_natural)
     if not runs:
         raise SettingsError(f"member {place}", "the folder contains no weights", REMEDY)
     for run in runs:
-        started = any((run / name).is_file() for name in STARTED)
-        if (started and not (run / DONE).is_file()) or not any((run / "models").glob("model*.pt")):
-            raise SettingsError(f"member {run}", "its training has not finished", "Run it to its end first.")
+        _refuse_unfinished(run)
     return [run / "models" for run in runs]
+
+
+def _refuse_unfinished(run: Path) -> None:
+    started = any((run / name).is_file() for name in STARTED)
+    if (started and not (run / DONE).is_file()) or not any((run / "models").glob("model*.pt")):
+        raise SettingsError(f"member {run}", "its training has not finished", "Run it to its end first.")
 
 
 def _is_run(folder: Path) -> bool:
@@ -222,7 +261,7 @@ def _is_run(folder: Path) -> bool:
 
 def _natural(path: Path) -> list[tuple[int, str]]:
     """Numbers in a name by their value."""
-    return [(int(word), "") if word.isdigit() else (0, word) for word in re.split(r"(\d+)", path.name)]
+    return [(int(word), "") if word.isdecimal() else (0, word) for word in re.split(r"(\d+)", path.name)]
 
 
 def _file(folder: Path, head: str) -> Path:
@@ -239,8 +278,15 @@ def _read(folder: Path) -> dict[str, Any]:
     return record
 
 
-def _refuse_trained(ckpt_dir: Path) -> None:
-    for path in sorted(ckpt_dir.glob("model*.pt")):
-        if "members" not in read_record(path):
-            cause = f"{path} is of a training, and would be lost"
+def _earlier(ckpt_dir: Path) -> list[Path]:
+    """The files of an earlier ensemble in a folder, which may be replaced; whatever else it has would be lost."""
+    paths = sorted(ckpt_dir.glob("model*.pt"))
+    for path in paths:
+        try:
+            is_ensemble = "members" in read_record(path)
+        except SettingsError:
+            is_ensemble = False
+        if not is_ensemble:
+            cause = f"{path} is not of an ensemble, and would be lost"
             raise SettingsError("ckpt_dir", cause, "Give a folder of the ensemble's own.")
+    return paths

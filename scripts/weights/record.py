@@ -153,7 +153,7 @@ def read_record(path: str | Path) -> dict[str, Any]:
         ``drawn_slides``, the synthetic ones; ``version``, the bundle's; and, where the training went on from other
         weights, ``pretrained``, the record of those; with their ``weights_sha256`` and what became of their ``classes``
         (:class:`scripts.weights.pretrained.Pretrained`), where the setting of that name names them. Of an ensemble
-        ``members`` has the :func:`training_of` of each, and ``data`` the numbers of the one with most.
+        ``members`` has the :func:`training_of` of each, and ``data`` the greatest of their numbers.
 
     Raises:
         SettingsError: if the file cannot be read, has no record or a damaged one, or its weights are not those that the

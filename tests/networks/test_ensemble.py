@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
+import onnxruntime
 import pytest
 import torch
+from monai.networks.utils import convert_to_onnx
 
 from scripts.core.errors import SettingsError
 from scripts.core.tasks import TASKS, get_task
@@ -75,6 +80,20 @@ def test_probabilities_near_0_and_1_are_not_rounded() -> None:
     assert torch.allclose(found, -away.log(), rtol=1e-5)
 
 
+def test_an_ordered_class_that_is_ruled_out_keeps_its_place_when_temperature_brings_it_back() -> None:
+    network = ensemble("ordinal")
+    network.slope.fill_(0.1)
+    with torch.no_grad():
+        for member in network.members:
+            for name, bias in member.named_parameters():
+                if name.endswith("bias") and bias.shape == (3,):
+                    bias.fill_(20.0)  # P(y > k) is 1 in float32
+        found = get_task("ordinal").probabilities(network(bags())).numpy()
+    wanted = calibrated(network, bags(), "ordinal").mean(axis=0)
+    assert found == pytest.approx(wanted, rel=1e-4)
+    assert wanted[..., 0].min() > 0.01
+
+
 def test_maps_are_the_means_of_the_members_maps() -> None:
     network, x = ensemble(), bags()
     with torch.no_grad():
@@ -95,6 +114,19 @@ def test_it_is_one_torchscript() -> None:
             for one, other in zip(exported.with_spread(x), network.with_spread(x), strict=True):
                 assert torch.allclose(one, other, atol=1e-6)
     assert exported.num_members == 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", TASKS)
+def test_it_is_one_onnx_network_in_every_task(task: str, tmp_path: Path) -> None:
+    network, path = ensemble(task), str(tmp_path / "model.onnx")
+    names: dict[str, Any] = {"input_names": ["image"], "output_names": ["pred"]}
+    rows: dict[str, Any] = {"image": {1: "rows"}}
+    convert_to_onnx(network, [bags()[:1, :3]], filename=path, use_trace=True, dynamic_axes=rows, **names)
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    with torch.no_grad():
+        wanted = network(bags()[:1]).numpy()
+    assert session.run(None, {"image": bags()[:1].numpy()})[0] == pytest.approx(wanted, abs=1e-5)
 
 
 def test_one_network_is_no_ensemble() -> None:

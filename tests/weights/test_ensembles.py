@@ -11,6 +11,8 @@ import pytest
 import torch
 
 from scripts.core.errors import SettingsError
+from scripts.core.files import file_sha256
+from scripts.core.sums import SUMS, format_sums, read_sums
 from scripts.networks.ensemble import Ensemble
 from scripts.networks.mustmil import MuSTMIL
 from scripts.networks.state_record import sign, signed_record, weights_sha256
@@ -171,21 +173,68 @@ def test_what_is_no_ensemble_is_refused(trainings: list[str], tmp_path: Path) ->
     assert "got none" in refusal(None, to)
     assert "An ensemble has two or more" in refusal(trainings[:1], to)
     shutil.copytree(two[0], tmp_path / "copy")
-    assert f"its weights for 10x are those of {two[0]}" in refusal([*two, str(tmp_path / "copy")], to)
+    assert f"its weights for global are those of {two[0]}" in refusal([*two, str(tmp_path / "copy")], to)
     assert "is there twice" in refusal([*two, two[0]], to)
     assert "there is no such folder" in refusal([*two, str(tmp_path / "absent")], to)
     assert "the folder contains no weights" in refusal([*two, str(tmp_path / "empty")], to)
     assert "num_nodes 8, now 4" in refusal([*two, *other], to)
     assert "decide by different rules" in refusal([*two, *rule], to)
     assert f"{none[0]}: has no operating point" in refusal([*two, *none], to)
+    assert "is a file" in refusal([*two, f"{trainings[2]}/model.pt"], to)
     assert "would be lost" in refusal(two, Path(trainings[0]))
+    (tmp_path / "empty" / "model.pt").write_bytes(b"no weights")
+    assert "is not of an ensemble, and would be lost" in refusal(two, tmp_path / "empty")
     assert not to.exists() or not list(to.glob("*.pt"))
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_fault_in_any_file_leaves_an_earlier_ensemble_as_it_was(
+    trainings: list[str], tmp_path: Path, name: str
+) -> None:
+    folder = made(Members(trainings[:2]), tmp_path / "ensemble")
+    before = {file: (folder / file).read_bytes() for file in FILES}
+    whole = (Path(trainings[1]) / name).read_bytes()
+    for fault in (whole[: len(whole) // 2], (Path(trainings[2]) / name).read_bytes(), None):
+        (Path(trainings[1]) / name).unlink()
+        if fault is not None:
+            (Path(trainings[1]) / name).write_bytes(fault)
+        refusal(trainings[:2], folder)
+        assert {file: (folder / file).read_bytes() for file in FILES} == before
+
+
+def test_files_of_several_trainings_are_no_member(trainings: list[str], tmp_path: Path) -> None:
+    shutil.copy(Path(trainings[2]) / "model_5x.pt", trainings[1])
+    cause = f"member {trainings[1]}/model_5x.pt: is not of the same training as model.pt"
+    assert cause in refusal(trainings[:2], tmp_path / "ensemble")
+
+
+def test_a_record_of_an_earlier_version_has_the_settings_of_that_version(trainings: list[str], tmp_path: Path) -> None:
+    later = str(training(tmp_path / "patients", 5, point(5), unit="patient"))
+    assert "unit" not in SETTINGS
+    assert "unit 'patient', now 'slide'" in refusal([trainings[0], later], tmp_path / "ensemble")
+
+
+def test_weights_of_an_own_backbone_that_do_not_say_its_features_are_refused(tmp_path: Path) -> None:
+    folders = [str(training(tmp_path / f"{seed}", seed, backbone="mine")) for seed in range(2)]
+    assert "does not say how many features backbone mine has" in refusal(folders, tmp_path / "ensemble")
+    known = [str(training(tmp_path / f"known_{seed}", seed, backbone="mine", num_features=6)) for seed in range(2)]
+    assert made(Members(known), tmp_path / "ensemble").is_dir()
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_trainings_on_other_positive_classes_are_refused(tmp_path: Path, order: int) -> None:
+    """Labels of 0 and 1 name no classes, and those of the other training are not known to be the same."""
+    chosen = training(tmp_path / "chosen", 0, task="binary", positive_classes=["a"])
+    given = training(tmp_path / "given", 1, task="binary", positive_classes=None)
+    found = refusal([str(chosen), str(given)][::order], tmp_path / "ensemble")
+    assert "they were trained with other settings (positive_classes" in found
 
 
 def test_a_training_that_has_not_finished_is_refused(trainings: list[str], tmp_path: Path) -> None:
     run = Path(trainings[1]).parent
     (run / "settings.json").write_text("{}")
     assert f"{run}: its training has not finished" in refusal(str(tmp_path), tmp_path / "ensemble")
+    assert f"{run}: its training has not finished" in refusal(trainings, tmp_path / "ensemble")
     (run / "done.json").write_text("{}")
     assert len(Members(str(tmp_path)).folders) == 3
     (tmp_path / "fold_4").mkdir()
@@ -202,7 +251,29 @@ def test_an_ensemble_is_replaced_and_is_no_member_and_no_start(trainings: list[s
         read_pretrained(folder, SETTINGS, SETTINGS["class_names"])
 
 
-@pytest.mark.parametrize("members", [7, [], [3, 3, 3], [{"record": 1}] * 3])
+def test_an_ensemble_with_fewer_heads_leaves_no_file_of_the_earlier_one(trainings: list[str], tmp_path: Path) -> None:
+    folder = made(Members(trainings), tmp_path / "ensemble")
+    alone = [str(training(tmp_path / f"alone_{seed}", seed, magnifications=[10], method="msmil")) for seed in (5, 6)]
+    made(Members(alone), folder)
+    assert [path.name for path in folder.glob("*.pt")] == ["model.pt"]
+    assert trained_settings(folder)["method"] == "msmil"
+
+
+def test_a_replaced_file_of_a_packed_ensemble_is_no_longer_listed(trainings: list[str], tmp_path: Path) -> None:
+    folder = made(Members(trainings[:2]), tmp_path / "bundle" / "models")
+    sums = {f"models/{name}": file_sha256(folder / name) for name in FILES}
+    (tmp_path / "bundle" / SUMS).write_text(format_sums(sums))
+    made(Members(trainings), folder)
+    assert read_sums(tmp_path / "bundle" / SUMS) == {}
+    load_weights(Ensemble([network() for _ in trainings]), folder / "model.pt")
+
+
+NESTED = {"record": {**RECORD, "settings": {**SETTINGS, "members": 0}, "members": []}}
+
+
+@pytest.mark.parametrize(
+    "members", [7, [], [3, 3, 3], [{"record": 1}] * 3, [NESTED] * 3, [{"record": RECORD, "data": "training"}] * 3]
+)
 def test_a_record_with_other_members_is_damaged(trainings: list[str], tmp_path: Path, members: Any) -> None:
     folder = made(Members(trainings), tmp_path / "ensemble")
     loaded = Ensemble([network() for _ in trainings])

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from scripts.core.errors import mistake_in
 from scripts.weights.operating_point import OPERATING_POINT
 from scripts.weights.record import read_origin
 from tests.conftest import ROOT
@@ -97,7 +98,9 @@ def test_an_evaluation_says_that_it_is_of_an_ensemble(
     page = (output / "report.html").read_text()
     assert "an ensemble of 3, each trained on 4 slides, chosen on 2 at most" in page
     row = table(output)[0]
-    assert f"{float(row['cancer_calibrated']):.3f} ± {float(row['cancer_spread']):.3f}</small>" in page
+    # The spread is around the mean, which `calibrating` may take elsewhere.
+    mean, spread, calibrated = (f"{float(row[f'cancer{of}']):.3f}" for of in ("", "_spread", "_calibrated"))
+    assert f"<td>{mean} ± {spread} <small>{calibrated}</small></td>" in page
     spread = json.loads((output / "metrics.json").read_text())["global"]["spread"]
     assert spread["mean"] == pytest.approx(
         numbers([row for row in table(output) if row["head"] == "global"], "_spread").mean(), abs=1e-6
@@ -149,3 +152,15 @@ def test_calibrating_decides_again_on_the_mean(world: World, members: list[str])
         assert {of_class["slope"] for of_class in point["classes"].values()} != {1.0}
     rows = table(world.run("evaluate", ckpt_dir=together, report=False))
     assert (numbers(rows) != numbers(rows, "_calibrated")).any()
+
+
+def test_the_prior_is_corrected_in_each_member_or_not_at_all(world: World) -> None:
+    together = ensemble(world, trained(world, prior_correction=False))
+    with pytest.raises(RuntimeError) as refused:
+        world.run("calibrate", ckpt_dir=together, prior_correction=True)
+    assert "the ensemble's members were calibrated without it" in str(mistake_in(refused.value))
+    world.run("calibrate", ckpt_dir=together)
+    assert (
+        read_origin(Path(together) / "model.pt")["recalibrated"]["made_by"]["configuration"]["prior_correction"]
+        is False
+    )
