@@ -17,10 +17,12 @@ from scripts.core.errors import BundleError, DatalistError, SettingsError, Slide
 from scripts.core.files import output_folder
 from scripts.core.ranks import SharedCounter, from_first_rank, is_first_rank, num_ranks, take_turns, wait_for_ranks
 from scripts.core.repeats import Repeats, first_names
+from scripts.core.stopping import finishing_slides
 
 __all__ = ["FailedSlides", "FailedSlidesError", "PassingSlides", "without"]
 
 COLUMNS = ("slide", "image", "step", "reason")
+STOPPED = "What is finished is written; the same command begins anew."
 REMEDY = "Mend or replace them, and run the same command again; the results of the others are there."
 
 
@@ -132,7 +134,7 @@ class PassingSlides(IterableDataset):
     """The results of a transform on slides, one by one with a progress bar, without the slides that fail in it.
 
     It has no length, since nobody knows before how many pass. The ranks of ``torchrun`` take slides from one queue,
-    once all have begun.
+    once all have begun. On SIGTERM the slide under way is finished.
 
     Args:
         data: the slides' entries.
@@ -162,10 +164,12 @@ class PassingSlides(IterableDataset):
 
     def _turns(self, bar: tqdm) -> Iterator[Mapping[str, Any]]:
         """The entries whose turn it is, while the bar shows how many of all have been taken."""
-        with bar:
+        with finishing_slides(self.failures.step, STOPPED) as check_signal, bar:
             for taken, entry in take_turns(list(enumerate(self.entries))):
+                check_signal()
                 bar.update(taken - bar.n)
                 yield entry
+            check_signal()
             bar.update(len(self.entries) - bar.n)
 
     def _pass(self, entry: Mapping[str, Any]) -> Any:

@@ -57,9 +57,9 @@ class PredictionReport:
 
     Where the weights have an operating point, each class has a calibrated probability as well, and the decision is that
     on these, at the thresholds of the weights where the task has some; of an ensemble, each class has the spread of its
-    members. Attach to an evaluator whose postprocessing
-    makes probabilities ``[H, K]``, with :class:`scripts.inference.decisions.Decided` before it. Of several ranks the
-    first writes the predictions of all, in the order of the dataset.
+    members. Attach to an evaluator whose postprocessing makes probabilities ``[H, K]``, with
+    :class:`scripts.inference.decisions.Decided` before it. Of several ranks the first writes the predictions of all, in
+    the order of the dataset.
 
     Args:
         output_dir: where the file is written.
@@ -67,8 +67,9 @@ class PredictionReport:
         class_names: the K classes' names.
         task: one of :data:`scripts.core.tasks.TASKS`, which says what is decided.
         key: of the probabilities in the evaluator's output.
-        write_seconds: how often the file is written meanwhile, and also when the run fails; ranks other than the
-            first then write ``predictions.rank1.csv`` and so on, until the run is complete. ``None`` writes when it is.
+        write_seconds: how often at most the file is written meanwhile, 0 after every slide, and also when the run
+            fails; ranks other than the first then write ``predictions.rank1.csv`` and so on, until the run is complete.
+            ``None`` writes when it is.
         unit: what a line is of, and what its column is called: ``"slide"`` or ``"patient"``.
     """
 
@@ -121,7 +122,7 @@ class PredictionReport:
         # Empty where the weights are no ensemble.
         self.spread: list[NDArray[np.float64]] = []
         self.labels: list[NDArray[np.float32]] = []
-        self._written_at = time.monotonic()
+        self._written_at, self._pause = time.monotonic(), self.write_seconds or 0.0
 
     def _collect(self, engine: Engine) -> None:
         state: Any = engine.state
@@ -135,9 +136,12 @@ class PredictionReport:
                 self.spread.append(spread.cpu().numpy())
             if output.get(CommonKeys.LABEL) is not None:
                 self.labels.append(output[CommonKeys.LABEL].float().cpu().numpy())
-        if self.write_seconds is not None and time.monotonic() - self._written_at >= self.write_seconds:
+        if self.write_seconds is not None and time.monotonic() - self._written_at >= self._pause:
+            start = time.monotonic()
             self._write_predictions()
             self._written_at = time.monotonic()
+            # Of many slides a file takes long to write, and a hundredth of the run is enough.
+            self._pause = self.write_seconds and max(self.write_seconds, 100 * (self._written_at - start))
 
     def _fail(self, engine: Engine, error: BaseException) -> None:
         self._write_predictions()

@@ -6,13 +6,10 @@ import hashlib
 import json
 import logging
 import os
-import signal
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from functools import partial
 from itertools import chain, pairwise
 from pathlib import Path
@@ -35,6 +32,7 @@ from scripts.core.ranks import (
 )
 from scripts.core.repeats import first_names
 from scripts.core.setting_checks import path as any_path
+from scripts.core.stopping import finishing_slides
 from scripts.datalists.failures import FailedSlides
 from scripts.features.augmentation import view_transform
 from scripts.features.bank import bank_path
@@ -144,7 +142,7 @@ class Extractor:
         bar = tqdm(
             desc="extracting", total=0, unit="B", unit_scale=True, dynamic_ncols=True, disable=not is_first_rank()
         )
-        with _finishing_slides() as check_signal, bar:
+        with finishing_slides("extracting", "The same command goes on from here.") as check_signal, bar:
             progress = ExtractionProgress(todo, bar)
             try:
                 for slide, get_bag in self._bags(take_turns(todo)):
@@ -317,24 +315,3 @@ def left_out(extractor: Extractor, source: str, allow_missing: bool) -> list[str
         cause = "is for the feature bank; with `source` patches a training reads the slides in every epoch"
         raise SettingsError("allow_missing", cause, "Set `source` to bank, or leave `allow_missing` out.")
     return extractor.left_out()
-
-
-@contextmanager
-def _finishing_slides() -> Iterator[Callable[[], None]]:
-    """Put SIGTERM off, and yield what raises a :class:`StoppedError` if it came."""
-    told = threading.Event()
-
-    def check() -> None:
-        if told.is_set():
-            subject = f"rank {rank()}" if num_ranks() > 1 else "extracting"
-            cause = "was told to stop (SIGTERM), and begins no other slide"
-            raise StoppedError(subject, cause, "The same command goes on from here.")
-
-    if threading.current_thread() is not threading.main_thread():
-        yield check  # Signals are the main thread's alone.
-        return
-    before = signal.signal(signal.SIGTERM, lambda *_: told.set())
-    try:
-        yield check
-    finally:
-        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
