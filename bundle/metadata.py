@@ -11,6 +11,7 @@ from scripts.core.errors import SettingsError
 from scripts.core.magnification import scale_names
 from scripts.core.tasks import get_task
 from scripts.datalists.labels import output_names
+from scripts.datalists.units import PATIENT, SLIDE
 from scripts.encoders.registry import ENCODERS, encoder_entry
 from scripts.networks.methods import method_title, result_heads, served_head
 from scripts.networks.state_record import COUNTS
@@ -72,8 +73,11 @@ def describe(record: Mapping[str, Any], points: Mapping[str, Any] | None = None)
     """
     settings = record["settings"]
     scales = ", ".join(scale_names(settings["magnifications"]))
-    what = f"{method_title(settings['method'])} ({settings['task']}, {scales}, {settings['backbone']})"
-    text = f"Weights of {what}, {_training(record)}. {_decisions(points)}{_encoder(settings)}"
+    task = f"{settings['task']}{' of patients' if settings.get('unit') == PATIENT else ''}"
+    what = f"{method_title(settings['method'])} ({task}, {scales}, {settings['backbone']})"
+    text = (
+        f"Weights of {what}, {_training(record)}. {_decisions(points, settings.get('unit', SLIDE))}{_encoder(settings)}"
+    )
     return f"{DEMONSTRATION} {text}" if is_demonstration(record) else text
 
 
@@ -169,7 +173,15 @@ def _shapes(settings: Mapping[str, Any]) -> dict[str, dict[str, dict[str, Any]]]
     row = [len(settings["magnifications"]), length + 1]
     return {
         "inputs": {"image": {"spatial_shape": row}},
-        "outputs": {"pred": {"num_channels": len(heads), "spatial_shape": [len(logits)], "channel_def": logits}},
+        # MONAI Label names the served scores, which are those of classes, by this `channel_def`.
+        "outputs": {
+            "pred": {
+                "num_channels": len(heads),
+                "spatial_shape": [len(logits)],
+                "channel_def": classes,
+                **({} if logits == classes else {"logit_def": logits}),
+            }
+        },
         "post_processed_outputs": {
             "pred": {"num_channels": len(names), "channel_def": classes},
             "head_scores": {
@@ -197,13 +209,13 @@ def _encoder(settings: Mapping[str, Any]) -> str:
     return f"Their encoder, {entry.title} ({entry.licence}{gated}; {where}), is not part of the bundle."
 
 
-def _decisions(points: Mapping[str, Any] | None) -> str:
+def _decisions(points: Mapping[str, Any] | None, unit: str) -> str:
     """The operating point of the output that stands for all; the metadata has those of all outputs."""
     if not points:
         return ""
     point = points[list(points)[served_head(list(points))]]
-    slides = f"{point['slides']} validation slide{'' if point['slides'] == 1 else 's'}"
-    return f"Their operating point was found on {slides}: {point_text(point)}. "
+    bags = f"{point['slides']} validation {unit}{'' if point['slides'] == 1 else 's'}"
+    return f"Their operating point was found on {bags}: {point_text(point)}. "
 
 
 def _training(record: Mapping[str, Any]) -> str:

@@ -47,13 +47,15 @@ def data_format(bundle: Bundle) -> None:
         positive = [settings["positive_classes"]] if "positive_classes" in settings else []
         names = _call("scripts.datalists.labels", "output_names", settings["task"], settings["class_names"], *positive)
         # Bundles up to 0.4.0 have a logit for each class.
-        if importlib.util.find_spec("scripts.core.tasks") is not None:
-            names = _call("scripts.core.tasks", "get_task", settings["task"]).logit_names(names)
+        has_tasks = importlib.util.find_spec("scripts.core.tasks") is not None
+        logits = _call("scripts.core.tasks", "get_task", settings["task"]).logit_names(names) if has_tasks else names
     wanted = {
         ("inputs", "image", "spatial_shape"): [scales, num_features + 1],
         ("outputs", "pred", "num_channels"): len(heads),
-        ("outputs", "pred", "spatial_shape"): [len(names)],
-        ("outputs", "pred", "channel_def"): {str(index): name for index, name in enumerate(names)},
+        ("outputs", "pred", "spatial_shape"): [len(logits)],
+        # MONAI Label names the served scores by it, which are those of classes.
+        ("outputs", "pred", "channel_def"): _numbered(names),
+        ("outputs", "pred", "logit_def"): None if logits == names else _numbered(logits),
     }
     for (group, name, key), value in wanted.items():
         found = tensors.get(group, {}).get(name, {}).get(key)
@@ -146,6 +148,10 @@ def _parser(bundle: Bundle) -> ConfigParser:
     parser.read_meta(files.pop("meta_file"))
     parser.update(files)
     return parser
+
+
+def _numbered(names: list[str]) -> dict[str, str]:
+    return {str(index): name for index, name in enumerate(names)}
 
 
 def _of_ensemble(bundle: Bundle) -> dict[str, Any]:

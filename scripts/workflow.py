@@ -42,7 +42,7 @@ _MODULES = {
     "scripts.core.files": ("lock", "unlock"),
     "scripts.core.imported": ("needs_slides",),
     "scripts.core.ranks": (
-        "is_first_rank", "join", "leave", "num_ranks", "own_device", "rank", "refuse_several",
+        "is_first_rank", "join", "join_others", "leave", "num_ranks", "own_device", "rank", "refuse_several",
     ),
     "scripts.checking.cohort": ("choose_source",),
     "scripts.checking.inspection": ("inspect_slide",),

@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from scripts.evaluation.localisation import Localisation, localisation_summary
+from scripts.evaluation.head_report import decided_scores
+from scripts.evaluation.label_texts import label_text
+from scripts.evaluation.localisation import Localisation
+from scripts.evaluation.localisation_report import write_localisation
 from scripts.evaluation.metrics import class_scores, head_scores
-from scripts.evaluation.reports import label_text, without_nan
 from scripts.experiments.comparison_results import Run, read_run
 from scripts.heatmaps.attention_maps import KINDS
 from scripts.networks.methods import attention_maps, result_heads, trained_heads
@@ -31,16 +33,27 @@ def write_run(
     probabilities = {head: (0.3 * labels + 0.7 * rng.random(labels.shape)).round(6) for head in heads}
     folder.mkdir(parents=True, exist_ok=True)
     metrics: dict[str, Any] = {}
+    points = np.random.default_rng([seed, 7])
+    calibrated = {head: (0.1 + 0.8 * p).round(6) for head, p in probabilities.items()}
+    thresholds = {head: points.uniform(0.3, 0.7, len(CLASSES)) for head in heads}
+    decided = {head: (calibrated[head] >= thresholds[head]).astype(float) for head in heads}
     for head, p in probabilities.items():
         metrics[head] = {name: _value(v) for name, v in head_scores(p, labels, "multilabel").items()}
         metrics[head]["classes"] = {
             name: {k: _value(v) for k, v in scores.items()}
             for name, scores in class_scores(p, labels, CLASSES, "multilabel").items()
         }
-    lines = ["slide,head," + ",".join(CLASSES) + ",label"]
+        at_point = head_scores(decided[head], labels, "multilabel")
+        metrics[head]["operating_point"] = {
+            **{name: _value(at_point[name]) for name in decided_scores("multilabel")},
+            "classes": {name: {"threshold": t} for name, t in zip(CLASSES, thresholds[head], strict=True)},
+        }
+    lines = [",".join(["slide", "head", *CLASSES, *(f"{name}_calibrated" for name in CLASSES), "decision", "label"])]
     for i in reversed(range(num_slides)):  # as a datalist may have them
         for head, p in probabilities.items():
-            lines.append(f"s{i:02d},{head},{','.join(f'{v:.9g}' for v in p[i])},{label_text(labels[i], CLASSES)}")
+            numbers = ",".join(f"{v:.9g}" for v in (*p[i], *calibrated[head][i]))
+            texts = (label_text(classes, CLASSES) for classes in (decided[head][i], labels[i]))
+            lines.append(",".join([f"s{i:02d}", head, numbers, *texts]))
     (folder / "predictions.csv").write_text("\n".join(lines) + "\n")
     phases = [{"heads": h, "epochs": 2, "seconds": 2.0 + seed, "parameters": 10} for h in PHASES[method]]
     best = {
@@ -49,12 +62,12 @@ def write_run(
     (folder / "metrics.json").write_text(json.dumps(metrics))
     (folder / "training.json").write_text(json.dumps({"method": method, "seed": seed, "phases": phases, "best": best}))
     if regions:
-        maps = [spec.name for spec in attention_maps(method, MAGNIFICATIONS)]
+        maps = attention_maps(method, MAGNIFICATIONS)
         found = [
-            Localisation(f"s{i:02d}", name, c, 9, 0.25, float(rng.random()), float(rng.random()), kind)
-            for i in range(2) for name in maps for kind in KINDS for c in CLASSES
+            Localisation(f"s{i:02d}", spec.name, c, 9, 0.25, float(rng.random()), float(rng.random()), kind)
+            for i in range(2) for spec in maps for kind in KINDS for c in CLASSES
         ]  # fmt: skip
-        (folder / "localisation.json").write_text(json.dumps(without_nan(localisation_summary(found, maps, CLASSES))))
+        write_localisation(folder, found, maps, CLASSES, 0, None)
     return probabilities, labels
 
 

@@ -45,6 +45,21 @@ def test_a_part_that_is_run_alone_replaces_its_own_rows_alone(tmp_path):
     assert "one line" not in text
 
 
+def test_a_command_that_is_tried_alone_stands_below_its_part_and_replaces_itself_alone(tmp_path):
+    page = tmp_path / "reliability.md"
+    page.write_text(PAGE)
+    tried = (("Kills", "equal"), ("Kills of a", "one"), ("Kills of b", "two"), ("Kills of a", "six"))
+    for about, outcome in tried:
+        counts = Counts(about=about)
+        counts.add(f"fault of {about}", outcome)
+        write_table(page, "kills", counts, ("kills",), beside=about != "Kills")
+    rows = [line for line in page.read_text().splitlines() if line.startswith("| fault of")]
+    told = [("Kills", "equal"), ("Kills of b", "two"), ("Kills of a", "six")]
+    assert rows == [f"| fault of {about} | 1 | 1 x {outcome} |" for about, outcome in told]
+    write_table(page, "kills", Counts(about="Kills"), ("kills",))
+    assert "fault of" not in page.read_text()
+
+
 def test_a_page_without_the_markers_is_left_as_it_is(tmp_path):
     page = tmp_path / "reliability.md"
     for text in ("# Reliability\n", f"{END}\n{BEGIN}\n", PAGE + PAGE):

@@ -6,7 +6,7 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
 import numpy as np
@@ -22,11 +22,14 @@ from scripts.core.errors import BundleError
 from scripts.core.files import output_folder
 from scripts.core.imported import IMPORTED
 from scripts.core.magnification import scale_names
+from scripts.core.ranks import is_first_rank, take_turns, wait_for_ranks
 from scripts.core.setting_checks import path as any_path
+from scripts.core.shards import gather_shards
 from scripts.datalists.cohort import DATALISTS, choose_cohort
 from scripts.datalists.labels import CLASS_NAMES
 from scripts.datalists.partitions import PARTITIONS
 from scripts.datalists.slide_files import as_on_disk
+from scripts.datalists.units import SLIDE
 from scripts.features.augmentation import count_views
 from scripts.features.encoding import Encoder
 from scripts.features.imported import refuse_imported
@@ -82,6 +85,7 @@ class CohortChecker:
         read_all: see :class:`scripts.checking.slides.SlideChecker`.
         num_workers: slides that are looked at at the same time; 0 is one.
         backbone: the encoder's name.
+        unit: what a bag of the run will be.
 
     Raises:
         SettingsError: if a setting has no such value.
@@ -104,6 +108,7 @@ class CohortChecker:
         read_all: bool = False,
         num_workers: int = 2,
         backbone: str = "",
+        unit: str = SLIDE,
     ) -> None:
         if backbone == IMPORTED:
             raise refuse_imported("`checking` looks at slides for an encoder", "`importing` checks imported features.")
@@ -113,7 +118,7 @@ class CohortChecker:
         self.output_dir, self.feature_dir = Path(output_dir), Path(feature_dir)
         self.task, self.class_names, self.positive_classes = task, class_names, positive_classes
         self.split_seed, self.leave_out = split_seed, leave_out
-        self.views, self.num_workers = views, num_workers
+        self.views, self.num_workers, self.unit = views, num_workers, unit
         self.check_slide = SlideChecker(bag_builder, class_names, min_rows, read_all)
 
     def run(self) -> list[Problem]:
@@ -136,8 +141,19 @@ class CohortChecker:
             self.positive_classes,
             self.split_seed,
             leave_out=self.leave_out,
+            unit=self.unit,
         )
         facts = self._look_at_slides(checked)
+        if not is_first_rank():
+            # The first rank reports for all, and ends this wait if a problem blocks.
+            wait_for_ranks()
+            return []
+        problems = self._report(checked, facts)
+        wait_for_ranks()
+        return problems
+
+    def _report(self, checked: CheckedList, facts: Sequence[SlideFacts]) -> list[Problem]:
+        """Measure the encoder, print and write; returns and raises as :meth:`run`."""
         duplicates = find_duplicates(facts, [slide.partition for slide in checked.slides])
         general = Problems(where=self.feature_dir)
         encoder = general.attempt("backbone", self.make_encoder)
@@ -163,22 +179,35 @@ class CohortChecker:
         return problems
 
     def _look_at_slides(self, checked: CheckedList) -> list[SlideFacts]:
+        """The facts of all slides, in order, on each rank; the ranks take slides from one queue."""
         slides = list(zip(checked.entries(), checked.slides, strict=True))
+        count, hidden = max(1, self.num_workers), not is_first_rank()
+        found: dict[int, SlideFacts] = {}
         with (
-            ThreadPoolExecutor(max(1, self.num_workers)) as threads,
-            tqdm(total=len(slides), unit="slide", desc="checking", dynamic_ncols=True) as bar,
+            ThreadPoolExecutor(count) as threads,
+            tqdm(total=len(slides), unit="slide", desc="checking", dynamic_ncols=True, disable=hidden) as bar,
         ):
-            looks = [threads.submit(self.check_slide, entry, slide.row.subject) for entry, slide in slides]
+            looks: dict[Future[SlideFacts], int] = {}
             try:
-                facts = []
-                for look in looks:
-                    facts.append(look.result())
-                    bar.update()
+                for index in take_turns(range(len(slides))):
+                    # As many as there are threads: another rank may have time for the next.
+                    while len(looks) >= count:
+                        self._collect(looks, found)
+                    bar.update(index - bar.n)
+                    entry, slide = slides[index]
+                    looks[threads.submit(self.check_slide, entry, slide.row.subject)] = index
+                while looks:
+                    self._collect(looks, found)
+                bar.update(len(slides) - bar.n)
             except BaseException:
                 # An interrupt does not wait for slides that are not begun.
                 threads.shutdown(wait=False, cancel_futures=True)
                 raise
-        return facts
+        return [fact for _, fact in sorted(gather_shards(list(found.items())), key=lambda pair: pair[0])]
+
+    def _collect(self, looks: dict[Future[SlideFacts], int], found: dict[int, SlideFacts]) -> None:
+        for look in wait(looks, return_when=FIRST_COMPLETED).done:
+            found[looks.pop(look)] = look.result()
 
     def _measure(
         self, encoder: Encoder, checked: CheckedList, facts: Sequence[SlideFacts], general: Problems

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from scripts.datalists.listed import ListedSlide, Listing, list_file, list_folde
 from scripts.datalists.partitions import PARTITIONS
 from scripts.datalists.patient_warnings import offered_patients, patient_warnings
 from scripts.datalists.patients import look_of, one_spelling
+from scripts.datalists.units import PATIENT, SLIDE, bags_of, label_problem
 
 __all__ = ["CheckedList", "check_datalist"]
 
@@ -57,6 +58,7 @@ def check_datalist(
     positive_classes: Sequence[str] | None = None,
     seed: int = 0,
     leave_out: Sequence[str] = (),
+    unit: str = SLIDE,
 ) -> CheckedList:
     """Check a datalist as :func:`scripts.datalists.datalist.load_datalist` reads it, and go on after each problem.
 
@@ -64,6 +66,7 @@ def check_datalist(
         datalist: a JSON or CSV file, or a ``.txt`` file with one slide a line; None for all slides of ``dataset_dir``.
         dataset_dir: the folder that paths start from, or a slide.
         task: as for :func:`scripts.datalists.datalist.load_datalist`, and so the others.
+        unit: what a bag of the run will be.
 
     Raises:
         DatalistError: if ``dataset_dir`` is no folder.
@@ -85,6 +88,8 @@ def check_datalist(
         understand(listing, task, class_names, positive, seed)
         listing.problems += _check_classes(kept, listing.source, output_names(task, class_names, positive))
         listing.problems += [Problem(WARNS, "patient", listing.source, *texts) for texts in patient_warnings(rows)]
+        if (problem := label_problem(_patients(kept), task, listing.source, unit)) is not None:
+            listing.problems.append(problem)
         offered = offered_patients(rows)
         # Those of the binary task may say no more than 0 or 1.
         own = "multilabel" if task == "binary" else task
@@ -116,6 +121,12 @@ def _check_classes(slides: Sequence[ListedSlide], source: str, names: Sequence[s
         if what := one_sided(labels, names):
             problems.append(Problem(WARNS, "class", where, what, ONE_SIDED_REMEDY, names=(partition,)))
     return problems
+
+
+def _patients(slides: Sequence[ListedSlide]) -> list[Mapping[str, object]]:
+    """The patients of the slides whose label is known."""
+    labelled = [slide for slide in slides if slide.label is not None]
+    return bags_of([{"slide": s.name, "patient": s.patient, "label": s.label} for s in labelled], PATIENT)
 
 
 def _check_spaces(slides: Sequence[ListedSlide], source: str) -> list[Problem]:

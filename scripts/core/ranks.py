@@ -35,6 +35,7 @@ __all__ = [
     "from_first_rank",
     "is_first_rank",
     "join",
+    "join_others",
     "leave",
     "num_ranks",
     "own_device",
@@ -153,6 +154,13 @@ def join(device: torch.device | str) -> None:
         rank=rank(),
         world_size=num_ranks(),
     )
+
+
+def join_others(device: torch.device | str) -> None:
+    """:func:`join` where there are several ranks, for a config that one process runs without a group, too."""
+    _refuse_tasks()
+    if num_ranks() > 1:
+        join(device)
 
 
 def leave() -> None:

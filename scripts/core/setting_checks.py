@@ -129,7 +129,7 @@ def threshold(key: str, value: Any) -> None:
         except ValueError:
             number = None
     if value not in ("f1", "youden") and not (_is_number(number) and 0 < number < 1):
-        remedy = "Give a number between 0 and 1, f1, youden, or the sensitivity that you need, as sensitivity=0.95."
+        remedy = "Give a number between 0 and 1, f1, youden, or a sensitivity between 0 and 1, as sensitivity=0.95."
         raise SettingsError(key, f"got {value!r}", remedy)
 
 

@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 
 from scripts.core.ranks import is_first_rank
 
-__all__ = ["ONE_SIDED_REMEDY", "balanced_weights", "one_sided", "warn_of_one_sided"]
+__all__ = ["FOLDS_REMEDY", "ONE_SIDED_REMEDY", "balanced_weights", "one_sided", "warn_of_one_sided"]
 
 ONE_SIDED_REMEDY = "Such a class cannot be learned or measured there: add slides, or choose other partitions."
+FOLDS_REMEDY = "Such a class cannot be learned or measured there: add slides, or choose another `split_seed`."
 
 logger = logging.getLogger(__name__)
 
@@ -50,9 +51,17 @@ def one_sided(labels: Sequence[NDArray[Any]], names: Sequence[str]) -> str:
     return "; ".join(f"{text} {', '.join(classes)}" for text, classes in found if classes)
 
 
-def warn_of_one_sided(names: Sequence[str], **partitions: Sequence[Mapping[str, Any]]) -> None:
-    """Warn of such classes, in one line for all partitions, on the first rank."""
+def warn_of_one_sided(
+    names: Sequence[str], partitions: Mapping[str, Sequence[Mapping[str, Any]]], remedy: str = ONE_SIDED_REMEDY
+) -> None:
+    """Warn of such classes, in one line for all partitions, on the first rank.
+
+    Args:
+        names: of the classes.
+        partitions: the entries of each, by name.
+        remedy: the next step.
+    """
     found = {name: one_sided([entry["label"] for entry in data], names) for name, data in partitions.items()}
     parts = [f"{name}: {text}" for name, text in found.items() if text]
     if parts and is_first_rank():
-        logger.warning("%s. %s", "; ".join(parts), ONE_SIDED_REMEDY)
+        logger.warning("%s. %s", "; ".join(parts), remedy)

@@ -13,12 +13,13 @@ from scripts.core.errors import DatalistError
 from scripts.core.imported import needs_slides
 from scripts.core.ranks import from_first_rank
 from scripts.core.tasks import get_task
-from scripts.datalists.classes import warn_of_one_sided
+from scripts.datalists.classes import FOLDS_REMEDY, warn_of_one_sided
 from scripts.datalists.datalist import list_labels, load_datalist, load_partition
 from scripts.datalists.folds import Folds, load_folds
 from scripts.datalists.label_files import as_entries
 from scripts.datalists.labels import output_names, resolve_positive_classes
 from scripts.datalists.slide_files import as_on_disk
+from scripts.datalists.units import SLIDE, bags_of, check_patients
 from scripts.synthetic.cohort import ensure_cohort
 
 __all__ = ["Cohort", "choose_cohort", "choose_slides"]
@@ -97,6 +98,7 @@ class Cohort:
         split_seed: of the split of a datalist without partitions, and of folds.
         leave_out: names of slides that are not used; the split stays as it is.
         backbone: the files of slides need not be there where features are imported.
+        unit: what a bag is, see :func:`scripts.datalists.units.bags_of`.
 
     Attributes:
         positive_classes: as they are used; ``None`` but in the binary task.
@@ -118,11 +120,12 @@ class Cohort:
         split_seed: int = 0,
         leave_out: Sequence[str] = (),
         backbone: str = "",
+        unit: str = SLIDE,
     ) -> None:
         self.positive_classes = resolve_positive_classes(task, class_names, positive_classes)
         self.output_names = output_names(task, class_names, self.positive_classes)
         self.logit_names = get_task(task).logit_names(self.output_names)
-        self.task, self.class_names = task, class_names
+        self.task, self.class_names, self.unit = task, class_names, unit
         self._place = (dataset_dir, datalist, bundle_root)
         self._split: dict[str, Any] = {"seed": split_seed, "leave_out": leave_out, "need_files": needs_slides(backbone)}
 
@@ -137,8 +140,13 @@ class Cohort:
         return self.place[1]
 
     def partition(self, *names: str) -> list[dict[str, Any]]:
-        """The entries of one or more partitions, see :func:`scripts.datalists.datalist.load_partition`."""
-        return [entry for name in names for entry in self._read(load_partition, name)]
+        """The entries of one or more partitions, see :func:`scripts.datalists.datalist.load_partition`.
+
+        Raises:
+            DatalistError: as that; or if a patient cannot be a bag, see
+                :func:`scripts.datalists.units.check_patients`.
+        """
+        return self._checked([entry for name in names for entry in self._read(load_partition, name)])
 
     def all_partitions(self) -> dict[str, list[dict[str, Any]]]:
         """The entries of each partition that there is, see :func:`scripts.datalists.datalist.load_datalist`."""
@@ -146,9 +154,15 @@ class Cohort:
         return load_datalist(file, folder, self.task, self.class_names, **self._options)
 
     def folds(self, number: int) -> Folds:
-        """The slides for cross-validation, see :func:`scripts.datalists.folds.load_folds`."""
+        """The slides for cross-validation, see :func:`scripts.datalists.folds.load_folds`.
+
+        Raises:
+            DatalistError: as that, or as :meth:`partition`.
+        """
         folder, file = self.place
-        return load_folds(file, folder, number, self.task, self.class_names, **self._options)
+        folds = load_folds(file, folder, number, self.task, self.class_names, **self._options)
+        self._checked(folds.entries)
+        return folds
 
     def labels(self, name: str) -> Any:
         """Names and labels of a partition whose files need not be there."""
@@ -169,11 +183,19 @@ class Cohort:
             names: partitions of the datalist.
             partitions: others, by name.
         """
-        warn_of_one_sided(self.output_names, **{name: self.partition(name) for name in names}, **partitions)
+        warn_of_one_sided(self.output_names, {**{name: self.partition(name) for name in names}, **partitions})
+
+    def warn_of_one_sided_folds(self, split: Folds) -> None:
+        """The same of folds: of the slides on which the weights of each are trained and chosen."""
+        warn_of_one_sided(self.output_names, split.parts("training", "validation"), FOLDS_REMEDY)
 
     @property
     def _options(self) -> dict[str, Any]:
         return {**self._split, "positive_classes": self.positive_classes}
+
+    def _checked(self, entries: Any) -> Any:
+        check_patients(bags_of(entries, self.unit), self.task)
+        return entries
 
     def _read(self, reader: Callable[..., Any], name: str) -> Any:
         folder, file = self.place

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from scripts.core.errors import BundleError, DatalistError, SettingsError, SlideError, mistake_in
 from scripts.core.files import output_folder
-from scripts.core.ranks import SharedCounter, from_first_rank, is_first_rank, num_ranks, wait_for_ranks
+from scripts.core.ranks import SharedCounter, from_first_rank, is_first_rank, num_ranks, take_turns, wait_for_ranks
 from scripts.core.repeats import Repeats, first_names
 
 __all__ = ["FailedSlides", "FailedSlidesError", "PassingSlides", "without"]
@@ -131,7 +131,8 @@ class FailedSlides:
 class PassingSlides(IterableDataset):
     """The results of a transform on slides, one by one with a progress bar, without the slides that fail in it.
 
-    It has no length, since nobody knows before how many pass.
+    It has no length, since nobody knows before how many pass. The ranks of ``torchrun`` take slides from one queue,
+    once all have begun.
 
     Args:
         data: the slides' entries.
@@ -143,12 +144,29 @@ class PassingSlides(IterableDataset):
 
     def __init__(self, data: Sequence[Mapping[str, Any]], transform: Callable, failures: FailedSlides) -> None:
         super().__init__(data, transform)
-        self.failures = failures
+        self.entries, self.failures = list(data), failures
+
+    @property
+    def order(self) -> list[str]:
+        """The names of all, in order."""
+        return [str(entry["slide"]) for entry in self.entries]
 
     def __iter__(self) -> Iterator[Any]:
+        # What an earlier run left is removed by then.
+        wait_for_ranks()
+        hidden, total = not is_first_rank(), len(self.entries)
+        bar = tqdm(desc=self.failures.step, total=total, unit=self.what, dynamic_ncols=True, disable=hidden)
         # No generator, which would keep a slide's features in memory while the next slide is encoded.
-        made = map(self._pass, tqdm(self.data, desc=self.failures.step, unit=self.what, dynamic_ncols=True))
+        made = map(self._pass, self._turns(bar))
         return filter(lambda item: item is not None, made)
+
+    def _turns(self, bar: tqdm) -> Iterator[Mapping[str, Any]]:
+        """The entries whose turn it is, while the bar shows how many of all have been taken."""
+        with bar:
+            for taken, entry in take_turns(list(enumerate(self.entries))):
+                bar.update(taken - bar.n)
+                yield entry
+            bar.update(len(self.entries) - bar.n)
 
     def _pass(self, entry: Mapping[str, Any]) -> Any:
         assert self.transform is not None

@@ -109,7 +109,7 @@ def resolve_positive_classes(
         raise SettingsError("positive_classes", f"got {list(positive_classes)!r}", "Name each class once.")
     if task != "binary":
         cause = f"got {list(positive_classes)!r}, and the {task} task sets no classes against others"
-        raise SettingsError("positive_classes", cause, "Set `task` to binary; or leave it out, or give [].")
+        raise SettingsError("positive_classes", cause, "Leave it out, or give []; it is for `task` binary.")
     return [name for name in class_names if name in chosen]
 
 
@@ -250,7 +250,7 @@ def _values(label: object, task: str, class_names: Sequence[str], indices: bool,
         words = _words(label)
         numbers = [number_in(word) for word in words]
         if None in numbers:
-            return _at_names(words, class_names, subject)
+            return _at_names(words, class_names, subject, ONE_WAY if is_exclusive else WAYS)
         if is_exclusive and len(words) == 1:
             return _at_indices(words, label, class_names, subject, ONE_WAY)
         if len(set(numbers)) < len(words):
@@ -264,7 +264,7 @@ def _values(label: object, task: str, class_names: Sequence[str], indices: bool,
         return words
     if isinstance(label, Sequence | np.ndarray):
         if len(label) and all(isinstance(value, str) and number_in(value) is None for value in label):
-            return _at_names(label, class_names, subject)
+            return _at_names(label, class_names, subject, ONE_WAY if is_exclusive else WAYS)
         # A line of a CSV file without a header has a list of its values.
         if is_exclusive and len(label) == 1 and number_in(label[0]) is not None:
             return _at_indices(_words(label[0]), label[0], class_names, subject, ONE_WAY)
@@ -277,11 +277,11 @@ def _words(label: str | int | float) -> list[str]:
     return [word.strip() for word in text.replace("|", ";").split(";") if word.strip()]
 
 
-def _at_names(names: Iterable[object], class_names: Sequence[str], subject: str) -> list[int]:
+def _at_names(names: Iterable[object], class_names: Sequence[str], subject: str, ways: str) -> list[int]:
     found = {spelling(str(name)) for name in names}
     known = [spelling(name) for name in class_names]
     if unknown := sorted(found.difference(known)):
-        remedy = f"The classes are: {', '.join(class_names)} (`class_names`). {WAYS}"
+        remedy = f"The classes are: {', '.join(class_names)} (`class_names`). {ways}"
         raise DatalistError(subject, f"unknown class {unknown[0]!r}", remedy)
     return [int(name in found) for name in known]
 

@@ -10,15 +10,25 @@ import numpy as np
 from monai.utils import CommonKeys
 from numpy.typing import NDArray
 
-from scripts.core.errors import DatalistError
 from scripts.core.ranks import is_first_rank
 from scripts.core.repeats import first_names
 from scripts.core.settings import check_settings
 from scripts.core.tasks import get_task
 from scripts.datalists.failures import without
 from scripts.datalists.patients import patients_known, patients_of
+from scripts.datalists.problems import BLOCKS, WARNS, Problem, raise_first
 
-__all__ = ["PATIENT", "SLIDE", "bags_of", "is_patient", "slides_in", "united_label", "warn_of_patients"]
+__all__ = [
+    "PATIENT",
+    "SLIDE",
+    "bags_of",
+    "check_patients",
+    "is_patient",
+    "label_problem",
+    "slides_in",
+    "united_label",
+    "warn_of_patients",
+]
 
 SLIDE, PATIENT = "slide", "patient"
 SLIDES = "slides"
@@ -73,35 +83,63 @@ def united_label(labels: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
     return np.max(np.stack([np.asarray(label) for label in labels]), axis=0)
 
 
-def warn_of_patients(bags: Sequence[Entry], task: str = "multilabel") -> None:
+def check_patients(bags: Sequence[Entry], task: str) -> None:
+    """Refuse patients whose slides differ in their class, where the task knows one class alone.
+
+    Args:
+        bags: of :func:`bags_of`.
+        task: one of :data:`scripts.core.tasks.TASKS`.
+
+    Raises:
+        DatalistError: if there are such patients.
+    """
+    if (problem := label_problem(bags, task, "unit patient")) is not None:
+        raise_first([problem])
+
+
+def warn_of_patients(bags: Sequence[Entry]) -> None:
     """Warn, on the first rank, where the bags of patients may not be what the user means.
 
     That is where no slide has a patient, and where slides of one patient differ in their label.
-
-    Raises:
-        DatalistError: if slides of one patient differ in their class, and the task knows one class alone.
     """
-    slides = [slide for bag in bags for slide in slides_in(bag)]
-    differ = [str(bag["slide"]) for bag in bags if len({_label_key(slide) for slide in slides_in(bag)}) > 1]
-    if differ and get_task(task).is_exclusive:
-        cause = f"slides of {len(differ)} patients have different classes ({first_names(differ)})"
-        raise DatalistError("unit patient", cause, f"Give all slides of a patient one class: `task` is {task}.")
     if not any(map(is_patient, bags)) or not is_first_rank():
         return
+    slides = [slide for bag in bags for slide in slides_in(bag)]
     if not patients_known(slides):
         logger.warning(
             "`unit` is patient, and no slide has a patient: each of the %d slides is a bag of its own. Add a column "
             "`patient` to the datalist.",
             len(slides),
         )
-    if differ:
-        logger.warning(
-            "slides of %d of %d patients have different labels (%s): each of these patients has every class that one "
-            "of their slides has. If a label is that of the patient, give it to all of their slides.",
-            len(differ),
-            len(bags),
-            first_names(differ),
-        )
+    if (problem := label_problem(bags, "multilabel", "unit patient")) is not None:
+        logger.warning("%s. %s", problem.what, problem.what_to_do)
+
+
+def label_problem(bags: Sequence[Entry], task: str, where: str, unit: str = PATIENT) -> Problem | None:
+    """What is wrong where slides of one patient differ in their label; ``None`` where none do.
+
+    With patients as bags it blocks where the task knows one class alone. With slides as bags it may be right.
+
+    Args:
+        bags: of patients.
+        task: one of :data:`scripts.core.tasks.TASKS`.
+        where: the datalist or the setting.
+        unit: what a bag is where these slides are used.
+    """
+    differ = [str(bag["slide"]) for bag in bags if len({_label_key(slide) for slide in slides_in(bag)}) > 1]
+    if not differ:
+        return None
+    severity, names = WARNS, first_names(differ)
+    what = f"slides of {len(differ)} of {len(bags)} patients have different labels ({names})"
+    remedy = "If a label is that of the patient, give it to all of their slides."
+    if unit == PATIENT and get_task(task).is_exclusive:
+        severity, what = BLOCKS, f"slides of {len(differ)} patients have different classes ({names})"
+        remedy = f"Give all slides of a patient one class: `task` is {task}."
+    elif unit == PATIENT:
+        what += ": each of these patients has every class that one of their slides has"
+    else:
+        remedy = f"That is right where each label is that of its slide. {remedy}"
+    return Problem(severity, "label", where, what, remedy, names=tuple(differ))
 
 
 def _bag(patient: str, slides: Sequence[Entry]) -> dict[str, Any]:

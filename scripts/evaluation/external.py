@@ -45,6 +45,7 @@ class Predictions:
         patients_known: whether any slide's patient is known.
         sha256: of the file from which they were read; empty where they were not.
         unit: what each of the n is: ``"slide"`` or ``"patient"``.
+        decided: ``[n, H, K]``, 1 for what is decided, and 0; ``None`` where that is not known.
     """
 
     slides: Sequence[str]
@@ -55,6 +56,7 @@ class Predictions:
     patients_known: bool
     sha256: str = ""
     unit: str = SLIDE
+    decided: Floats | None = None
 
     @property
     def num_patients(self) -> int | None:

@@ -16,7 +16,7 @@ from scripts.evaluation.confusion import class_confusion, decision_counts
 from scripts.evaluation.metrics import class_scores, head_scores
 from scripts.evaluation.patient_level import patient_predictions
 
-__all__ = ["RANKING_SCORES", "head_report", "operating_point_report"]
+__all__ = ["RANKING_SCORES", "decided_scores", "head_report", "operating_point_report"]
 
 Floats = NDArray[np.float64]
 
@@ -24,6 +24,11 @@ RANKING_SCORES = ("roc_auc", "average_precision")
 """Scores that no threshold changes."""
 # Of a curve's points: they are read off a picture.
 DIGITS = 6
+
+
+def decided_scores(task: str) -> list[str]:
+    """The names of a task's scores that an operating point may change."""
+    return [name for name in get_task(task).scores if name not in RANKING_SCORES]
 
 
 def head_report(
@@ -62,26 +67,27 @@ def head_report(
 
 def operating_point_report(
     p: Floats,
-    thresholds: Floats | None,
+    decided: Floats,
     y: Floats,
     class_names: Sequence[str],
     task: str,
     seed: int,
     patients: Sequence[str],
+    thresholds: Floats | None = None,
 ) -> dict[str, Any]:
-    """The same at the operating point; scores that no threshold changes are left out.
+    """The same at the operating point, or at that of each fold; scores that no threshold changes are left out.
 
     Args:
         p: calibrated probabilities ``[n, K]``.
-        thresholds: ``[K]``, from which on a probability is a positive decision; ``None`` where the task has none.
+        decided: ``[n, K]``, 1 for what is decided on them, and 0. The scores decide once more, on these.
         y: as in :func:`head_report`, and so are the others.
         class_names: see there.
         task: see there.
         seed: see there.
         patients: see there.
+        thresholds: ``[K]``, from which on a probability is a positive decision, to be reported with each class;
+            ``None`` where the task has none, or the slides have not the same.
     """
-    # The scores decide once more, on a probability of 1 for what is decided.
-    decided = get_task(task).decided(p, thresholds).astype(np.float64)
     bounds = bootstrap_interval(decided, y, task, seed=seed, patients=patients)
     classes = {}
     for k, (name, scores) in enumerate(_class_scores(decided, y, class_names, task, seed, patients).items()):

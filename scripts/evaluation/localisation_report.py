@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
@@ -38,7 +39,9 @@ from scripts.heatmaps.attention_maps import KINDS
 from scripts.heatmaps.bag_maps import BagMaps
 from scripts.networks.methods import MapSpec
 
-__all__ = ["LocalisationReport"]
+__all__ = ["FILES", "LocalisationReport", "read_localisation", "write_localisation"]
+
+FILES = ("localisation.json", "localisation.csv")
 
 COLUMNS = ("slide", "map", "kind", "class", "patches", "positive_share", "roc_auc", "average_precision")
 
@@ -109,7 +112,7 @@ class LocalisationReport:
 
     def _remove(self) -> None:
         # Files of an earlier evaluation do not belong to this one.
-        for name in ("localisation.json", "localisation.csv"):
+        for name in FILES:
             (self.output_dir / name).unlink(missing_ok=True)
 
     def _clear(self) -> None:
@@ -169,21 +172,75 @@ class LocalisationReport:
 
     def _write(self, engine: Engine, found: Sequence[Localisation]) -> None:
         assert self.summary_writer is not None
-        map_names = [spec.name for spec in self.maps]
-        summary = localisation_summary(found, map_names, list(self.values), self.seed, self.patients)
-        if not self.patients_known:
-            for of_class in (of_class for classes in summary.values() for of_class in classes.values()):
-                of_class["patients"] = None
+        of_patients = self.patients if self.patients_known else None
+        summary = write_localisation(self.output_dir, found, self.maps, list(self.values), self.seed, of_patients)
         self.summary_writer.add_text("localisation", localisation_tables(summary), 0)
         self.summary_writer.flush()
-        path = self.output_dir / "localisation.json"
-        write_json(path, without_nan(summary))
-        write_csv(path.with_suffix(".csv"), COLUMNS, map(_cells, found))
+        path = self.output_dir / FILES[0]
         slides = {one.slide for one in found}
         num_patients = len({self.patients[slide] for slide in slides})
         known = num_patients if self.patients_known else None
         engine.logger.info("wrote %s: %s", path, patients_text(len(slides), known))
         warn_of_few(num_patients, path)
+
+
+def write_localisation(
+    output_dir: Path,
+    found: Sequence[Localisation],
+    maps: Sequence[MapSpec],
+    class_names: Sequence[str],
+    seed: int,
+    patients: Mapping[str, str] | None,
+) -> dict[str, Any]:
+    """Write ``localisation.json`` and ``localisation.csv``.
+
+    Args:
+        output_dir: the folder.
+        found: of all slides.
+        maps: of the network.
+        class_names: what its maps are of.
+        seed: of the bootstrap.
+        patients: of the slides, by name; ``None`` where they are not known.
+
+    Returns:
+        What the first contains, undefined values as NaN.
+    """
+    summary = localisation_summary(found, [spec.name for spec in maps], class_names, seed, patients)
+    if patients is None:
+        for of_class in (of_class for classes in summary.values() for of_class in classes.values()):
+            of_class["patients"] = None
+    write_json(output_dir / FILES[0], without_nan(summary))
+    write_csv(output_dir / FILES[1], COLUMNS, map(_cells, found))
+    return summary
+
+
+def read_localisation(path: Path) -> list[Localisation]:
+    """Read a ``localisation.csv``.
+
+    Raises:
+        OSError: if it cannot be read.
+        LookupError: if it lacks a column.
+        ValueError: if it is damaged.
+    """
+
+    def number(cell: str) -> float:
+        return float(cell or "nan")
+
+    with open(path, newline="", encoding="utf-8") as file:
+        lines = list(csv.DictReader(file))
+    return [
+        Localisation(
+            line["slide"],
+            line["map"],
+            line["class"],
+            int(line["patches"]),
+            number(line["positive_share"]),
+            number(line["roc_auc"]),
+            number(line["average_precision"]),
+            line["kind"],
+        )
+        for line in lines
+    ]
 
 
 def _cells(one: Localisation) -> list[object]:

@@ -18,8 +18,15 @@ POOLINGS: dict[str, Callable[[Floats], Floats]] = {
     "maximum": lambda p: np.asarray(p.max(axis=0)),
 }
 """How the probabilities of a patient's slides become the patient's, by name."""
-POOLED = "the mean, or the maximum, of the probabilities of each patient's slides"
-"""What a table of such scores is headed by."""
+POOLED = (
+    "the mean, or the maximum, of the probabilities of each patient's slides; not at the operating point, which slides "
+    "decided, and which holds for neither (training with `unit: patient` finds one of patients)"
+)
+"""What a table of such scores is headed by.
+
+A threshold that finds 95% of slides does not find 95% of patients by these: the mean of several slides scatters less
+than one slide does, and their maximum rises with their number.
+"""
 
 
 def patient_predictions(

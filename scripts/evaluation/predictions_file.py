@@ -15,8 +15,10 @@ from scripts.core.errors import SettingsError
 from scripts.core.files import file_sha256
 from scripts.datalists.units import PATIENT, SLIDE
 from scripts.evaluation.external import Predictions
+from scripts.evaluation.label_texts import label_of_text
 from scripts.evaluation.metrics import check_predictions
-from scripts.evaluation.reports import PATIENT_NUMBER, label_of_text
+from scripts.evaluation.reports import PATIENT_NUMBER
+from scripts.weights.checkpoints import HeadwiseNetwork
 
 __all__ = ["internal_test", "read_predictions"]
 
@@ -57,6 +59,10 @@ def read_predictions(path: str | Path, heads: Sequence[str], class_names: Sequen
     for h in range(len(heads)):
         check_predictions(probabilities[:, h], labels, class_names=class_names)
     calibrated = [f"{name}_calibrated" for name in class_names]
+    has_decisions = "decision" in lines[0]  # else it is of version 0.3
+    decided = [
+        [label_of_text(line["decision"], class_names) for line in own] for own in of_head.values() if has_decisions
+    ]
     known = PATIENT_NUMBER in lines[0]
     return Predictions(
         slides=slides,
@@ -66,11 +72,16 @@ def read_predictions(path: str | Path, heads: Sequence[str], class_names: Sequen
         calibrated=numbers(calibrated) if calibrated[0] in lines[0] else None,
         patients_known=known,
         unit=unit,
+        decided=np.stack(decided, axis=1) if decided else None,
     )
 
 
 def internal_test(
-    internal: str | Path | None, output_dir: str | Path, class_names: Sequence[str], weights_sha256: Mapping[str, str]
+    internal: str | Path | None,
+    output_dir: str | Path,
+    class_names: Sequence[str],
+    network: HeadwiseNetwork,
+    heads: Sequence[str],
 ) -> Predictions | None:
     """The evaluation on the internal test, of the weights with which slides from elsewhere are to be evaluated.
 
@@ -78,11 +89,12 @@ def internal_test(
         internal: its ``output_dir``, or a file in it; ``None`` without one.
         output_dir: of the evaluation on slides from elsewhere.
         class_names: the classes of the weights.
-        weights_sha256: of the weights of each head, by the heads' names, in order.
+        network: with the weights.
+        heads: its heads' names, in order.
 
     Raises:
-        SettingsError: if it contains no evaluation, a damaged one, or one with other heads, classes or weights; or if
-            it would be overwritten.
+        SettingsError: if it contains no evaluation, a damaged one, or one with other heads, classes, weights or another
+            operating point; or if it would be overwritten.
     """
     if internal is None:
         return None
@@ -93,16 +105,21 @@ def internal_test(
         raise SettingsError(subject, "this evaluation would replace it", "Give another `output_dir`.")
     if not (folder / METRICS).is_file():
         raise SettingsError(subject, f"there is no {METRICS}", remedy)
-    heads = list(weights_sha256)
     try:
         metrics = json.loads((folder / METRICS).read_text("utf-8"))
         found = {key: list(of["classes"]) for key, of in metrics.items() if isinstance(of, dict) and "classes" in of}
-        for what, theirs, ours in (("heads", list(found), heads), ("classes", found.get(heads[0]), list(class_names))):
+        for what, theirs, ours in (
+            ("heads", list(found), list(heads)),
+            ("classes", found.get(heads[0]), list(class_names)),
+        ):
             if theirs != ours:
                 raise SettingsError(subject, f"its {what} are {theirs}, and those of the weights {ours}", remedy)
-        _check_weights(metrics.get("made_by", {}).get("weights_sha256"), weights_sha256, subject, remedy)
+        made_by = metrics.get("made_by", {})
+        _check_weights(made_by.get("weights_sha256"), network.weights_sha256(heads), subject, remedy)
         path = folder / PREDICTIONS
         read = read_predictions(path, heads, class_names)
+        if read.calibrated is not None:
+            _check_points(made_by.get("operating_point_sha256"), network.points_sha256(heads), subject)
         return Predictions(**{**vars(read), "sha256": file_sha256(path)})
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise SettingsError(subject, f"does not contain the results of an evaluation ({error!r})", remedy) from error
@@ -116,3 +133,12 @@ def _check_weights(theirs: Mapping[str, str] | None, ours: Mapping[str, str], su
         if theirs.get(head) != sha256:
             both = f"{str(theirs.get(head))[:12]}..., now {sha256[:12]}..."
             raise SettingsError(subject, f"is of other weights (SHA-256 of head {head}: {both})", remedy)
+
+
+def _check_points(theirs: Mapping[str, str | None] | None, ours: Mapping[str, str | None], subject: str) -> None:
+    """Calibrated probabilities of one operating point say nothing at the thresholds of another."""
+    if theirs is None:
+        logger.warning("%s: it does not say at which operating point it decided: whether at this is not known", subject)
+    elif dict(theirs) != dict(ours):
+        cause = "it decided at another operating point of these weights than they have now"
+        raise SettingsError(subject, cause, "Run `evaluating` on the internal test again, and name its `output_dir`.")

@@ -14,14 +14,15 @@ from monai.utils import CommonKeys
 from numpy.typing import NDArray
 
 from scripts.core.files import write_csv, write_json
-from scripts.core.ranks import is_first_rank
-from scripts.core.shards import dataset_size, gather_shards
+from scripts.core.ranks import is_first_rank, rank
+from scripts.core.shards import gather_results
 from scripts.core.tasks import get_task
 from scripts.datalists.patients import patients_known, patients_of
 from scripts.datalists.units import SLIDE, bags_of, slides_in
 from scripts.evaluation.bootstrap import patients_text, warn_of_few, warn_of_unknown
 from scripts.evaluation.external import EXTERNAL, Predictions, compare_with_internal, external_warnings
 from scripts.evaluation.head_report import head_report, operating_point_report
+from scripts.evaluation.label_texts import label_text
 from scripts.evaluation.score_texts import interval_text
 from scripts.evaluation.spread import spread_report
 
@@ -34,37 +35,12 @@ __all__ = [
     "PATIENT_NUMBER",
     "EvaluationReport",
     "PredictionReport",
-    "classes_text",
-    "label_of_text",
-    "label_text",
     "without_nan",
 ]
 
+PREDICTIONS = "predictions"
 PATIENT_NUMBER = "patient_number"
 """The column of predictions.csv that is the same for the slides of a patient; it does not say who that is."""
-
-
-def label_text(label: NDArray[Any], class_names: Sequence[str]) -> str:
-    """A label ``[K]`` as a datalist's CSV has it: the names of its classes joined by ``;``, or a 0 for each class.
-
-    Of one class, or of the binary task's one output, it is 0 or 1.
-    """
-    names = [name for name, value in zip(class_names, label, strict=True) if value > 0.5]
-    if len(class_names) == 1:
-        return str(len(names))
-    return ";".join(names or ["0"] * len(class_names))
-
-
-def classes_text(values: NDArray[Any], class_names: Sequence[str]) -> str:
-    """Decisions or a label ``[K]`` in words: classes with 0.5 or more; else ``none``, of one class ``not ...``."""
-    names = [name for name, value in zip(class_names, values, strict=True) if value >= 0.5]
-    return ", ".join(names) or ("none" if len(class_names) > 1 else f"not {class_names[0]}")
-
-
-def label_of_text(text: str, class_names: Sequence[str]) -> list[float]:
-    """The label ``[K]`` that :func:`label_text` wrote; up to version 0.3.0 that was names alone, or nothing."""
-    words = text.split(";")
-    return [float(name in words or (len(class_names) == 1 and text == "1")) for name in class_names]
 
 
 def without_nan(value: Any) -> Any:
@@ -91,8 +67,8 @@ class PredictionReport:
         class_names: the K classes' names.
         task: one of :data:`scripts.core.tasks.TASKS`, which says what is decided.
         key: of the probabilities in the evaluator's output.
-        write_seconds: how often the file is written meanwhile, and also when the run fails, for one rank alone;
-            ``None`` writes when the run is complete.
+        write_seconds: how often the file is written meanwhile, and also when the run fails; ranks other than the
+            first then write ``predictions.rank1.csv`` and so on, until the run is complete. ``None`` writes when it is.
         unit: what a line is of, and what its column is called: ``"slide"`` or ``"patient"``.
     """
 
@@ -128,6 +104,12 @@ class PredictionReport:
         # Should this run fail, those of an earlier one are not taken for its own.
         for name in self.files:
             (self.output_dir / name).unlink(missing_ok=True)
+        self._remove_parts()
+
+    def _remove_parts(self) -> None:
+        """Remove what ranks wrote of their own slides meanwhile."""
+        for path in self.output_dir.glob(f"{PREDICTIONS}.rank*.csv"):
+            path.unlink(missing_ok=True)
 
     def _clear(self) -> None:
         self.slides: list[str] = []
@@ -163,14 +145,14 @@ class PredictionReport:
         raise error
 
     def _end(self, engine: Engine) -> None:
-        total = dataset_size(engine)
-        self.slides = gather_shards(self.slides, total)
-        self.probabilities = gather_shards(self.probabilities, total)
-        self.calibrated = gather_shards(self.calibrated, total)
-        self.spread = gather_shards(self.spread, total)
-        self.labels = gather_shards(self.labels, total)
+        own = self.slides
+        self.slides = gather_results(own, own, engine)
+        collected: list[list[Any]] = [self.probabilities, self.calibrated, self.spread, self.labels]
+        for values in collected:
+            values[:] = gather_results(values if len(values) == len(own) else [], own, engine)
         if is_first_rank():
             self._write(engine)
+            self._remove_parts()
 
     def _write(self, engine: Engine) -> None:
         self._write_predictions()
@@ -197,7 +179,9 @@ class PredictionReport:
             *(["label"] if has_labels else []),
             *([PATIENT_NUMBER] if numbers else []),
         ]
-        write_csv(self.output_dir / "predictions.csv", columns, lines)
+        # Until the end each rank has its own slides.
+        name = f"{PREDICTIONS}.csv" if is_first_rank() else f"{PREDICTIONS}.rank{rank()}.csv"
+        write_csv(self.output_dir / name, columns, lines)
 
     def _patient_numbers(self) -> dict[str, int]:
         """The number of each slide's patient, by the slide's name; empty where patients are not known."""
@@ -291,11 +275,12 @@ class EvaluationReport(PredictionReport):
             if self.calibrated:
                 calibrated = np.stack(self.calibrated)[order, h]
                 thresholds = None if self.thresholds is None else self.thresholds[h]
-                report[head]["operating_point"] = operating_point_report(calibrated, thresholds, *given)
+                decided = self.kind.decided(calibrated, thresholds).astype(np.float64)
+                report[head]["operating_point"] = operating_point_report(calibrated, decided, *given, thresholds)
             if self.spread:
-                decided = np.stack([self._decided(i)[h] for i in order])
+                decisions = np.stack([self._decided(i)[h] for i in order])
                 of_head = np.stack(self.spread)[order, h]
-                report[head]["spread"] = spread_report(of_head, decided, labels, self.seed, patients)
+                report[head]["spread"] = spread_report(of_head, decisions, labels, self.seed, patients)
         calibrated = np.stack(self.calibrated)[order] if self.calibrated else None
         slides = [self.slides[i] for i in order]
         self._compare(Predictions(slides, patients, labels, probabilities, calibrated, self.patients_known))

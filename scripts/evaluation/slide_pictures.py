@@ -16,9 +16,9 @@ from scripts.bags.bag import BagBuilder
 from scripts.core.errors import SlideError
 from scripts.core.tasks import get_task
 from scripts.datalists.units import is_patient, slides_in
+from scripts.evaluation.label_texts import classes_text
 from scripts.evaluation.localisation import read_regions
 from scripts.evaluation.metrics import check_predictions
-from scripts.evaluation.reports import classes_text
 from scripts.heatmaps.attention_maps import KINDS
 from scripts.heatmaps.bag_maps import BagMaps, open_mapped
 from scripts.heatmaps.figures import PanelRow, panel

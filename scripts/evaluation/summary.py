@@ -11,7 +11,7 @@ from scripts.core.tasks import get_task
 from scripts.datalists.units import SLIDE
 from scripts.evaluation.bootstrap import UNKNOWN_PATIENTS, few_patients, patients_text
 from scripts.evaluation.external_tables import external_tables
-from scripts.evaluation.head_report import RANKING_SCORES
+from scripts.evaluation.head_report import decided_scores
 from scripts.evaluation.metrics import CLASS_SCORE_NAMES, SCORE_TITLES, score_names
 from scripts.evaluation.patient_level import POOLED
 from scripts.evaluation.score_texts import digits, interval_text
@@ -44,7 +44,7 @@ def summary(
     blocks = ["## Scores", f"{tested}; each score with its 95% interval, by a bootstrap over patients."]
     blocks.append(markdown_table(["head", *(SCORE_TITLES[name] for name in names)], rows))
     if "operating_point" in metrics[heads[0]]:
-        decided = [name for name in names if name not in RANKING_SCORES]
+        decided = decided_scores(settings["task"])
         rows = [[head, *(interval_text(metrics[head]["operating_point"][name]) for name in decided)] for head in heads]
         kind = get_task(settings["task"])
         rule = kind.decision if kind.is_exclusive else "decided at the thresholds of the weights"

@@ -47,4 +47,4 @@ class ComparedSlides:
         if self.split is None:
             self._cohort.warn_of_one_sided("training", "validation", "testing")
         else:
-            self._cohort.warn_of_one_sided(**self.split.parts("training", "validation"))
+            self._cohort.warn_of_one_sided_folds(self.split)

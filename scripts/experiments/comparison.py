@@ -13,7 +13,7 @@ from scripts.core.errors import BundleError, SettingsError
 from scripts.core.files import replacing
 from scripts.core.ranks import from_first_rank, is_first_rank
 from scripts.core.settings import check_settings
-from scripts.core.tasks import get_task
+from scripts.core.tasks import THRESHOLD, get_task
 from scripts.datalists.failures import without
 from scripts.datalists.folds import Folds
 from scripts.datalists.labels import output_names
@@ -26,7 +26,7 @@ from scripts.experiments.comparison_figure import choose_figure_slides, draw_pan
 from scripts.experiments.comparison_results import Run, compare, read_run
 from scripts.experiments.comparison_tables import comparison_tables, markdown, write_runs, write_summary
 from scripts.experiments.fold_datalists import check_banks, fold_settings, write_datalist
-from scripts.experiments.fold_results import pooled_run
+from scripts.experiments.fold_results import pooled_run, warn_of_points
 from scripts.experiments.trainings import Experiment, leaving_out, run_experiments
 from scripts.networks.methods import check_method, method_title
 from scripts.reports.page import figure_url, write_page
@@ -149,7 +149,8 @@ class Comparison:
             return lambda slide: experiments[method, self.seeds[0], fold_of[bag_of[slide]]]
 
         of_folds = [[found[method, seed, fold] for fold in folds] for method in self.methods for seed in self.seeds]
-        return self._write(of_folds, [tested_by(method) for method in self.methods], training_data, testing_data)
+        by_method = [tested_by(method) for method in self.methods]
+        return self._write(of_folds, by_method, training_data, testing_data, left_out)
 
     def _experiment(self, method: str, seed: int, fold: int | None, left_out: Sequence[str]) -> Experiment:
         name, folder = f"{method}, seed {seed}", self.output_dir / "runs" / method / f"seed_{seed}"
@@ -173,6 +174,7 @@ class Comparison:
         tested_by: Sequence[Callable[[str], Experiment]],
         training_data: Sequence[Mapping[str, Any]],
         testing_data: Sequence[Mapping[str, Any]],
+        left_out: Sequence[str] = (),
     ) -> str:
         """Write all files; returns the tables.
 
@@ -181,6 +183,7 @@ class Comparison:
             tested_by: see :func:`scripts.experiments.comparison_figure.draw_panels`.
             training_data: the entries to train on.
             testing_data: the entries that were tested.
+            left_out: names of slides that no run used.
         """
         task, path = self.settings["task"], self.output_dir / "comparison.md"
         folds = None if self.split is None else len(self.split.partitions)
@@ -220,6 +223,8 @@ class Comparison:
         )
         write_comparison(self.output_dir / "tensorboard", runs, text, figures, self.settings)
         print(text)
+        if self.split is not None:
+            warn_of_points(of_folds[0], self.split, self.settings.get("threshold", THRESHOLD), self.unit, left_out)
         warn_of_few(num_patients, path)
         if not known:
             warn_of_unknown(path)

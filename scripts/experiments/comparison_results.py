@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +15,30 @@ from scripts.core.errors import SettingsError
 from scripts.core.magnification import scale_names
 from scripts.datalists.units import SLIDE
 from scripts.evaluation.bootstrap import FEWEST_PATIENTS, PairedDifference, paired_difference
-from scripts.evaluation.localisation import localisation_key
+from scripts.evaluation.external import Predictions
+from scripts.evaluation.head_report import decided_scores
+from scripts.evaluation.localisation import Localisation, localisation_key
+from scripts.evaluation.localisation_report import FILES, read_localisation
 from scripts.evaluation.metrics import score_names
 from scripts.evaluation.predictions_file import read_predictions
 from scripts.heatmaps.attention_maps import KINDS
 from scripts.networks.methods import attention_maps, method_title, result_heads
 
-__all__ = ["MapRow", "Row", "Run", "compare", "read_run"]
+__all__ = ["Decisions", "MapRow", "Row", "Run", "compare", "localisation_scores", "read_run"]
 
 Floats = NDArray[np.float64]
 REFERENCE = ("mustmil", "global")
 MAP_SCORES = ("roc_auc", "average_precision")
+
+
+@dataclass(frozen=True)
+class Decisions:
+    """What a head decides on the n test slides at the operating point of its weights, or at those of folds."""
+
+    calibrated: Floats  # [n, K], probabilities
+    decided: Floats  # [n, K], 0 or 1
+    scores: Mapping[str, float]  # by score
+    thresholds: Mapping[str, float]  # by class; empty where the task has none, and of folds together
 
 
 @dataclass(frozen=True)
@@ -44,6 +57,9 @@ class Run:
     localisation: Mapping[str, Mapping[str, Mapping[str, float]]]
     fold: int | None = None  # from 1 up, of folds
     unit: str = SLIDE  # what the n are: with "patient" their names are those of patients
+    # By head; empty if the weights have no operating point.
+    decisions: Mapping[str, Decisions] = field(default_factory=dict)
+    localised: Sequence[Localisation] = ()  # each slide with regions, by map and class
 
     def phases_of(self, head: str) -> list[Mapping[str, Any]]:
         """The phases of training that a head needs: all of them, but SSMIL trains each scale apart."""
@@ -70,6 +86,9 @@ class Row:
     # How much better MuSTMIL's global head is; None for that head itself, and in comparisons without MuSTMIL. With
     # fewer than FEWEST_PATIENTS patients, its interval and p are NaN.
     behind: PairedDifference | None = None
+    # The same at the operating points; empty and None where not all weights have one.
+    decided: Mapping[str, Floats] = field(default_factory=dict)
+    decided_behind: PairedDifference | None = None
 
 
 @dataclass(frozen=True)
@@ -98,8 +117,8 @@ def read_run(folder: Path, method: str, seed: int, class_names: Sequence[str], f
             raise ValueError(f"training.json is of {training['method']} with seed {training['seed']}")
         metrics = json.loads((folder / "metrics.json").read_text("utf-8"))
         reports = {key: of for key, of in metrics.items() if isinstance(of, Mapping) and "classes" in of}
-        path = folder / "localisation.json"
-        localisation = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+        summary, table = (folder / name for name in FILES)
+        localisation = json.loads(summary.read_text("utf-8")) if summary.is_file() else {}
         predicted = read_predictions(folder / "predictions.csv", list(reports), class_names)
         for phase in training["phases"]:
             _number(phase["seconds"] + phase["parameters"])
@@ -112,17 +131,21 @@ def read_run(folder: Path, method: str, seed: int, class_names: Sequence[str], f
             scores={head: _scores(report) for head, report in reports.items()},
             classes={head: {c: _scores(report["classes"][c]) for c in class_names} for head, report in reports.items()},
             training=training,
-            localisation={
-                key: {name: _found(of_class) for name, of_class in of_map.items()}
-                for key, of_map in localisation.items()
-            },
+            localisation=localisation_scores(localisation),
             fold=fold,
             unit=predicted.unit,
+            decisions=_decisions(predicted, reports),
+            localised=read_localisation(table) if localisation else (),
         )
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise SettingsError(
             folder, f"does not hold the results of a run ({error})", "Delete the folder, and run the command again."
         ) from error
+
+
+def localisation_scores(summary: Mapping[str, Any]) -> dict[str, dict[str, dict[str, float]]]:
+    """What :func:`scripts.evaluation.localisation.localisation_summary` says, or its file, without the intervals."""
+    return {key: {name: _found(of_class) for name, of_class in of_map.items()} for key, of_map in summary.items()}
 
 
 def compare(
@@ -176,19 +199,28 @@ def compare(
         reference = _repeats(by_method[REFERENCE[0]], REFERENCE[1])
         own = [(patients or {}).get(slide, slide) for slide in runs[0].slides]
         lead = score_names(task)[1]
+        has_point = any(row.decided for row in rows if (row.method, row.head) == REFERENCE)
+
+        def difference(first: Floats, second: Floats) -> PairedDifference:
+            behind = paired_difference(first, second, runs[0].labels, task, lead, num_resamples, patients=own)
+            if len(set(own)) < FEWEST_PATIENTS:
+                behind = replace(behind, low=np.nan, high=np.nan, p_value=np.nan)
+            return behind
+
         for place, row in enumerate(rows):
             if (row.method, row.head) == REFERENCE:
                 continue
-            other = _repeats(by_method[row.method], row.head)
-            behind = paired_difference(reference, other, runs[0].labels, task, lead, num_resamples, patients=own)
-            if len(set(own)) < FEWEST_PATIENTS:
-                behind = replace(behind, low=np.nan, high=np.nan, p_value=np.nan)
-            rows[place] = replace(row, behind=behind)
+            rows[place] = replace(row, behind=difference(reference, _repeats(by_method[row.method], row.head)))
+            if row.decided and has_point:
+                both = (_decided(by_method[method], head) for method, head in (REFERENCE, (row.method, row.head)))
+                rows[place] = replace(rows[place], decided_behind=difference(*both))
     return rows, maps
 
 
 def _row(runs: Sequence[Run], head: str, task: str, class_names: Sequence[str]) -> Row:
     phases = runs[0].phases_of(head)
+    points = [run.decisions[head] for run in runs if head in run.decisions]
+    names = decided_scores(task) if len(points) == len(runs) else []
     return Row(
         method=runs[0].method,
         head=head,
@@ -201,6 +233,7 @@ def _row(runs: Sequence[Run], head: str, task: str, class_names: Sequence[str]) 
         seconds=np.array([run.seconds(head) for run in runs]),
         phases=len(phases),
         parameters=sum(phase["parameters"] for phase in phases),
+        decided={name: np.array([point.scores[name] for point in points]) for name in names},
     )
 
 
@@ -222,6 +255,22 @@ def _map_row(runs: Sequence[Run], map_name: str, kind: str, scale: str) -> MapRo
 
 def _repeats(runs: Sequence[Run], head: str) -> Floats:
     return np.stack([run.probabilities[head] for run in runs])  # [seeds, n, K]
+
+
+def _decided(runs: Sequence[Run], head: str) -> Floats:
+    return np.stack([run.decisions[head].decided for run in runs])  # [seeds, n, K]
+
+
+def _decisions(predicted: Predictions, reports: Mapping[str, Any]) -> dict[str, Decisions]:
+    """What evaluation says of each head at its operating point; nothing where the weights have none."""
+    found = {}
+    for h, (head, report) in enumerate(reports.items()):
+        if predicted.calibrated is None or predicted.decided is None:
+            return {}
+        point = report["operating_point"]
+        thresholds = {name: of["threshold"] for name, of in point["classes"].items() if "threshold" in of}
+        found[head] = Decisions(predicted.calibrated[:, h], predicted.decided[:, h], _scores(point), thresholds)
+    return found
 
 
 def _scores(report: Mapping[str, Any]) -> dict[str, float]:

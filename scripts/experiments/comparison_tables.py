@@ -11,15 +11,19 @@ from numpy.typing import NDArray
 
 from scripts.core.files import write_csv
 from scripts.core.markdown import markdown_table
-from scripts.evaluation.bootstrap import FEWEST_PATIENTS, patients_text
+from scripts.core.tasks import get_task
+from scripts.evaluation.bootstrap import FEWEST_PATIENTS, PairedDifference, patients_text
+from scripts.evaluation.head_report import decided_scores
 from scripts.evaluation.metrics import SCORE_TITLES, score_names
 from scripts.experiments.comparison_results import MAP_SCORES, MapRow, Row, Run
 
-__all__ = ["Table", "comparison_tables", "markdown", "write_runs", "write_summary"]
+__all__ = ["Table", "comparison_tables", "markdown", "point_caption", "write_runs", "write_summary"]
 
 SUMMARY_COLUMNS = (
     "method", "output", "class", "score", "mean", "sd", "trainings", "behind", "behind_low", "behind_high", "p_value",
 )  # fmt: skip
+OPERATING_POINT = "operating_point_"
+"""What the names of scores at the operating points begin with in CSV."""
 
 
 class Table(NamedTuple):
@@ -62,7 +66,7 @@ def comparison_tables(
     body = []
     for row in rows:
         cost = [str(row.phases), f"{row.parameters:,}", _mean_sd(row.seconds, digits=1)]
-        body.append([row.title, *(_mean_sd(row.scores[name]) for name in names), *_behind(row), *cost])
+        body.append([row.title, *(_mean_sd(row.scores[name]) for name in names), *_behind(row.behind), *cost])
     body.append(["class frequencies alone", *(_number(chance[name]) for name in names), *[""] * 5])
     intervals = "its interval and p come from a bootstrap over patients and trainings."
     if num_patients < FEWEST_PATIENTS:
@@ -74,7 +78,7 @@ def comparison_tables(
         f"{tested}, {len(seeds)} trainings of each method (seeds {', '.join(map(str, seeds))}): mean ± standard "
         f"deviation over trainings. The difference to MuSTMIL's global output is on the same slides; {intervals}"
     )
-    tables = [Table(caption, head, body)]
+    tables = [Table(caption, head, body), *_decided_table(rows, task, folds)]
     for score in ("f1", "roc_auc"):
         classes = list(rows[0].classes)
         body = [[row.title, *(_mean_sd(row.classes[name][score]) for name in classes)] for row in rows]
@@ -95,6 +99,24 @@ def comparison_tables(
     return tables
 
 
+def _decided_table(rows: Sequence[Row], task: str, folds: int | None) -> list[Table]:
+    """The scores at the operating points; none where some weights have none."""
+    if not all(row.decided for row in rows):
+        return []
+    names = list(rows[0].decided)
+    behind = f"behind MuSTMIL global in {SCORE_TITLES[score_names(task)[1]]} [95%]"
+    body = [[row.title, *(_mean_sd(row.decided[name]) for name in names), *_behind(row.decided_behind)] for row in rows]
+    caption = f"{point_caption(task, 'training' if folds is None else 'fold')}:"
+    return [Table(caption, ["output", *(SCORE_TITLES[name] for name in names), behind, "p"], body)]
+
+
+def point_caption(task: str, trained: str = "training") -> str:
+    """The caption of scores at the operating points that belong to each ``trained``."""
+    kind = get_task(task)
+    rule = kind.decision if kind.is_exclusive else "decided at its thresholds"
+    return f"The same at the operating point of each {trained}: calibrated on its validation slides, {rule}"
+
+
 def markdown(tables: Sequence[Table]) -> str:
     """The tables as Markdown, in columns that line up as plain text as well."""
     return "\n\n".join(text for t in tables for text in (t.caption, markdown_table(t.head, t.rows))) + "\n"
@@ -104,14 +126,18 @@ def write_summary(path: Path, rows: Sequence[Row], maps: Sequence[MapRow]) -> No
     """Write ``comparison.csv``: one line for each number of the tables, with its mean and standard deviation.
 
     ``output`` is a head, or the kind and name of a map; an empty ``class`` means all. The columns from ``behind`` on
-    are filled for the score in which methods are compared.
+    are filled for the score in which methods are compared. Scores at the operating points have names that begin with
+    :data:`OPERATING_POINT`.
     """
     lines: list[list[object]] = []
     for row in rows:
-        for index, (name, values) in enumerate(row.scores.items()):
-            b = row.behind if index == 1 else None
-            compared = [] if b is None else [f"{v:.6g}" for v in (b.difference, b.low, b.high, b.p_value)]
-            lines.append([row.method, row.head, "", name, *_spread(values), *compared])
+        lead = list(row.scores)[1]
+        found = [("", row.scores, row.behind), (OPERATING_POINT, row.decided, row.decided_behind)]
+        for prefix, scores, behind in found:
+            for name, values in scores.items():
+                b = behind if name == lead else None
+                compared = [] if b is None else [f"{v:.6g}" for v in (b.difference, b.low, b.high, b.p_value)]
+                lines.append([row.method, row.head, "", prefix + name, *_spread(values), *compared])
         for class_name, scores in row.classes.items():
             lines += [[row.method, row.head, class_name, name, *_spread(values)] for name, values in scores.items()]
         lines.append([row.method, row.head, "", "training_seconds", *_spread(row.seconds)])
@@ -126,18 +152,24 @@ def write_summary(path: Path, rows: Sequence[Row], maps: Sequence[MapRow]) -> No
 
 
 def write_runs(path: Path, runs: Sequence[Run], task: str) -> None:
-    """Write ``runs.csv``: one line for each run, of folds for each of them, and head: scores, time and best epoch."""
-    names = score_names(task)
+    """Write ``runs.csv``: one line for each run, of folds for each of them, and head: scores, time and best epoch.
+
+    Scores at the operating points have names that begin with :data:`OPERATING_POINT`.
+    """
+    names, of_points = score_names(task), decided_scores(task) if any(run.decisions for run in runs) else []
     has_folds = any(run.fold is not None for run in runs)
     lines = []
     for run in runs:
         for head, found in run.scores.items():
-            scores = ["" if np.isnan(found[name]) else f"{found[name]:.6g}" for name in names]
+            values = [found[name] for name in names]
+            values += [run.decisions[head].scores[name] if run.decisions else np.nan for name in of_points]
+            scores = ["" if np.isnan(value) else f"{value:.6g}" for value in values]
             best = run.training["best"][head]
             costs = [f"{best['validation_loss']:.6g}", best["epoch"], f"{run.seconds(head):.3f}"]
             lines.append([run.method, run.seed, *([run.fold] if has_folds else []), head, *scores, *costs])
     own = ["method", "seed", *(["fold"] if has_folds else []), "output"]
-    write_csv(path, [*own, *names, "validation_loss", "best_epoch", "training_seconds"], lines)
+    scored = [*names, *(OPERATING_POINT + name for name in of_points)]
+    write_csv(path, [*own, *scored, "validation_loss", "best_epoch", "training_seconds"], lines)
 
 
 def _spread(values: NDArray[np.float64]) -> list[object]:
@@ -158,9 +190,8 @@ def _number(value: float) -> str:
     return "-" if np.isnan(value) else f"{value:.3f}"
 
 
-def _behind(row: Row) -> tuple[str, str]:
+def _behind(b: PairedDifference | None) -> tuple[str, str]:
     """The difference with its interval, and p."""
-    b = row.behind
     if b is None:
         return "", ""
     if np.isnan(b.p_value):

@@ -13,6 +13,7 @@ from scripts.core.files import replacing, write_json
 from scripts.core.provenance import cohort_fingerprint
 from scripts.core.ranks import from_first_rank, is_first_rank
 from scripts.core.settings import check_settings
+from scripts.core.tasks import THRESHOLD
 from scripts.datalists.failures import without
 from scripts.datalists.folds import Folds
 from scripts.datalists.labels import output_names
@@ -20,13 +21,17 @@ from scripts.datalists.partitions import PARTITIONS
 from scripts.datalists.patients import patients_known, patients_of
 from scripts.datalists.units import SLIDE, bags_of
 from scripts.evaluation.bootstrap import warn_of_few, warn_of_unknown
+from scripts.evaluation.localisation import region_values
+from scripts.evaluation.localisation_report import FILES, write_localisation
 from scripts.evaluation.reports import without_nan
+from scripts.evaluation.summary import localisation_tables
 from scripts.experiments.board import write_cross_validation
 from scripts.experiments.comparison_results import Run, read_run
 from scripts.experiments.comparison_tables import markdown
 from scripts.experiments.fold_datalists import check_banks, fold_settings, views_of_folds, write_datalist
-from scripts.experiments.fold_results import fold_tables, pool, pooled_scores, spread
+from scripts.experiments.fold_results import fold_tables, pool, pooled_scores, spread, warn_of_points
 from scripts.experiments.trainings import Experiment, leaving_out, run_experiments
+from scripts.networks.methods import attention_maps
 
 __all__ = ["CrossValidation"]
 
@@ -38,9 +43,9 @@ logger = logging.getLogger(__name__)
 class CrossValidation:
     """Trains and evaluates once for each fold, with the shipped configs, and scores the slides of all folds together.
 
-    Writes ``predictions.csv``, ``cross_validation.json``, ``cross_validation.md`` and TensorBoard events into
-    ``output_dir``, and of each fold its datalist and its training into ``fold_<n>``, from 1 up. Finished folds are not
-    repeated; interrupted ones resume.
+    Writes ``predictions.csv``, ``cross_validation.json``, ``cross_validation.md``, where slides have regions
+    ``localisation.json`` and ``localisation.csv``, and TensorBoard events into ``output_dir``, and of each fold its
+    datalist and its training into ``fold_<n>``, from 1 up. Finished folds are not repeated; interrupted ones resume.
 
     Args:
         split: the slides in folds.
@@ -120,9 +125,10 @@ class CrossValidation:
     def _write(self, runs: Sequence[Run], left_out: Sequence[str]) -> str:
         """Write all files; returns the tables."""
         task, path = self.settings["task"], self.output_dir / "cross_validation.json"
+        rule = self.settings.get("threshold", THRESHOLD)
         entries = without(self.split.entries, left_out)
         patients, known = patients_of(entries), patients_known(entries)
-        pooled = pool(runs, patients_of(bags_of(entries, self.unit)))
+        pooled = pool(runs, task, patients_of(bags_of(entries, self.unit)))
         num_patients = len(set(pooled.patients))
         folds = []
         for fold, run in enumerate(runs):
@@ -130,7 +136,8 @@ class CrossValidation:
             sizes = {"slides": {name: len(of_part) for name, of_part in slides.items()}, "patients": None}
             if known:
                 sizes["patients"] = {name: len({patients[s] for s in of_part}) for name, of_part in slides.items()}
-            folds.append({"fold": fold + 1, **sizes, "scores": run.scores})
+            points = {head: {"scores": of.scores, "thresholds": of.thresholds} for head, of in run.decisions.items()}
+            folds.append({"fold": fold + 1, **sizes, "scores": run.scores, "operating_point": points})
         heads = pooled_scores(pooled, task, self.class_names, self.settings["seed"])
         content = {
             "heads": {head: {"pooled": heads[head], "folds": spread(runs, head, task)} for head in heads},
@@ -139,15 +146,30 @@ class CrossValidation:
             "patients": num_patients if known else None,
             "made_by": {**self.made_by, "data": cohort_fingerprint(tested=entries)},
         }
-        text = markdown(fold_tables(content, task))
-        pooled.write(self.output_dir / "predictions.csv", self.class_names)
+        text = markdown(fold_tables(content, task)) + self._localisation(runs, patients if known else None)
+        pooled.write(self.output_dir / "predictions.csv", self.class_names, task)
         with replacing(path.with_suffix(".md")) as part:
             part.write_text(text, encoding="utf-8")
         write_cross_validation(self.output_dir / "tensorboard", runs, text)
         write_json(path, without_nan(content))
         print(text)
+        warn_of_points(runs, self.split, rule, self.unit, left_out)
         warn_of_few(num_patients, path)
         if not known:
             warn_of_unknown(path)
         logger.info("wrote the cross-validation into %s", self.output_dir)
         return text
+
+    def _localisation(self, runs: Sequence[Run], patients: Mapping[str, str] | None) -> str:
+        """Write where the maps of all folds look; returns the table, or nothing where no slide has regions."""
+        found = [one for run in runs for one in run.localised]
+        if not found:
+            for name in FILES:  # those of an earlier call
+                (self.output_dir / name).unlink(missing_ok=True)
+            return ""
+        settings = self.settings
+        names = region_values(settings["task"], settings["class_names"], settings.get("positive_classes"))
+        maps = attention_maps(settings["method"], settings["magnifications"])
+        summary = write_localisation(self.output_dir, found, maps, list(names), settings["seed"], patients)
+        tested = "Heatmaps, those of each slide by the network that has not seen its patient."
+        return f"\n{tested}\n{localisation_tables(summary)}"

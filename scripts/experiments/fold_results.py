@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -13,18 +14,24 @@ from numpy.typing import NDArray
 
 from scripts.core.errors import SettingsError
 from scripts.core.files import write_csv
+from scripts.core.tasks import get_task
+from scripts.datalists.folds import Folds
 from scripts.datalists.partitions import PARTITIONS
-from scripts.datalists.units import SLIDE
+from scripts.datalists.units import SLIDE, bags_of
 from scripts.evaluation.bootstrap import patients_text
-from scripts.evaluation.head_report import head_report
+from scripts.evaluation.head_report import decided_scores, head_report, operating_point_report
+from scripts.evaluation.label_texts import label_text
+from scripts.evaluation.localisation import localisation_summary
 from scripts.evaluation.metrics import SCORE_TITLES, class_scores, head_scores, score_names
-from scripts.evaluation.reports import label_text
-from scripts.experiments.comparison_results import Run
-from scripts.experiments.comparison_tables import Table
+from scripts.experiments.comparison_results import Decisions, Run, localisation_scores
+from scripts.experiments.comparison_tables import Table, point_caption
+from scripts.weights.operating_point import points_warning
 
-__all__ = ["Pooled", "fold_tables", "pool", "pooled_run", "pooled_scores", "spread"]
+__all__ = ["Pooled", "fold_tables", "pool", "pooled_run", "pooled_scores", "spread", "warn_of_points"]
 
 Floats = NDArray[np.float64]
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -40,22 +47,34 @@ class Pooled:
     labels: Floats  # [n, K], 0 or 1
     probabilities: Mapping[str, Floats]  # by head: [n, K]
     unit: str = SLIDE
+    # By head, at the operating point of each slide's fold; empty if the weights of a fold have none.
+    decisions: Mapping[str, Decisions] = field(default_factory=dict)
 
-    def write(self, path: Path, class_names: Sequence[str]) -> None:
-        """Write ``predictions.csv``: slide or patient, head, fold, one probability a class, and the label."""
-        lines = [
-            [slide, head, fold, *(f"{p:.9g}" for p in of_head[i]), label_text(self.labels[i], class_names)]
-            for i, (slide, fold) in enumerate(zip(self.slides, self.folds, strict=True))
-            for head, of_head in self.probabilities.items()
-        ]
-        write_csv(path, [self.unit, "head", "fold", *class_names, "label"], lines)
+    def write(self, path: Path, class_names: Sequence[str], task: str) -> None:
+        """Write ``predictions.csv``: slide or patient, head, fold, one probability a class, the decision, the label.
+
+        Where the weights of all folds have an operating point, each class has a calibrated probability as well, and the
+        decision is that on these.
+        """
+        lines: list[list[object]] = []
+        decide = get_task(task).decided
+        for i, (slide, fold) in enumerate(zip(self.slides, self.folds, strict=True)):
+            for head, of_head in self.probabilities.items():
+                point = self.decisions.get(head)
+                values = [*of_head[i], *([] if point is None else point.calibrated[i])]
+                decided = decide(of_head[i]) if point is None else point.decided[i]
+                texts = (label_text(classes, class_names) for classes in (decided, self.labels[i]))
+                lines.append([slide, head, fold, *(f"{p:.9g}" for p in values), *texts])
+        calibrated = [f"{name}_calibrated" for name in class_names if self.decisions]
+        write_csv(path, [self.unit, "head", "fold", *class_names, *calibrated, "decision", "label"], lines)
 
 
-def pool(runs: Sequence[Run], patients: Mapping[str, str] = MappingProxyType({})) -> Pooled:
+def pool(runs: Sequence[Run], task: str, patients: Mapping[str, str] = MappingProxyType({})) -> Pooled:
     """Put the predictions of all folds together.
 
     Args:
         runs: of the folds, in order.
+        task: one of :data:`scripts.core.tasks.TASKS`.
         patients: the patient of each slide, by its name, or of each patient with ``unit`` patient; a slide without one
             is a patient of its own.
 
@@ -71,23 +90,38 @@ def pool(runs: Sequence[Run], patients: Mapping[str, str] = MappingProxyType({})
     folds = [fold for fold, run in enumerate(runs, start=1) for _ in run.slides]
     # The bootstrap resamples rows: their order must not depend on the folds'.
     order = np.argsort(slides)
+    labels = np.concatenate([run.labels for run in runs])[order]
+
+    def together(of_runs: Iterable[Floats]) -> Floats:
+        return np.concatenate(list(of_runs))[order]
+
+    decisions = {}
+    lacking = [str(fold) for fold, run in enumerate(runs, start=1) if not run.decisions]
+    if lacking:
+        rule = get_task(task).decision if get_task(task).is_exclusive else "decisions are at 0.5"
+        logger.warning("the weights of fold %s have no operating point: %s", ", ".join(lacking), rule)
+    for head in () if lacking else runs[0].decisions:
+        points = [run.decisions[head] for run in runs]
+        decided = together(point.decided for point in points)
+        scores = {
+            name: score for name, score in head_scores(decided, labels, task).items() if name in decided_scores(task)
+        }
+        decisions[head] = Decisions(together(point.calibrated for point in points), decided, scores, {})
     return Pooled(
         slides=[slides[i] for i in order],
         folds=[folds[i] for i in order],
         patients=[patients.get(slides[i], slides[i]) for i in order],
-        labels=np.concatenate([run.labels for run in runs])[order],
-        probabilities={
-            head: np.concatenate([run.probabilities[head] for run in runs])[order] for head in runs[0].probabilities
-        },
+        labels=labels,
+        probabilities={head: together(run.probabilities[head] for run in runs) for head in runs[0].probabilities},
         unit=runs[0].unit,
+        decisions=decisions,
     )
 
 
 def pooled_run(runs: Sequence[Run], task: str, class_names: Sequence[str]) -> Run:
     """The folds of one method and seed as one run, in which each slide is tested once.
 
-    All slides are scored together. Localisation is the mean over the folds, weighted by the slides of the class in
-    each; the time is that of all folds.
+    All slides are scored together, and so is where maps look; the time is that of all folds.
 
     Args:
         runs: of the folds, in order.
@@ -97,10 +131,9 @@ def pooled_run(runs: Sequence[Run], task: str, class_names: Sequence[str]) -> Ru
     Raises:
         SettingsError: if a slide was tested in two folds.
     """
-    pooled, first = pool(runs), runs[0]
+    pooled, first = pool(runs, task), runs[0]
     of_phases = zip(*(run.training["phases"] for run in runs), strict=True)
     phases = [{**of_fold[0], "seconds": sum(phase["seconds"] for phase in of_fold)} for of_fold in of_phases]
-    keys = [key for key in first.localisation if all(key in run.localisation for run in runs)]
     return replace(
         first,
         slides=tuple(pooled.slides),
@@ -109,27 +142,26 @@ def pooled_run(runs: Sequence[Run], task: str, class_names: Sequence[str]) -> Ru
         scores={head: head_scores(p, pooled.labels, task) for head, p in pooled.probabilities.items()},
         classes={head: class_scores(p, pooled.labels, class_names, task) for head, p in pooled.probabilities.items()},
         training={**first.training, "phases": phases},
-        localisation={key: _mean_over_folds([run.localisation[key] for run in runs]) for key in keys},
+        localisation=_localisation(runs),
         fold=None,
+        decisions=pooled.decisions,
     )
 
 
-def _mean_over_folds(maps: Sequence[Mapping[str, Mapping[str, float]]]) -> dict[str, dict[str, float]]:
-    """The localisation of one map, by class and score, of each fold."""
-    found: dict[str, dict[str, float]] = {}
-    for name in maps[0]:
-        of_class = [of_fold[name] for of_fold in maps if of_fold[name]["slides"] > 0]
-        weights = [one["slides"] for one in of_class]
-        found[name] = {
-            score: float(np.average([one[score] for one in of_class], weights=weights)) if weights else np.nan
-            for score in maps[0][name]
-        }
-        found[name]["slides"] = float(sum(weights))
-    return found
+def _localisation(runs: Sequence[Run]) -> dict[str, dict[str, dict[str, float]]]:
+    """How well the maps of all folds find the regions, each slide's by the network that has not seen it."""
+    found = [one for run in runs for one in run.localised]
+    if not found:
+        return {}
+    classes = next(of_class for run in runs for of_class in run.localisation.values())
+    names = [name for name in classes if name != "all"]
+    return localisation_scores(localisation_summary(found, list(dict.fromkeys(one.map_name for one in found)), names))
 
 
 def pooled_scores(pooled: Pooled, task: str, class_names: Sequence[str], seed: int = 0) -> dict[str, Any]:
     """For each head what ``metrics.json`` has of it (:class:`scripts.evaluation.reports.EvaluationReport`), with NaN.
+
+    Its ``operating_point`` is that of each slide's fold, so its classes have no ``threshold``.
 
     Args:
         pooled: the predictions.
@@ -138,18 +170,53 @@ def pooled_scores(pooled: Pooled, task: str, class_names: Sequence[str], seed: i
         seed: of the bootstrap over patients.
     """
     given = pooled.labels, class_names, task, seed, pooled.patients
-    return {head: head_report(p, *given) for head, p in pooled.probabilities.items()}
+    report = {head: head_report(p, *given) for head, p in pooled.probabilities.items()}
+    for head, point in pooled.decisions.items():
+        report[head]["operating_point"] = operating_point_report(point.calibrated, point.decided, *given)
+    return report
 
 
-def spread(runs: Sequence[Run], head: str, task: str) -> dict[str, dict[str, float]]:
-    """The mean and the standard deviation of each score over the folds in which it is defined; NaN without enough."""
-    found = {}
-    for name in score_names(task):
-        values = np.array([run.scores[head][name] for run in runs])
-        values = values[~np.isnan(values)]
-        mean = float(values.mean()) if values.size else np.nan
-        found[name] = {"mean": mean, "sd": float(values.std(ddof=1)) if values.size > 1 else np.nan}
+def spread(runs: Sequence[Run], head: str, task: str) -> dict[str, Any]:
+    """The mean and the standard deviation of each score over the folds in which it is defined; NaN without enough.
+
+    Where the weights of all folds have an operating point, ``operating_point`` has the same of the scores at it.
+    """
+    found: dict[str, Any] = {name: _spread([run.scores[head][name] for run in runs]) for name in score_names(task)}
+    if all(run.decisions for run in runs):
+        points = [run.decisions[head].scores for run in runs]
+        found["operating_point"] = {name: _spread([of[name] for of in points]) for name in decided_scores(task)}
     return found
+
+
+def _spread(scores: Sequence[float]) -> dict[str, float]:
+    values = np.array(scores)
+    values = values[~np.isnan(values)]
+    mean = float(values.mean()) if values.size else np.nan
+    return {"mean": mean, "sd": float(values.std(ddof=1)) if values.size > 1 else np.nan}
+
+
+def warn_of_points(
+    runs: Sequence[Run], split: Folds, rule: float | str, unit: str = SLIDE, left_out: Sequence[str] = ()
+) -> None:
+    """Warn of thresholds that too few validation slides of a fold decided; see their own logs for the numbers of each.
+
+    Args:
+        runs: of the folds, in order.
+        split: the folds.
+        rule: of the thresholds.
+        unit: what a bag is.
+        left_out: names of slides that no fold used.
+    """
+    points = {}
+    for fold, run in enumerate(runs):
+        labels = [bag["label"] for bag in bags_of(split.part(fold, "validation"), unit, left_out)]
+        for head, point in run.decisions.items():
+            # Exclusive classes have none.
+            counts = zip(point.thresholds.items(), np.sum(labels, axis=0), strict=True) if point.thresholds else ()
+            classes = {name: {"threshold": value, "positives": int(number)} for (name, value), number in counts}
+            points[f"fold {fold + 1}, {head}"] = {"rule": rule, "slides": len(labels), "classes": classes}
+    if (text := points_warning(points)) is not None:
+        logger.warning("operating points of folds: %s", text)
 
 
 def fold_tables(content: Mapping[str, Any], task: str) -> list[Table]:
@@ -169,7 +236,16 @@ def fold_tables(content: Mapping[str, Any], task: str) -> list[Table]:
     body = [[head, *(_interval(of["pooled"][name]) for name in names)] for head, of in heads.items()]
     tables = [Table(caption, ["output", *titles], body)]
     body = [[head, *(_mean_sd(of["folds"][name]) for name in names)] for head, of in heads.items()]
-    tables.append(Table("Each fold scored alone, mean ± standard deviation over folds:", ["output", *titles], body))
+    alone = "Each fold scored alone, mean ± standard deviation over folds"
+    tables.append(Table(f"{alone}:", ["output", *titles], body))
+    if all("operating_point" in of["pooled"] for of in heads.values()):
+        decided = decided_scores(task)
+        columns, caption = ["output", *(SCORE_TITLES[name] for name in decided)], point_caption(task, "fold")
+        points = {head: (of["pooled"]["operating_point"], of["folds"]["operating_point"]) for head, of in heads.items()}
+        body = [[head, *(_interval(pooled[name]) for name in decided)] for head, (pooled, _) in points.items()]
+        tables.insert(1, Table(f"{caption}. All slides scored together:", columns, body))
+        body = [[head, *(_mean_sd(of_folds[name]) for name in decided)] for head, (_, of_folds) in points.items()]
+        tables.append(Table(f"{alone}, at its operating point:", columns, body))
     classes = list(next(iter(heads.values()))["pooled"]["classes"])
     for name in ("f1", "roc_auc") if len(classes) > 1 else ():
         body = [[head, *(_interval(of["pooled"]["classes"][c][name]) for c in classes)] for head, of in heads.items()]
@@ -184,6 +260,13 @@ def fold_tables(content: Mapping[str, Any], task: str) -> list[Table]:
     tables.append(
         Table(caption, ["fold", *(f"{name} slides" for name in PARTITIONS), "patients tested", *titles], body)
     )
+    thresholds = [fold["operating_point"].get(lead, {}).get("thresholds", {}) for fold in folds]
+    if all(thresholds) and any(of_fold != thresholds[0] for of_fold in thresholds):
+        body = [
+            [str(fold["fold"]), *(_number(of_fold[name]) for name in classes)]
+            for fold, of_fold in zip(folds, thresholds, strict=True)
+        ]
+        tables.append(Table(f"Each fold: the thresholds of output {lead}:", ["fold", *classes], body))
     return tables
 
 

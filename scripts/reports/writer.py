@@ -18,10 +18,11 @@ from scripts.core.imported import IMPORTED
 from scripts.core.magnification import scale_names
 from scripts.core.ranks import is_first_rank
 from scripts.core.settings import check_settings
-from scripts.core.shards import dataset_size, gather_shards
+from scripts.core.shards import gather_results
 from scripts.core.tasks import get_task
 from scripts.datalists.failures import FailedSlides
-from scripts.evaluation.reports import EvaluationReport, classes_text
+from scripts.evaluation.label_texts import classes_text
+from scripts.evaluation.reports import EvaluationReport
 from scripts.heatmaps.attention_maps import KINDS
 from scripts.heatmaps.legend import Title
 from scripts.heatmaps.mapped_slides import MappedSlide, MappedSlides
@@ -125,8 +126,9 @@ class ReportWriter:
             remove_other_pictures(self.output_dir, [])
 
     def _clear(self) -> None:
-        # One list for each bag in turn, of its slides.
+        # One list for each bag in turn, of its slides, and the bags' names.
         self.rows: list[list[dict[str, Any]]] = []
+        self.names: list[str] = []
 
     def _show(self, engine: Engine) -> None:
         state: Any = engine.state
@@ -134,6 +136,7 @@ class ReportWriter:
             probabilities = output[self.key].float().cpu().numpy()
             names = self.mapped.slides_of(item)
             rows = [self._shown(name, item, index, probabilities) for index, name in enumerate(names)]
+            self.names.append(str(item["slide"]))
             self.rows.append([row | self._decided(output) for row in rows if row is not None])
 
     def _shown(
@@ -221,7 +224,7 @@ class ReportWriter:
         return galleries
 
     def _end(self, engine: Engine) -> None:
-        self.slides = [row for of_bag in gather_shards(self.rows, dataset_size(engine)) for row in of_bag]
+        self.slides = [row for of_bag in gather_results(self.rows, self.names, engine) for row in of_bag]
         if is_first_rank():
             path = self.output_dir / PAGE
             write_page(path, **self._content())

@@ -26,7 +26,7 @@ from scripts.synthetic.marker import SOFTWARE
 from scripts.synthetic.shapes import BASE_MPP
 from scripts.synthetic.tissue import CLASSES, MASK_STEP_PX, background, draw_tissue, sample_stain
 
-__all__ = ["CLASSES", "PARTITIONS", "SlidePlan", "ensure_cohort", "make_cohort", "plan_cohort"]
+__all__ = ["CLASSES", "PARTITIONS", "SlidePlan", "ensure_cohort", "make_cohort", "make_slides", "plan_cohort"]
 
 PARTITIONS = ("training", "validation", "testing")
 LEVEL_STEP = 4
@@ -94,14 +94,10 @@ def plan_cohort(num_slides: int = 40, seed: int = 0) -> list[SlidePlan]:
 
 
 def make_cohort(dataset_dir: str | Path, num_slides: int = 40, seed: int = 0, num_workers: int = 2) -> Path:
-    """Make slides, their ground-truth regions and their datalist, whose path is returned.
-
-    The datalist is written last, so a folder that has one contains a complete cohort. The same ``num_slides`` and
-    ``seed`` give the same files, byte by byte.
+    """Make a planned cohort (:func:`plan_cohort`, :func:`make_slides`); returns the path of its datalist.
 
     Args:
-        dataset_dir: gets ``slides/*.tiff``, ``masks/*.png`` (8 um/px; 0 for none, class index + 1) and
-            ``datalist.json``.
+        dataset_dir: gets the files.
         num_slides: at least 1.
         seed: of everything that is random.
         num_workers: processes that make slides.
@@ -110,9 +106,27 @@ def make_cohort(dataset_dir: str | Path, num_slides: int = 40, seed: int = 0, nu
         SettingsError: if ``num_slides`` or ``num_workers`` is below 1, ``seed`` below 0, or the folder cannot be
             written to.
     """
+    return make_slides(dataset_dir, plan_cohort(num_slides, seed), seed, num_workers)
+
+
+def make_slides(dataset_dir: str | Path, plans: Sequence[SlidePlan], seed: int = 0, num_workers: int = 2) -> Path:
+    """Make the slides of plans, their ground-truth regions and their datalist, whose path is returned.
+
+    The datalist is written last, so a folder that has one contains a complete cohort. The same plans and ``seed`` give
+    the same files, byte by byte.
+
+    Args:
+        dataset_dir: gets ``slides/*.tiff``, ``masks/*.png`` (8 um/px; 0 for none, class index + 1) and
+            ``datalist.json``.
+        plans: of slides whose names differ, each with one to three classes.
+        seed: of everything that is random in a slide.
+        num_workers: processes that make slides.
+
+    Raises:
+        SettingsError: if ``num_workers`` is below 1, or the folder cannot be written to.
+    """
     if num_workers < 1:
         raise SettingsError("num_workers", f"got {num_workers}", "Give 1 or more.")
-    plans = plan_cohort(num_slides, seed)
     root = Path(dataset_dir)
     datalist = root / "datalist.json"
     datalist.unlink(missing_ok=True)
@@ -120,7 +134,7 @@ def make_cohort(dataset_dir: str | Path, num_slides: int = 40, seed: int = 0, nu
     # A fresh process each, because a forked one may inherit locked threads of OpenCV or torch.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(num_workers, mp_context=context, initializer=cv2.setNumThreads, initargs=(1,)) as pool:
-        for _ in tqdm(pool.map(_make_slide, jobs), total=num_slides, desc="making slides", unit="slide"):
+        for _ in tqdm(pool.map(_make_slide, jobs), total=len(plans), desc="making slides", unit="slide"):
             pass
     entries = {name: [plan.entry(root) for plan in plans if plan.partition == name] for name in PARTITIONS}
     write_json(datalist, entries)

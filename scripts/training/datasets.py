@@ -249,7 +249,7 @@ def bag_dataset(
     """
     check_settings(source=source)
     data = bags_of(as_entries(data, task, class_names, positive_classes), unit, left_out)
-    warn_of_patients(data, task)
+    warn_of_patients(data)
     if source == "patches":
         logger.info("%d bags of patches, read from the slides", len(data))
         return PatchBagDataset(data, bag_builder, transform, num_workers, encoder)

@@ -95,5 +95,5 @@ class OperatingPoints:
         for head, point in points.items():
             given = head, point["slides"], self.unit, point_text(point)
             logger.info("operating point of head %s on %d validation %ss: %s", *given)
-        if (text := points_warning(points)) is not None:
+        if (text := points_warning(points, self.unit)) is not None:
             logger.warning("%s", text)

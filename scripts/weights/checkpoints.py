@@ -16,6 +16,7 @@ from scripts.core.files import replacing
 from scripts.core.sums import check_sum
 from scripts.networks.bag_network import BagNetwork
 from scripts.networks.state_record import signed_record, weights_sha256
+from scripts.weights.operating_point import point_sha256
 from scripts.weights.record import (
     DEMONSTRATION,
     ONE_TRAINING,
@@ -128,6 +129,12 @@ class HeadwiseNetwork(nn.Module):
     def weights_sha256(self, heads: Sequence[str]) -> dict[str, str]:
         """The SHA-256 of the weights of each head, by the heads' names, which are given in order."""
         return {head: weights_sha256(member.state_dict()) for head, member in zip(heads, self.copies, strict=True)}
+
+    @torch.jit.unused
+    def points_sha256(self, heads: Sequence[str]) -> dict[str, str | None]:
+        """The SHA-256 of the operating point of each head, as :meth:`weights_sha256`; ``None`` where there is none."""
+        copies: Any = self.copies
+        return {head: point_sha256(member.origin, head) for head, member in zip(heads, copies, strict=True)}
 
     def forward(self, x: Tensor, log_weight: Tensor | None = None) -> Tensor:
         """The logits ``[B, H, K]``; arguments and errors as :meth:`BagNetwork.forward`."""

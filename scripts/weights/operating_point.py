@@ -6,6 +6,8 @@ It is found on the training's own draws and on validation slides, rides with eac
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -28,6 +30,7 @@ __all__ = [
     "check_rules",
     "find_points",
     "operating_point_of",
+    "point_sha256",
     "point_text",
     "points_warning",
 ]
@@ -141,6 +144,21 @@ def find_points(
     return points
 
 
+def point_sha256(origin: Mapping[str, Any], head: str) -> str | None:
+    """The SHA-256 of what the operating point of a head decides with, from the origin of its weights.
+
+    Returns:
+        ``None`` where they have none.
+    """
+    point = origin.get(OPERATING_POINT, {}).get(head)
+    if point is None:
+        return None
+    numbers = {
+        name: {key: of_class.get(key) for key in (*LINE, "threshold")} for name, of_class in point["classes"].items()
+    }
+    return hashlib.sha256(json.dumps(numbers).encode()).hexdigest()
+
+
 def point_text(point: Mapping[str, Any]) -> str:
     """How the operating point of a head was found, and its thresholds, in words."""
     slopes = sorted({round(one["slope"], 3) for one in point["classes"].values()})
@@ -150,19 +168,26 @@ def point_text(point: Mapping[str, Any]) -> str:
     return f"{calibration}, " + (f"threshold {point['rule']} ({thresholds})" if chosen else f"decision {point['rule']}")
 
 
-def points_warning(points: Mapping[str, Mapping[str, Any]]) -> str | None:
-    """What to know of thresholds that rest on too few slides; ``None`` where they rest on enough, or on none."""
+def points_warning(points: Mapping[str, Mapping[str, Any]], unit: str = "slide") -> str | None:
+    """What to know of thresholds that rest on too few slides; ``None`` where they rest on enough, or on none.
+
+    Args:
+        points: by head.
+        unit: what they were found on: ``"slide"`` or ``"patient"``.
+    """
     few: dict[str, int] = {}
     for point in points.values():
         for name, of_class in point["classes"].items():
             fewer = min(of_class["positives"], point["slides"] - of_class["positives"])
             if "threshold" in of_class and not is_fixed(point["rule"]) and fewer < FEWEST_SLIDES:
-                few[name] = fewer
+                few[name] = min(fewer, few.get(name, fewer))
     if not few:
         return None
     which = ", ".join(f"{name} {number}" for name, number in few.items())
-    cause = f"fewer than {FEWEST_SLIDES} validation slides have these classes, or have them not ({which})"
-    return f"their thresholds are not to be trusted: {cause}. Validate on more slides, or give a number as `threshold`."
+    cause = f"fewer than {FEWEST_SLIDES} validation {unit}s have these classes, or have them not ({which})"
+    return (
+        f"their thresholds are not to be trusted: {cause}. Validate on more {unit}s, or give a number as `threshold`."
+    )
 
 
 def operating_point_of(

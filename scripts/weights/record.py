@@ -126,7 +126,7 @@ def read_weights(path: str | Path) -> Mapping[str, Tensor]:
     refuse_special(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):  # the latter where a file is given for its folder
         raise SettingsError(
             Path(path).absolute(),
             "there is no such file",

@@ -44,6 +44,13 @@ def test_weights_are_described_by_their_network_and_slides() -> None:
     )
 
 
+def test_weights_of_patients_are_called_so() -> None:
+    point = {"calibration": "none", "rule": 0.5, "slides": 1, "classes": {"hgd": {"slope": 1.0, "threshold": 0.5}}}
+    text = describe(record(unit="patient"), {"global": point})
+    assert text.startswith("Weights of MuSTMIL (multilabel of patients, 5x, 10x, ")
+    assert "Their operating point was found on 1 validation patient: calibration none" in text
+
+
 @pytest.mark.parametrize(
     ("backbone", "told"),
     [

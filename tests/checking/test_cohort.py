@@ -114,8 +114,10 @@ def test_every_problem_of_a_bad_cohort_is_told_at_once(slides, tmp_path, capsys)
         ("blocks", "duplicate", "copy"),
         ("warns", "partition", ""),
         ("warns", "class", ""),
+        ("warns", "label", ""),
         ("warns", "sha256", ""),
     ]
+    assert problems[-2]["what"] == "slides of 1 of 9 patients have different labels (P1)"
     assert problems[-1]["what"].startswith("11 of 11 slides have no `sha256`")
     assert all(problem["what"] and problem["what_to_do"].endswith(".") for problem in problems)
     counts = {line["slide"]: line["problems"] for line in lines_of(tmp_path / "out" / "slides.csv")}
@@ -127,7 +129,7 @@ def test_every_problem_of_a_bad_cohort_is_told_at_once(slides, tmp_path, capsys)
     assert "11 slides (training 9, testing 2)" in shown
     # The label of s2 cannot be read.
     assert "4 can be used: 80 rows, patches 5x 24, 10x 80" in shown
-    assert "10 block, 3 warn (class 1, duplicate 1, file 2, label 1, magnification 2, mask 1, " in shown
+    assert "10 block, 4 warn (class 1, duplicate 1, file 2, label 2, magnification 2, mask 1, " in shown
     for problem in problems:
         assert problem["what"][:20] in " ".join(shown.split())
 

@@ -1,6 +1,7 @@
 """All that is wrong with a datalist at once; of one that is right, the same as everybody else reads."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from scripts.checking.datalist import check_datalist
 from scripts.core.errors import DatalistError, SettingsError
 from scripts.datalists.datalist import load_datalist
+from scripts.datalists.units import bags_of, check_patients
 from tests.datalists.test_datalist import many, touch, write
 
 CLASSES = ("a", "b")
@@ -219,3 +221,46 @@ def test_what_a_folder_holds_besides_slides_is_a_warning(tmp_path):
     assert problem.what.startswith("not all of it is looked at: 2 files do not end in")
     assert problem.what.endswith("(c.qptiff, d.png)")
     assert check_datalist(None, tmp_path / "a.svs", "multilabel", CLASSES).problems == []
+
+
+@pytest.mark.parametrize(
+    ("task", "unit", "severity", "what"),
+    [
+        ("multilabel", "slide", "warns", "slides of 1 of 4 patients have different labels (P0)"),
+        ("multiclass", "slide", "warns", "slides of 1 of 4 patients have different labels (P0)"),
+        (
+            "multilabel", "patient", "warns",
+            "slides of 1 of 4 patients have different labels (P0): each of these patients has every class that one of "
+            "their slides has",
+        ),
+        ("multiclass", "patient", "blocks", "slides of 1 patients have different classes (P0)"),
+    ],
+)  # fmt: skip
+def test_patients_whose_slides_have_different_labels_are_named_as_a_run_names_them(
+    tmp_path, task, unit, severity, what
+):
+    touch(tmp_path, *(f"s{i}.svs" for i in range(6)))
+    parts = ("training", "training", "validation", "validation", "testing", "testing")
+    owners = ("P0", "p0", "P1", "P2", "P3", "P3")
+    labels = ("1,0", "0,1", "1,0", "0,1", "0,1", "0,1")
+    lines = [
+        f"s{i}.svs,{label},{part},{p}" for i, (label, part, p) in enumerate(zip(labels, parts, owners, strict=True))
+    ]
+    path = write(tmp_path, "\n".join(["image,a,b,partition,patient", *lines]))
+    (problem,) = [p for p in check(path, task, unit=unit).problems if p.check == "label"]
+    assert (problem.severity, problem.what, problem.where) == (severity, what, f"datalist {path}")
+    loaded = load_datalist(path, tmp_path, task, CLASSES)
+    bags = bags_of([entry for entries in loaded.values() for entry in entries], unit)
+    if severity == "blocks":
+        with pytest.raises(DatalistError, match=re.escape(f"unit patient: {problem.what}. {problem.what_to_do}")):
+            check_patients(bags, task)
+    path.write_text(path.read_text().replace("s1.svs,0,1", "s1.svs,1,0"))
+    assert not [p for p in check(path, task, unit=unit).problems if p.check == "label"]
+
+
+def test_slides_that_are_left_out_or_have_no_label_differ_from_none(tmp_path):
+    touch(tmp_path, *(f"s{i}.svs" for i in range(4)))
+    lines = ["s0.svs,1,0,training,P0", "s1.svs,0,1,training,P0", "s2.svs,0,1,validation,P1", "s3.svs,,,validation,P1"]
+    path = write(tmp_path, "\n".join(["image,a,b,partition,patient", *lines]))
+    (problem,) = [p for p in check(path, leave_out=["s0"]).problems if p.check == "label"]
+    assert (problem.blocks, problem.slide) == (True, "s3")

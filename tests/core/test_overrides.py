@@ -189,7 +189,7 @@ def test_a_config_read_inside_of_anothers_workflow_is_not_taken_for_it(start, co
 def test_every_key_of_a_shipped_config_is_used(name):
     # `settings()` looks at every setting.
     unused = {key.removeprefix("advanced#") for key in unused_keys(load(name))} - SETTINGS.keys()
-    assert unused <= {"imports", "initialize", "run", "advanced", "exporting", "encoders", "importing"}
+    assert unused <= {"imports", "initialize", "run", "finalize", "advanced", "exporting", "encoders", "importing"}
 
 
 @pytest.mark.parametrize(

@@ -34,14 +34,16 @@ def entries(*labels):
 
 def test_the_warning_is_one_line_for_all_partitions(caplog):
     with caplog.at_level(logging.WARNING):
-        warn_of_one_sided(NAMES, training=entries([1, 0, 0], [0, 1, 0]), validation=entries([1, 0, 1], [1, 1, 0]))
+        warn_of_one_sided(
+            NAMES, {"training": entries([1, 0, 0], [0, 1, 0]), "validation": entries([1, 0, 1], [1, 1, 0])}
+        )
     (record,) = caplog.records
     assert record.getMessage() == f"training: no slide has c; validation: every slide has a. {ONE_SIDED_REMEDY}"
 
 
 def test_without_such_classes_nothing_is_said_nor_on_other_ranks(caplog, monkeypatch):
     with caplog.at_level(logging.WARNING):
-        warn_of_one_sided(["x"], training=entries([0], [1]), validation=entries([1], [0]))
+        warn_of_one_sided(["x"], {"training": entries([0], [1]), "validation": entries([1], [0])})
         monkeypatch.setattr("scripts.datalists.classes.is_first_rank", lambda: False)
-        warn_of_one_sided(["x"], training=entries([0], [0]), validation=entries([1], [0]))
+        warn_of_one_sided(["x"], {"training": entries([0], [0]), "validation": entries([1], [0])})
     assert not caplog.records

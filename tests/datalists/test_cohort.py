@@ -3,7 +3,7 @@ import logging
 import pytest
 
 from scripts.core.errors import DatalistError
-from scripts.datalists.cohort import choose_cohort, choose_slides
+from scripts.datalists.cohort import Cohort, choose_cohort, choose_slides
 
 
 @pytest.fixture
@@ -85,3 +85,26 @@ def test_without_slides_to_predict_those_of_the_demonstration_are(tmp_path, monk
     monkeypatch.setattr("scripts.datalists.cohort.ensure_cohort", lambda folder: folder / "datalist.json")
     assert choose_slides(None, None, tmp_path) == (tmp_path / "data" / "demo" / "slides", None)
     assert "demonstration's synthetic slides" in caplog.text
+
+
+def test_classes_on_one_side_of_folds_are_answered_by_another_seed_and_those_of_a_split_by_other_partitions(
+    tmp_path, caplog
+):
+    lines = [f"s{i}.svs,{int(i == 0)},{i % 2},P{i},{'testing' if i < 2 else 'training'}" for i in range(9)]
+    for i in range(9):
+        (tmp_path / f"s{i}.svs").touch()
+    (tmp_path / "datalist.csv").write_text("\n".join(["image,a,b,patient,partition", *lines]))
+    cohort = Cohort(tmp_path, None, ".", "multilabel", ["a", "b"])
+    split = cohort.folds(3)
+    caplog.clear()
+    cohort.warn_of_one_sided_folds(split)
+    cohort.warn_of_one_sided("training")
+    of_folds, of_split = caplog.messages
+    # The one slide with the class is tested in one fold, and in the others in one of two partitions.
+    assert of_folds.count("no slide has a") >= 4
+    assert of_folds.startswith("fold 1 training: ") or of_folds.startswith("fold 1 validation: ")
+    assert of_folds.endswith("add slides, or choose another `split_seed`.")
+    assert of_split == (
+        "training: no slide has a. Such a class cannot be learned or measured there: add slides, or choose other "
+        "partitions."
+    )

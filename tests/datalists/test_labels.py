@@ -364,7 +364,7 @@ def test_what_positive_classes_resolve_to_and_what_the_outputs_are_called(
         (
             "multilabel",
             ["a"],
-            r"got \['a'\], and the multilabel task sets no classes against others. Set `task` to binary",
+            r"got \['a'\], and the multilabel task sets no classes against others. Leave it out, or give \[\]; it",
         ),
         ("multilabel", "a", "got 'a'"),
         ("multilabel", {"a": 1}, "got {'a': 1}"),
@@ -469,6 +469,7 @@ def test_a_bare_0_or_1_is_the_number_of_a_class_where_a_slide_has_one(label: obj
             r"label 'hgd;cancer' has 2 classes \(hgd, cancer\), and in the ordinal task a slide has exactly",
         ),
         ([0, 0, 0, 0], r"label \[0, 0, 0, 0\] has no class, and in the ordinal task"),
+        ("polyp", r"unknown class 'polyp'. The classes are: .* \(`class_names`\). Give the name of one of these, "),
         ("0;3", r"label '0;3' has 2 classes \(normal, cancer\)"),
         (4, r"label 4 has 4, which is no class index. The classes are: 0 normal, 1 lgd, 2 hgd, 3 cancer"),
         ("1.5", r"label '1.5' has 1.5, which is no class index"),

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from scripts.core.errors import DatalistError, SettingsError
 from scripts.datalists.datalist import list_slides
-from scripts.datalists.units import bags_of, slides_in, united_label, warn_of_patients
+from scripts.datalists.units import bags_of, check_patients, slides_in, united_label, warn_of_patients
 
 
 def entry(slide, patient=None, label=(1, 0)):
@@ -75,6 +75,14 @@ def test_patients_whose_slides_differ_are_named(caplog):
     alike = [entry("a", "P1"), entry("b", "P1")]
     assert told(bags_of(alike, "patient"), caplog) == []
     assert told(bags_of(COHORT), caplog) == []
+
+
+@pytest.mark.parametrize("task", ["multiclass", "ordinal"])
+def test_a_patient_of_two_classes_is_refused_where_a_slide_has_one(task):
+    with pytest.raises(DatalistError, match=r"1 patients have different classes \(P1\)\. .* one class: `task` is"):
+        check_patients(bags_of(COHORT, "patient"), task)
+    check_patients(bags_of(COHORT, "patient"), "multilabel")
+    check_patients(bags_of(COHORT), task)
 
 
 def test_slides_without_any_patient_are_warned_of(caplog):

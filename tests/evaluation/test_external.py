@@ -23,7 +23,26 @@ from scripts.evaluation.score_texts import interval_text
 from tests.evaluation.test_reports import CLASSES, HEADS, evaluate, evaluation, read_csv, some_slides, with_patients
 
 SHA256 = {head: f"{head:0>64}" for head in HEADS}
-MADE_BY = {"weights_sha256": SHA256}
+POINTS: dict[str, str | None] = {head: f"{head:1>64}" for head in HEADS}
+MADE_BY = {"weights_sha256": SHA256, "operating_point_sha256": POINTS}
+
+
+class Network:
+    """Weights of these checksums."""
+
+    def __init__(self, weights: dict[str, str] = SHA256, points: dict[str, str | None] = POINTS) -> None:
+        self.weights, self.points = weights, points
+
+    def weights_sha256(self, heads: Any) -> dict[str, str]:
+        return {head: self.weights[head] for head in heads}
+
+    def points_sha256(self, heads: Any) -> dict[str, str | None]:
+        return {head: self.points[head] for head in heads}
+
+
+def read_internal(folder: Path, output_dir: Path, classes: Any = CLASSES, heads: Any = HEADS, **sums: Any) -> Any:
+    network: Any = Network(**sums)
+    return internal_test(folder, output_dir, classes, network, heads)
 
 
 def predicted(
@@ -193,7 +212,7 @@ def two_evaluations(folder: Path, patients: bool = True) -> dict[str, Any]:
     for slide in others:
         slide["slide"] = f"other {slide['slide']}"
         slide["image"] = slide["image"] + 1.5
-    internal = internal_test(folder / "in", folder / "out", CLASSES, SHA256)
+    internal = read_internal(folder / "in", folder / "out")
     report = EvaluationReport(folder / "out", HEADS, CLASSES, "multilabel", data=data, internal_test=internal)
     evaluate(others, report)
     written: dict[str, Any] = json.loads((folder / "out" / "metrics.json").read_text())
@@ -289,7 +308,7 @@ def test_what_is_no_evaluation_is_refused_in_one_line(tmp_path: Path, change: An
     evaluate(some_slides(4, 3), EvaluationReport(folder, HEADS, CLASSES, "multilabel", made_by=MADE_BY))
     own = folder if change(folder) is None and "replace" in told else tmp_path / "out"
     with pytest.raises(SettingsError) as refused:
-        internal_test(folder, own, CLASSES, SHA256)
+        read_internal(folder, own)
     assert told in str(refused.value)
     assert str(refused.value).startswith(f"internal {folder}: ")
     assert "\n" not in str(refused.value)
@@ -297,25 +316,23 @@ def test_what_is_no_evaluation_is_refused_in_one_line(tmp_path: Path, change: An
 
 def test_an_evaluation_of_other_weights_classes_or_heads_is_refused_with_both(tmp_path: Path) -> None:
     evaluate(some_slides(4, 3), EvaluationReport(tmp_path / "in", HEADS, CLASSES, "multilabel", made_by=MADE_BY))
-    others: list[tuple[Any, Any, str]] = [
+    others: list[tuple[dict[str, Any], str]] = [
         (
-            CLASSES,
-            {**SHA256, "5x": "f" * 64},
+            {"weights": {**SHA256, "5x": "f" * 64}},
             r"is of other weights \(SHA-256 of head 5x: 0000\S+, now ffffffffffff\.\.\.",
         ),
         (
-            ["a", "b", "c"],
-            SHA256,
+            {"classes": ["a", "b", "c"]},
             r"its classes are \['cancer', 'hgd', 'normal'\], and those of the weights \['a', 'b'",
         ),
-        (CLASSES, {"5x": SHA256["5x"]}, r"its heads are \['global', '5x', '10x'\], and those of the weights \['5x'\]"),
+        ({"heads": ["5x"]}, r"its heads are \['global', '5x', '10x'\], and those of the weights \['5x'\]"),
     ]
-    for classes, sha256, told in others:
+    for given, told in others:
         with pytest.raises(SettingsError, match=told):
-            internal_test(tmp_path / "in", tmp_path / "out", classes, sha256)
+            read_internal(tmp_path / "in", tmp_path / "out", **given)
 
 
 def test_an_evaluation_that_does_not_name_its_weights_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     evaluation(tmp_path / "in", some_slides(4, 3))
-    assert internal_test(tmp_path / "in" / "metrics.json", tmp_path / "out", CLASSES, SHA256) is not None
+    assert read_internal(tmp_path / "in" / "metrics.json", tmp_path / "out") is not None
     assert "it does not say of which weights it is" in caplog.text

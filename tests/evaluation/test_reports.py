@@ -23,15 +23,9 @@ from sklearn.metrics import (
 
 from scripts.datalists.labels import label_vector, output_names
 from scripts.evaluation.bootstrap import class_intervals
+from scripts.evaluation.label_texts import classes_text, label_of_text, label_text
 from scripts.evaluation.metrics import CLASS_SCORE_NAMES, class_scores, score_names
-from scripts.evaluation.reports import (
-    EvaluationReport,
-    PredictionReport,
-    classes_text,
-    label_of_text,
-    label_text,
-    without_nan,
-)
+from scripts.evaluation.reports import EvaluationReport, PredictionReport, without_nan
 from scripts.training.datasets import pad_bags
 
 HEADS = ["global", "5x", "10x"]

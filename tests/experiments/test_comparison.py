@@ -113,9 +113,10 @@ def test_the_page_has_the_tables_with_the_numbers_of_the_csv(browser, tmp_path, 
     open_page(browser, tmp_path / "report.html")
     tables = browser.find_elements(By.CSS_SELECTOR, "table.scores")
     captions = [table.find_element(By.TAG_NAME, "caption").text for table in tables]
-    of_scores, *of_classes_and_maps = captions
+    of_scores, of_points, *of_classes_and_maps = captions
     assert of_scores.startswith("12 test slides")
     assert "2 trainings of each method (seeds 0, 1): mean ± standard deviation over trainings." in of_scores
+    assert of_points.startswith("The same at the operating point of each training")
     assert of_classes_and_maps[:2] == ["F1 of each class:", "ROC-AUC of each class:"]
     assert [caption.split(", ")[2] for caption in of_classes_and_maps[2:]] == ["ROC-AUC", "average precision"]
     with open(tmp_path / "comparison.csv", newline="", encoding="utf-8") as file:
@@ -136,5 +137,6 @@ def test_the_page_has_the_tables_with_the_numbers_of_the_csv(browser, tmp_path, 
     for method, head, title in (("mustmil", "global", "MuSTMIL global"), ("ssmil", "5x", "SSMIL 5x")):
         of_head = {"method": method, "output": head}
         assert cell(tables[0], title, "micro-F1") == in_csv(**of_head, **{"class": ""}, score="micro_f1")
-        assert cell(tables[2], title, "hgd") == in_csv(**of_head, **{"class": "hgd"}, score="roc_auc")
+        assert cell(tables[1], title, "micro-F1") == in_csv(**of_head, score="operating_point_micro_f1")
+        assert cell(tables[3], title, "hgd") == in_csv(**of_head, **{"class": "hgd"}, score="roc_auc")
     assert errors_of(browser) == []

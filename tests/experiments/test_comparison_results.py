@@ -26,6 +26,9 @@ def test_a_run_is_read_as_it_was_written(tmp_path):
     assert list(run.probabilities) == ["global", "5x", "10x"]
     for head, wanted in probabilities.items():
         np.testing.assert_allclose(run.probabilities[head], wanted, rtol=1e-8)
+        point = run.decisions[head]
+        np.testing.assert_allclose(point.calibrated, 0.1 + 0.8 * wanted, atol=1e-6)
+        np.testing.assert_array_equal(point.decided, point.calibrated >= [point.thresholds[name] for name in CLASSES])
 
 
 def test_each_output_of_each_method_has_a_row_with_every_training(runs):
@@ -132,7 +135,9 @@ def test_a_folder_without_its_results_is_named(tmp_path, name, content):
         ("metrics.json", "{", "[{"),
         ("training.json", '"phases"', '"fases"'),
         ("training.json", '"seed": 0', '"seed": 1'),
+        ("metrics.json", '"operating_point"', '"point"'),
         ("localisation.json", '"roc_auc"', '"auc"'),
+        ("localisation.csv", "roc_auc", "auc"),
     ],
 )
 def test_results_that_were_changed_are_not_put_into_a_table(tmp_path, name, old, new):

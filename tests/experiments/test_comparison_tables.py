@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import csv
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from sklearn.metrics import f1_score
 
+from scripts.evaluation.bootstrap import paired_difference
 from scripts.evaluation.metrics import frequency_baseline, score_names
 from scripts.experiments.comparison_results import compare
 from scripts.experiments.comparison_tables import comparison_tables, markdown, write_runs, write_summary
@@ -86,6 +89,47 @@ def test_each_class_and_each_map_has_its_numbers(runs, tables):
     assert cells(text, "patch by patch, ROC-AUC", "chance")[3] == "0.500 (2)"
 
 
+def test_scores_at_the_operating_points_have_a_table_with_the_lead(runs, tables, tmp_path):
+    text, title = (
+        text_of(runs, tables),
+        "The same at the operating point of each training: calibrated on its validation",
+    )
+    write_summary(tmp_path / "comparison.csv", *tables)
+    write_runs(tmp_path / "runs.csv", runs, TASK)
+    summary = {(line["method"], line["output"], line["score"]): line for line in read(tmp_path / "comparison.csv")}
+    for row in tables[0]:
+        mine = [run for run in runs if run.method == row.method]
+        values = [f1_score(run.labels, run.decisions[row.head].decided, average="micro") for run in mine]
+        line = cells(text, title, row.title)
+        assert line[2] == f"{np.mean(values):.3f} ± {np.std(values, ddof=1):.3f}"
+        told = summary[row.method, row.head, "operating_point_micro_f1"]
+        assert float(told["mean"]) == pytest.approx(np.mean(values), rel=1e-5)
+        lines = [one for one in read(tmp_path / "runs.csv") if (one["method"], one["output"]) == (row.method, row.head)]
+        assert [float(one["operating_point_micro_f1"]) for one in lines] == pytest.approx(values, rel=1e-5)
+        if b := row.decided_behind:
+            assert line[4] == f"{b.difference:+.3f} [{b.low:+.3f}, {b.high:+.3f}]"
+            assert float(told["behind"]) == pytest.approx(b.difference, rel=1e-4, abs=1e-9)
+    decided = {
+        (method, head): np.stack([run.decisions[head].decided for run in runs if run.method == method])
+        for method, head in (("mustmil", "global"), ("ssmil", "5x"))
+    }
+    wanted = paired_difference(
+        decided["mustmil", "global"], decided["ssmil", "5x"], runs[0].labels, TASK, "micro_f1", 100
+    )
+    assert next(row.decided_behind for row in tables[0] if row.title == "SSMIL 5x") == wanted
+
+
+def test_weights_without_an_operating_point_leave_the_table_out(runs):
+    old = [replace(runs[0], decisions={}), *runs[1:]]
+    assert "operating point" not in text_of(old, compare(old, MAGNIFICATIONS, TASK, CLASSES, num_resamples=50))
+
+
+def test_of_folds_the_operating_point_is_that_of_each(runs, tables):
+    chance = frequency_baseline(runs[0].labels, runs[0].labels, TASK)
+    text = markdown(comparison_tables(*tables, TASK, 12, 12, (0, 1), chance, folds=3))
+    assert "The same at the operating point of each fold: calibrated on its validation slides, decided at its" in text
+
+
 def test_a_class_frequency_line_stands_below(runs, tables):
     chance = frequency_baseline(runs[0].labels, runs[0].labels, TASK)
     line = cells(text_of(runs, tables), "| output", "class frequencies alone")
@@ -94,7 +138,7 @@ def test_a_class_frequency_line_stands_below(runs, tables):
 
 def test_columns_line_up_as_plain_text(runs, tables):
     lines = [line for line in text_of(runs, tables).splitlines() if line.startswith("|")]
-    assert len({len(line) for line in lines}) == 3  # scores, classes, maps
+    assert len({len(line) for line in lines}) == 4  # scores, those at the operating points, classes, maps
 
 
 def test_one_training_has_no_standard_deviation(tmp_path):

@@ -8,8 +8,10 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import threading
-from collections.abc import Iterator
+import zipfile
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -39,6 +41,16 @@ WITHOUT = "weightless_classification"
 TEXT, MISRECORDED, UNRECORDED = "text_classification", "misrecorded_classification", "unrecorded_classification"
 EXITING, FORMLESS = "exiting_classification", "formless_classification"
 CHANGED, PICKLED = "changed_classification", "pickled_classification"
+ENSEMBLE = "ensemble_classification"
+# Bundles with weights of the other tasks, of the other unit, and of an ensemble, by what their trainings are told.
+OTHERS: dict[str, dict[str, str]] = {
+    "multiclass_classification": {"task": "multiclass"},
+    "ordinal_classification": {"task": "ordinal"},
+    "patient_classification": {"task": "ordinal", "unit": "patient"},
+    ENSEMBLE: {"task": "multiclass"},
+}
+GRADES = ["normal", "LGD", "hgd"]
+STEPS = ["above normal", "above LGD"]
 
 REAL_SLIDE = ROOT.parent / "shared" / "slides" / "CMU-1-Small-Region.svs"
 REAL, DRAWN = REAL_SLIDE.stem, "demo_000"
@@ -71,24 +83,37 @@ def workflow(root: Path, run_id: str, config: str, **settings: Any) -> None:
     """Run a workflow of a bundle by its command, from the bundle's folder."""
     options = [f"--{key}={value}" for key, value in settings.items()]
     call = [sys.executable, "-m", "monai.bundle", "run", run_id, f"--config_file=configs/{config}.json", *options]
+    run(call, root)
+
+
+def run(call: list[str], root: Path = ROOT) -> None:
+    """Run a command from a folder; whatever ends otherwise than well fails the test with what it said."""
     done = subprocess.run(call, cwd=root, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
 
 
-def infer_with(root: Path, slides: Path, output: Path) -> Oracle:
-    """Predict a folder of slides with the bundle in a folder, without any server."""
-    workflow(
-        root, "inferring", "inference", dataset_dir=slides, output_dir=output, heatmap_classes="['cancer','normal']"
-    )
+def infer_with(root: Path, slides: Path, output: Path, names: Sequence[str] = CLASS_NAMES, **settings: Any) -> Oracle:
+    """Predict a folder of slides with the bundle in a folder, without any server.
+
+    Args:
+        root: the bundle's folder.
+        slides: the folder of slides.
+        output: gets what the workflow writes.
+        names: the bundle's classes.
+        settings: of the workflow.
+    """
+    settings = {"heatmap_classes": "['cancer','normal']", **settings}
+    workflow(root, "inferring", "inference", dataset_dir=slides, output_dir=output, **settings)
     scores: dict[str, dict[str, dict[str, float]]] = {}
     decisions: dict[str, dict[str, dict[str, tuple[float, bool]]]] = {}
     with (output / "predictions.csv").open(encoding="utf-8", newline="") as file:
         for row in csv.DictReader(file):
-            scores.setdefault(row["slide"], {})[row["head"]] = {name: float(row[name]) for name in CLASS_NAMES}
+            slide = row["slide"] if "slide" in row else row["patient"]
+            scores.setdefault(slide, {})[row["head"]] = {name: float(row[name]) for name in names}
             # Weights without an operating point have no such columns.
-            decisions.setdefault(row["slide"], {})[row["head"]] = {
+            decisions.setdefault(slide, {})[row["head"]] = {
                 name: (float(row[f"{name}_calibrated"]), name in row["decision"].split(";"))
-                for name in CLASS_NAMES
+                for name in names
                 if f"{name}_calibrated" in row
             }
     return Oracle(scores, decisions, output)
@@ -111,6 +136,28 @@ def assert_decisions(
         for name, (calibrated, decision) in of_head.items():
             assert found[head][name]["calibrated"] == pytest.approx(calibrated, abs=SCORE_ATOL)
             assert found[head][name]["decision"] is decision
+
+
+def patches_of_geojson(features: list[dict[str, Any]]) -> dict[tuple[float, ...], tuple[list[Any], float]]:
+    """By top left corner, the ring and the value of each tile that ``inferring`` wrote."""
+    patches = {}
+    for feature in features:
+        ring = feature["geometry"]["coordinates"][0]
+        measured = feature["properties"]["measurements"]
+        (value,) = (number for name, number in measured.items() if "percentile" not in name)
+        patches[tuple(ring[0])] = (ring, value)
+    return patches
+
+
+def assert_is_map(element: dict[str, Any], features: list[dict[str, Any]]) -> None:
+    """An element of the reply shows every tile of a heatmap of ``inferring``, with its value."""
+    wanted = patches_of_geojson(features)
+    assert len(element["contours"]) == len(wanted)
+    for contour, value in zip(element["contours"], element["values"], strict=True):
+        ring, of_ring = wanted[tuple(contour[0])]
+        assert [*contour, contour[0]] == ring
+        # Through bfloat16 or another number of threads the last digits may differ.
+        assert value == pytest.approx(of_ring, abs=SCORE_ATOL)
 
 
 def prediction_of(reply: dict[str, Any]) -> dict[str, float]:
@@ -161,11 +208,45 @@ def packed(cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("packed")
     settings = {"dataset_dir": cohort, "output_dir": output, "ckpt_dir": output / "models"}
     workflow(ROOT, "training", "train", epochs=1, **settings)
+    return pack(output)
+
+
+def pack(output: Path) -> Path:
+    """The bundle with the weights in the ``models`` of a folder, packed into that folder by its command."""
     call = [sys.executable, "-m", "bundle", "pack", f"--ckpt_dir={output / 'models'}", f"--output_dir={output}"]
-    done = subprocess.run(call, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr
+    run(call)
     (path,) = output.glob(f"{NAME}_v*.zip")
     return path
+
+
+@pytest.fixture(scope="session")
+def packed_others(cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The zips with weights of the other tasks and unit, and of an ensemble, by the names of their bundles."""
+    root = tmp_path_factory.mktemp("packed_others")
+    datalist = {
+        "training": [{"image": "slides/demo_001.tiff", "label": "hgd"}, {"image": "slides/demo_002.tiff", "label": 0}],
+        "validation": [{"image": "slides/demo_000.tiff", "label": "LGD"}],
+    }
+    for entry in (entry for entries in datalist.values() for entry in entries):
+        entry["patient"] = str(entry["image"])
+    (root / "datalist.json").write_text(json.dumps(datalist), encoding="utf-8")
+
+    settings = {"dataset_dir": str(cohort), "datalist": str(root / "datalist.json"), "class_names": GRADES, "epochs": 1}
+    settings["feature_dir"] = str(root / "features")
+    jobs: list[dict[str, Any]] = []
+    for name, own in OTHERS.items():
+        folder = root / name
+        seeds = {seed: str(folder / f"seed_{seed}" if name == ENSEMBLE else folder / "models") for seed in range(2)}
+        for seed, models in seeds.items() if name == ENSEMBLE else [(0, seeds[0])]:
+            places = {"output_dir": str(folder), "ckpt_dir": models, "seed": seed}
+            jobs.append({"run_id": "training", "config_file": "configs/train.json", **settings, **places, **own})
+    of_ensemble = {"members": list(seeds.values()), "ckpt_dir": str(root / ENSEMBLE / "models")}
+    jobs.append({"run_id": "ensembling", "config_file": "configs/ensemble.json", **of_ensemble})
+    # In one process, which loads PyTorch once.
+    program = "import json, sys, monai.bundle\nfor job in json.loads(sys.argv[1]): monai.bundle.run(**job)"
+    run([sys.executable, "-c", program, json.dumps(jobs)])
+    with ThreadPoolExecutor(2) as threads:
+        return dict(zip(OTHERS, threads.map(pack, (root / name for name in OTHERS)), strict=True))
 
 
 @pytest.fixture(scope="session")
@@ -221,7 +302,7 @@ class Training:
 
 
 @pytest.fixture(scope="session")
-def shells(names: dict[str, str]) -> tuple[Shell, Shell]:
+def shells(names: dict[str, str], packed_others: dict[str, Path]) -> tuple[Shell, Shell]:
     """Our app and the stock app with their bundles, got by the guide: downloaded, upgraded, a second version beside."""
     # A folder of slides belongs to one server: what one saves there, the other would read.
     studies = f"{names['STUDIES']}-stock"
@@ -234,7 +315,11 @@ def shells(names: dict[str, str]) -> tuple[Shell, Shell]:
     models = Path(names["APPS"], "mustmil", "model")
     make_second_version(models / SECOND)
     make_variants(models)
-    for name in (SECOND, TRAINED, MISSING, PREFIXED):
+    for name, path in packed_others.items():
+        with zipfile.ZipFile(path) as bundle, tempfile.TemporaryDirectory(dir=models.parent) as folder:
+            bundle.extractall(folder)
+            Path(folder, NAME).rename(models / name)
+    for name in (*OTHERS, SECOND, TRAINED, MISSING, PREFIXED):
         shutil.copytree(models / name, Path(names["APPS"], "monaibundle", "model", name))
     return own, stock
 
@@ -260,7 +345,7 @@ def running(
     logs = tmp_path_factory.mktemp("logs")
     models = Path(own_shell.names["APPS"], "mustmil", "model")
     outputs = {name: tmp_path_factory.mktemp(f"oracle_{name}") for name in (NAME, SECOND)}
-    stock_shell.env["MODEL"] = ",".join([NAME, SECOND, TRAINED, MISSING, PREFIXED])
+    stock_shell.env["MODEL"] = ",".join([NAME, SECOND, TRAINED, MISSING, PREFIXED, *OTHERS])
     with (
         served(own_shell, "start", logs / "own.log") as own,
         served(stock_shell, "stock-start", logs / "stock.log") as stock,
@@ -321,6 +406,27 @@ def trainings(
             "monaibundle": threads.submit(train, "monaibundle", stock, shells[1], False),
         }
         return {app: job.result() for app, job in jobs.items()}
+
+
+@pytest.fixture(scope="session")
+def other_oracles(
+    running: tuple[Server, Server, dict[str, Oracle]],
+    shells: tuple[Shell, Shell],
+    slides: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> dict[str, Oracle]:
+    """What ``inferring`` says of the drawn slide with the bundles of the other tasks and unit."""
+    root = tmp_path_factory.mktemp("other_oracles")
+    (root / "patients.csv").write_text(f"image,patient\n{DRAWN}.tiff,{DRAWN}\n", encoding="utf-8")
+
+    def infer(name: str) -> Oracle:
+        maps = GRADES if OTHERS[name]["task"] == "multiclass" else STEPS
+        settings = {"datalist": root / "patients.csv", "heatmap_classes": maps, "heatmap_formats": ["geojson"]}
+        models = Path(shells[0].names["APPS"], "mustmil", "model")
+        return infer_with(models / name, slides, root / name, GRADES, **settings)
+
+    with ThreadPoolExecutor(2) as threads:
+        return dict(zip(OTHERS, threads.map(infer, OTHERS), strict=True))
 
 
 @pytest.fixture(params=[REAL, DRAWN])

@@ -25,14 +25,15 @@ from tests.label.fixtures import (
     PREFIXED,
     REAL,
     REAL_SLIDE,
-    SCORE_ATOL,
     SECOND,
     TEXT,
     TRUNCATED,
     UNRECORDED,
     WITHOUT,
     assert_decisions,
+    assert_is_map,
     assert_scores,
+    patches_of_geojson,
     prediction_of,
 )
 from tests.label.servers import ROOT
@@ -57,28 +58,6 @@ DSA = {
     "girder_token": "",
     "client_id": None,
 }
-
-
-def patches_of_geojson(features):
-    """By top left corner, the ring and the value of each tile that ``inferring`` wrote."""
-    patches = {}
-    for feature in features:
-        ring = feature["geometry"]["coordinates"][0]
-        measured = feature["properties"]["measurements"]
-        (value,) = (number for name, number in measured.items() if "percentile" not in name)
-        patches[tuple(ring[0])] = (ring, value)
-    return patches
-
-
-def assert_is_map(element, features):
-    """An element of the reply shows every tile of a heatmap of ``inferring``, with its value."""
-    wanted = patches_of_geojson(features)
-    assert len(element["contours"]) == len(wanted)
-    for contour, value in zip(element["contours"], element["values"], strict=True):
-        ring, of_ring = wanted[tuple(contour[0])]
-        assert [*contour, contour[0]] == ring
-        # Through bfloat16 or another number of threads the last digits may differ.
-        assert value == pytest.approx(of_ring, abs=SCORE_ATOL)
 
 
 def test_the_server_lists_what_there_is_to_choose(own):

@@ -62,7 +62,7 @@ class Counts:
         return "\n".join(lines)
 
 
-def write_table(page: Path, part: str, counts: Counts, order: Sequence[str]) -> None:
+def write_table(page: Path, part: str, counts: Counts, order: Sequence[str], beside: bool = False) -> None:
     """Put the rows of a part between the markers of a page; those of the other parts stay as they are.
 
     Args:
@@ -70,6 +70,7 @@ def write_table(page: Path, part: str, counts: Counts, order: Sequence[str]) -> 
         part: whose rows are replaced.
         counts: the rows.
         order: all parts, as they follow each other on the page.
+        beside: put the rows below those of the part, in place of those that the same command made.
 
     Raises:
         ValueError: if the page has not each marker once, in this order.
@@ -80,7 +81,11 @@ def write_table(page: Path, part: str, counts: Counts, order: Sequence[str]) -> 
         raise ValueError(f"{page} must have {BEGIN!r} and {END!r} once each, in this order")
     parts = {name: content.strip() for name, content in PART.findall(text[begin + len(BEGIN) : end])}
     content = counts.content()
-    parts[part] = f"{counts.about}: {content['date']}, {content['machine']}.\n\n{counts.markdown()}"
+    table = f"{counts.about}: {content['date']}, {content['machine']}.\n\n{counts.markdown()}"
+    if beside:
+        tables = re.split(r"\n\n(?!\|)", parts.get(part, ""))
+        table = "\n\n".join([*(text for text in tables if text and not text.startswith(f"{counts.about}:")), table])
+    parts[part] = table
     blocks = "".join(f"\n<!-- part: {name} -->\n{parts[name]}\n" for name in order if name in parts)
     with replacing(page) as new:
         new.write_text(f"{text[:begin]}{BEGIN}{blocks}\n{text[end:]}", encoding="utf-8")

@@ -212,6 +212,13 @@ def _comparing(place: Workplace, output: Path) -> list[str]:
     return _monai("comparing", "compare", **places, feature_dir=features, **SETTINGS, **few)
 
 
+def _cross_validating(place: Workplace, output: Path) -> list[str]:
+    places = {"dataset_dir": place.data, "output_dir": output}
+    features = place.undisturbed("extracting") / "features"
+    few = {"folds": 2, "epochs": 2, "threshold": "f1"}
+    return _monai("cross_validating", "cross_validate", **places, feature_dir=features, **SETTINGS, **few)
+
+
 def _inferring(place: Workplace, output: Path) -> list[str]:
     settings = {key: value for key, value in SETTINGS.items() if key != "views"}
     ckpt_dir = place.undisturbed("training") / "models"
@@ -264,6 +271,12 @@ def _compared(output: Path) -> dict[str, Any]:
     return {**_weights(output), **{name: _without_seconds(text) for name, text in tables.items()}}
 
 
+def _cross_validated(output: Path) -> dict[str, Any]:
+    content = _without_own(json.loads((output / "cross_validation.json").read_text()))
+    table = (output / "cross_validation.md").read_text()
+    return {**_weights(output), "cross_validation.json": content, "cross_validation.md": table}
+
+
 def _without_seconds(text: str) -> list[list[str]]:
     """A table without how long trainings took, which is a column in one, and rows in the other."""
     lines = [line.split(",") for line in text.splitlines()]
@@ -290,6 +303,7 @@ JOBS = {
         Job("training", "extracting", _training("mustmil"), _weights),
         Job("training in phases", "extracting", _training("msmil"), _weights),
         Job("comparing", "extracting", _comparing, _compared),
+        Job("cross_validating", "extracting", _cross_validating, _cross_validated),
         Job("inferring", "training", _inferring, _bytes),
         Job("pack", "training", _pack, _bytes),
     )

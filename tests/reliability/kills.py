@@ -34,9 +34,9 @@ from tests.reliability.jobs import (
     start,
 )
 
-__all__ = ["Undisturbed", "measure", "run", "try_job"]
+__all__ = ["KILLED", "Undisturbed", "measure", "run", "try_job"]
 
-KILLED = ("extracting", "training", "training in phases", "comparing", "pack")
+KILLED = ("extracting", "training", "training in phases", "comparing", "cross_validating", "pack")
 TRIES = 50
 MOST_KILLS = 3
 SHARE_AT_WORK = 0.8
@@ -62,7 +62,7 @@ class Undisturbed:
     content: dict[str, Any]
 
 
-def run(counts: Counts, folder: Path, tries: int | None = None, seed: int = 0) -> None:
+def run(counts: Counts, folder: Path, tries: int | None = None, seed: int = 0, only: str | None = None) -> None:
     """Kill each command in turn, and count what comes of it.
 
     Args:
@@ -70,10 +70,11 @@ def run(counts: Counts, folder: Path, tries: int | None = None, seed: int = 0) -
         folder: for slides and output.
         tries: how many runs are killed in all, each one to three times.
         seed: of the moments.
+        only: the name of the one command to kill.
     """
     draw, place = random.Random(seed), Workplace(folder)
     place.draw()
-    jobs = [JOBS[name] for name in KILLED]
+    jobs = [JOBS[name] for name in KILLED if only in (None, name)]
     known: dict[str, Undisturbed] = {}
     for number, job in enumerate(itertools.islice(itertools.cycle(jobs), tries or TRIES)):
         try_job(job, place, folder / f"try_{number}", known, counts, draw)

@@ -165,6 +165,9 @@ def test_weights_without_a_record_are_told_and_have_none_to_read(
         read_record(path)
     with pytest.raises(SettingsError, match=r"none.pt: there is no such file"):
         read_record(tmp_path / "none.pt")
+    # A file of weights where their folder is asked for.
+    with pytest.raises(SettingsError, match=r"model.pt: there is no such file. Name the folder of the weights"):
+        read_record(path / "model.pt")
 
 
 def test_weights_that_went_on_from_others_tell_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

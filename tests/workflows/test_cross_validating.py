@@ -15,7 +15,7 @@ import torch
 from sklearn.metrics import f1_score, roc_auc_score
 
 from scripts.datalists.labels import CLASS_NAMES
-from scripts.evaluation.reports import label_of_text
+from scripts.evaluation.label_texts import label_of_text
 from tests.conftest import ROOT
 from tests.torchruns import TORCHRUN
 
@@ -67,7 +67,8 @@ def test_killed_and_started_again_it_gives_the_same_predictions_to_the_last_digi
         assert not (output / "predictions.csv").exists()
     again = start(preloaded, log, **base_settings(cohort, trained, output))
     assert again.wait(600) == 0, log.read_text()
-    for name in ("predictions.csv", "cross_validation.json", "cross_validation.md"):
+    names = ("predictions.csv", "cross_validation.json", "cross_validation.md", "localisation.json", "localisation.csv")
+    for name in names:
         assert (output / name).read_bytes() == (undisturbed[0] / name).read_bytes()
 
 
@@ -107,6 +108,36 @@ def test_the_scores_are_those_that_scikit_learn_has_of_the_predictions(undisturb
         assert found["micro_f1"]["value"] == pytest.approx(f1_score(y, p >= 0.5, average="micro"))
         assert found["roc_auc"]["value"] == pytest.approx(roc_auc_score(y.ravel(), p.ravel()))
     assert content["made_by"]["configuration"]["folds"] == FOLDS
+
+
+def test_the_maps_of_each_slide_are_compared_with_its_regions_where_it_is_tested(undisturbed):
+    output, told = undisturbed
+    found, folds = (table(folder / "localisation.csv") for folder in (output, output / "fold_1"))
+    each = [line for fold in range(1, FOLDS + 1) for line in table(output / f"fold_{fold}" / "localisation.csv")]
+    assert found == each
+    assert len(found) > len(folds) > 0
+    tested = {line["slide"]: line["fold"] for line in table(output / "predictions.csv")}
+    assert {tested[line["slide"]] for line in found} == {str(fold) for fold in range(1, FOLDS + 1)}
+    summary = json.loads((output / "localisation.json").read_text())
+    for of_map, kind, name in (("global", "attention", "global"), ("5x", "contribution", "5x contribution")):
+        aucs = [
+            float(line["roc_auc"]) for line in found
+            if (line["map"], line["kind"]) == (of_map, kind) and line["roc_auc"]
+        ]  # fmt: skip
+        of_all = summary[name]["all"]
+        assert of_all["roc_auc"]["value"] == pytest.approx(np.mean(aucs))
+        low, high = of_all["roc_auc"]["ci95"]
+        assert low <= of_all["roc_auc"]["value"] <= high
+    assert "Heatmaps, those of each slide by the network that has not seen its patient." in told
+    value = summary["global"]["all"]["roc_auc"]
+    assert (
+        "{:.3f} [{:.3f}, {:.3f}]".format(value["value"], *value["ci95"]) in (output / "cross_validation.md").read_text()
+    )
+
+
+def table(path):
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
 
 
 def test_a_fold_is_the_training_that_a_user_starts_with_its_datalist(undisturbed, workflow, cohort, trained, tmp_path):

@@ -190,3 +190,16 @@ def test_what_cannot_be_compared_ends_in_one_line_before_anything_is_extracted(w
         assert told in refused(world, "evaluate", **made)
         assert not Path(made["feature_dir"]).exists()
         assert (inside / "metrics.json").read_bytes() == before
+
+
+def test_an_internal_test_at_another_operating_point_is_refused(world: World) -> None:
+    own = world.folder / "recalibrated"
+    shutil.copytree(world.trained / "models", own)
+    inside = world.run("evaluate", report=False, ckpt_dir=str(own))
+    made = world.settings_for("evaluate", internal=str(inside), ckpt_dir=str(own), report=False)
+    world.run("evaluate", **made)
+    # Thresholds of the new one would decide on probabilities that the old one calibrated.
+    world.run("calibrate", ckpt_dir=str(own), threshold=0.9)
+    assert "it decided at another operating point of these weights than they have now" in refused(
+        world, "evaluate", **made
+    )

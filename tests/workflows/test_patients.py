@@ -118,6 +118,7 @@ def test_with_slides_as_bags_patients_are_scored_by_their_slides(world: World) -
             assert of_patients["classes"]["cancer"]["slides"] == labels[:, 0].sum()
     report = (output / "report.html").read_text(encoding="utf-8")
     assert "By patient: the mean, or the maximum, of the probabilities of each patient" in report
+    assert "not at the operating point, which slides decided, and which holds for neither" in report
 
 
 VALUES = (lambda line, name: float(line[name]), lambda line, name: float(name in line["label"].split(";")))

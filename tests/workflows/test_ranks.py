@@ -1,4 +1,4 @@
-"""``extracting``, ``training`` and ``evaluating`` in two ranks, against one: all in one run of torchrun."""
+"""Workflows in two ranks, against one: all in one run of torchrun."""
 
 import json
 from pathlib import Path
@@ -26,6 +26,7 @@ for job in json.load(open(sys.argv[1])):
 """
 TRAIN = ROOT / "configs" / "train.json"
 METHODS = ("mustmil", "msmil")
+INFERRED = {"heatmap_classes": ["cancer", "normal"], "top_patches": 1}
 TRAINING = {"epochs": 3, "optimizer_name": "SGD", "lr": 0.1, "seed": 2}
 
 
@@ -65,6 +66,13 @@ def two(data, trained, tmp_path_factory):
     for partition in ("testing", "training"):
         evaluating = {"run_id": "evaluating", "config_file": overlaid("evaluate"), "partition": partition, **data}
         jobs.append({**evaluating, **places(folder / partition, trained / "models")})
+    # The last partition again, against the first.
+    jobs.append({**jobs[-1], **places(folder / "against", trained / "models"), "internal": str(folder / "testing")})
+    inferring = {"run_id": "inferring", "config_file": "configs/inference.json", **INFERRED}
+    slides = {"dataset_dir": str(data["dataset_dir"]) + "/slides"}
+    jobs.append({**inferring, **slides, **places(folder / "inferring", trained / "models")})
+    checking = {"run_id": "checking", "config_file": "configs/check.json", **data}
+    jobs.append({**checking, "output_dir": str(folder / "checking")})
     (folder / "jobs.json").write_text(json.dumps(jobs))
     done = torchrun(folder, JOBS, folder / "jobs.json")
     (folder / "log.txt").write_text(done.stdout + done.stderr)
@@ -118,7 +126,8 @@ def test_extraction_gives_the_banks_that_one_rank_gives(two, data, workflow, tmp
 def test_the_first_rank_alone_tells_of_it(two):
     log = (two / "log.txt").read_text()
     assert log.count("extracting 6 of 6 slides into") == log.count("extracted 6 slides, ") == 1
-    assert log.count("wrote ") == 8  # predictions.csv, metrics.json, localisation.json and the report, twice
+    assert log.count("wrote ") == 12  # predictions.csv, metrics.json, localisation.json and the report, three times
+    assert log.count("Differences to the internal test, internal test") == 1
     for folder in (two / "mustmil" / "tensorboard" / "training", two / "testing" / "tensorboard" / "evaluation"):
         assert len(list(folder.iterdir())) == 1
 
@@ -159,6 +168,36 @@ def test_evaluation_gives_what_one_rank_gives_to_the_last_digit(two, data, train
         assert (tmp_path / name).read_bytes() == (two / partition / name).read_bytes()
 
 
+def files_of(folder):
+    """The content of each file, by its name from the folder."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_inferring_gives_the_files_that_one_rank_gives(two, data, trained, workflow, tmp_path):
+    slides = {"dataset_dir": f"{data['dataset_dir']}/slides"}
+    workflow("inferring", "inference", **slides, **INFERRED, **places(tmp_path, trained / "models"))
+    found, wanted = files_of(two / "inferring"), files_of(tmp_path)
+    assert found.keys() == wanted.keys()
+    assert len([name for name in found if name.endswith("patches.csv")]) == len(
+        list(Path(slides["dataset_dir"]).glob("*.t*"))
+    )
+    assert [name for name in found if found[name] != wanted[name]] == []
+
+
+def test_checking_gives_the_tables_that_one_rank_gives(two, data, workflow, tmp_path):
+    workflow("checking", "check", **data, output_dir=str(tmp_path))
+    for name in ("checking.csv", "slides.csv"):
+        assert (tmp_path / name).read_bytes() == (two / "checking" / name).read_bytes()
+
+
+def test_an_external_validation_gives_what_one_rank_gives_to_the_last_digit(two, data, trained, workflow, tmp_path):
+    given = {"partition": "training", "internal": str(two / "testing")}
+    workflow("evaluating", "evaluate", **given, **data, **places(tmp_path, trained / "models"))
+    one_rank = (tmp_path / "metrics.json").read_bytes()
+    assert one_rank == (two / "against" / "metrics.json").read_bytes()
+    assert json.loads(one_rank)["global"]["external"]["micro_f1"].keys() == {"internal", "external", "difference"}
+
+
 def test_without_torchrun_the_configs_for_several_ranks_are_those_of_one(data, trained, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     plain, ranked = tmp_path / "plain", tmp_path / "ranked"
@@ -170,7 +209,7 @@ def test_without_torchrun_the_configs_for_several_ranks_are_those_of_one(data, t
         assert (plain / name).read_bytes() == (ranked / name).read_bytes()
 
 
-@pytest.mark.parametrize(("run_id", "config"), [("inferring", "inference"), ("inspecting", "inspect")])
+@pytest.mark.parametrize(("run_id", "config"), [("inspecting", "inspect")])
 def test_what_ranks_cannot_share_is_refused(cohort, workflow, tmp_path, monkeypatch, run_id, config):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(RuntimeError) as caught:

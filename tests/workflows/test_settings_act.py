@@ -133,6 +133,7 @@ TRAINED = {
     key: changes(plans, value)
     for key, value in {
         "unit": "patient", "views": 2, "cache_gb": 1.0, "num_nodes": 64, "alpha": 0.5, "beta": 0.5,
+        "prior_correction": False, "calibration": "none", "threshold": "f1",
         "optimizer_name": "SGD", "lr": 0.01, "weight_decay": 0.1, "epochs": 2, "batch_size": 2, "num_processes": 2,
         "output_dir": "elsewhere",
         "feature_dir": "elsewhere",
@@ -236,6 +237,7 @@ EFFECTS: dict[str, dict[str, Effect]] = {
         "read_all": changes(reads, True),
         "views": changes(room, 5),
         "leave_out": changes(contents, ["s0", "s6"]),
+        "unit": changes(contents, "patient", datalist=lambda world: world.paired),
     },
     "compare": {
         **PLACES, **COHORT, **BAG, **ENCODER, **BANKS, **ALLOWED, **TRAINED,

@@ -67,6 +67,23 @@ def refused(world: World, config: str, **given: Any) -> str:
     return str(mistake_in(caught.value))
 
 
+@pytest.mark.parametrize(
+    ("config", "given"),
+    [("train", {}), ("compare", {"folds": 2}), ("cross_validate", {"folds": 2}), ("search", {})],
+)
+def test_a_patient_of_two_classes_is_refused_before_anything_is_extracted(
+    world: World, config: str, given: dict[str, Any]
+) -> None:
+    lines = [f"s{i}.tif,{grade},q{i // 2},{PARTITIONS[i]}" for i, grade in enumerate([0, 0, 1, 2, 0, 0, 1, 1])]
+    path = world.cohort / "two_classes.csv"
+    path.write_text("\n".join(["image,label,patient,partition", *lines]) + "\n")
+    own = {"task": "ordinal", "class_names": GRADES, "datalist": str(path), "feature_dir": "OUT/features", **given}
+    made = world.settings_for(config, unit="patient", **own)
+    told = "unit patient: slides of 1 patients have different classes (q1). Give all slides of a patient one class"
+    assert told in refused(world, config, **made)
+    assert not Path(made["feature_dir"]).exists()
+
+
 @pytest.mark.parametrize("task", ["multiclass", "ordinal"])
 def test_every_slide_gets_one_class_by_every_head(world: World, trained: dict[str, Path], task: str) -> None:
     own = settings_of(world, task)
@@ -162,8 +179,11 @@ def test_the_weights_say_what_their_logits_and_scores_are(
     metadata = json.loads((ROOT / "configs" / "metadata.json").read_text())
     fitted = fit_metadata(metadata, record)
     shapes = fitted["network_data_format"]
-    assert shapes["outputs"]["pred"]["channel_def"] == {str(k): name for k, name in enumerate(logits)}
-    assert shapes["outputs"]["pred"]["spatial_shape"] == [len(logits)]
+    pred = shapes["outputs"]["pred"]
+    # MONAI Label names by this the scores that it serves, which are those of the classes.
+    assert pred["channel_def"] == {str(k): name for k, name in enumerate(GRADES)}
+    assert pred.get("logit_def", pred["channel_def"]) == {str(k): name for k, name in enumerate(logits)}
+    assert pred["spatial_shape"] == [len(logits)]
     assert shapes["post_processed_outputs"]["pred"]["channel_def"] == {str(k): name for k, name in enumerate(GRADES)}
     assert shapes["post_processed_outputs"]["head_scores"]["spatial_shape"] == [3]
     assert fitted["label_classes"] == f"{task}: lgd, hgd, cancer"
@@ -237,15 +257,30 @@ def test_methods_are_compared_cross_validated_and_searched(world: World, command
     text = (out / "comparison.md").read_text()
     assert f"behind MuSTMIL global in {lead}" in text
     assert "| MILModel att 10x |" in text
+    each = "fold" if task == "ordinal" else "training"
+    assert f"The same at the operating point of each {each}: calibrated on its validation slides, the m" in text
     assert (out / "attention.png").is_file()
     out = world.out()
     done = command("cross_validating", "cross_validate", **shared, folds=3, output_dir=out)
     assert done.returncode == 0, done.stderr
     with (out / "predictions.csv").open(newline="") as file:
-        tested = {row["slide"]: row["label"] for row in csv.DictReader(file)}
+        rows = [row for row in csv.DictReader(file) if row["head"] == "global"]
+    tested = {row["slide"]: row["label"] for row in rows}
     assert tested == {f"s{i}": GRADES[grade] for i, grade in enumerate(OF_SLIDE)}
-    found = json.loads((out / "cross_validation.json").read_text())["heads"]["global"]["pooled"]
+    told = json.loads((out / "cross_validation.json").read_text())
+    found = told["heads"]["global"]["pooled"]
     assert set(TASKS[task].scores) <= found.keys()
+    p = np.array([[float(row[f"{grade}_calibrated"]) for grade in GRADES] for row in rows])
+    assert p.sum(axis=1) == pytest.approx(np.ones(len(rows)))
+    median = (1 - p.cumsum(axis=1)[:, :-1] >= 0.5).sum(axis=1)
+    decided = [GRADES[place] for place in (p.argmax(axis=1) if task == "multiclass" else median)]
+    assert [row["decision"] for row in rows] == decided
+    right = np.mean([row["label"] == row["decision"] for row in rows])
+    assert found["operating_point"]["accuracy"]["value"] == pytest.approx(right)
+    # Exclusive classes have no thresholds.
+    assert all(fold["operating_point"]["global"]["thresholds"] == {} for fold in told["folds"])
+    tables = (out / "cross_validation.md").read_text()
+    assert f"calibrated on its validation slides, {TASKS[task].decision}. All slides scored together:" in tables
     del shared["epochs"]
     grid = {"lr": [0.001, 0.01], "epochs": [1]}
     done = command("searching", "search", **shared, grid=grid, output_dir=world.out())

@@ -26,6 +26,7 @@ __all__ = ["SlideInferTask"]
 CHOICE = "checked_choice"
 # What the bundle's preprocessing makes of a slide.
 ENCODED = ("image", "corners", "patch_level0", "base_mpp", "bounds_level0")
+OF_PATIENTS = "These weights predict patients from all of their slides, and this is one slide alone."
 NOTICE = "For research only, not for diagnosis."
 UNKNOWN = "These weights tell nothing of their training: on which slides, or with which settings, is not known."
 
@@ -205,8 +206,13 @@ class SlideInferTask(BundleInferTask):
     def _notice(self, network: Any) -> str:
         if not network.record:
             return f"{UNKNOWN} {NOTICE}"
-        demonstration = self.parts.is_demonstration(network.record)
-        return f"{self.parts.demonstration} {NOTICE}" if demonstration else NOTICE
+        settings = network.record.get("settings", {})
+        told = [
+            self.parts.demonstration if self.parts.is_demonstration(network.record) else "",
+            OF_PATIENTS if settings.get("unit") == "patient" else "",
+            NOTICE,
+        ]
+        return " ".join(filter(None, told))
 
     def _explain(self, data: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """Attention and contribution of the slide, ``[N, M, K]`` each."""

@@ -45,9 +45,15 @@ class SlideTrainTask(BundleTrainTask):
         """Train.
 
         Raises:
-            RequestError: if the request, its weights or the labels cannot be used, or a training in several processes
-                fails.
+            RequestError: if the request, its weights or the labels cannot be used, the bundle is an ensemble, or a
+                training in several processes fails.
         """
+        served = os.path.join(self.bundle_path, "models", self.const.model_pytorch())
+        if _is_ensemble(served):
+            cause = "is an ensemble: no training goes on from one, or replaces it while it is served"
+            raise RequestError(
+                NOT_USABLE, served, cause, "Serve a bundle with the weights of one member, and train that."
+            )
         given = {key: value for key, value in request.items() if value is not None}
         check_training(given, self.config()["model_filename"])
         # A list is what /info/ shows, and "cuda" any GPU; another name is one device.
@@ -77,9 +83,6 @@ class SlideTrainTask(BundleTrainTask):
         if not os.path.isfile(model_pytorch):
             remedy = 'Name another in "model_filename", or start anew with "pretrained": false.'
             raise RequestError(BAD_REQUEST, model_pytorch, "there is no such file", remedy)
-        if any(key.startswith(MEMBERS) for key in torch.load(model_pytorch, map_location="cpu", weights_only=True)):
-            remedy = 'Start anew with "pretrained": false, or serve the weights of one member.'
-            raise RequestError(BAD_REQUEST, model_pytorch, "is an ensemble: no training goes on from one", remedy)
         super()._load_checkpoint(model_pytorch, pretrained, train_handlers)
 
     def run_multi_gpu(self, request: dict[str, Any], cmd: list[str], env: Mapping[str, str]) -> None:
@@ -106,3 +109,10 @@ class SlideTrainTask(BundleTrainTask):
         if process.returncode != 0:
             cause = f"failed in {len(gpus)} processes, with status {process.returncode}"
             raise RequestError(SERVER_FAULT, "train", cause, reason)
+
+
+def _is_ensemble(path: str) -> bool:
+    try:
+        return any(key.startswith(MEMBERS) for key in torch.load(path, map_location="cpu", weights_only=True))
+    except Exception:  # Of bytes that are no weights, anything may be raised: loading them says why.
+        return False
