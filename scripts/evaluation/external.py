@@ -18,7 +18,7 @@ from scripts.evaluation.bootstrap import (
     resampled_scores,
 )
 from scripts.evaluation.drift import find_drift
-from scripts.evaluation.head_report import RANKING_SCORES
+from scripts.evaluation.head_report import of_decisions
 from scripts.evaluation.metrics import CLASS_SCORE_NAMES, class_scores, head_scores
 
 __all__ = ["EXTERNAL", "Predictions", "compare_with_internal", "external_warnings"]
@@ -117,8 +117,8 @@ def compare_with_internal(
             both_calibrated = (external.calibrated[:, h], internal.calibrated[:, h])
             decided = [kind.decided(calibrated, of_head).astype(np.float64) for calibrated in both_calibrated]
             at_point = _differences(external, internal, decided[0], decided[1], *given)
-            at_point["classes"] = {name: _of_decisions(scores) for name, scores in at_point["classes"].items()}
-            found["operating_point"] = _of_decisions(at_point)
+            at_point["classes"] = {name: of_decisions(scores) for name, scores in at_point["classes"].items()}
+            found["operating_point"] = of_decisions(at_point)
         report[head] = found
     return report
 
@@ -202,7 +202,3 @@ def _difference(scores: Sequence[float], drawn: Sequence[Floats]) -> dict[str, A
     internal, external = scores
     difference = {"value": external - internal, "ci95": list(difference_interval(drawn[1], drawn[0]))}
     return {"internal": internal, "external": external, "difference": difference}
-
-
-def _of_decisions(scores: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: score for name, score in scores.items() if name not in RANKING_SCORES}

@@ -57,9 +57,9 @@ class PredictionReport:
 
     Where the weights have an operating point, each class has a calibrated probability as well, and the decision is that
     on these, at the thresholds of the weights where the task has some; of an ensemble, each class has the spread of its
-    members. Attach to an evaluator whose postprocessing
-    makes probabilities ``[H, K]``, with :class:`scripts.inference.decisions.Decided` before it. Of several ranks the
-    first writes the predictions of all, in the order of the dataset.
+    members. Attach to an evaluator whose postprocessing makes probabilities ``[H, K]``, with
+    :class:`scripts.inference.decisions.Decided` before it. Of several ranks the first writes the predictions of all, in
+    the order of the dataset.
 
     Args:
         output_dir: where the file is written.

@@ -215,7 +215,7 @@ def warn_of_points(
             counts = zip(point.thresholds.items(), np.sum(labels, axis=0), strict=True) if point.thresholds else ()
             classes = {name: {"threshold": value, "positives": int(number)} for (name, value), number in counts}
             points[f"fold {fold + 1}, {head}"] = {"rule": rule, "slides": len(labels), "classes": classes}
-    if (text := points_warning(points)) is not None:
+    if (text := points_warning(points, unit)) is not None:
         logger.warning("operating points of folds: %s", text)
 
 
