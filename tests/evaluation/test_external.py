@@ -332,6 +332,15 @@ def test_an_evaluation_of_other_weights_classes_or_heads_is_refused_with_both(tm
             read_internal(tmp_path / "in", tmp_path / "out", **given)
 
 
+def test_an_evaluation_from_before_the_weights_had_an_operating_point_is_refused(tmp_path: Path) -> None:
+    none: dict[str, str | None] = dict.fromkeys(HEADS)
+    made_by = {**MADE_BY, "operating_point_sha256": none}
+    evaluate(some_slides(4, 3), EvaluationReport(tmp_path / "in", HEADS, CLASSES, "multilabel", made_by=made_by))
+    with pytest.raises(SettingsError, match="it decided at another operating point of these weights .*, or at none"):
+        read_internal(tmp_path / "in", tmp_path / "out")
+    assert read_internal(tmp_path / "in", tmp_path / "out", points=none) is not None
+
+
 def test_an_evaluation_that_does_not_name_its_weights_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     evaluation(tmp_path / "in", some_slides(4, 3))
     assert read_internal(tmp_path / "in" / "metrics.json", tmp_path / "out") is not None
