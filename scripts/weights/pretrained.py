@@ -61,7 +61,7 @@ class Pretrained:
         }
 
     @property
-    def told(self) -> dict[str, Any]:
+    def stored(self) -> dict[str, Any]:
         """What the new training's record stores of them: their record, checksum and classes."""
         return {**self.record, "weights_sha256": self.sha256, "classes": self.classes}
 

@@ -105,7 +105,7 @@ def test_the_one_output_of_the_binary_task_is_a_class_by_its_name(tmp_path: Path
 def test_the_record_of_a_training_names_the_weights_and_what_became_of_their_classes(tmp_path: Path) -> None:
     model = write(tmp_path / "model.pt", ["a", "gone"])
     source = read_pretrained(tmp_path / "model.pt", SETTINGS, ["a", "b"])
-    assert source.told == {
+    assert source.stored == {
         **RECORD,
         "settings": {**SETTINGS, "class_names": ["a", "gone"]},
         "weights_sha256": weights_sha256(model.state_dict()),
