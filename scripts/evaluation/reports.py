@@ -272,6 +272,7 @@ class EvaluationReport(PredictionReport):
         order = np.argsort(self.slides)
         probabilities, labels = (np.stack(rows)[order].astype(np.float64) for rows in (self.probabilities, self.labels))
         patients = [self.patients.get(self.slides[i], self.slides[i]) for i in order]
+        decided = np.stack([self._decided(i) for i in order]).astype(np.float64)  # [n, H, K]
         self.report = report = {}
         for h, head in enumerate(self.heads):
             given = labels, self.class_names, self.task, self.seed, patients
@@ -279,15 +280,15 @@ class EvaluationReport(PredictionReport):
             if self.calibrated:
                 calibrated = np.stack(self.calibrated)[order, h]
                 thresholds = None if self.thresholds is None else self.thresholds[h]
-                decided = self.kind.decided(calibrated, thresholds).astype(np.float64)
-                report[head]["operating_point"] = operating_point_report(calibrated, decided, *given, thresholds)
+                report[head]["operating_point"] = operating_point_report(calibrated, decided[:, h], *given, thresholds)
             if self.spread:
-                decisions = np.stack([self._decided(i)[h] for i in order])
                 of_head = np.stack(self.spread)[order, h]
-                report[head]["spread"] = spread_report(of_head, decisions, labels, self.seed, patients)
+                report[head]["spread"] = spread_report(of_head, decided[:, h], labels, self.seed, patients)
         calibrated = np.stack(self.calibrated)[order] if self.calibrated else None
         slides = [self.slides[i] for i in order]
-        self._compare(Predictions(slides, patients, labels, probabilities, calibrated, self.patients_known))
+        known = self.patients_known
+        own = slides, patients, labels, probabilities, calibrated, known
+        self._compare(Predictions(*own, unit=self.unit, decided=decided))
         path, num_patients = self.output_dir / "metrics.json", len(set(patients))
         self.num_patients = num_patients if self.patients_known else None
         self.num_slides = sum(self.slides_of.get(name, 1) for name in self.slides)
@@ -314,8 +315,7 @@ class EvaluationReport(PredictionReport):
         """Put the internal test beside what was written, if there is one."""
         if (internal := self.internal_test) is None:
             return
-        given = self.heads, self.class_names, self.task, self.seed, self.thresholds
-        found = compare_with_internal(external, internal, *given)
+        found = compare_with_internal(external, internal, self.heads, self.class_names, self.task, self.seed)
         for head, of_head in found.items():
             self.report[head][EXTERNAL] = of_head
         self.internal = {
