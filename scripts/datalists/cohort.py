@@ -177,17 +177,18 @@ class Cohort:
         return self.datalist if all("slide" in entry for entry in data) else None
 
     def warn_of_one_sided(self, *names: str, **partitions: Sequence[Mapping[str, Any]]) -> None:
-        """Warn of classes that no slide, or every slide, of a partition has.
+        """Warn of classes that no bag, or every bag, of a partition has.
 
         Args:
             names: partitions of the datalist.
             partitions: others, by name.
         """
-        warn_of_one_sided(self.output_names, {**{name: self.partition(name) for name in names}, **partitions})
+        entries = {**{name: self.partition(name) for name in names}, **partitions}
+        warn_of_one_sided(self.output_names, entries, unit=self.unit)
 
     def warn_of_one_sided_folds(self, split: Folds) -> None:
-        """The same of folds: of the slides on which the weights of each are trained and chosen."""
-        warn_of_one_sided(self.output_names, split.parts("training", "validation"), FOLDS_REMEDY)
+        """The same of folds: of the bags on which the weights of each are trained and chosen."""
+        warn_of_one_sided(self.output_names, split.parts("training", "validation"), FOLDS_REMEDY, self.unit)
 
     @property
     def _options(self) -> dict[str, Any]:
