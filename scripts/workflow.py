@@ -61,6 +61,7 @@ _MODULES = {
     "scripts.features.exporting": ("export_banks",),
     "scripts.features.extraction": ("left_out",),
     "scripts.networks.methods": ("attention_maps", "result_heads", "trained_heads"),
+    "scripts.slides.isolation": ("start_reader",),
     "scripts.training.curves": ("loss_and_metric_layout", "training_scalars", "write_validation"),
     "scripts.training.optimizers": ("optimizer_class",),
     "scripts.training.recalibration": ("refuse_others",),

@@ -9,9 +9,10 @@ import shutil
 import sys
 import sysconfig
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,7 @@ from scripts.core.settings import check_settings
 from scripts.encoders.backbones import Backbone
 from scripts.encoders.network_trials import in_one_line
 from scripts.encoders.own_networks import is_own
+from scripts.encoders.prepared import cache_folder, file_name, key_of, read_prepared, write_prepared
 
 __all__ = ["Forward", "choose_runtime", "get_forward"]
 
@@ -29,6 +31,8 @@ __all__ = ["Forward", "choose_runtime", "get_forward"]
 Forward = Callable[[Tensor], Tensor]
 
 logger = logging.getLogger(__name__)
+
+INDUCTOR_FOLDER = "TORCHINDUCTOR_CACHE_DIR"
 
 
 def choose_runtime(runtime: str, device: torch.device, backbone: Backbone | None = None) -> str:
@@ -62,7 +66,9 @@ def get_forward(runtime: str, backbone: Backbone, batch_size: int) -> Forward:
     """The forward pass of a backbone.
 
     ``"compile"`` and ``"openvino"`` prepare the network for patches of one size at the first batch, which takes
-    seconds, and fold batch norms into convolutions; ``"compile"`` does so in encoders with a name alone.
+    seconds, and fold batch norms into convolutions; ``"compile"`` does so in encoders with a name alone. What they
+    prepared is kept for later runs (:mod:`scripts.encoders.prepared`); ``"openvino"`` keeps nothing of the user's own
+    networks, whose code may have changed.
 
     Args:
         runtime: of :func:`choose_runtime`.
@@ -108,6 +114,9 @@ def _compiled(backbone: Backbone) -> Forward:
     if not is_own(backbone.name):
         _fold_batch_norms(folded.network)
         folded.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    # Else it keeps what it compiles in the folder for temporary files, which is emptied at the next start.
+    if INDUCTOR_FOLDER not in os.environ and (folder := cache_folder("compile")) is not None:
+        os.environ[INDUCTOR_FOLDER] = str(folder)
     # With frozen weights as constants, oneDNN chooses their layout once.
     module = torch.compile(folded, dynamic=False, options={"freezing": True})
 
@@ -141,20 +150,48 @@ def _compile_openvino(backbone: Backbone, example: Tensor) -> Callable:
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     import openvino
 
-    traced = copy.deepcopy(backbone)
-    traced.amp = False  # OpenVINO gets its precision below, and cannot read an autocast
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", torch.jit.TracerWarning)
-        model = openvino.convert_model(
-            _FromChannelsLast(traced).eval(), example_input=example, input=[(-1, *example.shape[1:])]
-        )
+    precision = "bf16" if backbone.amp else "f32"
     config = {
         "PERFORMANCE_HINT": "LATENCY",  # all threads on one batch; the other hint computes several side by side
-        "INFERENCE_PRECISION_HINT": "bf16" if backbone.amp else "f32",
+        "INFERENCE_PRECISION_HINT": precision,
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
     }
-    compiled: Callable = openvino.Core().compile_model(model, "CPU", config)
+    core, compiled = openvino.Core(), None
+    # OpenVINO has a cache of its own, but the seconds go into the conversion before it.
+    folder = None if is_own(backbone.name) else cache_folder("openvino")
+    if folder is not None:
+        height, width = example.shape[1:3]
+        path = folder / file_name(backbone, f"{height}x{width}", precision)
+        key = key_of(backbone, patch=[height, width], device=core.get_property("CPU", "FULL_DEVICE_NAME"))
+        compiled = _kept_openvino(core, path, key, config)
+    if compiled is None:
+        compiled = core.compile_model(_converted(backbone, example), "CPU", config)
+        if folder is not None:
+            write_prepared(path, key, compiled.export_model().getvalue())
     return compiled
+
+
+def _kept_openvino(core: Any, path: Path, key: bytes, config: Mapping[str, Any]) -> Callable | None:
+    prepared = read_prepared(path, key)
+    try:
+        return None if prepared is None else core.import_model(prepared, "CPU", config)
+    except RuntimeError as error:
+        logger.info("%s cannot be used (%s): the network is prepared again", path, reason_of(error))
+        return None
+
+
+def _converted(backbone: Backbone, example: Tensor) -> Any:
+    """The backbone as a model of OpenVINO."""
+    import openvino
+
+    traced = copy.deepcopy(backbone)
+    traced.amp = False  # OpenVINO gets its precision when it compiles, and cannot read an autocast
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)
+        # Two patches show as much as a batch, in less time.
+        return openvino.convert_model(
+            _FromChannelsLast(traced).eval(), example_input=example[:2], input=[(-1, *example.shape[1:])]
+        )
 
 
 class _FromChannelsLast(nn.Module):

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from scripts.heatmaps.attention_maps import PatchMap
-from scripts.heatmaps.images import BLACK_AND_WHITE, OPACITY, Thumbnail, overlay, shade_colours
+from scripts.heatmaps.images import BLACK_AND_WHITE, OPACITY, shade_colours
 from scripts.heatmaps.lettering import MARGIN_PX, font, stacked, text_block
 
 __all__ = ["Title", "bar_length_um", "heatmap_with_legend", "legend", "legend_colours", "shade_limits", "shade_text"]
@@ -53,10 +53,9 @@ class Title:
         return [(self.slide, TITLE_PX), ("   ".join(parts), TEXT_PX)]
 
 
-def heatmap_with_legend(thumbnail: Thumbnail, heat: PatchMap, title: Title) -> NDArray[np.uint8]:
-    """The overlay with its legend below, RGB ``[h, w, 3]``: the picture's upper left pixel stays that of the slide."""
-    legend_below = legend(heat, title, thumbnail.pixels.shape[1], thumbnail.mpp)
-    return stacked([overlay(thumbnail, heat), legend_below])
+def heatmap_with_legend(overlaid: NDArray[np.uint8], heat: PatchMap, title: Title, mpp: float) -> NDArray[np.uint8]:
+    """An overlay with its legend below, RGB ``[h, w, 3]``: the picture's upper left pixel stays that of the slide."""
+    return stacked([overlaid, legend(heat, title, overlaid.shape[1], mpp)])
 
 
 def legend(heat: PatchMap, title: Title, width_px: int, mpp: float) -> NDArray[np.uint8]:

@@ -41,13 +41,15 @@ def text_block(lines: Sequence[tuple[str, int]], width_px: int, margin_px: int =
 def stacked(pictures: Sequence[NDArray[np.uint8]], axis: int = 0, gap_px: int = 0) -> NDArray[np.uint8]:
     """RGB pictures below each other (``axis`` 0) or side by side (1), from the upper left on, on white."""
     across = max(picture.shape[1 - axis] for picture in pictures)
-    padded = []
-    for i, picture in enumerate(pictures):
-        pad = [(0, 0), (0, 0), (0, 0)]
-        pad[1 - axis] = (0, across - picture.shape[1 - axis])
-        pad[axis] = (0, gap_px if i < len(pictures) - 1 else 0)
-        padded.append(np.pad(picture, pad, constant_values=255))
-    return np.concatenate(padded, axis=axis)
+    along = sum(picture.shape[axis] for picture in pictures) + gap_px * (len(pictures) - 1)
+    together = np.full((along, across, 3) if axis == 0 else (across, along, 3), 255, dtype=np.uint8)
+    place = 0
+    for picture in pictures:
+        height, width = picture.shape[:2]
+        top, left = (place, 0) if axis == 0 else (0, place)
+        together[top : top + height, left : left + width] = picture
+        place += picture.shape[axis] + gap_px
+    return together
 
 
 def _fitting(text: str, size_px: int, width_px: int) -> str:

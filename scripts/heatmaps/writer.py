@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from ignite.engine import Engine, Events
 from monai.utils import CommonKeys
 from numpy.typing import NDArray
 
+from scripts.core.background import in_background
 from scripts.core.errors import SettingsError, SlideError
 from scripts.core.files import write_csv
 from scripts.core.imported import IMPORTED
@@ -22,9 +23,9 @@ from scripts.core.magnification import scale_name
 from scripts.core.settings import check_settings
 from scripts.core.tasks import THRESHOLD, get_task
 from scripts.datalists.failures import FailedSlides
-from scripts.heatmaps.attention_maps import KINDS
+from scripts.heatmaps.attention_maps import KINDS, PatchMap
 from scripts.heatmaps.geojson import feature_collection, write_geojson
-from scripts.heatmaps.images import class_colour, overlay, read_thumbnail, write_patch_image, write_png
+from scripts.heatmaps.images import Thumbnail, class_colour, overlay, read_thumbnail, write_patch_image, write_png
 from scripts.heatmaps.legend import Title, heatmap_with_legend, legend_colours
 from scripts.heatmaps.mapped_slides import MappedSlides
 from scripts.heatmaps.patch_table import patch_columns, patch_table
@@ -145,35 +146,44 @@ class HeatmapWriter:
         opened, maps = shown.opened, shown.maps
         thumbnail, frame = read_thumbnail(opened), frame_of(self.coordinates, opened.bounds_level0)
         folder, written, heading = self.folder / slide, set(), self.mapped.title_of(item, slide)
-        for m, (spec, head) in enumerate(zip(specs, self.head_of_map, strict=True)):
-            drawn = self.chosen if self.chosen is not None else predicted_classes(probabilities[head])
-            for k in self.chosen if self.chosen is not None else range(len(self.class_names)):
-                name, heats = self.class_names[k], [maps(m, k, kind) for kind in self.kinds]
-                title = Title(heading, spec.name, spec.head, name, float(probabilities[head][k]))
-                for heat in heats if k in drawn else ():
+        shown_classes = self.chosen if self.chosen is not None else range(len(self.class_names))
+        with in_background() as background:
+            for (m, spec), k in product(enumerate(specs), shown_classes):
+                of_head, heats = probabilities[self.head_of_map[m]], [maps(m, k, kind) for kind in self.kinds]
+                title = Title(heading, spec.name, spec.head, self.class_names[k], float(of_head[k]))
+                for heat in heats if self.chosen is not None or k in predicted_classes(of_head) else ():
                     stem = _stem(spec.name, self.file_names[k], heat.kind)
                     # The ending is added to the name, which may have a dot.
                     paths = {form: folder / f"{stem}{FORMATS[form]}" for form in self.formats}
                     written |= {path.name for path in paths.values()}
-                    if "png" in paths:
-                        picture = heatmap_with_legend(thumbnail, heat, title)
-                        write_png(paths["png"], picture, thumbnail.mpp, legend_colours(heat.kind))
-                    if "plain" in paths:
-                        write_png(paths["plain"], overlay(thumbnail, heat), thumbnail.mpp)
+                    self._write_map(background, paths, heat, thumbnail, title)
                     if "geojson" in paths:
-                        collection = feature_collection(heat, slide, spec.name, name, class_colour(k), frame)
-                        write_geojson(paths["geojson"], collection)
-                    if "mha" in paths:
-                        write_patch_image(paths["mha"], heat, thumbnail.size_um)
+                        of_class = title.class_name, class_colour(k)
+                        write_geojson(paths["geojson"], feature_collection(heat, slide, spec.name, *of_class, frame))
                 if self.top_patches:
                     path = folder / f"{_stem(spec.name, self.file_names[k], GALLERY)}.png"
-                    write_png(path, shown.gallery(m, k, self.kinds, self.top_patches, title, frame))
+                    background(write_png, path, shown.gallery(m, k, self.kinds, self.top_patches, title, frame))
                     written.add(path.name)
-        columns = patch_columns(specs, self.class_names)
-        names = [scale_name(m) for m in self.mapped.bag_builder.magnifications]
-        lines = patch_table(maps, specs, len(self.class_names), names, frame)
-        write_csv(folder / PATCHES, columns, lines)
+            columns = patch_columns(specs, self.class_names)
+            names = [scale_name(m) for m in self.mapped.bag_builder.magnifications]
+            lines = patch_table(maps, specs, len(self.class_names), names, frame)
+            write_csv(folder / PATCHES, columns, lines)
         return written
+
+    @staticmethod
+    def _write_map(
+        background: Callable[..., None], paths: Mapping[str, Path], heat: PatchMap, thumbnail: Thumbnail, title: Title
+    ) -> None:
+        """Write the pictures and the image of a map; pictures in the background."""
+        if "png" in paths or "plain" in paths:
+            overlaid = overlay(thumbnail, heat)
+            if "png" in paths:
+                picture = heatmap_with_legend(overlaid, heat, title, thumbnail.mpp)
+                background(write_png, paths["png"], picture, thumbnail.mpp, legend_colours(heat.kind))
+            if "plain" in paths:
+                background(write_png, paths["plain"], overlaid, thumbnail.mpp)
+        if "mha" in paths:
+            write_patch_image(paths["mha"], heat, thumbnail.size_um)
 
     def _remove(self) -> None:
         kinds = [*product(KINDS, FORMATS.values()), (GALLERY, ".png")]

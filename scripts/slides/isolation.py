@@ -27,7 +27,7 @@ from scripts import BUNDLE_ROOT
 from scripts.slides.checksums import Stamp
 from scripts.slides.opened import Opened
 
-__all__ = ["ReaderError", "open_slide", "read_pixels"]
+__all__ = ["ReaderError", "open_slide", "read_pixels", "start_reader"]
 
 # The largest region takes a second; a network's file system may take its time.
 ANSWER_SECONDS = 300.0
@@ -55,6 +55,13 @@ class _LostError(ReaderError):
 
 class _DiedError(_LostError):
     pass
+
+
+def start_reader() -> None:
+    """Start a process that waits for the first question, unless one does: it loads what it needs meanwhile."""
+    with _lock:
+        if not _idle:
+            _idle.append(_Process())
 
 
 def open_slide(path: str | Path, stamp: Stamp, backends: Sequence[str], passed: Sequence[str] = ()) -> Opened:

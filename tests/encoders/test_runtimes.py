@@ -1,4 +1,6 @@
+import copy
 import logging
+import os
 import subprocess
 import sys
 
@@ -6,6 +8,8 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.utils import counters
+from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 from torch.nn.functional import cosine_similarity
 
 from scripts.core.errors import SettingsError
@@ -19,6 +23,14 @@ from tests.cohorts import builder, draw_slide, tiny_backbone
 
 FASTER = [runtime for runtime in RUNTIMES if runtime != "torch"]
 CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    """A cache folder of the test's own; but the compiler's is the same for all, since it takes long."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv(runtimes.INDUCTOR_FOLDER, default_cache_dir())
+    return tmp_path / "cache" / "mustmil"
 
 
 @pytest.fixture(scope="module")
@@ -142,3 +154,120 @@ def test_what_was_prepared_is_kept_for_the_same_device(bag):
     prepared = encoder._forward
     encoder.to("cpu")  # as each request of MONAI Label does
     assert encoder._forward is prepared is not None
+
+
+def features_of(runtime, backbone, patches):
+    with torch.inference_mode():
+        return get_forward(runtime, backbone, batch_size=8)(patches[:8])
+
+
+@pytest.fixture
+def conversions(monkeypatch):
+    """The names of the backbones that were converted for OpenVINO."""
+    converted, convert = [], runtimes._converted
+
+    def record(backbone, example):
+        converted.append(backbone.name)
+        return convert(backbone, example)
+
+    monkeypatch.setattr(runtimes, "_converted", record)
+    return converted
+
+
+@pytest.mark.parametrize("amp", [False, True])
+def test_openvino_converts_a_network_once_and_gives_the_same_features_from_its_cache(
+    small, patches, cache, conversions, amp
+):
+    backbone = copy.deepcopy(small)
+    backbone.amp = amp
+    cold = features_of("openvino", backbone, patches)
+    warm = features_of("openvino", backbone, patches)
+    assert conversions == ["small"]
+    assert torch.equal(cold, warm)
+    (file,) = (cache / "openvino").iterdir()
+    assert file.stat().st_mode & 0o022 == 0
+
+
+def test_nothing_is_taken_from_the_cache_for_another_network_or_other_libraries(
+    small, patches, cache, conversions, monkeypatch
+):
+    features_of("openvino", small, patches)
+    heavier, shifted, precise = (copy.deepcopy(small) for _ in range(3))
+    heavier.network[0].weight.data *= 2  # whatever their checksum says
+    shifted.mean += 1e-5
+    for other in (heavier, shifted):
+        with torch.inference_mode():
+            expected = other(patches[:8])
+        assert torch.allclose(features_of("openvino", other, patches), expected, atol=1e-5)
+    precise.amp = True
+    features_of("openvino", precise, patches)
+    features_of("openvino", small, patches[..., :16])
+    monkeypatch.setattr("scripts.encoders.prepared.version", lambda name: "another")
+    features_of("openvino", precise, patches)
+    assert conversions == ["small"] * 6
+    assert (
+        len(list((cache / "openvino").iterdir())) == 3
+    )  # a file for each size and precision, not one for each version
+
+
+@pytest.mark.parametrize("damage", [lambda content: content[:-9], lambda content: content[:-1] + b"!", lambda _: b""])
+def test_a_damaged_cache_is_made_again(small, patches, cache, conversions, damage):
+    cold = features_of("openvino", small, patches)
+    (file,) = (cache / "openvino").iterdir()
+    whole = file.read_bytes()
+    file.write_bytes(damage(whole))
+    assert torch.equal(features_of("openvino", small, patches), cold)
+    assert conversions == ["small"] * 2
+    assert len(file.read_bytes()) == len(whole)
+    features_of("openvino", small, patches)
+    assert conversions == ["small"] * 2
+
+
+def test_where_nothing_can_be_kept_networks_are_prepared_each_time(small, patches, tmp_path, monkeypatch, caplog):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "shared" / "mustmil").mkdir(parents=True)
+    (tmp_path / "shared" / "mustmil").chmod(0o777)
+    with torch.inference_mode():
+        expected = small(patches[:8])
+    for place in ("file", "shared"):
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / place))
+        with caplog.at_level(logging.INFO):
+            found = features_of("openvino", small, patches)
+        assert torch.allclose(found, expected, atol=1e-5)
+        assert f"what is prepared is not kept in {tmp_path / place / 'mustmil' / 'openvino'} (" in caplog.text
+    assert list((tmp_path / "shared" / "mustmil" / "openvino").iterdir()) == []
+
+
+def test_a_disk_without_room_keeps_nothing_and_costs_nothing(small, patches, monkeypatch, caplog):
+    def full(path):
+        raise SettingsError(path, "cannot be written: there is no room", "Make room.")
+
+    monkeypatch.setattr("scripts.encoders.prepared.replacing", full)
+    with caplog.at_level(logging.INFO):
+        assert features_of("openvino", small, patches).shape == (8, 12)
+    assert "there is no room" in caplog.text
+
+
+def test_of_the_users_own_networks_openvino_keeps_nothing(small, patches, cache):
+    own = copy.deepcopy(small)
+    own.name = "my_package.my_network"
+    features_of("openvino", own, patches)
+    assert not cache.exists()
+
+
+def test_compile_takes_from_its_cache_what_an_earlier_run_compiled(small, patches, cache, monkeypatch):
+    monkeypatch.delenv(runtimes.INDUCTOR_FOLDER)
+    counters.clear()
+    cold = features_of("compile", small, patches)
+    assert os.environ[runtimes.INDUCTOR_FOLDER] == str(cache / "compile")
+    assert (counters["inductor"]["fxgraph_cache_hit"], counters["inductor"]["fxgraph_cache_miss"]) == (0, 1)
+    torch._dynamo.reset()
+    warm = features_of("compile", small, patches)
+    assert (counters["inductor"]["fxgraph_cache_hit"], counters["inductor"]["fxgraph_cache_miss"]) == (1, 1)
+    assert torch.equal(cold, warm)
+
+
+def test_a_folder_that_the_user_gave_the_compiler_stays(small, tmp_path, monkeypatch):
+    monkeypatch.setenv(runtimes.INDUCTOR_FOLDER, str(tmp_path / "mine"))
+    get_forward("compile", small, batch_size=8)
+    assert os.environ[runtimes.INDUCTOR_FOLDER] == str(tmp_path / "mine")

@@ -2,6 +2,7 @@
 
 import struct
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -11,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from PIL import Image
 from scipy.spatial import KDTree
 
 from scripts.bags.bag import BagBuilder
@@ -23,10 +25,13 @@ from scripts.heatmaps.images import (
     overlay,
     patch_image,
     read_thumbnail,
+    shade_colours,
     shade_image,
+    with_palette,
     write_patch_image,
     write_png,
 )
+from scripts.heatmaps.legend import legend_colours
 from tests.pyramids import noise, write_pyramid
 
 # At this resolution no patch is a whole number of pixels.
@@ -149,6 +154,67 @@ def test_an_overlay_shows_each_patch_in_its_place(made, longest_px):
         off_y = np.maximum(np.maximum(top - y, y - top - heat.patch_um), 0)
         gap = np.minimum(gap, np.maximum(off_x[None, :], off_y[:, None]))
     assert np.array_equal(picture[gap > mpp], thumbnail.pixels[gap > mpp])
+
+
+def shade_pixel_by_pixel(heat, thumbnail):
+    """The shade of a thumbnail, one patch after the other onto all its pixels."""
+    height, width = thumbnail.pixels.shape[:2]
+    pixel_level0 = thumbnail.mpp / heat.base_mpp
+    total, number = np.zeros((height, width)), np.zeros((height, width))
+    for (x, y), shade in sorted(zip(heat.corners, heat.shade, strict=True), key=lambda patch: patch[1]):
+        ends = []
+        for corner, length in ((y, height), (x, width)):
+            first, last = (round(end / pixel_level0) for end in (corner, corner + heat.patch_level0))
+            if first == last:
+                first = int(np.floor((corner + heat.patch_level0 / 2) / pixel_level0))
+            ends.append(slice(min(first, length), min(max(last, first + 1), length)))
+        if heat.patch_level0 < pixel_level0:
+            total[tuple(ends)], number[tuple(ends)] = shade, 1
+        else:
+            total[tuple(ends)] += shade
+            number[tuple(ends)] += 1
+    with np.errstate(invalid="ignore"):
+        return total / number
+
+
+@settings(max_examples=40, deadline=None)
+@given(maps_on_grids(), st.sampled_from([3, 40, 150]), st.sampled_from([1.0, 0.5, 0.37]), st.floats(0.0, 30.0))
+def test_an_overlay_is_the_pixel_by_pixel_mix_of_tissue_and_shade(made, longest_px, step, shift):
+    # Patches that meet, overlap, lie on no whole pixel, are smaller than one, or reach beyond the border.
+    heat, size_um = made
+    heat = replace(heat, corners=heat.corners * step + shift)
+    mpp = max(size_um) / longest_px
+    shape = [max(1, round(length / mpp)) for length in size_um[::-1]]
+    thumbnail = Thumbnail(noise(*shape), mpp, size_um)
+    expected = shade_pixel_by_pixel(heat, thumbnail)
+    shade = shade_image(heat, thumbnail)
+    assert np.allclose(shade, expected, rtol=1e-6, equal_nan=True)
+    covered = ~np.isnan(shade)
+    mixed = thumbnail.pixels.copy()
+    colours = shade_colours(shade[covered], heat.kind)
+    mixed[covered] = np.round((1 - OPACITY) * mixed[covered] + OPACITY * colours)
+    assert np.array_equal(overlay(thumbnail, heat), mixed)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_exact_colours_stay_wherever_they_are_and_every_other_pixel_has_the_librarys_choice(kind):
+    exact = legend_colours(kind)
+    # In their upper bits most are the same.
+    near = np.clip(np.add(exact, [[1, -1, 2]], dtype=int), 0, 255).astype(np.uint8)
+    colours = np.concatenate([exact, near])
+    rng = np.random.default_rng(5)
+    pixels = np.concatenate([noise(80, 90, seed=6), colours[rng.integers(0, len(colours), (80, 90))]])
+    picture = with_palette(pixels, exact)
+    palette = np.array(picture.getpalette(), dtype=np.uint8).reshape(-1, 3)
+    stored = palette[np.asarray(picture)]
+    is_exact = (pixels[..., None, :] == exact).all(axis=-1).any(axis=-1)
+    assert is_exact[80:].mean() > 0.4
+    assert np.array_equal(stored[is_exact], pixels[is_exact])
+    only = Image.new("P", (1, 1))
+    only.putpalette(palette.ravel().tolist())
+    chosen = np.asarray(Image.fromarray(pixels).quantize(palette=only, dither=Image.Dither.NONE))
+    assert np.array_equal(stored[~is_exact], palette[chosen][~is_exact])
+    assert (palette[chosen][is_exact] != pixels[is_exact]).any()  # the library alone would not keep them
 
 
 def test_a_png_has_the_size_of_its_pixels_and_256_colours_near_those_of_the_tissue_in_half_the_bytes(tmp_path):

@@ -39,7 +39,8 @@ def a_thumbnail(height=150, width=900):
 @pytest.mark.parametrize("width", [40, 900])
 def test_the_picture_above_a_legend_is_that_without_one_pixel_for_pixel(kind, width):
     thumbnail, heat = a_thumbnail(width=width), a_map(kind)
-    shown, plain = heatmap_with_legend(thumbnail, heat, TITLE), overlay(thumbnail, heat)
+    plain = overlay(thumbnail, heat)
+    shown = heatmap_with_legend(plain, heat, TITLE, thumbnail.mpp)
     assert (shown[: len(plain), :width] == plain).all()
     assert (shown[: len(plain), width:] == 255).all()
 
@@ -47,7 +48,7 @@ def test_the_picture_above_a_legend_is_that_without_one_pixel_for_pixel(kind, wi
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_bar_runs_through_the_colours_of_the_map_and_its_file_keeps_them(kind, tmp_path):
     thumbnail, heat = a_thumbnail(), a_map(kind)
-    picture = heatmap_with_legend(thumbnail, heat, TITLE)
+    picture = heatmap_with_legend(overlay(thumbnail, heat), heat, TITLE, thumbnail.mpp)
     write_png(tmp_path / "map.png", picture, thumbnail.mpp, legend_colours(kind))
     stored = read_png(tmp_path / "map.png")[0]
     for pixels in (picture, stored):

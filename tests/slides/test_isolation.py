@@ -199,6 +199,36 @@ def test_a_reader_that_another_slide_left_dying_costs_nothing(pyramid, image, no
     assert np.array_equal(slide.read_region((0, 0), (64, 64), 0.5), image[:64, :64])
 
 
+def test_a_reader_that_was_started_ahead_takes_the_first_question(pyramid, image, nobody):
+    isolation.start_reader()
+    (process,) = readers()
+    isolation.start_reader()  # one is enough
+    assert np.array_equal(Slide(pyramid).read_region((0, 0), (64, 64), 0.5), image[:64, :64])
+    assert readers() == [process]
+
+
+def test_a_reader_that_died_of_being_started_ahead_costs_nothing(pyramid, image, nobody, monkeypatch):
+    monkeypatch.setattr(isolation, "PROGRAM", "raise SystemExit(1)")
+    isolation.start_reader()
+    monkeypatch.undo()
+    assert np.array_equal(Slide(pyramid).read_region((0, 0), (64, 64), 0.5), image[:64, :64])
+    assert len(readers()) == 1
+
+
+@pytest.mark.parametrize("ending", ["", "raise ValueError", "os.kill(os.getpid(), 9)", "os.kill(os.getpid(), 15)"])
+@pytest.mark.parametrize("seconds", [0, 0.5])
+def test_a_reader_that_nobody_asks_ends_with_its_run(ending, seconds):
+    code = (
+        "import os, time, psutil; from scripts.slides.isolation import start_reader; start_reader(); "
+        f"print(*(child.pid for child in psutil.Process().children()), flush=True); time.sleep({seconds}); {ending}"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    (pid,) = map(int, done.stdout.split())
+    if psutil.pid_exists(pid):
+        psutil.wait_procs([psutil.Process(pid)], timeout=10)
+    assert not psutil.pid_exists(pid)
+
+
 def test_a_reader_that_died_while_idle_costs_nothing(pyramid, image, nobody):
     slide = Slide(pyramid)
     (process,) = readers()
