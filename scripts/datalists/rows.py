@@ -14,6 +14,7 @@ from scripts.datalists.keys import IMAGE_KEYS, key_meant, nearest_key
 from scripts.datalists.labels import label_remedy
 from scripts.datalists.partitions import PARTITIONS, partition_or_none
 from scripts.datalists.patients import is_unknown
+from scripts.slides.remote import known_as
 
 __all__ = ["Faults", "Row", "row_of"]
 
@@ -27,7 +28,7 @@ class Row:
 
     Args:
         subject: the file, the place in it and the slide, to begin an error with.
-        image: the path or the id of the slide.
+        image: the path, the id or the address of the slide, see :func:`scripts.slides.remote.known_as`.
         partition: one of :data:`scripts.datalists.partitions.PARTITIONS`, or None where the datalist names none.
         label: the label as it is written (a mapping where each class has its column), or None.
         fields: everything else (``slide``, ``patient``, ``mpp``, ``mask``, ``mask_tissue``, ``regions``, ``sha256`` and
@@ -80,6 +81,11 @@ def row_of(
         cause = "no slide" if image is None else f"the slide is {image!r}"
         remedy = f"Give one path or id as {', '.join(IMAGE_KEYS)}; only a JSON datalist may have line breaks in it."
         faults.append(DatalistError(where, cause, remedy))
+        return None
+    try:
+        image = known_as(str(image))
+    except DatalistError as error:
+        faults.append(DatalistError(f"{where}, {error.subject}", error.cause, error.remedy))
         return None
     subject = f"{where}, slide {image}"
 
