@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.parse import unquote
 
 __all__ = ["FileServer", "serving"]
 
@@ -40,7 +41,7 @@ class FileServer:
     def answer(self, request: BaseHTTPRequestHandler, with_body: bool) -> None:
         path, _, query = request.path.partition("?")
         self.secrets.append(query)
-        name = path.rpartition("/")[2]
+        name = unquote(path.rpartition("/")[2])
         file = self.folder / name
         status = self.status.get(name, 200 if file.is_file() else 404)
         if status != 200:
@@ -73,10 +74,10 @@ def serving(folder: Path) -> Iterator[FileServer]:
     files = FileServer(folder)
 
     class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:  # noqa: N802
+        def do_GET(self) -> None:
             files.answer(self, with_body=True)
 
-        def do_HEAD(self) -> None:  # noqa: N802
+        def do_HEAD(self) -> None:
             files.answer(self, with_body=False)
 
         def log_message(self, *args: object) -> None:

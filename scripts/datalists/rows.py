@@ -14,7 +14,7 @@ from scripts.datalists.keys import IMAGE_KEYS, key_meant, nearest_key
 from scripts.datalists.labels import label_remedy
 from scripts.datalists.partitions import PARTITIONS, partition_or_none
 from scripts.datalists.patients import is_unknown
-from scripts.slides.remote import known_as
+from scripts.slides.remote import is_remote, known_as
 
 __all__ = ["Faults", "Row", "row_of"]
 
@@ -108,6 +108,10 @@ def row_of(
     for name in fields:
         if (nearest := nearest_key(name, class_names)) is not None:
             fault(f"the key {name!r} is unknown", f"Did you mean {nearest}? If not, rename it, or take it out.")
+    for name in ("mask", "regions"):
+        if is_remote(str(fields.get(name, ""))):
+            fault(f"its {name} is an address, from which only slides are read", "Copy it, and give its path.")
+            del fields[name]
     if (word := fields.pop("partition", None)) is not None:
         own = partition_or_none(word)
         if own is None:

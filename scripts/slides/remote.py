@@ -63,7 +63,7 @@ def known_as(name: str) -> str:
 
 def file_name(address: str) -> str:
     """The name of the file behind an address."""
-    name = os.path.basename(unquote(urlsplit(address).path if _is_web(address) else address))
+    name = os.path.basename(unquote(urlsplit(address).path) if _is_web(address) else address)
     return name.replace("\0", "_") if name not in ("", ".", "..") else "slide"
 
 
