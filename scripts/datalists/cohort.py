@@ -20,6 +20,7 @@ from scripts.datalists.label_files import as_entries
 from scripts.datalists.labels import output_names, resolve_positive_classes
 from scripts.datalists.slide_files import as_on_disk
 from scripts.datalists.units import SLIDE, bags_of, check_patients
+from scripts.slides.remote import is_remote
 from scripts.synthetic.cohort import ensure_cohort
 
 __all__ = ["Cohort", "choose_cohort", "choose_slides"]
@@ -68,7 +69,7 @@ def choose_slides(
     """What to predict, as the arguments of :func:`scripts.datalists.datalist.list_slides`.
 
     Args:
-        dataset_dir: a folder of slides, or one slide.
+        dataset_dir: a folder of slides, or one slide by its path or address.
         datalist: a list of slides.
         bundle_root: as in :func:`choose_cohort`.
 
@@ -78,7 +79,7 @@ def choose_slides(
     if datalist is not None:
         return datalist, dataset_dir
     if dataset_dir is not None:
-        if not os.path.exists(as_on_disk(os.path.expanduser(dataset_dir))):
+        if not is_remote(dataset_dir) and not os.path.exists(as_on_disk(os.path.expanduser(dataset_dir))):
             raise DatalistError(f"dataset_dir {dataset_dir}", "no such folder", "Give a folder of slides, or a slide.")
         return dataset_dir, None
     folder, _ = choose_cohort(None, None, bundle_root)

@@ -7,6 +7,7 @@ import fcntl
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from scripts.core.files import output_folder
 from scripts.core.ranks import SharedCounter, from_first_rank, is_first_rank, num_ranks, take_turns, wait_for_ranks
 from scripts.core.repeats import Repeats, first_names
 from scripts.core.stopping import finishing_slides
+from scripts.slides.staging import AHEAD, SlideStaging, pulled_ahead
 
 __all__ = ["FailedSlides", "FailedSlidesError", "PassingSlides", "without"]
 
@@ -140,13 +142,20 @@ class PassingSlides(IterableDataset):
         data: the slides' entries.
         transform: applied to each; raises a :class:`SlideError`, perhaps as a cause, where a slide fails.
         failures: records those, once it is started; its step is the name of the progress bar.
+        staging: copies slides ahead of their turn; a copy is there until the next result is asked for.
     """
 
     what = "slide"
 
-    def __init__(self, data: Sequence[Mapping[str, Any]], transform: Callable, failures: FailedSlides) -> None:
+    def __init__(
+        self,
+        data: Sequence[Mapping[str, Any]],
+        transform: Callable,
+        failures: FailedSlides,
+        staging: SlideStaging | None = None,
+    ) -> None:
         super().__init__(data, transform)
-        self.entries, self.failures = list(data), failures
+        self.entries, self.failures, self.staging = list(data), failures, staging
 
     @property
     def order(self) -> list[str]:
@@ -159,7 +168,7 @@ class PassingSlides(IterableDataset):
         hidden, total = not is_first_rank(), len(self.entries)
         bar = tqdm(desc=self.failures.step, total=total, unit=self.what, dynamic_ncols=True, disable=hidden)
         # No generator, which would keep a slide's features in memory while the next slide is encoded.
-        made = map(self._pass, self._turns(bar))
+        made = map(self._pass, self._copied(self._turns(bar)))
         return filter(lambda item: item is not None, made)
 
     def _turns(self, bar: tqdm) -> Iterator[Mapping[str, Any]]:
@@ -172,6 +181,27 @@ class PassingSlides(IterableDataset):
             check_signal()
             bar.update(len(self.entries) - bar.n)
 
+    def _slides(self, entry: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+        """The slides of an entry."""
+        return [entry]
+
+    def _copied(self, entries: Iterator[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+        """The entries, while the slides of the next are copied."""
+        staging = self.staging
+        if staging is None or not any(staging.takes(slide) for entry in self.entries for slide in self._slides(entry)):
+            yield from entries
+            return
+
+        def begun(entry: Mapping[str, Any]) -> Mapping[str, Any]:
+            staging.begin(*self._slides(entry))
+            return entry
+
+        with closing(staging):
+            # Another rank may be waiting for a slide that is taken ahead.
+            for entry in pulled_ahead(map(begun, entries), AHEAD if num_ranks() == 1 else 1):
+                yield entry
+                staging.end(*self._slides(entry))
+
     def _pass(self, entry: Mapping[str, Any]) -> Any:
         assert self.transform is not None
         try:
@@ -180,7 +210,7 @@ class PassingSlides(IterableDataset):
             mistake = mistake_in(error)
             if not isinstance(mistake, SlideError):
                 raise
-            self.failures.record(entry, mistake)
+            self.failures.record(entry, mistake if self.staging is None else self.staging.named(mistake))
             return None
 
 
