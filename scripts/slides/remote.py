@@ -24,6 +24,8 @@ __all__ = ["PROTOCOLS", "copy_of", "ends", "file_name", "is_remote", "known_as",
 PROTOCOLS = {"https": "aiohttp", "http": "aiohttp", "s3": "s3fs", "gs": "gcsfs"}
 # Slides that are several files, of which an address names one.
 OF_SEVERAL_FILES = (".mrxs", ".vms", ".vmu", ".dcm")
+# Names there may contain any sign, `?` and `#` included.
+STORES = ("s3", "gs")
 # Of one connection or one read; a large slide as a whole may take longer.
 WAIT_SECONDS = 60
 LOOKS_AT_ONCE = 8
@@ -151,7 +153,7 @@ def _is_web(address: str) -> bool:
 
 def _without_secrets(name: str) -> str:
     scheme, rest = name.split("://", 1)
-    if not _is_web(name):  # whose names may contain any sign
+    if scheme.lower() in STORES:
         host, slash, path = rest.partition("/")
         return f"{scheme.lower()}://{host.rpartition('@')[2]}{slash}{path}"
     parts = urlsplit(f"http://{rest}")
