@@ -77,6 +77,7 @@ class SlideStaging:
         self._held, self._count = 0, 0
         self._changed = threading.Condition()
         self._folder: Path | None = None
+        self._lock = contextlib.ExitStack()
 
     def takes(self, entry: Mapping[str, Any]) -> bool:
         """Whether the slide of an entry is copied before it is read."""
@@ -96,11 +97,11 @@ class SlideStaging:
         images = [str(entry["image"]) for entry in entries if self.takes(entry)]
         if not images:
             return
-        if self._folder is None:
-            self._folder = _own_folder(self._parent)
-            atexit.register(self.close)
         bag = _Bag(images)
         with self._changed:
+            if self._folder is None:
+                self._folder = _own_folder(self._parent, self._lock)
+                atexit.register(self.close)
             self._bags.update(dict.fromkeys(images, bag))
             self._waiting.append(bag)
             self._count += 1
@@ -150,7 +151,7 @@ class SlideStaging:
 
     def named(self, error: SlideError) -> SlideError:
         """An error about a copy as one about the slide."""
-        for image, bag in self._bags.items():
+        for image, bag in list(self._bags.items()):
             if str(error.subject) == str(bag.paths.get(image)):
                 return SlideError(image, error.cause, error.remedy)
         return error
@@ -164,6 +165,7 @@ class SlideStaging:
         if folder is not None:
             atexit.unregister(self.close)
             shutil.rmtree(folder, ignore_errors=True)
+            self._lock.close()
 
     def _end(self, bag: _Bag) -> None:
         with self._changed:
@@ -294,8 +296,8 @@ def _copy_file(image: str, path: Path, on_bytes: Callable[[int], None]) -> None:
         raise SlideError(image, "was changed while it was read", "Run again once it is complete.")
 
 
-def _own_folder(parent: Path) -> Path:
-    """A folder for this process, locked as long as it lives; those that nobody has locked any more are removed."""
+def _own_folder(parent: Path, lock: contextlib.ExitStack) -> Path:
+    """A folder that is locked until ``lock`` is closed or the process ends; those that nobody locks are removed."""
     output_folder(parent)
     for left in parent.glob(f"{PREFIX}*"):
         with contextlib.suppress(OSError):  # somebody else's, in use, gone already, or no folder
@@ -310,16 +312,13 @@ def _own_folder(parent: Path) -> Path:
             cause = f"no folder can be made in {parent} ({error.strerror})"
             raise SettingsError("slide_cache", cause, "Choose a folder that you may write to.") from error
         try:
-            _locks.enter_context(_locked_folder(folder))
+            lock.enter_context(_locked_folder(folder))
         except (BlockingIOError, FileNotFoundError):  # another process was just looking for what was left
             continue
         except OSError:
             logger.warning("%s: its file system has no locks, and copies that a killed run leaves stay there", parent)
         if folder.exists():
             return folder
-
-
-_locks = contextlib.ExitStack()
 
 
 @contextlib.contextmanager
