@@ -113,10 +113,8 @@ def operating_point(bundle: Bundle) -> None:
         if importlib.util.find_spec("scripts.weights.operating_point") is None:
             raise NotChecked("this version of the bundle has no operating point")
         points = importlib.import_module("scripts.weights.operating_point")
-        record, paths = (
-            importlib.import_module("scripts.weights.record"),
-            importlib.import_module("scripts.weights.paths"),
-        )
+        record = importlib.import_module("scripts.weights.record")
+        paths = importlib.import_module("scripts.weights.paths")
         settings = record.read_record(main)["settings"]
         labels = importlib.import_module("scripts.datalists.labels")
         names = labels.output_names(settings["task"], settings["class_names"], settings.get("positive_classes"))

@@ -72,6 +72,13 @@ def backend(world: World, config: str, **settings: Any) -> Any:
     return slide.backend
 
 
+def copied(world: World, config: str, **settings: Any) -> Any:
+    """Whether a slide is read from a copy, or why it cannot be."""
+    staging, entry = world.parse(config, "bag_builder", **settings).staging, {"image": world.slide}
+    with staging.holding(entry):
+        return outcome(lambda: str(Path(staging.local(entry)["image"]) != Path(world.slide)))
+
+
 def encoder(world: World, config: str, **settings: Any) -> Encoder:
     found = world.parse(config, "make_encoder" if config == "check" else "encoder", **settings)
     made: Encoder = found() if config == "check" else found

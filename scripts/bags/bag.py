@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ from scripts.datalists.values import check_mask_excluded, check_mask_tissue
 from scripts.slides.checksums import given_sha256, slide_sha256
 from scripts.slides.resolution import ResolutionError, is_rounded
 from scripts.slides.slide import Slide, resample
+from scripts.slides.staging import SlideStaging
 
 __all__ = ["Bag", "BagBuilder"]
 
@@ -113,6 +115,11 @@ class BagBuilder:
         grid_origin: ``slide``, one grid from the slide's corner, or ``tissue``, one for each piece of tissue.
         tissue: constants of tissue detection that are changed, see
             :class:`scripts.bags.tissue_settings.TissueSettings`; where a mask says what is tissue they do nothing.
+        slide_cache: see :class:`scripts.slides.staging.SlideStaging`.
+        slide_cache_gb: see there.
+
+    Attributes:
+        staging: copies slides from slow storage; whoever asks for bags begins it and ends it.
 
     Raises:
         SettingsError: if a setting has no such value.
@@ -130,6 +137,8 @@ class BagBuilder:
         overlap: float = 0.0,
         grid_origin: str = "slide",
         tissue: Mapping[str, Any] | None = None,
+        slide_cache: str | Path | None = None,
+        slide_cache_gb: float = 50.0,
     ) -> None:
         check_settings(
             patch_size=patch_size, reader=reader, read_level=read_level, overlap=overlap, grid_origin=grid_origin
@@ -140,6 +149,7 @@ class BagBuilder:
         self.reader, self.read_level = reader, read_level
         self.overlap, self.grid_origin = float(overlap), grid_origin
         self.tissue = tissue_settings({} if tissue is None else tissue)
+        self.staging = SlideStaging(slide_cache, slide_cache_gb)
         self._repeats = Repeats()
         self.mask_tissue = check_mask_tissue(mask_tissue)
         self.mask_excluded = check_mask_excluded(mask_excluded)
@@ -152,6 +162,7 @@ class BagBuilder:
             known_mpp: for a slide of which neither the entry nor the file says the resolution, or the file says no more
                 than an objective power, as imported features may know it.
         """
+        entry = self.staging.local(entry)
         try:
             slide = Slide(entry["image"], reader=self.reader, mpp=entry.get("mpp"), read_level=self.read_level)
             if known_mpp is None or known_mpp == slide.base_mpp or not is_rounded(slide.resolution.source):
@@ -226,7 +237,9 @@ class BagBuilder:
         Raises:
             SlideError: as above, and if the checksum differs, or the file is changed meanwhile.
         """
-        sha256, stamp = slide_sha256(entry) if always or given_sha256(entry) is not None else (None, None)
+        sha256, stamp = None, None
+        if always or given_sha256(entry) is not None:
+            sha256, stamp = slide_sha256(self.staging.local(entry))
         bag = self(entry)
         bag.slide.check_unchanged(since=stamp)
         return bag, sha256

@@ -18,7 +18,7 @@ from scripts.checking.datalist import CheckedList, check_datalist
 from scripts.checking.problems import WARNS, Problem, Problems
 from scripts.checking.report import shown_duration, shown_problems, shown_size, write_problems, write_slides
 from scripts.checking.slides import SlideChecker, SlideFacts, find_duplicates, find_unsummed
-from scripts.core.errors import BundleError
+from scripts.core.errors import BundleError, SlideError
 from scripts.core.files import output_folder
 from scripts.core.imported import IMPORTED
 from scripts.core.magnification import scale_names
@@ -216,19 +216,22 @@ class CohortChecker:
         for entry, fact in zip(checked.entries(), facts, strict=True):
             if not fact.is_usable:
                 continue
-            # Warnings were logged when the slide was looked at.
-            bag = fact.problems.attempt("tissue", lambda entry=entry: self.bag_builder.look(entry))  # type: ignore[misc]
-            if bag is None:
-                continue
-            logger.info("measuring how fast %s is encoded", fact.problems.slide)
-            try:
-                return measure_rate(encoder, bag)
-            except BundleError as error:
-                # Unless the file is at fault, another slide would not be encoded either.
-                if str(error.subject) != str(entry["image"]):
-                    general.append(Problem.of(error, "backbone"))
-                    return None
-                fact.problems.append(Problem.of(error, "tiles", slide=fact.problems.slide))
+            staging = self.bag_builder.staging
+            with staging.holding(entry):
+                # Warnings were logged when the slide was looked at.
+                bag = fact.problems.attempt("tissue", lambda entry=entry: self.bag_builder.look(entry))  # type: ignore[misc]
+                if bag is None:
+                    continue
+                logger.info("measuring how fast %s is encoded", fact.problems.slide)
+                try:
+                    return measure_rate(encoder, bag)
+                except BundleError as error:
+                    own = staging.named(error) if isinstance(error, SlideError) else error
+                    # Unless the file is at fault, another slide would not be encoded either.
+                    if str(own.subject) != str(entry["image"]):
+                        general.append(Problem.of(own, "backbone"))
+                        return None
+                    fact.problems.append(Problem.of(own, "tiles", slide=fact.problems.slide))
         return None
 
     def _summary(self, checked: CheckedList, facts: Sequence[SlideFacts]) -> str:

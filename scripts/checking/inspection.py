@@ -18,6 +18,7 @@ from scripts.core.files import replacing
 from scripts.core.magnification import magnification_of
 from scripts.datalists.slide_files import slide_name
 from scripts.heatmaps.images import read_thumbnail
+from scripts.slides.remote import is_remote, known_as
 
 __all__ = ["describe", "draw", "inspect_slide"]
 
@@ -50,9 +51,15 @@ def inspect_slide(entry: Mapping[str, Any], bag_builder: BagBuilder, output_dir:
     """
     if entry.get("image") is None:
         raise SettingsError("image", "got none", "Name the slide: --image PATH.")
+    entry = {**entry, "image": known_as(str(entry["image"]))}
     for key in ("image", "mask"):
-        if entry.get(key) is not None and not Path(entry[key]).exists():
+        if entry.get(key) is not None and not is_remote(entry[key]) and not Path(entry[key]).exists():
             raise SettingsError(key, f"no such file {entry[key]}", f"Check the path: --{key} PATH.")
+    with bag_builder.staging.holding(entry):
+        return _inspect(entry, bag_builder, output_dir)
+
+
+def _inspect(entry: Mapping[str, Any], bag_builder: BagBuilder, output_dir: str | Path) -> Path:
     bag = bag_builder.look(entry)
     path = bag.slide.path.absolute()
     name = slide_name(str(path))

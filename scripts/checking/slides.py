@@ -22,6 +22,7 @@ from scripts.slides.checksums import content_sha256, given_sha256
 from scripts.slides.dicom_series import slide_parts
 from scripts.slides.frames import doubt
 from scripts.slides.opened import CONVERT
+from scripts.slides.remote import is_remote
 from scripts.slides.resolution import POWER_SOURCE, Resolution, ResolutionError
 from scripts.slides.slide import PixelError, Slide
 
@@ -102,8 +103,10 @@ class SlideChecker:
             where: the line that lists it, to begin the error of a file that is not there.
         """
         facts = SlideFacts(Problems(entry["image"], entry["slide"]))
-        if os.path.exists(entry["image"]):
-            facts.problems.attempt("file", lambda: self._look(entry, facts))
+        staging = self.bag_builder.staging
+        if is_remote(entry["image"]) or os.path.exists(entry["image"]):
+            with staging.holding(entry):
+                facts.problems.attempt("file", lambda: self._look(staging.local(entry), facts))
         else:
             facts.problems.where = where or entry["image"]
             facts.problems.add(BLOCKS, "file", *missing_slide(entry["image"]))

@@ -169,6 +169,8 @@ SETTINGS: dict[str, Setting] = dict(
             checks.number(0.0),
             "free",
         ),
+        entry("slide_cache", "a fast folder for copies: see [Slow storage](clusters.md#slow-storage)", _FILE, "free"),
+        entry("slide_cache_gb", "gigabytes that a process's copies may take there", checks.number(0.0), "free"),
         entry(
             "backbone",
             "`efficientnet_lite0`, `resnet34` (the paper's), an encoder of pathology such as `uni2_h`, your own, or "

@@ -12,19 +12,16 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import expit, softmax
 from torch import Tensor
-from torch.nn.functional import binary_cross_entropy_with_logits, log_softmax
+from torch.nn.functional import binary_cross_entropy_with_logits, log_softmax, logsigmoid
 
 from scripts.core.errors import SettingsError
 
-__all__ = ["LEAST_PROBABILITY", "TASKS", "THRESHOLD", "Task", "get_task"]
+__all__ = ["TASKS", "THRESHOLD", "Task", "cumulative_logits", "get_task", "log_probabilities_in_order"]
 
 Floats = NDArray[np.float64]
 
 THRESHOLD = 0.5
-LEAST_PROBABILITY = 1e-12
-"""In place of 0 where a logarithm is taken: an ordinal network can rule a class out."""
 
 
 class Task:
@@ -39,10 +36,12 @@ class Task:
 
     Attributes:
         is_exclusive: whether a slide has exactly one class.
+        is_softmax: whether its logits are those of a softmax over the classes, and not each that of a sigmoid.
         decision: the rule of decisions, in words.
     """
 
     is_exclusive = False
+    is_softmax = False
     decision = "the classes whose probability reaches their threshold"
 
     def __init__(self, name: str, scores: Sequence[str]) -> None:
@@ -68,13 +67,14 @@ class Task:
         """The cross-entropies ``[..., n]`` whose mean is the loss, of logits ``[..., L]`` and labels ``[..., K]``."""
         return binary_cross_entropy_with_logits(logits, labels, reduction="none")
 
-    def class_logits(self, logits: ArrayLike) -> Floats:
-        """One logit for each class, ``[..., K]``, which a correction of the prior shifts and a temperature divides."""
-        return np.asarray(logits, np.float64)
+    def corrected(self, logits: ArrayLike, shift: ArrayLike) -> Floats:
+        """The logits ``[..., L]`` after the correction of the prior; a temperature divides these.
 
-    def of_class_logits(self, class_logits: Floats) -> Floats:
-        """The probabilities ``[..., K]`` of :meth:`class_logits`."""
-        return np.asarray(expit(class_logits))
+        Args:
+            logits: ``[..., L]``.
+            shift: ``[..., K]``, of each class (:func:`scripts.weights.calibration.prior_shift`).
+        """
+        return np.asarray(logits, np.float64) + np.asarray(shift, np.float64)
 
     def decided(self, probabilities: ArrayLike, thresholds: ArrayLike | None = None) -> NDArray[np.bool_]:
         """The decisions ``[..., K]`` on probabilities ``[..., K]``.
@@ -90,6 +90,7 @@ class _Multiclass(Task):
     """A slide has exactly one class. A logit for each, softmax, cross-entropy; the most probable class is decided."""
 
     is_exclusive = True
+    is_softmax = True
     decision = "the most probable class"
 
     def probabilities(self, logits: Tensor) -> Tensor:
@@ -97,9 +98,6 @@ class _Multiclass(Task):
 
     def losses(self, logits: Tensor, labels: Tensor) -> Tensor:
         return -(labels * log_softmax(logits, dim=-1)).sum(dim=-1, keepdim=True)
-
-    def of_class_logits(self, class_logits: Floats) -> Floats:
-        return np.asarray(softmax(class_logits, axis=-1))
 
     def decided(self, probabilities: ArrayLike, thresholds: ArrayLike | None = None) -> NDArray[np.bool_]:
         p = np.asarray(probabilities)
@@ -111,11 +109,13 @@ class _Ordinal(_Multiclass):
 
     After Niu et al., "Ordinal Regression with Multiple Output CNN for Age Estimation", CVPR 2016, logit k of K - 1 is
     that of the cumulative probability :math:`P(y > k)`, with weights of its own; the loss is the mean of their binary
-    cross-entropies. Nothing in the network keeps these from rising with k, so that the class probabilities, their
-    differences, take the running minimum. The decision is Niu's, the number of k with :math:`P(y > k) \ge 0.5`: the
-    median of the classes, which has the least expected distance to the true one.
+    cross-entropies. Nothing in the network keeps these from rising with k, so their running minimum is taken; the class
+    probabilities are its differences. The decision is Niu's, the number of k with :math:`P(y > k) \ge 0.5`: the
+    median of the classes, which has the least expected distance to the true one. A temperature divides the cumulative
+    logits, as it divides others, and so never changes the decision.
     """
 
+    is_softmax = False
     decision = "the median class"
 
     def num_logits(self, num_classes: int) -> int:
@@ -136,13 +136,43 @@ class _Ordinal(_Multiclass):
         above = 1 - labels.cumsum(dim=-1)[..., :-1]  # [..., K - 1]
         return binary_cross_entropy_with_logits(logits, above, reduction="none")
 
-    def class_logits(self, logits: ArrayLike) -> Floats:
-        p = self.probabilities(torch.as_tensor(np.asarray(logits, np.float64))).numpy()
-        return np.asarray(np.log(np.maximum(p, LEAST_PROBABILITY)))
+    def corrected(self, logits: ArrayLike, shift: ArrayLike) -> Floats:
+        z, of_classes = (torch.as_tensor(np.asarray(values, np.float64)) for values in (logits, shift))
+        return np.asarray(cumulative_logits(log_probabilities_in_order(z) + of_classes).numpy())
 
     def decided(self, probabilities: ArrayLike, thresholds: ArrayLike | None = None) -> NDArray[np.bool_]:
         p = np.asarray(probabilities)
         return _one_hot((self.per_logit(p) >= THRESHOLD).sum(axis=-1), p.shape[-1])
+
+
+def log_probabilities_in_order(logits: Tensor) -> Tensor:
+    r"""The logarithms ``[..., K]`` of probabilities of ordered classes, of logits ``[..., K - 1]`` of being above each.
+
+    Differences of probabilities would be rounded to 0 where one is near 1. Therefore
+    :math:`\sigma(a) - \sigma(b) = \sigma(a)\,\sigma(-b)\,(1 - e^{b - a})`. A class is ruled out, minus infinity, where
+    the logits do not fall. ONNX has no cumulative minimum.
+    """
+    falling = [logits[..., 0]]
+    for k in range(1, logits.shape[-1]):
+        falling.append(torch.minimum(falling[-1], logits[..., k]))
+    above = torch.stack(falling, dim=-1)  # [..., K - 1]
+    reached, missed = logsigmoid(above), logsigmoid(-above)  # [..., K - 1]
+    apart = torch.log(-torch.expm1(above[..., 1:] - above[..., :-1]))  # [..., K - 2]
+    between = reached[..., :-1] + missed[..., 1:] + apart  # [..., K - 2]
+    return torch.cat([missed[..., :1], between, reached[..., -1:]], dim=-1)
+
+
+def cumulative_logits(log_probabilities: Tensor) -> Tensor:
+    """The logits ``[..., K - 1]`` of being above each class but the last.
+
+    Args:
+        log_probabilities: logarithms ``[..., K]`` of probabilities, or of any multiple of all of them.
+    """
+    above: list[Tensor] = []
+    for k in range(1, log_probabilities.shape[-1]):
+        higher, lower = log_probabilities[..., k:], log_probabilities[..., :k]
+        above.append(torch.logsumexp(higher, dim=-1) - torch.logsumexp(lower, dim=-1))
+    return torch.stack(above, dim=-1)
 
 
 def _one_hot(index: NDArray[np.integer], length: int) -> NDArray[np.bool_]:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scripts.core.ranks import is_first_rank
+from scripts.datalists.units import SLIDE, bags_of
 
 __all__ = ["FOLDS_REMEDY", "ONE_SIDED_REMEDY", "balanced_weights", "one_sided", "warn_of_one_sided"]
 
@@ -39,20 +40,29 @@ def balanced_weights(labels: NDArray[np.float32]) -> NDArray[np.float64]:
     return weights / weights.sum()
 
 
-def one_sided(labels: Sequence[NDArray[Any]], names: Sequence[str]) -> str:
-    """The classes that every slide has, or none, in words; empty if there are none. Labels are 0 or 1, ``[K]``."""
+def one_sided(labels: Sequence[NDArray[Any]], names: Sequence[str], unit: str = SLIDE) -> str:
+    """The classes that every slide, or patient, has, or none, in words; empty if there are none.
+
+    Args:
+        labels: of the slides, or of the patients, ``[K]`` of 0 and 1 each.
+        names: of the classes.
+        unit: what the labels are of: ``"slide"`` or ``"patient"``.
+    """
     if not labels:
         return ""
     fraction = np.mean(labels, axis=0)  # [K]
     found = [
         (text, [name for name, of_class in zip(names, fraction, strict=True) if of_class == value])
-        for value, text in ((0, "no slide has"), (1, "every slide has"))
+        for value, text in ((0, f"no {unit} has"), (1, f"every {unit} has"))
     ]
     return "; ".join(f"{text} {', '.join(classes)}" for text, classes in found if classes)
 
 
 def warn_of_one_sided(
-    names: Sequence[str], partitions: Mapping[str, Sequence[Mapping[str, Any]]], remedy: str = ONE_SIDED_REMEDY
+    names: Sequence[str],
+    partitions: Mapping[str, Sequence[Mapping[str, Any]]],
+    remedy: str = ONE_SIDED_REMEDY,
+    unit: str = SLIDE,
 ) -> None:
     """Warn of such classes, in one line for all partitions, on the first rank.
 
@@ -60,8 +70,11 @@ def warn_of_one_sided(
         names: of the classes.
         partitions: the entries of each, by name.
         remedy: the next step.
+        unit: what a bag is, see :func:`scripts.datalists.units.bags_of`.
     """
-    found = {name: one_sided([entry["label"] for entry in data], names) for name, data in partitions.items()}
+    found = {
+        name: one_sided([bag["label"] for bag in bags_of(data, unit)], names, unit) for name, data in partitions.items()
+    }
     parts = [f"{name}: {text}" for name, text in found.items() if text]
     if parts and is_first_rank():
         logger.warning("%s. %s", "; ".join(parts), remedy)

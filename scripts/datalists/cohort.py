@@ -20,6 +20,7 @@ from scripts.datalists.label_files import as_entries
 from scripts.datalists.labels import output_names, resolve_positive_classes
 from scripts.datalists.slide_files import as_on_disk
 from scripts.datalists.units import SLIDE, bags_of, check_patients
+from scripts.slides.remote import is_remote
 from scripts.synthetic.cohort import ensure_cohort
 
 __all__ = ["Cohort", "choose_cohort", "choose_slides"]
@@ -68,7 +69,7 @@ def choose_slides(
     """What to predict, as the arguments of :func:`scripts.datalists.datalist.list_slides`.
 
     Args:
-        dataset_dir: a folder of slides, or one slide.
+        dataset_dir: a folder of slides, or one slide by its path or address.
         datalist: a list of slides.
         bundle_root: as in :func:`choose_cohort`.
 
@@ -78,7 +79,7 @@ def choose_slides(
     if datalist is not None:
         return datalist, dataset_dir
     if dataset_dir is not None:
-        if not os.path.exists(as_on_disk(os.path.expanduser(dataset_dir))):
+        if not is_remote(dataset_dir) and not os.path.exists(as_on_disk(os.path.expanduser(dataset_dir))):
             raise DatalistError(f"dataset_dir {dataset_dir}", "no such folder", "Give a folder of slides, or a slide.")
         return dataset_dir, None
     folder, _ = choose_cohort(None, None, bundle_root)
@@ -177,17 +178,18 @@ class Cohort:
         return self.datalist if all("slide" in entry for entry in data) else None
 
     def warn_of_one_sided(self, *names: str, **partitions: Sequence[Mapping[str, Any]]) -> None:
-        """Warn of classes that no slide, or every slide, of a partition has.
+        """Warn of classes that no bag, or every bag, of a partition has.
 
         Args:
             names: partitions of the datalist.
             partitions: others, by name.
         """
-        warn_of_one_sided(self.output_names, {**{name: self.partition(name) for name in names}, **partitions})
+        entries = {**{name: self.partition(name) for name in names}, **partitions}
+        warn_of_one_sided(self.output_names, entries, unit=self.unit)
 
     def warn_of_one_sided_folds(self, split: Folds) -> None:
-        """The same of folds: of the slides on which the weights of each are trained and chosen."""
-        warn_of_one_sided(self.output_names, split.parts("training", "validation"), FOLDS_REMEDY)
+        """The same of folds: of the bags on which the weights of each are trained and chosen."""
+        warn_of_one_sided(self.output_names, split.parts("training", "validation"), FOLDS_REMEDY, self.unit)
 
     @property
     def _options(self) -> dict[str, Any]:

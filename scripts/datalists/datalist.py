@@ -37,6 +37,7 @@ from scripts.datalists.rows import Faults, row_of
 from scripts.datalists.slide_files import SlideFolder, as_on_disk, without_suffix
 from scripts.datalists.split import split_patients
 from scripts.datalists.units import SLIDE
+from scripts.slides.remote import is_remote
 
 __all__ = [
     "entries_of",
@@ -179,7 +180,9 @@ def list_slides(
         listing = list_rows("the list of slides", rows, SlideFolder(dataset_dir or "."), faults)
     else:
         path = as_on_disk(os.path.expanduser(source))
-        if os.path.isdir(path):
+        if is_remote(source):
+            listing = list_slide(source)
+        elif os.path.isdir(path):
             listing = list_folder(path)
         elif _is_slide(path):
             listing = list_slide(path)

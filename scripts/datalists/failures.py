@@ -7,6 +7,7 @@ import fcntl
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,13 @@ from scripts.core.errors import BundleError, DatalistError, SettingsError, Slide
 from scripts.core.files import output_folder
 from scripts.core.ranks import SharedCounter, from_first_rank, is_first_rank, num_ranks, take_turns, wait_for_ranks
 from scripts.core.repeats import Repeats, first_names
+from scripts.core.stopping import finishing_slides
+from scripts.slides.staging import AHEAD, SlideStaging, pulled_ahead
 
 __all__ = ["FailedSlides", "FailedSlidesError", "PassingSlides", "without"]
 
 COLUMNS = ("slide", "image", "step", "reason")
+STOPPED = "What is finished is written; the same command begins anew."
 REMEDY = "Mend or replace them, and run the same command again; the results of the others are there."
 
 
@@ -132,19 +136,26 @@ class PassingSlides(IterableDataset):
     """The results of a transform on slides, one by one with a progress bar, without the slides that fail in it.
 
     It has no length, since nobody knows before how many pass. The ranks of ``torchrun`` take slides from one queue,
-    once all have begun.
+    once all have begun. On SIGTERM the slide under way is finished.
 
     Args:
         data: the slides' entries.
         transform: applied to each; raises a :class:`SlideError`, perhaps as a cause, where a slide fails.
         failures: records those, once it is started; its step is the name of the progress bar.
+        staging: copies slides ahead of their turn; a copy is there until the next result is asked for.
     """
 
     what = "slide"
 
-    def __init__(self, data: Sequence[Mapping[str, Any]], transform: Callable, failures: FailedSlides) -> None:
+    def __init__(
+        self,
+        data: Sequence[Mapping[str, Any]],
+        transform: Callable,
+        failures: FailedSlides,
+        staging: SlideStaging | None = None,
+    ) -> None:
         super().__init__(data, transform)
-        self.entries, self.failures = list(data), failures
+        self.entries, self.failures, self.staging = list(data), failures, staging
 
     @property
     def order(self) -> list[str]:
@@ -157,16 +168,39 @@ class PassingSlides(IterableDataset):
         hidden, total = not is_first_rank(), len(self.entries)
         bar = tqdm(desc=self.failures.step, total=total, unit=self.what, dynamic_ncols=True, disable=hidden)
         # No generator, which would keep a slide's features in memory while the next slide is encoded.
-        made = map(self._pass, self._turns(bar))
+        made = map(self._pass, self._copied(self._turns(bar)))
         return filter(lambda item: item is not None, made)
 
     def _turns(self, bar: tqdm) -> Iterator[Mapping[str, Any]]:
         """The entries whose turn it is, while the bar shows how many of all have been taken."""
-        with bar:
+        with finishing_slides(self.failures.step, STOPPED) as check_signal, bar:
             for taken, entry in take_turns(list(enumerate(self.entries))):
+                check_signal()
                 bar.update(taken - bar.n)
                 yield entry
+            check_signal()
             bar.update(len(self.entries) - bar.n)
+
+    def _slides(self, entry: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+        """The slides of an entry."""
+        return [entry]
+
+    def _copied(self, entries: Iterator[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+        """The entries, while the slides of the next are copied."""
+        staging = self.staging
+        if staging is None or not any(staging.takes(slide) for entry in self.entries for slide in self._slides(entry)):
+            yield from entries
+            return
+
+        def begun(entry: Mapping[str, Any]) -> Mapping[str, Any]:
+            staging.begin(*self._slides(entry))
+            return entry
+
+        with closing(staging):
+            # Another rank may be waiting for a slide that is taken ahead.
+            for entry in pulled_ahead(map(begun, entries), AHEAD if num_ranks() == 1 else 1):
+                yield entry
+                staging.end(*self._slides(entry))
 
     def _pass(self, entry: Mapping[str, Any]) -> Any:
         assert self.transform is not None
@@ -176,7 +210,7 @@ class PassingSlides(IterableDataset):
             mistake = mistake_in(error)
             if not isinstance(mistake, SlideError):
                 raise
-            self.failures.record(entry, mistake)
+            self.failures.record(entry, mistake if self.staging is None else self.staging.named(mistake))
             return None
 
 

@@ -37,7 +37,9 @@ WAYS = "Give names of these, 0 or 1 for each of these, or, for the binary task, 
 ONE_WAY = "Give the name of one of these, its number, or 1 for it and 0 for the others."
 # Columns of datalists and predictions.csv, and what localisation.json calls the mean over the classes. What names a
 # patient elsewhere is not among them: `case` is a class where the other one is `control`.
-TAKEN_NAMES = (*KEYS, *COLUMN_NAMES["partition"], *COLUMN_NAMES["slide"], "head", "all")
+TAKEN_NAMES = (
+    *KEYS, *COLUMN_NAMES["partition"], *COLUMN_NAMES["slide"], "head", "fold", "decision", "patient_number", "all",
+)  # fmt: skip
 
 
 def check_class_names(class_names: Sequence[str]) -> None:

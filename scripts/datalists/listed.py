@@ -28,6 +28,7 @@ from scripts.datalists.slide_files import (
 )
 from scripts.datalists.values import check_mask_excluded, check_mask_tissue, check_mpp
 from scripts.slides.dicom_series import may_be_dicom, series_of
+from scripts.slides.remote import is_remote
 
 __all__ = ["ListedSlide", "Listing", "list_file", "list_folder", "list_rows", "list_slide", "missing_files"]
 
@@ -155,8 +156,10 @@ def list_folder(path: str | Path) -> Listing:
 
 
 def list_slide(path: str | Path) -> Listing:
-    """One slide."""
+    """One slide, by its path or address."""
     faults: Faults = []
+    if is_remote(path):
+        return list_rows("the slide", [row_of(path, "dataset_dir", faults)], SlideFolder(os.curdir), faults)
     path = os.path.abspath(path)
     return list_rows(f"slide {path}", [row_of(path, "slides", faults)], SlideFolder(os.path.dirname(path)), faults)
 
@@ -209,7 +212,7 @@ def _find(rows: Sequence[Row], folder: SlideFolder, faults: Faults) -> dict[str,
         elif (image := image_of_series.setdefault(series_of(path) or path, path)) != path:
             cause = f"the DICOM series of {path} has files in {os.path.dirname(image)}, too"
             remedy = "Put all files of the series in one folder; list it once."
-        elif (image := image_of_file.setdefault(real_path(path), path)) != path:
+        elif not is_remote(path) and (image := image_of_file.setdefault(real_path(path), path)) != path:
             cause = f"is the same file as {image}, by a link"
         if cause:
             faults.append(DatalistError(row.subject, cause, remedy))
@@ -221,7 +224,7 @@ def _find(rows: Sequence[Row], folder: SlideFolder, faults: Faults) -> dict[str,
 def missing_files(slides: Sequence[ListedSlide], keys: Sequence[str], need_slides: bool = True) -> Iterator[Problem]:
     """The slides, unless these need not be there, and of their files those under ``keys``, that are not there."""
     for slide in slides:
-        if need_slides and not os.path.isfile(slide.image):
+        if need_slides and not is_remote(slide.image) and not os.path.isfile(slide.image):
             yield Problem(BLOCKS, "file", slide.row.subject, *missing_slide(slide.image), slide.name)
         for key in keys:
             file = getattr(slide, key)

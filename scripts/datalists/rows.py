@@ -14,6 +14,7 @@ from scripts.datalists.keys import IMAGE_KEYS, key_meant, nearest_key
 from scripts.datalists.labels import label_remedy
 from scripts.datalists.partitions import PARTITIONS, partition_or_none
 from scripts.datalists.patients import is_unknown
+from scripts.slides.remote import is_remote, known_as
 
 __all__ = ["Faults", "Row", "row_of"]
 
@@ -27,7 +28,7 @@ class Row:
 
     Args:
         subject: the file, the place in it and the slide, to begin an error with.
-        image: the path or the id of the slide.
+        image: the path, the id or the address of the slide, see :func:`scripts.slides.remote.known_as`.
         partition: one of :data:`scripts.datalists.partitions.PARTITIONS`, or None where the datalist names none.
         label: the label as it is written (a mapping where each class has its column), or None.
         fields: everything else (``slide``, ``patient``, ``mpp``, ``mask``, ``mask_tissue``, ``regions``, ``sha256`` and
@@ -81,6 +82,11 @@ def row_of(
         remedy = f"Give one path or id as {', '.join(IMAGE_KEYS)}; only a JSON datalist may have line breaks in it."
         faults.append(DatalistError(where, cause, remedy))
         return None
+    try:
+        image = known_as(str(image))
+    except DatalistError as error:
+        faults.append(DatalistError(f"{where}, {error.subject}", error.cause, error.remedy))
+        return None
     subject = f"{where}, slide {image}"
 
     def fault(cause: str, remedy: str) -> None:
@@ -102,6 +108,10 @@ def row_of(
     for name in fields:
         if (nearest := nearest_key(name, class_names)) is not None:
             fault(f"the key {name!r} is unknown", f"Did you mean {nearest}? If not, rename it, or take it out.")
+    for name in ("mask", "regions"):
+        if is_remote(str(fields.get(name, ""))):
+            fault(f"its {name} is an address, from which only slides are read", "Copy it, and give its path.")
+            del fields[name]
     if (word := fields.pop("partition", None)) is not None:
         own = partition_or_none(word)
         if own is None:

@@ -13,6 +13,7 @@ from scripts.core.errors import DatalistError
 from scripts.core.repeats import first_names
 from scripts.datalists.keys import composed
 from scripts.slides.dicom_series import dicom_slides, folder_slides, instance_of, may_be_dicom, series_files, slide_of
+from scripts.slides.remote import file_name, is_remote, place
 
 __all__ = [
     "CHECK_NAME",
@@ -74,7 +75,7 @@ class SlideFolder:
         Args:
             name: a path, or the name of a slide anywhere in the folder without its suffix. A DICOM slide is found by
                 any of its files, and by the folder that contains nothing else; its path is that of its first level by
-                name.
+                name. An address is its own path.
 
         Returns:
             The path, of a file that does not exist if no slide fits.
@@ -82,6 +83,8 @@ class SlideFolder:
         Raises:
             DatalistError: if several files fit.
         """
+        if is_remote(name):
+            return str(name)
         path = self.path(name)
         if os.path.isfile(path):
             return slide_of(path)
@@ -184,7 +187,7 @@ def slide_names(paths: Sequence[str], folder: str, wanted: Sequence[str | None] 
     only in case count as equal, since some file systems take them so.
 
     Args:
-        paths: absolute paths, each once.
+        paths: absolute paths and addresses, each once.
         folder: absolute path of the folder that the slides are in.
         wanted: names to prefer to those of the files.
 
@@ -193,12 +196,12 @@ def slide_names(paths: Sequence[str], folder: str, wanted: Sequence[str | None] 
     """
     choices = []
     for path, own in zip(paths, wanted or [None] * len(paths), strict=True):
-        named, relative = _named(path), os.path.relpath(path, folder)
-        names = [
-            own or os.path.basename(without_suffix(named)),
-            without_suffix(os.path.relpath(named, folder)),
-            relative,
-        ]
+        if is_remote(path):
+            last, named, relative = file_name(path), place(path), place(path)
+        else:
+            last, relative = os.path.basename(_named(path)), os.path.relpath(path, folder)
+            named = os.path.relpath(_named(path), folder)
+        names = [own or without_suffix(last), without_suffix(named), relative]
         choices.append([*map(safe_name, names), f"{safe_name(relative)}-{_short_hash(relative)}"])
     level = [0] * len(paths)
     while True:

@@ -3,7 +3,10 @@
 Both are tested by permutation of patients, who bring all of their slides: who is in which test set is drawn anew, and p
 is the fraction of draws in which the test sets differ as much as they do (Ernst, Statistical Science 19(4):676-685,
 2004). The slides of one patient are not independent; tests that count slides, as Fisher's or Kolmogorov and Smirnov's
-in their usual form, would find differences that are none. Of slides of one patient each it is these two.
+in their usual form, would find differences that are none. Where each patient has one slide, the second is the exact
+two-sample test of Kolmogorov and Smirnov, and the first draws from the distribution of Fisher's exact test; but what
+counts as extreme is the difference of the frequencies, and not how unlikely a table is, so that two-sided p differ
+where the test sets have different sizes.
 """
 
 from __future__ import annotations

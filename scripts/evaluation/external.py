@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from scripts.core.tasks import get_task
 from scripts.datalists.units import SLIDE
 from scripts.evaluation.bootstrap import (
     difference_interval,
@@ -18,7 +17,7 @@ from scripts.evaluation.bootstrap import (
     resampled_scores,
 )
 from scripts.evaluation.drift import find_drift
-from scripts.evaluation.head_report import RANKING_SCORES
+from scripts.evaluation.head_report import of_decisions
 from scripts.evaluation.metrics import CLASS_SCORE_NAMES, class_scores, head_scores
 
 __all__ = ["EXTERNAL", "Predictions", "compare_with_internal", "external_warnings"]
@@ -45,7 +44,8 @@ class Predictions:
         patients_known: whether any slide's patient is known.
         sha256: of the file from which they were read; empty where they were not.
         unit: what each of the n is: ``"slide"`` or ``"patient"``.
-        decided: ``[n, H, K]``, 1 for what is decided, and 0; ``None`` where that is not known.
+        decided: ``[n, H, K]``, 1 for what is decided, at the operating point if there is one, and 0; ``None`` where
+            that is not known.
     """
 
     slides: Sequence[str]
@@ -63,6 +63,10 @@ class Predictions:
         """How many there are; ``None`` where they are not known."""
         return len(set(self.patients)) if self.patients_known else None
 
+    def decided_at_point(self, head: int) -> Floats | None:
+        """The decisions ``[n, K]`` of a head at its operating point; ``None`` where these are not known."""
+        return None if self.calibrated is None or self.decided is None else self.decided[:, head]
+
 
 def compare_with_internal(
     external: Predictions,
@@ -71,7 +75,6 @@ def compare_with_internal(
     class_names: Sequence[str],
     task: str,
     seed: int,
-    thresholds: Floats | None,
 ) -> dict[str, dict[str, Any]]:
     """The scores of each head on both test sets, their differences, and how the test sets differ.
 
@@ -82,16 +85,16 @@ def compare_with_internal(
         class_names: the K classes' names.
         task: see :mod:`scripts.core.tasks`.
         seed: of bootstrap and permutations.
-        thresholds: ``[H, K]``, of the operating point; ``None`` where the weights, or exclusive classes, have none.
 
     Returns:
         For each head each score as ``internal``, ``external`` and ``difference``, external minus internal, with the
-        interval of two independent bootstraps over patients; and ``operating_point``, the same at the operating point.
-        Both have ``classes``, the same of each class; those of the first have, besides, ``frequency``, of the class
-        among the slides of both, with the ``p_value`` of the difference, and ``probabilities``, the ``distance`` of
-        their distributions with its ``p_value`` (:mod:`scripts.evaluation.drift`). Undefined values are NaN.
+        interval of two independent bootstraps over patients; and ``operating_point``, the same of what was decided
+        there, if both test sets have one. Both have ``classes``, the same of each class; those of the first have,
+        besides, ``frequency``, of the class among the slides of both, with the ``p_value`` of the difference, and
+        ``probabilities``, the ``distance`` of their distributions with its ``p_value``
+        (:mod:`scripts.evaluation.drift`). Undefined values are NaN.
     """
-    tests, kind = len(class_names) * (1 + len(heads)), get_task(task)
+    tests = len(class_names) * (1 + len(heads))
     drift = find_drift(
         np.concatenate([internal.labels, external.labels]),
         np.concatenate([internal.probabilities, external.probabilities]),
@@ -110,15 +113,12 @@ def compare_with_internal(
             of_class["frequency"] = {**both, "p_value": float(drift.frequency[k])}
             distance, p_value = float(drift.distance[h, k]), float(drift.probability[h, k])
             of_class["probabilities"] = {"distance": distance, "p_value": p_value}
-        is_decided = thresholds is not None or kind.is_exclusive
-        if is_decided and external.calibrated is not None and internal.calibrated is not None:
-            # The scores decide at 0.5.
-            of_head = None if thresholds is None else thresholds[h]
-            both_calibrated = (external.calibrated[:, h], internal.calibrated[:, h])
-            decided = [kind.decided(calibrated, of_head).astype(np.float64) for calibrated in both_calibrated]
-            at_point = _differences(external, internal, decided[0], decided[1], *given)
-            at_point["classes"] = {name: _of_decisions(scores) for name, scores in at_point["classes"].items()}
-            found["operating_point"] = _of_decisions(at_point)
+        inside, outside = internal.decided_at_point(h), external.decided_at_point(h)
+        if inside is not None and outside is not None:
+            # The scores decide once more, on decisions.
+            at_point = _differences(external, internal, outside, inside, *given)
+            at_point["classes"] = {name: of_decisions(scores) for name, scores in at_point["classes"].items()}
+            found["operating_point"] = of_decisions(at_point)
         report[head] = found
     return report
 
@@ -139,13 +139,14 @@ def external_warnings(
     first, *_ = report.values()
     level = LEVEL / (len(first["classes"]) * (1 + len(report)))
     found, remedy = [], "Scores and thresholds of the internal test need not hold here."
-    rare = [
-        f"`{name}` {of['external']:.0%} of the slides, {of['internal']:.0%} internally (p {of['p_value']:.2g})"
+    units = f"{external.unit}s"
+    frequencies = [
+        f"`{name}` {of['external']:.0%} of the {units}, {of['internal']:.0%} internally (p {of['p_value']:.2g})"
         for name, of in ((name, of_class["frequency"]) for name, of_class in first["classes"].items())
         if of["p_value"] < level
     ]
-    if rare:
-        found.append(f"Class frequencies drift from the internal test: {', '.join(rare)}. {remedy}")
+    if frequencies:
+        found.append(f"Class frequencies drift from the internal test: {', '.join(frequencies)}. {remedy}")
     moved = [
         f"`{name}` by head {head} (distance {of['distance']:.2f}, p {of['p_value']:.2g})"
         for head, scores in report.items()
@@ -156,8 +157,8 @@ def external_warnings(
         found.append(f"Probabilities drift from the internal test: {', '.join(moved)}. {remedy}")
     if shared := sorted({*external.slides} & {*internal.slides}):
         some = ", ".join(f"`{name}`" for name in shared[:3]) + (", ..." if len(shared) > 3 else "")
-        cause = f"{len(shared)} slides have a name of the internal test ({some})"
-        found.append(f"{cause}. If they are the same slides, this is no external validation.")
+        cause = f"{len(shared)} {units} have a name of the internal test ({some})"
+        found.append(f"{cause}. If they are the same {units}, this is no external validation.")
     for name, of in (("internal test", internal), ("external slides", external)):
         if (few := few_patients(len(set(of.patients)))) is not None:
             found.append(f"Differences to the internal test, {name}: {few}")
@@ -202,7 +203,3 @@ def _difference(scores: Sequence[float], drawn: Sequence[Floats]) -> dict[str, A
     internal, external = scores
     difference = {"value": external - internal, "ci95": list(difference_interval(drawn[1], drawn[0]))}
     return {"internal": internal, "external": external, "difference": difference}
-
-
-def _of_decisions(scores: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: score for name, score in scores.items() if name not in RANKING_SCORES}

@@ -16,7 +16,7 @@ from scripts.evaluation.confusion import class_confusion, decision_counts
 from scripts.evaluation.metrics import class_scores, head_scores
 from scripts.evaluation.patient_level import patient_predictions
 
-__all__ = ["RANKING_SCORES", "decided_scores", "head_report", "operating_point_report"]
+__all__ = ["RANKING_SCORES", "decided_scores", "head_report", "of_decisions", "operating_point_report"]
 
 Floats = NDArray[np.float64]
 
@@ -29,6 +29,11 @@ DIGITS = 6
 def decided_scores(task: str) -> list[str]:
     """The names of a task's scores that an operating point may change."""
     return [name for name in get_task(task).scores if name not in RANKING_SCORES]
+
+
+def of_decisions(scores: Mapping[str, Any]) -> dict[str, Any]:
+    """Scores by name, without those that no threshold changes."""
+    return {name: score for name, score in scores.items() if name not in RANKING_SCORES}
 
 
 def head_report(
@@ -92,9 +97,9 @@ def operating_point_report(
     classes = {}
     for k, (name, scores) in enumerate(_class_scores(decided, y, class_names, task, seed, patients).items()):
         threshold = {} if thresholds is None else {"threshold": float(thresholds[k])}
-        classes[name] = {**threshold, **_of_decisions(scores), "slides": int(y[:, k].sum())}
+        classes[name] = {**threshold, **of_decisions(scores), "slides": int(y[:, k].sum())}
     return {
-        **_of_decisions(_with_bounds(head_scores(decided, y, task), bounds)),
+        **of_decisions(_with_bounds(head_scores(decided, y, task), bounds)),
         "classes": classes,
         **_probabilities(p, y, seed, patients),
         "confusion": _confusion(decided, p, y, class_names, task),
@@ -125,10 +130,6 @@ def _class_scores(
 
 def _with_bounds(scores: Mapping[str, float], bounds: Mapping[str, tuple[float, float]]) -> dict[str, Any]:
     return {name: {"value": scores[name], "ci95": list(interval)} for name, interval in bounds.items()}
-
-
-def _of_decisions(scores: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: score for name, score in scores.items() if name not in RANKING_SCORES}
 
 
 def _probabilities(p: Floats, y: Floats, seed: int, patients: Sequence[str]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import csv
 import json
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -118,9 +119,10 @@ def internal_test(
         _check_weights(made_by.get("weights_sha256"), network.weights_sha256(heads), subject, remedy)
         path = folder / PREDICTIONS
         read = read_predictions(path, heads, class_names)
-        if read.calibrated is not None:
-            _check_points(made_by.get("operating_point_sha256"), network.points_sha256(heads), subject)
-        return Predictions(**{**vars(read), "sha256": file_sha256(path)})
+        points = network.points_sha256(heads)
+        if read.calibrated is not None or any(points.values()):
+            _check_points(made_by.get("operating_point_sha256"), points, subject)
+        return replace(read, sha256=file_sha256(path))
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise SettingsError(subject, f"does not contain the results of an evaluation ({error!r})", remedy) from error
 
@@ -140,5 +142,5 @@ def _check_points(theirs: Mapping[str, str | None] | None, ours: Mapping[str, st
     if theirs is None:
         logger.warning("%s: it does not say at which operating point it decided: whether at this is not known", subject)
     elif dict(theirs) != dict(ours):
-        cause = "it decided at another operating point of these weights than they have now"
+        cause = "it decided at another operating point of these weights than they have now, or at none"
         raise SettingsError(subject, cause, "Run `evaluating` on the internal test again, and name its `output_dir`.")

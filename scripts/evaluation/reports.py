@@ -57,9 +57,9 @@ class PredictionReport:
 
     Where the weights have an operating point, each class has a calibrated probability as well, and the decision is that
     on these, at the thresholds of the weights where the task has some; of an ensemble, each class has the spread of its
-    members. Attach to an evaluator whose postprocessing
-    makes probabilities ``[H, K]``, with :class:`scripts.inference.decisions.Decided` before it. Of several ranks the
-    first writes the predictions of all, in the order of the dataset.
+    members. Attach to an evaluator whose postprocessing makes probabilities ``[H, K]``, with
+    :class:`scripts.inference.decisions.Decided` before it. Of several ranks the first writes the predictions of all, in
+    the order of the dataset.
 
     Args:
         output_dir: where the file is written.
@@ -67,8 +67,9 @@ class PredictionReport:
         class_names: the K classes' names.
         task: one of :data:`scripts.core.tasks.TASKS`, which says what is decided.
         key: of the probabilities in the evaluator's output.
-        write_seconds: how often the file is written meanwhile, and also when the run fails; ranks other than the
-            first then write ``predictions.rank1.csv`` and so on, until the run is complete. ``None`` writes when it is.
+        write_seconds: how often at most the file is written meanwhile, 0 after every slide, and also when the run
+            fails; ranks other than the first then write ``predictions.rank1.csv`` and so on, until the run is complete.
+            ``None`` writes when it is.
         unit: what a line is of, and what its column is called: ``"slide"`` or ``"patient"``.
     """
 
@@ -121,7 +122,7 @@ class PredictionReport:
         # Empty where the weights are no ensemble.
         self.spread: list[NDArray[np.float64]] = []
         self.labels: list[NDArray[np.float32]] = []
-        self._written_at = time.monotonic()
+        self._written_at, self._pause = time.monotonic(), self.write_seconds or 0.0
 
     def _collect(self, engine: Engine) -> None:
         state: Any = engine.state
@@ -135,9 +136,12 @@ class PredictionReport:
                 self.spread.append(spread.cpu().numpy())
             if output.get(CommonKeys.LABEL) is not None:
                 self.labels.append(output[CommonKeys.LABEL].float().cpu().numpy())
-        if self.write_seconds is not None and time.monotonic() - self._written_at >= self.write_seconds:
+        if self.write_seconds is not None and time.monotonic() - self._written_at >= self._pause:
+            start = time.monotonic()
             self._write_predictions()
             self._written_at = time.monotonic()
+            # Of many slides a file takes long to write, and a hundredth of the run is enough.
+            self._pause = self.write_seconds and max(self.write_seconds, 100 * (self._written_at - start))
 
     def _fail(self, engine: Engine, error: BaseException) -> None:
         self._write_predictions()
@@ -268,6 +272,7 @@ class EvaluationReport(PredictionReport):
         order = np.argsort(self.slides)
         probabilities, labels = (np.stack(rows)[order].astype(np.float64) for rows in (self.probabilities, self.labels))
         patients = [self.patients.get(self.slides[i], self.slides[i]) for i in order]
+        decided = np.stack([self._decided(i) for i in order]).astype(np.float64)  # [n, H, K]
         self.report = report = {}
         for h, head in enumerate(self.heads):
             given = labels, self.class_names, self.task, self.seed, patients
@@ -275,15 +280,15 @@ class EvaluationReport(PredictionReport):
             if self.calibrated:
                 calibrated = np.stack(self.calibrated)[order, h]
                 thresholds = None if self.thresholds is None else self.thresholds[h]
-                decided = self.kind.decided(calibrated, thresholds).astype(np.float64)
-                report[head]["operating_point"] = operating_point_report(calibrated, decided, *given, thresholds)
+                report[head]["operating_point"] = operating_point_report(calibrated, decided[:, h], *given, thresholds)
             if self.spread:
-                decisions = np.stack([self._decided(i)[h] for i in order])
                 of_head = np.stack(self.spread)[order, h]
-                report[head]["spread"] = spread_report(of_head, decisions, labels, self.seed, patients)
+                report[head]["spread"] = spread_report(of_head, decided[:, h], labels, self.seed, patients)
         calibrated = np.stack(self.calibrated)[order] if self.calibrated else None
         slides = [self.slides[i] for i in order]
-        self._compare(Predictions(slides, patients, labels, probabilities, calibrated, self.patients_known))
+        known = self.patients_known
+        own = slides, patients, labels, probabilities, calibrated, known
+        self._compare(Predictions(*own, unit=self.unit, decided=decided))
         path, num_patients = self.output_dir / "metrics.json", len(set(patients))
         self.num_patients = num_patients if self.patients_known else None
         self.num_slides = sum(self.slides_of.get(name, 1) for name in self.slides)
@@ -310,8 +315,7 @@ class EvaluationReport(PredictionReport):
         """Put the internal test beside what was written, if there is one."""
         if (internal := self.internal_test) is None:
             return
-        given = self.heads, self.class_names, self.task, self.seed, self.thresholds
-        found = compare_with_internal(external, internal, *given)
+        found = compare_with_internal(external, internal, self.heads, self.class_names, self.task, self.seed)
         for head, of_head in found.items():
             self.report[head][EXTERNAL] = of_head
         self.internal = {

@@ -26,6 +26,7 @@ from scripts.heatmaps.bag_maps import BagMaps, open_mapped
 from scripts.heatmaps.figures import PanelRow, panel
 from scripts.heatmaps.images import read_thumbnail
 from scripts.networks.methods import attention_maps, method_title
+from scripts.slides.remote import is_remote
 from scripts.slides.slide import Slide
 
 __all__ = ["choose_figure_slides", "draw_panels", "draw_scores"]
@@ -78,11 +79,12 @@ def draw_panels(
     task = get_task(settings["task"])
     map_names = task.logit_names(class_names)
     chosen = choose_figure_slides(testing_data, class_names, figure_slides, task)
-    if settings.get("backbone") == IMPORTED:
-        missing = [testing_data[i]["slide"] for i, _ in chosen if not os.path.exists(testing_data[i]["image"])]
-        if missing:
-            logger.warning("no pictures of slides whose files are not there: %s", first_names(missing))
-            chosen = [(i, k) for i, k in chosen if testing_data[i]["slide"] not in missing]
+    images = {testing_data[i]["slide"]: str(testing_data[i]["image"]) for i, _ in chosen}
+    may_miss = settings.get("backbone") == IMPORTED
+    missing = [name for name, i in images.items() if (may_miss or is_remote(i)) and not os.path.exists(i)]
+    if missing:
+        logger.warning("no pictures of slides whose files are not there: %s", first_names(missing))
+        chosen = [(i, k) for i, k in chosen if testing_data[i]["slide"] not in missing]
     if not chosen:
         return {}
     entries = [(testing_data[index], k) for index, k in chosen]

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from scripts.core.files import write_csv
 from scripts.core.markdown import markdown_table
@@ -15,9 +15,10 @@ from scripts.core.tasks import get_task
 from scripts.evaluation.bootstrap import FEWEST_PATIENTS, PairedDifference, patients_text
 from scripts.evaluation.head_report import decided_scores
 from scripts.evaluation.metrics import SCORE_TITLES, score_names
+from scripts.evaluation.score_texts import digits, mean_sd_text
 from scripts.experiments.comparison_results import MAP_SCORES, MapRow, Row, Run
 
-__all__ = ["Table", "comparison_tables", "markdown", "point_caption", "write_runs", "write_summary"]
+__all__ = ["Table", "comparison_tables", "markdown", "mean_and_sd", "point_caption", "write_runs", "write_summary"]
 
 SUMMARY_COLUMNS = (
     "method", "output", "class", "score", "mean", "sd", "trainings", "behind", "behind_low", "behind_high", "p_value",
@@ -65,9 +66,9 @@ def comparison_tables(
     ]  # fmt: skip
     body = []
     for row in rows:
-        cost = [str(row.phases), f"{row.parameters:,}", _mean_sd(row.seconds, digits=1)]
+        cost = [str(row.phases), f"{row.parameters:,}", _mean_sd(row.seconds, places=1)]
         body.append([row.title, *(_mean_sd(row.scores[name]) for name in names), *_behind(row.behind), *cost])
-    body.append(["class frequencies alone", *(_number(chance[name]) for name in names), *[""] * 5])
+    body.append(["class frequencies alone", *(digits(chance[name]) for name in names), *[""] * 5])
     intervals = "its interval and p come from a bootstrap over patients and trainings."
     if num_patients < FEWEST_PATIENTS:
         intervals = f"it has no interval and no p, because the patients are fewer than {FEWEST_PATIENTS}."
@@ -89,7 +90,7 @@ def comparison_tables(
         for scale in dict.fromkeys(m.scale for m in maps):
             m = next(m for m in maps if m.scale == scale)
             chances = [(m.slides[name], 0.5 if score == "roc_auc" else m.positive_share[name]) for name in classes]
-            cells = [f"{_number(value)} ({slides})" if slides else "- (0)" for slides, value in chances]
+            cells = [f"{digits(value)} ({slides})" if slides else "- (0)" for slides, value in chances]
             body.append(["chance (slides)", "", scale, *cells])
         caption = (
             f"Heatmaps against the regions of the classes, patch by patch, {SCORE_TITLES[score]}, mean over the slides "
@@ -137,16 +138,16 @@ def write_summary(path: Path, rows: Sequence[Row], maps: Sequence[MapRow]) -> No
             for name, values in scores.items():
                 b = behind if name == lead else None
                 compared = [] if b is None else [f"{v:.6g}" for v in (b.difference, b.low, b.high, b.p_value)]
-                lines.append([row.method, row.head, "", prefix + name, *_spread(values), *compared])
+                lines.append([row.method, row.head, "", prefix + name, *_cells(values), *compared])
         for class_name, scores in row.classes.items():
-            lines += [[row.method, row.head, class_name, name, *_spread(values)] for name, values in scores.items()]
-        lines.append([row.method, row.head, "", "training_seconds", *_spread(row.seconds)])
+            lines += [[row.method, row.head, class_name, name, *_cells(values)] for name, values in scores.items()]
+        lines.append([row.method, row.head, "", "training_seconds", *_cells(row.seconds)])
         for name, value in (("phases", row.phases), ("parameters", row.parameters)):
             lines.append([row.method, row.head, "", name, value])
     for m in maps:
         for class_name, scores in m.classes.items():
             output = [m.method, f"{m.kind} {m.map_name}", class_name]
-            lines += [[*output, f"localisation_{name}", *_spread(values)] for name, values in scores.items()]
+            lines += [[*output, f"localisation_{name}", *_cells(values)] for name, values in scores.items()]
     filled = ([*line, *[""] * (len(SUMMARY_COLUMNS) - len(line))] for line in lines)
     write_csv(path, SUMMARY_COLUMNS, filled)
 
@@ -172,22 +173,22 @@ def write_runs(path: Path, runs: Sequence[Run], task: str) -> None:
     write_csv(path, [*own, *scored, "validation_loss", "best_epoch", "training_seconds"], lines)
 
 
-def _spread(values: NDArray[np.float64]) -> list[object]:
-    known = values[~np.isnan(values)]
-    mean = f"{known.mean():.6g}" if known.size else ""
-    return [mean, f"{known.std(ddof=1):.6g}" if known.size > 1 else "", known.size]
+def mean_and_sd(values: ArrayLike) -> tuple[float, float]:
+    """Mean and standard deviation, with n - 1 in the denominator, of what is not NaN; NaN without enough."""
+    known = np.asarray(values, np.float64)
+    known = known[~np.isnan(known)]
+    mean = float(known.mean()) if known.size else np.nan
+    return mean, float(known.std(ddof=1)) if known.size > 1 else np.nan
 
 
-def _mean_sd(values: NDArray[np.float64], digits: int = 3) -> str:
-    known = values[~np.isnan(values)]
-    if not known.size:
-        return "-"
-    spread = f" ± {known.std(ddof=1):.{digits}f}" if known.size > 1 else ""
-    return f"{known.mean():.{digits}f}{spread}"
+def _cells(values: NDArray[np.float64]) -> list[object]:
+    """Mean, standard deviation and number of the values, as CSV has them."""
+    numbers = ("" if np.isnan(number) else f"{number:.6g}" for number in mean_and_sd(values))
+    return [*numbers, int((~np.isnan(values)).sum())]
 
 
-def _number(value: float) -> str:
-    return "-" if np.isnan(value) else f"{value:.3f}"
+def _mean_sd(values: NDArray[np.float64], places: int = 3) -> str:
+    return mean_sd_text(*mean_and_sd(values), places)
 
 
 def _behind(b: PairedDifference | None) -> tuple[str, str]:
@@ -196,5 +197,5 @@ def _behind(b: PairedDifference | None) -> tuple[str, str]:
         return "", ""
     if np.isnan(b.p_value):
         return f"{b.difference:+.3f}", "-"
-    p = "< 0.001" if b.p_value < 0.001 else _number(b.p_value)
+    p = "< 0.001" if b.p_value < 0.001 else digits(b.p_value)
     return f"{b.difference:+.3f} [{b.low:+.3f}, {b.high:+.3f}]", p

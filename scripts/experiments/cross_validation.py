@@ -29,7 +29,7 @@ from scripts.experiments.board import write_cross_validation
 from scripts.experiments.comparison_results import Run, read_run
 from scripts.experiments.comparison_tables import markdown
 from scripts.experiments.fold_datalists import check_banks, fold_settings, views_of_folds, write_datalist
-from scripts.experiments.fold_results import fold_tables, pool, pooled_scores, spread, warn_of_points
+from scripts.experiments.fold_results import fold_tables, pool, pooled_scores, scores_over_folds, warn_of_points
 from scripts.experiments.trainings import Experiment, leaving_out, run_experiments
 from scripts.networks.methods import attention_maps
 
@@ -140,7 +140,7 @@ class CrossValidation:
             folds.append({"fold": fold + 1, **sizes, "scores": run.scores, "operating_point": points})
         heads = pooled_scores(pooled, task, self.class_names, self.settings["seed"])
         content = {
-            "heads": {head: {"pooled": heads[head], "folds": spread(runs, head, task)} for head in heads},
+            "heads": {head: {"pooled": heads[head], "folds": scores_over_folds(runs, head, task)} for head in heads},
             "folds": folds,
             "slides": len(entries),
             "patients": num_patients if known else None,

@@ -23,11 +23,12 @@ from scripts.evaluation.head_report import decided_scores, head_report, operatin
 from scripts.evaluation.label_texts import label_text
 from scripts.evaluation.localisation import localisation_summary
 from scripts.evaluation.metrics import SCORE_TITLES, class_scores, head_scores, score_names
+from scripts.evaluation.score_texts import digits, interval_text, mean_sd_text
 from scripts.experiments.comparison_results import Decisions, Run, localisation_scores
-from scripts.experiments.comparison_tables import Table, point_caption
+from scripts.experiments.comparison_tables import Table, mean_and_sd, point_caption
 from scripts.weights.operating_point import points_warning
 
-__all__ = ["Pooled", "fold_tables", "pool", "pooled_run", "pooled_scores", "spread", "warn_of_points"]
+__all__ = ["Pooled", "fold_tables", "pool", "pooled_run", "pooled_scores", "scores_over_folds", "warn_of_points"]
 
 Floats = NDArray[np.float64]
 
@@ -176,23 +177,20 @@ def pooled_scores(pooled: Pooled, task: str, class_names: Sequence[str], seed: i
     return report
 
 
-def spread(runs: Sequence[Run], head: str, task: str) -> dict[str, Any]:
+def scores_over_folds(runs: Sequence[Run], head: str, task: str) -> dict[str, Any]:
     """The mean and the standard deviation of each score over the folds in which it is defined; NaN without enough.
 
     Where the weights of all folds have an operating point, ``operating_point`` has the same of the scores at it.
     """
-    found: dict[str, Any] = {name: _spread([run.scores[head][name] for run in runs]) for name in score_names(task)}
+    found: dict[str, Any] = {name: _mean_and_sd([run.scores[head][name] for run in runs]) for name in score_names(task)}
     if all(run.decisions for run in runs):
         points = [run.decisions[head].scores for run in runs]
-        found["operating_point"] = {name: _spread([of[name] for of in points]) for name in decided_scores(task)}
+        found["operating_point"] = {name: _mean_and_sd([of[name] for of in points]) for name in decided_scores(task)}
     return found
 
 
-def _spread(scores: Sequence[float]) -> dict[str, float]:
-    values = np.array(scores)
-    values = values[~np.isnan(values)]
-    mean = float(values.mean()) if values.size else np.nan
-    return {"mean": mean, "sd": float(values.std(ddof=1)) if values.size > 1 else np.nan}
+def _mean_and_sd(scores: Sequence[float]) -> dict[str, float]:
+    return dict(zip(("mean", "sd"), mean_and_sd(scores), strict=True))
 
 
 def warn_of_points(
@@ -215,7 +213,7 @@ def warn_of_points(
             counts = zip(point.thresholds.items(), np.sum(labels, axis=0), strict=True) if point.thresholds else ()
             classes = {name: {"threshold": value, "positives": int(number)} for (name, value), number in counts}
             points[f"fold {fold + 1}, {head}"] = {"rule": rule, "slides": len(labels), "classes": classes}
-    if (text := points_warning(points)) is not None:
+    if (text := points_warning(points, unit)) is not None:
         logger.warning("operating points of folds: %s", text)
 
 
@@ -233,28 +231,30 @@ def fold_tables(content: Mapping[str, Any], task: str) -> list[Table]:
         f"{cohort} in {len(folds)} folds, each slide tested once. All slides scored together, with 95% intervals from "
         "a bootstrap over patients:"
     )
-    body = [[head, *(_interval(of["pooled"][name]) for name in names)] for head, of in heads.items()]
+    body = [[head, *(interval_text(of["pooled"][name]) for name in names)] for head, of in heads.items()]
     tables = [Table(caption, ["output", *titles], body)]
-    body = [[head, *(_mean_sd(of["folds"][name]) for name in names)] for head, of in heads.items()]
+    body = [[head, *(mean_sd_text(**of["folds"][name]) for name in names)] for head, of in heads.items()]
     alone = "Each fold scored alone, mean ± standard deviation over folds"
     tables.append(Table(f"{alone}:", ["output", *titles], body))
     if all("operating_point" in of["pooled"] for of in heads.values()):
         decided = decided_scores(task)
         columns, caption = ["output", *(SCORE_TITLES[name] for name in decided)], point_caption(task, "fold")
         points = {head: (of["pooled"]["operating_point"], of["folds"]["operating_point"]) for head, of in heads.items()}
-        body = [[head, *(_interval(pooled[name]) for name in decided)] for head, (pooled, _) in points.items()]
+        body = [[head, *(interval_text(pooled[name]) for name in decided)] for head, (pooled, _) in points.items()]
         tables.insert(1, Table(f"{caption}. All slides scored together:", columns, body))
-        body = [[head, *(_mean_sd(of_folds[name]) for name in decided)] for head, (_, of_folds) in points.items()]
+        body = [[head, *(mean_sd_text(**of_folds[name]) for name in decided)] for head, (_, of_folds) in points.items()]
         tables.append(Table(f"{alone}, at its operating point:", columns, body))
     classes = list(next(iter(heads.values()))["pooled"]["classes"])
     for name in ("f1", "roc_auc") if len(classes) > 1 else ():
-        body = [[head, *(_interval(of["pooled"]["classes"][c][name]) for c in classes)] for head, of in heads.items()]
+        body = [
+            [head, *(interval_text(of["pooled"]["classes"][c][name]) for c in classes)] for head, of in heads.items()
+        ]
         tables.append(Table(f"{SCORE_TITLES[name]} of each class, all slides together:", ["output", *classes], body))
     lead = next(iter(heads))
     body = []
     for fold in folds:
         tested = "-" if fold["patients"] is None else str(fold["patients"]["testing"])
-        scores = (_number(fold["scores"][lead][name]) for name in names)
+        scores = (digits(fold["scores"][lead][name]) for name in names)
         body.append([str(fold["fold"]), *map(str, fold["slides"].values()), tested, *scores])
     caption = f"Each fold: its slides, the patients that it tests, and the scores of output {lead}:"
     tables.append(
@@ -263,22 +263,8 @@ def fold_tables(content: Mapping[str, Any], task: str) -> list[Table]:
     thresholds = [fold["operating_point"].get(lead, {}).get("thresholds", {}) for fold in folds]
     if all(thresholds) and any(of_fold != thresholds[0] for of_fold in thresholds):
         body = [
-            [str(fold["fold"]), *(_number(of_fold[name]) for name in classes)]
+            [str(fold["fold"]), *(digits(of_fold[name]) for name in classes)]
             for fold, of_fold in zip(folds, thresholds, strict=True)
         ]
         tables.append(Table(f"Each fold: the thresholds of output {lead}:", ["fold", *classes], body))
     return tables
-
-
-def _interval(score: Mapping[str, Any]) -> str:
-    value, (low, high) = score["value"], score["ci95"]
-    return "-" if np.isnan(value) else f"{value:.3f} [{_number(low)}, {_number(high)}]"
-
-
-def _mean_sd(of_score: Mapping[str, float]) -> str:
-    spread = "" if np.isnan(of_score["sd"]) else f" ± {of_score['sd']:.3f}"
-    return f"{_number(of_score['mean'])}{spread}"
-
-
-def _number(value: float) -> str:
-    return "-" if np.isnan(value) else f"{value:.3f}"

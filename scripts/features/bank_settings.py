@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import logging
 import os
@@ -14,7 +15,7 @@ from scripts.bags.bag import BagBuilder
 from scripts.core.errors import SettingsError, SlideError
 from scripts.core.files import file_sha256, refuse_special
 from scripts.core.imported import IMPORTED
-from scripts.core.repeats import first_names
+from scripts.core.repeats import Repeats, first_names
 from scripts.core.settings import LATER
 from scripts.features.augmentation import augmentation_settings
 from scripts.features.bank import BANK_FORMAT, stored_settings
@@ -22,10 +23,12 @@ from scripts.features.encoding import Encoder
 from scripts.features.imported import ImportedFeatures
 from scripts.slides.checksums import given_sha256
 from scripts.slides.dicom_series import slide_parts
+from scripts.slides.remote import ends, is_remote
 
 __all__ = ["LACKING", "bank_settings", "is_banked", "of_view", "slide_fingerprint", "warn_of_older"]
 
 logger = logging.getLogger(__name__)
+_repeats = Repeats()
 
 FINGERPRINT_BYTES = 1 << 20
 # What older banks do not store because it follows from their backbone.
@@ -49,6 +52,9 @@ def bank_settings(entry: Mapping[str, Any], bag_builder: BagBuilder, encoder: En
     ``ink`` says that ink is left out of the tissue, where tissue is found and not given as an image. ``slide_sha256``
     is the checksum that the datalist gives; without one it is absent.
 
+    A slide behind an address that is not copied here is known by the checksum that the datalist gives, or else by its
+    size, start and end, which are fetched, if the server sends parts.
+
     Of imported features it is what their files say: slides need not be there, and no grid was laid.
 
     Raises:
@@ -62,7 +68,7 @@ def bank_settings(entry: Mapping[str, Any], bag_builder: BagBuilder, encoder: En
         return {
             **bag_builder.settings(),
             **encoder.settings(),
-            "slide_fingerprint": slide_fingerprint(entry["image"]),
+            **_slide_identity(entry, bag_builder),
             "mask_fingerprint": None if mask is None else slide_fingerprint(mask),
             "mpp_given": entry.get("mpp"),
             # A mask's start and end are background, whatever was edited in it: its fingerprint is not enough.
@@ -139,11 +145,33 @@ def warn_of_older(lacking: Mapping[str, Sequence[Path]], feature_dir: Path) -> N
         logger.warning("%d feature banks of an older version (%s) %s", len(older), names, LACKING[key])
 
 
+def _slide_identity(entry: Mapping[str, Any], bag_builder: BagBuilder) -> dict[str, str]:
+    image = str(entry["image"])
+    if not is_remote(image):
+        return {"slide_fingerprint": slide_fingerprint(image)}
+    if bag_builder.staging.is_here(entry):
+        return {"slide_fingerprint": slide_fingerprint(bag_builder.staging.local(entry)["image"])}
+    fingerprint = _remote_fingerprint(image) if given_sha256(entry) is None else None
+    return {} if fingerprint is None else {"slide_fingerprint": fingerprint}
+
+
+@functools.cache
+def _remote_fingerprint(address: str) -> str | None:
+    found = ends(address, FINGERPRINT_BYTES)
+    if found is None:
+        what = "its server sends no parts of files, so that a slide that was replaced is not noticed"
+        _repeats.log(logger, logging.WARNING, f"{address}: {what}. Give its `sha256` in the datalist.", address)
+    return None if found is None else _fingerprint(*found)
+
+
 def _file_fingerprint(path: str | Path) -> str:
     with open(path, "rb") as file:
         size = file.seek(0, os.SEEK_END)
         file.seek(0)
-        digest = hashlib.sha256(f"{size}:".encode() + file.read(FINGERPRINT_BYTES))
+        start = file.read(FINGERPRINT_BYTES)
         file.seek(max(0, size - FINGERPRINT_BYTES))
-        digest.update(file.read(FINGERPRINT_BYTES))
-    return digest.hexdigest()
+        return _fingerprint(size, start, file.read(FINGERPRINT_BYTES))
+
+
+def _fingerprint(size: int, start: bytes, end: bytes) -> str:
+    return hashlib.sha256(f"{size}:".encode() + start + end).hexdigest()

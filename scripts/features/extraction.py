@@ -6,15 +6,12 @@ import hashlib
 import json
 import logging
 import os
-import signal
-import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing
 from functools import partial
-from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +32,7 @@ from scripts.core.ranks import (
 )
 from scripts.core.repeats import first_names
 from scripts.core.setting_checks import path as any_path
+from scripts.core.stopping import finishing_slides
 from scripts.datalists.failures import FailedSlides
 from scripts.features.augmentation import view_transform
 from scripts.features.bank import bank_path
@@ -44,6 +42,8 @@ from scripts.features.encoding import Encoder
 from scripts.features.imported import ImportedFeatures, refuse_imported
 from scripts.features.progress import ExtractionProgress, SlideToExtract
 from scripts.slides.checksums import given_sha256
+from scripts.slides.remote import is_remote, sizes
+from scripts.slides.staging import AHEAD, pulled_ahead
 
 __all__ = ["Extractor", "left_out"]
 
@@ -67,6 +67,8 @@ class Extractor:
     together, because what follows reads the banks of all.
 
     A slide that fails is recorded, and the run goes on; it ends with an error when all else is done.
+
+    Slides on slow storage are copied while others are encoded (:mod:`scripts.slides.staging`).
 
     On SIGTERM, which ``torchrun`` sends to all ranks when one died, and Slurm before it takes the machine away, the
     slide under way is finished. The next run makes what is missing.
@@ -144,15 +146,21 @@ class Extractor:
         bar = tqdm(
             desc="extracting", total=0, unit="B", unit_scale=True, dynamic_ncols=True, disable=not is_first_rank()
         )
-        with _finishing_slides() as check_signal, bar:
+        staging, goes_on = self.bag_builder.staging, "The same command goes on from here."
+        with (
+            finishing_slides("extracting", goes_on) as check_signal,
+            bar,
+            closing(self._bags(take_turns(todo))) as bags,
+        ):
             progress = ExtractionProgress(todo, bar)
             try:
-                for slide, get_bag in self._bags(take_turns(todo)):
+                for slide, get_bag in bags:
                     check_signal()
                     try:
                         self._extract(slide, get_bag, progress, counts)
                     except SlideError as error:
-                        self._record(slide.number, error)
+                        self._record(slide.number, staging.named(error))
+                    staging.end(self.entries[slide.number])
                     progress.end(slide)
                 check_signal()
                 sums = {name: SharedCounter() for name in COUNTED}
@@ -177,18 +185,24 @@ class Extractor:
             sums["orphans"].add(),
         )
 
-    def _bags(self, slides: Iterator[SlideToExtract]) -> Iterator[tuple[SlideToExtract, GetBag]]:
+    def _bags(self, slides: Iterator[SlideToExtract]) -> Generator[tuple[SlideToExtract, GetBag]]:
         """Each slide with what gives its bag, for all views; one rank alone makes a bag ahead of its turn."""
+        staging, is_alone = self.bag_builder.staging, num_ranks() == 1
 
         def verified(slide: SlideToExtract) -> tuple[Bag, str | None]:
             return self.bag_builder.verified(self.entries[slide.number], always=True)
 
-        if num_ranks() > 1:  # Another rank may be waiting for a slide that would be taken ahead.
-            yield from ((slide, partial(verified, slide)) for slide in slides)
-            return
-        with ThreadPoolExecutor(1) as thread:
-            ahead = ((slide, thread.submit(verified, slide).result) for slide in slides)
-            yield from (current for current, _ in pairwise(chain(ahead, [None])) if current is not None)
+        def begun(slide: SlideToExtract) -> SlideToExtract:
+            staging.begin(self.entries[slide.number])
+            return slide
+
+        # Another rank may be waiting for a slide that is taken ahead, which only a copy is worth.
+        is_slow = any(staging.takes(entry) for entry in self.entries)
+        slides = pulled_ahead(map(begun, slides), (AHEAD if is_alone else 1) if is_slow else 0)
+        # Without the copies, which end first, the thread would wait for them.
+        with ThreadPoolExecutor(1) as thread, closing(staging):
+            made = ((s, thread.submit(verified, s).result if is_alone else partial(verified, s)) for s in slides)
+            yield from pulled_ahead(made, int(is_alone))
 
     def _extract(
         self, slide: SlideToExtract, get_bag: GetBag, progress: ExtractionProgress, counts: Counter[str]
@@ -238,20 +252,25 @@ class Extractor:
         todo: list[SlideToExtract] = []
         lacking: dict[str, list[Path]] = {}
         self._unread = []
+        size_of = sizes([entry["image"] for entry in self.entries if is_remote(entry["image"])])
         for number, (entry, views) in enumerate(zip(self.entries, self.views, strict=True)):
+            paths = [bank_path(self.feature_dir, entry["slide"], view) for view in range(views + 1)]
+            # What is asked of a server takes time.
+            is_new = is_remote(entry["image"]) and not any(path.exists() for path in paths)
             try:
-                settings = bank_settings(entry, self.bag_builder, self.encoder)
+                settings = {} if is_new else bank_settings(entry, self.bag_builder, self.encoder)
             except SlideError as error:
                 self._unread.append(number)
                 self._record(number, error)
                 continue
-            paths = [bank_path(self.feature_dir, entry["slide"], view) for view in range(views + 1)]
             missing = [view for view, path in enumerate(paths) if not is_banked(path, of_view(settings, view), lacking)]
             if missing and isinstance(self.encoder, ImportedFeatures):
                 self._unread.append(number)
                 self._record(number, self.encoder.missing(f"slide {entry['slide']}"))
             elif missing:
-                todo.append(SlideToExtract(number, missing, os.path.getsize(entry["image"])))
+                image = entry["image"]
+                size = size_of[image] if image in size_of else os.path.getsize(image)
+                todo.append(SlideToExtract(number, missing, size))
         warn_of_older(lacking, self.feature_dir)
         return sorted(todo, key=lambda slide: -slide.size) if num_ranks() > 1 else todo
 
@@ -317,24 +336,3 @@ def left_out(extractor: Extractor, source: str, allow_missing: bool) -> list[str
         cause = "is for the feature bank; with `source` patches a training reads the slides in every epoch"
         raise SettingsError("allow_missing", cause, "Set `source` to bank, or leave `allow_missing` out.")
     return extractor.left_out()
-
-
-@contextmanager
-def _finishing_slides() -> Iterator[Callable[[], None]]:
-    """Put SIGTERM off, and yield what raises a :class:`StoppedError` if it came."""
-    told = threading.Event()
-
-    def check() -> None:
-        if told.is_set():
-            subject = f"rank {rank()}" if num_ranks() > 1 else "extracting"
-            cause = "was told to stop (SIGTERM), and begins no other slide"
-            raise StoppedError(subject, cause, "The same command goes on from here.")
-
-    if threading.current_thread() is not threading.main_thread():
-        yield check  # Signals are the main thread's alone.
-        return
-    before = signal.signal(signal.SIGTERM, lambda *_: told.set())
-    try:
-        yield check
-    finally:
-        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)

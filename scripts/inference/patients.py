@@ -8,6 +8,7 @@ from typing import Any
 
 from scripts.datalists.failures import FailedSlides, PassingSlides
 from scripts.datalists.units import SLIDE, bags_of, slides_in, warn_of_patients
+from scripts.slides.staging import SlideStaging
 from scripts.training.joined_slides import join_slides
 
 __all__ = ["PassingPatients", "passing_bags"]
@@ -25,14 +26,24 @@ class PassingPatients(PassingSlides):
         data: the slides' entries.
         transform: makes the bag of a slide; raises as that of :class:`scripts.datalists.failures.PassingSlides`.
         failures: records the slides that fail, once it is started.
+        staging: as there; all slides of a patient are copied together.
     """
 
     what = "patient"
 
-    def __init__(self, data: Sequence[Mapping[str, Any]], transform: Callable, failures: FailedSlides) -> None:
+    def __init__(
+        self,
+        data: Sequence[Mapping[str, Any]],
+        transform: Callable,
+        failures: FailedSlides,
+        staging: SlideStaging | None = None,
+    ) -> None:
         bags = bags_of(data, "patient")
         warn_of_patients(bags)
-        super().__init__(bags, transform, failures)
+        super().__init__(bags, transform, failures, staging)
+
+    def _slides(self, entry: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+        return slides_in(entry)
 
     def _pass(self, entry: Mapping[str, Any]) -> Any:
         slides = slides_in(entry)
@@ -49,7 +60,11 @@ class PassingPatients(PassingSlides):
 
 
 def passing_bags(
-    data: Sequence[Mapping[str, Any]], transform: Callable, failures: FailedSlides, unit: str = SLIDE
+    data: Sequence[Mapping[str, Any]],
+    transform: Callable,
+    failures: FailedSlides,
+    unit: str = SLIDE,
+    staging: SlideStaging | None = None,
 ) -> PassingSlides:
     """The bags of slides, or of patients, one by one without those that fail; arguments as :class:`PassingPatients`."""
-    return (PassingSlides if unit == SLIDE else PassingPatients)(data, transform, failures)
+    return (PassingSlides if unit == SLIDE else PassingPatients)(data, transform, failures, staging)

@@ -25,6 +25,7 @@ from scripts.features.bank_writing import write_bank
 from scripts.features.encoding import Encoder
 from scripts.features.imported import ImportedFeatures
 from scripts.networks.methods import served_head
+from scripts.slides.staging import SlideStaging
 
 __all__ = ["EncodeSlided", "ServingHeadd"]
 
@@ -62,6 +63,11 @@ class EncodeSlided(MapTransform):
         super().__init__(keys)
         self.bag_builder, self.encoder = bag_builder, encoder
         self.feature_dir = None if feature_dir is None else Path(feature_dir)
+
+    @property
+    def staging(self) -> SlideStaging | None:
+        """Copies the slides; ``None`` where features are imported, whose slides need not be there."""
+        return None if isinstance(self.encoder, ImportedFeatures) else self.bag_builder.staging
 
     def check_banks(self, data: Sequence[Mapping[str, Any]]) -> None:
         """Look at the banks of all slides before the first one is encoded.

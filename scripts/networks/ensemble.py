@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from scripts.core.errors import SettingsError
-from scripts.core.tasks import LEAST_PROBABILITY, get_task
+from scripts.core.tasks import cumulative_logits, get_task, log_probabilities_in_order
 from scripts.networks.bag_network import BagNetwork
 
 __all__ = ["Ensemble"]
@@ -50,7 +50,6 @@ class Ensemble(BagNetwork):
         self.phases, self.map_heads = first.phases, first.map_heads
         self.is_exclusive = kind.is_exclusive
         num_outputs = kind.probabilities(torch.zeros(first.num_classes)).shape[-1]
-        self.least_logarithm = math.log(LEAST_PROBABILITY)  # TorchScript reads no globals
         self.is_cumulative = num_outputs != first.num_classes
         shape = len(members), 1 + max(first.map_heads), num_outputs
         self.register_buffer("shift", torch.zeros(shape))
@@ -103,16 +102,23 @@ class Ensemble(BagNetwork):
     def _log_probabilities(self, of_members: list[Tensor]) -> tuple[Tensor, Tensor]:
         """The logarithms ``[E, B, H, K]`` of the members' calibrated probabilities, and of 1 less these.
 
-        Where a slide has exactly one class, nothing needs the latter: the former stand in their place.
+        Where a slide has exactly one class, nothing needs the latter: the former stand in their place. An ordered class
+        that a member rules out has minus infinity.
 
         Args:
             of_members: their logits, ``[B, H, L]`` each.
         """
         logits = torch.stack(of_members)  # [E, B, H, L]
-        if self.is_cumulative:
-            logits = _of_ordered_classes(logits).clamp_min(self.least_logarithm)  # [E, B, H, K]
         shift: Tensor = self.shift.unsqueeze(1)  # type: ignore[operator]
-        u = self.slope.unsqueeze(1) * (logits + shift) + self.intercept.unsqueeze(1)  # type: ignore[operator]
+        slope: Tensor = self.slope.unsqueeze(1)  # type: ignore[operator]
+        intercept: Tensor = self.intercept.unsqueeze(1)  # type: ignore[operator]
+        if self.is_cumulative:
+            width = logits.shape[-1]
+            corrected = cumulative_logits(log_probabilities_in_order(logits) + shift)  # [E, B, H, L]
+            steps = slope[..., :width] * corrected + intercept[..., :width]
+            positive = log_probabilities_in_order(steps)  # [E, B, H, K]
+            return positive, positive
+        u = slope * (logits + shift) + intercept
         if self.is_exclusive:
             positive = torch.log_softmax(u, dim=-1)
             return positive, positive
@@ -128,23 +134,4 @@ class Ensemble(BagNetwork):
             return total - torch.logsumexp(negative, dim=0)
         if not self.is_cumulative:
             return total - math.log(self.num_members)
-        above: list[Tensor] = []
-        for k in range(1, total.shape[-1]):
-            above.append(torch.logsumexp(total[..., k:], dim=-1) - torch.logsumexp(total[..., :k], dim=-1))
-        return torch.stack(above, dim=-1)  # [B, H, K - 1]
-
-
-def _of_ordered_classes(logits: Tensor) -> Tensor:
-    r"""The logarithms ``[..., K]`` of probabilities of ordered classes, of logits ``[..., K - 1]`` of being above each.
-
-    Differences of probabilities in float32 would be rounded to 0 where one is near 1. Therefore
-    :math:`\sigma(a) - \sigma(b) = \sigma(a)\,\sigma(-b)\,(1 - e^{b - a})`. ONNX has no cumulative minimum.
-    """
-    falling = [logits[..., 0]]
-    for k in range(1, logits.shape[-1]):
-        falling.append(torch.minimum(falling[-1], logits[..., k]))
-    above = torch.stack(falling, dim=-1)  # [..., K - 1]
-    reached, missed = nn.functional.logsigmoid(above), nn.functional.logsigmoid(-above)  # [..., K - 1]
-    apart = torch.log(-torch.expm1(above[..., 1:] - above[..., :-1]))  # [..., K - 2]
-    between = reached[..., :-1] + missed[..., 1:] + apart  # [..., K - 2]
-    return torch.cat([missed[..., :1], between, reached[..., -1:]], dim=-1)
+        return cumulative_logits(total)  # [B, H, K - 1]

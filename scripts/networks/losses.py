@@ -80,6 +80,7 @@ def head_losses(input: Tensor, target: Tensor, task: str = "multilabel") -> Tens
     kind = get_task(task)
     are_tables = input.dim() == 3 and target.dim() == 2
     if not are_tables or input.shape[::2] != (target.shape[0], kind.num_logits(target.shape[1])):
-        raise ValueError(f"wanted logits [B, H, K] and labels [B, K], got {list(input.shape)} and {list(target.shape)}")
+        wanted = "logits [B, H, L] and labels [B, K], L being K - 1 in the ordinal task and K in others"
+        raise ValueError(f"wanted {wanted}, got {list(input.shape)} and {list(target.shape)}")
     labels = target.to(input.dtype).unsqueeze(1).expand(-1, input.shape[1], -1)  # [B, H, K]
     return kind.losses(input, labels).mean(dim=(0, 2))  # [H]

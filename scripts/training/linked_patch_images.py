@@ -12,6 +12,7 @@ from torch.utils.tensorboard import SummaryWriter
 from scripts.bags.bag import Bag, BagBuilder
 from scripts.bags.linked_patches import linked_patches
 from scripts.core.imported import IMPORTED
+from scripts.slides.remote import is_remote
 
 __all__ = ["LinkedPatchImages", "captioned_patches"]
 
@@ -25,7 +26,7 @@ class LinkedPatchImages:
 
     Args:
         summary_writer: the TensorBoard writer.
-        data: entries of the datalist; the first slides are shown.
+        data: entries of the datalist; the first slides are shown that are not behind addresses.
         bag_builder: makes a slide's bag.
         num_slides: how many slides.
         num_rows: how many rows of each, spread evenly over the bag.
@@ -42,7 +43,8 @@ class LinkedPatchImages:
         backbone: str = "",
     ) -> None:
         self.summary_writer, self.bag_builder = summary_writer, bag_builder
-        self.data, self.num_rows = [] if backbone == IMPORTED else data[:num_slides], num_rows
+        here = [] if backbone == IMPORTED else [entry for entry in data if not is_remote(str(entry["image"]))]
+        self.data, self.num_rows = here[:num_slides], num_rows
 
     def attach(self, engine: Engine) -> None:
         """Write the images once, when the training starts."""

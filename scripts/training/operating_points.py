@@ -88,7 +88,7 @@ class OperatingPoints:
         rules = self.shift, self.calibration, self.threshold, self.task
         return find_points(logits, labels, self.heads, self.class_names, *rules)
 
-    def tell(self, points: Mapping[str, Mapping[str, Any]]) -> None:
+    def log(self, points: Mapping[str, Mapping[str, Any]]) -> None:
         """Log what was found: nothing of it happens in silence."""
         shifts = ", ".join(f"{name} {shift:+.2f}" for name, shift in zip(self.class_names, self.shift, strict=True))
         logger.info("correction of the prior, in logits: %s", shifts if np.any(self.shift) else "none")

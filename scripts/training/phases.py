@@ -113,7 +113,7 @@ class TrainingPhases:
         write_json(self.path, {**self.settings, "phases": phases, "best": best, **self.made_by})
         engine.logger.info("the best weights of each head are in %s", kept.ckpt_dir)
         if kept.operating_points is not None:
-            kept.operating_points.tell(kept.points)
+            kept.operating_points.log(kept.points)
 
     def _phase_and_epoch(self, epoch: int) -> tuple[int, int]:
         """The phase of an epoch, which counts from 1, and the epochs before it in that phase."""

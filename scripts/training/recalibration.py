@@ -93,12 +93,13 @@ class Recalibration:
         self.shift = self._shift(cohort) if prior_correction else np.zeros(len(self.class_names))
 
     def run(self, evaluator: SupervisedEvaluator, operating_points: OperatingPoints) -> None:
-        """Decide and store.
+        """Decide for all files, then store: a run that fails leaves files that agree.
 
         Args:
             evaluator: runs a network on the slides.
             operating_points: is attached to it, and has this object's ``shift``.
         """
+        origins = []
         for member, path in zip(self.network.copies, self.paths, strict=True):
             evaluator.network = member
             evaluator.run()
@@ -106,17 +107,18 @@ class Recalibration:
             before = origin.get(OPERATING_POINT, {})
             found = operating_points.find()
             points = {head: point for head, point in found.items() if head in before or not before}
-            self._tell(path, before)
-            operating_points.tell(points)
-            told = {"before": _of_training(origin), "made_by": dict(self.made_by)}
-            origin = {**origin, OPERATING_POINT: {**before, **points}, RECALIBRATED: told}
+            self._log_before(path, before)
+            operating_points.log(points)
+            again = {"before": _of_training(origin), "made_by": dict(self.made_by)}
+            origins.append({**origin, OPERATING_POINT: {**before, **points}, RECALIBRATED: again})
+        for member, path, origin in zip(self.network.copies, self.paths, origins, strict=True):
             sign(member, member.record, origin)  # type: ignore[arg-type]
             # First, so that a run that is killed between the two leaves a file that loads.
             unlist(path)
             save_checkpoint(member.state_dict(), path)
             logger.info("stored the operating point in %s; its weights are as they were", path)
 
-    def _tell(self, path: Path, before: Mapping[str, Any]) -> None:
+    def _log_before(self, path: Path, before: Mapping[str, Any]) -> None:
         for head in self.heads:
             if head in before:
                 given = path.name, head, before[head]["slides"], self.unit, point_text(before[head])

@@ -54,7 +54,7 @@ class TrainingRecord:
             # Not every backbone says the length of its features before it is loaded.
             "settings": {**recorded_settings(used, backbone_sha256), "num_features": encoder.num_features},
             "data": count_slides(training, validation),
-            **({} if pretrained is None else {"pretrained": pretrained.told}),
+            **({} if pretrained is None else {"pretrained": pretrained.stored}),
         }
         self.same_settings = SameSettings(
             {

@@ -49,25 +49,25 @@ def prior_shift(labels: ArrayLike, weights: ArrayLike, is_exclusive: bool = Fals
     return np.where(known, logit(np.where(known, own, 0.5)) - logit(drawn), 0.0)
 
 
-def fit_temperature(logits: ArrayLike, labels: ArrayLike, is_exclusive: bool = False) -> float:
+def fit_temperature(logits: ArrayLike, labels: ArrayLike, is_softmax: bool = False) -> float:
     """The temperature T by which logits are divided so that their probabilities fit the labels best.
 
     Source: Guo et al., "On Calibration of Modern Neural Networks", ICML 2017; with the targets of :func:`fit_platt`,
-    which keep a few slides that are all right from making it 0. Where each slide has exactly one of K classes, the
-    target of its own is (N + 1) / (N + K), N being the slides of that class, and of each other one 1 / (N + K): with
-    two classes, Platt's.
+    which keep a few slides that are all right from making it 0. Of a softmax over K classes, the target of a slide's
+    own class is (N + 1) / (N + K), N being the slides of that class, and of each other one 1 / (N + K): with two
+    classes, Platt's.
 
     Args:
-        logits: of any shape; ``[n, K]`` where classes are exclusive.
-        labels: of the same shape, 0 or 1.
-        is_exclusive: whether each slide has exactly one class, and the probabilities are a softmax.
+        logits: of any shape; of a softmax ``[n, K]``.
+        labels: of the same shape, 0 or 1; of a softmax one 1 for each slide.
+        is_softmax: whether the probabilities are a softmax, and not each a sigmoid.
 
     Returns:
         Within :data:`TEMPERATURES`.
     """
     z, y = np.asarray(logits, np.float64), np.asarray(labels, np.float64)
     low, high = np.log(TEMPERATURES)
-    if is_exclusive:
+    if is_softmax:
         of_own = y @ y.sum(axis=0)  # [n]: N of each slide's class
         targets = (y * of_own[:, None] + 1) / (of_own[:, None] + y.shape[1])
 

@@ -63,8 +63,7 @@ class Members:
 
     Raises:
         SettingsError: if there are fewer than two, one has no weights, a damaged or an unfinished training, is there
-            twice, or is an ensemble; if they are of different kinds; or if only some have an operating point, or their
-            thresholds follow different rules.
+            twice, or is an ensemble; or if they are of different kinds.
     """
 
     def __init__(self, members: str | Sequence[str] | None) -> None:
@@ -111,8 +110,9 @@ class Members:
             ckpt_dir: gets ``model.pt``, ``model_5x.pt``, ...; an earlier ensemble there is replaced.
 
         Raises:
-            SettingsError: if the folder has weights of a training, or a member's weights do not load, or are not all
-                of one training; then nothing was written.
+            SettingsError: if the folder has weights of a training; if a member's weights do not load, or are not all of
+                one training; or if only some have an operating point, or these follow different rules. Then nothing was
+                written.
         """
         earlier, served = _earlier(Path(ckpt_dir)), self.heads[served_head(self.heads)]
         states, points = {}, dict[str, Any]()
@@ -168,6 +168,9 @@ class Members:
         points = self._points([origin.get(OPERATING_POINT, {}) for origin in origins])
         rules = [{**origin, **origin.get(RECALIBRATED, {})}.get("made_by", {}) for origin in origins]
         decided = {k: v for k, v in rules[0].get("configuration", {}).items() if k in DECISIONS}
+        if points and len({rule.get("configuration", {}).get("prior_correction", True) for rule in rules}) > 1:
+            cause = "the prior is corrected in the probabilities of some, and not of others"
+            raise SettingsError("members", cause, "Decide again with one `prior_correction`, by `calibrating`.")
         made_by = {**software(), "configuration": decided, "members_sha256": sums}
         return {"made_by": made_by, **({OPERATING_POINT: points} if points else {})}
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit
 
@@ -50,9 +51,9 @@ class OperatingPoint:
     """How the logits of H heads become probabilities and decisions on K classes; each array is ``[H, K]``.
 
     Args:
-        shift: the correction of the prior, added to a class's logit (:meth:`scripts.core.tasks.Task.class_logits`).
-        slope: by which that is multiplied.
-        intercept: added to it then: the logit of the calibrated probability.
+        shift: the correction of the prior (:meth:`scripts.core.tasks.Task.corrected`).
+        slope: by which the corrected logits are multiplied; exclusive classes have one.
+        intercept: added to them then.
         threshold: of that probability; ``None`` where the task has none.
         task: of the logits.
     """
@@ -65,8 +66,10 @@ class OperatingPoint:
 
     def calibrated(self, logits: ArrayLike) -> Floats:
         """The calibrated probabilities ``[..., H, K]`` of logits ``[..., H, L]``."""
-        own = self.task.class_logits(logits)
-        return self.task.of_class_logits(self.slope * (own + self.shift) + self.intercept)
+        own = self.task.corrected(logits, self.shift)  # [..., H, L]
+        # The K classes of an ordinal head have fewer logits, and all the same line.
+        slope, intercept = (line[..., : own.shape[-1]] for line in (self.slope, self.intercept))
+        return np.asarray(self.task.probabilities(torch.as_tensor(slope * own + intercept)).numpy())
 
     def decided(self, calibrated: ArrayLike) -> NDArray[np.bool_]:
         """The decisions on calibrated probabilities ``[..., H, K]``."""
@@ -124,10 +127,10 @@ def find_points(
     z, y, moved = np.asarray(logits, np.float64), np.asarray(labels, np.float64), np.asarray(shift, np.float64)
     points = {}
     for index, head in enumerate(heads):
-        own = kind.class_logits(z[:, index]) + moved  # [n, K]
+        own = kind.corrected(z[:, index], moved)  # [n, L]
         if np.isnan(own).any():
             continue
-        slope = 1.0 if calibration == "none" else 1 / fit_temperature(own, y, kind.is_exclusive)
+        slope = 1.0 if calibration == "none" else 1 / fit_temperature(own, kind.per_logit(y), kind.is_softmax)
         classes: dict[str, dict[str, float]] = {}
         for k, name in enumerate(class_names):
             positives = int(y[:, k].sum())

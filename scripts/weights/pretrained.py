@@ -61,7 +61,7 @@ class Pretrained:
         }
 
     @property
-    def told(self) -> dict[str, Any]:
+    def stored(self) -> dict[str, Any]:
         """What the new training's record stores of them: their record, checksum and classes."""
         return {**self.record, "weights_sha256": self.sha256, "classes": self.classes}
 
@@ -125,8 +125,8 @@ def read_pretrained(path: str | Path, settings: Mapping[str, Any], class_names: 
         class_names: the classes that the heads of the new training predict, in order.
 
     Raises:
-        SettingsError: if there are none, they are damaged or have no record, or are of another method, encoder or
-            magnifications.
+        SettingsError: if there are none, they are damaged or have no record, are of another method, encoder or
+            magnifications, or of ordered classes in another order.
     """
     file = _file_of(Path(path))
     check_sum(file)
@@ -141,6 +141,11 @@ def read_pretrained(path: str | Path, settings: Mapping[str, Any], class_names: 
         logger.warning("%s: %s", file, DEMONSTRATION)
     own = with_positive_classes(record["settings"])
     before = output_names(own["task"], own["class_names"], own["positive_classes"])
+    # What is above a class has the same name whatever that is.
+    both = [[name for name in of if name in before and name in class_names] for of in (before, class_names)]
+    if own["task"] == settings["task"] == "ordinal" and both[0] != both[1]:
+        cause = f"cannot be gone on from: its classes are in the order {', '.join(both[0])}, now {', '.join(both[1])}"
+        raise SettingsError(file, cause, "Give `class_names` in that order, or name other weights as `pretrained`.")
     names = [get_task(task).logit_names(of) for task, of in ((own["task"], before), (settings["task"], class_names))]
     return Pretrained(file, state, record, *map(tuple, names))
 

@@ -18,6 +18,7 @@ from tests.cohorts import builder, draw_slide
 from tests.dicoms import write_dicom
 from tests.limits import within
 from tests.pyramids import PINK, noise, with_tissue, write_pyramid
+from tests.servers import serving
 
 
 @pytest.fixture(scope="module")
@@ -359,3 +360,13 @@ def test_a_grid_that_covers_less_than_half_of_the_tissue_is_warned_of(tmp_path):
     assert (problem.severity, problem.check) == (WARNS, "tissue")
     assert problem.what_to_do.startswith("To cover more set `grid_origin` to tissue or lower `min_tissue`")
     assert not wanted["tissue"]
+
+
+def test_a_slide_behind_an_address_is_looked_at_like_its_file(good):
+    with serving(good.parent) as server:
+        found, expected = look(f"{server.url}/good.tif"), look(good)
+        missing = look(f"{server.url}/none.tif")
+    for key in ("num_bytes", "sha256", "resolution", "size_level0", "num_levels", "num_rows", "num_patches"):
+        assert getattr(found, key) == getattr(expected, key)
+    assert found.is_usable
+    assert [(p.severity, p.check, p.what) for p in missing.problems] == [(BLOCKS, "file", "is not there (HTTP 404)")]

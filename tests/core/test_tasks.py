@@ -32,7 +32,7 @@ def test_the_papers_tasks_are_sigmoids_with_binary_cross_entropy_at_a_half(name:
     labels = torch.tensor([[1.0, 0, 1]] * 6)
     assert torch.equal(task.probabilities(logits), torch.sigmoid(logits))
     assert torch.equal(task.losses(logits, labels).mean(), binary_cross_entropy_with_logits(logits, labels))
-    assert np.array_equal(task.of_class_logits(task.class_logits(logits)), expit(logits.double().numpy()))
+    assert task.corrected(logits, [0.5, 0, -1]) == pytest.approx(logits.numpy() + np.array([0.5, 0, -1]))
     assert task.decided([[0.5, 0.4999]]).tolist() == [[True, False]]
     assert task.decided([[0.5, 0.4]], [0.6, 0.3]).tolist() == [[False, True]]
     assert task.logit_names(LGD_UP) == LGD_UP
@@ -44,7 +44,10 @@ def test_multiclass_is_a_softmax_of_which_the_highest_is_decided() -> None:
     task, logits = TASKS["multiclass"], logits_of(1)
     p = task.probabilities(logits).numpy()
     assert p == pytest.approx(softmax(logits.numpy(), axis=1))
-    assert task.of_class_logits(task.class_logits(logits)) == pytest.approx(p)
+    # Of classes that are twice as frequent, probabilities double before they sum to 1 again.
+    doubled = p * [2, 1, 1]
+    found = task.probabilities(torch.from_numpy(task.corrected(logits, [math.log(2), 0, 0])))
+    assert found.numpy() == pytest.approx(doubled / doubled.sum(axis=1, keepdims=True))
     # No class reaches a half, and one is decided all the same.
     assert task.decided([0.4, 0.25, 0.35]).tolist() == [True, False, False]
     labels = one_hot([0, 1, 2, 2, 1, 0], 3)
@@ -106,19 +109,28 @@ def test_ordinal_logits_and_maps_stand_for_what_is_above_a_class() -> None:
     assert task.per_logit(one_hot([0, 2, 3], 4)).tolist() == [[0, 0, 0], [1, 1, 0], [1, 1, 1]]
 
 
-def test_class_logits_of_ordered_classes_give_their_probabilities_also_where_one_is_ruled_out() -> None:
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 2**16), st.integers(1, 5))
+def test_other_frequencies_of_ordered_classes_multiply_their_probabilities(seed: int, width: int) -> None:
+    task, logits = TASKS["ordinal"], logits_of(seed, width=width)
+    shift = np.random.default_rng([seed, 1]).normal(size=width + 1)
+    wanted = task.probabilities(logits).numpy() * np.exp(shift)
+    found = task.probabilities(torch.from_numpy(task.corrected(logits, shift))).numpy()
+    assert found == pytest.approx(wanted / wanted.sum(axis=1, keepdims=True), abs=1e-12)
+
+
+def test_an_ordered_class_that_is_ruled_out_stays_so_and_logits_stay_finite() -> None:
     task = TASKS["ordinal"]
-    logits = torch.tensor([[0.3, -0.4, -2.0], [-1.0, 5.0, 5.0]], dtype=torch.float64)  # the second rises
-    p = task.probabilities(logits).numpy()
-    assert p[1, 1] == 0
-    assert np.isfinite(task.class_logits(logits)).all()
-    assert task.of_class_logits(task.class_logits(logits)) == pytest.approx(p, abs=1e-11)
+    logits = torch.tensor([[0.3, -0.4, -2.0], [-1.0, 5.0, 5.0], [50.0, 50.0, 50.0]], dtype=torch.float64)
+    found = task.corrected(logits, np.zeros(4))
+    assert found == pytest.approx(np.minimum.accumulate(logits.numpy(), axis=1))  # the second rises
+    assert task.probabilities(torch.from_numpy(found / 7)).numpy()[1, 1:3] == pytest.approx([0, 0])
 
 
 def test_a_head_without_logits_has_no_probabilities() -> None:
     for task in TASKS.values():
         assert torch.isnan(task.probabilities(torch.full((2, 3), torch.nan))).all()
-        assert np.isnan(task.class_logits(np.full((2, 3), np.nan))).any()
+        assert np.isnan(task.corrected(np.full((2, 3), np.nan), 0.0)).all()
 
 
 @pytest.mark.parametrize("name", ["both", "", None, ["binary"]])

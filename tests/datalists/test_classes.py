@@ -47,3 +47,15 @@ def test_without_such_classes_nothing_is_said_nor_on_other_ranks(caplog, monkeyp
         monkeypatch.setattr("scripts.datalists.classes.is_first_rank", lambda: False)
         warn_of_one_sided(["x"], {"training": entries([0], [0]), "validation": entries([1], [0])})
     assert not caplog.records
+
+
+def test_with_patients_as_bags_it_is_of_patients(caplog):
+    of_slides = [("p", [1, 0, 0]), ("p", [0, 1, 0]), ("q", [1, 1, 0])]
+    data = [
+        {"slide": f"s{i}", "patient": patient, "label": np.array(label, np.float32)}
+        for i, (patient, label) in enumerate(of_slides)
+    ]
+    with caplog.at_level(logging.WARNING):
+        warn_of_one_sided(NAMES, {"training": data}, unit="patient")
+    # No class is in every slide.
+    assert caplog.messages == [f"training: no patient has c; every patient has a, b. {ONE_SIDED_REMEDY}"]

@@ -422,7 +422,7 @@ def test_names_with_outer_spaces_are_found() -> None:
         (["a|b", "c"], r"class_names: 'a\|b' has a separator"),
         (["slide", "c"], "class_names: 'slide' is taken. Choose other names than image, slide, id, label, part"),
         *(([key], f"class_names: '{key}' is taken") for key in (*KEYS, "split", "slide_id")),
-        (["all"], "class_names: 'all' is taken"),
+        *(([key], f"class_names: '{key}' is taken") for key in ("head", "fold", "decision", "patient_number", "all")),
         (["Label", "c"], "class_names: 'Label' is taken"),
         (["a", "b", "a"], "class_names: 'a' is named twice"),
         (["A", "a", "b"], "class_names: 'A' and 'a' are one name in labels"),

@@ -6,7 +6,7 @@ import itertools
 
 import numpy as np
 import pytest
-from scipy.stats import fisher_exact, ks_2samp
+from scipy.stats import fisher_exact, hypergeom, ks_2samp
 
 from scripts.evaluation.drift import find_drift
 
@@ -39,6 +39,17 @@ def test_frequencies_are_tested_as_fisher_does(first: int, second: int) -> None:
     found = find_drift(y, y, np.arange(2 * n) >= n, range(2 * n), 4000)
     wanted = fisher_exact([[first, n - first], [second, n - second]]).pvalue
     assert found.frequency == pytest.approx([wanted], abs=0.032)
+
+
+def test_frequencies_of_test_sets_of_different_sizes_are_compared_by_their_difference() -> None:
+    y = np.repeat([1, 0, 1, 0], [7, 13, 1, 6]).astype(float)[:, None]  # 7 of 20, and 1 of 7
+    found = find_drift(y, y, np.arange(27) >= 20, range(27), 4000)
+    of_second = np.arange(8)
+    apart = np.abs(of_second / 7 - (8 - of_second) / 20)
+    wanted = hypergeom(27, 8, 7).pmf(of_second)[apart >= apart[1] - 1e-9].sum()
+    assert found.frequency == pytest.approx([wanted], abs=0.032)
+    # Fisher's test also counts tables that are as unlikely, whatever their difference.
+    assert fisher_exact([[7, 13], [1, 6]]).pvalue > wanted + 0.2
 
 
 def test_all_ways_to_divide_a_few_patients_are_as_likely() -> None:

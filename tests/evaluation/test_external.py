@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -60,12 +61,12 @@ def predicted(
     z = rng.normal(shift, size=(n, 2, 3)) + knowledge * (y[:, None] - 0.5)
     slides = [f"{names}{i:04d}" for i in range(n)]
     p = 1 / (1 + np.exp(-z))
-    return Predictions(slides, [f"{names}{i // each}" for i in range(n)], y, p, p**2, True)
+    decided = (p**2 >= 0.4).astype(float)
+    return Predictions(slides, [f"{names}{i // each}" for i in range(n)], y, p, p**2, True, decided=decided)
 
 
-def compared(external: Predictions, internal: Predictions, thresholds: Any = 0.4) -> dict[str, Any]:
-    at = None if thresholds is None else np.full((2, 3), thresholds)
-    return compare_with_internal(external, internal, ["global", "5x"], CLASSES, "multilabel", 3, at)
+def compared(external: Predictions, internal: Predictions) -> dict[str, Any]:
+    return compare_with_internal(external, internal, ["global", "5x"], CLASSES, "multilabel", 3)
 
 
 # --- differences -------------------------------------------------------------------------------------------
@@ -135,8 +136,12 @@ def test_nineteen_of_twenty_intervals_hold_the_difference_in_truth() -> None:
     assert held >= 60 * (0.95 - 3 * np.sqrt(0.95 * 0.05 / 60))
 
 
-def test_without_an_operating_point_there_is_none_to_compare() -> None:
-    assert "operating_point" not in compared(predicted(20, 0), predicted(20, 1), None)["global"]
+@pytest.mark.parametrize("lacks", ["calibrated", "decided"])
+def test_without_an_operating_point_of_either_there_is_none_to_compare(lacks: str) -> None:
+    one, other = predicted(20, 0), predicted(20, 1)
+    without: dict[str, Any] = {lacks: None}
+    assert "operating_point" not in compared(replace(one, **without), other)["global"]
+    assert "operating_point" not in compared(one, replace(other, **without))["global"]
 
 
 def test_an_undefined_score_has_no_difference() -> None:
@@ -182,6 +187,13 @@ def test_slides_of_the_internal_test_are_told() -> None:
         "40 slides have a name of the internal test (`s0000`, `s0001`, `s0002`, ...). "
         "If they are the same slides, this is no external validation."
     )
+
+
+def test_patients_as_bags_are_called_so() -> None:
+    one = replace(predicted(40, 0), unit="patient")
+    (text,) = warnings_of(one, one)
+    assert text.startswith("40 patients have a name of the internal test")
+    assert text.endswith("If they are the same patients, this is no external validation.")
 
 
 def test_few_patients_are_told_of_either_test_set() -> None:
@@ -330,6 +342,15 @@ def test_an_evaluation_of_other_weights_classes_or_heads_is_refused_with_both(tm
     for given, told in others:
         with pytest.raises(SettingsError, match=told):
             read_internal(tmp_path / "in", tmp_path / "out", **given)
+
+
+def test_an_evaluation_from_before_the_weights_had_an_operating_point_is_refused(tmp_path: Path) -> None:
+    none: dict[str, str | None] = dict.fromkeys(HEADS)
+    made_by = {**MADE_BY, "operating_point_sha256": none}
+    evaluate(some_slides(4, 3), EvaluationReport(tmp_path / "in", HEADS, CLASSES, "multilabel", made_by=made_by))
+    with pytest.raises(SettingsError, match="it decided at another operating point of these weights .*, or at none"):
+        read_internal(tmp_path / "in", tmp_path / "out")
+    assert read_internal(tmp_path / "in", tmp_path / "out", points=none) is not None
 
 
 def test_an_evaluation_that_does_not_name_its_weights_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

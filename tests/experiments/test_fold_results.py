@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,15 @@ from scripts.evaluation.localisation import Localisation
 from scripts.evaluation.metrics import score_names
 from scripts.evaluation.reports import without_nan
 from scripts.experiments.comparison_results import Decisions, Run
-from scripts.experiments.fold_results import Pooled, fold_tables, pool, pooled_run, pooled_scores, spread
+from scripts.experiments.fold_results import (
+    Pooled,
+    fold_tables,
+    pool,
+    pooled_run,
+    pooled_scores,
+    scores_over_folds,
+    warn_of_points,
+)
 
 TASK, CLASSES = "multilabel", ["cancer", "hgd", "normal"]
 PATIENTS = {f"s{i:02d}": f"p{i // 2}" for i in range(30)}
@@ -181,7 +190,7 @@ def test_a_fold_without_an_operating_point_leaves_decisions_at_a_half(runs, tmp_
     pooled = pool(old, TASK, PATIENTS)
     assert caplog.messages == ["the weights of fold 1 have no operating point: decisions are at 0.5"]
     assert "operating_point" not in pooled_scores(pooled, TASK, CLASSES)["global"]
-    assert "operating_point" not in spread(old, "global", TASK)
+    assert "operating_point" not in scores_over_folds(old, "global", TASK)
     pooled.write(tmp_path / "predictions.csv", CLASSES, TASK)
     line = read(tmp_path / "predictions.csv")[0]
     assert "cancer_calibrated" not in line
@@ -196,17 +205,34 @@ def test_the_order_of_the_folds_plays_no_part(runs):
 
 def test_the_spread_is_that_of_the_folds_in_which_a_score_is_defined(runs):
     values = [run.scores["global"]["micro_f1"] for run in runs]
-    found = spread(runs, "global", TASK)["micro_f1"]
+    found = scores_over_folds(runs, "global", TASK)["micro_f1"]
     assert found["mean"] == pytest.approx(sum(values) / 3)
     assert found["sd"] == pytest.approx((sum((v - sum(values) / 3) ** 2 for v in values) / 2) ** 0.5)
     values = [run.decisions["global"].scores["macro_f1"] for run in runs]
-    decided = spread(runs, "global", TASK)["operating_point"]["macro_f1"]
+    decided = scores_over_folds(runs, "global", TASK)["operating_point"]["macro_f1"]
     assert decided == pytest.approx({"mean": np.mean(values), "sd": np.std(values, ddof=1)})
     for run in runs[1:]:
         run.scores["global"]["roc_auc"] = np.nan
-    of_one = spread(runs, "global", TASK)["roc_auc"]
+    of_one = scores_over_folds(runs, "global", TASK)["roc_auc"]
     assert of_one["mean"] == runs[0].scores["global"]["roc_auc"]
     assert np.isnan(of_one["sd"])
+
+
+@pytest.mark.parametrize("unit", ["slide", "patient"])
+def test_thresholds_that_few_validation_slides_or_patients_of_a_fold_chose_are_warned_of(runs, caplog, unit):
+    def part(fold: int, name: str) -> list[dict[str, Any]]:
+        assert name == "validation"
+        return [{"slide": f"v{i}", "patient": f"p{i // 2}", "label": np.array([1.0, i % 4 > 1, 0])} for i in range(24)]
+
+    split: Any = SimpleNamespace(part=part)
+    warn_of_points(runs, split, "f1", unit)
+    (text,) = caplog.messages
+    # Of 24 slides 12 have the second class, and of 12 patients 6.
+    few = {"slide": "(cancer 0, normal 0)", "patient": "(cancer 0, hgd 6, normal 0)"}
+    assert f"fewer than 10 validation {unit}s have these classes, or have them not {few[unit]}." in text
+    assert f"Validate on more {unit}s" in text
+    warn_of_points(runs, split, 0.5, unit)
+    assert len(caplog.messages) == 1
 
 
 def test_a_slide_that_two_folds_tested_is_refused():
@@ -224,7 +250,7 @@ def content_of(runs: list[Run], pooled: Pooled, patients: int | None = 15):
         sizes["patients"] = {"training": 4, "validation": 5, "testing": 6}
     scores = pooled_scores(pooled, TASK, CLASSES)
     return {
-        "heads": {head: {"pooled": scores[head], "folds": spread(runs, head, TASK)} for head in scores},
+        "heads": {head: {"pooled": scores[head], "folds": scores_over_folds(runs, head, TASK)} for head in scores},
         "folds": [
             {"fold": i, **sizes, "scores": run.scores, "operating_point": points(run)}
             for i, run in enumerate(runs, start=1)

@@ -12,15 +12,18 @@ from monai.transforms import Compose, MapTransform
 
 from scripts.core.errors import SettingsError, SlideError
 from scripts.datalists.datalist import list_slides
+from scripts.datalists.failures import FailedSlides
 from scripts.features.bank import stored_settings
 from scripts.features.encoding import Encoder
 from scripts.features.extraction import Extractor
+from scripts.inference.patients import passing_bags
 from scripts.inference.transforms import EncodeSlided, ServingHeadd
 from scripts.networks.mustmil import MuSTMIL
 from scripts.training.datasets import PatchBagDataset
 from tests.cohorts import builder, draw_cohort, draw_slide, tiny_encoder
 from tests.dicoms import write_dicom
 from tests.pyramids import with_tissue
+from tests.servers import serving
 
 
 @pytest.fixture(scope="module")
@@ -231,3 +234,30 @@ def test_a_slide_that_cannot_be_read_is_not_looked_at_before_its_turn(cohort, tm
 def test_only_inferring_does_without_a_bank():
     with pytest.raises(SettingsError, match="feature_dir: got None. Give a path as text"):
         Extractor([], builder(), tiny_encoder(), None)
+
+
+@pytest.mark.parametrize("unit", ["slide", "patient"])
+def test_slides_behind_addresses_are_predicted_from_copies_that_last_one_turn(tmp_path, unit):
+    """Features are those of the files; a handler of the turn can open the slide, and none is left at the end."""
+    cohort = draw_cohort(tmp_path, 3)
+    with serving(tmp_path) as server:
+        addresses = [{"image": f"{server.url}/s{i}.tif", "patient": f"p{i // 2}"} for i in range(3)]
+        entries = list_slides(addresses, unit=unit)
+        encode = transform(slide_cache=tmp_path / "cache")
+        failures = FailedSlides(tmp_path / "out", "inferring")
+        failures.start()
+        made = {}
+        for item in passing_bags(entries, encode, failures, unit, encode.staging):
+            made[item["slide"]] = item["image"]
+            names = {"p0": ["s0", "s1"], "p1": ["s2"]}.get(item["slide"], [item["slide"]])
+            for entry in (entry for entry in entries if entry["slide"] in names):
+                assert encode.bag_builder.open_slide(entry).path.is_file()
+        assert not encode.staging.is_here(entries[-1])
+    expected = [transform()(entry)["image"] for entry in cohort]
+    if unit == "slide":
+        assert all(torch.equal(made[f"s{i}"], expected[i]) for i in range(3))
+    else:
+        assert [len(made[name]) for name in ("p0", "p1")] == [len(expected[0]) + len(expected[1]), len(expected[2])]
+        assert torch.equal(made["p1"], expected[2])
+    assert not list((tmp_path / "cache").iterdir())
+    assert sorted(server.asked) == ["s0.tif", "s1.tif", "s2.tif"]

@@ -80,7 +80,7 @@ def test_probabilities_near_0_and_1_are_not_rounded() -> None:
     assert torch.allclose(found, -away.log(), rtol=1e-5)
 
 
-def test_an_ordered_class_that_is_ruled_out_keeps_its_place_when_temperature_brings_it_back() -> None:
+def test_an_ordered_class_that_float32_rounds_to_0_comes_back_with_temperature() -> None:
     network = ensemble("ordinal")
     network.slope.fill_(0.1)
     with torch.no_grad():
@@ -92,6 +92,23 @@ def test_an_ordered_class_that_is_ruled_out_keeps_its_place_when_temperature_bri
     wanted = calibrated(network, bags(), "ordinal").mean(axis=0)
     assert found == pytest.approx(wanted, rel=1e-4)
     assert wanted[..., 0].min() > 0.01
+
+
+def test_an_ordered_class_that_every_member_rules_out_has_no_probability() -> None:
+    network = ensemble("ordinal")
+    network.intercept.fill_(0)
+    network.slope.fill_(0.1)
+    with torch.no_grad():
+        for member in network.members:
+            for name, bias in member.named_parameters():
+                if name.endswith("bias") and bias.shape == (3,):
+                    bias.copy_(torch.tensor([0.0, 100.0, -100.0]))  # the second rises
+        logits, spread = network.with_spread(bags(0.01))
+        found = get_task("ordinal").probabilities(logits)
+    assert torch.isfinite(logits).all()
+    assert torch.equal(found[..., 1], torch.zeros_like(found[..., 1]))
+    assert torch.equal(spread[..., 1], torch.zeros_like(spread[..., 1]))
+    assert found.numpy() == pytest.approx(calibrated(network, bags(0.01), "ordinal").mean(axis=0), abs=1e-6)
 
 
 def test_maps_are_the_means_of_the_members_maps() -> None:

@@ -78,7 +78,7 @@ def test_extreme_logits_stay_finite() -> None:
     [((2, 3, 4), (2, 3)), ((2, 3, 4), (1, 4)), ((2, 4), (2, 4)), ((2, 3, 1), (2,))],
 )
 def test_a_wrong_shape_says_what_was_wanted_and_what_came(logits: tuple[int, ...], labels: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match=r"wanted logits \[B, H, K\] and labels \[B, K\]") as error:
+    with pytest.raises(ValueError, match=r"wanted logits \[B, H, L\] and labels \[B, K\], L being") as error:
         MultiScaleLoss()(torch.zeros(logits), torch.zeros(labels))
     assert str(error.value).endswith(f"got {list(logits)} and {list(labels)}")
 

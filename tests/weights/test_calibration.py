@@ -120,10 +120,10 @@ def test_an_exclusive_class_that_no_slide_has_is_not_shifted() -> None:
 @pytest.mark.parametrize("temperature", [0.4, 1.0, 3.0])
 def test_a_known_temperature_of_exclusive_classes_is_found(temperature: float) -> None:
     y, likelihood = of_three(20_000, np.full(3, 1 / 3), seed=2)
-    assert fit_temperature(likelihood * temperature, y, is_exclusive=True) == pytest.approx(temperature, rel=0.05)
+    assert fit_temperature(likelihood * temperature, y, is_softmax=True) == pytest.approx(temperature, rel=0.05)
 
 
 def test_two_exclusive_classes_have_the_temperature_of_one_sigmoid() -> None:
     z, y = np.array([-2.0, -1.0, 0.5, 1.0, 2.0]), np.array([0, 1, 0, 1, 1.0])
-    pair = fit_temperature(np.column_stack([-z / 2, z / 2]), np.column_stack([1 - y, y]), is_exclusive=True)
+    pair = fit_temperature(np.column_stack([-z / 2, z / 2]), np.column_stack([1 - y, y]), is_softmax=True)
     assert pair == pytest.approx(fit_temperature(z, y), rel=1e-4)

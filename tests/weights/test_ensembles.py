@@ -48,7 +48,12 @@ def point(seed: int, rule: float | str = "f1") -> dict[str, Any]:
 
 
 def training(
-    folder: Path, seed: int, points: dict[str, Any] | None = None, validation: str = "same", **settings: Any
+    folder: Path,
+    seed: int,
+    points: dict[str, Any] | None = None,
+    validation: str = "same",
+    decided: dict[str, Any] | None = None,
+    **settings: Any,
 ) -> Path:
     """The weights of a training, a file for each head, as ``training`` writes them."""
     folder.mkdir(parents=True)
@@ -56,7 +61,8 @@ def training(
     record["data"]["training_slides"] += seed
     for h, (head, name) in enumerate(zip(HEADS, FILES, strict=True)):
         model = network(10 * seed + h)
-        made_by = {"seed": seed, "configuration": {"threshold": "f1"}, "data": {"validation": {"sha256": validation}}}
+        configuration = {"threshold": "f1", **(decided or {})}
+        made_by = {"seed": seed, "configuration": configuration, "data": {"validation": {"sha256": validation}}}
         origin = {"best_for": head, "made_by": made_by, **({OPERATING_POINT: points} if points else {})}
         sign(model, record, origin)
         torch.save(model.state_dict(), folder / name)
@@ -180,6 +186,8 @@ def test_what_is_no_ensemble_is_refused(trainings: list[str], tmp_path: Path) ->
     assert "num_nodes 8, now 4" in refusal([*two, *other], to)
     assert "decide by different rules" in refusal([*two, *rule], to)
     assert f"{none[0]}: has no operating point" in refusal([*two, *none], to)
+    drawn = [str(training(tmp_path / "drawn", 8, point(8), decided={"prior_correction": False}))]
+    assert "the prior is corrected in the probabilities of some" in refusal([*two, *drawn], to)
     assert "is a file" in refusal([*two, f"{trainings[2]}/model.pt"], to)
     assert "would be lost" in refusal(two, Path(trainings[0]))
     (tmp_path / "empty" / "model.pt").write_bytes(b"no weights")

@@ -7,6 +7,7 @@ import pytest
 import torch
 from scipy.special import expit
 
+from scripts.core.tasks import get_task
 from scripts.networks.mustmil import MuSTMIL
 from scripts.networks.state_record import sign
 from scripts.weights.calibration import FEWEST_SLIDES, fit_platt, fit_temperature
@@ -90,3 +91,28 @@ def test_the_point_rides_with_the_weights_and_is_that_of_heads_and_classes_by_na
     assert np.array_equal(found.threshold, turned.threshold[:, ::-1])
     assert operating_point_of(other, [*HEADS, "10x"], CLASSES) is None
     assert operating_point_of(other, HEADS, ["cancer", "hgd", "benign"]) is None
+
+
+def graded(n: int, steepness: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Logits ``[n, 1, 3]`` of being above each of four grades, ``steepness`` times those in truth, and the grades."""
+    rng = np.random.default_rng(seed)
+    truth = 4 * rng.random(n)[:, None] - [1.0, 2.0, 3.0]  # P(y > k) is the sigmoid of three times this
+    grades = (expit(3 * truth) > rng.random((n, 1))).sum(axis=1)  # one draw for all steps
+    return 3 * steepness * truth[:, None], np.eye(4)[grades]
+
+
+@pytest.mark.parametrize("steepness", [0.3, 1.0, 4.0])
+def test_a_known_temperature_of_ordered_classes_is_found_and_never_changes_a_decision(steepness: float) -> None:
+    logits, y = graded(5_000, steepness, seed=0)
+    kind, names = get_task("ordinal"), ["normal", "lgd", "hgd", "cancer"]
+    found = find_points(logits, y, ["global"], names, np.zeros(4), "temperature", 0.5, "ordinal")
+    slopes = [one["slope"] for one in found["global"]["classes"].values()]
+    assert slopes == pytest.approx([1 / steepness] * 4, rel=0.05)
+    network = MuSTMIL(num_classes=3, num_features=8)
+    sign(network, RECORD, {OPERATING_POINT: found})
+    point = operating_point_of(network, ["global"], names, "ordinal")
+    assert point is not None
+    # Networks also say that a slide is rather above a grade than above the one before.
+    rough = logits + np.random.default_rng(1).normal(0, 2, logits.shape)
+    raw = kind.probabilities(torch.from_numpy(rough)).numpy()
+    assert np.array_equal(point.decided(point.calibrated(rough)), kind.decided(raw))

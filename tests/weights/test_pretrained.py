@@ -102,10 +102,26 @@ def test_the_one_output_of_the_binary_task_is_a_class_by_its_name(tmp_path: Path
     assert source.classes == {"taken": ["malignant"], "new": ["benign"], "dropped": []}
 
 
+def test_steps_between_ordered_classes_are_taken_by_name_and_not_from_another_order(tmp_path: Path) -> None:
+    write(tmp_path / "model.pt", ["normal", "lgd", "cancer"], task="ordinal")
+
+    def read(*names: str) -> dict[str, list[str]]:
+        settings = {**SETTINGS, "task": "ordinal", "class_names": list(names)}
+        return read_pretrained(tmp_path / "model.pt", settings, names).classes
+
+    assert read("normal", "lgd", "hgd", "cancer") == {
+        "taken": ["above normal", "above lgd"],
+        "new": ["above hgd"],
+        "dropped": [],
+    }
+    with pytest.raises(SettingsError, match="in the order normal, lgd, cancer, now cancer, lgd, normal. Give `class_n"):
+        read("cancer", "hgd", "lgd", "normal")
+
+
 def test_the_record_of_a_training_names_the_weights_and_what_became_of_their_classes(tmp_path: Path) -> None:
     model = write(tmp_path / "model.pt", ["a", "gone"])
     source = read_pretrained(tmp_path / "model.pt", SETTINGS, ["a", "b"])
-    assert source.told == {
+    assert source.stored == {
         **RECORD,
         "settings": {**SETTINGS, "class_names": ["a", "gone"]},
         "weights_sha256": weights_sha256(model.state_dict()),

@@ -76,5 +76,5 @@ def test_numbers_and_rules_are_taken(rule: Any) -> None:
     "rule", [0, 1, -0.1, True, None, "F1", "sensitivity", "sensitivity=", "sensitivity=2", "sensitivity=nan", [0.5]]
 )
 def test_others_are_refused_in_one_line(rule: Any) -> None:
-    with pytest.raises(SettingsError, match=r"threshold: got .*Give a number between 0 and 1, f1, youden, or the"):
+    with pytest.raises(SettingsError, match=r"threshold: got .*Give a number .*, f1, youden, or a sensitivity between"):
         threshold("threshold", rule)

@@ -81,10 +81,3 @@ def test_a_wrong_setting_is_refused_before_any_slide(workflow, tmp_path, setting
         workflow("checking", "check", **{"dataset_dir": str(tmp_path), "output_dir": str(tmp_path), **settings})
     assert message in str(mistake_in(caught.value))
     assert not (tmp_path / "checking.csv").exists()
-
-
-def test_ranks_would_all_do_the_same(workflow, tmp_path, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(RuntimeError) as caught:
-        workflow("checking", "check", output_dir=str(tmp_path))
-    assert "torchrun: each of the 2 ranks would do all the work" in str(mistake_in(caught.value))

@@ -1,5 +1,6 @@
 """Workflows in two ranks, against one: all in one run of torchrun."""
 
+import csv
 import json
 from pathlib import Path
 
@@ -182,6 +183,54 @@ def test_inferring_gives_the_files_that_one_rank_gives(two, data, trained, workf
         list(Path(slides["dataset_dir"]).glob("*.t*"))
     )
     assert [name for name in found if found[name] != wanted[name]] == []
+
+
+KILLED = """
+import json, os, signal, sys, time
+from pathlib import Path
+import monai.bundle
+from scripts.core.ranks import rank
+from scripts.datalists.failures import PassingSlides
+
+folder, taken = Path(sys.argv[1]), []
+encode = PassingSlides._pass
+
+
+def dying(self, entry):
+    taken.append(entry["slide"])
+    (folder / f"rank{rank()}.json").write_text(json.dumps(taken))
+    if len(taken) == 2:
+        (folder / f"second{rank()}").touch()
+        while not (folder / f"second{1 - rank()}").exists():
+            time.sleep(0.05)
+        if rank() == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(5)  # in which torchrun tells this rank to stop
+    return encode(self, entry)
+
+
+PassingSlides._pass = dying
+monai.bundle.run(**json.loads((folder / "job.json").read_text()))
+"""
+
+
+def test_a_rank_that_is_killed_costs_inferring_its_slide_alone(cohort, trained, tmp_path):
+    out = tmp_path / "out"
+    job = {
+        "run_id": "inferring", "config_file": "configs/inference.json", "dataset_dir": f"{cohort}/slides",
+        "heatmap_classes": ["cancer"], "top_patches": 0, "handlers#0#write_seconds": 0,
+    }  # fmt: skip
+    (tmp_path / "job.json").write_text(json.dumps({**job, **places(out, trained / "models")}))
+    done = torchrun(tmp_path, KILLED, tmp_path)
+    assert done.returncode != 0
+    assert "error: rank 0: was told to stop (SIGTERM), and begins no other slide. What is finished" in done.stderr
+    survived, died = (json.loads((tmp_path / f"rank{number}.json").read_text()) for number in range(2))
+    finished = {"predictions.csv": survived, "predictions.rank1.csv": died[:1]}
+    for name, slides in finished.items():
+        with (out / name).open(newline="", encoding="utf-8") as file:
+            assert list(dict.fromkeys(row["slide"] for row in csv.DictReader(file))) == slides
+    heatmaps = {path.parent.name for path in out.glob("heatmaps/*/*_cancer.png")}
+    assert heatmaps == {*survived, *died[:1]}
 
 
 def test_checking_gives_the_tables_that_one_rank_gives(two, data, workflow, tmp_path):

@@ -26,6 +26,7 @@ from tests.looks import (
     batches,
     coded,
     contents,
+    copied,
     data,
     device,
     end,
@@ -113,6 +114,8 @@ BAG = {
     "mask_excluded": changes(annotated, ["Pen"]),
     "read_level": changes(levels, "highest"),
     "reader": keeps(pixels, "openslide", backend, tolerance=8),
+    "slide_cache": keeps(pixels, "OUT/cache", copied),
+    "slide_cache_gb": changes(copied, 1e-9, slide_cache="OUT/cache"),
 }
 ENCODER = {
     "backbone": changes(features, "resnet34", backbone_weights=lambda world: str(world.resnet)),
