@@ -129,7 +129,7 @@ def test_the_first_rank_alone_tells_of_it(two):
     log = (two / "log.txt").read_text()
     assert log.count("extracting 6 of 6 slides into") == log.count("extracted 6 slides, ") == 1
     told = re.findall(r"wrote (\S+\.(?:csv|json|html))", log)
-    # Three evaluations write predictions.csv, metrics.json, localisation.json and a report, `inferring` the first and last.
+    # Three evaluations write predictions, metrics, localisation and a report; `inferring` the first and the last.
     assert len(told) == len(set(told)) == 14
     assert log.count("Differences to the internal test, internal test") == 1
     for folder in (two / "mustmil" / "tensorboard" / "training", two / "testing" / "tensorboard" / "evaluation"):
