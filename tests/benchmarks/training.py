@@ -141,11 +141,19 @@ class RandomEncoder:
 
 
 @contextlib.contextmanager
-def training(entries: list[dict[str, Any]], feature_dir: Path, batch_size: int, banks: str) -> Iterator[ConfigParser]:
-    """``train.json`` for one epoch on these banks, without extraction and validation."""
+def training(
+    entries: list[dict[str, Any]],
+    feature_dir: Path,
+    batch_size: int,
+    banks: str,
+    device: torch.device | str = "cpu",
+    configs: Sequence[str] = ("configs/train.json",),
+    epochs: int = 1,
+) -> Iterator[ConfigParser]:
+    """``train.json``, and what is laid over it, on these banks, without extraction and validation."""
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):
         parser = ConfigParser()
-        parser.read_config("configs/train.json")
+        parser.read_config(configs)
         handlers = [h for h in parser.get("train#handlers") if h["_target_"] not in LEFT_OUT]
         # Their hash is in the record of what is trained; nothing is encoded.
         torch.save(build_resnet34().state_dict(), f"{folder}/resnet34.pth")
@@ -155,10 +163,10 @@ def training(entries: list[dict[str, Any]], feature_dir: Path, batch_size: int, 
         parser.update({
             "dataset_dir": folder, "datalist": str(datalist), "train#dataset#data": entries,
             "validate#dataset#data": entries[:1], "train#left_out": [], "train#handlers": handlers,
-            "feature_dir": str(feature_dir), "output_dir": folder, "ckpt_dir": f"{folder}/models", "epochs": 1,
+            "feature_dir": str(feature_dir), "output_dir": folder, "ckpt_dir": f"{folder}/models", "epochs": epochs,
             "magnifications": list(MAGNIFICATIONS), "backbone": "resnet34",
             "backbone_weights": f"{folder}/resnet34.pth", "num_nodes": NUM_NODES,
-            "batch_size": batch_size, "cache_gb": 64.0 if banks == "memory" else 0.0, "device": "cpu",
+            "batch_size": batch_size, "cache_gb": 64.0 if banks == "memory" else 0.0, "device": device,
         })  # fmt: skip
         place_advanced(parser)
         logging.disable(logging.INFO)
