@@ -127,7 +127,7 @@ def random_bag(name: str, seed: int, num_rows: int) -> SimpleNamespace:
 class RandomEncoder:
     """Gives each patch random features, as many as ResNet34's."""
 
-    num_features = NUM_FEATURES
+    num_features, feature_dtype = NUM_FEATURES, np.dtype(np.float32)
 
     def __init__(self, seed: int) -> None:
         self.generator = np.random.default_rng([seed, 1])
