@@ -24,8 +24,8 @@ from tests.benchmarks.bench_slides import synthetic_slides
 from tests.benchmarks.extraction import BACKBONES, load
 from tests.benchmarks.memory import shipped
 
-# Name, ranks, threads a rank, cores that may be used.
 WORKFLOWS = ("extracting", "inferring")
+# Name, ranks, threads a rank, cores that may be used.
 RUNS = (("two ranks", 2, 1, 2), ("one rank, two threads", 1, 2, 2), ("one rank, one core", 1, 1, 1))
 
 
@@ -52,9 +52,8 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             slides = few_slides(args.dataset_dir, args.num_slides, Path(folder))
             shipped("inference", Path(folder), dataset_dir=str(slides))
-            compare(
-                ["inferring"], lambda _, run: args.num_slides * 3600 / inferring_seconds(Path(folder), slides, *run)
-            )
+            seconds = partial(inferring_seconds, Path(folder), slides)
+            compare(["inferring"], lambda _, run: args.num_slides * 3600 / seconds(*run))
 
 
 def compare(columns: Sequence[str], measured: Callable[[str, Sequence[int]], float]) -> None:
