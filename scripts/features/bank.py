@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import h5py
 import numpy as np
@@ -24,6 +24,7 @@ from scripts.core.magnification import scale_name
 __all__ = [
     "BANK_FORMAT",
     "MAKE_FIRST",
+    "BankReader",
     "BankedBag",
     "bank_datasets",
     "bank_path",
@@ -98,44 +99,121 @@ def bank_slides(feature_dir: str | Path) -> dict[str, Path]:
 
 
 def read_bank(path: Path, magnifications: tuple[float, ...]) -> BankedBag:
-    """A slide's bank.
+    """A slide's bank, as :meth:`BankReader.read` reads it."""
+    return BankReader(magnifications).read(path)
+
+
+class BankReader:
+    """Reads banks, and looks up only once where the arrays of each lie in its file.
+
+    For a bank that the system has cached, HDF5 takes longer to find the arrays than the system to read them, and keeps
+    Python's lock meanwhile, for which a thread that trains has to wait.
 
     Args:
-        path: the bank file.
-        magnifications: the scales to read, from low to high; all that the bank was made for.
-
-    Raises:
-        SettingsError: if there is no bank, it is damaged or something else, or was made for other magnifications.
+        magnifications: the scales to read, from low to high; all that the banks were made for.
     """
-    if not path.exists():
-        raise SettingsError(path, "there is no feature bank of this slide", MAKE_FIRST)
-    with _opened(path) as (bank, settings):
-        made_for = tuple(settings["magnifications"])
-        if made_for != magnifications:
-            raise SettingsError(
-                path,
-                f"was made for magnifications {list(made_for)}, asked for are {list(magnifications)}",
-                "Set `magnifications` to the same, or choose another `feature_dir`.",
-            )
-        # Each look into the file costs, and a training reads thousands of banks an epoch.
-        datasets = bank_datasets(bank, [scale_name(m) for m in magnifications])
-        # A damaged file may claim terabytes. Nothing in it is compressed.
-        if sum(dataset.nbytes for dataset in datasets) > os.path.getsize(path):
-            raise ValueError("it claims to contain more than it does")
-        arrays = [dataset[:] for dataset in datasets]
-        rows, coords, features = arrays[0], tuple(arrays[1::2]), tuple(map(_float32, arrays[2::2]))
-        banked = BankedBag(features, coords, patch_sides(datasets), rows, float(bank.attrs["mpp"]))
-        _check_shapes(banked)
-        for dataset, array in zip(datasets, arrays, strict=True):
-            written = dataset.attrs.get("crc32")
-            if written is None:  # as in banks of before version 0.3
-                if not np.isfinite(array).all():
-                    raise ValueError(f"its {dataset.name[1:]} are not all finite numbers")
-            elif written != zlib.crc32(np.ascontiguousarray(array).data):
-                raise ValueError(f"its {dataset.name[1:]} are not those that were written")
-        if bank.attrs.get("crc32", (crc := geometry_crc32(banked.base_mpp, banked.patch_level0))) != crc:
-            raise ValueError("its resolution or the size of its patches is not what was written")
-        return banked
+
+    def __init__(self, magnifications: tuple[float, ...]) -> None:
+        self.magnifications = magnifications
+        self._layouts: dict[Path, _Layout] = {}
+
+    def read(self, path: Path) -> BankedBag:
+        """A slide's bank, its arrays compared with their checksums.
+
+        Raises:
+            SettingsError: if there is no bank, it is damaged or something else, or was made for other magnifications.
+        """
+        if not path.exists():
+            raise SettingsError(path, "there is no feature bank of this slide", MAKE_FIRST)
+        refuse_special(path)
+        with _named(path), path.open("rb") as file:
+            stamp = _stamp(file)
+            layout = self._layouts.get(path)
+            if layout is None or layout.stamp != stamp:
+                layout = self._layouts[path] = self._look_up(path, stamp)
+            arrays = [_read_array(file, array) for array in layout.arrays]
+            rows, coords, features = arrays[0], tuple(arrays[1::2]), tuple(map(_float32, arrays[2::2]))
+            banked = BankedBag(features, coords, layout.patch_level0, rows, layout.base_mpp)
+            _check_shapes(banked)
+            for stored, array in zip(layout.arrays, arrays, strict=True):
+                stored.check(array)
+            return banked
+
+    def _look_up(self, path: Path, stamp: tuple[int, ...]) -> _Layout:
+        with _opened(path) as (bank, settings):
+            made_for = tuple(settings["magnifications"])
+            if made_for != self.magnifications:
+                raise SettingsError(
+                    path,
+                    f"was made for magnifications {list(made_for)}, asked for are {list(self.magnifications)}",
+                    "Set `magnifications` to the same, or choose another `feature_dir`.",
+                )
+            datasets = bank_datasets(bank, [scale_name(m) for m in self.magnifications])
+            # A damaged file may claim terabytes. Nothing in it is compressed.
+            if sum(dataset.nbytes for dataset in datasets) > os.path.getsize(path):
+                raise ValueError("it claims to contain more than it does")
+            base_mpp, patch_level0 = float(bank.attrs["mpp"]), patch_sides(datasets)
+            if bank.attrs.get("crc32", (crc := geometry_crc32(base_mpp, patch_level0))) != crc:
+                raise ValueError("its resolution or the size of its patches is not what was written")
+            return _Layout(stamp, tuple(map(_stored_array, datasets)), patch_level0, base_mpp)
+
+
+@dataclass(frozen=True)
+class _StoredArray:
+    """An array of a bank.
+
+    Args:
+        name: ``"5x/features"``.
+        offset: where it begins in the file, in bytes; ``None`` if it is not there in one piece.
+        crc32: its checksum; ``None`` in banks of before version 0.3.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    offset: int | None
+    crc32: int | None
+
+    def check(self, array: NDArray[Any]) -> None:
+        """Raise a :class:`ValueError` if the array is not what was written."""
+        if self.crc32 is None:
+            if not np.isfinite(array).all():
+                raise ValueError(f"its {self.name} are not all finite numbers")
+        elif self.crc32 != zlib.crc32(np.ascontiguousarray(array).data):
+            raise ValueError(f"its {self.name} are not those that were written")
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """Where a bank's arrays lie, and what else is read of it, as long as its file has this stamp."""
+
+    stamp: tuple[int, ...]
+    arrays: tuple[_StoredArray, ...]
+    patch_level0: tuple[float, ...]
+    base_mpp: float
+
+
+def _stamp(file: BinaryIO) -> tuple[int, ...]:
+    status = os.fstat(file.fileno())
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _stored_array(dataset: h5py.Dataset) -> _StoredArray:
+    is_plain = dataset.dtype.kind in "iuf"
+    offset = dataset.id.get_offset() if is_plain else None
+    return _StoredArray(dataset.name[1:], dataset.shape, dataset.dtype, offset, dataset.attrs.get("crc32"))
+
+
+def _read_array(file: BinaryIO, stored: _StoredArray) -> NDArray[Any]:
+    if stored.offset is None:
+        with h5py.File(file.name, "r") as bank:
+            return bank[stored.name][:]
+    array = np.empty(stored.shape, stored.dtype)
+    file.seek(stored.offset)
+    # It lets go of Python's lock.
+    if file.readinto(array.reshape(-1).view(np.uint8)) < array.nbytes:  # type: ignore[attr-defined]
+        raise ValueError(f"it ends before its {stored.name} do")
+    return array
 
 
 def stored_settings(path: Path) -> dict[str, Any]:
@@ -203,11 +281,16 @@ def _check_shapes(banked: BankedBag) -> None:
 def _opened(path: Path) -> Iterator[tuple[h5py.File, dict[str, Any]]]:
     """A bank and its settings; whatever is wrong with it is one error."""
     refuse_special(path)
+    with _named(path), h5py.File(path, "r") as bank:
+        yield bank, dict(json.loads(bank.attrs["settings"]))
+
+
+@contextlib.contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Whatever is wrong with a bank is one error, which names it."""
     try:
-        with h5py.File(path, "r") as bank:
-            yield bank, dict(json.loads(bank.attrs["settings"]))
+        yield
     # Anything in a damaged file may be of another kind than was written.
     except (OSError, KeyError, ValueError, TypeError, AttributeError, IndexError, RuntimeError, MemoryError) as error:
-        reason = reason_of(error)
         remedy = "Delete it, and run `extracting` again, or `importing` if its features are of another tool."
-        raise SettingsError(path, f"is not a feature bank ({reason})", remedy) from error
+        raise SettingsError(path, f"is not a feature bank ({reason_of(error)})", remedy) from error

@@ -28,7 +28,7 @@ from scripts.datalists.labels import CLASS_NAMES
 from scripts.datalists.units import SLIDE, bags_of, is_patient, slides_in, warn_of_patients
 from scripts.encoders.runtimes import Forward, get_forward
 from scripts.features.augmentation import count_views, view_transform
-from scripts.features.bank import MAKE_FIRST, BankedBag, bank_path, read_bank
+from scripts.features.bank import MAKE_FIRST, BankedBag, BankReader, bank_path
 from scripts.features.encoding import Encoder
 from scripts.training.joined_slides import join_slides
 from scripts.training.patch_grid import Entry, PatchGridDataset
@@ -180,7 +180,7 @@ class BankBagDataset(_BagDataset):
         self.feature_dir = Path(feature_dir)
         self._cache: dict[Path, BankedBag] = {}
         self._free_bytes = cache_gb * 1e9
-        self.magnifications = check_magnifications(magnifications)
+        self._reader = BankReader(check_magnifications(magnifications))
         slides = [[slide["slide"] for slide in slides_in(entry)] for entry in data]
         self._check_banks([(slide, 0) for of_bag in slides for slide in of_bag], "slides", MAKE_FIRST)
         if views is not None:
@@ -211,7 +211,7 @@ class BankBagDataset(_BagDataset):
     def _bank(self, path: Path) -> BankedBag:
         bag = self._cache.get(path)
         if bag is None:
-            bag = read_bank(path, self.magnifications)
+            bag = self._reader.read(path)
             if bag.nbytes <= self._free_bytes:
                 self._cache[path] = bag
                 self._free_bytes -= bag.nbytes

@@ -9,9 +9,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-PARTS = ("costs", "extraction", "stages", "memory", "ranks", "training", "operating_points")
+PARTS = ("costs", "extraction", "stages", "memory", "ranks", "training", "gpu", "operating_points")
 # They make what they measure on.
-OWN_DATA = ("training", "operating_points")
+OWN_DATA = ("training", "gpu", "operating_points")
 
 
 def main() -> None:

@@ -189,7 +189,7 @@ def forward_rate(
             last = forward(batches[done % len(batches)])
             done += 1
         last.cpu()  # a GPU may be behind
-        return done * BATCH_SIZE / (time.perf_counter() - start)
+        return done * len(batches[0]) / (time.perf_counter() - start)
 
 
 def extraction_rate(entry: dict[str, Any], builder: BagBuilder, encoder: Encoder) -> float:

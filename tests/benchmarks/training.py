@@ -59,8 +59,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--num_rows", type=int, default=2000, help="rows of each slide's bag")
     parser.add_argument("--batch_sizes", type=int, nargs="+", default=[1, 8, 16])
     parser.add_argument(
-        "--banks", nargs="+", default=["memory", "file"], choices=["memory", "file", "disk"],
-        help="kept in memory (cache_gb), read from files that the system has cached, or from ones that it has not",
+        "--banks", nargs="+", default=["memory", "first", "file"], choices=["memory", "first", "file", "disk"],
+        help="kept in memory (cache_gb); read from files that the system has cached, as in the first epoch or as in "
+        "later ones; or, as in a first epoch, from files that it has not cached",
     )  # fmt: skip
     parser.add_argument("--profile", action="store_true", help="also print which operations the time goes to")
     args = parser.parse_args(argv)
@@ -140,11 +141,19 @@ class RandomEncoder:
 
 
 @contextlib.contextmanager
-def training(entries: list[dict[str, Any]], feature_dir: Path, batch_size: int, banks: str) -> Iterator[ConfigParser]:
-    """``train.json`` for one epoch on these banks, without extraction and validation."""
+def training(
+    entries: list[dict[str, Any]],
+    feature_dir: Path,
+    batch_size: int,
+    banks: str,
+    device: torch.device | str = "cpu",
+    configs: Sequence[str] = ("configs/train.json",),
+    epochs: int = 1,
+) -> Iterator[ConfigParser]:
+    """``train.json``, and what is laid over it, on these banks, without extraction and validation."""
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):
         parser = ConfigParser()
-        parser.read_config("configs/train.json")
+        parser.read_config(configs)
         handlers = [h for h in parser.get("train#handlers") if h["_target_"] not in LEFT_OUT]
         # Their hash is in the record of what is trained; nothing is encoded.
         torch.save(build_resnet34().state_dict(), f"{folder}/resnet34.pth")
@@ -154,18 +163,21 @@ def training(entries: list[dict[str, Any]], feature_dir: Path, batch_size: int, 
         parser.update({
             "dataset_dir": folder, "datalist": str(datalist), "train#dataset#data": entries,
             "validate#dataset#data": entries[:1], "train#left_out": [], "train#handlers": handlers,
-            "feature_dir": str(feature_dir), "output_dir": folder, "ckpt_dir": f"{folder}/models", "epochs": 1,
+            "feature_dir": str(feature_dir), "output_dir": folder, "ckpt_dir": f"{folder}/models", "epochs": epochs,
             "magnifications": list(MAGNIFICATIONS), "backbone": "resnet34",
             "backbone_weights": f"{folder}/resnet34.pth", "num_nodes": NUM_NODES,
-            "batch_size": batch_size, "cache_gb": 64.0 if banks == "memory" else 0.0, "device": "cpu",
+            "batch_size": batch_size, "cache_gb": 64.0 if banks == "memory" else 0.0, "device": device,
         })  # fmt: skip
         place_advanced(parser)
         logging.disable(logging.INFO)
         torch.manual_seed(0)
         dataset = parser.get_parsed_content("train#dataset")
         for index, entry in enumerate(entries):
+            path = bank_path(feature_dir, entry["slide"])
             if banks == "disk":
-                forget(bank_path(feature_dir, entry["slide"]))
+                forget(path)
+            elif banks == "first":
+                path.read_bytes()
             else:
                 dataset[index]
         yield parser

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 
+import scripts.features.bank
 from scripts.core.errors import SettingsError, SlideError
-from scripts.features.bank import BankedBag, bank_path, read_bank
+from scripts.features.bank import BankedBag, BankReader, bank_path, read_bank
 from scripts.features.bank_settings import bank_settings, is_banked, slide_fingerprint
 from scripts.features.bank_writing import write_bank
 from scripts.features.encoding import Encoder
@@ -248,6 +249,79 @@ def test_a_bank_in_which_a_byte_has_changed_is_named(tmp_path, bank, name):
         file.write(bytes([byte ^ 1]))
     with pytest.raises(SettingsError, match=rf"copied\.h5: is not a feature bank \(its {name} are not those that were"):
         read_bank(path, (5.0, 10.0))
+
+
+def same(found, expected):
+    arrays = ([bank.rows, *bank.features, *bank.coords] for bank in (found, expected))
+    return all(np.array_equal(one, other) for one, other in zip(*arrays, strict=True))
+
+
+def test_a_bank_is_opened_with_hdf5_once_and_compared_with_its_checksums_each_time(tmp_path, bank, monkeypatch):
+    path, opened = Path(shutil.copy(bank, tmp_path / "copied.h5")), []
+    opening = h5py.File.__init__
+
+    def counted(file, name, *args, **settings):
+        opened.append(name)
+        opening(file, name, *args, **settings)
+
+    monkeypatch.setattr(h5py.File, "__init__", counted)
+    reader, expected = BankReader((5.0, 10.0)), read_bank(bank, (5.0, 10.0))
+    assert all(same(reader.read(path), expected) for _ in range(3))
+    assert opened.count(path) == 1
+    status = os.stat(path)
+    with h5py.File(bank, "r") as file:
+        place = file["10x/features"].id.get_offset()
+    with open(path, "r+b") as file:
+        file.seek(place)
+        file.write(b"\0\1")
+    # As where a disk gives back something else: the file has the time and the size that it had.
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    with pytest.raises(
+        SettingsError, match=r"copied\.h5: is not a feature bank \(its 10x/features are not those that were"
+    ):
+        reader.read(path)
+
+
+@pytest.mark.parametrize("renamed", [True, False], ids=["replaced", "written over"])
+def test_a_bank_that_is_made_again_while_it_is_used_is_read_as_it_is_now(tmp_path, bank, bag, slide, renamed):
+    path, new = Path(shutil.copy(bank, tmp_path / "copied.h5")), tmp_path / "new.h5"
+    reader = BankReader((5.0, 10.0))
+    before = reader.read(path)
+    write_bank(new, bag, Encoder(tiny_backbone(), feature_dtype="float16"), settings_of(slide))
+    expected = read_bank(new, (5.0, 10.0))
+    os.replace(new, path) if renamed else path.write_bytes(new.read_bytes())
+    assert same(reader.read(path), expected)
+    assert not same(before, expected)
+
+
+def test_a_bank_that_ends_early_is_named(tmp_path, bank):
+    path, reader = Path(shutil.copy(bank, tmp_path / "copied.h5")), BankReader((5.0, 10.0))
+    reader.read(path)
+    os.truncate(path, os.path.getsize(path) // 2)
+    for read in (reader.read, BankReader((5.0, 10.0)).read):
+        with pytest.raises(SettingsError, match=r"copied\.h5: is not a feature bank \(.*truncated file"):
+            read(path)
+
+
+def test_a_bank_that_is_cut_while_it_is_read_is_named(tmp_path, bank, monkeypatch):
+    path, reader = Path(shutil.copy(bank, tmp_path / "copied.h5")), BankReader((5.0, 10.0))
+    monkeypatch.setattr(scripts.features.bank, "_stamp", lambda file: ())  # looked at before it was cut
+    reader.read(path)
+    with h5py.File(path, "r") as file:
+        place = file["10x/features"].id.get_offset()
+    os.truncate(path, place + 1)
+    with pytest.raises(SettingsError, match=r"copied\.h5: is not a feature bank \(it ends before its 10x/features do"):
+        reader.read(path)
+
+
+def test_a_bank_whose_arrays_another_tool_has_cut_into_chunks_is_read_all_the_same(tmp_path, bank):
+    path = Path(shutil.copy(bank, tmp_path / "copied.h5"))
+    with h5py.File(path, "r+") as file:
+        for name in ("rows", "5x/features"):
+            array, attributes = file[name][:], dict(file[name].attrs)
+            del file[name]
+            file.create_dataset(name, data=array, chunks=(2, 2)).attrs.update(attributes)
+    assert same(read_bank(path, (5.0, 10.0)), read_bank(bank, (5.0, 10.0)))
 
 
 @pytest.mark.parametrize(("name", "attribute"), [("/", "mpp"), ("5x/coords", "patch_level0")])

@@ -8,11 +8,10 @@ from monai.engines import PrepareBatchExtraInput, SupervisedEvaluator
 from torch import nn
 from torch.utils.data import BatchSampler
 
-import scripts.training.datasets
 from scripts.core.errors import SettingsError, SlideError
 from scripts.encoders.backbones import get_backbone
 from scripts.features.augmentation import view_transform
-from scripts.features.bank import bank_path, read_bank
+from scripts.features.bank import BankReader, bank_path, read_bank
 from scripts.features.encoding import Encoder
 from scripts.features.extraction import Extractor
 from scripts.networks.mustmil import MuSTMIL
@@ -423,9 +422,8 @@ def test_a_network_on_patches_and_one_on_the_bank_score_alike(cohort, banks):
 @pytest.mark.parametrize("cache_gb", [0.0, 1.0])
 def test_a_bank_is_read_once_if_there_is_room_for_it_and_gives_the_same(cohort, banks, cache_gb, monkeypatch):
     read = []
-    monkeypatch.setattr(
-        scripts.training.datasets, "read_bank", lambda path, m: (read.append(path), read_bank(path, m))[1]
-    )
+    reads = BankReader.read
+    monkeypatch.setattr(BankReader, "read", lambda self, path: (read.append(path), reads(self, path))[1])
     plain = BankBagDataset(cohort, banks, (5, 10))
     first = [plain[i] for i in range(len(cohort))]
     read.clear()
@@ -439,11 +437,10 @@ def test_a_bank_is_read_once_if_there_is_room_for_it_and_gives_the_same(cohort, 
 
 
 def test_banks_fill_the_room_that_they_are_given_and_no_more(cohort, banks, monkeypatch):
-    read = []
-    monkeypatch.setattr(
-        scripts.training.datasets, "read_bank", lambda path, m: (read.append(path), read_bank(path, m))[1]
-    )
     sizes = [read_bank(bank_path(banks, e["slide"]), (5, 10)).nbytes for e in cohort]
+    read = []
+    reads = BankReader.read
+    monkeypatch.setattr(BankReader, "read", lambda self, path: (read.append(path), reads(self, path))[1])
     dataset = BankBagDataset(cohort, banks, (5, 10), cache_gb=(sizes[0] + 1) / 1e9)
     for _ in range(2):
         for i in range(len(cohort)):
