@@ -1,4 +1,4 @@
-"""Ours beside other tools that make features of slides: patches a second, first features, memory, from file to features.
+"""Ours beside other tools that extract features: patches a second, time to the first, memory, from file to features.
 
 Each contender runs in a process of its own, as many times as ``--rounds`` says, in turn. Before that each runs once on
 one slide, which is not measured: so all find their files in memory, and what they keep between runs.
@@ -86,7 +86,8 @@ def run_in_turn(
     """Each contender once, then each again, because a shared machine drifts.
 
     Returns:
-        the runs of each contender that went through all rounds, and these contenders; others are named with their error.
+        the runs of each contender that went through all rounds, and these contenders; others are named with the
+        end of what they printed.
     """
     runs: dict[Contender, list[Run]] = {contender: [] for contender in contenders}
     with tempfile.TemporaryDirectory(dir=folder) as name:

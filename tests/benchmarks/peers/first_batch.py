@@ -1,4 +1,4 @@
-"""When an extraction of ours has its first features: named in a config file that the benchmark lays over extract.json."""
+"""When an extraction of ours has its first features; a config file that is laid over extract.json names it."""
 
 from __future__ import annotations
 

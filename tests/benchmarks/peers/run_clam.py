@@ -25,8 +25,9 @@ def main() -> None:
     args = parse_options()
     sys.path.insert(0, str(args.checkout))
     os.chdir(args.checkout)
-    import models
     from utils.transform_utils import get_eval_transforms
+
+    import models
 
     network = resnet34(args.weights)
     models.get_encoder = lambda _name, target_img_size: (network, get_eval_transforms(MEAN, STD, target_img_size))

@@ -29,7 +29,7 @@ def parse_options(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--checkout", type=Path, help="the tool's repository, where it is no package")
     parser.add_argument("--slides", type=Path, required=True, help="a folder of slides")
     parser.add_argument("--output", type=Path, required=True, help="a folder for what the tool writes")
-    parser.add_argument("--weights", type=Path, required=True, help="a state dict of ResNet34, with torchvision's names")
+    parser.add_argument("--weights", type=Path, required=True, help="of a ResNet34, with torchvision's names")
     parser.add_argument("--magnifications", type=float, nargs="+", required=True, help="10/m um/px")
     parser.add_argument("--patch_size", type=int, required=True, help="the side of a patch in pixels")
     parser.add_argument("--min_tissue", type=float, required=True, help="least fraction of tissue in a patch")
