@@ -19,18 +19,18 @@ PEERS = "peers"
 def main() -> None:
     """Run the benchmarks."""
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
-    parser.add_argument("parts", nargs="*", choices=(*PARTS, PEERS), default=PARTS)
+    parser.add_argument("parts", nargs="*", choices=[*PARTS, PEERS, []], metavar="PART", help=", ".join((*PARTS, PEERS)))
     parser.add_argument("--dataset_dir", type=Path, default=Path("data/demo"), help="slides; made if absent")
     parser.add_argument("--peers", type=Path, help="the other tools' folder, for the part `peers`")
     args = parser.parse_args()
     if (PEERS in args.parts) != (args.peers is not None):
-        parser.error("peers needs the folder of the other tools, and no other part does: make bench ARGS=peers PEERS=FOLDER")
+        parser.error("peers, and no other part, needs the other tools' folder: make bench ARGS=peers PEERS=FOLDER")
     print(f"{datetime.date.today()}, {processor()}", flush=True)
-    for part in args.parts:
-        print(f"\n== {part} ==", flush=True)
-        options = [] if part in OWN_DATA else [f"--dataset_dir={args.dataset_dir}"]
-        options += [f"--peers={args.peers}"] if part == PEERS else []
-        subprocess.run([sys.executable, "-m", f"tests.benchmarks.{part}", *options], check=True)
+    for name in args.parts or PARTS:
+        print(f"\n== {name} ==", flush=True)
+        options = [] if name in OWN_DATA else [f"--dataset_dir={args.dataset_dir}"]
+        options += [f"--peers={args.peers}"] if name == PEERS else []
+        subprocess.run([sys.executable, "-m", f"tests.benchmarks.{name}", *options], check=True)
 
 
 def processor() -> str:

@@ -80,7 +80,8 @@ def measure(command: Sequence[str], log: Path, environment: Mapping[str, str]) -
 
 def last_lines(log: Path) -> str:
     """The end of what a command printed, of a progress bar its last state."""
-    text = log.read_text(encoding="utf-8", errors="replace")
+    # Not `read_text`, for which each state of a bar is a line.
+    text = log.read_bytes().decode(errors="replace")
     lines = [line.rstrip().rsplit("\r", 1)[-1] for line in text.split("\n")]
     return "\n".join([line for line in lines if line][-LAST_LINES:])
 
