@@ -81,7 +81,9 @@ def test_tools_run_in_turn_on_the_same_slides_and_one_that_fails_is_named_and_le
     assert noted.read_text().splitlines() == [f"{tool.python} a.tiff b.tiff" for tool in in_turn]
     assert {tool: len(of_it) for tool, of_it in runs.items()} == {well: 2, last: 2}
     assert still == [well, last]
-    assert "ILL, float32, failed: exit code 3\n6\n7\n8\n9\nno such level\n" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "2 slides, run 1: ILL, float32, failed: exit code 3\n6\n7\n8\n9\nno such level\n" in told
+    assert "2 slides, run 2: LAST, float32, 40 patches in " in told
 
 
 def test_a_run_lasts_from_the_start_of_the_process_to_its_end(tmp_path):

@@ -56,7 +56,7 @@ def main() -> None:
     contenders: list[Contender] = [*present(args.peers.resolve()), *ours()]
     with tempfile.TemporaryDirectory() as folder:
         weights = args.weights.resolve() if args.weights else random_weights(Path(folder) / "resnet34.pth")
-        first = Cohort("slide", small[:1], (10,), aim=0)
+        first = Cohort("slide, not measured", small[:1], (10,), aim=0)
         _, contenders = run_in_turn(contenders, first, weights, args.threads, 1, Path(folder))
         for cohort in cohorts:
             runs, contenders = run_in_turn(contenders, cohort, weights, args.threads, args.rounds, Path(folder))
@@ -96,13 +96,17 @@ def run_in_turn(
         for slide in cohort.slides:
             (slides / slide.name).symlink_to(slide)
         work = Work(slides, cohort.magnifications, weights, threads)
-        for _ in range(rounds):
+        for number in range(1, rounds + 1):
             for contender in list(runs):
+                about = f"{len(cohort.slides)} {cohort.name}, run {number}: {contender.name}, {contender.arithmetic}"
                 try:
-                    runs[contender].append(run_once(contender, work, Path(name)))
+                    run = run_once(contender, work, Path(name))
                 except FailedError as error:
-                    print(f"{contender.name}, {contender.arithmetic}, failed: {error}", flush=True)
+                    print(f"{about}, failed: {error}", flush=True)
                     del runs[contender]
+                else:
+                    print(f"{about}, {run.patches} patches in {run.seconds:.1f} s", flush=True)
+                    runs[contender].append(run)
     return runs, list(runs)
 
 
