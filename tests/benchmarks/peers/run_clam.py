@@ -31,6 +31,7 @@ def main() -> None:
 
     network = resnet34(args.weights)
     models.get_encoder = lambda _name, target_img_size: (network, get_eval_transforms(MEAN, STD, target_img_size))
+    # Its scripts take one level and one suffix for all slides: those of the first.
     slides = sorted(args.slides.iterdir())
     folders = [args.output / f"{magnification:g}x" for magnification in args.magnifications]
     # First the patches of all magnifications: its pools of processes are not to be forked from computing threads.
