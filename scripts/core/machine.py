@@ -128,8 +128,8 @@ def log_chosen(found: Mapping[str, Any]) -> None:
 @functools.cache
 def _log(values: str) -> None:
     machine = this_machine()
-    has = f"{machine.cores} core{'s' if machine.cores > 1 else ''}, {machine.memory_bytes / 1e9:.1f} GB free"
-    logger.info("auto: %s (this process has %s, and computes with %d threads)", values, has, torch.get_num_threads())
+    has = f"cores: {machine.cores}, threads: {torch.get_num_threads()}, GB free: {machine.memory_bytes / 1e9:.1f}"
+    logger.info("auto: %s (this process has %s)", values, has)
 
 
 def _num_local_ranks() -> int:

@@ -13,6 +13,7 @@ import torch
 
 from scripts.core.errors import SettingsError
 from scripts.core.imported import IMPORTED
+from scripts.core.ranks import is_first_rank
 from scripts.encoders.runtimes import check_openvino
 from scripts.features.bank import stored_settings
 from scripts.weights.record import read_origin
@@ -49,7 +50,7 @@ def same_runtime(settings: Mapping[str, Any]) -> str:
                 raise SettingsError("runtime", cause, remedy) from error
         return of_banks
     of_weights = None if weights is None else _of_weights(Path(weights))
-    if of_weights is None and device.type == "cpu" and find_spec("openvino") is not None:
+    if of_weights is None and device.type == "cpu" and is_first_rank() and find_spec("openvino") is not None:
         _tell_faster()
     if of_weights == "openvino":
         try:

@@ -172,7 +172,7 @@ def test_what_was_chosen_is_logged_in_one_line_and_once(monkeypatch, caplog):
             log_chosen({"num_workers": 4, "runtime": "torch"})
         log_chosen({})
     assert caplog.messages == [
-        "auto: num_workers 4, runtime torch (this process has 16 cores, 40.0 GB free, and computes with 12 threads)"
+        "auto: num_workers 4, runtime torch (this process has cores: 16, threads: 12, GB free: 40.0)"
     ]
 
 
