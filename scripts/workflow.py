@@ -16,7 +16,9 @@ from typing import Any
 from scripts import BUNDLE_ROOT
 from scripts.core.files import file_sha256
 from scripts.core.imported import IMPORTED
+from scripts.core.machine import chosen, log_chosen
 from scripts.core.running import running_parser, settings_in
+from scripts.core.setting_checks import AUTO
 from scripts.core.settings import with_role
 from scripts.core.start import start, started
 from scripts.datalists.cohort import Cohort
@@ -80,10 +82,12 @@ def __getattr__(name: str) -> Any:
 
 
 def settings() -> dict[str, Any]:
-    """The settings of the running config, by name, as plain values that may be stored.
+    """The settings of the running config, by name, as plain values that may be stored; what is ``auto``, decided.
+
+    The batch on a GPU stays ``auto``: the encoder tries it.
 
     Raises:
-        SettingsError: if some of them contradict the task.
+        SettingsError: if some of them contradict the task, or the features that are there cannot be gone on with here.
     """
     parser = running_parser()
     assert parser is not None, "settings() is for expressions of a config"
@@ -97,7 +101,18 @@ def settings() -> dict[str, Any]:
         check_rules(found)
     if "device" in found:
         found["device"] = str(found["device"])
-    return found
+    return {**found, **_decided_here(found)}
+
+
+def _decided_here(found: Mapping[str, Any]) -> dict[str, Any]:
+    """What ``auto`` stands for, by setting."""
+    decided = chosen(found)
+    if found.get("runtime") == AUTO:
+        from scripts.weights.same_runtime import same_runtime
+
+        decided["runtime"] = same_runtime(found)
+    log_chosen(decided)
+    return decided
 
 
 def from_settings(target: str, settings: Mapping[str, Any], **others: Any) -> Any:

@@ -19,13 +19,14 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from scripts.core.errors import SettingsError, reason_of
+from scripts.core.setting_checks import AUTO
 from scripts.core.settings import check_settings
 from scripts.encoders.backbones import Backbone
 from scripts.encoders.network_trials import in_one_line
 from scripts.encoders.own_networks import is_own
 from scripts.encoders.prepared import cache_folder, file_name, key_of, read_prepared, write_prepared
 
-__all__ = ["Forward", "choose_runtime", "get_forward"]
+__all__ = ["Forward", "check_openvino", "choose_runtime", "get_forward"]
 
 # From patches ``[batch_size, 3, H, W]`` uint8, channels last in memory, to features ``[batch_size, F]`` float32.
 Forward = Callable[[Tensor], Tensor]
@@ -39,7 +40,8 @@ def choose_runtime(runtime: str, device: torch.device, backbone: Backbone | None
     """The runtime to use: the one asked for, or ``"torch"``, with a warning, where nothing can be compiled.
 
     Args:
-        runtime: ``"torch"``; ``"compile"``, which is ``torch.compile``; or ``"openvino"``, for CPUs.
+        runtime: ``"torch"``; ``"compile"``, which is ``torch.compile``; ``"openvino"``, for CPUs; or ``"auto"``, which
+            is ``"torch"``: of two machines one may lack OpenVINO, and their features would differ.
         device: where the backbone runs.
         backbone: what is to be computed.
 
@@ -48,18 +50,29 @@ def choose_runtime(runtime: str, device: torch.device, backbone: Backbone | None
             this backbone.
     """
     check_settings(runtime=runtime)
+    if runtime == AUTO:
+        runtime = "torch"
     if backbone is not None and backbone.runtime not in (None, runtime):
         cause = f"{runtime} cannot compute an {backbone.name} file, which onnxruntime does"
         raise SettingsError("runtime", cause, f"Set it to {backbone.runtime}.")
     if runtime == "openvino":
-        if device.type != "cpu":
-            raise SettingsError("runtime", f"openvino does not run on {device}", "Set it to torch or compile.")
-        if find_spec("openvino") is None:
-            raise SettingsError("runtime", "openvino is not installed", "Run: pip install openvino.")
+        check_openvino(device)
     if runtime == "compile" and (missing := _missing_to_compile(device)):
         logger.warning("runtime: nothing can be compiled here (%s is missing): going on with torch", missing)
         return "torch"
     return runtime
+
+
+def check_openvino(device: torch.device) -> None:
+    """Refuse OpenVINO where it cannot compute.
+
+    Raises:
+        SettingsError: if it does not run on this device, or is not installed.
+    """
+    if device.type != "cpu":
+        raise SettingsError("runtime", f"openvino does not run on {device}", "Set it to torch or compile.")
+    if find_spec("openvino") is None:
+        raise SettingsError("runtime", "openvino is not installed", "Run: pip install openvino.")
 
 
 def get_forward(runtime: str, backbone: Backbone, batch_size: int) -> Forward:

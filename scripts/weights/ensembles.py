@@ -167,7 +167,7 @@ class Members:
             member.record, member.origin = {}, {}
         points = self._points([origin.get(OPERATING_POINT, {}) for origin in origins])
         rules = [{**origin, **origin.get(RECALIBRATED, {})}.get("made_by", {}) for origin in origins]
-        decided = {k: v for k, v in rules[0].get("configuration", {}).items() if k in DECISIONS}
+        decided = {k: v for k, v in rules[0].get("configuration", {}).items() if k in (*DECISIONS, "runtime")}
         if points and len({rule.get("configuration", {}).get("prior_correction", True) for rule in rules}) > 1:
             cause = "the prior is corrected in the probabilities of some, and not of others"
             raise SettingsError("members", cause, "Decide again with one `prior_correction`, by `calibrating`.")

@@ -61,7 +61,7 @@ def training(
     record["data"]["training_slides"] += seed
     for h, (head, name) in enumerate(zip(HEADS, FILES, strict=True)):
         model = network(10 * seed + h)
-        configuration = {"threshold": "f1", **(decided or {})}
+        configuration = {"threshold": "f1", "runtime": "openvino", "epochs": 5, **(decided or {})}
         made_by = {"seed": seed, "configuration": configuration, "data": {"validation": {"sha256": validation}}}
         origin = {"best_for": head, "made_by": made_by, **({OPERATING_POINT: points} if points else {})}
         sign(model, record, origin)
@@ -137,7 +137,7 @@ def test_its_record_says_what_it_is_made_of(trainings: list[str], tmp_path: Path
     assert record["data"]["training_slides"] == max(m["record"]["data"]["training_slides"] for m in record["members"])
     assert trained_settings(folder)["members"] == 3
     assert origin["best_for"] == "5x"
-    assert origin["made_by"]["configuration"] == {"threshold": "f1"}
+    assert origin["made_by"]["configuration"] == {"threshold": "f1", "runtime": "openvino"}
     sums = [weights_sha256(read_weights(Path(place) / "model_5x.pt")) for place in trainings]
     assert origin["made_by"]["members_sha256"] == sums
 
