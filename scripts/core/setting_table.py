@@ -257,6 +257,12 @@ SETTINGS: dict[str, Setting] = dict(
             "provenance",
         ),
         entry(
+            "precision",
+            "of the backbone: as `amp` says, or `int8` with `runtime` openvino: see [INT8](encoders.md#int8-on-cpus)",
+            checks.choice("amp", "int8"),
+            "decides fixed provenance",
+        ),
+        entry(
             "feature_dtype",
             "`float32`, or `float16`: features of half the size, rounded where they are made; training computes in "
             "float32 with either. See [Half the disk](clusters.md#half-the-disk)",
