@@ -128,7 +128,9 @@ class Int8:
         return made
 
 
-def sample_patches(entries: Entries, bag_builder: BagBuilder, seed: int) -> tuple[Tensor, int]:
+def sample_patches(
+    entries: Entries, bag_builder: BagBuilder, seed: int, count: int = NUM_PATCHES
+) -> tuple[Tensor, int]:
     """Some patches of some slides, as many of each magnification where the slides have them.
 
     Slides that cannot be used are passed over: extraction tells of them.
@@ -137,16 +139,17 @@ def sample_patches(entries: Entries, bag_builder: BagBuilder, seed: int) -> tupl
         entries: the slides.
         bag_builder: makes their bags.
         seed: chooses slides and patches.
+        count: the most patches.
 
     Returns:
-        the patches ``[n, 3, H, W]`` uint8, ``n`` at most :data:`NUM_PATCHES`; and the number of their slides.
+        the patches ``[n, 3, H, W]`` uint8, fewer if the slides have fewer; and the number of their slides.
 
     Raises:
         SettingsError: if no slide has a patch.
     """
     found: list[NDArray[np.uint8]] = []
     slides = 0
-    of_slide = -(-NUM_PATCHES // max(1, min(len(entries), NUM_SLIDES)))
+    of_slide = -(-count // max(1, min(len(entries), NUM_SLIDES)))
     for number in np.random.default_rng(seed).permutation(len(entries)):
         entry = entries[number]
         with bag_builder.staging.holding(entry):
@@ -156,12 +159,12 @@ def sample_patches(entries: Entries, bag_builder: BagBuilder, seed: int) -> tupl
                 continue
         slides += bool(own)
         found.extend(own)
-        if len(found) >= NUM_PATCHES:
+        if len(found) >= count:
             break
     if not found:
         cause = "is int8, and no slide has a patch from which the ranges of the network could come"
         raise SettingsError("precision", cause, "Run `checking` to see why.")
-    return _stacked(found[:NUM_PATCHES]), slides
+    return _stacked(found[:count]), slides
 
 
 def _some_patches(bag: Bag, count: int, rng: np.random.Generator) -> list[NDArray[np.uint8]]:

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-PARTS = ("extraction", "stages", "memory", "ranks", "training", "operating_points")
+PARTS = ("extraction", "stages", "memory", "ranks", "training", "operating_points", "int8")
 # They make what they measure on.
 OWN_DATA = ("training", "operating_points")
 
