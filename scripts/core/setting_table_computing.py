@@ -35,9 +35,16 @@ COMPUTING: list[tuple[str, Setting]] = [
     entry(
         "runtime",
         "what computes the backbone: `torch`, `compile` or `openvino`, see [Speed](clusters.md#speed); `auto` is what "
-        "made the banks in `feature_dir`, or the features of the weights in `ckpt_dir`; without both it is `torch`",
+        "made the banks in `feature_dir`, or the features of the weights in `ckpt_dir`; without both it is `torch`, and "
+        "with `precision` int8 `openvino`",
         checks.choice(*RUNTIMES, AUTO),
         "provenance",
+    ),
+    entry(
+        "precision",
+        "of the backbone: as `amp` says, or `int8` with `runtime` openvino: see [INT8](encoders.md#int8-on-cpus)",
+        checks.choice("amp", "int8"),
+        "decides fixed provenance",
     ),
     entry(
         "feature_dtype",

@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import chain, cycle
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,12 +17,15 @@ from torch import Tensor
 from scripts.bags.bag import Bag
 from scripts.bags.blocks import Block, plan_blocks
 from scripts.core.errors import SettingsError, fitting
+from scripts.core.files import output_folder
 from scripts.core.machine import CPU_BATCH
 from scripts.core.setting_checks import AUTO
 from scripts.core.settings import check_settings
 from scripts.encoders.backbones import Backbone
 from scripts.encoders.batch_trial import batch_for
+from scripts.encoders.int8_networks import copy_int8
 from scripts.encoders.runtimes import Forward, choose_runtime, get_forward
+from scripts.features.int8 import Int8
 
 __all__ = ["Encoded", "Encoder", "PatchTransform"]
 
@@ -68,6 +72,7 @@ class Encoder:
         num_workers: threads that read patches meanwhile; 0 reads and encodes in turn.
         runtime: what computes the backbone, see :func:`scripts.encoders.runtimes.choose_runtime`.
         feature_dtype: ``"float32"``, or ``"float16"``, to which the features are then rounded, wherever they go.
+        int8: of a backbone that is computed in INT8, its network.
 
     Raises:
         SettingsError: if a setting has no such value, or cannot be used here.
@@ -81,13 +86,14 @@ class Encoder:
         num_workers: int = 2,
         runtime: str = "torch",
         feature_dtype: str = "float32",
+        int8: Int8 | None = None,
     ) -> None:
         check_settings(encode_batch=batch_size, num_workers=num_workers, feature_dtype=feature_dtype)
         self.feature_dtype: np.dtype[np.floating] = np.dtype(feature_dtype)
         self.backbone, self.num_workers = backbone, num_workers
         self.tries_batches = batch_size == AUTO
         self.batch_size = CPU_BATCH if self.tries_batches else int(batch_size)
-        self._wanted_runtime = runtime
+        self._wanted_runtime, self.int8 = runtime, int8
         self._forward: Forward | None = None
         self._prepared_for: tuple[torch.device, str] | None = None
         self.to(device)
@@ -105,10 +111,21 @@ class Encoder:
         self.device = torch.device(device)
         if self.device.type != "cuda":
             self.backbone.to(self.device)
-        runtime = choose_runtime(self._wanted_runtime, self.device, self.backbone)
+        runtime = choose_runtime(self._wanted_runtime, self.device, self.backbone, self.precision)
         if (self.device, runtime) != self._prepared_for:
             self._prepared_for, self._forward = (self.device, runtime), None
         self.runtime = runtime
+
+    @property
+    def precision(self) -> str:
+        """``"int8"``, or ``"amp"``: bfloat16 or float32, as the backbone's ``amp`` says."""
+        return "amp" if self.int8 is None else "int8"
+
+    @property
+    def checksums(self) -> dict[str, str]:
+        """The SHA-256 of what decides the features beside settings, by name, as records of weights store them."""
+        int8 = {} if self.int8 is None else {"int8_sha256": self.int8.network.sha256}
+        return {"backbone_sha256": self.backbone.weights_sha256, **int8}
 
     @property
     def num_features(self) -> int:
@@ -129,6 +146,8 @@ class Encoder:
         return {
             **self.backbone.settings(),
             "runtime": self.runtime,
+            "precision": self.precision,
+            **({} if self.int8 is None else {"int8_sha256": self.int8.network.sha256}),
             "feature_dtype": self.feature_dtype.name,
             **({"device": self.device.type} if self.backbone.amp else {}),
         }
@@ -170,13 +189,19 @@ class Encoder:
         if self._forward is None:
             if self.tries_batches and self.device.type == "cuda":
                 self.batch_size = batch_for(self.backbone, self.device, patch_px)
-            self._forward = get_forward(self.runtime, self.backbone, self.batch_size)
+            int8 = None if self.int8 is None else self.int8.network
+            self._forward = get_forward(self.runtime, self.backbone, self.batch_size, int8)
         return self._forward
 
     def made_with(self) -> dict[str, int]:
         """How it computes on this machine, once it is prepared; unlike :meth:`settings` never compared."""
         threads = torch.get_num_threads()
         return {"encode_batch": self.batch_size, "num_workers": self.num_workers, "threads": threads}
+
+    def keep_int8(self, folder: str | Path) -> None:
+        """Store the INT8 network, if there is one, in the folder of the weights that are trained with it."""
+        if self.int8 is not None:
+            copy_int8(self.int8.network, output_folder(folder))
 
     def _compute(self, forward: Forward, batch: Tensor) -> _Fetch:
         with fitting("encode_batch"):

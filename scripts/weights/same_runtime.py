@@ -39,6 +39,8 @@ def same_runtime(settings: Mapping[str, Any]) -> str:
     device = torch.device(settings["device"])
     if settings.get("backbone") == IMPORTED:
         return DEFAULT
+    if settings.get("precision") == "int8":
+        return "openvino"
     folder, weights = settings.get("feature_dir"), settings.get("ckpt_dir")
     if folder is not None and (of_banks := _of_banks(Path(folder))) is not None:
         if of_banks == "openvino":

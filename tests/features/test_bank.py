@@ -83,6 +83,7 @@ def test_a_bank_says_how_it_was_made(bank, slide):
         "pooling": None,
         "amp": False,
         "runtime": "torch",
+        "precision": "amp",
         "feature_dtype": "float32",
         "slide_fingerprint": slide_fingerprint(slide),
         "mask_fingerprint": None,

@@ -185,7 +185,7 @@ def test_settings_name_the_encoder():
     assert encoder.settings() == {
         "backbone": "tiny", "weights_sha256": "ab" * 32, "mean": [128.0] * 3, "std": [64.0] * 3,
         "input_px": None, "resize": None, "pooling": None,
-        "amp": False, "runtime": "torch", "feature_dtype": "float32",
+        "amp": False, "runtime": "torch", "precision": "amp", "feature_dtype": "float32",
     }  # fmt: skip
     assert encoder.num_features == 12
 

@@ -47,6 +47,7 @@ from tests.looks import (
     places,
     plans,
     points,
+    precision,
     predictions,
     reads,
     room,
@@ -130,6 +131,7 @@ ENCODER = {
     "num_workers": keeps(features, 0, threads),
     "amp": changes(features, True),
     "runtime": changes(forward, "openvino"),
+    "precision": changes(precision, "int8", runtime="openvino"),
     "feature_dtype": changes(features, "float16"),
     "device": changes(device, "cuda"),
 }
