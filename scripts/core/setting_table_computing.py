@@ -35,7 +35,7 @@ COMPUTING: list[tuple[str, Setting]] = [
     entry(
         "runtime",
         "what computes the backbone: `torch`, `compile` or `openvino`, see [Speed](clusters.md#speed); `auto` is what "
-        "made the banks in `feature_dir`, or the features of the weights in `ckpt_dir`; without both it is `torch`, and "
+        "made the banks in `feature_dir`, or the features of the weights in `ckpt_dir`; without both `torch`, and "
         "with `precision` int8 `openvino`",
         checks.choice(*RUNTIMES, AUTO),
         "provenance",
