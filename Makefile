@@ -62,8 +62,8 @@ compare-demo: $(STAMP) ## compare the methods on synthetic slides: about twenty 
 bench-comparison: $(STAMP) ## measure how much of a training is reading, after `make compare-demo`
 	$(PYTHON) -m tests.benchmarks.comparison $(ARGS)
 
-bench: $(STAMP) ## measure extraction, memory, ranks, training, a GPU and operating points; ARGS="memory ranks" for a part
-	$(PYTHON) -m tests.benchmarks $(ARGS)
+bench: $(STAMP) ## measure extraction, memory, ranks and more; ARGS="memory ranks" for a part, ARGS=peers PEERS=FOLDER beside other tools
+	$(PYTHON) -m tests.benchmarks $(ARGS) $(if $(PEERS),--peers="$(PEERS)")
 
 reliability: $(STAMP) ## kill runs, fill disks, damage slides, count what comes of it; ARGS="kills" for a part
 	$(PYTHON) -m tests.reliability $(ARGS)

@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath
 
 from scripts.core.errors import SettingsError, printable
 from scripts.core.sums import SUMS
+from scripts.encoders.int8_networks import INT8_FILES
 
 __all__ = ["FORBIDDEN", "NAME", "NECESSARY", "belongs", "is_repository", "shared_files"]
 
@@ -39,7 +40,7 @@ def belongs(name: str | PurePosixPath) -> bool:
     if any(part.startswith(".") or part == "__pycache__" for part in path.parts):
         return False
     if path.parts[0] == "models":
-        return len(path.parts) == 2 and path.match("model*.pt")
+        return len(path.parts) == 2 and (path.match("model*.pt") or path.match(INT8_FILES))
     return len(path.parts) > 1 and path.suffix in SUFFIXES.get(path.parts[0], ())
 
 

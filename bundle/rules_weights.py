@@ -56,6 +56,10 @@ def weights_load(bundle: Bundle) -> None:
         for path in sorted(paths):
             load(make_network(bundle), path, config)
     record = _record(bundle)
+    # Weights of bundles up to 0.4.0 have none.
+    if (sha256 := record["settings"].get("int8_sha256")) is not None:
+        with in_bundle(bundle):
+            importlib.import_module("scripts.encoders.int8_networks").find_int8(sha256, [folder])
     for path in sorted(paths):
         if _record(bundle, path) != record:
             raise SettingsError(

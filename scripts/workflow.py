@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from pydoc import locate
 from types import MappingProxyType
@@ -16,8 +17,10 @@ from typing import Any
 from scripts import BUNDLE_ROOT
 from scripts.core.files import file_sha256
 from scripts.core.imported import IMPORTED
+from scripts.core.machine import chosen, log_chosen
 from scripts.core.running import running_parser, settings_in
-from scripts.core.settings import with_role
+from scripts.core.setting_checks import AUTO
+from scripts.core.settings import check_settings, with_role
 from scripts.core.start import start, started
 from scripts.datalists.cohort import Cohort
 from scripts.datalists.labels import resolve_positive_classes
@@ -80,10 +83,12 @@ def __getattr__(name: str) -> Any:
 
 
 def settings() -> dict[str, Any]:
-    """The settings of the running config, by name, as plain values that may be stored.
+    """The settings of the running config, by name, as plain values that may be stored; what is ``auto``, decided.
+
+    The batch on a GPU stays ``auto``: the encoder tries it.
 
     Raises:
-        SettingsError: if some of them contradict the task.
+        SettingsError: if some of them contradict the task, or the features that are there cannot be gone on with here.
     """
     parser = running_parser()
     assert parser is not None, "settings() is for expressions of a config"
@@ -97,7 +102,18 @@ def settings() -> dict[str, Any]:
         check_rules(found)
     if "device" in found:
         found["device"] = str(found["device"])
-    return found
+    return {**found, **_decided_here(found)}
+
+
+def _decided_here(found: Mapping[str, Any]) -> dict[str, Any]:
+    """What ``auto`` stands for, by setting."""
+    decided = chosen(found)
+    if found.get("runtime") == AUTO:
+        from scripts.weights.same_runtime import same_runtime
+
+        decided["runtime"] = same_runtime(found)
+    log_chosen(decided)
+    return decided
 
 
 def from_settings(target: str, settings: Mapping[str, Any], **others: Any) -> Any:
@@ -113,10 +129,15 @@ def from_settings(target: str, settings: Mapping[str, Any], **others: Any) -> An
     return made(**{**taken, **others})
 
 
-def encoder_of(settings: Mapping[str, Any], **others: Any) -> Any:
-    """The encoder of the settings; others are arguments of :class:`scripts.features.encoding.Encoder`.
+def encoder_of(settings: Mapping[str, Any], trained: Mapping[str, Any] = MappingProxyType({}), **others: Any) -> Any:
+    """The encoder of the settings.
 
     Where features are imported, what stands for it (:class:`scripts.features.imported.ImportedFeatures`).
+
+    Args:
+        settings: by name.
+        trained: what the record of the weights in use says (:func:`scripts.weights.record.trained_settings`).
+        others: arguments of :class:`scripts.features.encoding.Encoder`.
     """
     if settings["backbone"] == IMPORTED and "backbone" not in others:
         from scripts.features.imported import imported_features
@@ -125,12 +146,30 @@ def encoder_of(settings: Mapping[str, Any], **others: Any) -> Any:
     from scripts.encoders.backbones import get_backbone
     from scripts.features.encoding import Encoder
 
+    precision = settings.get("precision", "amp")
+    check_settings(precision=precision)
+    is_int8 = precision == "int8"
     if "backbone" not in others:
+        amp = settings["amp"] and not is_int8  # what is not in INT8 is in float32
         others["backbone"] = get_backbone(
-            settings["backbone"], settings["backbone_weights"], settings["amp"], settings.get("backbone_input")
+            settings["backbone"], settings["backbone_weights"], amp, settings.get("backbone_input")
         )
+    if is_int8:
+        others.setdefault("int8", _int8_of(settings, trained))
     taken = {key: settings[key] for key in ("device", "num_workers", "runtime", "feature_dtype") if key in settings}
     return Encoder(**{**taken, "batch_size": settings["encode_batch"], **others})
+
+
+def _int8_of(settings: Mapping[str, Any], trained: Mapping[str, Any]) -> Any:
+    """Where the INT8 network is: beside the weights in use, or those that a training starts from, or the banks."""
+    from scripts.features.int8 import Int8
+    from scripts.weights.record import trained_settings
+
+    folders = [settings["ckpt_dir"]] if trained else []
+    if (path := settings.get("pretrained")) is not None:
+        folders = [path if os.path.isdir(path) else os.path.dirname(path)]
+        trained = trained_settings(folders[0])
+    return Int8(settings.get("feature_dir"), settings.get("seed", 0), trained.get("int8_sha256"), folders)
 
 
 def network_of(
@@ -186,7 +225,7 @@ def scoring_settings(settings: Mapping[str, Any], encoder: Any) -> dict[str, Any
     """What decides the meaning of scores, to be compared with the record of the weights."""
     from scripts.weights.record import recorded_settings
 
-    return recorded_settings({**settings, **encoder.backbone.recorded}, encoder.backbone.weights_sha256)
+    return recorded_settings({**settings, **encoder.backbone.recorded}, encoder.checksums)
 
 
 def pretrained_of(settings: Mapping[str, Any], encoder: Any, class_names: Sequence[str]) -> Any:

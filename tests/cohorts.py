@@ -66,6 +66,15 @@ def tiny_backbone(name: str = "tiny", weights_sha256: str = "0" * 64) -> Backbon
     return Backbone(name, network, NUM_TINY_FEATURES, mean=(128.0,) * 3, std=(64.0,) * 3, weights_sha256=weights_sha256)
 
 
+def conv_backbone() -> Backbone:
+    """Two convolutions, of which there is something to quantise, with as many features as the tiny one."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        layers = [nn.Conv2d(3, 16, 3, stride=4), nn.ReLU6(), nn.Conv2d(16, NUM_TINY_FEATURES, 3, stride=2), nn.ReLU6()]
+    network = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    return Backbone("conv", network, NUM_TINY_FEATURES, (128.0,) * 3, (64.0,) * 3, weights_sha256="c" * 64)
+
+
 def tiny_encoder(batch_size: int = 5, num_workers: int = 0) -> Encoder:
     """An encoder that costs next to nothing."""
     return Encoder(tiny_backbone(), batch_size=batch_size, num_workers=num_workers)

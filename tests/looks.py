@@ -283,6 +283,11 @@ def forward(world: World, config: str, **settings: Any) -> Any:
     return type(get_forward(made.runtime, made.backbone, made.batch_size)).__name__
 
 
+def precision(world: World, config: str, **settings: Any) -> str:
+    """What the backbone computes in."""
+    return encoder(world, config, **settings).precision
+
+
 def figure(world: World, config: str, **settings: Any) -> Any:
     """The slides of a comparison's figure."""
     made = world.parse(config, "comparison", **settings)

@@ -224,6 +224,8 @@ class CohortChecker:
                     continue
                 logger.info("measuring how fast %s is encoded", fact.problems.slide)
                 try:
+                    if encoder.int8 is not None:
+                        encoder.int8.make_for(encoder.backbone, bag)
                     return measure_rate(encoder, bag)
                 except BundleError as error:
                     own = staging.named(error) if isinstance(error, SlideError) else error

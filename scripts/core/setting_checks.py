@@ -14,6 +14,7 @@ from scripts.core.magnification import check_magnifications
 from scripts.core.ranks import check_device
 
 __all__ = [
+    "AUTO",
     "Check",
     "backbone_input",
     "choice",
@@ -30,19 +31,24 @@ __all__ = [
 
 Check = Callable[[str, Any], None]
 
+AUTO = "auto"
+"""The value of a setting that this machine decides (:mod:`scripts.core.machine`)."""
 
-def number(least: float, most: float = math.inf, is_optional: bool = False) -> Check:
-    """Numbers from ``least`` to ``most``; whole ones where ``least`` is written as such."""
+
+def number(least: float, most: float = math.inf, is_optional: bool = False, or_auto: bool = False) -> Check:
+    """Numbers from ``least`` to ``most``, whole ones where ``least`` is written as such; and ``"auto"``, if allowed."""
     kind = "a whole number" if isinstance(least, int) else "a number"
     limits = [limit if isinstance(limit, int) else f"{limit:g}" for limit in (least, most)]
     upper = " up" if most == math.inf else f" to {limits[1]}"
 
     def check(key: str, value: Any) -> None:
-        if value is None and is_optional:
+        if (value is None and is_optional) or (or_auto and value == AUTO):
             return
         fits = isinstance(value, int if isinstance(least, int) else int | float) and not isinstance(value, bool)
         if not fits or not (math.isfinite(value) and least <= value <= most):
-            raise SettingsError(key, f"got {value!r}", f"Give {kind} from {limits[0]}{upper}.")
+            raise SettingsError(
+                key, f"got {value!r}", f"Give {kind} from {limits[0]}{upper}{', or auto' if or_auto else ''}."
+            )
 
     return check
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 from scripts.core import setting_checks as checks
 from scripts.core.imported import features_are, folders
 from scripts.core.setting_entry import Setting, entry
+from scripts.core.setting_table_computing import COMPUTING, FEATURE_DTYPES, RUNTIMES
 from scripts.core.tasks import TASKS
 
 __all__ = ["EXPORT_FORMATS", "FEATURE_DTYPES", "OPTIMIZERS", "RUNTIMES", "SETTINGS"]
 
 OPTIMIZERS = ("Adam", "AdamW", "SGD", "RMSprop")
-RUNTIMES = ("torch", "compile", "openvino")
 EXPORT_FORMATS = ("h5", "pt")
-FEATURE_DTYPES = ("float32", "float16")
 
 _FOLDER, _FILE = checks.path(is_joined=True), checks.path(is_optional=True)
 _SEED = checks.number(0, 2**32 - 1)
@@ -165,8 +164,9 @@ SETTINGS: dict[str, Setting] = dict(
         ),
         entry(
             "cache_gb",
-            "banks are kept in memory once read, up to so many gigabytes for training and as many for validation",
-            checks.number(0.0),
+            "banks are kept in memory once read, up to so many gigabytes for training and as many for validation; "
+            "`auto` is a quarter of the free memory for each",
+            checks.number(0.0, or_auto=True),
             "free",
         ),
         entry("slide_cache", "a fast folder for copies: see [Slow storage](clusters.md#slow-storage)", _FILE, "free"),
@@ -241,28 +241,7 @@ SETTINGS: dict[str, Setting] = dict(
             "fixed provenance",
         ),
         entry("batch_size", "bags a step", checks.number(1), "fixed provenance"),
-        entry("encode_batch", "patches that the backbone encodes at once", checks.number(1, 4096), "provenance free"),
-        entry("num_workers", "threads that read patches", checks.number(0), "free"),
-        entry(
-            "amp",
-            "bfloat16 in the backbone, by default where `device` is fast at it, else float32 without TF32; the heads "
-            "compute in float32 always",
-            checks.switch,
-            "provenance",
-        ),
-        entry(
-            "runtime",
-            "what computes the backbone: see [Speed](clusters.md#speed)",
-            checks.choice(*RUNTIMES),
-            "provenance",
-        ),
-        entry(
-            "feature_dtype",
-            "`float32`, or `float16`: features of half the size, rounded where they are made; training computes in "
-            "float32 with either. See [Half the disk](clusters.md#half-the-disk)",
-            checks.choice(*FEATURE_DTYPES),
-            "recorded fixed provenance",
-        ),
+        *COMPUTING,
         entry("seed", "of the initial weights, the sampling and the bootstrap", _SEED, "fixed"),
         entry("seeds", "the seeds with which `comparing` trains each method", None, "own"),
         entry(

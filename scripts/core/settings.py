@@ -30,6 +30,7 @@ LATER: dict[str, Any] = {
     "grid_origin": "slide",
     "tissue": {},
     "feature_dtype": "float32",
+    "precision": "amp",
     "backbone_input": {},
     "prior_correction": True,
     "calibration": "temperature",

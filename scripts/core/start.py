@@ -12,6 +12,7 @@ from monai.bundle import ConfigParser
 from monai.bundle.utils import EXPR_KEY, ID_REF_KEY, ID_SEP_KEY, MACRO_KEY
 
 from scripts.core.errors import SettingsError, show_one_line
+from scripts.core.machine import use_own_cores
 from scripts.core.overrides import check_section, place_advanced, refuse_unknown
 from scripts.core.running import running_workflow, settings_in
 from scripts.core.settings import is_same_value, with_role
@@ -32,8 +33,9 @@ _started: weakref.WeakSet[ConfigParser] = weakref.WeakSet()
 def start() -> None:
     """Check how the running workflow was called, and its settings. Stands in every config's ``initialize``.
 
-    From here on a user's mistake ends in one line. Where no workflow is running, as where a program reads the config
-    with :class:`~monai.bundle.ConfigParser` alone, nothing else happens.
+    From here on a user's mistake ends in one line, and computing takes the cores that this process may use. Where no
+    workflow is running, as where a program reads the config with :class:`~monai.bundle.ConfigParser` alone, nothing
+    else happens.
 
     Raises:
         SettingsError: if something was lost or changed on its way to the config, if ``final_id`` is no id of the
@@ -56,6 +58,7 @@ def start() -> None:
         if key != ConfigParser.meta_key:
             refuse_changed(value, key)
     _refuse_contradictions(settings_in(parser), parser)
+    use_own_cores()
     _started.add(parser)
 
 

@@ -19,13 +19,15 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from scripts.core.errors import SettingsError, reason_of
+from scripts.core.setting_checks import AUTO
 from scripts.core.settings import check_settings
 from scripts.encoders.backbones import Backbone
+from scripts.encoders.int8_networks import Int8Network
 from scripts.encoders.network_trials import in_one_line
 from scripts.encoders.own_networks import is_own
 from scripts.encoders.prepared import cache_folder, file_name, key_of, read_prepared, write_prepared
 
-__all__ = ["Forward", "choose_runtime", "get_forward"]
+__all__ = ["Forward", "check_openvino", "choose_runtime", "converted", "get_forward", "import_openvino"]
 
 # From patches ``[batch_size, 3, H, W]`` uint8, channels last in memory, to features ``[batch_size, F]`` float32.
 Forward = Callable[[Tensor], Tensor]
@@ -35,34 +37,61 @@ logger = logging.getLogger(__name__)
 INDUCTOR_FOLDER = "TORCHINDUCTOR_CACHE_DIR"
 
 
-def choose_runtime(runtime: str, device: torch.device, backbone: Backbone | None = None) -> str:
+def choose_runtime(runtime: str, device: torch.device, backbone: Backbone | None = None, precision: str = "amp") -> str:
     """The runtime to use: the one asked for, or ``"torch"``, with a warning, where nothing can be compiled.
 
     Args:
-        runtime: ``"torch"``; ``"compile"``, which is ``torch.compile``; or ``"openvino"``, for CPUs.
+        runtime: ``"torch"``; ``"compile"``, which is ``torch.compile``; ``"openvino"``, for CPUs; or ``"auto"``, which
+            is ``"torch"``: of two machines one may lack OpenVINO, and their features would differ.
         device: where the backbone runs.
         backbone: what is to be computed.
+        precision: ``"int8"`` is for ``"openvino"`` alone.
 
     Raises:
-        SettingsError: if there is no such runtime, it is not installed, or it does not run on this device or compute
-            this backbone.
+        SettingsError: if there is no such runtime or precision, it is not installed, or it does not run on this device
+            or compute this backbone.
     """
-    check_settings(runtime=runtime)
+    check_settings(runtime=runtime, precision=precision)
+    if runtime == AUTO:
+        runtime = "openvino" if precision == "int8" else "torch"
+    if precision == "int8":
+        _check_int8(runtime, device, backbone)
     if backbone is not None and backbone.runtime not in (None, runtime):
         cause = f"{runtime} cannot compute an {backbone.name} file, which onnxruntime does"
         raise SettingsError("runtime", cause, f"Set it to {backbone.runtime}.")
     if runtime == "openvino":
-        if device.type != "cpu":
-            raise SettingsError("runtime", f"openvino does not run on {device}", "Set it to torch or compile.")
-        if find_spec("openvino") is None:
-            raise SettingsError("runtime", "openvino is not installed", "Run: pip install openvino.")
+        check_openvino(device)
     if runtime == "compile" and (missing := _missing_to_compile(device)):
         logger.warning("runtime: nothing can be compiled here (%s is missing): going on with torch", missing)
         return "torch"
     return runtime
 
 
-def get_forward(runtime: str, backbone: Backbone, batch_size: int) -> Forward:
+def check_openvino(device: torch.device) -> None:
+    """Refuse OpenVINO where it cannot compute.
+
+    Raises:
+        SettingsError: if it does not run on this device, or is not installed.
+    """
+    if device.type != "cpu":
+        raise SettingsError("runtime", f"openvino does not run on {device}", "Set it to torch or compile.")
+    if find_spec("openvino") is None:
+        raise SettingsError("runtime", "openvino is not installed", "Run: pip install openvino.")
+
+
+def _check_int8(runtime: str, device: torch.device, backbone: Backbone | None) -> None:
+    if device.type != "cpu":
+        cause = f"is int8, which is for CPUs, and `device` is {device}"
+        raise SettingsError("precision", cause, "Set `precision` to amp, or `device` to cpu.")
+    if backbone is not None and backbone.runtime is not None:
+        cause = f"is int8, and an {backbone.name} file is computed by {backbone.runtime}, as it is"
+        raise SettingsError("precision", cause, "Set `precision` to amp.")
+    if runtime != "openvino":
+        cause = f"is int8, which openvino alone computes, and `runtime` is {runtime}"
+        raise SettingsError("precision", cause, "Set `runtime` to openvino, or `precision` to amp.")
+
+
+def get_forward(runtime: str, backbone: Backbone, batch_size: int, int8: Int8Network | None = None) -> Forward:
     """The forward pass of a backbone.
 
     ``"compile"`` and ``"openvino"`` prepare the network for patches of one size at the first batch, which takes
@@ -74,6 +103,7 @@ def get_forward(runtime: str, backbone: Backbone, batch_size: int) -> Forward:
         runtime: of :func:`choose_runtime`.
         backbone: on the device where it is to run.
         batch_size: patches of a full batch, for which ``"compile"`` compiles; smaller batches are filled up.
+        int8: the backbone in INT8, which ``"openvino"`` then computes in its place.
 
     Returns:
         a function that raises a :class:`SettingsError` if it cannot compute a network that is the user's own.
@@ -81,7 +111,7 @@ def get_forward(runtime: str, backbone: Backbone, batch_size: int) -> Forward:
     forward: Forward = backbone
     if runtime != "torch":
         logger.info("preparing %s for runtime %s, which takes seconds, on busy cores a minute", backbone.name, runtime)
-        forward = _openvino(backbone) if runtime == "openvino" else _full_batches(_compiled(backbone), batch_size)
+        forward = _openvino(backbone, int8) if runtime == "openvino" else _full_batches(_compiled(backbone), batch_size)
     if not is_own(backbone.name):
         return forward
 
@@ -130,7 +160,15 @@ def _compiled(backbone: Backbone) -> Forward:
     return forward
 
 
-def _openvino(backbone: Backbone) -> Forward:
+def import_openvino() -> Any:
+    """OpenVINO's package, without what reports its use to its maker when it is imported."""
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+    import openvino
+
+    return openvino
+
+
+def _openvino(backbone: Backbone, int8: Int8Network | None) -> Forward:
     """A backbone in OpenVINO, on as many threads as PyTorch has."""
     compiled: Callable | None = None
 
@@ -138,7 +176,7 @@ def _openvino(backbone: Backbone) -> Forward:
         nonlocal compiled
         x = patches.permute(0, 2, 3, 1)  # [n, H, W, 3], which is how they lie in memory
         if compiled is None:
-            compiled = _compile_openvino(backbone, x)
+            compiled = _compile_openvino(backbone, x) if int8 is None else _compile_int8(int8)
         # A copy, because the next call writes into the same memory.
         return torch.from_numpy(compiled(x.numpy())[0].copy())
 
@@ -146,17 +184,9 @@ def _openvino(backbone: Backbone) -> Forward:
 
 
 def _compile_openvino(backbone: Backbone, example: Tensor) -> Callable:
-    # When it is imported, OpenVINO reports its use to its maker, unless the package that does so cannot be imported.
-    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
-    import openvino
-
     precision = "bf16" if backbone.amp else "f32"
-    config = {
-        "PERFORMANCE_HINT": "LATENCY",  # all threads on one batch; the other hint computes several side by side
-        "INFERENCE_PRECISION_HINT": precision,
-        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-    }
-    core, compiled = openvino.Core(), None
+    config = _config(precision)
+    core, compiled = import_openvino().Core(), None
     # OpenVINO has a cache of its own, but the seconds go into the conversion before it.
     folder = None if is_own(backbone.name) else cache_folder("openvino")
     if folder is not None:
@@ -165,10 +195,30 @@ def _compile_openvino(backbone: Backbone, example: Tensor) -> Callable:
         key = key_of(backbone, patch=[height, width], device=core.get_property("CPU", "FULL_DEVICE_NAME"))
         compiled = _kept_openvino(core, path, key, config)
     if compiled is None:
-        compiled = core.compile_model(_converted(backbone, example), "CPU", config)
+        compiled = core.compile_model(converted(backbone, example), "CPU", config)
         if folder is not None:
             write_prepared(path, key, compiled.export_model().getvalue())
     return compiled
+
+
+def _compile_int8(int8: Int8Network) -> Callable:
+    core = import_openvino().Core()
+    try:
+        model = core.read_model(int8.xml, int8.weights)
+        # What is not in INT8 is so little that bfloat16 gains nothing.
+        return core.compile_model(model, "CPU", _config("f32"))
+    except RuntimeError as error:
+        cause = f"cannot be computed by the openvino that is installed ({reason_of(error)})"
+        remedy = f"Install the version that made it: {int8.about.get('versions')}."
+        raise SettingsError(int8.path, cause, remedy) from error
+
+
+def _config(precision: str) -> dict[str, Any]:
+    return {
+        "PERFORMANCE_HINT": "LATENCY",  # all threads on one batch; the other hint computes several side by side
+        "INFERENCE_PRECISION_HINT": precision,
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+    }
 
 
 def _kept_openvino(core: Any, path: Path, key: bytes, config: Mapping[str, Any]) -> Callable | None:
@@ -180,10 +230,14 @@ def _kept_openvino(core: Any, path: Path, key: bytes, config: Mapping[str, Any])
         return None
 
 
-def _converted(backbone: Backbone, example: Tensor) -> Any:
-    """The backbone as a model of OpenVINO."""
-    import openvino
+def converted(backbone: Backbone, example: Tensor) -> Any:
+    """The backbone as a model of OpenVINO, in float32.
 
+    Args:
+        backbone: on the CPU.
+        example: some patches ``[n, H, W, 3]`` uint8; it takes as many as it is given, of this size.
+    """
+    openvino = import_openvino()
     traced = copy.deepcopy(backbone)
     traced.amp = False  # OpenVINO gets its precision when it compiles, and cannot read an autocast
     with warnings.catch_warnings():

@@ -136,9 +136,10 @@ def write_bank(
         SlideError: if the slide cannot be read, or was changed since it was opened; there is no bank then.
     """
     grid, slide = bag.grid, bag.slide
+    encoder.prepare(grid.scales[0].patch_size_px)
     new = NewBank(
         settings=settings,
-        made_by={**software(slide.backend), **(made_by or {})},
+        made_by={**software(slide.backend), "machine": encoder.made_with(), **(made_by or {})},
         slide=slide.path.name,
         reader=slide.backend,
         mpp=slide.base_mpp,

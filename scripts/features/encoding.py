@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import chain, cycle
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,13 +17,20 @@ from torch import Tensor
 from scripts.bags.bag import Bag
 from scripts.bags.blocks import Block, plan_blocks
 from scripts.core.errors import SettingsError, fitting
+from scripts.core.files import output_folder
+from scripts.core.machine import CPU_BATCH
+from scripts.core.setting_checks import AUTO
 from scripts.core.settings import check_settings
 from scripts.encoders.backbones import Backbone
+from scripts.encoders.batch_trial import batch_for
+from scripts.encoders.int8_networks import copy_int8
 from scripts.encoders.runtimes import Forward, choose_runtime, get_forward
+from scripts.features.int8 import Int8
 
 __all__ = ["Encoded", "Encoder", "PatchTransform"]
 
-# Blocks that are read while a batch is encoded. The limit bounds the memory whatever the slide's size.
+# Blocks that are read while a batch is encoded, beside one for each thread. The limit bounds the memory whatever the
+# slide's size. A GPU, which takes a batch in no time, is given the blocks of all threads at once.
 BLOCKS_AHEAD = 1
 
 # From patches [n, 3, H, W] to as many of the same shape.
@@ -59,10 +67,12 @@ class Encoder:
     Args:
         backbone: the frozen backbone.
         device: where it runs.
-        batch_size: patches that are encoded together.
+        batch_size: patches that are encoded together; ``"auto"`` is :data:`scripts.core.machine.CPU_BATCH`, on a GPU
+            what :func:`scripts.encoders.batch_trial.batch_for` finds.
         num_workers: threads that read patches meanwhile; 0 reads and encodes in turn.
         runtime: what computes the backbone, see :func:`scripts.encoders.runtimes.choose_runtime`.
         feature_dtype: ``"float32"``, or ``"float16"``, to which the features are then rounded, wherever they go.
+        int8: of a backbone that is computed in INT8, its network.
 
     Raises:
         SettingsError: if a setting has no such value, or cannot be used here.
@@ -72,15 +82,18 @@ class Encoder:
         self,
         backbone: Backbone,
         device: str | torch.device = "cpu",
-        batch_size: int = 32,
+        batch_size: int | str = CPU_BATCH,
         num_workers: int = 2,
         runtime: str = "torch",
         feature_dtype: str = "float32",
+        int8: Int8 | None = None,
     ) -> None:
         check_settings(encode_batch=batch_size, num_workers=num_workers, feature_dtype=feature_dtype)
         self.feature_dtype: np.dtype[np.floating] = np.dtype(feature_dtype)
-        self.backbone, self.batch_size, self.num_workers = backbone, batch_size, num_workers
-        self._wanted_runtime = runtime
+        self.backbone, self.num_workers = backbone, num_workers
+        self.tries_batches = batch_size == AUTO
+        self.batch_size = CPU_BATCH if self.tries_batches else int(batch_size)
+        self._wanted_runtime, self.int8 = runtime, int8
         self._forward: Forward | None = None
         self._prepared_for: tuple[torch.device, str] | None = None
         self.to(device)
@@ -98,10 +111,21 @@ class Encoder:
         self.device = torch.device(device)
         if self.device.type != "cuda":
             self.backbone.to(self.device)
-        runtime = choose_runtime(self._wanted_runtime, self.device, self.backbone)
+        runtime = choose_runtime(self._wanted_runtime, self.device, self.backbone, self.precision)
         if (self.device, runtime) != self._prepared_for:
             self._prepared_for, self._forward = (self.device, runtime), None
         self.runtime = runtime
+
+    @property
+    def precision(self) -> str:
+        """``"int8"``, or ``"amp"``: bfloat16 or float32, as the backbone's ``amp`` says."""
+        return "amp" if self.int8 is None else "int8"
+
+    @property
+    def checksums(self) -> dict[str, str]:
+        """The SHA-256 of what decides the features beside settings, by name, as records of weights store them."""
+        int8 = {} if self.int8 is None else {"int8_sha256": self.int8.network.sha256}
+        return {"backbone_sha256": self.backbone.weights_sha256, **int8}
 
     @property
     def num_features(self) -> int:
@@ -122,6 +146,8 @@ class Encoder:
         return {
             **self.backbone.settings(),
             "runtime": self.runtime,
+            "precision": self.precision,
+            **({} if self.int8 is None else {"int8_sha256": self.int8.network.sha256}),
             "feature_dtype": self.feature_dtype.name,
             **({"device": self.device.type} if self.backbone.amp else {}),
         }
@@ -141,19 +167,41 @@ class Encoder:
             SettingsError: if the runtime cannot compute the backbone, a batch does not fit into memory, or a feature
                 into float16.
         """
-        self.backbone.to(self.device)
-        if self._forward is None:
-            self._forward = get_forward(self.runtime, self.backbone, self.batch_size)
+        forward = self.prepare(bag.grid.scales[0].patch_size_px)
         # A GPU is given a batch before the features of the last one are fetched.
         in_flight = 1 if self.device.type == "cuda" else 0
         computing: deque[tuple[list[_Numbers], _Fetch]] = deque()
         for numbers, batch in self._batches(bag, transform, buffers=1 + in_flight):
-            computing.append((numbers, self._compute(self._forward, batch)))
+            computing.append((numbers, self._compute(forward, batch)))
             if len(computing) > in_flight:
                 yield from self._fetched(*computing.popleft())
         while computing:
             yield from self._fetched(*computing.popleft())
         bag.slide.check_unchanged()
+
+    def prepare(self, patch_px: int) -> Forward:
+        """Get the backbone ready for patches of this side, once for each device.
+
+        Raises:
+            SettingsError: if the runtime cannot compute the backbone.
+        """
+        self.backbone.to(self.device)
+        if self._forward is None:
+            if self.tries_batches and self.device.type == "cuda":
+                self.batch_size = batch_for(self.backbone, self.device, patch_px)
+            int8 = None if self.int8 is None else self.int8.network
+            self._forward = get_forward(self.runtime, self.backbone, self.batch_size, int8)
+        return self._forward
+
+    def made_with(self) -> dict[str, int]:
+        """How it computes on this machine, once it is prepared; unlike :meth:`settings` never compared."""
+        threads = torch.get_num_threads()
+        return {"encode_batch": self.batch_size, "num_workers": self.num_workers, "threads": threads}
+
+    def keep_int8(self, folder: str | Path) -> None:
+        """Store the INT8 network, if there is one, in the folder of the weights that are trained with it."""
+        if self.int8 is not None:
+            copy_int8(self.int8.network, output_folder(folder))
 
     def _compute(self, forward: Forward, batch: Tensor) -> _Fetch:
         with fitting("encode_batch"):
@@ -234,6 +282,7 @@ class Encoder:
             return [(scale_index, patches, transform(pixels)) for scale_index, patches, pixels in parts]
 
         blocks = plan_blocks(bag.grid)
+        ahead = max(BLOCKS_AHEAD, self.num_workers) if self.device.type == "cuda" else BLOCKS_AHEAD
         if self.num_workers == 0:
             yield from chain.from_iterable(map(read, blocks))
             return
@@ -241,7 +290,7 @@ class Encoder:
         with ThreadPoolExecutor(self.num_workers) as threads:
             for block in blocks:
                 waiting.append(threads.submit(read, block))
-                if len(waiting) > BLOCKS_AHEAD + self.num_workers:
+                if len(waiting) > ahead + self.num_workers:
                     yield from waiting.popleft().result()
             while waiting:
                 yield from waiting.popleft().result()

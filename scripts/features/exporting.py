@@ -33,7 +33,8 @@ logger = logging.getLogger(__name__)
 
 # What decides the features of a patch; other tools get the encoder's name and its weights alone.
 OF_ENCODER = (
-    "weights_sha256", "mean", "std", "input_px", "resize", "pooling", "amp", "runtime", "source_sha256", "device",
+    "weights_sha256", "mean", "std", "input_px", "resize", "pooling", "amp", "runtime", "precision", "int8_sha256",
+    "source_sha256", "device",
 )  # fmt: skip
 
 

@@ -83,6 +83,7 @@ class Extractor:
         failures: where slides that fail are recorded; ``None`` ends the run with the first.
         allow_missing: whether what follows goes on without the slides that failed; ``None`` where nothing follows.
         made_by: stored in each bank, see :func:`scripts.features.bank_writing.write_bank`.
+        ranges_from: the entries with whose patches an INT8 network is made, where there is none; by default all.
     """
 
     def __init__(
@@ -95,8 +96,9 @@ class Extractor:
         failures: FailedSlides | None = None,
         allow_missing: bool | None = None,
         made_by: Mapping[str, Any] | None = None,
+        ranges_from: Sequence[Mapping[str, Any]] | None = None,
     ) -> None:
-        self.entries = entries
+        self.entries, self.ranges_from = entries, entries if ranges_from is None else ranges_from
         self.bag_builder, self.encoder = bag_builder, encoder
         any_path()("feature_dir", feature_dir)
         self.feature_dir = Path(feature_dir)
@@ -106,6 +108,11 @@ class Extractor:
             failures.step = "importing"  # which makes what is missing
         self._unread: list[int] = []
         self._left_out: list[str] | None = None
+
+    def prepare(self) -> None:
+        """Find or make the INT8 network of an encoder that computes in INT8; errors as :meth:`Int8.prepare`."""
+        if self.encoder.int8 is not None:
+            self.encoder.int8.prepare(self.encoder.backbone, self.ranges_from, self.bag_builder)
 
     def run(self) -> None:
         """Extract what is missing, with a progress bar; a second time, nothing.
@@ -128,6 +135,7 @@ class Extractor:
         if self._left_out is None:
             if isinstance(self.encoder, ImportedFeatures) and self.allow_missing is None:
                 raise refuse_imported("there is nothing to extract", "Run `importing`, or choose another `backbone`.")
+            self.prepare()
             self._check_ranks()
             if self.failures is not None:
                 self.failures.start()

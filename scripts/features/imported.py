@@ -98,7 +98,7 @@ class ImportedFeatures(Encoder):
         sha256 = hashlib.sha256(name.encode()).hexdigest()
         self.backbone = ImportedBackbone(int(self.identity["num_features"]), sha256)  # type: ignore[assignment]
         self.feature_dtype = np.dtype(np.float32)
-        self.batch_size, self.num_workers, self.runtime = 1, 0, "torch"
+        self.batch_size, self.num_workers, self.runtime, self.int8 = 1, 0, "torch", None
         self.to(device)
 
     def to(self, device: str | torch.device) -> None:
@@ -141,6 +141,8 @@ def imported_features(settings: Mapping[str, Any]) -> ImportedFeatures:
     for name in ("backbone_weights", "backbone_input"):
         if settings.get(name):
             raise refuse_imported(f"`{name}` is for encoders that run here", f"Leave `{name}` out.")
+    if settings.get("precision", "amp") != "amp":
+        raise refuse_imported("`precision` is for encoders that run here", "Leave `precision` out.")
     if settings.get("views"):
         raise refuse_imported("augmented `views` are encoded", "Set `views` to 0, or choose another `backbone`.")
     taken = {key: settings[key] for key in ("magnifications", "patch_size", "device") if key in settings}

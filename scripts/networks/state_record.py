@@ -19,7 +19,7 @@ from scripts.core.settings import with_role
 
 __all__ = ["COUNTS", "DECISIVE", "NOT_FINITE", "is_finite", "keep_record", "sign", "signed_record", "weights_sha256"]
 
-DECISIVE = (*with_role("decides"), "backbone_sha256")
+DECISIVE = (*with_role("decides"), "backbone_sha256", "int8_sha256")
 """With other values of these the network still runs, and its scores mean nothing."""
 
 # Checks of their values in a record.
@@ -30,9 +30,11 @@ KINDS: dict[str, Callable[[Any], bool]] = {
     "magnifications": lambda value: isinstance(value, list) and all(_is_number(scale) for scale in value),
     "patch_size": lambda value: _is_count(value),
     "num_nodes": lambda value: _is_count(value),
-    # Nothing of these two up to version 0.4.0.
+    # Nothing of these up to version 0.4.0, and without INT8 nothing of the last.
     "backbone_input": lambda value: value is None or isinstance(value, Mapping),
     "unit": lambda value: value in (None, "slide", "patient"),
+    "precision": lambda value: value in (None, "amp", "int8"),
+    "int8_sha256": lambda value: value is None or isinstance(value, str),
 }
 COUNTS = ("training_slides", "validation_slides", "drawn_slides")
 """The numbers of slides in a record."""

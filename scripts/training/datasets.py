@@ -26,7 +26,6 @@ from scripts.core.settings import check_settings
 from scripts.datalists.label_files import as_entries
 from scripts.datalists.labels import CLASS_NAMES
 from scripts.datalists.units import SLIDE, bags_of, is_patient, slides_in, warn_of_patients
-from scripts.encoders.runtimes import Forward, get_forward
 from scripts.features.augmentation import count_views, view_transform
 from scripts.features.bank import MAKE_FIRST, BankedBag, BankReader, bank_path
 from scripts.features.encoding import Encoder
@@ -102,7 +101,6 @@ class PatchBagDataset(_BagDataset):
         for entry in tqdm(slides, desc="finding tissue", unit="slide", leave=False):
             self._bags[entry["slide"]], _ = bag_builder.verified(entry)
         self.num_workers, self.encoder = num_workers, encoder
-        self._forward: Forward | None = None
 
     def _read(self, entry: Entry, view: int) -> dict[str, Any]:
         bag = self._bags[entry["slide"]]
@@ -143,10 +141,8 @@ class PatchBagDataset(_BagDataset):
             return patches
         batch = torch.from_numpy(patches).contiguous(memory_format=torch.channels_last)
         with fitting("encode_batch"), torch.no_grad():
-            if self._forward is None:
-                backbone = encoder.backbone.to(encoder.device)
-                self._forward = get_forward(encoder.runtime, backbone, encoder.batch_size)
-            features = encoder.rounded(self._forward(batch.to(encoder.device)).cpu().numpy())
+            forward = encoder.prepare(batch.shape[-1])
+            features = encoder.rounded(forward(batch.to(encoder.device)).cpu().numpy())
         return features.astype(np.float32)  # [n, F]
 
 

@@ -46,20 +46,20 @@ class TrainingRecord:
         pretrained: Pretrained | None = None,
     ) -> None:
         training, validation = slides.training_without(left_out), slides.others_without(left_out)
-        backbone_sha256 = encoder.backbone.weights_sha256
+        checksums = encoder.checksums
         used = {**settings, **encoder.backbone.recorded}
         data = cohort_fingerprint(training=training, validation=validation)
         self.record = {
             "version": __version__,
             # Not every backbone says the length of its features before it is loaded.
-            "settings": {**recorded_settings(used, backbone_sha256), "num_features": encoder.num_features},
+            "settings": {**recorded_settings(used, checksums), "num_features": encoder.num_features},
             "data": count_slides(training, validation),
             **({} if pretrained is None else {"pretrained": pretrained.stored}),
         }
         self.same_settings = SameSettings(
             {
                 **values_with_role(used, "fixed"),
-                "backbone_sha256": backbone_sha256,
+                **checksums,
                 "leave_out": sorted({*settings["leave_out"], *left_out}) or None,
                 "ranks": num_ranks(),
                 "data": data,
@@ -72,7 +72,7 @@ class TrainingRecord:
             settings,
             settings["seed"],
             slides.datalist,
-            backbone_sha256=backbone_sha256,
+            **checksums,
             **({} if source is None else {"pretrained_sha256": source}),
             data=data,
         )

@@ -19,6 +19,7 @@ from scripts.core.settings import LATER
 from scripts.core.sums import unlist
 from scripts.core.tasks import get_task
 from scripts.datalists.labels import output_names, with_positive_classes
+from scripts.encoders.int8_networks import copy_int8, find_int8
 from scripts.encoders.registry import ENCODERS
 from scripts.networks.ensemble import Ensemble
 from scripts.networks.methods import result_heads, served_head
@@ -107,14 +108,17 @@ class Members:
 
         Args:
             network: with as many members, of their kind; it gets their weights.
-            ckpt_dir: gets ``model.pt``, ``model_5x.pt``, ...; an earlier ensemble there is replaced.
+            ckpt_dir: gets ``model.pt``, ``model_5x.pt``, ...; an earlier ensemble there is replaced. With INT8 it gets
+            the encoder's network, too.
 
         Raises:
             SettingsError: if the folder has weights of a training; if a member's weights do not load, or are not all of
-                one training; or if only some have an operating point, or these follow different rules. Then nothing was
-                written.
+                one training; if the INT8 network of all is missing; or if only some have an operating point, or these
+                follow different rules. Then nothing was written.
         """
         earlier, served = _earlier(Path(ckpt_dir)), self.heads[served_head(self.heads)]
+        sha256 = self.settings.get("int8_sha256")
+        int8 = None if sha256 is None else find_int8(sha256, self.folders)
         states, points = {}, dict[str, Any]()
         for head in self.heads:
             origin = {"best_for": head, **self._load(network, head)}
@@ -129,6 +133,8 @@ class Members:
             if path not in states:
                 path.unlink()
                 logger.info("removed %s of the earlier ensemble", path)
+        if int8 is not None:
+            copy_int8(int8, Path(ckpt_dir))
         # The one that serves last: without it, the folder is not taken for a whole ensemble.
         for path in sorted(states, key=lambda path: path == weights_path(ckpt_dir, served)):
             save_checkpoint(states[path], path)
@@ -167,7 +173,7 @@ class Members:
             member.record, member.origin = {}, {}
         points = self._points([origin.get(OPERATING_POINT, {}) for origin in origins])
         rules = [{**origin, **origin.get(RECALIBRATED, {})}.get("made_by", {}) for origin in origins]
-        decided = {k: v for k, v in rules[0].get("configuration", {}).items() if k in DECISIONS}
+        decided = {k: v for k, v in rules[0].get("configuration", {}).items() if k in (*DECISIONS, "runtime")}
         if points and len({rule.get("configuration", {}).get("prior_correction", True) for rule in rules}) > 1:
             cause = "the prior is corrected in the probabilities of some, and not of others"
             raise SettingsError("members", cause, "Decide again with one `prior_correction`, by `calibrating`.")

@@ -45,8 +45,8 @@ DEMONSTRATION = (
 DECISIONS = ("prior_correction", "calibration", "threshold")
 """The settings that decide an operating point."""
 
-OF_NETWORK = ("num_features", "members")
-"""What a record stores of the network's shape that is no setting of a training."""
+OF_NETWORK = ("num_features", "members", "int8_sha256")
+"""What a record stores of the network and of its encoder's INT8 network that is no setting of a training."""
 
 WRITTEN_BY_TRAINING = "Give a file that training wrote."
 ONE_TRAINING = "Give a `ckpt_dir` into which one training wrote, and no other; or train again."
@@ -80,15 +80,15 @@ def check_weights(network: nn.Module, settings: Mapping[str, Any] | None = None)
         raise SettingsError("weights", problem, "Use the settings of their training, or train again with these.")
 
 
-def recorded_settings(settings: Mapping[str, Any], backbone_sha256: str) -> dict[str, Any]:
+def recorded_settings(settings: Mapping[str, Any], checksums: Mapping[str, str]) -> dict[str, Any]:
     """The settings that a record stores: what decides the meaning of scores, and what a user is warned of.
 
     Args:
         settings: plain values by setting.
-        backbone_sha256: of the backbone's weights file.
+        checksums: of the encoder (:attr:`scripts.features.encoding.Encoder.checksums`).
     """
     own = {**values_with_role(settings, "decides"), **values_with_role(settings, "recorded")}
-    return {**own, "backbone_sha256": backbone_sha256}
+    return {**own, **checksums}
 
 
 def record_problem(record: Mapping[str, Any], settings: Mapping[str, Any]) -> str | None:
@@ -165,7 +165,8 @@ def read_record(path: str | Path) -> dict[str, Any]:
 def trained_settings(ckpt_dir: str | Path) -> dict[str, Any]:
     """The settings of the training whose weights are in a folder, of those that decide what scores mean, by name.
 
-    With ``num_features``, the length of its backbone's feature vectors, and, of an ensemble, ``members``, how many.
+    With ``num_features``, the length of its backbone's feature vectors; of an ensemble, ``members``, how many; and with
+    INT8, ``int8_sha256``.
 
     Nothing where there are no weights, or none that can be read: loading them says why. Nothing, and a warning, where
     they have no record.

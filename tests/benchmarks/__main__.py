@@ -9,22 +9,30 @@ import subprocess
 import sys
 from pathlib import Path
 
-PARTS = ("extraction", "stages", "memory", "ranks", "training", "gpu", "operating_points")
+PARTS = ("costs", "extraction", "stages", "memory", "ranks", "training", "gpu", "operating_points", "int8")
 # They make what they measure on.
 OWN_DATA = ("training", "gpu", "operating_points")
+# It needs other tools, and runs only if it is named.
+PEERS = "peers"
 
 
 def main() -> None:
     """Run the benchmarks."""
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
-    parser.add_argument("parts", nargs="*", choices=PARTS, default=PARTS)
+    known = [*PARTS, PEERS]
+    # Python 3.11 compares the empty list of no parts with the choices, too.
+    parser.add_argument("parts", nargs="*", choices=[*known, []], metavar="PART", help=", ".join(known))
     parser.add_argument("--dataset_dir", type=Path, default=Path("data/demo"), help="slides; made if absent")
+    parser.add_argument("--peers", type=Path, help="the other tools' folder, for the part `peers`")
     args = parser.parse_args()
+    if (PEERS in args.parts) != (args.peers is not None):
+        parser.error("peers, and no other part, needs the other tools' folder: make bench ARGS=peers PEERS=FOLDER")
     print(f"{datetime.date.today()}, {processor()}", flush=True)
-    for part in args.parts:
-        print(f"\n== {part} ==", flush=True)
-        slides = [] if part in OWN_DATA else [f"--dataset_dir={args.dataset_dir}"]
-        subprocess.run([sys.executable, "-m", f"tests.benchmarks.{part}", *slides], check=True)
+    for name in args.parts or PARTS:
+        print(f"\n== {name} ==", flush=True)
+        options = [] if name in OWN_DATA else [f"--dataset_dir={args.dataset_dir}"]
+        options += [f"--peers={args.peers}"] if name == PEERS else []
+        subprocess.run([sys.executable, "-m", f"tests.benchmarks.{name}", *options], check=True)
 
 
 def processor() -> str:

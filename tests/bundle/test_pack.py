@@ -18,6 +18,7 @@ from bundle.checked import Bundle
 from bundle.pack import Packed, pack
 from bundle.verify import OK, check
 from scripts.core.errors import SettingsError
+from scripts.encoders.int8_networks import write_int8
 from scripts.weights.record import DEMONSTRATION, read_origin
 from tests.bundles import DRAWN, change_json, copied, make_weights, write
 from tests.conftest import ROOT
@@ -297,6 +298,40 @@ def test_a_record_with_code_is_refused(trained_repository: Path, tmp_path: Path,
     weights = make_weights(tmp_path / "w", imports=value)
     message = refusal(trained_repository, weights, tmp_path)
     assert "w/model.pt: its record has code or a reference as imports" in message
+
+
+def weights_in_int8(folder: Path, **settings: Any) -> tuple[Path, Path]:
+    """The folder of weights that were trained in INT8, and the file of the encoder's network in it."""
+    folder.mkdir()
+    network = write_int8(folder, {"encoder": {}, "patch": [224, 224]}, b"<net/>", b"weights")
+    write_int8(folder, {"encoder": {}, "patch": [224, 224]}, b"<net/>", b"of an earlier training")
+    return make_weights(folder, precision="int8", int8_sha256=network.sha256, **settings), network.path
+
+
+def test_of_weights_in_int8_the_network_of_their_encoder_is_packed_and_verified(
+    trained_repository: Path, tmp_path: Path
+) -> None:
+    weights, network = weights_in_int8(tmp_path / "models")
+    result, top = packed(trained_repository, weights, tmp_path)
+    assert [path.name for path in (top / "models").glob("*.zip")] == [network.name]
+    assert (top / "models" / network.name).read_bytes() == network.read_bytes()
+    assert network.name in str(result)
+    assert "PyPI), is part of the bundle in INT8 alone." in (top / "docs" / "README.md").read_text(encoding="utf-8")
+    assert json.loads((top / "configs" / "train.json").read_text("utf-8"))["advanced"]["precision"] == "int8"
+    assert str(check("weights", Bundle(top, "folder"))) == f"{OK:<12} weights"
+    (top / "models" / network.name).unlink()
+    assert f"the network {network.name} is not in" in str(check("weights", Bundle(top, "folder")))
+
+
+def test_weights_in_int8_without_their_network_or_of_a_gated_encoder_are_refused(
+    trained_repository: Path, tmp_path: Path
+) -> None:
+    weights, network = weights_in_int8(tmp_path / "models")
+    network.unlink()
+    assert f"the network {network.name} is not in {weights}" in refusal(trained_repository, weights, tmp_path)
+    weights, _ = weights_in_int8(tmp_path / "gated", backbone="uni", num_features=1024)
+    told = "its INT8 network contains the weights of uni, which are gated"
+    assert told in refusal(trained_repository, weights, tmp_path)
 
 
 def test_a_zip_has_no_place_where_a_folder_is(trained_repository: Path, tmp_path: Path, packed_zip: Path) -> None:

@@ -164,13 +164,13 @@ def features_of(runtime, backbone, patches):
 @pytest.fixture
 def conversions(monkeypatch):
     """The names of the backbones that were converted for OpenVINO."""
-    converted, convert = [], runtimes._converted
+    converted, convert = [], runtimes.converted
 
     def record(backbone, example):
         converted.append(backbone.name)
         return convert(backbone, example)
 
-    monkeypatch.setattr(runtimes, "_converted", record)
+    monkeypatch.setattr(runtimes, "converted", record)
     return converted
 
 

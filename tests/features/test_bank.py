@@ -83,6 +83,7 @@ def test_a_bank_says_how_it_was_made(bank, slide):
         "pooling": None,
         "amp": False,
         "runtime": "torch",
+        "precision": "amp",
         "feature_dtype": "float32",
         "slide_fingerprint": slide_fingerprint(slide),
         "mask_fingerprint": None,
@@ -99,6 +100,7 @@ def test_a_bank_says_how_it_was_made(bank, slide):
     assert told["bundle"].startswith("pathology-mustmil 0.")
     assert told["versions"]["torch"] == torch.__version__
     assert [name for name in told["versions"] if "slide" in name or "cucim" in name] == ["cucim-cu13"]
+    assert told["machine"] == {"encode_batch": 5, "num_workers": 0, "threads": torch.get_num_threads()}
 
 
 def test_a_bank_tells_what_else_made_it_and_is_reused_whatever_that_was(tmp_path, bag, slide):

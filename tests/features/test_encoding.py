@@ -8,9 +8,12 @@ import torch
 
 from scripts.bags.blocks import BLOCK_PX
 from scripts.bags.grid import LinkedGrid
+from scripts.core import machine
 from scripts.core.errors import SettingsError, SlideError
+from scripts.core.machine import CPU_BATCH
 from scripts.core.magnification import Scale
 from scripts.encoders.backbones import get_backbone
+from scripts.features import encoding
 from scripts.features.encoding import BLOCKS_AHEAD, Encoder
 from tests.cohorts import builder, draw_slide, read_patches, tiny_backbone, tiny_encoder
 
@@ -82,6 +85,19 @@ def test_the_number_of_threads_does_not_change_a_digit(bag):
     assert once.shape == (20, 2, 1280)
     assert np.array_equal(once, in_turn)
     assert np.array_equal(once, threads)
+
+
+def test_what_is_chosen_for_a_machine_changes_no_digit(bag, monkeypatch):
+    found = []
+    for cores, blocks_ahead in ((1, 1), (2, 4), (64, 64)):
+        monkeypatch.setattr(machine, "this_machine", lambda cores=cores: machine.Machine(cores, 1e11))
+        monkeypatch.setattr(encoding, "BLOCKS_AHEAD", blocks_ahead)
+        settings = machine.chosen({"num_workers": "auto", "encode_batch": "auto"})
+        encoder = Encoder(get_backbone("efficientnet_lite0"), "cpu", settings["encode_batch"], settings["num_workers"])
+        found.append(encoder.encode_rows(bag))
+    assert encoder.num_workers == 16
+    assert np.array_equal(found[0], found[1])
+    assert np.array_equal(found[0], found[2])
 
 
 @pytest.mark.parametrize("num_workers", [0, 1, 3])
@@ -169,7 +185,7 @@ def test_settings_name_the_encoder():
     assert encoder.settings() == {
         "backbone": "tiny", "weights_sha256": "ab" * 32, "mean": [128.0] * 3, "std": [64.0] * 3,
         "input_px": None, "resize": None, "pooling": None,
-        "amp": False, "runtime": "torch", "feature_dtype": "float32",
+        "amp": False, "runtime": "torch", "precision": "amp", "feature_dtype": "float32",
     }  # fmt: skip
     assert encoder.num_features == 12
 
@@ -248,6 +264,18 @@ def test_a_gpu_is_left_alone_until_there_is_something_to_encode(one_gpu, bag):
     assert one_gpu == ["cuda"]
     with pytest.raises(SettingsError, match="device: got 'cuda:1', and torch sees 1 GPUs. Give cpu"):
         encoder.to("cuda:1")
+
+
+def test_a_gpu_is_tried_once_for_its_batch_unless_one_is_given(one_gpu, bag, monkeypatch):
+    tried = []
+    monkeypatch.setattr(encoding, "batch_for", lambda backbone, device, patch_px: tried.append(patch_px) or 128)
+    monkeypatch.setattr(encoding, "get_forward", lambda runtime, backbone, batch_size: batch_size)
+    given, auto, on_cpu = (
+        Encoder(tiny_backbone(), *where) for where in (("cuda", 8), ("cuda", "auto"), ("cpu", "auto"))
+    )
+    assert [encoder.prepare(64) for encoder in (given, auto, auto, on_cpu)] == [8, 128, 128, CPU_BATCH]
+    assert tried == [64]
+    assert [encoder.made_with()["encode_batch"] for encoder in (given, auto, on_cpu)] == [8, 128, CPU_BATCH]
 
 
 @pytest.mark.parametrize("said", ["CUDA out of memory. Tried to allocate 2.00 GiB.", "DefaultCPUAllocator: not enough"])

@@ -13,6 +13,7 @@ import torch
 from scripts.core.errors import SettingsError
 from scripts.core.files import file_sha256
 from scripts.core.sums import SUMS, format_sums, read_sums
+from scripts.encoders.int8_networks import copy_int8, read_int8, write_int8
 from scripts.networks.ensemble import Ensemble
 from scripts.networks.mustmil import MuSTMIL
 from scripts.networks.state_record import sign, signed_record, weights_sha256
@@ -61,7 +62,7 @@ def training(
     record["data"]["training_slides"] += seed
     for h, (head, name) in enumerate(zip(HEADS, FILES, strict=True)):
         model = network(10 * seed + h)
-        configuration = {"threshold": "f1", **(decided or {})}
+        configuration = {"threshold": "f1", "runtime": "openvino", "epochs": 5, **(decided or {})}
         made_by = {"seed": seed, "configuration": configuration, "data": {"validation": {"sha256": validation}}}
         origin = {"best_for": head, "made_by": made_by, **({OPERATING_POINT: points} if points else {})}
         sign(model, record, origin)
@@ -91,6 +92,23 @@ def test_each_file_has_the_members_files_that_are_best_for_its_head(trainings: l
             load_weights(member, Path(place) / name)
             of_members.append(torch.sigmoid((1 + seed) * (member(x)[:, h] + 0.1 * seed)))
         assert torch.allclose(torch.sigmoid(loaded(x)[:, h]), torch.stack(of_members).mean(dim=0), atol=1e-6)
+
+
+def test_of_members_in_int8_it_keeps_their_network_and_without_it_writes_nothing(tmp_path: Path) -> None:
+    source = tmp_path / "features"
+    source.mkdir()
+    int8 = write_int8(source, {"encoder": {}, "patch": [224, 224]}, b"<net/>", b"weights")
+    settings = {"precision": "int8", "int8_sha256": int8.sha256}
+    folders = [training(tmp_path / f"seed_{seed}" / "models", seed, point(seed), **settings) for seed in range(2)]
+    with pytest.raises(SettingsError, match=f"the network {int8.path.name} is not in"):
+        made(Members(list(map(str, folders))), tmp_path / "ensemble")
+    assert not (tmp_path / "ensemble").exists()
+    copy_int8(int8, folders[1])
+    folder = made(Members(list(map(str, folders))), tmp_path / "ensemble")
+    assert read_int8(folder / int8.path.name).sha256 == int8.sha256 == trained_settings(folder)["int8_sha256"]
+    plain = training(tmp_path / "plain" / "models", 3, point(3))
+    with pytest.raises(SettingsError, match="precision 'amp', now 'int8'"):
+        Members([str(folders[0]), str(plain)])
 
 
 def test_heads_of_an_evaluation_come_from_their_own_files(trainings: list[str], tmp_path: Path) -> None:
@@ -137,7 +155,7 @@ def test_its_record_says_what_it_is_made_of(trainings: list[str], tmp_path: Path
     assert record["data"]["training_slides"] == max(m["record"]["data"]["training_slides"] for m in record["members"])
     assert trained_settings(folder)["members"] == 3
     assert origin["best_for"] == "5x"
-    assert origin["made_by"]["configuration"] == {"threshold": "f1"}
+    assert origin["made_by"]["configuration"] == {"threshold": "f1", "runtime": "openvino"}
     sums = [weights_sha256(read_weights(Path(place) / "model_5x.pt")) for place in trainings]
     assert origin["made_by"]["members_sha256"] == sums
 

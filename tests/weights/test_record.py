@@ -226,6 +226,8 @@ def test_networks_of_other_methods_keep_one_too() -> None:
         (lambda record: {**record, "settings": {}}, "its method is None"),
         (lambda record: {**record, "settings": {**SETTINGS, "magnifications": "5"}}, "its magnifications is '5'"),
         (lambda record: {**record, "settings": {**SETTINGS, "unit": "block"}}, "its unit is 'block'"),
+        (lambda record: {**record, "settings": {**SETTINGS, "precision": "int4"}}, "its precision is 'int4'"),
+        (lambda record: {**record, "settings": {**SETTINGS, "int8_sha256": 8}}, "its int8_sha256 is 8"),
         (lambda record: {**record, "data": {**DATA, "drawn_slides": "30"}}, "its drawn_slides is '30'"),
         (lambda record: {**record, "data": {**DATA, "training_slides": -1}}, "its training_slides is -1"),
         (lambda record: {**record, "pretrained": []}, "it is not an object"),
@@ -247,6 +249,28 @@ def test_weights_of_before_patients_were_bags_are_of_slides(tmp_path: Path) -> N
     load_weights(model, write(tmp_path / "model.pt"), {**SETTINGS, "unit": "slide"})
     with pytest.raises(SettingsError, match=r"trained with other settings \(unit 'slide', now 'patient'\)"):
         check_weights(model, {**SETTINGS, "unit": "patient"})
+
+
+INT8 = {"precision": "int8", "int8_sha256": "f" * 64}
+
+
+@pytest.mark.parametrize(
+    ("trained", "used", "told"),
+    [
+        ({}, INT8, "precision 'amp', now 'int8'"),
+        ({"precision": "amp"}, INT8, "precision 'amp', now 'int8'"),
+        (INT8, {"precision": "amp"}, "precision 'int8', now 'amp'"),
+        (INT8, {**INT8, "int8_sha256": "e" * 64}, f"int8_sha256 '{'f' * 64}', now '{'e' * 64}'"),
+    ],
+)
+def test_features_in_int8_are_for_weights_that_were_trained_on_features_of_that_network(
+    tmp_path: Path, trained: dict[str, str], used: dict[str, str], told: str
+) -> None:
+    path = write(tmp_path / "model.pt", {**RECORD, "settings": {**SETTINGS, **trained}})
+    load_weights(network(), path, {**SETTINGS, **({"precision": "amp"} | trained)})
+    with pytest.raises(SettingsError, match=rf"trained with other settings \({told}\)"):
+        load_weights(network(), path, {**SETTINGS, **used})
+    assert trained_settings(tmp_path).get("int8_sha256") == trained.get("int8_sha256")
 
 
 @pytest.mark.parametrize("spoil", ["record", "sha256"])

@@ -47,6 +47,7 @@ from tests.looks import (
     places,
     plans,
     points,
+    precision,
     predictions,
     reads,
     room,
@@ -93,6 +94,9 @@ def features_of_others(world: World) -> str:
     return str(write_trident(path, grid(3, 2, 128), random_features(6)).parent)
 
 
+# Settings that are numbers, or contain some, and whose defaults are none.
+NUMBERS = ("split_seed", "mask_tissue", "overlap", "num_workers", "encode_batch", "cache_gb")
+
 PLACES = {"bundle_root": changes(places, "elsewhere")}
 COHORT = {
     "dataset_dir": changes(data, lambda world: str(world.other)),
@@ -127,6 +131,7 @@ ENCODER = {
     "num_workers": keeps(features, 0, threads),
     "amp": changes(features, True),
     "runtime": changes(forward, "openvino"),
+    "precision": changes(precision, "int8", runtime="openvino"),
     "feature_dtype": changes(features, "float16"),
     "device": changes(device, "cuda"),
 }
@@ -343,7 +348,7 @@ def test_a_value_of_another_kind_ends_in_one_line(world, config):
     faults = []
     for setting in sorted(settings_of(config) - {"grid"}):
         default = {**load(config), **load(config).get(ADVANCED, {})}[setting]
-        is_number = isinstance(default, int | float) or setting in ("split_seed", "mask_tissue", "overlap")
+        is_number = isinstance(default, int | float) or setting in NUMBERS
         for wrong in ({"a": 1}, "yes" if isinstance(default, bool) else True if is_number else 2024):
             try:
                 made = world.start(config, **{setting: wrong})
