@@ -16,9 +16,10 @@ from tqdm import tqdm
 
 from scripts.core.errors import BundleError, DatalistError, SettingsError, SlideError, mistake_in
 from scripts.core.files import output_folder
-from scripts.core.ranks import SharedCounter, from_first_rank, is_first_rank, num_ranks, take_turns, wait_for_ranks
+from scripts.core.ranks import SharedCounter, from_first_rank, is_first_rank, num_ranks, wait_for_ranks
 from scripts.core.repeats import Repeats, first_names
 from scripts.core.stopping import finishing_slides
+from scripts.core.turns import Turns
 from scripts.slides.staging import AHEAD, SlideStaging, pulled_ahead
 
 __all__ = ["FailedSlides", "FailedSlidesError", "PassingSlides", "without"]
@@ -174,7 +175,7 @@ class PassingSlides(IterableDataset):
     def _turns(self, bar: tqdm) -> Iterator[Mapping[str, Any]]:
         """The entries whose turn it is, while the bar shows how many of all have been taken."""
         with finishing_slides(self.failures.step, STOPPED) as check_signal, bar:
-            for taken, entry in take_turns(list(enumerate(self.entries))):
+            for taken, entry in Turns(list(enumerate(self.entries))):
                 check_signal()
                 bar.update(taken - bar.n)
                 yield entry

@@ -271,12 +271,12 @@ class SlideStaging:
             path.unlink(missing_ok=True)
 
 
-def pulled_ahead(items: Iterable[T], count: int) -> Iterator[T]:
-    """The items, each after ``count`` more were taken."""
+def pulled_ahead(items: Iterable[T], count: int, may: Callable[[], bool] = lambda: True) -> Iterator[T]:
+    """The items, each after ``count`` more were taken; none is taken ahead of its turn while ``may`` gives False."""
     ahead: deque[T] = deque()
     for item in items:
         ahead.append(item)
-        if len(ahead) > count:
+        while ahead and (len(ahead) > count or not may()):
             yield ahead.popleft()
     yield from ahead
 

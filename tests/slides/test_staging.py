@@ -135,3 +135,9 @@ def test_items_come_in_order_after_those_ahead_were_taken():
     taken = []
     came = [(item, len(taken)) for item in pulled_ahead((taken.append(i) or i for i in range(5)), 2)]
     assert came == [(0, 3), (1, 4), (2, 5), (3, 5), (4, 5)]
+
+
+def test_no_item_is_taken_ahead_while_it_may_not_be():
+    taken, may = [], iter([True, False, True, True])
+    ahead = pulled_ahead((taken.append(i) or i for i in range(5)), 1, lambda: next(may, False))
+    assert [(item, len(taken)) for item in ahead] == [(0, 2), (1, 2), (2, 4), (3, 5), (4, 5)]
