@@ -6,6 +6,7 @@ import csv
 import fcntl
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -51,6 +52,7 @@ class FailedSlides:
         self._own: list[str] = []
         self._count: SharedCounter | None = None
         self._repeats = Repeats()
+        self._lock = threading.Lock()
 
     def start(self) -> None:
         """Make the folder, and remove the file of an earlier run; all ranks call it, before any slide is opened.
@@ -70,10 +72,11 @@ class FailedSlides:
         """
         assert self._count is not None, "start comes first"
         slide = str(entry["slide"])
-        if slide in self._own:  # Heatmaps and report show the same slide.
-            return
-        self._append([slide, str(entry["image"]), self.step, str(error)])
-        self._own.append(slide)
+        with self._lock:  # Heatmaps are drawn in a thread of their own.
+            if slide in self._own:  # Heatmaps and report show the same slide.
+                return
+            self._append([slide, str(entry["image"]), self.step, str(error)])
+            self._own.append(slide)
         self._count.add(1)
         if self.strict:
             raise error
