@@ -22,9 +22,10 @@ from scripts.core.errors import BundleError, SlideError
 from scripts.core.files import output_folder
 from scripts.core.imported import IMPORTED
 from scripts.core.magnification import scale_names
-from scripts.core.ranks import is_first_rank, take_turns, wait_for_ranks
+from scripts.core.ranks import is_first_rank, wait_for_ranks
 from scripts.core.setting_checks import path as any_path
 from scripts.core.shards import gather_shards
+from scripts.core.turns import Turns
 from scripts.datalists.cohort import DATALISTS, choose_cohort
 from scripts.datalists.labels import CLASS_NAMES
 from scripts.datalists.partitions import PARTITIONS
@@ -189,7 +190,7 @@ class CohortChecker:
         ):
             looks: dict[Future[SlideFacts], int] = {}
             try:
-                for index in take_turns(range(len(slides))):
+                for index in Turns(range(len(slides))):
                     # As many as there are threads: another rank may have time for the next.
                     while len(looks) >= count:
                         self._collect(looks, found)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 
-__all__ = ["in_background"]
+__all__ = ["OneBehind", "in_background"]
 
 THREADS = 2
 # Calls that nobody has begun. The limit bounds the memory of their arguments.
@@ -31,6 +31,50 @@ def in_background() -> Iterator[Callable[..., None]]:
 
         try:
             yield call
+            while begun:
+                begun.popleft().result()
+        finally:
+            for future in begun:
+                future.cancel()
+
+
+class OneBehind:
+    """Calls functions in a thread, in turn, while the caller makes what the next calls are about.
+
+    No more than one subject is behind, which bounds the memory: the first call about another waits for all before it.
+    """
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(1, "behind")
+        self._begun: deque[Future[None]] = deque()
+        self._subject: object = None
+
+    def __call__(self, subject: object, function: Callable[[], None], at_end: Callable[[], None]) -> None:
+        """Call ``function`` when it is its turn, and ``at_end`` afterwards, whatever came of it.
+
+        Raises:
+            as :meth:`wait`, if ``subject`` is another object than that of the call before; then nothing is called but
+            ``at_end``.
+        """
+        try:
+            if subject is not self._subject:
+                self.wait()
+            future = self._thread.submit(function)
+        except BaseException:
+            at_end()
+            raise
+        future.add_done_callback(lambda _: at_end())
+        self._subject = subject
+        self._begun.append(future)
+
+    def wait(self) -> None:
+        """Wait until all calls have ended.
+
+        Raises:
+            the first error of a call, in the order in which they were made; what has not begun by then is not done.
+        """
+        begun, self._begun, self._subject = self._begun, deque(), None
+        try:
             while begun:
                 begun.popleft().result()
         finally:

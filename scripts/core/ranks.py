@@ -14,7 +14,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from types import TracebackType
 from typing import Any, TypeVar
@@ -41,7 +41,6 @@ __all__ = [
     "own_device",
     "rank",
     "refuse_several",
-    "take_turns",
     "wait_for_ranks",
     "waiting",
 ]
@@ -189,20 +188,6 @@ class SharedCounter:
             return int(_ask("add", self._key, amount))
         self._alone += amount
         return self._alone
-
-
-def take_turns(items: Sequence[T]) -> Iterator[T]:
-    """A queue that the ranks share: each takes the next item when it is through with its last, until none is left.
-
-    Args:
-        items: the same on each rank.
-
-    Raises:
-        StoppedError: if another rank failed, or cannot be reached.
-    """
-    taken = SharedCounter()
-    while (index := taken.add(1) - 1) < len(items):
-        yield items[index]
 
 
 def from_first_rank(make: Callable[[], T]) -> T:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import threading
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
@@ -44,11 +45,15 @@ def cause_of(text: str, names: Iterable[str] = ()) -> str:
 
 
 class Repeats:
-    """Counts messages that come one by one, by their cause: the first few are shown, each once, and the rest is not."""
+    """Counts messages that come one by one, by their cause: the first few are shown, each once, and the rest is not.
+
+    Several threads may use it.
+    """
 
     def __init__(self) -> None:
         self._count: Counter[str] = Counter()
         self._seen: set[str] = set()
+        self._lock = threading.Lock()
 
     def shown(self, text: str, name: str, rest: str) -> str | None:
         """What to show of a message: itself, for the first one too many that there are more, then nothing.
@@ -61,10 +66,12 @@ class Repeats:
         if not self._is_new(text):
             return None
         cause = cause_of(text, (name,))
-        self._count[cause] += 1
-        if self._count[cause] <= SHOWN_MESSAGES:
+        with self._lock:
+            self._count[cause] += 1
+            count = self._count[cause]
+        if count <= SHOWN_MESSAGES:
             return text
-        return rest if self._count[cause] == SHOWN_MESSAGES + 1 else None
+        return rest if count == SHOWN_MESSAGES + 1 else None
 
     def log(self, logger: logging.Logger, level: int, text: str, name: str, rest: str = REST) -> None:
         """Log what :meth:`shown` shows of a message.
@@ -85,6 +92,7 @@ class Repeats:
             logger.log(level, "%s", text)
 
     def _is_new(self, text: str) -> bool:
-        is_new = text not in self._seen
-        self._seen.add(text)
+        with self._lock:
+            is_new = text not in self._seen
+            self._seen.add(text)
         return is_new

@@ -6,6 +6,7 @@ import csv
 import fcntl
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -16,9 +17,10 @@ from tqdm import tqdm
 
 from scripts.core.errors import BundleError, DatalistError, SettingsError, SlideError, mistake_in
 from scripts.core.files import output_folder
-from scripts.core.ranks import SharedCounter, from_first_rank, is_first_rank, num_ranks, take_turns, wait_for_ranks
+from scripts.core.ranks import SharedCounter, from_first_rank, is_first_rank, num_ranks, wait_for_ranks
 from scripts.core.repeats import Repeats, first_names
 from scripts.core.stopping import finishing_slides
+from scripts.core.turns import Turns
 from scripts.slides.staging import AHEAD, SlideStaging, pulled_ahead
 
 __all__ = ["FailedSlides", "FailedSlidesError", "PassingSlides", "without"]
@@ -50,6 +52,7 @@ class FailedSlides:
         self._own: list[str] = []
         self._count: SharedCounter | None = None
         self._repeats = Repeats()
+        self._lock = threading.Lock()
 
     def start(self) -> None:
         """Make the folder, and remove the file of an earlier run; all ranks call it, before any slide is opened.
@@ -69,10 +72,11 @@ class FailedSlides:
         """
         assert self._count is not None, "start comes first"
         slide = str(entry["slide"])
-        if slide in self._own:  # Heatmaps and report show the same slide.
-            return
-        self._append([slide, str(entry["image"]), self.step, str(error)])
-        self._own.append(slide)
+        with self._lock:  # Heatmaps are drawn in a thread of their own.
+            if slide in self._own:  # Heatmaps and report show the same slide.
+                return
+            self._append([slide, str(entry["image"]), self.step, str(error)])
+            self._own.append(slide)
         self._count.add(1)
         if self.strict:
             raise error
@@ -174,7 +178,7 @@ class PassingSlides(IterableDataset):
     def _turns(self, bar: tqdm) -> Iterator[Mapping[str, Any]]:
         """The entries whose turn it is, while the bar shows how many of all have been taken."""
         with finishing_slides(self.failures.step, STOPPED) as check_signal, bar:
-            for taken, entry in take_turns(list(enumerate(self.entries))):
+            for taken, entry in Turns(list(enumerate(self.entries))):
                 check_signal()
                 bar.update(taken - bar.n)
                 yield entry

@@ -8,8 +8,7 @@ import logging
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from scripts.bags.bag import Bag, BagBuilder
+from scripts.bags.bag import BagBuilder
 from scripts.core.errors import SettingsError, SlideError
 from scripts.core.files import output_folder
 from scripts.core.ranks import (
@@ -27,7 +26,6 @@ from scripts.core.ranks import (
     is_first_rank,
     num_ranks,
     rank,
-    take_turns,
     waiting,
 )
 from scripts.core.repeats import first_names
@@ -35,6 +33,7 @@ from scripts.core.setting_checks import path as any_path
 from scripts.core.stopping import finishing_slides
 from scripts.datalists.failures import FailedSlides
 from scripts.features.augmentation import view_transform
+from scripts.features.bags_ahead import GetBag, bags_ahead
 from scripts.features.bank import bank_path
 from scripts.features.bank_settings import bank_settings, is_banked, of_view, warn_of_older
 from scripts.features.bank_writing import write_bank
@@ -43,7 +42,6 @@ from scripts.features.imported import ImportedFeatures, refuse_imported
 from scripts.features.progress import ExtractionProgress, SlideToExtract
 from scripts.slides.checksums import given_sha256
 from scripts.slides.remote import is_remote, sizes
-from scripts.slides.staging import AHEAD, pulled_ahead
 
 __all__ = ["Extractor", "left_out"]
 
@@ -55,16 +53,13 @@ OR_ALLOW = f"Mend or replace them, name them in `leave_out`, or go on without th
 # Counted while banks are written; the log line at the end has the sums over all ranks.
 COUNTED = ("slides", "views", "patches", "orphans")
 
-# Gives a slide's bag and the SHA-256 of its file.
-GetBag = Callable[[], tuple[Bag, str | None]]
-
 
 class Extractor:
     """Writes the feature bank of each slide, and of each of its augmented views, that has none yet.
 
     The ranks of ``torchrun`` share the slides: each takes the next when it has finished its last, the largest files
     first, so that none is left with a large one at the end. One rank alone keeps the datalist's order. All ranks end
-    together, because what follows reads the banks of all.
+    together, because what follows reads the banks of all. Bags are made ahead (:mod:`scripts.features.bags_ahead`).
 
     A slide that fails is recorded, and the run goes on; it ends with an error when all else is done.
 
@@ -158,7 +153,7 @@ class Extractor:
         with (
             finishing_slides("extracting", goes_on) as check_signal,
             bar,
-            closing(self._bags(take_turns(todo))) as bags,
+            closing(bags_ahead(todo, self.entries, self.bag_builder)) as bags,
         ):
             progress = ExtractionProgress(todo, bar)
             try:
@@ -192,25 +187,6 @@ class Extractor:
             patches / seconds,
             sums["orphans"].add(),
         )
-
-    def _bags(self, slides: Iterator[SlideToExtract]) -> Generator[tuple[SlideToExtract, GetBag]]:
-        """Each slide with what gives its bag, for all views; one rank alone makes a bag ahead of its turn."""
-        staging, is_alone = self.bag_builder.staging, num_ranks() == 1
-
-        def verified(slide: SlideToExtract) -> tuple[Bag, str | None]:
-            return self.bag_builder.verified(self.entries[slide.number], always=True)
-
-        def begun(slide: SlideToExtract) -> SlideToExtract:
-            staging.begin(self.entries[slide.number])
-            return slide
-
-        # Another rank may be waiting for a slide that is taken ahead, which only a copy is worth.
-        is_slow = any(staging.takes(entry) for entry in self.entries)
-        slides = pulled_ahead(map(begun, slides), (AHEAD if is_alone else 1) if is_slow else 0)
-        # Without the copies, which end first, the thread would wait for them.
-        with ThreadPoolExecutor(1) as thread, closing(staging):
-            made = ((s, thread.submit(verified, s).result if is_alone else partial(verified, s)) for s in slides)
-            yield from pulled_ahead(made, int(is_alone))
 
     def _extract(
         self, slide: SlideToExtract, get_bag: GetBag, progress: ExtractionProgress, counts: Counter[str]

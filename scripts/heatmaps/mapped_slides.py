@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
 import numpy as np
 import torch
+from ignite.engine import Engine
 from numpy.typing import NDArray
 
 from scripts.bags.bag import BagBuilder
+from scripts.core.background import OneBehind
 from scripts.core.magnification import MPP_RTOL, Scale, mpp_of
 from scripts.core.repeats import Repeats
 from scripts.datalists.units import SLIDE, bags_of, is_patient, slides_in
@@ -65,6 +67,8 @@ class MappedSlide:
 class MappedSlides:
     """The slides of a run, by the items of its batches.
 
+    Handlers show the slides of a batch in a thread (:meth:`show`), while the next batch is made.
+
     Args:
         network: has ``explain``.
         maps: the network's maps, in its order.
@@ -90,7 +94,33 @@ class MappedSlides:
         self.bags = {str(bag["slide"]): bag for bag in bags_of(data, unit)}
         self._explained: tuple[Mapping[str, Any], BagMaps] | None = None
         self._last: tuple[Mapping[str, Any], int, MappedSlide] | None = None
-        self._repeats = Repeats()
+        self._repeats, self._behind = Repeats(), OneBehind()
+
+    def show(self, engine: Engine, function: Callable[[Mapping[str, Any], Mapping[str, Any]], None]) -> None:
+        """Call a function with each item of the engine's batch and its output, in the thread of all handlers.
+
+        Copies of the slides are kept for it. It is done by the time at which a handler shows the next batch.
+
+        Raises:
+            as :meth:`wait`, of the batch before.
+        """
+        state: Any = engine.state
+        batch, output = state.batch, state.output
+
+        def show_all() -> None:
+            for item, of_item in zip(batch, output, strict=True):
+                function(item, of_item)
+
+        slides = [self.entries[slide] for item in batch for slide in self.slides_of(item)]
+        self._behind(batch, show_all, self.bag_builder.staging.keep(*slides))
+
+    def wait(self) -> None:
+        """Wait until everything is shown.
+
+        Raises:
+            the first error of a function that shows.
+        """
+        self._behind.wait()
 
     def is_missing(self, slide: str) -> bool:
         """Whether the file of a slide is not there, as of imported features it need not be; the first time a warning.

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import re
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -113,32 +115,36 @@ class HeatmapWriter:
         self.file_names = class_file_names(self.class_names)
 
     def attach(self, engine: Engine) -> None:
-        """Remove what an earlier run left of these slides, and write after every iteration."""
+        """Remove what an earlier run left of these slides, and write after every iteration.
+
+        A slide's heatmaps are written while the next slide is encoded; the last ones before the run is complete.
+        """
         engine.add_event_handler(Events.STARTED, self._remove)
         if self.heatmaps:
             engine.add_event_handler(Events.ITERATION_COMPLETED, self)
+            engine.add_event_handler(Events.COMPLETED, self.mapped.wait)
 
     def __call__(self, engine: Engine) -> None:
-        """Write the heatmaps of the slides of the batch.
+        """Begin to write the heatmaps of the slides of the batch; errors are raised at the next call, or at the end.
 
         Raises:
             SlideError: if a slide cannot be read, and failures are not written down, or strict.
             SettingsError: if ``output_dir`` cannot be written to.
         """
-        state: Any = engine.state
-        for item, output in zip(state.batch, state.output, strict=True):
-            for index, slide in enumerate(self.mapped.slides_of(item)):
-                if self.is_imported and self.mapped.is_missing(slide):
-                    continue
-                try:
-                    written = self._write(slide, item, index, output[self.key].float().cpu().numpy())
-                except SlideError as error:
-                    if self.failures is None:
-                        raise
-                    self.failures.record(self.mapped.entries[slide], error)
-                    continue
-                folder = self.folder / slide
-                engine.logger.info("wrote %d heatmaps and galleries of %s to %s", len(written), slide, folder)
+        self.mapped.show(engine, partial(self._write_item, engine.logger))
+
+    def _write_item(self, logger: logging.Logger, item: Mapping[str, Any], output: Mapping[str, Any]) -> None:
+        for index, slide in enumerate(self.mapped.slides_of(item)):
+            if self.is_imported and self.mapped.is_missing(slide):
+                continue
+            try:
+                written = self._write(slide, item, index, output[self.key].float().cpu().numpy())
+            except SlideError as error:
+                if self.failures is None:
+                    raise
+                self.failures.record(self.mapped.entries[slide], error)
+                continue
+            logger.info("wrote %d heatmaps and galleries of %s to %s", len(written), slide, self.folder / slide)
 
     def _write(self, slide: str, item: Mapping[str, Any], index: int, probabilities: NDArray[Any]) -> set[str]:
         """Write all files of a slide, and return the names of its heatmaps and galleries."""

@@ -131,13 +131,14 @@ class ReportWriter:
         self.names: list[str] = []
 
     def _show(self, engine: Engine) -> None:
-        state: Any = engine.state
-        for item, output in zip(state.batch, state.output, strict=True):
-            probabilities = output[self.key].float().cpu().numpy()
-            names = self.mapped.slides_of(item)
-            rows = [self._shown(name, item, index, probabilities) for index, name in enumerate(names)]
-            self.names.append(str(item["slide"]))
-            self.rows.append([row | self._decided(output) for row in rows if row is not None])
+        self.mapped.show(engine, self._show_item)
+
+    def _show_item(self, item: Mapping[str, Any], output: Mapping[str, Any]) -> None:
+        probabilities = output[self.key].float().cpu().numpy()
+        names = self.mapped.slides_of(item)
+        rows = [self._shown(name, item, index, probabilities) for index, name in enumerate(names)]
+        self.names.append(str(item["slide"]))
+        self.rows.append([row | self._decided(output) for row in rows if row is not None])
 
     def _shown(
         self, slide: str, item: Mapping[str, Any], index: int, probabilities: NDArray[np.floating]
@@ -224,6 +225,7 @@ class ReportWriter:
         return galleries
 
     def _end(self, engine: Engine) -> None:
+        self.mapped.wait()
         self.slides = [row for of_bag in gather_results(self.rows, self.names, engine) for row in of_bag]
         if is_first_rank():
             path = self.output_dir / PAGE

@@ -5,7 +5,6 @@ from __future__ import annotations
 import atexit
 import contextlib
 import fcntl
-import functools
 import logging
 import os
 import shutil
@@ -14,6 +13,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import CancelledError
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -46,7 +46,7 @@ class _Bag:
         self.paths: dict[str, Path] = {}
         self.errors: dict[str, BundleError] = {}
         self.folder: Path | None = None
-        self.num_bytes = 0
+        self.num_bytes, self.num_users = 0, 0
         self.is_ready = threading.Event()
         self.is_done = False  # the thread that copies them
         self.is_over = False
@@ -134,6 +134,19 @@ class SlideStaging:
         path = entry["image"] if bag is None else bag.paths.get(str(entry["image"]), "")
         return os.path.exists(path)
 
+    def keep(self, *entries: Mapping[str, Any]) -> Callable[[], None]:
+        """Keep the copies of slides until the function that is returned is called; whoever removes them waits."""
+        bags = [self._bags[image] for entry in entries if (image := str(entry["image"])) in self._bags]
+
+        def use(number: int) -> None:
+            with self._changed:
+                for bag in bags:
+                    bag.num_users += number
+                self._changed.notify_all()
+
+        use(1)
+        return partial(use, -1)
+
     def end(self, *entries: Mapping[str, Any]) -> None:
         """Remove the copies of the slides of a bag; one that is under way is given up."""
         for bag in {self._bags.pop(str(entry["image"]), None) for entry in entries} - {None}:
@@ -169,6 +182,7 @@ class SlideStaging:
 
     def _end(self, bag: _Bag) -> None:
         with self._changed:
+            self._changed.wait_for(lambda: bag.num_users == 0)
             bag.is_over = True
             for image in bag.images:
                 if image not in bag.paths:  # whoever waits for it need not wait for a server that does not answer
@@ -271,12 +285,12 @@ class SlideStaging:
             path.unlink(missing_ok=True)
 
 
-def pulled_ahead(items: Iterable[T], count: int) -> Iterator[T]:
-    """The items, each after ``count`` more were taken."""
+def pulled_ahead(items: Iterable[T], count: int, may: Callable[[], bool] = lambda: True) -> Iterator[T]:
+    """The items, each after ``count`` more were taken; none is taken ahead of its turn while ``may`` gives False."""
     ahead: deque[T] = deque()
     for item in items:
         ahead.append(item)
-        if len(ahead) > count:
+        while ahead and (len(ahead) > count or not may()):
             yield ahead.popleft()
     yield from ahead
 
@@ -288,7 +302,7 @@ def _given_up(image: str) -> SlideError:
 def _copy_file(image: str, path: Path, on_bytes: Callable[[int], None]) -> None:
     stamp, copied = stamp_of(image), 0
     with open(image, "rb") as source, open(path, "wb") as copy:
-        for part in iter(functools.partial(source.read, COPIED_BYTES), b""):
+        for part in iter(partial(source.read, COPIED_BYTES), b""):
             copied += len(part)
             on_bytes(copied)
             copy.write(part)

@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from scripts.core.background import THREADS, WAITING, in_background
+from scripts.core.background import THREADS, WAITING, OneBehind, in_background
 from scripts.core.errors import SettingsError
 
 
@@ -84,3 +84,36 @@ def test_an_error_of_the_block_itself_waits_for_the_calls_that_have_begun():
     with pytest.raises(ValueError, match="of the block"):
         block()
     assert done == [True]
+
+
+# --- one behind --------------------------------------------------------------------------------------------
+
+
+def test_calls_about_a_subject_go_on_while_the_next_is_made_and_end_before_a_call_about_it():
+    behind, made_next, events = OneBehind(), threading.Event(), []
+
+    def show(name):
+        assert made_next.wait(30)
+        events.append(f"{name} shown")
+
+    for name in ("map", "report"):
+        behind("first", lambda name=name: show(name), lambda name=name: events.append(f"{name} over"))
+    events.append("second made")
+    made_next.set()
+    behind("second", lambda: events.append("second shown"), lambda: events.append("second over"))
+    behind.wait()
+    first = ["second made", "map shown", "map over", "report shown", "report over"]
+    assert events == [*first, "second shown", "second over"]
+
+
+def test_the_error_of_a_call_is_raised_with_the_next_subject_which_is_not_begun():
+    behind, over, done = OneBehind(), [], []
+
+    def fail():
+        raise SettingsError("first", "cannot be written", "Make room.")
+
+    behind("first", fail, lambda: over.append("first"))
+    with pytest.raises(SettingsError, match=r"^first: cannot be written"):
+        behind("second", lambda: done.append("second"), lambda: over.append("second"))
+    behind.wait()
+    assert (over, done) == (["first", "second"], [])

@@ -30,13 +30,15 @@ from scripts.core.ranks import (
     own_device,
     rank,
     refuse_several,
-    take_turns,
     wait_for_ranks,
     waiting,
 )
 from scripts.core.settings import check_settings
 from scripts.core.shards import gather_shards, shard
+from scripts.core.turns import Turns
+from scripts.features.bags_ahead import bags_ahead
 from scripts.features.extraction import Extractor
+from scripts.features.progress import SlideToExtract
 from tests.cohorts import builder, draw_cohort, tiny_encoder
 from tests.torchruns import torchrun
 
@@ -45,7 +47,7 @@ from tests.torchruns import torchrun
 
 def test_without_torchrun_there_is_one_rank_that_does_all():
     assert (rank(), num_ranks(), is_first_rank()) == (0, 1, True)
-    assert list(take_turns("abc")) == ["a", "b", "c"]
+    assert list(Turns("abc")) == ["a", "b", "c"]
     assert from_first_rank(lambda: [1]) == [1]
     assert from_every_rank({"a": 1}) == [{"a": 1}]
     assert gather_shards([3, 4], 1) == [3, 4]
@@ -197,10 +199,32 @@ def store(monkeypatch):
 
 
 def test_a_rank_takes_what_the_others_left(store):
-    queue = take_turns("abcd")
+    queue = Turns("abcd")
     assert next(queue) == "a"
     store.add("counter/0", 2)
     assert list(queue) == ["d"]
+
+
+def test_a_rank_takes_none_ahead_that_another_may_be_waiting_for(store):
+    queue = Turns("abcd")
+    spare = [(next(queue), queue.has_spare()) for _ in range(4)]
+    assert spare == [("a", True), ("b", True), ("c", False), ("d", False)]
+
+
+def test_a_rank_makes_the_bag_of_its_next_slide_while_it_encodes_unless_another_may_be_free(store, tmp_path):
+    cohort, asked = draw_cohort(tmp_path, 4), []
+    bags = builder()
+    verified = bags.verified
+    bags.verified = lambda entry, always: asked.append(entry["slide"]) or verified(entry, always)
+    slides = bags_ahead([SlideToExtract(number, [0], 1) for number in range(4)], cohort, bags)
+    assert next(slides)[0].number == 0
+    assert int(store.add("counter/0", 0)) == 2  # the slide and the one after it
+    store.add("counter/0", 1)  # the other rank takes s2
+    (slide, get_bag) = next(slides)
+    assert get_bag()[0].slide.path.stem == "s1"
+    assert (slide.number, asked) == (1, ["s0", "s1"])
+    assert int(store.add("counter/0", 0)) == 3
+    assert [slide.number for slide, _ in slides] == [3]
 
 
 def test_a_rank_waits_until_all_do_and_gets_what_the_first_made(store):
@@ -219,7 +243,7 @@ def test_every_rank_gets_what_all_have_in_their_order(store):
 
 
 def test_a_rank_stops_when_another_failed(store):
-    queue, wait = take_turns("abc"), waiting()
+    queue, wait = Turns("abc"), waiting()
     next(queue)
     next(wait)
     store.set("failed", "0")
