@@ -18,7 +18,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -30,14 +29,13 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 from tqdm import tqdm
 
-from scripts.bags.grid import link_grids
+from scripts.bags.grid import LinkedGrid, link_grids
 from scripts.core.magnification import Scale
 from scripts.core.overrides import place_advanced
 from scripts.encoders.baselines import build_resnet34
 from scripts.features.bank import bank_path
 from scripts.features.bank_settings import is_banked
-from scripts.features.bank_writing import write_bank
-from scripts.features.encoding import Encoded
+from scripts.features.bank_writing import NewBank, NewScale, writing_bank
 from tests.benchmarks.comparison import BatchClock
 
 __all__ = ["main"]
@@ -102,13 +100,36 @@ def ensure_banks(feature_dir: Path, num_slides: int, num_rows: int) -> list[dict
         settings = {"magnifications": list(MAGNIFICATIONS), "benchmark_seed": seed, "benchmark_rows": num_rows}
         if not is_banked(path, settings):
             path.parent.mkdir(parents=True, exist_ok=True)
-            # What write_bank asks of a bag and of an encoder, without pixels and without a backbone.
-            write_bank(path, random_bag(entry["image"], seed, num_rows), RandomEncoder(seed), settings)  # type: ignore[arg-type]
+            write_random_bank(path, entry["image"], seed, num_rows, settings)
     return entries
 
 
-def random_bag(name: str, seed: int, num_rows: int) -> SimpleNamespace:
-    """The grid of a round piece of tissue of so many rows, and what a bank says of the slide."""
+def write_random_bank(path: Path, name: str, seed: int, num_rows: int, settings: dict[str, Any]) -> None:
+    """A bank of random features, as many as ResNet34's, of a slide that there is not."""
+    grid = random_grid(seed, num_rows)
+    new = NewBank(
+        settings=settings,
+        made_by={},
+        slide=name,
+        reader="openslide",
+        mpp=BASE_MPP,
+        mpp_source="benchmark",
+        size_level0=(SIDE_LEVEL0, SIDE_LEVEL0),
+        rows=grid.rows,
+        orphans=grid.orphans,
+        scales=[NewScale(s.name, c, s.patch_level0, {}) for s, c in zip(grid.scales, grid.coords, strict=True)],
+        num_features=NUM_FEATURES,
+        feature_dtype=np.dtype(np.float32),
+    )
+    generator = np.random.default_rng([seed, 1])
+    with writing_bank(path, new) as (datasets, check):
+        for features in datasets:
+            features[:] = generator.standard_normal(features.shape, dtype=np.float32)
+            check()
+
+
+def random_grid(seed: int, num_rows: int) -> LinkedGrid:
+    """The grid of a round piece of tissue of so many rows."""
     generator = np.random.default_rng([seed, 0])
     centre = generator.uniform(0.4, 0.6, 2) * SIDE_LEVEL0
 
@@ -117,27 +138,7 @@ def random_bag(name: str, seed: int, num_rows: int) -> SimpleNamespace:
         return (np.argsort(np.argsort(distance, kind="stable")) < num_rows).astype(np.float64)
 
     scales = [Scale(m, PATCH_SIZE_PX, BASE_MPP) for m in MAGNIFICATIONS]
-    grid = link_grids(scales, (SIDE_LEVEL0, SIDE_LEVEL0), tissue_fraction)
-    resolution = SimpleNamespace(source="benchmark")
-    slide = SimpleNamespace(
-        path=Path(name), backend="openslide", base_mpp=BASE_MPP, resolution=resolution, size_level0=(SIDE_LEVEL0,) * 2
-    )
-    return SimpleNamespace(grid=grid, slide=slide)
-
-
-class RandomEncoder:
-    """Gives each patch random features, as many as ResNet34's."""
-
-    num_features, feature_dtype = NUM_FEATURES, np.dtype(np.float32)
-
-    def __init__(self, seed: int) -> None:
-        self.generator = np.random.default_rng([seed, 1])
-
-    def encode(self, bag: SimpleNamespace, _transform: None) -> Iterator[Encoded]:
-        """As :meth:`scripts.features.encoding.Encoder.encode`."""
-        for s, coords in enumerate(bag.grid.coords):
-            features = self.generator.standard_normal((len(coords), NUM_FEATURES), dtype=np.float32)
-            yield Encoded(s, np.arange(len(coords)), features)
+    return link_grids(scales, (SIDE_LEVEL0, SIDE_LEVEL0), tissue_fraction)
 
 
 @contextlib.contextmanager
