@@ -171,6 +171,7 @@ class Ours:
             f"--num_workers={work.threads}",
             f"--runtime={self.runtime}",
             f"--amp={self.amp}",
+            "--device=cpu",
         ]
 
     def features(self, output: Path) -> Features:
