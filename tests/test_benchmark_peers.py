@@ -76,7 +76,7 @@ def test_tools_run_in_turn_on_the_same_slides_and_one_that_fails_is_named_and_le
     note = f"echo $0 $(ls $slides) >> {noted}\n"
     well, last = (set_up(tmp_path, key, note + ENCODES_40) for key in ("well", "last"))
     ill = set_up(tmp_path, "ill", note + "seq 9; echo no such level >&2; exit 3\n")
-    cohort = Cohort("slides", slides, (5, 10), aim=3)
+    cohort = Cohort("slides", slides, (5, 10), aims={})
     runs, still = run_in_turn([well, ill, last], cohort, tmp_path / "weights.pth", 2, 2, tmp_path)
     in_turn = (well, ill, last, well, last)
     assert noted.read_text().splitlines() == [f"{tool.python} a.tiff b.tiff" for tool in in_turn]
@@ -122,7 +122,7 @@ def test_of_a_progress_bar_the_last_state_is_told(tmp_path):
 def test_ours_encodes_every_patch_of_the_grid_and_has_its_first_features_before_it_ends(tmp_path):
     make_cohort(tmp_path, 3)
     slides = sorted((tmp_path / "slides").iterdir())[:1]
-    cohort = Cohort("slide", slides, (5, 10), aim=3)
+    cohort = Cohort("slide", slides, (5, 10), aims={})
     ours = Ours("torch", amp=False)
     weights = random_weights(tmp_path / "resnet34.pth")
     runs, _ = run_in_turn([ours], cohort, weights, 2, 1, tmp_path)
@@ -162,11 +162,13 @@ def test_runs_that_encoded_different_numbers_of_patches_say_so():
 @pytest.mark.parametrize(("aim", "told"), [(4, "4.00, reached."), (4.5, "4.00, NOT reached.")])
 def test_the_aim_is_of_bfloat16_against_the_named_tool(aim, told):
     fast_float32 = {**RUNS, Ours("torch", amp=False): [Run(1000, 10, 3, 1000)]}
-    assert aim_line(fast_float32, "TRIDENT", aim).endswith(f"at least {aim:g} times the patches/s of TRIDENT: {told}")
+    assert aim_line(fast_float32, "TRIDENT", "bfloat16", aim).endswith(
+        f"at least {aim:g} times the patches/s of TRIDENT: {told}"
+    )
 
 
 @pytest.mark.parametrize("left_out", [TRIDENT, Ours("openvino", amp=True)])
 def test_an_aim_without_both_sides_is_not_measured(left_out):
-    assert aim_line({one: runs for one, runs in RUNS.items() if one != left_out}, "TRIDENT", 3).endswith(
+    assert aim_line({one: runs for one, runs in RUNS.items() if one != left_out}, "TRIDENT", "bfloat16", 3).endswith(
         "not measured."
     )

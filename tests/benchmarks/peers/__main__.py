@@ -10,7 +10,9 @@ import argparse
 import os
 import sys
 import tempfile
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,7 +20,7 @@ import torch
 
 from scripts.encoders.registry import ENCODERS
 from tests.benchmarks.bench_slides import synthetic_slides
-from tests.benchmarks.peers.contenders import OTHERS, Contender, Other, Work, ours
+from tests.benchmarks.peers.contenders import INT8, OTHERS, Contender, Other, Work, make_int8, ours
 from tests.benchmarks.peers.measuring import FailedError, measure
 from tests.benchmarks.peers.tables import Run, aim_line, result_table
 
@@ -26,12 +28,12 @@ AIMED_AT = "TRIDENT"
 
 
 class Cohort(NamedTuple):
-    """Slides and magnifications, and how many times as fast as ``AIMED_AT`` ours should be on them."""
+    """Slides and magnifications, and how many times as fast as ``AIMED_AT`` ours should be, by arithmetic."""
 
     name: str
     slides: Sequence[Path]
     magnifications: Sequence[float]
-    aim: float
+    aims: Mapping[str, float]
 
 
 def main() -> None:
@@ -50,20 +52,23 @@ def main() -> None:
     slides = [Path(entry["image"]).resolve() for entry in synthetic_slides(args.dataset_dir, sys.maxsize)]
     small = sorted(slides, key=lambda slide: slide.stat().st_size)[: args.num_small]
     cohorts = (
-        Cohort("slides", slides[: args.num_slides], (5, 10), aim=3),
-        Cohort("small slides", small, (10,), aim=2),
+        Cohort("slides", slides[: args.num_slides], (5, 10), aims={"bfloat16": 3, INT8: 5}),
+        Cohort("small slides", small, (10,), aims={"bfloat16": 2}),
     )
-    contenders: list[Contender] = [*present(args.peers.resolve()), *ours()]
+    others = present(args.peers.resolve())
     with tempfile.TemporaryDirectory() as folder:
         weights = args.weights.resolve() if args.weights else random_weights(Path(folder) / "resnet34.pth")
-        first = Cohort("slide, not measured", small[:1], (10,), aim=0)
+        int8 = int8_network(Path(folder) / "int8", weights, slides[: args.num_slides])
+        contenders: list[Contender] = [*others, *ours(int8)]
+        first = Cohort("slide, not measured", small[:1], (10,), aims={})
         _, contenders = run_in_turn(contenders, first, weights, args.threads, 1, Path(folder))
         for cohort in cohorts:
             runs, contenders = run_in_turn(contenders, cohort, weights, args.threads, args.rounds, Path(folder))
             at = " and ".join(f"{magnification:g}x" for magnification in cohort.magnifications)
             print(f"\n{len(cohort.slides)} {cohort.name} at {at}, {args.threads} threads, {args.rounds} runs each\n")
             print(result_table(runs))
-            print(f"\n{aim_line(runs, AIMED_AT, cohort.aim)}", flush=True)
+            for arithmetic, aim in cohort.aims.items():
+                print(f"\n{aim_line(runs, AIMED_AT, arithmetic, aim)}", flush=True)
 
 
 def present(folder: Path) -> list[Other]:
@@ -122,6 +127,17 @@ def run_once(contender: Contender, work: Work, folder: Path) -> Run:
         environment = {"OMP_NUM_THREADS": str(work.threads)}
         measured = measure(contender.command(work, output), Path(name) / "log", environment)
         return Run.of(measured, contender.features(output))
+
+
+def int8_network(folder: Path, weights: Path, slides: Sequence[Path]) -> Path | None:
+    """Make the INT8 network that ``precision`` int8 makes once a cohort; ``None``, which is told, where nothing can."""
+    if missing := [package for package in ("openvino", "nncf") if find_spec(package) is None]:
+        print(f"INT8 is left out: {' and '.join(missing)} is missing.", flush=True)
+        return None
+    start = time.perf_counter()
+    make_int8(folder, weights, slides)
+    print(f"The INT8 network took {time.perf_counter() - start:.1f} s, once, which no run below includes.", flush=True)
+    return folder
 
 
 def random_weights(path: Path) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -13,11 +14,14 @@ from typing import NamedTuple, Protocol
 import h5py
 import torch
 
+from scripts.bags.bag import BagBuilder
+from scripts.encoders.backbones import get_backbone
+from scripts.features.int8 import Int8
 from tests.benchmarks.extraction import settings
 
-__all__ = ["FLOAT32", "OTHERS", "Contender", "Features", "Other", "Ours", "Work", "ours"]
+__all__ = ["FLOAT32", "INT8", "OTHERS", "Contender", "Features", "Other", "Ours", "Work", "make_int8", "ours"]
 
-FLOAT32 = "float32"
+FLOAT32, INT8 = "float32", "INT8"
 RUNNERS = Path(__file__).parent
 
 
@@ -131,10 +135,17 @@ OTHERS = (
 
 @dataclass(frozen=True)
 class Ours:
-    """``extracting``, as a user types it."""
+    """``extracting``, as a user types it.
+
+    Args:
+        runtime: its setting.
+        amp: its setting.
+        int8: of ``precision`` int8, the folder with the encoder's INT8 network, which is made once a cohort.
+    """
 
     runtime: str
     amp: bool
+    int8: Path | None = None
 
     @property
     def name(self) -> str:
@@ -142,9 +153,13 @@ class Ours:
 
     @property
     def arithmetic(self) -> str:
+        if self.int8 is not None:
+            return INT8
         return "bfloat16" if self.amp else FLOAT32
 
     def command(self, work: Work, output: Path) -> list[str]:
+        if self.int8 is not None:
+            shutil.copytree(self.int8, output / "features")
         overlay, datalist = output / "first_batch.json", output / "datalist.json"
         noting = {
             "_target_": "tests.benchmarks.peers.first_batch.noting_first_batch",
@@ -171,6 +186,7 @@ class Ours:
             f"--num_workers={work.threads}",
             f"--runtime={self.runtime}",
             f"--amp={self.amp}",
+            f"--precision={'amp' if self.int8 is None else 'int8'}",
             "--device=cpu",
         ]
 
@@ -179,9 +195,18 @@ class Ours:
         return Features(patches, float((output / "first_batch_at").read_text(encoding="utf-8")))
 
 
-def ours() -> list[Ours]:
-    """The runtimes and arithmetics of ours that this machine's processor has."""
-    return [Ours(runtime, amp) for runtime, amp in settings(torch.device("cpu")) if runtime in ("torch", "openvino")]
+def ours(int8: Path | None = None) -> list[Ours]:
+    """The runtimes and arithmetics of ours that this machine's processor has; INT8, if there is a network for it."""
+    measured = [
+        Ours(runtime, amp) for runtime, amp in settings(torch.device("cpu")) if runtime in ("torch", "openvino")
+    ]
+    return measured if int8 is None else [*measured, Ours("openvino", amp=False, int8=int8)]
+
+
+def make_int8(folder: Path, weights: Path, slides: Sequence[Path]) -> None:
+    """Make the INT8 network of ResNet34 on patches of some slides, and store it in a folder."""
+    entries = [{"image": str(slide), "slide": slide.stem} for slide in slides]
+    Int8(folder).prepare(get_backbone("resnet34", str(weights), amp=False), entries, BagBuilder())
 
 
 def _patches(path: Path) -> Iterator[int]:

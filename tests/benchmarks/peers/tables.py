@@ -61,11 +61,11 @@ def result_table(runs: Runs) -> str:
     return "\n".join(lines)
 
 
-def aim_line(runs: Runs, other: str, times: float) -> str:
-    """Whether the fastest of ours in bfloat16 reaches an aim: ``times`` the patches a second of another tool."""
-    aim = f"Aim: in bfloat16 at least {times:g} times the patches/s of {other}"
+def aim_line(runs: Runs, other: str, arithmetic: str, times: float) -> str:
+    """Whether the fastest of ours in an arithmetic reaches an aim: ``times`` the patches a second of another tool."""
+    aim = f"Aim: in {arithmetic} at least {times:g} times the patches/s of {other}"
     theirs = [rate(runs, one) for one in runs if one.name == other]
-    mine = [rate(runs, one) for one in runs if isinstance(one, Ours) and one.arithmetic == "bfloat16"]
+    mine = [rate(runs, one) for one in runs if isinstance(one, Ours) and one.arithmetic == arithmetic]
     if not theirs or not mine:
         return f"{aim}: not measured."
     ratio = max(mine) / theirs[0]
