@@ -8,6 +8,7 @@ import os
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ from scripts.features.hdf5 import writing_hdf5
 __all__ = ["ROWS_AT_ONCE", "NewBank", "NewScale", "seal_bank", "write_bank", "writing_bank"]
 
 ROWS_AT_ONCE = 4096
+# Patches of a scale whose features are collected before they are written: 6 MB of 1,536 numbers each.
+COLLECTED = 1024
 
 
 @dataclass(frozen=True)
@@ -155,11 +158,46 @@ def write_bank(
         feature_dtype=encoder.feature_dtype,
     )
     with writing_bank(path, new) as (datasets, check):
+        collected = [_Collected(dataset) for dataset in datasets]
         for scale_index, patches, features in encoder.encode(bag, transform):
-            datasets[scale_index][patches] = features
+            collected[scale_index].add(patches, features)
             check()
             if on_batch is not None:
                 on_batch(len(features))
+        for of_scale in collected:
+            of_scale.write()
+        check()
+
+
+class _Collected:
+    """Features of a scale that are written many at once, each run of neighbours by one call: HDF5 takes long for each.
+
+    Args:
+        dataset: the features of the scale, ``[n, F]``.
+    """
+
+    def __init__(self, dataset: h5py.Dataset) -> None:
+        self._dataset, self._num_patches = dataset, 0
+        self._parts: list[tuple[NDArray[np.int64], NDArray[np.floating]]] = []
+
+    def add(self, patches: NDArray[np.int64], features: NDArray[np.floating]) -> None:
+        """Add features ``[n, F]`` of some patches ``[n]``; copied, for they may be a part of a whole batch."""
+        self._parts.append((patches, features.copy()))
+        self._num_patches += len(patches)
+        if self._num_patches >= COLLECTED:
+            self.write()
+
+    def write(self) -> None:
+        """Write what there is."""
+        if not self._parts:
+            return
+        patches, features = (np.concatenate(of_parts) for of_parts in zip(*self._parts, strict=True))
+        order = np.argsort(patches)
+        starts = [0, *(np.flatnonzero(np.diff(patches[order]) != 1) + 1), len(order)]
+        for start, stop in pairwise(starts):
+            first = patches[order[start]]
+            self._dataset[first : first + stop - start] = features[order[start:stop]]
+        self._parts, self._num_patches = [], 0
 
 
 def seal_bank(bank: h5py.File, scales: Sequence[str]) -> None:

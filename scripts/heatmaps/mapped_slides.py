@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -95,6 +96,18 @@ class MappedSlides:
         self._explained: tuple[Mapping[str, Any], BagMaps] | None = None
         self._last: tuple[Mapping[str, Any], int, MappedSlide] | None = None
         self._repeats, self._behind = Repeats(), OneBehind()
+
+    def run(self, engine: Engine) -> None:
+        """Run an engine; what its handlers show of a slide is whole when this ends, also with an error or Ctrl-C.
+
+        When the process ends, no thread can begin another, so nothing could be finished then.
+        """
+        try:
+            engine.run()
+        except BaseException:
+            with contextlib.suppress(Exception):  # of two errors the first is raised
+                self.wait()
+            raise
 
     def show(self, engine: Engine, function: Callable[[Mapping[str, Any], Mapping[str, Any]], None]) -> None:
         """Call a function with each item of the engine's batch and its output, in the thread of all handlers.

@@ -15,7 +15,7 @@ from scripts.core.errors import SettingsError, SlideError
 from scripts.features.bank import BankedBag, BankReader, bank_path, read_bank
 from scripts.features.bank_settings import bank_settings, is_banked, slide_fingerprint
 from scripts.features.bank_writing import write_bank
-from scripts.features.encoding import Encoder
+from scripts.features.encoding import Encoded, Encoder
 from tests.cohorts import builder, draw_slide, tiny_backbone, tiny_encoder
 
 
@@ -430,3 +430,40 @@ def test_a_slide_that_changed_since_it_was_opened_gets_no_bank(tmp_path, change)
             tmp_path / "banks/s.h5", bag, tiny_encoder(), settings, lambda _: next(changes, lambda path: None)(slide)
         )
     assert list((tmp_path / "banks").iterdir()) == []
+
+
+class Shuffled:
+    """An encoder that gives the features of patches a few at a time, in no order but within each batch."""
+
+    num_features, feature_dtype = 3, np.dtype(np.float32)
+
+    def __init__(self, batch_size):
+        self.batch_size, self.given = batch_size, {}
+
+    def encode(self, bag, transform):
+        rng = np.random.default_rng(0)
+        for s, coords in enumerate(bag.grid.coords):
+            self.given[s] = rng.standard_normal((len(coords), 3)).astype(np.float32)
+            order = rng.permutation(len(coords))
+            for first in range(0, len(order), self.batch_size):
+                patches = np.sort(order[first : first + self.batch_size])
+                yield Encoded(s, patches, self.given[s][patches])
+
+
+@pytest.mark.parametrize("collected", [1, 7, 1024])
+def test_patches_that_come_in_any_order_are_written_where_they_belong(tmp_path, bag, slide, monkeypatch, collected):
+    monkeypatch.setattr("scripts.features.bank_writing.COLLECTED", collected)
+    encoder = Shuffled(4)
+    write_bank(tmp_path / "s.h5", bag, encoder, settings_of(slide))
+    banked = read_bank(tmp_path / "s.h5", (5.0, 10.0))
+    for s in (0, 1):
+        assert np.array_equal(banked.features[s], encoder.given[s])
+
+
+def test_neighbours_are_written_by_one_call(tmp_path, bag, slide, monkeypatch):
+    calls, write = [], h5py.Dataset.__setitem__
+    monkeypatch.setattr(
+        h5py.Dataset, "__setitem__", lambda self, where, values: calls.append(where) or write(self, where, values)
+    )
+    write_bank(tmp_path / "s.h5", bag, Shuffled(4), settings_of(slide))
+    assert calls == [slice(0, len(coords)) for coords in bag.grid.coords]

@@ -53,7 +53,7 @@ class Run:
             postprocessing=Activationsd("pred", sigmoid=True),
             val_handlers=[writer],
         )
-        self.run = self.evaluator.run
+        self.run = lambda: self.mapped.run(self.evaluator)
 
 
 def files(folder):
@@ -101,6 +101,21 @@ def test_a_slide_that_cannot_be_drawn_is_named_and_the_others_are_drawn(cohort, 
     run.run()
     assert run.failures.names() == ["s1"]
     assert {name.split("/")[1] for name in files(tmp_path) if name != "failed.csv"} == {"s0", "s2"}
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), SettingsError("encode_batch", "does not fit", "Lower it.")])
+def test_a_run_that_ends_with_an_error_has_drawn_what_it_had_predicted(cohort, alone, tmp_path, error):
+    is_ended = threading.Event()
+
+    def on_encode(slide):
+        if slide == "s1":
+            threading.Timer(0.3, is_ended.set).start()
+            raise error
+
+    run = Run(tmp_path, cohort, lambda slide: is_ended.wait(20) and None, on_encode)
+    with pytest.raises(type(error)):
+        run.run()
+    assert files(tmp_path) == {name: content for name, content in alone.items() if name.split("/")[1] == "s0"}
 
 
 @pytest.mark.parametrize("at", ["s0", "s2"])

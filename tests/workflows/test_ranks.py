@@ -206,6 +206,8 @@ def dying(self, entry):
         (folder / f"second{rank()}").touch()
         while not (folder / f"second{1 - rank()}").exists():
             time.sleep(0.05)
+        while not (folder / "out" / "heatmaps" / taken[0] / "patches.csv").exists():  # the last of its files
+            time.sleep(0.05)
         if rank() == 1:
             os.kill(os.getpid(), signal.SIGKILL)
         time.sleep(5)  # in which torchrun tells this rank to stop
