@@ -440,6 +440,12 @@ class Shuffled:
     def __init__(self, batch_size):
         self.batch_size, self.given = batch_size, {}
 
+    def prepare(self, patch_px):
+        pass
+
+    def made_with(self):
+        return {"encode_batch": self.batch_size}
+
     def encode(self, bag, transform):
         rng = np.random.default_rng(0)
         for s, coords in enumerate(bag.grid.coords):
