@@ -24,6 +24,7 @@ import scripts.experiments.search
 from scripts.core.errors import mistake_in
 from scripts.encoders.runtimes import get_forward
 from scripts.experiments.comparison_figure import choose_figure_slides
+from scripts.features.bank import BankReader
 from scripts.features.encoding import Encoder
 from scripts.slides.slide import Slide
 from scripts.weights.record import read_origin, read_weights
@@ -233,16 +234,16 @@ def extraction(world: World, config: str, **settings: Any) -> Any:
 
 
 def opened(world: World, config: str, **settings: Any) -> Any:
-    """How often a training opens a feature bank."""
+    """How often a training reads a feature bank."""
     count = []
+    read = BankReader.read
 
-    class Counted(h5py.File):
-        def __init__(self, *args: Any, **kwargs: Any) -> None:
-            count.append(1)
-            super().__init__(*args, **kwargs)
+    def counted(reader: BankReader, path: Path) -> Any:
+        count.append(path)
+        return read(reader, path)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(h5py, "File", Counted)
+        patch.setattr(BankReader, "read", counted)
         world.run(config, **settings)
     return len(count)
 

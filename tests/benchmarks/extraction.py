@@ -28,6 +28,7 @@ from scripts.encoders.registry import ENCODERS
 from scripts.encoders.runtimes import choose_runtime, get_forward
 from scripts.features.encoding import Encoder
 from scripts.features.extraction import Extractor
+from scripts.features.int8 import Int8
 from tests.benchmarks import reference
 from tests.benchmarks.bench_slides import synthetic_slides, write_40x, write_tiled
 
@@ -58,7 +59,7 @@ def main() -> None:
             if "cosine" in args.parts:
                 compare_runtimes(name, args.backbone_weights, scans["20x"], device)
         if "reference" in args.parts:
-            compare_with_reference(scans)
+            compare_with_reference(scans, Path(folder))
 
 
 def write_scans(slide: Path, folder: Path) -> dict[str, dict[str, Any]]:
@@ -124,10 +125,11 @@ def compare_runtimes(name: str, weights: str | None, entry: dict[str, Any], devi
         print(f"{runtime:<12}{arithmetic:<12}{rate:>10.2f}{cosines.mean():>12.5f}{cosines.min():>9.5f}", flush=True)
 
 
-def compare_with_reference(scans: dict[str, dict[str, Any]]) -> None:
+def compare_with_reference(scans: dict[str, dict[str, Any]], folder: Path) -> None:
     """Seconds a slide of the published way with ResNet34, and of ours, on a slide scanned at 20x and at 40x."""
     print("\nresnet34, seconds a slide")
-    print(f"{'scanned at':<12}{'rows':>6}{'patches':>9}{'reference':>11}{'runtime':>12}{'ours':>8}{'ratio':>8}")
+    head = f"{'scanned at':<12}{'rows':>6}{'patches':>9}{'reference':>11}{'runtime':>12}{'arithmetic':>12}"
+    print(f"{head}{'ours':>8}{'ratio':>8}")
     plain = load("resnet34", False)
     plain.network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     encoders = [
@@ -135,6 +137,11 @@ def compare_with_reference(scans: dict[str, dict[str, Any]]) -> None:
         for runtime, amp in settings(torch.device("cpu"))
         if amp is has_fast_bfloat16("cpu")
     ]
+    if find_spec("openvino") and find_spec("nncf"):
+        # Its network is made once a cohort, and not measured here.
+        int8 = Int8(folder)
+        encoders.append(Encoder(load("resnet34", False), batch_size=BATCH_SIZE, runtime="openvino", int8=int8))
+        int8.prepare(encoders[-1].backbone, list(scans.values()), BagBuilder())
     for encoder in encoders:
         next(encoder.encode(BagBuilder()(scans["20x"])))  # compiled once a process
     for scanned_at, entry in scans.items():
@@ -142,9 +149,10 @@ def compare_with_reference(scans: dict[str, dict[str, Any]]) -> None:
         published = seconds(published_way, entry, plain)
         for encoder in encoders:
             ours = seconds(extraction_rate, entry, BagBuilder(), encoder)
+            arithmetic = "INT8" if encoder.int8 else "bfloat16" if encoder.backbone.amp else "float32"
             print(
                 f"{scanned_at:<12}{grid.num_rows:>6}{sum(map(len, grid.coords)):>9}{published:>11.2f}"
-                f"{encoder.runtime:>12}{ours:>8.2f}{published / ours:>8.1f}",
+                f"{encoder.runtime:>12}{arithmetic:>12}{ours:>8.2f}{published / ours:>8.1f}",
                 flush=True,
             )
 

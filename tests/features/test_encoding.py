@@ -269,7 +269,7 @@ def test_a_gpu_is_left_alone_until_there_is_something_to_encode(one_gpu, bag):
 def test_a_gpu_is_tried_once_for_its_batch_unless_one_is_given(one_gpu, bag, monkeypatch):
     tried = []
     monkeypatch.setattr(encoding, "batch_for", lambda backbone, device, patch_px: tried.append(patch_px) or 128)
-    monkeypatch.setattr(encoding, "get_forward", lambda runtime, backbone, batch_size: batch_size)
+    monkeypatch.setattr(encoding, "get_forward", lambda runtime, backbone, batch_size, int8: batch_size)
     given, auto, on_cpu = (
         Encoder(tiny_backbone(), *where) for where in (("cuda", 8), ("cuda", "auto"), ("cpu", "auto"))
     )
