@@ -46,7 +46,8 @@ def quantise(backbone: Backbone, patches: Tensor) -> tuple[bytes, bytes]:
     openvino = import_openvino()
     import nncf
 
-    nncf.set_log_level(logging.ERROR)
+    # Not by its own function, which changes the handlers, too, and these may be another's.
+    logging.getLogger("nncf").setLevel(logging.ERROR)
     x = patches.permute(0, 2, 3, 1).contiguous()  # [n, H, W, 3]
     with in_one_line(backbone.name, patches.shape):
         model = converted(backbone, x)

@@ -444,7 +444,7 @@ class Shuffled:
         pass
 
     def made_with(self):
-        return {}
+        return {"encode_batch": self.batch_size}
 
     def encode(self, bag, transforms):
         rng = np.random.default_rng(0)
