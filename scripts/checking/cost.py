@@ -64,7 +64,7 @@ def _encode(encoder: Encoder, bag: Bag, is_enough: Callable[[int, float], bool])
     """Patches that were encoded, and the seconds; ``is_enough`` is asked after each whole batch."""
     start, patches = time.perf_counter(), 0
     with closing(encoder.encode(bag)) as encoded:  # type: ignore[type-var]
-        for _, numbers, _ in encoded:
+        for _, _, numbers, _ in encoded:
             patches += len(numbers)
             passed = time.perf_counter() - start
             if patches % encoder.batch_size == 0 and is_enough(patches, passed):

@@ -23,7 +23,7 @@ from scripts.features.bank import BANK_FORMAT, bank_datasets, geometry_crc32, pa
 from scripts.features.encoding import Encoder, PatchTransform
 from scripts.features.hdf5 import writing_hdf5
 
-__all__ = ["ROWS_AT_ONCE", "NewBank", "NewScale", "seal_bank", "write_bank", "writing_bank"]
+__all__ = ["ROWS_AT_ONCE", "NewBank", "NewScale", "NewView", "seal_bank", "write_bank", "write_banks", "writing_bank"]
 
 ROWS_AT_ONCE = 4096
 # Patches of a scale whose features are collected before they are written: 6 MB of 1,536 numbers each.
@@ -115,33 +115,74 @@ def writing_bank(path: Path, new: NewBank) -> Iterator[tuple[list[h5py.Dataset],
         seal_bank(bank, [scale.name for scale in new.scales])
 
 
+@dataclass(frozen=True)
+class NewView:
+    """A view of a bag whose bank is written.
+
+    Args:
+        path: the bank file.
+        settings: of :func:`scripts.features.bank_settings.bank_settings`, which decide whether the bank is used again.
+        transform: applied to the patches before they are encoded; ``None`` leaves them as they are.
+    """
+
+    path: Path
+    settings: Mapping[str, Any]
+    transform: PatchTransform | None = None
+
+
 def write_bank(
     path: Path,
     bag: Bag,
     encoder: Encoder,
     settings: Mapping[str, Any],
     on_batch: Callable[[int], object] | None = None,
-    transform: PatchTransform | None = None,
     made_by: Mapping[str, Any] | None = None,
 ) -> None:
-    """Encode a bag batch by batch into a bank; the file appears under its name when it is complete.
+    """Encode the plain patches of a bag into a bank, see :func:`write_banks`."""
+    write_banks([NewView(path, settings)], bag, encoder, on_batch, made_by)
+
+
+def write_banks(
+    views: Sequence[NewView],
+    bag: Bag,
+    encoder: Encoder,
+    on_batch: Callable[[int], object] | None = None,
+    made_by: Mapping[str, Any] | None = None,
+) -> None:
+    """Encode views of a bag batch by batch, each into a bank; the files appear under their names when all are encoded.
 
     Args:
-        path: the bank file.
+        views: what is made from one reading of the slide.
         bag: the slide's bag.
         encoder: encodes the patches.
-        settings: of :func:`scripts.features.bank_settings.bank_settings`, which decide whether the bank is used again.
         on_batch: called with the number of patches of each batch.
-        transform: that of the view, applied to the patches before they are encoded.
         made_by: stored beside the versions of the software, such as the seed; never compared.
 
     Raises:
         SlideError: if the slide cannot be read, or was changed since it was opened; there is no bank then.
     """
+    encoder.prepare(bag.grid.scales[0].patch_size_px)
+    with contextlib.ExitStack() as banks:
+        collected, checks = [], []
+        for view in views:
+            datasets, check = banks.enter_context(writing_bank(view.path, _new_bank(view, bag, encoder, made_by)))
+            collected.append([_Collected(dataset) for dataset in datasets])
+            checks.append(check)
+        for view_index, scale_index, patches, features in encoder.encode(bag, [view.transform for view in views]):
+            collected[view_index][scale_index].add(patches, features)
+            checks[view_index]()
+            if on_batch is not None:
+                on_batch(len(features))
+        for of_view, check in zip(collected, checks, strict=True):
+            for of_scale in of_view:
+                of_scale.write()
+            check()
+
+
+def _new_bank(view: NewView, bag: Bag, encoder: Encoder, made_by: Mapping[str, Any] | None) -> NewBank:
     grid, slide = bag.grid, bag.slide
-    encoder.prepare(grid.scales[0].patch_size_px)
-    new = NewBank(
-        settings=settings,
+    return NewBank(
+        settings=view.settings,
         made_by={**software(slide.backend), "machine": encoder.made_with(), **(made_by or {})},
         slide=slide.path.name,
         reader=slide.backend,
@@ -157,16 +198,6 @@ def write_bank(
         num_features=encoder.num_features,
         feature_dtype=encoder.feature_dtype,
     )
-    with writing_bank(path, new) as (datasets, check):
-        collected = [_Collected(dataset) for dataset in datasets]
-        for scale_index, patches, features in encoder.encode(bag, transform):
-            collected[scale_index].add(patches, features)
-            check()
-            if on_batch is not None:
-                on_batch(len(features))
-        for of_scale in collected:
-            of_scale.write()
-        check()
 
 
 class _Collected:

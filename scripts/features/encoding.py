@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import chain, cycle
+from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,40 +30,70 @@ from scripts.features.int8 import Int8
 
 __all__ = ["Encoded", "Encoder", "PatchTransform"]
 
-# Blocks that are read while a batch is encoded, beside one for each thread. The limit bounds the memory whatever the
-# slide's size. A GPU, which takes a batch in no time, is given the blocks of all threads at once.
+# Blocks that are read while a batch is encoded, beside one for each thread. A GPU, which takes a batch in no time, is
+# given the blocks of all threads at once. The limit bounds the memory whatever the slide's size: so many blocks, with
+# their patches once for each view, and a batch for each view.
 BLOCKS_AHEAD = 1
 
-# From patches [n, 3, H, W] to as many of the same shape.
+# From patches [n, 3, H, W], which stay as they are, to as many of the same shape.
 PatchTransform = Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
 
-# The index of a scale and some of its patches [n]; and with their pixels [n, 3, H, W].
+# The index of a scale and some of its patches [n]; and after the view's index, with their pixels [n, 3, H, W].
 _Numbers = tuple[int, NDArray[np.int64]]
-_Patches = tuple[int, NDArray[np.int64], NDArray[np.uint8]]
+_Patches = tuple[int, int, NDArray[np.int64], NDArray[np.uint8]]
 # Waits for features [n, F], float32.
 _Fetch = Callable[[], NDArray[np.float32]]
 
 
 class Encoded(NamedTuple):
-    """Features of some patches of one scale.
+    """Features of some patches of one view and scale.
 
     Args:
+        view: the view, as its transform is counted among those that are encoded together.
         scale_index: the scale, counted from low to high.
         patches: ``[n]``, the patches, as they are numbered in the grid; not in order.
         features: ``[n, F]`` of the encoder's ``feature_dtype``.
     """
 
+    view: int
     scale_index: int
     patches: NDArray[np.int64]
     features: NDArray[np.floating]
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """A batch of patches of one view.
+
+    Args:
+        view: the view's index.
+        pixels: ``[batch_size, 3, H, W]``, of which the first are filled.
+        numbers: the patches that fill them.
+    """
+
+    view: int
+    pixels: Tensor
+    numbers: list[_Numbers] = field(default_factory=list)
+
+    @property
+    def num_patches(self) -> int:
+        return sum(len(patches) for _, patches in self.numbers)
+
+    def take(self, scale_index: int, patches: NDArray[np.int64], pixels: NDArray[np.uint8]) -> int:
+        """Add as many of some patches ``[n]``, with pixels ``[n, 3, H, W]``, as fit; how many these are."""
+        filled = self.num_patches
+        count = min(len(self.pixels) - filled, len(patches))
+        self.pixels[filled : filled + count] = torch.from_numpy(pixels[:count])
+        self.numbers.append((scale_index, patches[:count]))
+        return count
 
 
 class Encoder:
     """Encodes the patches of a bag, each unique patch once per scale.
 
     Slides are read in blocks (:func:`scripts.bags.blocks.plan_blocks`), and a batch has patches of any scale, because
-    all share the backbone. Batches depend on the bag alone, so on one machine a bag gives the same features to the last
-    digit, into a bank or for a prediction.
+    all share the backbone. Batches depend on the bag alone and have patches of one view, so on one machine a bag gives
+    the same features to the last digit, into a bank or for a prediction, and whatever views are made with it.
 
     Args:
         backbone: the frozen backbone.
@@ -152,15 +183,16 @@ class Encoder:
             **({"device": self.device.type} if self.backbone.amp else {}),
         }
 
-    def encode(self, bag: Bag, transform: PatchTransform | None = None) -> Iterator[Encoded]:
-        """Encode a bag.
+    def encode(self, bag: Bag, transforms: Sequence[PatchTransform | None] = (None,)) -> Iterator[Encoded]:
+        """Encode views of a bag, whose patches are read once for all of them.
 
         Args:
             bag: the slide's bag.
-            transform: applied to patches before they are encoded; several threads call it at once.
+            transforms: for each view, what is applied to patches before they are encoded; ``None`` leaves them as they
+                are. Several threads call them at once.
 
         Yields:
-            features of some patches; each patch once.
+            features of some patches; each patch once for each view.
 
         Raises:
             SlideError: if the slide cannot be read, or, at the end, if it was changed since it was opened.
@@ -170,9 +202,9 @@ class Encoder:
         forward = self.prepare(bag.grid.scales[0].patch_size_px)
         # A GPU is given a batch before the features of the last one are fetched.
         in_flight = 1 if self.device.type == "cuda" else 0
-        computing: deque[tuple[list[_Numbers], _Fetch]] = deque()
-        for numbers, batch in self._batches(bag, transform, buffers=1 + in_flight):
-            computing.append((numbers, self._compute(forward, batch)))
+        computing: deque[tuple[_Batch, _Fetch]] = deque()
+        for batch in self._batches(bag, transforms, in_flight):
+            computing.append((batch, self._compute(forward, batch.pixels[: batch.num_patches])))
             if len(computing) > in_flight:
                 yield from self._fetched(*computing.popleft())
         while computing:
@@ -236,33 +268,28 @@ class Encoder:
             out = np.empty((grid.num_rows, len(grid.scales), self.num_features), dtype=np.float32)
         order = [np.argsort(patches, kind="stable") for patches in grid.rows.T]
         by_patch = [patches[rows] for patches, rows in zip(grid.rows.T, order, strict=True)]
-        for s, patches, features in self.encode(bag):
+        for _, s, patches, features in self.encode(bag):
             first, last = (np.searchsorted(by_patch[s], patches, side) for side in ("left", "right"))
             rows = np.concatenate([order[s][i:j] for i, j in zip(first, last, strict=True)])
             out[rows, s] = np.repeat(features, last - first, axis=0)
         return out
 
-    def _batches(
-        self, bag: Bag, transform: PatchTransform | None, buffers: int
-    ) -> Iterator[tuple[list[_Numbers], Tensor]]:
-        """Batches ``[n, 3, H, W]`` of patches of any scale, in a number of ``buffers`` that are filled in turn."""
-        ring: Iterator[Tensor] | None = None
-        numbers: list[_Numbers] = []
-        filled = 0
-        for scale_index, patches, pixels in self._read(bag, transform):
-            if ring is None:
-                ring = cycle([self._buffer(pixels.shape[1:]) for _ in range(buffers)])
-                batch = next(ring)
+    def _batches(self, bag: Bag, transforms: Sequence[PatchTransform | None], in_flight: int) -> Iterator[_Batch]:
+        """Batches of one view each; the pixels of one are filled anew once ``in_flight`` others were given."""
+        filling: list[_Batch | None] = [None] * len(transforms)
+        given: deque[Tensor] = deque()
+        for view, scale_index, patches, pixels in self._read(bag, transforms):
             while len(patches):
-                count = min(self.batch_size - filled, len(patches))
-                batch[filled : filled + count] = torch.from_numpy(pixels[:count])
-                numbers.append((scale_index, patches[:count]))
-                patches, pixels, filled = patches[count:], pixels[count:], filled + count
-                if filled == self.batch_size:
-                    yield numbers, batch
-                    batch, filled, numbers = next(ring), 0, []
-        if filled:
-            yield numbers, batch[:filled]
+                is_free = len(given) > in_flight
+                batch = filling[view] or _Batch(view, given.popleft() if is_free else self._buffer(pixels.shape[1:]))
+                count = batch.take(scale_index, patches, pixels)
+                patches, pixels = patches[count:], pixels[count:]
+                filling[view] = batch
+                if batch.num_patches == self.batch_size:
+                    yield batch
+                    filling[view] = None
+                    given.append(batch.pixels)
+        yield from (batch for batch in filling if batch is not None)
 
     def _buffer(self, shape: tuple[int, ...]) -> Tensor:
         # Only from pinned memory does a GPU copy while the processor goes on.
@@ -274,12 +301,14 @@ class Encoder:
                 pin_memory=self.device.type == "cuda",
             )
 
-    def _read(self, bag: Bag, transform: PatchTransform | None) -> Iterator[_Patches]:
+    def _read(self, bag: Bag, transforms: Sequence[PatchTransform | None]) -> Iterator[_Patches]:
         def read(block: Block) -> list[_Patches]:
             parts = bag.read_block(block)
-            if transform is None:
-                return parts
-            return [(scale_index, patches, transform(pixels)) for scale_index, patches, pixels in parts]
+            return [
+                (view, scale_index, patches, pixels if transform is None else transform(pixels))
+                for view, transform in enumerate(transforms)
+                for scale_index, patches, pixels in parts
+            ]
 
         blocks = plan_blocks(bag.grid)
         ahead = max(BLOCKS_AHEAD, self.num_workers) if self.device.type == "cuda" else BLOCKS_AHEAD
@@ -295,10 +324,10 @@ class Encoder:
             while waiting:
                 yield from waiting.popleft().result()
 
-    def _fetched(self, numbers: list[_Numbers], fetch: _Fetch) -> Iterator[Encoded]:
+    def _fetched(self, batch: _Batch, fetch: _Fetch) -> Iterator[Encoded]:
         features = self.rounded(fetch())
-        for scale_index, patches in numbers:
-            yield Encoded(scale_index, patches, features[: len(patches)])
+        for scale_index, patches in batch.numbers:
+            yield Encoded(batch.view, scale_index, patches, features[: len(patches)])
             features = features[len(patches) :]
 
     def rounded(self, features: NDArray[np.float32]) -> NDArray[np.floating]:

@@ -36,7 +36,7 @@ from scripts.features.augmentation import view_transform
 from scripts.features.bags_ahead import GetBag, bags_ahead
 from scripts.features.bank import bank_path
 from scripts.features.bank_settings import bank_settings, is_banked, of_view, warn_of_older
-from scripts.features.bank_writing import write_bank
+from scripts.features.bank_writing import NewView, write_banks
 from scripts.features.encoding import Encoder
 from scripts.features.imported import ImportedFeatures, refuse_imported
 from scripts.features.progress import ExtractionProgress, SlideToExtract
@@ -52,6 +52,9 @@ REMEDY = f"Mend or replace them, or name them in `leave_out`; {GO_ON}"
 OR_ALLOW = f"Mend or replace them, name them in `leave_out`, or go on without them with `allow_missing`; {GO_ON}"
 # Counted while banks are written; the log line at the end has the sums over all ranks.
 COUNTED = ("slides", "views", "patches", "orphans")
+# Views of a slide that are made from one reading of it. Each takes memory for its batch, its pixels of the blocks that
+# are read ahead and its collected features, and keeps a file open.
+VIEWS_AT_ONCE = 8
 
 
 class Extractor:
@@ -77,7 +80,7 @@ class Extractor:
         views: the number of augmented views of each entry, from 0 up; ``None`` is 0 for all.
         failures: where slides that fail are recorded; ``None`` ends the run with the first.
         allow_missing: whether what follows goes on without the slides that failed; ``None`` where nothing follows.
-        made_by: stored in each bank, see :func:`scripts.features.bank_writing.write_bank`.
+        made_by: stored in each bank, see :func:`scripts.features.bank_writing.write_banks`.
         ranges_from: the entries with whose patches an INT8 network is made, where there is none; by default all.
     """
 
@@ -197,21 +200,23 @@ class Extractor:
         bag, sha256 = get_bag()
         settings = {**bank_settings(entry, self.bag_builder, self.encoder), "slide_sha256": sha256}
         patches = bag.grid.num_patches
-        for view in slide.views:
-            if view:
-                progress.name(f"{name} view {view}")
-            write_bank(
-                bank_path(self.feature_dir, name, view),
+        for first in range(0, len(slide.views), VIEWS_AT_ONCE):
+            views = slide.views[first : first + VIEWS_AT_ONCE]
+            augmented = sum(view > 0 for view in views)
+            if augmented:
+                progress.name(f"{name}, {augmented} views")
+            write_banks(
+                [
+                    NewView(bank_path(self.feature_dir, name, v), of_view(settings, v), view_transform(name, v))
+                    for v in views
+                ],
                 bag,
                 self.encoder,
-                of_view(settings, view),
                 lambda encoded: progress.add(slide.size * encoded / patches),
-                view_transform(name, view),
                 self.made_by,
             )
-            counts.update(patches=patches, **{"views" if view else "slides": 1})
-            if view == slide.views[0]:
-                counts.update(orphans=bag.grid.orphans)
+            counts.update(patches=patches * len(views), slides=len(views) - augmented, views=augmented)
+            counts.update(orphans=0 if first else bag.grid.orphans)
 
     def _check_ranks(self) -> None:
         # Machines differ in what they are fast at, by which `amp` is chosen, and in what they can compile.

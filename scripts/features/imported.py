@@ -114,7 +114,7 @@ class ImportedFeatures(Encoder):
         """What a bank of these features stores of them, as plain values."""
         return {key: self.identity[key] for key in ("backbone", "encoder", "num_features")}
 
-    def encode(self, bag: Bag, transform: PatchTransform | None = None) -> Iterator[Encoded]:
+    def encode(self, bag: Bag, transforms: Sequence[PatchTransform | None] = (None,)) -> Iterator[Encoded]:
         """Refuse: what made the features is not here."""
         raise self.missing(bag.slide.path)
 

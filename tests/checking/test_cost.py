@@ -40,7 +40,7 @@ class TimedEncoder:
             self.clock.now += 1 if self.started else 10
             self.started = True
             for part in (3, 1):
-                yield Encoded(0, np.arange(part), np.zeros((part, 2), np.float32))
+                yield Encoded(0, 0, np.arange(part), np.zeros((part, 2), np.float32))
 
 
 class Clock:

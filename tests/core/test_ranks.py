@@ -165,21 +165,22 @@ def test_all_are_dealt_as_many_in_turn(ranks, shares):
 
 
 def test_told_to_stop_it_finishes_the_slide_and_the_next_run_goes_on(tmp_path):
-    cohort, encoder = draw_cohort(tmp_path, 3), tiny_encoder()
+    cohort, encoder, views = draw_cohort(tmp_path, 3), tiny_encoder(), [0, 2, 0]
     encode, before = encoder.encode, signal.getsignal(signal.SIGTERM)
 
-    def told(bag, transform):
-        for number, batch in enumerate(encode(bag, transform)):
+    def told(bag, transforms):
+        for number, batch in enumerate(encode(bag, transforms)):
             if bag.slide.path.stem == "s1" and number == 1:
                 os.kill(os.getpid(), signal.SIGTERM)
             yield batch
 
     encoder.encode = told
     with pytest.raises(StoppedError, match=r"extracting: was told to stop \(SIGTERM\).*The same command goes on"):
-        Extractor(cohort, builder(), encoder, tmp_path / "features").run()
+        Extractor(cohort, builder(), encoder, tmp_path / "features", views).run()
     assert signal.getsignal(signal.SIGTERM) == before
     assert made(tmp_path / "features") == ["s0", "s1"]
-    Extractor(cohort, builder(), tiny_encoder(), tmp_path / "features").run()
+    assert made(tmp_path / "features/views/s1") == ["001", "002"]
+    Extractor(cohort, builder(), tiny_encoder(), tmp_path / "features", views).run()
     assert made(tmp_path / "features") == ["s0", "s1", "s2"]
 
 
@@ -256,10 +257,10 @@ def test_told_to_stop_a_rank_says_so_also_when_it_hears_first_of_another_that_fa
     cohort, encoder = draw_cohort(tmp_path, 2), tiny_encoder()
     encode = encoder.encode
 
-    def told(bag, transform):
+    def told(bag, transforms):
         store.set("failed", "0")
         os.kill(os.getpid(), signal.SIGTERM)
-        yield from encode(bag, transform)
+        yield from encode(bag, transforms)
 
     encoder.encode = told
     todo = [(number, [0], 1) for number in range(2)]
@@ -301,9 +302,9 @@ encoder = tiny_encoder()
 encode = encoder.encode
 
 
-def dying(bag, transform):
+def dying(bag, transforms):
     (folder / f"rank{rank()}").write_text(bag.slide.path.stem)
-    batches = encode(bag, transform)
+    batches = encode(bag, transforms)
     yield next(batches)
     while not (folder / f"rank{1 - rank()}").exists():
         time.sleep(0.05)

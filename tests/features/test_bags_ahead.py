@@ -46,11 +46,11 @@ def test_the_bags_of_the_next_slides_are_made_while_one_is_encoded(cohort, tmp_p
     bags, encoder = WatchedBuilder(names), tiny_encoder()
     encode, came, most = encoder.encode, [], []
 
-    def waiting(bag, transform):
+    def waiting(bag, transforms):
         number = names.index(bag.slide.path.stem)
         came.extend(bags.is_made[name].wait(20) for name in names[number + 1 : number + 1 + BAGS_AHEAD])
         most.append(len(bags.asked) - number - 1)
-        yield from encode(bag, transform)
+        yield from encode(bag, transforms)
 
     encoder.encode = waiting
     Extractor(cohort, bags, encoder, tmp_path).run()
@@ -73,7 +73,7 @@ def test_banks_of_bags_made_ahead_are_those_of_bags_made_one_by_one(cohort, tmp_
 def test_a_run_that_breaks_off_makes_no_further_bags(cohort, tmp_path):
     bags, encoder = WatchedBuilder(names_of(cohort)), tiny_encoder()
 
-    def fails(bag, transform):
+    def fails(bag, transforms):
         raise KeyboardInterrupt
         yield
 

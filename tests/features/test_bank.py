@@ -14,7 +14,7 @@ import scripts.features.bank
 from scripts.core.errors import SettingsError, SlideError
 from scripts.features.bank import BankedBag, BankReader, bank_path, read_bank
 from scripts.features.bank_settings import bank_settings, is_banked, slide_fingerprint
-from scripts.features.bank_writing import write_bank
+from scripts.features.bank_writing import NewView, write_bank, write_banks
 from scripts.features.encoding import Encoded, Encoder
 from tests.cohorts import builder, draw_slide, tiny_backbone, tiny_encoder
 
@@ -175,8 +175,8 @@ def test_an_extraction_that_breaks_off_leaves_no_file(tmp_path, bag, slide):
     encoder = tiny_encoder(batch_size=5)
     encode = encoder.encode
 
-    def breaks(bag, transform):
-        batches = encode(bag, transform)
+    def breaks(bag, transforms):
+        batches = encode(bag, transforms)
         yield next(batches)
         raise RuntimeError("out of memory")
 
@@ -406,7 +406,7 @@ def test_the_bank_of_a_view_holds_the_features_of_its_patches(tmp_path, bag, sli
         return np.ascontiguousarray(patches[:, :, ::-1])
 
     path = bank_path(tmp_path, "s", 2)
-    write_bank(path, bag, tiny_encoder(), {**settings_of(slide), "view": 2}, transform=upside_down)
+    write_banks([NewView(path, {**settings_of(slide), "view": 2}, upside_down)], bag, tiny_encoder())
     banked = read_bank(path, (5.0, 10.0))
     for s in range(2):
         expected = tiny_backbone()(torch.from_numpy(upside_down(bag.read_all()[s]))).numpy()
@@ -446,14 +446,14 @@ class Shuffled:
     def made_with(self):
         return {"encode_batch": self.batch_size}
 
-    def encode(self, bag, transform):
+    def encode(self, bag, transforms):
         rng = np.random.default_rng(0)
         for s, coords in enumerate(bag.grid.coords):
             self.given[s] = rng.standard_normal((len(coords), 3)).astype(np.float32)
             order = rng.permutation(len(coords))
             for first in range(0, len(order), self.batch_size):
                 patches = np.sort(order[first : first + self.batch_size])
-                yield Encoded(s, patches, self.given[s][patches])
+                yield Encoded(0, s, patches, self.given[s][patches])
 
 
 @pytest.mark.parametrize("collected", [1, 7, 1024])

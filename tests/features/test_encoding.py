@@ -1,12 +1,13 @@
 import contextlib
 import threading
+from collections import deque
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from scripts.bags.blocks import BLOCK_PX
+from scripts.bags.blocks import BLOCK_PX, plan_blocks
 from scripts.bags.grid import LinkedGrid
 from scripts.core import machine
 from scripts.core.errors import SettingsError, SlideError
@@ -14,6 +15,7 @@ from scripts.core.machine import CPU_BATCH
 from scripts.core.magnification import Scale
 from scripts.encoders.backbones import get_backbone
 from scripts.features import encoding
+from scripts.features.augmentation import view_transform
 from scripts.features.encoding import BLOCKS_AHEAD, Encoder
 from tests.cohorts import builder, draw_slide, read_patches, tiny_backbone, tiny_encoder
 
@@ -49,15 +51,27 @@ class FlatBag:
         return np.broadcast_to(colours[:, None, None, None], (len(colours), 3, 4, 4)).copy()
 
 
+def blocks_of(bag):
+    """What a bag that is read once is asked for."""
+    return [
+        [(part.scale_index, tuple(part.patches.tolist())) for part in block.parts] for block in plan_blocks(bag.grid)
+    ]
+
+
+def brighter_by(value):
+    """A transform that raises each number."""
+    return lambda patches: patches + np.uint8(value)
+
+
 @pytest.mark.parametrize("num_workers", [0, 1, 3])
 @pytest.mark.parametrize("batch_size", [1, 4, 7, 100])
 def test_every_patch_is_read_and_encoded_once(batch_size, num_workers):
     bag = FlatBag([7, 12])
     encoded = list(tiny_encoder(batch_size, num_workers).encode(bag))
     everyone = [(0, i) for i in range(7)] + [(1, i) for i in range(12)]
-    assert [(s, i) for s, patches, _ in encoded for i in patches] == everyone
+    assert [(s, i) for _, s, patches, _ in encoded for i in patches] == everyone
     assert sorted((s, i) for parts in bag.reads for s, patches in parts for i in patches) == everyone
-    for s, patches, features in encoded:
+    for _, s, patches, features in encoded:
         expected = np.repeat((100 * s + patches[:, None] - 128.0) / 64.0, 12, axis=1)
         assert np.allclose(features, expected, atol=1e-6)
 
@@ -73,7 +87,7 @@ def test_batches_are_full_whatever_the_blocks_and_scales(batch_size):
 
 def test_features_are_the_backbone_of_the_patches(bag):
     backbone = tiny_backbone()
-    for s, patches, features in tiny_encoder(batch_size=5, num_workers=2).encode(bag):
+    for _, s, patches, features in tiny_encoder(batch_size=5, num_workers=2).encode(bag):
         expected = backbone(torch.from_numpy(read_patches(bag, s, patches))).numpy()
         assert np.allclose(features, expected, atol=1e-6)
         assert features.dtype == np.float32
@@ -103,11 +117,61 @@ def test_what_is_chosen_for_a_machine_changes_no_digit(bag, monkeypatch):
 @pytest.mark.parametrize("num_workers", [0, 1, 3])
 def test_a_transform_changes_the_patches_before_they_are_encoded(num_workers):
     encoder = tiny_encoder(batch_size=5, num_workers=num_workers)
-    plain, changed = encoder.encode(FlatBag([7, 12])), encoder.encode(FlatBag([7, 12]), lambda patches: patches + 7)
-    for (s, patches, features), (t, others, seen) in zip(plain, changed, strict=True):
-        assert s == t
+    plain, changed = encoder.encode(FlatBag([7, 12])), encoder.encode(FlatBag([7, 12]), [brighter_by(7)])
+    for (_, s, patches, features), (view, t, others, seen) in zip(plain, changed, strict=True):
+        assert (view, s) == (0, t)
         assert np.array_equal(patches, others)
         assert np.allclose(seen, features + 7 / 64, atol=1e-6)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1, 3])
+@pytest.mark.parametrize("batch_size", [1, 5, 100])
+def test_views_encoded_together_are_those_encoded_alone_and_read_each_block_once(batch_size, num_workers):
+    encoder = tiny_encoder(batch_size, num_workers)
+    transforms = [brighter_by(7), None, brighter_by(30)]
+    bag, alone = FlatBag([7, 12]), [list(encoder.encode(FlatBag([7, 12]), [transform])) for transform in transforms]
+    together = list(encoder.encode(bag, transforms))
+    assert sorted(bag.reads) == sorted(blocks_of(bag))
+    for view, expected in enumerate(alone):
+        found = [encoded for encoded in together if encoded.view == view]
+        for (_, s, patches, features), (_, t, others, seen) in zip(expected, found, strict=True):
+            assert s == t
+            assert np.array_equal(patches, others)
+            assert np.array_equal(features, seen)
+
+
+def test_views_made_together_have_the_batches_that_each_has_alone(bag):
+    """A library may round otherwise in a batch of another size."""
+    seen = []
+    encoder = tiny_encoder(batch_size=8, num_workers=2)
+    encoder.backbone.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].clone()))
+    transforms = [None, view_transform("s", 1), view_transform("s", 2)]
+    for transform in transforms:
+        list(encoder.encode(bag, [transform]))
+    alone, views = seen[:], []
+    seen.clear()
+    for encoded in encoder.encode(bag, transforms):
+        views.extend([encoded.view] * (len(seen) - len(views)))
+    for view in range(3):
+        found = [batch for batch, of_view in zip(seen, views, strict=True) if of_view == view]
+        expected = alone[4 * view : 4 * view + 4]
+        assert [len(batch) for batch in found] == [8, 8, 8, 2]
+        assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("in_flight", [0, 1])
+def test_a_batch_stays_as_it_is_while_a_gpu_may_still_take_it(monkeypatch, in_flight):
+    """As many batches exist as views are filled, and one more on a GPU."""
+    encoder, made = tiny_encoder(batch_size=3), []
+    allocate = encoder._buffer
+    monkeypatch.setattr(encoder, "_buffer", lambda shape: made.append(shape) or allocate(shape))
+    kept = deque(maxlen=1 + in_flight)
+    for batch in encoder._batches(FlatBag([7, 12]), [None, brighter_by(7), brighter_by(30)], in_flight):
+        kept.append(batch)
+        for view, pixels, numbers in ((b.view, b.pixels, b.numbers) for b in kept):
+            colours = [100 * s + patch + (0, 7, 30)[view] for s, patches in numbers for patch in patches]
+            assert (pixels[: len(colours)] == torch.tensor(colours)[:, None, None, None]).all()
+    assert len(made) == 3 + in_flight
 
 
 def test_rows_are_the_features_of_the_patches_that_they_go_through(bag):
@@ -154,7 +218,7 @@ def test_a_slide_that_breaks_off_is_an_error_of_the_caller(num_workers):
 
     encoded, batches = [], tiny_encoder(batch_size=2, num_workers=num_workers).encode(Broken([20], 2))
     with pytest.raises(SlideError, match=r"a\.svs: cannot be read at \(1, 2\)\. Copy it again"):
-        encoded.extend(patch for _, patches, _ in batches for patch in patches)
+        encoded.extend(patch for _, _, patches, _ in batches for patch in patches)
     assert encoded == [0, 1, 2, 3, 4, 5]  # all that was read before it
 
 
@@ -194,7 +258,7 @@ def test_features_in_float16_are_those_in_float32_rounded_and_those_beyond_it_ar
     half = Encoder(tiny_backbone(), feature_dtype="float16")
     rounded = tiny_encoder().encode_rows(bag).astype(np.float16)
     assert np.array_equal(half.encode_rows(bag), rounded.astype(np.float32))
-    assert {features.dtype for _, _, features in half.encode(bag)} == {np.dtype(np.float16)}
+    assert {features.dtype for _, _, _, features in half.encode(bag)} == {np.dtype(np.float16)}
     half.backbone.std /= 1e6
     with pytest.raises(SettingsError, match="feature_dtype: is float16, and a feature of tiny is .*, beyond 65504"):
         half.encode_rows(bag)

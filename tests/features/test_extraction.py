@@ -3,6 +3,7 @@ import hashlib
 import json
 import logging
 import os
+from collections import Counter
 from pathlib import Path
 
 import h5py
@@ -11,11 +12,14 @@ import pytest
 import torch
 from tqdm import tqdm
 
-from scripts.bags.bag import BagBuilder
+from scripts.bags.bag import Bag, BagBuilder
+from scripts.bags.blocks import plan_blocks
 from scripts.core.errors import SettingsError, SlideError
 from scripts.datalists.failures import FailedSlides, FailedSlidesError
 from scripts.features.augmentation import augmentation_settings, view_transform
 from scripts.features.bank import bank_path, read_bank
+from scripts.features.bank_settings import bank_settings, of_view
+from scripts.features.bank_writing import NewView, write_banks
 from scripts.features.encoding import Encoder
 from scripts.features.extraction import Extractor, left_out
 from tests.cohorts import PATCH_PX, SIZES, builder, draw_cohort, draw_slide, tiny_backbone, tiny_encoder
@@ -44,9 +48,9 @@ def encoder_that_counts(fail_at=None):
     encoder = tiny_encoder()
     encode, encoder.slides = encoder.encode, []
 
-    def counted(bag, transform):
+    def counted(bag, transforms):
         encoder.slides.append(bag.slide.path.stem)
-        batches = encode(bag, transform)
+        batches = encode(bag, transforms)
         yield next(batches)
         if fail_at == bag.slide.path.stem:
             raise SlideError(bag.slide.path, "breaks off", "Copy it again.")
@@ -187,6 +191,60 @@ def test_each_view_gets_a_bank_of_the_patches_that_it_transforms(cohort, tmp_pat
             assert np.array_equal(banked.rows, bag.grid.rows)
 
 
+@pytest.fixture
+def blocks_read(monkeypatch):
+    """How often each block of each slide was read."""
+    counts, read_block = Counter(), Bag.read_block
+
+    def counting(bag, block):
+        counts[bag.slide.path.stem, block.level, block.corner_px] += 1
+        return read_block(bag, block)
+
+    monkeypatch.setattr(Bag, "read_block", counting)
+    return counts
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_banks_of_views_made_together_are_those_made_one_by_one_to_the_last_byte(
+    cohort, tmp_path, blocks_read, num_workers
+):
+    entry, encoder = cohort[0], tiny_encoder(batch_size=7, num_workers=num_workers)
+    Extractor([entry], builder(), encoder, tmp_path / "together", views=[3]).run()
+    assert set(blocks_read.values()) == {1}
+    assert len(blocks_read) == len(plan_blocks(builder()(entry).grid))
+    bag, sha256 = builder().verified(entry, always=True)
+    settings = {**bank_settings(entry, builder(), encoder), "slide_sha256": sha256}
+    for view in range(4):
+        path = bank_path(tmp_path / "alone", "s0", view)
+        write_banks([NewView(path, of_view(settings, view), view_transform("s0", view))], bag, encoder)
+        assert path.read_bytes() == bank_path(tmp_path / "together", "s0", view).read_bytes()
+
+
+def test_views_that_are_missing_are_made_from_one_reading_of_the_slide(cohort, tmp_path, blocks_read):
+    Extractor(cohort[:1], builder(), tiny_encoder(), tmp_path, views=[4]).run()
+    missing = [bank_path(tmp_path, "s0", view) for view in (1, 3, 4)]
+    made = {path: path.read_bytes() for path in missing}
+    others = {path: path.stat().st_mtime_ns for path in (bank_path(tmp_path, "s0", view) for view in (0, 2))}
+    for path in missing:
+        path.unlink()
+    blocks_read.clear()
+    Extractor(cohort[:1], builder(), tiny_encoder(), tmp_path, views=[4]).run()
+    assert set(blocks_read.values()) == {1}
+    assert {path: path.read_bytes() for path in missing} == made
+    assert {path: path.stat().st_mtime_ns for path in others} == others
+
+
+def test_of_many_views_a_few_at_once_are_made_from_a_reading(cohort, tmp_path, blocks_read, monkeypatch):
+    Extractor(cohort[:1], builder(), tiny_encoder(), tmp_path / "once", views=[4]).run()
+    blocks_read.clear()
+    monkeypatch.setattr("scripts.features.extraction.VIEWS_AT_ONCE", 2)
+    Extractor(cohort[:1], builder(), tiny_encoder(), tmp_path / "thrice", views=[4]).run()
+    assert set(blocks_read.values()) == {3}
+    assert files(tmp_path / "thrice") == files(tmp_path / "once")
+    for name in files(tmp_path / "once"):
+        assert (tmp_path / "thrice" / name).read_bytes() == (tmp_path / "once" / name).read_bytes()
+
+
 def test_the_plain_banks_are_the_same_with_views_and_without(cohort, tmp_path):
     Extractor(cohort, builder(), tiny_encoder(), tmp_path / "plain").run()
     Extractor(cohort, builder(), tiny_encoder(), tmp_path / "views", views=[1, 1, 1]).run()
@@ -220,8 +278,7 @@ def test_only_missing_views_are_made_and_each_slide_is_opened_once(cohort, tmp_p
     opened, encoder = builder_that_counts(), encoder_that_counts()
     with caplog.at_level(logging.INFO):
         Extractor(cohort, opened, encoder, tmp_path, views=[2, 1, 0]).run()
-    assert opened.slides == ["s0", "s1"]
-    assert encoder.slides == ["s0", "s0", "s1", "s1"]
+    assert sorted(opened.slides) == encoder.slides == ["s0", "s1"]
     patches = [num_patches(entry) for entry in cohort]
     extracted = 2 * patches[0] + 2 * patches[1]
     assert f"extracting 1 of 3 slides and 3 of 3 augmented views into {tmp_path} (2 and 0 are there)" in caplog.messages
@@ -320,11 +377,11 @@ def test_a_slide_that_is_replaced_while_it_is_read_has_no_bank_of_two_slides(tmp
     other, encoder = draw_slide(tmp_path / "other.tif", SIZES[1], seed=9), tiny_encoder()
     encode, path = encoder.encode, Path(entries[1]["image"])
 
-    def replacing(bag, transform):
+    def replacing(bag, transforms):
         if bag.slide.path == path and other.exists():
             replace(other, path)
             other.unlink(missing_ok=True)
-        return encode(bag, transform)
+        return encode(bag, transforms)
 
     encoder.encode = replacing
     with pytest.raises(FailedSlidesError, match=r"1 of 3 slides failed \(s1\)"):
@@ -336,14 +393,15 @@ def test_a_slide_that_is_replaced_while_it_is_read_has_no_bank_of_two_slides(tmp
     assert np.array_equal(banked.row_features(), tiny_encoder().encode_rows(bag))
 
 
-def test_a_slide_that_is_replaced_between_two_views_keeps_the_bank_of_the_first(tmp_path):
+def test_a_slide_that_is_replaced_between_two_readings_keeps_the_banks_of_the_first(tmp_path, monkeypatch):
+    monkeypatch.setattr("scripts.features.extraction.VIEWS_AT_ONCE", 1)
     entries = draw_cohort(tmp_path, 1)
     other, encoder = draw_slide(tmp_path / "other.tif", seed=9), encoder_that_counts()
     encode = encoder.encode
 
-    def replacing(bag, transform):
-        for encoded in encode(bag, transform):
-            if transform is not None and other.exists():
+    def replacing(bag, transforms):
+        for encoded in encode(bag, transforms):
+            if transforms != [None] and other.exists():
                 other.rename(bag.slide.path)
             yield encoded
 
@@ -399,28 +457,37 @@ def test_what_is_no_slides_fault_ends_the_run(cohort, tmp_path, monkeypatch):
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("scripts.features.extraction.write_bank", full)
+    monkeypatch.setattr("scripts.features.extraction.write_banks", full)
     with pytest.raises(OSError, match="No space left"):
         extractor(cohort, tmp_path).run()
     assert not (tmp_path / "failed.csv").exists()
 
 
-def test_a_view_that_breaks_off_leaves_the_banks_before_it(cohort, tmp_path, caplog):
+@pytest.mark.parametrize(("at_once", "last", "left"), [(4, 1, []), (2, 2, ["s0.h5", "views/s0/001.h5"])])
+def test_a_slide_that_breaks_off_leaves_the_banks_of_earlier_readings_alone(
+    cohort, tmp_path, caplog, monkeypatch, at_once, last, left
+):
+    monkeypatch.setattr("scripts.features.extraction.VIEWS_AT_ONCE", at_once)
     encoder = tiny_encoder()
-    encode, calls = encoder.encode, []
+    encode, readings = encoder.encode, Counter()
 
-    def breaks(bag, transform):
-        calls.append(bag.slide.path.stem)
-        if calls == ["s0", "s0"]:
-            raise SlideError(bag.slide.path, "breaks off", "Copy it again.")
-        return encode(bag, transform)
+    def breaks(bag, transforms):
+        slide = bag.slide.path.stem
+        readings[slide] += 1
+        for encoded in encode(bag, transforms):
+            yield encoded
+            if (slide, readings[slide]) == ("s0", last):
+                raise SlideError(bag.slide.path, "breaks off", "Copy it again.")
 
     encoder.encode = breaks
     with caplog.at_level(logging.INFO), pytest.raises(FailedSlidesError, match=r"1 of 2 slides failed \(s0\)"):
-        extractor(cohort[:2], tmp_path, encoder, views=[2, 1]).run()
-    assert files(tmp_path / "features") == ["s0.h5", "s1.h5", "views/s1/001.h5"]
-    patches = num_patches(cohort[0]) + 2 * num_patches(cohort[1])
-    assert f"extracted 2 slides and 1 augmented views, {patches} patches in" in caplog.messages[-1]
+        extractor(cohort[:2], tmp_path, encoder, views=[3, 1]).run()
+    assert files(tmp_path / "features") == sorted([*left, "s1.h5", "views/s1/001.h5"])
+    written = [path for path in (tmp_path / "features").rglob("*") if path.is_file()]
+    assert len(written) == len(left) + 2  # and nothing half-written
+    patches = len(left) * num_patches(cohort[0]) + 2 * num_patches(cohort[1])
+    each = 1 + len(left) // 2
+    assert f"extracted {each} slides and {each} augmented views, {patches} patches in" in caplog.messages[-1]
 
 
 def test_banks_of_an_older_version_are_told_of_in_one_line(cohort, tmp_path, caplog):

@@ -71,7 +71,7 @@ def test_the_banks_of_a_slow_share_are_those_of_files_to_the_last_byte(cohort, l
     opened = []
     encoder = tiny_encoder()
     encode = encoder.encode
-    encoder.encode = lambda bag, transform: opened.append(bag.slide.path.parents[2]) or encode(bag, transform)
+    encoder.encode = lambda bag, transforms: opened.append(bag.slide.path.parents[2]) or encode(bag, transforms)
     Extractor(cohort, cached(tmp_path), encoder, tmp_path / "features").run()
     assert digests(tmp_path / "features") == digests(local_banks)
     assert {folder.parent for folder in opened} == {tmp_path / "cache"}
@@ -86,10 +86,10 @@ def test_the_next_slide_is_fetched_while_one_is_encoded(cohort, server, tmp_path
     encoder = tiny_encoder()
     encode, came = encoder.encode, []
 
-    def waiting(bag, transform):
+    def waiting(bag, transforms):
         following = names[names.index(bag.slide.path.stem) + 1 :][:1]
         came.extend(asked[name].wait(20) for name in following)
-        yield from encode(bag, transform)
+        yield from encode(bag, transforms)
 
     encoder.encode = waiting
     Extractor(behind(server, cohort), cached(tmp_path), encoder, tmp_path / "features").run()
@@ -101,10 +101,10 @@ def test_a_slide_is_not_begun_before_its_turn_where_the_cache_has_room_for_one(c
     encoder = tiny_encoder()
     encode = encoder.encode
 
-    def looking(bag, transform):
+    def looking(bag, transforms):
         files = [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
         taken.append(([file.stem for file in files], bag.slide.path.stem))
-        yield from encode(bag, transform)
+        yield from encode(bag, transforms)
 
     encoder.encode = looking
     room = gigabytes(cohort, 1)
@@ -214,7 +214,7 @@ def test_a_run_that_breaks_off_ends_what_it_is_copying(cohort, server, tmp_path)
     server.before = stall
     encoder = tiny_encoder()
 
-    def fails(bag, transform):
+    def fails(bag, transforms):
         assert asked.wait(20)
         raise KeyboardInterrupt
         yield

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from scripts.bags.bag import Bag
@@ -16,8 +16,8 @@ def noting_first_batch(encoder: Encoder, path: str) -> Encoder:
     """The encoder, which from now on writes to ``path`` when it first has features, in seconds since the epoch."""
     encode, file = encoder.encode, Path(path)
 
-    def noting(bag: Bag, transform: PatchTransform | None = None) -> Iterator[Encoded]:
-        for encoded in encode(bag, transform):
+    def noting(bag: Bag, transforms: Sequence[PatchTransform | None] = (None,)) -> Iterator[Encoded]:
+        for encoded in encode(bag, transforms):
             if not file.exists():
                 file.write_text(repr(time.time()), encoding="utf-8")
             yield encoded
