@@ -218,8 +218,8 @@ def test_a_damaged_cache_is_made_again(small, patches, cache, conversions, damag
     file.write_bytes(damage(whole))
     assert torch.equal(features_of("openvino", small, patches), cold)
     assert conversions == ["small"] * 2
-    # What OpenVINO writes of the same network differs by a byte or two.
-    assert len(file.read_bytes()) == pytest.approx(len(whole), abs=8)
+    # OpenVINO does not write the same network with the same number of bytes each time.
+    assert len(file.read_bytes()) == pytest.approx(len(whole), rel=0.01)
     features_of("openvino", small, patches)
     assert conversions == ["small"] * 2
 
