@@ -1,7 +1,7 @@
 """How long a cohort takes, and how much disk: measured on one slide and 100 banks, worked out for cohorts.
 
-The slide has about as many patches as one of the paper's cohort. What is not measured here is an argument: the size of
-a file, the speed of the storage, and the rate of an encoder on another machine, which ``checking`` prints there.
+What is not measured here is an argument: the size of a file, the speed of the storage, and the rate of an encoder on
+another machine, which ``checking`` prints there.
 """
 
 from __future__ import annotations
