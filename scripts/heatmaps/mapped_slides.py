@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 
 from scripts.bags.bag import BagBuilder
 from scripts.core.background import OneBehind
+from scripts.core.errors import reason_of
 from scripts.core.magnification import MPP_RTOL, Scale, mpp_of
 from scripts.core.repeats import Repeats
 from scripts.datalists.units import SLIDE, bags_of, is_patient, slides_in
@@ -105,8 +105,10 @@ class MappedSlides:
         try:
             engine.run()
         except BaseException:
-            with contextlib.suppress(Exception):  # of two errors the first is raised
+            try:
                 self.wait()
+            except Exception as error:  # of two errors the first is raised
+                logger.warning("not all heatmaps that were begun are written: %s", reason_of(error))
             raise
 
     def show(self, engine: Engine, function: Callable[[Mapping[str, Any], Mapping[str, Any]], None]) -> None:

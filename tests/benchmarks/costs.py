@@ -10,11 +10,9 @@ import argparse
 import logging
 import math
 import tempfile
-import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -27,6 +25,7 @@ from scripts.features.extraction import Extractor
 from tests.benchmarks.bench_slides import synthetic_slides, write_tiled
 from tests.benchmarks.extraction import BACKBONES, load
 from tests.benchmarks.memory import shipped
+from tests.benchmarks.stages import timed
 from tests.benchmarks.training import ensure_banks, epoch_seconds
 
 PAPER_SLIDES = 1826
@@ -153,13 +152,6 @@ def infer_seconds(slide: Path, folder: Path) -> float:
         parser.get_parsed_content("preprocessing")
         taken = timed(lambda parser=parser: parser.get_parsed_content("inferring"))[1]
     return taken
-
-
-def timed(call: Callable[[], Any]) -> tuple[Any, float]:
-    """What a call gives, and its seconds."""
-    start = time.perf_counter()
-    result = call()
-    return result, time.perf_counter() - start
 
 
 def measured_lines(costs: SlideCosts, runtime: str) -> list[str]:

@@ -126,3 +126,20 @@ def test_heatmaps_that_cannot_be_written_end_the_run(cohort, tmp_path, at):
 
     with pytest.raises(SettingsError, match=f"no room for {at}"):
         Run(tmp_path, cohort, before).run()
+
+
+def test_of_two_errors_the_first_ends_the_run_and_the_other_is_told(cohort, tmp_path, caplog):
+    is_ended = threading.Event()
+
+    def before(slide):
+        is_ended.wait(20)
+        raise SettingsError("output_dir", f"no room for {slide}", "Make room.")
+
+    def on_encode(slide):
+        if slide == "s1":
+            is_ended.set()
+            raise SettingsError("encode_batch", "does not fit", "Lower it.")
+
+    with pytest.raises(SettingsError, match="does not fit"):
+        Run(tmp_path, cohort, before, on_encode).run()
+    assert "not all heatmaps that were begun are written: output_dir: no room for s0" in caplog.text
