@@ -102,7 +102,10 @@ def settings() -> dict[str, Any]:
         check_rules(found)
     if "device" in found:
         found["device"] = str(found["device"])
-    return {**found, **_decided_here(found)}
+    if found.get("precision") == "int8" and "amp" in found:
+        found["amp"] = False  # what is not in INT8 is in float32
+    # A training follows no weights that happen to lie where it will write its own.
+    return {**found, **_decided_here(found if "trained" in parser else {**found, "ckpt_dir": None})}
 
 
 def _decided_here(found: Mapping[str, Any]) -> dict[str, Any]:
@@ -150,10 +153,8 @@ def encoder_of(settings: Mapping[str, Any], trained: Mapping[str, Any] = Mapping
     check_settings(precision=precision)
     is_int8 = precision == "int8"
     if "backbone" not in others:
-        amp = settings["amp"] and not is_int8  # what is not in INT8 is in float32
-        others["backbone"] = get_backbone(
-            settings["backbone"], settings["backbone_weights"], amp, settings.get("backbone_input")
-        )
+        names = ("backbone", "backbone_weights", "amp", "backbone_input")
+        others["backbone"] = get_backbone(*(settings.get(name) for name in names))
     if is_int8:
         others.setdefault("int8", _int8_of(settings, trained))
     taken = {key: settings[key] for key in ("device", "num_workers", "runtime", "feature_dtype") if key in settings}

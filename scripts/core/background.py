@@ -49,21 +49,15 @@ class OneBehind:
         self._begun: deque[Future[None]] = deque()
         self._subject: object = None
 
-    def __call__(self, subject: object, function: Callable[[], None], at_end: Callable[[], None]) -> None:
-        """Call ``function`` when it is its turn, and ``at_end`` afterwards, whatever came of it.
+    def __call__(self, subject: object, function: Callable[[], None]) -> None:
+        """Call ``function`` when it is its turn.
 
         Raises:
-            as :meth:`wait`, if ``subject`` is another object than that of the call before; then nothing is called but
-            ``at_end``.
+            as :meth:`wait`, if ``subject`` is another object than that of the call before; then nothing is called.
         """
-        try:
-            if subject is not self._subject:
-                self.wait()
-            future = self._thread.submit(function)
-        except BaseException:
-            at_end()
-            raise
-        future.add_done_callback(lambda _: at_end())
+        if subject is not self._subject:
+            self.wait()
+        future = self._thread.submit(function)
         self._subject = subject
         self._begun.append(future)
 

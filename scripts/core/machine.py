@@ -25,14 +25,14 @@ __all__ = ["CPU_BATCH", "Machine", "chosen", "log_chosen", "this_machine", "use_
 CPU_BATCH = 32
 """Patches that a CPU encodes at once: more are no faster there."""
 
-# A CPU core encodes 155 patches a second at most, and a thread reads 600 (docs/benchmarks.md).
-CORES_A_READER = 4
+# A CPU core encodes 192 patches a second at most, and a thread reads 560 (docs/benchmarks.md).
+CORES_A_READER = 3
 LEAST_READERS = 2  # one reads while another waits for the file
 MOST_READERS = 32
 # Measured: 72 MB of a reader's process, three copies of each of the two blocks it is ahead, of 7 MB each.
 READER_BYTES = 115e6
 # Of the memory that is free; as much again is for validation's banks.
-CACHED_FRACTION = 0.25
+CACHED_FRACTION, MOST_CACHED_GB = 0.25, 64.0
 READERS_FRACTION = 0.25
 
 TORCHRUN_THREADS = "1"
@@ -66,7 +66,7 @@ class Machine:
 
     def cache_gb(self, num_processes: int = 1) -> float:
         """Gigabytes of banks that a process keeps in memory, where so many like it share what is free."""
-        return round(self.memory_bytes * CACHED_FRACTION / num_processes / 1e9, 1)
+        return min(round(self.memory_bytes * CACHED_FRACTION / num_processes / 1e9, 1), MOST_CACHED_GB)
 
 
 @functools.cache

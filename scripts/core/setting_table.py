@@ -165,7 +165,7 @@ SETTINGS: dict[str, Setting] = dict(
         entry(
             "cache_gb",
             "banks are kept in memory once read, up to so many gigabytes for training and as many for validation; "
-            "`auto` is a quarter of the free memory for each",
+            "`auto` is a quarter of the free memory for each, at most 64",
             checks.number(0.0, or_auto=True),
             "free",
         ),

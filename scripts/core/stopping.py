@@ -37,4 +37,6 @@ def finishing_slides(step: str, remedy: str) -> Iterator[Callable[[], None]]:
     try:
         yield check
     finally:
-        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+        # A generator that an error left unfinished may be closed by any thread.
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before or signal.SIG_DFL)

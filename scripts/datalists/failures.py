@@ -77,7 +77,7 @@ class FailedSlides:
                 return
             self._append([slide, str(entry["image"]), self.step, str(error)])
             self._own.append(slide)
-        self._count.add(1)
+            self._count.add(1)
         if self.strict:
             raise error
         text = f"slide {slide} failed: {error}"

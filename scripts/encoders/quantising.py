@@ -62,7 +62,7 @@ def quantise(backbone: Backbone, patches: Tensor) -> tuple[bytes, bytes]:
                 # Symmetric ranges for weights, asymmetric ones for activations, which ReLU6 and others make lopsided.
                 preset=nncf.QuantizationPreset.MIXED,
                 subset_size=len(x),
-                # Twice as long, once a cohort, for features that are closer to float32 (docs/benchmarks.md, INT8).
+                # Twice as long, once a cohort, for features that are closer to float32.
                 fast_bias_correction=False,
                 model_type=nncf.ModelType.TRANSFORMER if has_attention else None,
             )

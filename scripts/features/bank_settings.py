@@ -64,10 +64,11 @@ def bank_settings(entry: Mapping[str, Any], bag_builder: BagBuilder, encoder: En
     if isinstance(encoder, ImportedFeatures):
         own = {"magnifications": list(bag_builder.magnifications), "patch_size": bag_builder.patch_size}
         return {**own, **encoder.settings(), **({} if sha256 is None else {"slide_sha256": sha256})}
+    of_encoder = encoder.settings()
     try:
         return {
             **bag_builder.settings(),
-            **encoder.settings(),
+            **of_encoder,
             **_slide_identity(entry, bag_builder),
             "mask_fingerprint": None if mask is None else slide_fingerprint(mask),
             "mpp_given": entry.get("mpp"),

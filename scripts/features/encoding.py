@@ -219,8 +219,9 @@ class Encoder:
         """
         self.backbone.to(self.device)
         if self._forward is None:
-            if self.tries_batches and self.device.type == "cuda":
-                self.batch_size = batch_for(self.backbone, self.device, patch_px)
+            if self.tries_batches:
+                on_gpu = self.device.type == "cuda"
+                self.batch_size = batch_for(self.backbone, self.device, patch_px) if on_gpu else CPU_BATCH
             int8 = None if self.int8 is None else self.int8.network
             self._forward = get_forward(self.runtime, self.backbone, self.batch_size, int8)
         return self._forward

@@ -28,8 +28,8 @@ logger = logging.getLogger(__name__)
 Entries = Sequence[Mapping[str, Any]]
 
 NUM_PATCHES = 128
-"""Patches from which the ranges of activations come. More of them bring no feature closer to float32
-(docs/benchmarks.md, INT8)."""
+"""Patches from which the ranges of activations come. More of them bring features little closer to float32, and take
+longer (docs/benchmarks.md, INT8)."""
 
 # From so many slides, so that no stain or tissue decides alone.
 NUM_SLIDES = 16

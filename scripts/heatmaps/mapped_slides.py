@@ -18,6 +18,8 @@ from scripts.core.background import OneBehind
 from scripts.core.errors import reason_of
 from scripts.core.magnification import MPP_RTOL, Scale, mpp_of
 from scripts.core.repeats import Repeats
+from scripts.core.stopping import finishing_slides
+from scripts.datalists.failures import STOPPED
 from scripts.datalists.units import SLIDE, bags_of, is_patient, slides_in
 from scripts.heatmaps.bag_maps import BagMaps, open_mapped
 from scripts.heatmaps.legend import Title
@@ -102,6 +104,8 @@ class MappedSlides:
 
         When the process ends, no thread can begin another, so nothing could be finished then.
         """
+        # The engine and the thread that explains would each set the mode back while the other computes.
+        self.network.eval()
         try:
             engine.run()
         except BaseException:
@@ -114,10 +118,11 @@ class MappedSlides:
     def show(self, engine: Engine, function: Callable[[Mapping[str, Any], Mapping[str, Any]], None]) -> None:
         """Call a function with each item of the engine's batch and its output, in the thread of all handlers.
 
-        Copies of the slides are kept for it. It is done by the time at which a handler shows the next batch.
+        It is done by the time at which a handler shows the next batch; of slides that are copied before they are read
+        it is done at once, because their copies are removed before the next batch.
 
         Raises:
-            as :meth:`wait`, of the batch before.
+            as :meth:`wait`, of the batch before; what the function raises, if it is called at once.
         """
         state: Any = engine.state
         batch, output = state.batch, state.output
@@ -127,15 +132,22 @@ class MappedSlides:
                 function(item, of_item)
 
         slides = [self.entries[slide] for item in batch for slide in self.slides_of(item)]
-        self._behind(batch, show_all, self.bag_builder.staging.keep(*slides))
+        if any(map(self.bag_builder.staging.takes, slides)):
+            self.wait()
+            show_all()
+        else:
+            self._behind(batch, show_all)
 
     def wait(self) -> None:
-        """Wait until everything is shown.
+        """Wait until everything is shown; SIGTERM waits as well.
 
         Raises:
             the first error of a function that shows.
+            StoppedError: if SIGTERM came meanwhile.
         """
-        self._behind.wait()
+        with finishing_slides("drawing", STOPPED) as check_signal:
+            self._behind.wait()
+            check_signal()
 
     def is_missing(self, slide: str) -> bool:
         """Whether the file of a slide is not there, as of imported features it need not be; the first time a warning.

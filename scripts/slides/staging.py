@@ -46,7 +46,7 @@ class _Bag:
         self.paths: dict[str, Path] = {}
         self.errors: dict[str, BundleError] = {}
         self.folder: Path | None = None
-        self.num_bytes, self.num_users = 0, 0
+        self.num_bytes = 0
         self.is_ready = threading.Event()
         self.is_done = False  # the thread that copies them
         self.is_over = False
@@ -134,19 +134,6 @@ class SlideStaging:
         path = entry["image"] if bag is None else bag.paths.get(str(entry["image"]), "")
         return os.path.exists(path)
 
-    def keep(self, *entries: Mapping[str, Any]) -> Callable[[], None]:
-        """Keep the copies of slides until the function that is returned is called; whoever removes them waits."""
-        bags = [self._bags[image] for entry in entries if (image := str(entry["image"])) in self._bags]
-
-        def use(number: int) -> None:
-            with self._changed:
-                for bag in bags:
-                    bag.num_users += number
-                self._changed.notify_all()
-
-        use(1)
-        return partial(use, -1)
-
     def end(self, *entries: Mapping[str, Any]) -> None:
         """Remove the copies of the slides of a bag; one that is under way is given up."""
         for bag in {self._bags.pop(str(entry["image"]), None) for entry in entries} - {None}:
@@ -182,7 +169,6 @@ class SlideStaging:
 
     def _end(self, bag: _Bag) -> None:
         with self._changed:
-            self._changed.wait_for(lambda: bag.num_users == 0)
             bag.is_over = True
             for image in bag.images:
                 if image not in bag.paths:  # whoever waits for it need not wait for a server that does not answer

@@ -109,7 +109,7 @@ class Members:
         Args:
             network: with as many members, of their kind; it gets their weights.
             ckpt_dir: gets ``model.pt``, ``model_5x.pt``, ...; an earlier ensemble there is replaced. With INT8 it gets
-            the encoder's network, too.
+                the encoder's network, too.
 
         Raises:
             SettingsError: if the folder has weights of a training; if a member's weights do not load, or are not all of
@@ -173,8 +173,11 @@ class Members:
             member.record, member.origin = {}, {}
         points = self._points([origin.get(OPERATING_POINT, {}) for origin in origins])
         rules = [{**origin, **origin.get(RECALIBRATED, {})}.get("made_by", {}) for origin in origins]
-        decided = {k: v for k, v in rules[0].get("configuration", {}).items() if k in (*DECISIONS, "runtime")}
-        if points and len({rule.get("configuration", {}).get("prior_correction", True) for rule in rules}) > 1:
+        configurations = [rule.get("configuration", {}) for rule in rules]
+        decided = {k: v for k, v in configurations[0].items() if k in (*DECISIONS, "runtime")}
+        if len(runtimes := {of_member.get("runtime", "torch") for of_member in configurations}) > 1:
+            logger.warning("members were trained on features of several runtimes: %s", ", ".join(sorted(runtimes)))
+        if points and len({of_member.get("prior_correction", True) for of_member in configurations}) > 1:
             cause = "the prior is corrected in the probabilities of some, and not of others"
             raise SettingsError("members", cause, "Decide again with one `prior_correction`, by `calibrating`.")
         made_by = {**software(), "configuration": decided, "members_sha256": sums}

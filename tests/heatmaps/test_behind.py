@@ -1,7 +1,10 @@
 """The heatmaps of a slide are drawn while the next slide is encoded, and are those of a run of that slide alone."""
 
 import os
+import signal
 import threading
+import time
+from pathlib import Path
 
 import pytest
 from monai.data import DataLoader
@@ -9,6 +12,7 @@ from monai.engines import SupervisedEvaluator
 from monai.transforms import Activationsd
 
 from scripts.core.errors import SettingsError, SlideError
+from scripts.core.ranks import StoppedError
 from scripts.datalists.failures import FailedSlides
 from scripts.heatmaps.mapped_slides import MappedSlides
 from scripts.heatmaps.writer import HeatmapWriter
@@ -16,6 +20,7 @@ from scripts.inference.patients import passing_bags
 from scripts.inference.transforms import EncodeSlided
 from scripts.networks.methods import attention_maps, get_network
 from tests.cohorts import NUM_TINY_FEATURES, builder, draw_cohort, tiny_encoder
+from tests.servers import serving
 
 HEADS, CLASSES = ["global", "5x", "10x"], ["a", "b"]
 
@@ -83,13 +88,26 @@ def test_a_slide_is_drawn_while_the_next_is_encoded_and_before_the_one_after_tha
     assert files(tmp_path) == alone
 
 
-def test_copies_of_slow_slides_stay_until_they_are_drawn(cohort, alone, tmp_path):
+def test_slides_behind_addresses_are_drawn_from_their_copies(cohort, alone, tmp_path):
     room = 1.1 * max(os.path.getsize(entry["image"]) for entry in cohort) / 1e9
-    run = Run(tmp_path / "out", cohort, slide_cache=tmp_path / "cache", slide_cache_gb=room)
-    run.run()
+    with serving(Path(cohort[0]["image"]).parent) as server:
+        slides = [{**entry, "image": f"{server.url}/{Path(entry['image']).name}"} for entry in cohort]
+        run = Run(tmp_path / "out", slides, slide_cache=tmp_path / "cache", slide_cache_gb=room)
+        run.run()
     assert run.failures.names() == []
     assert files(tmp_path / "out") == alone
     assert not list((tmp_path / "cache").iterdir())
+
+
+def test_sigterm_while_the_last_slide_is_drawn_ends_the_run_when_it_is_drawn(cohort, alone, tmp_path):
+    def before(slide):
+        if slide == "s2":
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.3)
+
+    with pytest.raises(StoppedError, match="was told to stop"):
+        Run(tmp_path, cohort, before).run()
+    assert files(tmp_path) == alone
 
 
 def test_a_slide_that_cannot_be_drawn_is_named_and_the_others_are_drawn(cohort, alone, tmp_path):

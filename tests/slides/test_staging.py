@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -142,22 +141,3 @@ def test_no_item_is_taken_ahead_while_it_may_not_be():
     taken, may = [], iter([True, False, True, True])
     ahead = pulled_ahead((taken.append(i) or i for i in range(5)), 1, lambda: next(may, False))
     assert [(item, len(taken)) for item in ahead] == [(0, 2), (1, 2), (2, 4), (3, 5), (4, 5)]
-
-
-def test_a_copy_that_is_shown_stays_until_that_is_over(slides, tmp_path):
-    staging, seen = SlideStaging(tmp_path / "cache"), []
-    staging.begin(slides[0])
-    copy = Path(staging.local(slides[0])["image"])
-    release = staging.keep(slides[0], slides[1])
-
-    def show():
-        seen.append(copy.exists())
-        release()
-
-    shown = threading.Timer(0.3, show)
-    shown.start()
-    staging.end(slides[0])
-    shown.join()
-    assert seen == [True]
-    assert not copy.exists()
-    staging.close()
