@@ -88,7 +88,7 @@ def settings() -> dict[str, Any]:
     The batch on a GPU stays ``auto``: the encoder tries it.
 
     Raises:
-        SettingsError: if some of them contradict the task, or the features that are there cannot be gone on with here.
+        SettingsError: if some of them contradict the task, or no more features like those that are there can be made.
     """
     parser = running_parser()
     assert parser is not None, "settings() is for expressions of a config"

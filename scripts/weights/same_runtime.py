@@ -88,7 +88,7 @@ def _of_weights(folder: Path) -> str | None:
 def _tell_faster() -> None:
     logger.info(
         "runtime: torch makes the features. openvino, which is installed, is faster on a CPU: give --runtime openvino "
-        "before the first features of a study, and `auto` goes on with it"
+        "before the first features of a study, and `auto` then stands for it"
     )
 
 
