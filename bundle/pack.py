@@ -17,7 +17,7 @@ from scripts.core.errors import SettingsError, printable
 from scripts.core.imported import IMPORTED
 from scripts.encoders.int8_networks import find_int8
 from scripts.encoders.registry import ENCODERS
-from scripts.networks.methods import result_heads
+from scripts.networks.methods import METHODS, result_heads
 from scripts.weights.operating_point import OPERATING_POINT
 from scripts.weights.paths import weights_path
 from scripts.weights.record import DEMONSTRATION, is_demonstration, read_origin, read_training
@@ -171,7 +171,8 @@ def _int8(main: Path, settings: Mapping[str, Any]) -> list[Path]:
 
 def _not_served(path: Path, method: str) -> SettingsError:
     cause = f"is of the method {method}, which has no global output to be served"
-    return SettingsError(path, cause, "Pack weights of mustmil or msmil.")
+    served = [name for name in METHODS if "global" in result_heads(name, (5, 10))]
+    return SettingsError(path, cause, f"Pack weights of one of {', '.join(served)}.")
 
 
 def _check_settings(path: Path, settings: Mapping[str, Any]) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Mapping
+from importlib.util import find_spec
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -67,12 +69,20 @@ def path(is_optional: bool = False, is_joined: bool = False) -> Check:
     return check
 
 
-def choice(*choices: str) -> Check:
-    """One of several names."""
+def choice(*choices: str, packages: Mapping[str, str] = MappingProxyType({})) -> Check:
+    """One of several names.
+
+    Args:
+        choices: the names.
+        packages: what has to be installed, as pip calls it, by the name that needs it.
+    """
 
     def check(key: str, value: Any) -> None:
         if value not in choices:
             raise SettingsError(key, f"got {value!r}", f"Choose one of {', '.join(choices)}.")
+        package = packages.get(value)
+        if package is not None and find_spec(package.replace("-", "_")) is None:
+            raise SettingsError(key, f"{value} needs {package}, which is not installed", f"Run: pip install {package}.")
 
     return check
 

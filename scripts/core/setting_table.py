@@ -46,7 +46,11 @@ SETTINGS: dict[str, Setting] = dict(
         entry(
             "method",
             "what is trained: see [Methods](methods.md)",
-            checks.choice("mustmil", "msmil", "ssmil", "mil_att", "mil_att_trans"),
+            checks.choice(
+                *("mustmil", "msmil", "ssmil", "mil_att", "mil_att_trans", "mean", "abmil", "abmil_linked"),
+                *("late_fusion", "clam_sb", "clam_mb", "dsmil", "transmil"),
+                packages={"transmil": "nystrom-attention"},
+            ),
             "decides fixed provenance",
         ),
         entry("methods", "what `comparing` trains", None, "own"),
@@ -205,17 +209,23 @@ SETTINGS: dict[str, Setting] = dict(
         entry("weight_decay", "weight decay of the optimiser", checks.number(0.0), "fixed provenance grid"),
         entry(
             "num_nodes",
-            "size of an instance's embedding; MONAI's `MILModel` has sizes of its own",
+            "size of an instance's embedding, in `dsmil` of its query; `mean` has none, MONAI's `MILModel` its own",
             checks.number(2),
             "decides fixed provenance grid",
         ),
         entry(
             "alpha",
-            "weight of MuSTMIL's global loss; other methods have one loss at a time",
+            "weight of MuSTMIL's global loss; other methods do not use it",
             checks.number(0.0),
             "fixed provenance grid",
         ),
         entry("beta", "weight of the loss of each of MuSTMIL's scales", checks.number(0.0), "fixed provenance grid"),
+        entry(
+            "instance_weight",
+            "weight of CLAM's instance loss, and 1 less it that of the bag: see [CLAM](methods.md#rivals)",
+            checks.number(0.0, 1.0),
+            "fixed provenance grid",
+        ),
         entry(
             "val_interval",
             "epochs from one validation to the next; weights are kept at validations alone",

@@ -36,6 +36,7 @@ LATER: dict[str, Any] = {
     "calibration": "temperature",
     "threshold": 0.5,
     "unit": "slide",
+    "instance_weight": 0.3,
 }
 """Settings that files of earlier versions do not store, with the values with which those were made."""
 # Settings that are lists whose order has no meaning.

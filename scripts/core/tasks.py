@@ -59,6 +59,10 @@ class Task:
         """Labels, or probabilities, of classes ``[..., K]`` as those of what the logits stand for, ``[..., L]``."""
         return values
 
+    def targets(self, labels: Tensor) -> Tensor:
+        """Labels of classes ``[..., K]`` as those of what the logits stand for, ``[..., L]``."""
+        return labels
+
     def probabilities(self, logits: Tensor) -> Tensor:
         """The probabilities of the classes, ``[..., K]``, from logits ``[..., L]``."""
         return torch.sigmoid(logits)
@@ -127,14 +131,16 @@ class _Ordinal(_Multiclass):
     def per_logit(self, values: NDArray[Any]) -> NDArray[Any]:
         return (1 - values.cumsum(axis=-1)[..., :-1]).clip(0, 1)
 
+    def targets(self, labels: Tensor) -> Tensor:
+        return 1 - labels.cumsum(dim=-1)[..., :-1]
+
     def probabilities(self, logits: Tensor) -> Tensor:
         above = torch.sigmoid(logits).cummin(dim=-1).values  # [..., K - 1]
         edge = torch.ones_like(above[..., :1])
         return torch.cat([edge, above], dim=-1) - torch.cat([above, 0 * edge], dim=-1)
 
     def losses(self, logits: Tensor, labels: Tensor) -> Tensor:
-        above = 1 - labels.cumsum(dim=-1)[..., :-1]  # [..., K - 1]
-        return binary_cross_entropy_with_logits(logits, above, reduction="none")
+        return binary_cross_entropy_with_logits(logits, self.targets(labels), reduction="none")
 
     def corrected(self, logits: ArrayLike, shift: ArrayLike) -> Floats:
         z, of_classes = (torch.as_tensor(np.asarray(values, np.float64)) for values in (logits, shift))

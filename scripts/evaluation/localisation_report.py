@@ -56,7 +56,7 @@ class LocalisationReport:
     of their area or more, have the highest values? Writes ``localisation.json`` (see
     :func:`scripts.evaluation.localisation.localisation_summary`; what is not defined is null), ``localisation.csv`` (a
     line for each slide, map, kind and class) and a table in TensorBoard's Text tab. Does nothing if no entry has
-    ``regions``. A slide that can no longer be opened is left out, with a warning.
+    ``regions``, or the network no maps. A slide that can no longer be opened is left out, with a warning.
 
     Attach to an evaluator that decollates its batches, of a bag dataset. Of several ranks the first writes, for all.
 
@@ -105,7 +105,7 @@ class LocalisationReport:
         """Compare after every iteration, write when the run is complete."""
         if is_first_rank():
             engine.add_event_handler(Events.STARTED, self._remove)
-        if self.entries:
+        if self.entries and self.maps:
             engine.add_event_handler(Events.STARTED, self._clear)
             engine.add_event_handler(Events.ITERATION_COMPLETED, self._compare)
             engine.add_event_handler(Events.COMPLETED, self._end)

@@ -106,7 +106,7 @@ class SlidePictures:
         self.places = {str(entry["slide"]): index for index, entry in enumerate(dataset.data)}
 
     def draw(self, slides: Sequence[str], probabilities: NDArray[Any], labels: NDArray[Any]) -> dict[str, Figure]:
-        """A figure of these slides for each kind of map; none, with a warning, if no slide can be read.
+        """A figure of these slides for each kind of map; none without maps, or with a warning if no slide can be read.
 
         A slide is shown for the class on which it is most wrong; one that is right, for the most probable class. Of a
         patient the slide is shown that has most of the attention of the first map.
@@ -116,6 +116,8 @@ class SlidePictures:
             probabilities: ``[n, K]`` of the head that is shown.
             labels: ``[n, K]``, 0 or 1.
         """
+        if not self.maps:
+            return {}
         rows: dict[str, list[PanelRow]] = {kind: [] for kind in KINDS}
         for name, p, y in zip(slides, probabilities, labels, strict=True):
             of_maps, truth = self.kind.per_logit(p), self.kind.per_logit(y)

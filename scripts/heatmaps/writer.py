@@ -117,12 +117,19 @@ class HeatmapWriter:
     def attach(self, engine: Engine) -> None:
         """Remove what an earlier run left of these slides, and write after every iteration.
 
-        A slide's heatmaps are written while the next slide is encoded; the last ones before the run is complete.
+        A slide's heatmaps are written while the next slide is encoded; the last ones before the run is complete. Of a
+        method without maps nothing is written, and the log says so.
         """
         engine.add_event_handler(Events.STARTED, self._remove)
-        if self.heatmaps:
+        if self.heatmaps and not self.mapped.maps:
+            engine.add_event_handler(Events.STARTED, self._say_none)
+        elif self.heatmaps:
             engine.add_event_handler(Events.ITERATION_COMPLETED, self)
             engine.add_event_handler(Events.COMPLETED, self.mapped.wait)
+
+    @staticmethod
+    def _say_none(engine: Engine) -> None:
+        engine.logger.info("no heatmaps are written: the method has no maps")
 
     def __call__(self, engine: Engine) -> None:
         """Begin to write the heatmaps of the slides of the batch; errors are raised at the next call, or at the end.

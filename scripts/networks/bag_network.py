@@ -40,7 +40,7 @@ class BagNetwork(MILModel):
 
     Attributes:
         phases: for each phase of the training, the heads (their indices) that it trains.
-        map_heads: for each attention map, the index of the head that it explains.
+        map_heads: for each attention map, the index of the head that it explains; empty where a network has no maps.
         num_members: of how many networks this one is the mean (:class:`scripts.networks.ensemble.Ensemble`): 1.
         record, origin, weights_problem: see :func:`scripts.networks.state_record.keep_record`.
 
@@ -126,8 +126,8 @@ class BagNetwork(MILModel):
             no_head: return the features instead.
 
         Returns:
-            Logits ``[B, H, K]``, of the network's H heads in order. With ``no_head`` the features
-            ``[B, N, S, F]``.
+            Logits ``[B, H, K]``, of the network's H heads in order. In training mode those that the method's loss needs
+            beside them may follow. With ``no_head`` the features ``[B, N, S, F]``.
 
         Raises:
             ValueError: if a shape does not fit, or a bag has no row that is not padding.

@@ -51,7 +51,7 @@ class Ensemble(BagNetwork):
         self.is_exclusive = kind.is_exclusive
         num_outputs = kind.probabilities(torch.zeros(first.num_classes)).shape[-1]
         self.is_cumulative = num_outputs != first.num_classes
-        shape = len(members), 1 + max(first.map_heads), num_outputs
+        shape = len(members), 1 + max(first.map_heads, default=0), num_outputs
         self.register_buffer("shift", torch.zeros(shape))
         self.register_buffer("slope", torch.ones(shape))
         self.register_buffer("intercept", torch.zeros(shape))

@@ -5,18 +5,23 @@ Every function here raises a SettingsError if there is no such method, and if th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from torch import nn
 
-from scripts.core.errors import SettingsError
 from scripts.core.magnification import scale_names
+from scripts.core.settings import check_settings
+from scripts.networks.abmil import ABMIL, LateFusion, LinkedABMIL, MeanPooling
 from scripts.networks.bag_network import BagNetwork
 from scripts.networks.baselines import MSMIL, SSMIL, HighestScaleMIL
+from scripts.networks.clam import CLAM, ClusteringLoss
+from scripts.networks.dsmil import DSMIL, DualStreamLoss
 from scripts.networks.losses import MultiScaleLoss, PhaseLoss
 from scripts.networks.mustmil import MuSTMIL
+from scripts.networks.transmil import TransMIL
 
 __all__ = [
     "METHODS",
@@ -37,8 +42,35 @@ METHODS: dict[str, str] = {
     "ssmil": "SSMIL",
     "mil_att": "MILModel att",
     "mil_att_trans": "MILModel att_trans",
+    "mean": "Mean pooling",
+    "abmil": "ABMIL",
+    "abmil_linked": "ABMIL on linked features",
+    "late_fusion": "Late fusion",
+    "clam_sb": "CLAM-SB",
+    "clam_mb": "CLAM-MB",
+    "dsmil": "DSMIL",
+    "transmil": "TransMIL",
 }
 """The methods' names, and what tables and figures call them."""
+
+_NETWORKS: dict[str, Callable[..., BagNetwork]] = {
+    "mustmil": MuSTMIL,
+    "msmil": MSMIL,
+    "ssmil": SSMIL,
+    "mil_att": partial(HighestScaleMIL, "att"),
+    "mil_att_trans": partial(HighestScaleMIL, "att_trans"),
+    "mean": MeanPooling,
+    "abmil": ABMIL,
+    "abmil_linked": LinkedABMIL,
+    "late_fusion": LateFusion,
+    "clam_sb": partial(CLAM, False),
+    "clam_mb": partial(CLAM, True),
+    "dsmil": DSMIL,
+    "transmil": TransMIL,
+}
+# The methods with a head for each scale, and those with the global one alone.
+_OF_SCALES = ("ssmil", "mean", "abmil")
+_GLOBAL = ("msmil", "abmil_linked", "late_fusion", "dsmil")
 
 
 @dataclass(frozen=True)
@@ -57,9 +89,8 @@ class MapSpec:
 
 
 def check_method(method: str) -> str:
-    """The same method."""
-    if not isinstance(method, str) or method not in METHODS:
-        raise SettingsError("method", f"got {method!r}", f"Choose one of {', '.join(METHODS)}.")
+    """The same method; a SettingsError also where the package that it needs is not installed."""
+    check_settings(method=method)
     return method
 
 
@@ -70,35 +101,48 @@ def method_title(method: str) -> str:
 
 def get_network(method: str, **settings: Any) -> BagNetwork:
     """The network of a method; ``settings`` are arguments of :class:`MuSTMIL`, which every method takes."""
-    networks: dict[str, type[BagNetwork]] = {"mustmil": MuSTMIL, "msmil": MSMIL, "ssmil": SSMIL}
-    if check_method(method) in networks:
-        return networks[method](**settings)
-    return HighestScaleMIL(method.removeprefix("mil_"), **settings)
+    return _NETWORKS[check_method(method)](**settings)
 
 
 def get_loss(
-    method: str, network: BagNetwork, alpha: float = 1.0, beta: float = 1.0, task: str = "multilabel"
+    method: str,
+    network: BagNetwork,
+    alpha: float = 1.0,
+    beta: float = 1.0,
+    task: str = "multilabel",
+    instance_weight: float = 0.3,
 ) -> nn.Module:
-    """The loss of a method: :class:`MultiScaleLoss` for MuSTMIL, for a baseline that of the head in training.
+    """The loss of a method: for most the sum of those of the heads in training (:class:`PhaseLoss`).
+
+    MuSTMIL weighs its heads (:class:`MultiScaleLoss`), CLAM also learns from instances (:class:`ClusteringLoss`), and
+    DSMIL from each of its streams (:class:`DualStreamLoss`).
 
     Args:
         method: one of :data:`METHODS`.
         network: the network that is trained.
-        alpha: weight of MuSTMIL's global head; the baselines do not use it.
-        beta: weight of the head of each of MuSTMIL's scales; the baselines do not use it.
+        alpha: weight of MuSTMIL's global head; other methods do not use it.
+        beta: weight of the head of each of MuSTMIL's scales; other methods do not use it.
         task: one of :data:`scripts.core.tasks.TASKS`, else a SettingsError.
+        instance_weight: weight of CLAM's instance loss; other methods do not use it.
     """
-    return MultiScaleLoss(alpha, beta, task) if check_method(method) == "mustmil" else PhaseLoss(network, task)
+    if check_method(method) == "mustmil":
+        return MultiScaleLoss(alpha, beta, task)
+    if method in ("clam_sb", "clam_mb"):
+        return ClusteringLoss(instance_weight, task)
+    return DualStreamLoss(task) if method == "dsmil" else PhaseLoss(network, task)
 
 
 def result_heads(method: str, magnifications: Sequence[float]) -> list[str]:
     """The names of a method's heads, in order: ``["global", "5x", "10x"]`` for MuSTMIL.
 
-    MSMIL has the global one alone, SSMIL one for each scale, MONAI's MILModel that of the highest scale.
+    Others have the global one alone (MSMIL), one for each scale (SSMIL), or that of the highest scale (CLAM).
     """
     scales = scale_names(magnifications)
-    heads = {"mustmil": ["global", *scales], "msmil": ["global"], "ssmil": scales}
-    return heads.get(check_method(method), scales[-1:])
+    if check_method(method) == "mustmil":
+        return ["global", *scales]
+    if method in _GLOBAL:
+        return ["global"]
+    return scales if method in _OF_SCALES else scales[-1:]
 
 
 def served_head(heads: Sequence[str]) -> int:
@@ -114,13 +158,19 @@ def trained_heads(method: str, magnifications: Sequence[float]) -> list[str]:
 def attention_maps(method: str, magnifications: Sequence[float]) -> list[MapSpec]:
     """The attention maps of a method, in the order in which its network gives them.
 
-    MuSTMIL's global attention lies on the patches of the highest scale, of which there is one in each row.
-    MSMIL pools the patches of all scales as one bag: one attention, and a map for each scale of it.
+    MuSTMIL's global attention lies on the patches of the highest scale, of which there is one in each row, as does that
+    of others over linked rows. MSMIL pools the patches of all scales as one bag: one attention, and a map for each
+    scale of it. Late fusion has an attention for each scale. TransMIL has no map.
     """
     scales = scale_names(magnifications)
+    of_rows = MapSpec("global", "global", len(scales) - 1)
     own = [MapSpec(name, name, s) for s, name in enumerate(scales)]
     if check_method(method) == "mustmil":
-        return [MapSpec("global", "global", len(scales) - 1), *own]
-    if method == "msmil":
+        return [of_rows, *own]
+    if method in ("msmil", "late_fusion"):
         return [MapSpec(f"global_{name}", "global", s) for s, name in enumerate(scales)]
-    return own if method == "ssmil" else own[-1:]
+    if method in ("abmil_linked", "dsmil"):
+        return [of_rows]
+    if method == "transmil":
+        return []
+    return own if method in _OF_SCALES else own[-1:]

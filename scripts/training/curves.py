@@ -32,9 +32,11 @@ def training_scalars(
     """
 
     def transform(output: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-        predictions = torch.stack([item[CommonKeys.PRED] for item in output])  # [B, H, L]
+        predictions = torch.stack([item[CommonKeys.PRED] for item in output])  # [B, H, L], or more than H
         labels = torch.stack([item[CommonKeys.LABEL] for item in output])  # [B, K]
-        losses = zip(heads, head_losses(predictions, labels, task).tolist(), strict=True)
+        # What follows the heads is for the loss alone.
+        of_heads = head_losses(predictions[:, : len(heads)], labels, task)  # [H]
+        losses = zip(heads, of_heads.tolist(), strict=True)
         return {
             "loss/training": float(output[0][CommonKeys.LOSS]),
             # A head that the phase does not train has no logits, and no loss.

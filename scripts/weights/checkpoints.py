@@ -104,7 +104,7 @@ class HeadwiseNetwork(nn.Module):
         self, network: BagNetwork, weights: Sequence[str | Path], settings: Mapping[str, Any] | None = None
     ) -> None:
         super().__init__()
-        heads = 1 + max(network.map_heads)
+        heads = 1 + max(network.map_heads, default=0)  # a network without maps has one head
         if isinstance(weights, (str, Path)) or len(weights) != heads:
             raise SettingsError(
                 "weights", f"got {weights!r}", f"Give {heads} checkpoints: one for each head, in order."
@@ -164,10 +164,10 @@ class HeadwiseNetwork(nn.Module):
             # [B, H, K], [B, N, M, K], [B, N, M, K]
             y, a, c = member.explain(x, log_weight)  # type: ignore[operator]
             logits.append(y[:, head])  # [B, K]
-            for m in self.maps[head]:
-                attention.append(a[:, :, m])  # [B, N, K]
-                contribution.append(c[:, :, m])  # [B, N, K]
-        return torch.stack(logits, dim=1), torch.stack(attention, dim=2), torch.stack(contribution, dim=2)
+            of_head = torch.tensor(self.maps[head], dtype=torch.long, device=a.device)  # [m]
+            attention.append(a.index_select(2, of_head))  # [B, N, m, K]
+            contribution.append(c.index_select(2, of_head))  # [B, N, m, K]
+        return torch.stack(logits, dim=1), torch.cat(attention, dim=2), torch.cat(contribution, dim=2)
 
 
 def _shape(state: Mapping[str, Tensor], key: str) -> str:

@@ -85,13 +85,18 @@ class Given(torch.nn.Module):
 
 
 def evaluate(
-    folder: Path, entries: list[dict[str, Any]], items: list[dict[str, Any]], batch_size: int = 1, **settings: Any
+    folder: Path,
+    entries: list[dict[str, Any]],
+    items: list[dict[str, Any]],
+    batch_size: int = 1,
+    maps: list[MapSpec] = MAPS,
+    **settings: Any,
 ) -> Given:
     network = Given(len(entries[0]["label"]))
     network.train()
     with SummaryWriter(str(folder / "events")) as writer:
         report = LocalisationReport(
-            folder, network, MAPS, CLASSES, entries, BagBuilder(), summary_writer=writer, **settings
+            folder, network, maps, CLASSES, entries, BagBuilder(), summary_writer=writer, **settings
         )
         SupervisedEvaluator(
             device=torch.device("cpu"),
@@ -132,6 +137,13 @@ def test_a_slide_that_is_gone_is_left_out_with_a_warning(
     assert {line["slide"] for line in read_csv(tmp_path)} == {"halves"}
     (warned,) = (text for text in caplog.messages if "slide gone" in text)
     assert warned.startswith(f"no localisation of slide gone: {gone['image']}: ")
+
+
+def test_a_network_without_maps_is_not_compared(tmp_path: Path, halves: dict[str, Any]) -> None:
+    for name in ("localisation.json", "localisation.csv"):  # of an earlier evaluation
+        (tmp_path / name).touch()
+    evaluate(tmp_path, [halves], [item(halves, np.zeros((32, 3, 3)))], maps=[])
+    assert not list(tmp_path.glob("localisation*"))
 
 
 def test_attention_on_the_regions_scores_1_reversed_0_and_constant_a_half(

@@ -77,6 +77,12 @@ def test_a_row_names_its_slide_its_label_and_the_class_that_is_most_wrong(tmp_pa
         assert columns == 2 + len(MAPS)
 
 
+def test_without_maps_nothing_is_drawn(tmp_path):
+    entry = make_slide(tmp_path, "right", (0, 1, 0), None)
+    pictures = SlidePictures(Given(3), [], Bags([entry], [{}]), BagBuilder(), CLASSES, CLASSES)
+    assert pictures.draw(["right"], np.array([[0.1, 0.8, 0.2]]), np.array([[0.0, 1, 0]])) == {}
+
+
 def test_each_column_shows_the_map_of_its_class_on_its_slide(tmp_path):
     # Of each slide, map and class another row is hot, so that no map can pass for another.
     maps = np.full((4, 32, 3, 3), 1e-3)

@@ -24,7 +24,7 @@ from scripts.heatmaps.legend import Title, legend
 from scripts.heatmaps.mapped_slides import MappedSlides
 from scripts.heatmaps.writer import FORMATS, HeatmapWriter, class_file_names
 from scripts.inference.transforms import EncodeSlided
-from scripts.networks.methods import attention_maps
+from scripts.networks.methods import attention_maps, get_network
 from scripts.networks.mustmil import MuSTMIL
 from scripts.slides.frames import Rectangle
 from scripts.slides.slide import Slide
@@ -530,6 +530,24 @@ def test_maps_that_are_not_the_networks_are_refused(entry, tmp_path):
     with pytest.raises(ValueError, match="the network has 3 attention maps, and 2 were named"):
         evaluator.run()
     assert not (tmp_path / "heatmaps").exists()
+
+
+def test_of_a_method_without_maps_nothing_is_written_and_the_log_says_so(entry, tmp_path, caplog):
+    (tmp_path / "heatmaps" / "corner").mkdir(parents=True)
+    (tmp_path / "heatmaps" / "corner" / "patches.csv").touch()  # of an earlier run
+    builder = BagBuilder((5, 10), patch_size=PATCH_PX, min_tissue=0.4)
+    network = get_network("transmil", num_classes=2, num_features=NUM_TINY_FEATURES, num_nodes=8).eval()
+    mapped = MappedSlides(network, attention_maps("transmil", [5, 10]), builder, [entry])
+    with caplog.at_level("INFO"):
+        SupervisedEvaluator(
+            device="cpu",
+            val_data_loader=DataLoader(Dataset([entry], EncodeSlided("image", builder, tiny_encoder())), batch_size=1),
+            network=network,
+            postprocessing=Activationsd(keys="pred", sigmoid=True),
+            val_handlers=[HeatmapWriter(tmp_path, mapped, ["10x"], CLASSES)],
+        ).run()
+    assert not (tmp_path / "heatmaps" / "corner").exists()
+    assert "no heatmaps are written: the method has no maps" in caplog.text
 
 
 def test_a_slide_that_cannot_be_read_again_is_written_down_or_ends_the_run(entry, tmp_path, monkeypatch):

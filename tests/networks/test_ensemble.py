@@ -122,8 +122,9 @@ def test_maps_are_the_means_of_the_members_maps() -> None:
     assert torch.allclose(attention.sum(dim=1), torch.ones(2, 3, 5), atol=1e-5)
 
 
-def test_it_is_one_torchscript() -> None:
-    network = ensemble("ordinal")
+@pytest.mark.parametrize("method", ["mustmil", "late_fusion", "clam_mb", "dsmil"])
+def test_it_is_one_torchscript(method: str) -> None:
+    network = ensemble("ordinal", method)
     exported = torch.jit.script(network)
     for x in (bags(), bags()[:1, :3]):
         with torch.no_grad():
@@ -134,9 +135,15 @@ def test_it_is_one_torchscript() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("task", TASKS)
-def test_it_is_one_onnx_network_in_every_task(task: str, tmp_path: Path) -> None:
-    network, path = ensemble(task), str(tmp_path / "model.onnx")
+@pytest.mark.parametrize(
+    ("task", "method"),
+    [
+        *((task, "mustmil") for task in TASKS),
+        *(("multilabel", of) for of in ("abmil", "late_fusion", "clam_mb", "dsmil")),
+    ],
+)
+def test_it_is_one_onnx_network(task: str, method: str, tmp_path: Path) -> None:
+    network, path = ensemble(task, method), str(tmp_path / "model.onnx")
     names: dict[str, Any] = {"input_names": ["image"], "output_names": ["pred"]}
     rows: dict[str, Any] = {"image": {1: "rows"}}
     convert_to_onnx(network, [bags()[:1, :3]], filename=path, use_trace=True, dynamic_axes=rows, **names)

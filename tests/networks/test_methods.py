@@ -7,7 +7,10 @@ import torch
 
 from scripts.core.errors import SettingsError
 from scripts.core.settings import check_settings
+from scripts.networks.abmil import ABMIL, LateFusion, LinkedABMIL, MeanPooling
 from scripts.networks.baselines import MSMIL, SSMIL, HighestScaleMIL
+from scripts.networks.clam import CLAM, ClusteringLoss
+from scripts.networks.dsmil import DSMIL, DualStreamLoss
 from scripts.networks.losses import MultiScaleLoss, PhaseLoss, head_losses
 from scripts.networks.methods import (
     METHODS,
@@ -20,6 +23,7 @@ from scripts.networks.methods import (
     trained_heads,
 )
 from scripts.networks.mustmil import MuSTMIL
+from scripts.networks.transmil import TransMIL
 from scripts.weights.paths import serving_weights
 
 SETTINGS = {"num_classes": 3, "num_scales": 2, "num_features": 8, "num_nodes": 4}
@@ -61,6 +65,33 @@ def test_the_methods_of_the_paper_and_of_monai():
     ]  # fmt: skip
 
 
+def test_the_methods_of_others():
+    kinds = {
+        "mean": MeanPooling, "abmil": ABMIL, "abmil_linked": LinkedABMIL, "late_fusion": LateFusion,
+        "clam_sb": CLAM, "clam_mb": CLAM, "dsmil": DSMIL, "transmil": TransMIL,
+    }  # fmt: skip
+    for method, kind in kinds.items():
+        assert type(get_network(method, **SETTINGS)) is kind
+    assert [get_network(method, **SETTINGS).is_multi for method in ("clam_sb", "clam_mb")] == [False, True]
+    assert {method: result_heads(method, [5, 10]) for method in kinds} == {
+        "mean": ["5x", "10x"], "abmil": ["5x", "10x"], "abmil_linked": ["global"], "late_fusion": ["global"],
+        "clam_sb": ["10x"], "clam_mb": ["10x"], "dsmil": ["global"], "transmil": ["10x"],
+    }  # fmt: skip
+    maps = {method: [(m.name, m.head, m.scale_index) for m in attention_maps(method, [5, 10])] for method in kinds}
+    of_scales, of_rows = [("5x", "5x", 0), ("10x", "10x", 1)], [("global", "global", 1)]
+    assert maps == {
+        "mean": of_scales, "abmil": of_scales, "abmil_linked": of_rows,
+        "late_fusion": [("global_5x", "global", 0), ("global_10x", "global", 1)],
+        "clam_sb": of_scales[1:], "clam_mb": of_scales[1:], "dsmil": of_rows, "transmil": [],
+    }  # fmt: skip
+
+
+def test_each_method_has_the_loss_of_its_paper():
+    losses = {method: type(get_loss(method, get_network(method, **SETTINGS))) for method in METHODS}
+    others = {"mustmil": MultiScaleLoss, "clam_sb": ClusteringLoss, "clam_mb": ClusteringLoss, "dsmil": DualStreamLoss}
+    assert losses == {method: others.get(method, PhaseLoss) for method in METHODS}
+
+
 def test_mustmil_weighs_its_outputs_and_a_baseline_has_the_loss_of_its_phase():
     assert isinstance(get_loss("mustmil", get_network("mustmil", **SETTINGS), 0.5, 2.0), MultiScaleLoss)
     network = get_network("msmil", **SETTINGS)
@@ -83,6 +114,14 @@ def test_one_file_serves_all_outputs_of_a_method(tmp_path):
         "ssmil": "model_10x.pt",
         "mil_att": "model_10x.pt",
         "mil_att_trans": "model_10x.pt",
+        "mean": "model_10x.pt",
+        "abmil": "model_10x.pt",
+        "abmil_linked": "model.pt",
+        "late_fusion": "model.pt",
+        "clam_sb": "model_10x.pt",
+        "clam_mb": "model_10x.pt",
+        "dsmil": "model.pt",
+        "transmil": "model_10x.pt",
     }
 
 
@@ -101,4 +140,4 @@ def test_the_setting_takes_every_method():
     for method in METHODS:
         check_settings(method=method)
     with pytest.raises(SettingsError, match="Choose one of mustmil, msmil, ssmil, mil_att, mil_att_trans"):
-        check_settings(method="abmil")
+        check_settings(method="clam")

@@ -31,12 +31,12 @@ from scripts.heatmaps.mapped_slides import MappedSlides
 from scripts.heatmaps.writer import HeatmapWriter
 from scripts.inference.decisions import Decided
 from scripts.inference.transforms import EncodeSlided
-from scripts.networks.methods import attention_maps
+from scripts.networks.methods import attention_maps, get_network, result_heads
 from scripts.reports.writer import ReportWriter
 from scripts.slides.frames import Rectangle
 from scripts.slides.slide import Slide
 from tests.browser import browser, data_of, errors_of, open_page, overlays_of  # noqa: F401 (a fixture)
-from tests.cohorts import tiny_encoder
+from tests.cohorts import NUM_TINY_FEATURES, tiny_encoder
 from tests.heatmaps.test_images import BASE_MPP, COLD_BOX, HOT_BOX, PATCH_PX, SIZE, write_corner_slide
 from tests.heatmaps.test_writer import CLASSES, HEADS, colour_network
 
@@ -54,7 +54,7 @@ POINT = {
 }
 
 
-def write_report(folder: Path, path: Path, network: Any = None) -> Path:
+def write_report(folder: Path, path: Path, network: Any = None, method: str = "mustmil") -> Path:
     """The report of a slide that is wrongly predicted, of one that is rightly, and of one that failed."""
     wrong = {"image": str(path), "slide": NAME, "mpp": BASE_MPP, "label": np.array([0, 1], np.float32)}
     data = [{**wrong, "slide": "second", "label": np.array([1, 0], np.float32)}, wrong]
@@ -63,15 +63,15 @@ def write_report(folder: Path, path: Path, network: Any = None) -> Path:
     failures = FailedSlides(folder, "inferring")
     failures.start()
     failures.record({"slide": "third", "image": "third.tif"}, SlideError("third.tif", REASON, "Mend it."))
-    mapped = MappedSlides(network, attention_maps("mustmil", [5, 10]), builder, data)
+    mapped, heads = MappedSlides(network, attention_maps(method, [5, 10]), builder, data), result_heads(method, [5, 10])
     writer = ReportWriter(
-        folder, "A <report>", "mustmil", "multilabel", (5, 10), "tiny", mapped, HEADS, CLASSES, failures=failures
+        folder, "A <report>", method, "multilabel", (5, 10), "tiny", mapped, heads, CLASSES, failures=failures
     )
     SupervisedEvaluator(
         device="cpu",
         val_data_loader=DataLoader(Dataset(data, EncodeSlided("image", builder, tiny_encoder())), batch_size=1),
         network=network,
-        postprocessing=Compose([Decided("pred", network, HEADS, CLASSES), Activationsd(keys="pred", sigmoid=True)]),
+        postprocessing=Compose([Decided("pred", network, heads, CLASSES), Activationsd(keys="pred", sigmoid=True)]),
         val_handlers=[writer],
     ).run()
     return folder / "report.html"
@@ -296,6 +296,26 @@ def test_head_class_and_kind_choose_the_map_and_the_text(browser, page):  # noqa
                 assert ends == ["0", "100"] if kind == "attention" else ends[0] == f"-{ends[1].removeprefix('+')}"
                 sources.add(loaded(browser, "#overlay").get_attribute("src"))
     assert len(sources) == 3 * 2 * 2
+    assert errors_of(browser) == []
+
+
+def test_a_method_without_maps_shows_its_slides_and_no_control_of_a_map(browser, slide, tmp_path):  # noqa: F811
+    network = get_network("transmil", num_classes=2, num_features=NUM_TINY_FEATURES, num_nodes=8).eval()
+    with torch.no_grad():
+        network.myfc.weight.zero_()
+        network.myfc.bias.copy_(torch.logit(torch.tensor([0.9, 0.2])))
+    open_page(browser, write_report(tmp_path, slide, network, "transmil"))
+    browser.find_elements(By.CSS_SELECTOR, "button.look")[1].click()
+    loaded(browser, "#slide-image")
+    for class_name, probability in zip(CLASSES, ("0.900", "0.200"), strict=True):
+        Select(browser.find_element(By.ID, "class")).select_by_value(class_name)
+        said = browser.find_element(By.ID, "said").text
+        assert said == f"The head 10x gives {class_name} a probability of {probability}. Label: dark."
+    shown = {
+        name: browser.find_element(By.ID, name).is_displayed() for name in ("map", "class", "kind", "opacity", "in")
+    }
+    assert shown == {"map": False, "class": True, "kind": False, "opacity": False, "in": True}
+    assert not browser.find_element(By.ID, "overlay").is_displayed()
     assert errors_of(browser) == []
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from scripts.core.errors import SettingsError
 from scripts.networks.bag_network import BagNetwork
 from scripts.networks.baselines import MSMIL
+from scripts.networks.methods import get_network
 from scripts.networks.mustmil import MuSTMIL
 from scripts.networks.state_record import sign, weights_sha256
 from scripts.weights.checkpoints import HeadwiseNetwork, load_weights
@@ -167,6 +168,15 @@ def test_each_head_is_explained_by_its_own_checkpoint(tmp_path: Path, kind: type
         assert torch.equal(contribution[:, :, maps], member.explain(x, log_weight)[2][:, :, maps])
         bias = member.get_parameter(f"myfc.{head}.bias")
         assert torch.allclose(contribution[:, :, maps].sum(dim=(1, 2)) + bias, logits[:, head], atol=1e-6)
+
+
+def test_a_network_without_maps_has_one_head(tmp_path: Path) -> None:
+    member = get_network("transmil", num_classes=K, num_features=F, num_nodes=8)
+    headwise = HeadwiseNetwork(copy.deepcopy(member), save(tmp_path, member)).eval()
+    x = torch.randn(2, 5, 2, F)
+    logits, attention, contribution = headwise.explain(x)
+    assert torch.equal(logits, member.eval()(x))
+    assert attention.shape == contribution.shape == (2, 5, 0, K)
 
 
 def test_a_frozen_backbone_is_shared_and_sees_each_patch_once(tmp_path: Path) -> None:

@@ -141,6 +141,7 @@ TRAINED = {
     key: changes(plans, value)
     for key, value in {
         "unit": "patient", "views": 2, "cache_gb": 1.0, "num_nodes": 64, "alpha": 0.5, "beta": 0.5,
+        "instance_weight": 0.5,
         "prior_correction": False, "calibration": "none", "threshold": "f1",
         "optimizer_name": "SGD", "lr": 0.01, "weight_decay": 0.1, "epochs": 2, "batch_size": 2, "num_processes": 2,
         "output_dir": "elsewhere",
@@ -162,6 +163,7 @@ EFFECTS: dict[str, dict[str, Effect]] = {
         "num_nodes": changes(weights, 64),
         "alpha": changes(weights, 0.5),
         "beta": changes(weights, 0.5),
+        "instance_weight": changes(weights, 0.6, method="clam_sb"),
         "optimizer_name": changes(weights, "SGD"),
         "prior_correction": changes(points, False),
         "calibration": changes(points, "none"),

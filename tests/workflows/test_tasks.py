@@ -189,7 +189,9 @@ def test_the_weights_say_what_their_logits_and_scores_are(
     assert fitted["label_classes"] == f"{task}: lgd, hgd, cancer"
 
 
-@pytest.mark.parametrize("method", ["ssmil", "msmil", "mil_att", "mil_att_trans"])
+@pytest.mark.parametrize(
+    "method", ["ssmil", "msmil", "mil_att", "mil_att_trans", "abmil", "clam_mb", "dsmil", "transmil"]
+)
 def test_every_method_trains_ordered_classes(world: World, method: str) -> None:
     own = settings_of(world, "ordinal", method=method)
     made = world.settings_for("train", **own, epochs=1)

@@ -198,9 +198,10 @@ def test_patches_are_augmented_anew_each_time_and_alike_for_a_seed(workflow, coh
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["ssmil", "msmil", "mil_att"])
+@pytest.mark.parametrize("method", ["ssmil", "msmil", "mil_att", "late_fusion", "clam_sb", "transmil"])
 def test_a_baseline_goes_from_training_to_prediction_by_the_same_configs(workflow, cohort, trained, tmp_path, method):
-    heads = {"ssmil": ["5x", "10x"], "msmil": ["global"], "mil_att": ["10x"]}[method]
+    of_scales = {"ssmil": ["5x", "10x"], "msmil": ["global"], "late_fusion": ["global"]}
+    heads = of_scales.get(method, ["10x"])
     settings = base_settings(cohort, tmp_path) | {"feature_dir": str(trained / "features"), "method": method}
     workflow("training", "train", epochs=2, **settings)
     workflow("evaluating", "evaluate", **settings)
