@@ -11,7 +11,7 @@ from scripts.core.errors import SettingsError, printable
 from scripts.core.sums import SUMS
 from scripts.encoders.int8_networks import INT8_FILES
 
-__all__ = ["FORBIDDEN", "NAME", "NECESSARY", "belongs", "is_repository", "shared_files"]
+__all__ = ["FORBIDDEN", "NAME", "NECESSARY", "base_config", "belongs", "is_repository", "shared_files"]
 
 NAME = "pathology_mustmil_classification"
 """The name of the bundle's folder. MONAI Label takes the kind of task from it: it must contain ``classification``."""
@@ -28,6 +28,8 @@ SUFFIXES = {
     "docs": (".md", ".txt", ".svg", ".png", ".jpg"),
 }
 SINGLE = ("LICENSE", "large_files.yml", "models/README.md")
+# The Model Zoo names so what several GPUs change: multi_gpu_train.json is laid over train.json.
+MULTI_GPU = "multi_gpu_"
 
 
 def belongs(name: str | PurePosixPath) -> bool:
@@ -42,6 +44,20 @@ def belongs(name: str | PurePosixPath) -> bool:
     if path.parts[0] == "models":
         return len(path.parts) == 2 and (path.match("model*.pt") or path.match(INT8_FILES))
     return len(path.parts) > 1 and path.suffix in SUFFIXES.get(path.parts[0], ())
+
+
+def base_config(name: str) -> str | None:
+    """The config that another one is laid over, as the second file of `--config_file`.
+
+    Args:
+        name: of the config's file, without its folder.
+
+    Returns:
+        The name of the other's file; ``None`` for a config that stands alone.
+    """
+    if name == "paper.json":
+        return "train.json"
+    return name.removeprefix(MULTI_GPU) if name.startswith(MULTI_GPU) else None
 
 
 def is_repository(root: Path) -> bool:

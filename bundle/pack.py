@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from bundle.archive import write_archive
-from bundle.contents import NAME, NECESSARY, shared_files
+from bundle.contents import NAME, NECESSARY, base_config, shared_files
 from bundle.defaults import set_defaults
 from bundle.large_files import MAX_MB, over_limit, read_large_files
 from bundle.metadata import BLOCK_START, CARD_TOP, METADATA, check_version, describe, fill_block, fit_metadata
@@ -106,7 +106,9 @@ def pack(root: Path, ckpt_dir: Path, output_dir: Path) -> Packed:
     metadata = _metadata(files)
     files[METADATA] = _fitted(metadata, record, points)
     for name in names:
-        if PurePosixPath(name).match("configs/*.json") and name != METADATA:
+        config = PurePosixPath(name)
+        # The settings of paper.json are the paper's, whatever the weights were trained with.
+        if config.match("configs/*.json") and name != METADATA and base_config(config.name) is None:
             files[name] = _with_defaults(name, _text(files, name), record["settings"]).encode()
     for name in CARDS:
         files[name] = fill_block(_text(files, name), name, record, points).encode()

@@ -12,6 +12,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from bundle.checked import Bundle, own_scripts
+from bundle.contents import base_config
 from scripts.core.errors import SettingsError
 
 __all__ = ["RULES"]
@@ -62,8 +63,6 @@ USES = {
     },
 }
 
-# Configs of this name are laid over another: multi_gpu_train.json over train.json.
-OVERLAY = "multi_gpu_"
 REFERENCE = re.compile(r"@(\w+(?:#\w+)*)")
 
 # A folder of a person's, as the zoo asks not to have one in a config.
@@ -113,12 +112,11 @@ def validation_interval(bundle: Bundle) -> None:
 
 
 def overlays(bundle: Bundle) -> None:
-    """What a config for several ranks changes is there in the config that it is laid over."""
+    """What a config changes is there in the config that it is laid over."""
     for name in _configs(bundle):
-        path = PurePosixPath(name)
-        if not path.name.startswith(OVERLAY):
+        base = base_config(PurePosixPath(name).name)
+        if base is None:
             continue
-        base = path.name.removeprefix(OVERLAY)
         if f"configs/{base}" not in bundle.files:
             raise SettingsError(name, f"is laid over configs/{base}, which is not there", "Add it, or remove this one.")
         config, changes = bundle.json(f"configs/{base}"), bundle.json(name)

@@ -36,6 +36,7 @@ __all__ = [
     "patients_text",
     "resampled_class_scores",
     "resampled_scores",
+    "resampled_trainings",
     "warn_of_few",
     "warn_of_unknown",
 ]
@@ -243,23 +244,51 @@ def paired_difference(
     Raises:
         ValueError: if the arrays do not fit, or contain other values.
     """
-    methods = [[check_predictions(p, labels, task)[0] for p in np.asarray(method)] for method in (first, second)]
-    y = np.asarray(labels, np.float64)
-    own = _numbered(patients, len(y))
-    one_each = np.ones((1, len(y)))
-    estimates = [_training_scores(method, y, one_each, score, task).mean() for method in methods]
-    blocks = [
-        [_training_scores(method, y, counts, score, task) for method in methods]
-        for counts in _resamples(own, num_resamples, seed, y.shape[1])
-    ]
-    scores = [np.concatenate([block[i] for block in blocks]) for i in range(2)]  # [R, r1], [R, r2]
+    plain, scores = resampled_trainings((first, second), labels, task, score, num_resamples, seed, patients)
     # Another stream than that of the patients, which all intervals share.
-    uniform = np.random.default_rng([seed, 1]).random((2, num_resamples, max(map(len, methods))))
+    uniform = np.random.default_rng([seed, 1]).random((2, num_resamples, max(map(len, plain))))
     differences = np.concatenate([
         _resampled_mean(scores[0], uniform[a]) - _resampled_mean(scores[1], uniform[b]) for a, b in ((0, 1), (1, 0))
     ])  # fmt: skip
     low, high = _interval(differences)
-    return PairedDifference(float(estimates[0] - estimates[1]), low, high, _p_value(differences))
+    return PairedDifference(float(plain[0].mean() - plain[1].mean()), low, high, _p_value(differences))
+
+
+def resampled_trainings(
+    methods: Sequence[ArrayLike],
+    labels: ArrayLike,
+    task: str,
+    score: str,
+    num_resamples: int = 2000,
+    seed: int = 0,
+    patients: Patients | None = None,
+) -> tuple[list[Floats], list[Floats]]:
+    """A score of each training of some methods: on all slides, and on resamples that all of them share.
+
+    Args:
+        methods: for each one ``[r, n, K]``, the probabilities of its r trainings, within 0 to 1.
+        labels: ``[n, K]``, 0 or 1.
+        task: one of :data:`scripts.core.tasks.TASKS`.
+        score: one of :func:`scripts.evaluation.metrics.score_names`.
+        num_resamples: see the module.
+        seed: see the module.
+        patients: see the module.
+
+    Returns:
+        For each method the scores on all slides ``[r]``, and those on each resample ``[R, r]``; NaN where undefined.
+
+    Raises:
+        ValueError: if the arrays do not fit, or contain other values.
+    """
+    checked = [[check_predictions(p, labels, task)[0] for p in np.asarray(method)] for method in methods]
+    y = np.asarray(labels, np.float64)
+    own, one_each = _numbered(patients, len(y)), np.ones((1, len(y)))
+    plain = [_training_scores(method, y, one_each, score, task)[0] for method in checked]
+    blocks = [
+        [_training_scores(method, y, counts, score, task) for method in checked]
+        for counts in _resamples(own, num_resamples, seed, y.shape[1])
+    ]
+    return plain, [np.concatenate([block[i] for block in blocks]) for i in range(len(checked))]
 
 
 def _training_scores(method: Sequence[Floats], y: Floats, counts: Floats, score: str, task: str) -> Floats:

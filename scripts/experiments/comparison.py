@@ -27,6 +27,7 @@ from scripts.experiments.comparison_results import Run, compare, read_run
 from scripts.experiments.comparison_tables import comparison_tables, markdown, write_runs, write_summary
 from scripts.experiments.fold_datalists import check_banks, fold_settings, write_datalist
 from scripts.experiments.fold_results import pooled_run, warn_of_points
+from scripts.experiments.power_table import power_table
 from scripts.experiments.trainings import Experiment, leaving_out, run_experiments
 from scripts.networks.methods import check_method, method_title
 from scripts.reports.page import figure_url, write_page
@@ -196,6 +197,7 @@ class Comparison:
         chance = frequency_baseline(train, test, task)
         cohort = len(testing_data), num_patients, self.seeds, chance, known, folds
         tables = comparison_tables(rows, maps, task, *cohort)
+        tables += power_table(rows, task, len(testing_data), num_patients)
         text = markdown(tables)
         with replacing(path) as part:
             part.write_text(text, encoding="utf-8")

@@ -20,6 +20,7 @@ from scripts.evaluation.head_report import decided_scores
 from scripts.evaluation.localisation import Localisation, localisation_key
 from scripts.evaluation.localisation_report import FILES, read_localisation
 from scripts.evaluation.metrics import score_names
+from scripts.evaluation.power import DifferenceSpread, difference_spread
 from scripts.evaluation.predictions_file import read_predictions
 from scripts.heatmaps.attention_maps import KINDS
 from scripts.networks.methods import attention_maps, method_title, result_heads
@@ -86,6 +87,7 @@ class Row:
     # How much better MuSTMIL's global head is; None for that head itself, and in comparisons without MuSTMIL. With
     # fewer than FEWEST_PATIENTS patients, its interval and p are NaN.
     behind: PairedDifference | None = None
+    spread: DifferenceSpread | None = None  # of that difference; None where it cannot be told
     # The same at the operating points; empty and None where not all weights have one.
     decided: Mapping[str, Floats] = field(default_factory=dict)
     decided_behind: PairedDifference | None = None
@@ -210,7 +212,9 @@ def compare(
         for place, row in enumerate(rows):
             if (row.method, row.head) == REFERENCE:
                 continue
-            rows[place] = replace(row, behind=difference(reference, _repeats(by_method[row.method], row.head)))
+            other = _repeats(by_method[row.method], row.head)
+            spread = difference_spread(reference, other, runs[0].labels, task, lead, num_resamples, patients=own)
+            rows[place] = replace(row, behind=difference(reference, other), spread=spread)
             if row.decided and has_point:
                 both = (_decided(by_method[method], head) for method, head in (REFERENCE, (row.method, row.head)))
                 rows[place] = replace(rows[place], decided_behind=difference(*both))

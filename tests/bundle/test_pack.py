@@ -138,6 +138,12 @@ def test_the_settings_of_the_weights_become_the_defaults(trained_repository: Pat
     assert metadata["network_data_format"]["inputs"]["image"]["spatial_shape"] == [3, 1281]
 
 
+def test_the_papers_settings_are_packed_as_they_are(trained_repository: Path, tmp_path: Path) -> None:
+    weights = make_weights(tmp_path / "w", magnifications=[5, 10, 20], num_nodes=16)
+    _, top = packed(trained_repository, weights, tmp_path)
+    assert (top / "configs" / "paper.json").read_bytes() == (ROOT / "configs" / "paper.json").read_bytes()
+
+
 def test_weights_of_drawn_slides_are_called_a_demonstration_everywhere(
     trained_repository: Path, tmp_path: Path
 ) -> None:

@@ -113,12 +113,13 @@ def test_the_page_has_the_tables_with_the_numbers_of_the_csv(browser, tmp_path, 
     open_page(browser, tmp_path / "report.html")
     tables = browser.find_elements(By.CSS_SELECTOR, "table.scores")
     captions = [table.find_element(By.TAG_NAME, "caption").text for table in tables]
-    of_scores, of_points, *of_classes_and_maps = captions
+    of_scores, of_points, *of_classes_and_maps, of_power = captions
     assert of_scores.startswith("12 test slides")
     assert "2 trainings of each method (seeds 0, 1): mean ± standard deviation over trainings." in of_scores
     assert of_points.startswith("The same at the operating point of each training")
     assert of_classes_and_maps[:2] == ["F1 of each class:", "ROC-AUC of each class:"]
     assert [caption.split(", ")[2] for caption in of_classes_and_maps[2:]] == ["ROC-AUC", "average precision"]
+    assert of_power.startswith("How many slides a comparison needs: ")
     with open(tmp_path / "comparison.csv", newline="", encoding="utf-8") as file:
         lines = list(csv.DictReader(file))
 
