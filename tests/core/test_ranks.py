@@ -375,8 +375,8 @@ training.run()
 """
 
 
-def test_an_error_of_one_rank_ends_the_run_and_is_what_it_says(tmp_path):
-    done = torchrun(tmp_path, FAILED, tmp_path)
+def test_an_error_of_one_rank_ends_the_run_and_is_what_it_says(preloaded, tmp_path):
+    done = torchrun(tmp_path, FAILED, tmp_path, python=preloaded.python)
     assert done.returncode != 0
     said = [line for line in done.stderr.splitlines() if line.endswith("error: lr: the loss is nan. Lower it.")]
     assert said == ["[rank1]: error: lr: the loss is nan. Lower it."]

@@ -198,9 +198,9 @@ print("not reached")
 """
 
 
-def test_ranks_share_the_file_and_the_first_tells_of_all(tmp_path):
+def test_ranks_share_the_file_and_the_first_tells_of_all(preloaded, tmp_path):
     (tmp_path / "failed.csv").write_text("slide\nold\n")
-    done = torchrun(tmp_path, RANKS, tmp_path)
+    done = torchrun(tmp_path, RANKS, tmp_path, python=preloaded.python)
     assert done.returncode == 1
     assert sorted(row["slide"] for row in rows(tmp_path)) == ["a", "b", "c"]
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]

@@ -267,7 +267,9 @@ def make_normalised_later() -> nn.Module:
     return NormalisedLater().eval()
 
 
-def test_no_layers_of_ones_own_network_are_folded() -> None:
+def test_no_layers_of_ones_own_network_are_folded(monkeypatch: pytest.MonkeyPatch) -> None:
+    # What is compiled, without the compiler, which takes long: tests/encoders/test_own_networks.py has it.
+    monkeypatch.setattr(torch, "compile", lambda network, **_: network)
     backbone = get_backbone(f"{__name__}.make_normalised_later", given=GIVEN)
     patches = torch.randint(0, 256, (4, 3, 32, 32), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
     with torch.inference_mode():

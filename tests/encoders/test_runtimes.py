@@ -256,6 +256,7 @@ def test_of_the_users_own_networks_openvino_keeps_nothing(small, patches, cache)
     assert not cache.exists()
 
 
+@pytest.mark.slow  # a compiler with an empty cache
 def test_compile_takes_from_its_cache_what_an_earlier_run_compiled(small, patches, cache, monkeypatch):
     monkeypatch.delenv(runtimes.INDUCTOR_FOLDER)
     counters.clear()
