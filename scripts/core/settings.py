@@ -36,6 +36,8 @@ LATER: dict[str, Any] = {
     "calibration": "temperature",
     "threshold": 0.5,
     "unit": "slide",
+    "linking": "linked",
+    "class_attention": "joint",
 }
 """Settings that files of earlier versions do not store, with the values with which those were made."""
 # Settings that are lists whose order has no meaning.

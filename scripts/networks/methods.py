@@ -16,7 +16,7 @@ from scripts.core.magnification import scale_names
 from scripts.networks.bag_network import BagNetwork
 from scripts.networks.baselines import MSMIL, SSMIL, HighestScaleMIL
 from scripts.networks.losses import MultiScaleLoss, PhaseLoss
-from scripts.networks.mustmil import MuSTMIL
+from scripts.networks.mustmil import BranchNetwork, MuSTMIL
 
 __all__ = [
     "METHODS",
@@ -25,6 +25,7 @@ __all__ = [
     "check_method",
     "get_loss",
     "get_network",
+    "learning_heads",
     "method_title",
     "result_heads",
     "served_head",
@@ -68,11 +69,17 @@ def method_title(method: str) -> str:
     return METHODS[check_method(method)]
 
 
-def get_network(method: str, **settings: Any) -> BagNetwork:
-    """The network of a method; ``settings`` are arguments of :class:`MuSTMIL`, which every method takes."""
-    networks: dict[str, type[BagNetwork]] = {"mustmil": MuSTMIL, "msmil": MSMIL, "ssmil": SSMIL}
+def get_network(method: str, class_attention: str = "joint", **settings: Any) -> BagNetwork:
+    """The network of a method.
+
+    Args:
+        method: one of :data:`METHODS`.
+        class_attention: see :class:`BranchNetwork`; MONAI's MILModel has one attention and does not use it.
+        settings: the other arguments of :class:`MuSTMIL`, which every method takes.
+    """
+    networks: dict[str, type[BranchNetwork]] = {"mustmil": MuSTMIL, "msmil": MSMIL, "ssmil": SSMIL}
     if check_method(method) in networks:
-        return networks[method](**settings)
+        return networks[method](class_attention=class_attention, **settings)
     return HighestScaleMIL(method.removeprefix("mil_"), **settings)
 
 
@@ -109,6 +116,14 @@ def served_head(heads: Sequence[str]) -> int:
 def trained_heads(method: str, magnifications: Sequence[float]) -> list[str]:
     """The heads that have weights of their own in training: MSMIL trains each scale alone before the global one."""
     return ["global", *scale_names(magnifications)] if method == "msmil" else result_heads(method, magnifications)
+
+
+def learning_heads(method: str, magnifications: Sequence[float], alpha: float = 1.0, beta: float = 1.0) -> list[str]:
+    """Those of :func:`result_heads` that learn: MuSTMIL's scales do not with ``beta`` 0, nor does its global one with
+    ``alpha`` 0.
+    """
+    heads = result_heads(method, magnifications)
+    return [head for head in heads if method != "mustmil" or (alpha if head == "global" else beta) > 0]
 
 
 def attention_maps(method: str, magnifications: Sequence[float]) -> list[MapSpec]:

@@ -41,6 +41,7 @@ from tests.looks import (
     intervals,
     last_epoch,
     levels,
+    linked,
     names,
     opened,
     pixels,
@@ -141,6 +142,7 @@ TRAINED = {
     key: changes(plans, value)
     for key, value in {
         "unit": "patient", "views": 2, "cache_gb": 1.0, "num_nodes": 64, "alpha": 0.5, "beta": 0.5,
+        "linking": "shuffled", "class_attention": "separate",
         "prior_correction": False, "calibration": "none", "threshold": "f1",
         "optimizer_name": "SGD", "lr": 0.01, "weight_decay": 0.1, "epochs": 2, "batch_size": 2, "num_processes": 2,
         "output_dir": "elsewhere",
@@ -160,6 +162,8 @@ EFFECTS: dict[str, dict[str, Effect]] = {
         "views": changes(weights, 2, feature_dir="OUT/features", datalist=lambda world: world.fewer),
         "cache_gb": keeps(weights, 0.0, opened, epochs=2),
         "num_nodes": changes(weights, 64),
+        "linking": changes(weights, "shuffled"),
+        "class_attention": changes(weights, "separate"),
         "alpha": changes(weights, 0.5),
         "beta": changes(weights, 0.5),
         "optimizer_name": changes(weights, "SGD"),
@@ -186,6 +190,8 @@ EFFECTS: dict[str, dict[str, Effect]] = {
         "unit": changes(bags, "patient", datalist=lambda world: world.paired),
         "source": keeps(predictions, "patches", source, tolerance=5e-3, partition="validation"),
         "num_nodes": changes(shapes, 64),
+        "linking": changes(linked, "pooled"),
+        "class_attention": changes(shapes, "shared"),
         "batch_size": keeps(predictions, 2, bags, tolerance=1e-6),
         "seed": changes(intervals, 1, split_seed=0, partition="training"),
         "report": changes(files, False),
@@ -203,6 +209,8 @@ EFFECTS: dict[str, dict[str, Effect]] = {
         "feature_dir": keeps(predictions, "OUT/features", files),
         "method": changes(heads, "ssmil"),
         "num_nodes": changes(shapes, 64),
+        "linking": changes(linked, "pooled"),
+        "class_attention": changes(shapes, "shared"),
         "unit": changes(end, "patient"),
         "heatmaps": changes(files, False),
         "heatmap_classes": changes(files, CLASSES),
@@ -272,6 +280,8 @@ EFFECTS: dict[str, dict[str, Effect]] = {
         "method": changes(heads, "ssmil"),
         "unit": changes(bags, "patient", datalist=lambda world: world.paired),
         "num_nodes": changes(shapes, 64),
+        "linking": changes(linked, "pooled"),
+        "class_attention": changes(shapes, "shared"),
         "prior_correction": changes(points, False),
         "calibration": changes(points, "none"),
         "threshold": changes(points, "youden"),
@@ -300,7 +310,8 @@ def test_every_setting_has_an_entry(config):
 
 def test_every_config_with_settings_has_entries():
     names = {path.stem for path in (ROOT / "configs").glob("*.json")} - {"metadata"}
-    assert {name for name in names if not name.startswith("multi_gpu_")} == set(CONFIGS)
+    overlays = {name for name in names if name.startswith("multi_gpu_")} | {"ablations"}
+    assert names - overlays == set(CONFIGS)
 
 
 @pytest.mark.parametrize(
