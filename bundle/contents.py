@@ -30,6 +30,8 @@ SUFFIXES = {
 SINGLE = ("LICENSE", "large_files.yml", "models/README.md")
 # The Model Zoo names so what several GPUs change: multi_gpu_train.json is laid over train.json.
 MULTI_GPU = "multi_gpu_"
+# Others that are laid over a config.
+OVERLAYS = {"paper.json": "train.json", "ablations.json": "compare.json"}
 
 
 def belongs(name: str | PurePosixPath) -> bool:
@@ -55,9 +57,7 @@ def base_config(name: str) -> str | None:
     Returns:
         The name of the other's file; ``None`` for a config that stands alone.
     """
-    if name == "paper.json":
-        return "train.json"
-    return name.removeprefix(MULTI_GPU) if name.startswith(MULTI_GPU) else None
+    return OVERLAYS.get(name, name.removeprefix(MULTI_GPU) if name.startswith(MULTI_GPU) else None)
 
 
 def is_repository(root: Path) -> bool:

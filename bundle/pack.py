@@ -181,6 +181,9 @@ def _check_settings(path: Path, settings: Mapping[str, Any]) -> None:
     if settings.get("backbone") == IMPORTED:
         cause = "was trained on imported features, and a bundle has to encode slides itself"
         raise SettingsError(path, cause, "Pack weights of a training with the encoder as `backbone`.")
+    if (linking := settings.get("linking")) in ("shuffled", "pooled"):
+        cause = f"was trained with linking {linking}, an ablation that sees other rows than the slide has"
+        raise SettingsError(path, cause, "Pack weights of a training with `linking` linked.")
     missing = [key for key in DESCRIBED if key not in settings]
     if missing:
         raise SettingsError(path, f"its record has no {', '.join(missing)}", "Give a file that training wrote.")

@@ -37,8 +37,9 @@ have the setting; unknown options and `None` are refused. Settings that few user
 of a config, and are options like all others.
 
 `evaluate.json`, `inference.json` and `calibrate.json` take `method`, `task`, `class_names`, `positive_classes`, `unit`,
-`magnifications`, `patch_size`, `min_tissue`, `overlap`, `grid_origin`, `tissue`, `read_level`, `backbone`, `precision`
-and `num_nodes` from the weights in `ckpt_dir`: do not repeat them. An option that contradicts the weights is refused
+`magnifications`, `patch_size`, `min_tissue`, `overlap`, `grid_origin`, `tissue`, `read_level`, `backbone`, `precision`,
+`num_nodes`, `class_attention` and `linking` from the weights in `ckpt_dir`: do not repeat them. An option that
+contradicts the weights is refused
 (`min_tissue`, `overlap`, `grid_origin`, `tissue`, `read_level`: a warning); see [Weights](outputs.md#weights).
 
 This page is made from `scripts/core/setting_table.py` and the configs: `python -m bundle.settings_page`.

@@ -20,7 +20,7 @@ from scripts.core.imported import IMPORTED
 from scripts.core.machine import chosen, log_chosen
 from scripts.core.running import running_parser, settings_in
 from scripts.core.setting_checks import AUTO
-from scripts.core.settings import check_settings, with_role
+from scripts.core.settings import LATER, check_settings, with_role
 from scripts.core.start import start, started
 from scripts.datalists.cohort import Cohort
 from scripts.datalists.labels import resolve_positive_classes
@@ -100,6 +100,10 @@ def settings() -> dict[str, Any]:
         from scripts.weights.operating_point import check_rules
 
         check_rules(found)
+    if "linking" in found:
+        from scripts.bags.linking import Linking
+
+        Linking(found["linking"], len(found["magnifications"]))  # refused before anything is extracted
     if "device" in found:
         found["device"] = str(found["device"])
     if found.get("precision") == "int8" and "amp" in found:
@@ -193,7 +197,8 @@ def network_of(
     if others.setdefault("num_features", trained.get("num_features")) is None:
         named = ENCODERS.get(settings["backbone"])
         others["num_features"] = (named or encoder_of(settings)).num_features
-    taken = {"num_scales": len(settings["magnifications"]), "num_nodes": settings["num_nodes"]}
+    taken = {name: {**LATER, **settings}[name] for name in ("num_nodes", "class_attention")}
+    taken["num_scales"] = len(settings["magnifications"])
     count = trained.get("members", 1)
     made = [get_network(settings["method"], num_classes=num_classes, **{**taken, **others}) for _ in range(count)]
     return made[0] if count == 1 else Ensemble(made, settings["task"])

@@ -65,6 +65,7 @@ def make_weights(
             num_scales=len(given["magnifications"]),
             num_features=num_features,
             num_nodes=given["num_nodes"],
+            class_attention=given.get("class_attention", "joint"),
         )
         origin = {"best_for": head, "operating_point": points}
         sign(network, {"settings": given, "data": dict(data), "version": "0.0.0"}, origin)

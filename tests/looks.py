@@ -273,6 +273,15 @@ def source(world: World, config: str, **settings: Any) -> Any:
     return type(world.parse(config, "train#dataset" if config == "train" else "dataset", **settings)).__name__
 
 
+def linked(world: World, config: str, **settings: Any) -> Any:
+    """The rows of a bag: features and log weights."""
+    if config == "inference":
+        return world.parse(config, "encode", **settings)({"image": world.slide})["image"].numpy()
+    world.parse(config, "extractor", **settings).run()
+    dataset = world.parse(config, "dataset", **settings)
+    return dataset[0]["image"].numpy(), dataset[0]["log_weight"].numpy()
+
+
 def heads(world: World, config: str, **settings: Any) -> Any:
     """The outputs."""
     return world.parse(config, "heads", **settings)

@@ -26,6 +26,7 @@ class Setting:
             - ``provenance``: stored in every file that comes out.
             - ``grid``: ``searching`` tries several values.
             - ``free``: says where and how a run computes. Workflows of many trainings use results with other values.
+            - ``shared``: decides the slides, their labels or their banks, which all runs of ``comparing`` share.
             - ``own``: of a workflow itself; workflows of many trainings do not hand it to these.
     """
 

@@ -53,19 +53,19 @@ SETTINGS: dict[str, Setting] = dict(
             ),
             "decides fixed provenance",
         ),
-        entry("methods", "what `comparing` trains", None, "own"),
+        entry("methods", "what `comparing` trains: methods, and [variants](methods.md#ablations) of them", None, "own"),
         entry(
             "task",
             "`multilabel`, `binary`, `multiclass` or `ordinal`: see [Tasks](methods.md#tasks)",
             checks.choice(*TASKS),
-            "decides fixed provenance",
+            "decides fixed provenance shared",
         ),
         entry(
             "class_names",
             r"the classes, in the labels' order, without `;`, `\|` and `#`; no numbers; not head, all, or a key of "
             "datalists (image, slide, id, label, partition, patient, mpp, mask, ...)",
             checks.names,
-            "decides fixed provenance",
+            "decides fixed provenance shared",
         ),
         entry(
             "positive_classes",
@@ -73,65 +73,65 @@ SETTINGS: dict[str, Setting] = dict(
             "`--positive_classes \"['malignant']\"`. By default cancer and hgd, where both are among the classes, or a "
             "class that is the only one; with other classes give it, unless labels are one 0 or 1 a slide",
             checks.names,
-            "decides fixed provenance",
+            "decides fixed provenance shared",
         ),
         entry(
             "unit",
             "what a bag is: a `slide`, or all slides of a `patient`: see [Patients](methods.md#patients)",
             checks.choice("slide", "patient"),
-            "decides fixed provenance",
+            "decides fixed provenance shared",
         ),
         entry(
             "magnifications",
             "one or more, in any order; 10x means 1 um/px",
             checks.magnifications,
-            "decides fixed provenance",
+            "decides fixed provenance shared",
         ),
         entry(
             "patch_size",
             "side of the patches in pixels, at every magnification",
             checks.number(1),
-            "decides fixed provenance",
+            "decides fixed provenance shared",
         ),
         entry(
             "min_tissue",
             "fraction of tissue that a patch needs at the highest magnification; a list gives one for each",
             None,
-            "recorded fixed provenance",
+            "recorded fixed provenance shared",
         ),
         entry(
             "overlap",
             "fraction of a patch's side that neighbours share, from 0 to 0.9: see [Grid](methods.md#tissue-and-grid)",
             checks.number(0.0, 0.9),
-            "recorded fixed provenance",
+            "recorded fixed provenance shared",
         ),
         entry(
             "grid_origin",
             "`slide`: one grid from the slide's corner; `tissue`: one for each piece of tissue, which covers more of "
             "small biopsies",
             checks.choice("slide", "tissue"),
-            "recorded fixed provenance",
+            "recorded fixed provenance shared",
         ),
         entry(
             "tissue",
             "constants of tissue detection that you change, for example `{'closing_um': 16}`: see "
             "[Tissue](methods.md#tissue-and-grid)",
             None,
-            "recorded fixed provenance",
+            "recorded fixed provenance shared",
         ),
         entry(
             "mask_tissue",
             "which values of mask images are tissue, where one has several: `[1]` for GrandQC's; which classes of "
             "annotations are: `['Tissue']`; see [Datalists](datalists.md)",
             None,
-            "fixed provenance",
+            "fixed provenance shared",
         ),
         entry(
             "mask_excluded",
             "which classes of annotations in masks are cut out of the tissue: `['Pen', 'Fold']`; see "
             "[Annotations](datalists.md#annotations)",
             None,
-            "fixed provenance",
+            "fixed provenance shared",
         ),
         entry("min_rows", "rows of a slide below which `checking` warns of almost no tissue", checks.number(0)),
         entry(
@@ -152,13 +152,13 @@ SETTINGS: dict[str, Setting] = dict(
             "interpolates slides that are coarser than a magnification, which fail otherwise (with a `feature_dir` of "
             "its own)",
             checks.choice("nearest", "highest", "upsample"),
-            "recorded fixed provenance",
+            "recorded fixed provenance shared",
         ),
         entry(
             "source",
             "train on the feature `bank`, or on `patches` read from the slides in every epoch",
             checks.choice("bank", "patches"),
-            "fixed provenance",
+            "fixed provenance shared",
         ),
         entry(
             "views",
@@ -180,7 +180,7 @@ SETTINGS: dict[str, Setting] = dict(
             "`efficientnet_lite0`, `resnet34` (the paper's), an encoder of pathology such as `uni2_h`, your own, or "
             "`imported`: see [Encoders](encoders.md) and [I already have features](features.md)",
             None,
-            "decides fixed provenance",
+            "decides fixed provenance shared",
         ),
         entry(
             "backbone_weights",
@@ -191,7 +191,7 @@ SETTINGS: dict[str, Setting] = dict(
             "backbone_input",
             "`{'size': 224, 'mean': [...], 'std': [...]}`, in 0..1, of an encoder that does not say it itself",
             checks.backbone_input,
-            "decides fixed provenance",
+            "decides fixed provenance shared",
         ),
         entry("members", "the trainings of an ensemble: see [Ensembles](ensembles.md)", folders, "own"),
         entry("pretrained", "weights to start from: see [Going on](methods.md#going-on-from-weights)", _FILE, "own"),
@@ -212,6 +212,19 @@ SETTINGS: dict[str, Setting] = dict(
             "size of an instance's embedding, in `dsmil` of its query; `mean` has none, MONAI's `MILModel` its own",
             checks.number(2),
             "decides fixed provenance grid",
+        ),
+        entry(
+            "class_attention",
+            "`joint`: the logit of a class sees the attentions of all; `separate`: its own; `shared`: one for all; see "
+            "[Ablations](methods.md#ablations)",
+            checks.choice("joint", "separate", "shared"),
+            "decides fixed provenance",
+        ),
+        entry(
+            "linking",
+            "what links rows: `linked`, `repeated`, `shuffled` or `pooled`: see [Ablations](methods.md#ablations)",
+            checks.choice("linked", "repeated", "shuffled", "pooled"),
+            "decides fixed provenance",
         ),
         entry(
             "alpha",
@@ -258,7 +271,7 @@ SETTINGS: dict[str, Setting] = dict(
             "split_seed",
             "of the split of a datalist without partitions, and of folds: keep it where `seed` changes",
             _SEED,
-            "fixed provenance",
+            "fixed provenance shared",
         ),
         entry(
             "folds",

@@ -44,13 +44,13 @@ COMPUTING: list[tuple[str, Setting]] = [
         "precision",
         "of the backbone: as `amp` says, or `int8` with `runtime` openvino: see [INT8](encoders.md#int8-on-cpus)",
         checks.choice("amp", "int8"),
-        "decides fixed provenance",
+        "decides fixed provenance shared",
     ),
     entry(
         "feature_dtype",
         "`float32`, or `float16`: features of half the size, rounded where they are made; training computes in "
         "float32 with either. See [Half the disk](clusters.md#half-the-disk)",
         checks.choice(*FEATURE_DTYPES),
-        "recorded fixed provenance",
+        "recorded fixed provenance shared",
     ),
 ]

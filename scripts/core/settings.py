@@ -37,6 +37,8 @@ LATER: dict[str, Any] = {
     "threshold": 0.5,
     "unit": "slide",
     "instance_weight": 0.3,
+    "linking": "linked",
+    "class_attention": "joint",
 }
 """Settings that files of earlier versions do not store, with the values with which those were made."""
 # Settings that are lists whose order has no meaning.

@@ -41,8 +41,8 @@ def write_comparison(
             writer.add_figure(name, figure, 0)
     shared = {key: settings[key] for key in ("task", "epochs", "lr", "backbone") if key in settings}
     for run in runs:
-        own = {"method": run.method, "seed": run.seed, **shared}
-        write_hparams(folder / run.method / f"seed_{run.seed}", own, _results(run))
+        own = {"method": run.variant.name, "seed": run.seed, **shared, **run.changed}
+        write_hparams(folder / run.variant.folder / f"seed_{run.seed}", own, _results(run))
 
 
 def write_cross_validation(folder: Path, runs: Sequence[Run], tables: str) -> None:

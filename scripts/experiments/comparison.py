@@ -29,7 +29,7 @@ from scripts.experiments.fold_datalists import check_banks, fold_settings, write
 from scripts.experiments.fold_results import pooled_run, warn_of_points
 from scripts.experiments.power_table import power_table
 from scripts.experiments.trainings import Experiment, leaving_out, run_experiments
-from scripts.networks.methods import check_method, method_title
+from scripts.experiments.variants import Variant, read_variants
 from scripts.reports.page import figure_url, write_page
 
 __all__ = ["Comparison"]
@@ -48,11 +48,11 @@ class Comparison:
 
     Writes ``comparison.md``, ``comparison.csv``, ``runs.csv``, ``report.html``, ``comparison.png``, ``attention.png``,
     ``contribution.png`` and TensorBoard events into ``output_dir``, and each run into
-    ``runs/<method>/seed_<seed>``, of folds into ``fold_<n>`` there, from 1 up. Finished runs are not repeated;
-    interrupted ones resume.
+    ``runs/<method>/seed_<seed>``, of folds into ``fold_<n>`` there, from 1 up; those of a variant into a folder of its
+    own, ``runs/mustmil_beta=0/seed_0``. Finished runs are not repeated; interrupted ones resume.
 
     Args:
-        methods: see :data:`scripts.networks.methods.METHODS`.
+        methods: methods and variants of them, see :func:`scripts.experiments.variants.read_variants`.
         seeds: of the trainings; the split and the augmented views do not depend on them.
         settings: the other settings of training and evaluation, as plain values.
         training_data: the entries to train on, for the scores of class frequencies alone.
@@ -85,18 +85,15 @@ class Comparison:
         for key, values, example in (("methods", methods, "['mustmil', 'ssmil']"), ("seeds", seeds, "[0, 1, 2]")):
             if isinstance(values, str) or not isinstance(values, Sequence) or not values:
                 raise SettingsError(key, f"got {values!r}", f"Give a list, for example {example}.")
-        for method in methods:
-            check_method(method)
         for seed in seeds:
             check_settings(seed=seed)
-        for key, values in (("methods", methods), ("seeds", seeds)):
-            if len(set(values)) < len(values):
-                raise SettingsError(key, f"got {list(values)!r}", "Name each once.")
+        if len(set(seeds)) < len(seeds):
+            raise SettingsError("seeds", f"got {list(seeds)!r}", "Name each once.")
+        self.variants, self.seeds = read_variants(methods, settings), list(seeds)
         self.class_names = output_names(settings["task"], settings["class_names"], settings.get("positive_classes"))
         self.kind = get_task(settings["task"])
         if figure_slides is not None:
             choose_figure_slides(testing_data, self.class_names, figure_slides, self.kind)
-        self.methods, self.seeds = list(methods), list(seeds)
         self.settings = dict(settings)
         self.training_data, self.testing_data = training_data, testing_data
         self.output_dir, self.bundle_root = Path(output_dir), Path(bundle_root)
@@ -126,9 +123,9 @@ class Comparison:
             check_banks(self.split, self.feature_dir, left_out)
             folds = range(len(self.split.partitions))
         experiments = {
-            (method, seed, fold): self._experiment(method, seed, fold, left_out)
+            (variant.name, seed, fold): self._experiment(variant, seed, fold, left_out)
             for seed in self.seeds
-            for method in self.methods
+            for variant in self.variants
             for fold in folds
         }
         for experiment in experiments.values():
@@ -139,23 +136,26 @@ class Comparison:
             raise BundleError(f"{name}: {error.subject}", error.cause, error.remedy)
         if not is_first_rank():
             return ""
-        found = {
-            place: read_run(one.folder, *place[:2], self.class_names, one.settings.get("fold"))
-            for place, one in experiments.items()
-        }
+        of_name = {variant.name: variant for variant in self.variants}
+        found = {place: self._read(one, of_name[place[0]]) for place, one in experiments.items()}
         fold_of = {bag: fold for (_, _, fold), run in found.items() for bag in run.slides}
         bag_of = {slide["slide"]: bag["slide"] for bag in bags_of(testing_data, self.unit) for slide in slides_in(bag)}
 
-        def tested_by(method: str) -> Callable[[str], Experiment]:
-            return lambda slide: experiments[method, self.seeds[0], fold_of[bag_of[slide]]]
+        def tested_by(name: str) -> Callable[[str], Experiment]:
+            return lambda slide: experiments[name, self.seeds[0], fold_of[bag_of[slide]]]
 
-        of_folds = [[found[method, seed, fold] for fold in folds] for method in self.methods for seed in self.seeds]
-        by_method = [tested_by(method) for method in self.methods]
-        return self._write(of_folds, by_method, training_data, testing_data, left_out)
+        of_folds = [[found[name, seed, fold] for fold in folds] for name in of_name for seed in self.seeds]
+        by_variant = [(variant, tested_by(name)) for name, variant in of_name.items()]
+        return self._write(of_folds, by_variant, training_data, testing_data, left_out)
 
-    def _experiment(self, method: str, seed: int, fold: int | None, left_out: Sequence[str]) -> Experiment:
-        name, folder = f"{method}, seed {seed}", self.output_dir / "runs" / method / f"seed_{seed}"
-        settings = {**self.settings, "method": method, "seed": seed}
+    def _read(self, experiment: Experiment, variant: Variant) -> Run:
+        seed, fold = experiment.settings["seed"], experiment.settings.get("fold")
+        run = read_run(experiment.folder, variant.method, seed, self.class_names, fold)
+        return run.of_variant(variant, self.settings)
+
+    def _experiment(self, variant: Variant, seed: int, fold: int | None, left_out: Sequence[str]) -> Experiment:
+        name, folder = f"{variant.name}, seed {seed}", self.output_dir / "runs" / variant.folder / f"seed_{seed}"
+        settings = {**self.settings, **variant.settings, "method": variant.method, "seed": seed}
         if self.split is not None and fold is not None:
             name, folder = f"{name}, fold {fold + 1}", folder / f"fold_{fold + 1}"
             settings |= fold_settings(self.split, fold, self._datalist(fold))
@@ -172,7 +172,7 @@ class Comparison:
     def _write(
         self,
         of_folds: Sequence[Sequence[Run]],
-        tested_by: Sequence[Callable[[str], Experiment]],
+        tested_by: Sequence[tuple[Variant, Callable[[str], Experiment]]],
         training_data: Sequence[Mapping[str, Any]],
         testing_data: Sequence[Mapping[str, Any]],
         left_out: Sequence[str] = (),
@@ -180,7 +180,7 @@ class Comparison:
         """Write all files; returns the tables.
 
         Args:
-            of_folds: for each method and seed its run, or those of its folds.
+            of_folds: for each variant and seed its run, or those of its folds.
             tested_by: see :func:`scripts.experiments.comparison_figure.draw_panels`.
             training_data: the entries to train on.
             testing_data: the entries that were tested.
@@ -216,7 +216,7 @@ class Comparison:
             self.output_dir / "report.html",
             title="Comparison of methods",
             facts=[
-                ("Methods", ", ".join(map(method_title, self.methods))),
+                ("Methods", ", ".join(variant.title for variant in self.variants)),
                 ("Task", task),
                 *([("Beside this page", f"{beside}. Copy them with it to hand it on.")] if panels else []),
             ],

@@ -21,11 +21,12 @@ from scripts.evaluation.metrics import SCORE_TITLES, score_names
 from scripts.evaluation.slide_pictures import THUMBNAIL_PX, regions_over_slide
 from scripts.experiments.comparison_results import Row
 from scripts.experiments.trainings import Experiment
+from scripts.experiments.variants import Variant
 from scripts.heatmaps.attention_maps import KINDS, PatchMap
 from scripts.heatmaps.bag_maps import BagMaps, open_mapped
 from scripts.heatmaps.figures import PanelRow, panel
 from scripts.heatmaps.images import read_thumbnail
-from scripts.networks.methods import attention_maps, method_title
+from scripts.networks.methods import attention_maps
 from scripts.slides.remote import is_remote
 from scripts.slides.slide import Slide
 
@@ -58,7 +59,7 @@ def draw_scores(rows: Sequence[Row], task: str) -> Figure:
 
 
 def draw_panels(
-    tested_by: Sequence[Callable[[str], Experiment]],
+    tested_by: Sequence[tuple[Variant, Callable[[str], Experiment]]],
     bundle_root: str | Path,
     testing_data: Sequence[Mapping[str, Any]],
     class_names: Sequence[str],
@@ -68,14 +69,14 @@ def draw_panels(
     """Slides beside their annotated regions and every map of every method, for each kind of map.
 
     Args:
-        tested_by: for each method, the run that tested a slide, by its name; all of them are done.
+        tested_by: for each variant of a method, the run that tested a slide, by its name; all of them are done.
         bundle_root: the bundle's folder.
         testing_data: the entries of the test slides.
         class_names: the classes that the heads predict.
         region_names: the classes of the annotated regions, in the order of their values.
         figure_slides: see :func:`choose_figure_slides`.
     """
-    settings = tested_by[0](testing_data[0]["slide"]).settings
+    settings = tested_by[0][1](testing_data[0]["slide"]).settings
     task = get_task(settings["task"])
     map_names = task.logit_names(class_names)
     chosen = choose_figure_slides(testing_data, class_names, figure_slides, task)
@@ -88,7 +89,7 @@ def draw_panels(
     if not chosen:
         return {}
     entries = [(testing_data[index], k) for index, k in chosen]
-    found = [_maps(of_method, bundle_root, entries) for of_method in tested_by]
+    found = [_maps(*of_variant, bundle_root, entries) for of_variant in tested_by]
     slides, maps = found[0][0], [of_kind for _, of_kind in found]
     rows: dict[str, list[PanelRow]] = {kind: [] for kind in KINDS}
     for row, (entry, k) in enumerate(entries):
@@ -101,9 +102,12 @@ def draw_panels(
 
 
 def _maps(
-    tested_by: Callable[[str], Experiment], bundle_root: str | Path, entries: Sequence[tuple[Mapping[str, Any], int]]
+    variant: Variant,
+    tested_by: Callable[[str], Experiment],
+    bundle_root: str | Path,
+    entries: Sequence[tuple[Mapping[str, Any], int]],
 ) -> tuple[list[Slide], dict[str, list[list[tuple[str, PatchMap]]]]]:
-    """The slides of some entries; and for each kind and slide, a method's maps of a class, with their titles."""
+    """The slides of some entries; and for each kind and slide, a variant's maps of a class, with their titles."""
     found: dict[str, list[list[tuple[str, PatchMap]]]] = {kind: [] for kind in KINDS}
     slides: list[Slide] = []
     made: dict[Path, list[Any]] = {}
@@ -113,16 +117,16 @@ def _maps(
             config = experiment.open("evaluating", bundle_root)
             made[experiment.folder] = [config.get_parsed_content(key) for key in ("network", "dataset", "bag_builder")]
         network, dataset, builder = made[experiment.folder]
-        method = experiment.settings["method"]
-        specs = attention_maps(method, experiment.settings["magnifications"])
+        heads = variant.heads(experiment.settings)
+        specs = attention_maps(variant.method, experiment.settings["magnifications"])
         bags = [[slide["slide"] for slide in slides_in(bag)] for bag in dataset.data]
         place = next(place for place, of_bag in enumerate(bags) if entry["slide"] in of_bag)
         of_bag = BagMaps(network.eval(), specs, dataset[place])
         slide, maps = open_mapped(builder, entry, of_bag.of_slide(bags[place].index(entry["slide"])))
         slides.append(slide)
         for kind, of_kind in found.items():
-            titles = (f"{method_title(method)} {spec.name.replace('_', ' ')}" for spec in specs)
-            of_kind.append([(title, maps(m, k, kind)) for m, title in enumerate(titles)])
+            shown = [(m, spec.name.replace("_", " ")) for m, spec in enumerate(specs) if spec.head in heads]
+            of_kind.append([(f"{variant.title} {name}", maps(m, k, kind)) for m, name in shown])
     return slides, found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -22,13 +23,15 @@ from scripts.evaluation.localisation_report import FILES, read_localisation
 from scripts.evaluation.metrics import score_names
 from scripts.evaluation.power import DifferenceSpread, difference_spread
 from scripts.evaluation.predictions_file import read_predictions
+from scripts.experiments.variants import Variant
 from scripts.heatmaps.attention_maps import KINDS
-from scripts.networks.methods import attention_maps, method_title, result_heads
+from scripts.networks.methods import attention_maps, result_heads
 
 __all__ = ["Decisions", "MapRow", "Row", "Run", "compare", "localisation_scores", "read_run"]
 
 Floats = NDArray[np.float64]
-REFERENCE = ("mustmil", "global")
+Output = tuple[str, str]  # the name of a method or of a variant of it, and the head
+REFERENCE: Output = ("mustmil", "global")
 MAP_SCORES = ("roc_auc", "average_precision")
 
 
@@ -61,6 +64,28 @@ class Run:
     # By head; empty if the weights have no operating point.
     decisions: Mapping[str, Decisions] = field(default_factory=dict)
     localised: Sequence[Localisation] = ()  # each slide with regions, by map and class
+    changed: Mapping[str, Any] = field(default_factory=dict)  # the settings of a variant of the method
+
+    @property
+    def variant(self) -> Variant:
+        """What was trained."""
+        return Variant(self.method, self.changed)
+
+    def of_variant(self, variant: Variant, shared: Mapping[str, Any]) -> Run:
+        """The same run, of a variant, without the heads that it does not train with the settings that all share."""
+        heads = variant.heads(shared)
+
+        def trained(by_head: Mapping[str, Any]) -> dict[str, Any]:
+            return {head: of_head for head, of_head in by_head.items() if head in heads}
+
+        return replace(
+            self,
+            changed=variant.settings,
+            probabilities=trained(self.probabilities),
+            scores=trained(self.scores),
+            classes=trained(self.classes),
+            decisions=trained(self.decisions),
+        )
 
     def phases_of(self, head: str) -> list[Mapping[str, Any]]:
         """The phases of training that a head needs: all of them, but SSMIL trains each scale apart."""
@@ -74,9 +99,9 @@ class Run:
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table: one head of one method, over all seeds."""
+    """One line of the table: one head of one method, or of a variant of it, over all seeds."""
 
-    method: str
+    method: str  # by the name of the variant
     head: str
     title: str
     scores: Mapping[str, Floats]  # by score: [seeds]
@@ -91,13 +116,17 @@ class Row:
     # The same at the operating points; empty and None where not all weights have one.
     decided: Mapping[str, Floats] = field(default_factory=dict)
     decided_behind: PairedDifference | None = None
+    # Of a variant the method that it is one of, and how much better the same head of that is; None without that head.
+    variant_of: str | None = None
+    brings: PairedDifference | None = None
+    decided_brings: PairedDifference | None = None
 
 
 @dataclass(frozen=True)
 class MapRow:
-    """How well one map of one method finds the regions of the classes, over all seeds."""
+    """How well one map of one method, or of a variant of it, finds the regions of the classes, over all seeds."""
 
-    method: str
+    method: str  # by the name of the variant
     map_name: str
     kind: str  # "attention" or "contribution"
     title: str
@@ -158,7 +187,7 @@ def compare(
     num_resamples: int = 2000,
     patients: Mapping[str, str] | None = None,
 ) -> tuple[list[Row], list[MapRow]]:
-    """Put the runs of several methods, each with several seeds, side by side.
+    """Put the runs of several methods and variants, each with several seeds, side by side.
 
     Args:
         runs: of one cohort.
@@ -178,46 +207,55 @@ def compare(
         if run.slides != runs[0].slides or not np.array_equal(run.labels, runs[0].labels):
             raise SettingsError(
                 "runs",
-                f"{run.method} with seed {run.seed} was tested on other slides than {runs[0].method}",
+                f"{run.variant.name} with seed {run.seed} was tested on other slides than {runs[0].variant.name}",
                 "Delete the runs' folders, and compare on one datalist.",
             )
     by_method: dict[str, list[Run]] = {}
     for run in runs:
-        by_method.setdefault(run.method, []).append(run)
+        by_method.setdefault(run.variant.name, []).append(run)
     rows = [
         _row(repeats, head, task, class_names)
-        for method, repeats in by_method.items()
-        for head in result_heads(method, magnifications)
+        for repeats in by_method.values()
+        for head in result_heads(repeats[0].method, magnifications)
+        if head in repeats[0].scores
     ]
     scales = scale_names(magnifications)
     maps = [
         _map_row(repeats, spec.name, kind, scales[spec.scale_index])
         for kind in KINDS
-        for method, repeats in by_method.items()
-        for spec in attention_maps(method, magnifications)
+        for repeats in by_method.values()
+        for spec in attention_maps(repeats[0].method, magnifications)
+        if spec.head in repeats[0].scores
         if all(localisation_key(spec.name, kind) in run.localisation for run in repeats)
     ]
-    if REFERENCE[0] in by_method:
-        reference = _repeats(by_method[REFERENCE[0]], REFERENCE[1])
-        own = [(patients or {}).get(slide, slide) for slide in runs[0].slides]
-        lead = score_names(task)[1]
-        has_point = any(row.decided for row in rows if (row.method, row.head) == REFERENCE)
+    own = [(patients or {}).get(slide, slide) for slide in runs[0].slides]
+    lead = score_names(task)[1]
+    has_point = {(row.method, row.head): bool(row.decided) for row in rows}
 
-        def difference(first: Floats, second: Floats) -> PairedDifference:
-            behind = paired_difference(first, second, runs[0].labels, task, lead, num_resamples, patients=own)
-            if len(set(own)) < FEWEST_PATIENTS:
-                behind = replace(behind, low=np.nan, high=np.nan, p_value=np.nan)
-            return behind
+    @functools.cache
+    def difference(first: Output, second: Output, at_point: bool) -> PairedDifference | None:
+        """How much better the first output is, at 0.5 or at the operating points."""
+        if first == second or first not in has_point or (at_point and not (has_point[first] and has_point[second])):
+            return None
+        of = _decided if at_point else _repeats
+        one, other = (of(by_method[method], head) for method, head in (first, second))
+        found = paired_difference(one, other, runs[0].labels, task, lead, num_resamples, patients=own)
+        few = len(set(own)) < FEWEST_PATIENTS
+        return replace(found, low=np.nan, high=np.nan, p_value=np.nan) if few else found
 
-        for place, row in enumerate(rows):
-            if (row.method, row.head) == REFERENCE:
-                continue
-            other = _repeats(by_method[row.method], row.head)
+    for place, row in enumerate(rows):
+        output, plain = (row.method, row.head), (row.variant_of or row.method, row.head)
+        rows[place] = replace(
+            row,
+            behind=difference(REFERENCE, output, False),
+            decided_behind=difference(REFERENCE, output, True),
+            brings=difference(plain, output, False),
+            decided_brings=difference(plain, output, True),
+        )
+        if rows[place].behind is not None:
+            reference, other = (_repeats(by_method[method], head) for method, head in (REFERENCE, output))
             spread = difference_spread(reference, other, runs[0].labels, task, lead, num_resamples, patients=own)
-            rows[place] = replace(row, behind=difference(reference, other), spread=spread)
-            if row.decided and has_point:
-                both = (_decided(by_method[method], head) for method, head in (REFERENCE, (row.method, row.head)))
-                rows[place] = replace(rows[place], decided_behind=difference(*both))
+            rows[place] = replace(rows[place], spread=spread)
     return rows, maps
 
 
@@ -226,9 +264,9 @@ def _row(runs: Sequence[Run], head: str, task: str, class_names: Sequence[str]) 
     points = [run.decisions[head] for run in runs if head in run.decisions]
     names = decided_scores(task) if len(points) == len(runs) else []
     return Row(
-        method=runs[0].method,
+        method=runs[0].variant.name,
         head=head,
-        title=f"{method_title(runs[0].method)} {head}",
+        title=f"{runs[0].variant.title} {head}",
         scores={name: np.array([run.scores[head][name] for run in runs]) for name in score_names(task)},
         classes={
             name: {score: np.array([run.classes[head][name][score] for run in runs]) for score in ("f1", "roc_auc")}
@@ -238,16 +276,17 @@ def _row(runs: Sequence[Run], head: str, task: str, class_names: Sequence[str]) 
         phases=len(phases),
         parameters=sum(phase["parameters"] for phase in phases),
         decided={name: np.array([point.scores[name] for point in points]) for name in names},
+        variant_of=runs[0].method if runs[0].changed else None,
     )
 
 
 def _map_row(runs: Sequence[Run], map_name: str, kind: str, scale: str) -> MapRow:
     found = [run.localisation[localisation_key(map_name, kind)] for run in runs]
     return MapRow(
-        method=runs[0].method,
+        method=runs[0].variant.name,
         map_name=map_name,
         kind=kind,
-        title=f"{method_title(runs[0].method)} {map_name.replace('_', ' ')}",
+        title=f"{runs[0].variant.title} {map_name.replace('_', ' ')}",
         scale=scale,
         classes={
             name: {score: np.array([one[name][score] for one in found]) for score in MAP_SCORES} for name in found[0]

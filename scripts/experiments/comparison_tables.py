@@ -22,6 +22,7 @@ __all__ = ["Table", "comparison_tables", "markdown", "mean_and_sd", "point_capti
 
 SUMMARY_COLUMNS = (
     "method", "output", "class", "score", "mean", "sd", "trainings", "behind", "behind_low", "behind_high", "p_value",
+    "brings", "brings_low", "brings_high", "brings_p_value",
 )  # fmt: skip
 OPERATING_POINT = "operating_point_"
 """What the names of scores at the operating points begin with in CSV."""
@@ -79,7 +80,7 @@ def comparison_tables(
         f"{tested}, {len(seeds)} trainings of each method (seeds {', '.join(map(str, seeds))}): mean ± standard "
         f"deviation over trainings. The difference to MuSTMIL's global output is on the same slides; {intervals}"
     )
-    tables = [Table(caption, head, body), *_decided_table(rows, task, folds)]
+    tables = [Table(caption, head, body), *_decided_table(rows, task, folds), *_parts_table(rows, task, intervals)]
     for score in ("f1", "roc_auc"):
         classes = list(rows[0].classes)
         body = [[row.title, *(_mean_sd(row.classes[name][score]) for name in classes)] for row in rows]
@@ -111,6 +112,32 @@ def _decided_table(rows: Sequence[Row], task: str, folds: int | None) -> list[Ta
     return [Table(caption, ["output", *(SCORE_TITLES[name] for name in names), behind, "p"], body)]
 
 
+def _parts_table(rows: Sequence[Row], task: str, intervals: str) -> list[Table]:
+    """Each variant beside its method, head by head; none without variants of a method that is there."""
+    lead, of_output = score_names(task)[1], {(row.method, row.head): row for row in rows}
+    title = SCORE_TITLES[lead]
+    variants = [row for row in rows if row.brings is not None]
+    if not variants:
+        return []
+    head = ["output", title, f"{title} of the method", "the part brings [95%]", "p"]
+    has_points = all(row.decided_brings is not None for row in variants)
+    if has_points:
+        point = "at the operating point"
+        head += [f"{title} {point}", f"of the method {point}", f"the part brings {point} [95%]", f"p {point}"]
+    body = []
+    for row in variants:
+        plain = of_output[str(row.variant_of), row.head]
+        cells = [*(_mean_sd(one.scores[lead]) for one in (row, plain)), *_behind(row.brings)]
+        if has_points:
+            cells += [*(_mean_sd(one.decided[lead]) for one in (row, plain)), *_behind(row.decided_brings)]
+        body.append([row.title, *cells])
+    caption = (
+        "What each part brings: each variant beside its method, output by output, on the same slides. The difference "
+        f"is above 0 where the method is better; {intervals}"
+    )
+    return [Table(caption, head, body)]
+
+
 def point_caption(task: str, trained: str = "training") -> str:
     """The caption of scores at the operating points that belong to each ``trained``."""
     kind = get_task(task)
@@ -127,17 +154,19 @@ def write_summary(path: Path, rows: Sequence[Row], maps: Sequence[MapRow]) -> No
     """Write ``comparison.csv``: one line for each number of the tables, with its mean and standard deviation.
 
     ``output`` is a head, or the kind and name of a map; an empty ``class`` means all. The columns from ``behind`` on
-    are filled for the score in which methods are compared. Scores at the operating points have names that begin with
-    :data:`OPERATING_POINT`.
+    are filled for the score in which methods are compared, those from ``brings`` on for variants of a method alone.
+    Scores at the operating points have names that begin with :data:`OPERATING_POINT`.
     """
     lines: list[list[object]] = []
     for row in rows:
         lead = list(row.scores)[1]
-        found = [("", row.scores, row.behind), (OPERATING_POINT, row.decided, row.decided_behind)]
-        for prefix, scores, behind in found:
+        found = [
+            ("", row.scores, (row.behind, row.brings)),
+            (OPERATING_POINT, row.decided, (row.decided_behind, row.decided_brings)),
+        ]
+        for prefix, scores, differences in found:
             for name, values in scores.items():
-                b = behind if name == lead else None
-                compared = [] if b is None else [f"{v:.6g}" for v in (b.difference, b.low, b.high, b.p_value)]
+                compared = [cell for b in differences for cell in _numbers(b if name == lead else None)]
                 lines.append([row.method, row.head, "", prefix + name, *_cells(values), *compared])
         for class_name, scores in row.classes.items():
             lines += [[row.method, row.head, class_name, name, *_cells(values)] for name, values in scores.items()]
@@ -167,7 +196,7 @@ def write_runs(path: Path, runs: Sequence[Run], task: str) -> None:
             scores = ["" if np.isnan(value) else f"{value:.6g}" for value in values]
             best = run.training["best"][head]
             costs = [f"{best['validation_loss']:.6g}", best["epoch"], f"{run.seconds(head):.3f}"]
-            lines.append([run.method, run.seed, *([run.fold] if has_folds else []), head, *scores, *costs])
+            lines.append([run.variant.name, run.seed, *([run.fold] if has_folds else []), head, *scores, *costs])
     own = ["method", "seed", *(["fold"] if has_folds else []), "output"]
     scored = [*names, *(OPERATING_POINT + name for name in of_points)]
     write_csv(path, [*own, *scored, "validation_loss", "best_epoch", "training_seconds"], lines)
@@ -189,6 +218,11 @@ def _cells(values: NDArray[np.float64]) -> list[object]:
 
 def _mean_sd(values: NDArray[np.float64], places: int = 3) -> str:
     return mean_sd_text(*mean_and_sd(values), places)
+
+
+def _numbers(b: PairedDifference | None) -> list[str]:
+    """A difference with its interval and p, as CSV has them."""
+    return [""] * 4 if b is None else [f"{v:.6g}" for v in (b.difference, b.low, b.high, b.p_value)]
 
 
 def _behind(b: PairedDifference | None) -> tuple[str, str]:

@@ -61,13 +61,14 @@ class BankedBag:
     rows: NDArray[np.int64]
     base_mpp: float
 
-    def row_features(self) -> NDArray[np.float32]:
-        """``[N, S, F]``: the features of each row's patches.
+    def row_features(self, rows: NDArray[np.int64] | None = None) -> NDArray[np.float32]:
+        """``[N, S, F]``: the features of the patches of each row, of the bag's rows or of others of its patches.
 
         It is a view of ``[S, N, F]``: a network looks at one scale at a time, whose rows are then one block.
         """
-        scales = np.empty((len(self.features), len(self.rows), self.features[0].shape[1]), dtype=np.float32)
-        for out, features, patches in zip(scales, self.features, self.rows.T, strict=True):
+        rows = self.rows if rows is None else rows
+        scales = np.empty((len(self.features), len(rows), self.features[0].shape[1]), dtype=np.float32)
+        for out, features, patches in zip(scales, self.features, rows.T, strict=True):
             # With another mode numpy fills a buffer and copies it. read_bank has checked that the rows are in range.
             np.take(features, patches, axis=0, out=out, mode="clip")
         return scales.transpose(1, 0, 2)

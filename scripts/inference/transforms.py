@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from monai.transforms import MapTransform
 from numpy.typing import NDArray
 
 from scripts.bags.bag import BagBuilder
-from scripts.bags.grid import of_rows
+from scripts.bags.linking import Linking
 from scripts.core.errors import SlideError
 from scripts.datalists.slide_files import slide_name
 from scripts.features.bank import BankedBag, bank_path, read_bank, stored_level0
@@ -51,6 +52,7 @@ class EncodeSlided(MapTransform):
         bag_builder: makes the slide's bag.
         encoder: encodes its patches.
         feature_dir: where the feature bank is; ``None`` neither reads nor writes one.
+        linking: how rows are made, see :class:`scripts.bags.linking.Linking`, which also says what is refused.
     """
 
     def __init__(
@@ -59,8 +61,10 @@ class EncodeSlided(MapTransform):
         bag_builder: BagBuilder,
         encoder: Encoder,
         feature_dir: str | Path | None = None,
+        linking: str = "linked",
     ) -> None:
         super().__init__(keys)
+        self.linking = Linking(linking, len(bag_builder.magnifications))
         self.bag_builder, self.encoder = bag_builder, encoder
         self.feature_dir = None if feature_dir is None else Path(feature_dir)
 
@@ -120,10 +124,14 @@ class EncodeSlided(MapTransform):
         grid = bag.grid
         # Written in place: of a large slide they are most of what is in memory.
         joined = np.empty((grid.num_rows, len(grid.scales), self.encoder.num_features + 1), dtype=np.float32)
-        self.encoder.encode_rows(bag, out=joined[..., :-1])
-        joined[..., -1] = grid.log_weight()
+
+        def encode(rows: NDArray[np.int64]) -> NDArray[np.float32]:
+            return self.encoder.encode_rows(replace(bag, grid=replace(grid, rows=rows)), out=joined[..., :-1])
+
+        linked = self.linking.rows_of(str(entry["slide"]), grid.rows, grid.coords, encode)
+        joined[..., -1] = linked["log_weight"]
         sides = [scale.patch_level0 for scale in grid.scales]
-        return joined, _place(bag.slide.base_mpp, bag.slide.bounds_level0, of_rows(grid.coords, grid.rows), sides)
+        return joined, _place(bag.slide.base_mpp, bag.slide.bounds_level0, linked["corners"], sides)
 
     def _read(self, entry: Mapping[str, Any], feature_dir: Path) -> _Made:
         path, settings = bank_path(feature_dir, entry["slide"]), bank_settings(entry, self.bag_builder, self.encoder)
@@ -135,9 +143,14 @@ class EncodeSlided(MapTransform):
             write_bank(path, bag, self.encoder, {**settings, "slide_sha256": sha256})
         bank = read_bank(path, self.bag_builder.magnifications)
         joined = np.empty((*bank.rows.shape, self.encoder.num_features + 1), dtype=np.float32)
-        for s, (features, patches) in enumerate(zip(bank.features, bank.rows.T, strict=True)):
-            joined[:, s, :-1] = features[patches]
-        joined[..., -1] = bank.log_weight()
+
+        def fill(rows: NDArray[np.int64]) -> NDArray[np.float32]:
+            for s, (features, patches) in enumerate(zip(bank.features, rows.T, strict=True)):
+                joined[:, s, :-1] = features[patches]
+            return joined[..., :-1]
+
+        linked = self.linking.rows_of(str(entry["slide"]), bank.rows, bank.coords, fill)
+        joined[..., -1] = linked["log_weight"]
         if imported and not os.path.exists(entry["image"]):
             base_mpp, bounds = bank.base_mpp, _bounds(bank, stored_level0(path)[0])
         else:
@@ -145,7 +158,7 @@ class EncodeSlided(MapTransform):
             slide.check_mpp(bank.base_mpp)
             slide.check_size(stored_level0(path)[0])
             base_mpp, bounds = slide.base_mpp, slide.bounds_level0
-        return joined, _place(base_mpp, bounds, bank.row_corners(), bank.patch_level0)
+        return joined, _place(base_mpp, bounds, linked["corners"], bank.patch_level0)
 
 
 def _place(

@@ -157,8 +157,8 @@ class BagNetwork(MILModel):
     def explain(self, x: Tensor, log_weight: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         r"""The logits, the attention, and what each row adds to each logit; arguments and errors as :meth:`forward`.
 
-        The attention for class k need not lie where class k is: a classifier sees the pooled vectors of all
-        classes, so each attention may speak for any class, or against it. But pooling and classifier are linear
+        The attention for class k need not lie where class k is: a classifier may see the pooled vectors of all
+        classes, so that each attention may speak for any class, or against it. But pooling and classifier are linear
         in the instances, so a logit is a sum over them. With attention a, instances h and the classifier's
         weights W and bias b, of which :math:`W_{k,k'}` takes the vector that attention k' pooled, row j adds
 

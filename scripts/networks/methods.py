@@ -20,7 +20,7 @@ from scripts.networks.baselines import MSMIL, SSMIL, HighestScaleMIL
 from scripts.networks.clam import CLAM, ClusteringLoss
 from scripts.networks.dsmil import DSMIL, DualStreamLoss
 from scripts.networks.losses import MultiScaleLoss, PhaseLoss
-from scripts.networks.mustmil import MuSTMIL
+from scripts.networks.mustmil import BranchNetwork, MuSTMIL
 from scripts.networks.transmil import TransMIL
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "check_method",
     "get_loss",
     "get_network",
+    "learning_heads",
     "method_title",
     "result_heads",
     "served_head",
@@ -99,9 +100,18 @@ def method_title(method: str) -> str:
     return METHODS[check_method(method)]
 
 
-def get_network(method: str, **settings: Any) -> BagNetwork:
-    """The network of a method; ``settings`` are arguments of :class:`MuSTMIL`, which every method takes."""
-    return _NETWORKS[check_method(method)](**settings)
+def get_network(method: str, class_attention: str = "joint", **settings: Any) -> BagNetwork:
+    """The network of a method.
+
+    Args:
+        method: one of :data:`METHODS`.
+        class_attention: see :class:`BranchNetwork`; methods that are none do not use it.
+        settings: the other arguments of :class:`MuSTMIL`, which every method takes.
+    """
+    make = _NETWORKS[check_method(method)]
+    if isinstance(make, type) and issubclass(make, BranchNetwork):
+        settings["class_attention"] = class_attention
+    return make(**settings)
 
 
 def get_loss(
@@ -153,6 +163,14 @@ def served_head(heads: Sequence[str]) -> int:
 def trained_heads(method: str, magnifications: Sequence[float]) -> list[str]:
     """The heads that have weights of their own in training: MSMIL trains each scale alone before the global one."""
     return ["global", *scale_names(magnifications)] if method == "msmil" else result_heads(method, magnifications)
+
+
+def learning_heads(method: str, magnifications: Sequence[float], alpha: float = 1.0, beta: float = 1.0) -> list[str]:
+    """Those of :func:`result_heads` that learn: MuSTMIL's scales do not with ``beta`` 0, nor does its global one with
+    ``alpha`` 0.
+    """
+    heads = result_heads(method, magnifications)
+    return [head for head in heads if method != "mustmil" or (alpha if head == "global" else beta) > 0]
 
 
 def attention_maps(method: str, magnifications: Sequence[float]) -> list[MapSpec]:

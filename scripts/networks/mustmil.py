@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from scripts.core.errors import SettingsError
+from scripts.core.settings import check_settings
 from scripts.networks.bag_network import BagNetwork
 
 __all__ = ["BranchNetwork", "MuSTMIL"]
@@ -23,7 +24,10 @@ class BranchNetwork(BagNetwork):
         z_k &= \sum_j a_{j,k} h_j \\
         y &= Cl([z_1, ..., z_K])
 
-    There is no bias on w: softmax cancels it.
+    There is no bias on w: softmax cancels it. This is the paper's ``class_attention``, ``joint``. With ``separate`` the
+    logit of a class sees the vector of its own attention alone, :math:`y_k = c_k^T z_k + b_k`. With ``shared`` there is
+    one attention for all classes, :math:`y = Cl(z)`, and its map is that of every class. With one logit the three
+    are the same network.
 
     The log weight is our addition. The paper attends over the unique patches X_s of a scale, but linked rows
     repeat a low patch c times; -log(c) on each of them makes softmax over rows equal softmax over patches.
@@ -37,34 +41,48 @@ class BranchNetwork(BagNetwork):
     Args:
         widths: the length of the instances that each branch pools.
         num_nodes: length of h, at least 2 (else a SettingsError); V maps each branch's instances to half of that.
+        class_attention: ``"joint"``, ``"separate"`` or ``"shared"`` (else a SettingsError).
         settings: the other arguments are those of :class:`BagNetwork`.
     """
 
     def __init__(
-        self, widths: list[int], num_classes: int, num_scales: int, num_features: int, num_nodes: int, **settings: Any
+        self,
+        widths: list[int],
+        num_classes: int,
+        num_scales: int,
+        num_features: int,
+        num_nodes: int,
+        class_attention: str = "joint",
+        **settings: Any,
     ) -> None:
+        check_settings(class_attention=class_attention)
         if num_nodes < 2:
             raise SettingsError("num_nodes", f"got {num_nodes}", "Set it to 2 or more; the paper has 128.")
         super().__init__(num_classes, num_scales, num_features, **settings)
         self.embed = nn.ModuleList(nn.Linear(num_features, num_nodes) for _ in range(num_scales))
         half = num_nodes // 2
+        self.class_attention = class_attention
+        self.is_joint, self.is_separate = class_attention == "joint", class_attention == "separate"
+        num_maps = 1 if class_attention == "shared" else num_classes
+        num_seen = num_classes if self.is_joint else 1  # pooled vectors that a logit sees
         self.attention: nn.ModuleList = nn.ModuleList(  # type: ignore[assignment]
-            nn.Sequential(nn.Linear(width, half), nn.Tanh(), nn.Linear(half, num_classes, bias=False))
-            for width in widths
+            nn.Sequential(nn.Linear(width, half), nn.Tanh(), nn.Linear(half, num_maps, bias=False)) for width in widths
         )
         self.myfc: nn.ModuleList = nn.ModuleList(  # type: ignore[assignment]
-            nn.Linear(num_classes * width, num_classes) for width in widths
+            nn.Linear(num_seen * width, num_classes) for width in widths
         )
         # Which instance layers and which branches are computed: all, but in a phase that trains others.
         self.embeds = [True] * num_scales
         self.computes = [True] * len(widths)
 
     def class_axes(self) -> dict[str, tuple[int, ...]]:
-        """A row of w for each class; a row of Cl for each class, and in it a part for each attention."""
+        """A row of w for each class, unless one is shared; a row of Cl, and in it a part for each joint attention."""
         axes: dict[str, tuple[int, ...]] = {}
         for branch in range(len(self.attention)):
-            axes[f"attention.{branch}.2.weight"] = axes[f"myfc.{branch}.bias"] = (0,)
-            axes[f"myfc.{branch}.weight"] = (0, 1)
+            axes[f"myfc.{branch}.bias"] = (0,)
+            axes[f"myfc.{branch}.weight"] = (0, 1) if self.is_joint else (0,)
+            if self.class_attention != "shared":
+                axes[f"attention.{branch}.2.weight"] = (0,)
         return axes
 
     def _embed(self, x: Tensor) -> list[Tensor]:
@@ -105,10 +123,15 @@ class BranchNetwork(BagNetwork):
         for branch, (score, classify) in enumerate(zip(self.attention, self.myfc)):  # noqa: B905 (TorchScript)
             h = inputs[branch]  # [B, n, width]
             if self.computes[branch]:
-                a = torch.softmax(score(h) + log_weights[branch].unsqueeze(-1), dim=1)  # [B, n, K]
-                z = a.transpose(1, 2).to(h.dtype) @ h  # [B, K, width]
-                logits.append(classify(z.flatten(1)))  # [B, K]
-                attention.append(a)
+                a = torch.softmax(score(h) + log_weights[branch].unsqueeze(-1), dim=1)  # [B, n, K], shared [B, n, 1]
+                z = a.transpose(1, 2).to(h.dtype) @ h  # [B, K, width], shared [B, 1, width]
+                if self.is_separate:
+                    weight: Tensor = classify.weight  # type: ignore[assignment]
+                    bias: Tensor = classify.bias  # type: ignore[assignment]
+                    logits.append((z * weight).sum(dim=2) + bias)  # [B, K]
+                else:
+                    logits.append(classify(z.flatten(1)))  # [B, K]
+                attention.append(a.expand(-1, -1, self.num_classes))  # [B, n, K]
             else:
                 shape = log_weights[branch].shape
                 logits.append(h.new_full([shape[0], self.num_classes], torch.nan))  # [B, K]
@@ -122,9 +145,12 @@ class BranchNetwork(BagNetwork):
             a = attention[branch]  # [B, n, K]
             if self.computes[branch]:
                 weight: Tensor = classify.weight  # type: ignore[assignment]
-                weight = weight.unflatten(1, [self.num_classes, -1])  # [K, K (of the attention), width]
-                votes = torch.einsum("kcw,bnw->bnkc", weight, inputs[branch])  # [B, n, K, K (of the attention)]
-                contribution.append((votes * a.unsqueeze(2)).sum(dim=3))  # [B, n, K]
+                if self.is_joint:
+                    weight = weight.unflatten(1, [self.num_classes, -1])  # [K, K (of the attention), width]
+                    votes = torch.einsum("kcw,bnw->bnkc", weight, inputs[branch])  # [B, n, K, K (of the attention)]
+                    contribution.append((votes * a.unsqueeze(2)).sum(dim=3))  # [B, n, K]
+                else:
+                    contribution.append(nn.functional.linear(inputs[branch], weight) * a)  # [B, n, K]
             else:
                 contribution.append(a)  # NaN, as the logits are
         return contribution

@@ -31,6 +31,8 @@ KINDS: dict[str, Callable[[Any], bool]] = {
     "patch_size": lambda value: _is_count(value),
     "num_nodes": lambda value: _is_count(value),
     # Nothing of these up to version 0.4.0, and without INT8 nothing of the last.
+    "linking": lambda value: value is None or isinstance(value, str),
+    "class_attention": lambda value: value is None or isinstance(value, str),
     "backbone_input": lambda value: value is None or isinstance(value, Mapping),
     "unit": lambda value: value in (None, "slide", "patient"),
     "precision": lambda value: value in (None, "amp", "int8"),

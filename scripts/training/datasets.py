@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from scripts.bags.bag import Bag, BagBuilder
 from scripts.bags.grid import of_rows
+from scripts.bags.linking import Linking
 from scripts.core.errors import SettingsError, fitting
 from scripts.core.magnification import check_magnifications
 from scripts.core.repeats import first_names
@@ -82,9 +83,11 @@ class PatchBagDataset(_BagDataset):
         num_workers: threads that read the patches; 0 reads them in turn. Choose 0 where a DataLoader has workers:
             OpenCV, used by a thread that is just ending while a process is forked, may stop the new one for good.
         encoder: encodes the patches on its device, in batches of its size, with its runtime.
+        linking: see :class:`scripts.bags.linking.Linking`; ``"pooled"`` needs an encoder.
 
     Raises:
         SlideError: if a slide cannot be used; also when it is asked for.
+        SettingsError: if it cannot be linked so.
     """
 
     def __init__(
@@ -94,8 +97,12 @@ class PatchBagDataset(_BagDataset):
         transform: Callable | None = None,
         num_workers: int = 0,
         encoder: Encoder | None = None,
+        linking: str = "linked",
     ) -> None:
         super().__init__(data, transform)
+        self.linking = Linking(linking, len(bag_builder.magnifications))
+        if linking == "pooled" and encoder is None:
+            raise SettingsError("linking", "got 'pooled', and patches have no features yet", "Give an encoder.")
         self._bags: dict[str, Bag] = {}  # tissue and grid are found once
         slides = [slide for entry in data for slide in slides_in(entry)]
         for entry in tqdm(slides, desc="finding tissue", unit="slide", leave=False):
@@ -115,9 +122,7 @@ class PatchBagDataset(_BagDataset):
         grid = bag.grid
         unique = np.split(np.concatenate(values), np.cumsum([len(coords) for coords in grid.coords])[:-1])
         return {
-            "image": of_rows(unique, grid.rows),
-            "log_weight": grid.log_weight(),
-            "corners": of_rows(grid.coords, grid.rows),
+            **self.linking.rows_of(entry["slide"], grid.rows, grid.coords, lambda rows: of_rows(unique, rows)),
             "patch_level0": np.array([scale.patch_level0 for scale in grid.scales]),
             "base_mpp": bag.slide.base_mpp,
         }
@@ -158,9 +163,10 @@ class BankBagDataset(_BagDataset):
         transform: applied to each item.
         views: the number of augmented views of each bag that will be asked for; ``None`` is 0 for all.
         cache_gb: banks are kept in memory once they were read, up to so many gigabytes; the others are read anew.
+        linking: see :class:`scripts.bags.linking.Linking`.
 
     Raises:
-        SettingsError: if a slide or a view has no bank, or one for other magnifications.
+        SettingsError: if a slide or a view has no bank, or one for other magnifications, or it cannot be linked so.
     """
 
     def __init__(
@@ -171,12 +177,14 @@ class BankBagDataset(_BagDataset):
         transform: Callable | None = None,
         views: Sequence[int] | None = None,
         cache_gb: float = 0.0,
+        linking: str = "linked",
     ) -> None:
         super().__init__(data, transform)
         self.feature_dir = Path(feature_dir)
         self._cache: dict[Path, BankedBag] = {}
         self._free_bytes = cache_gb * 1e9
         self._reader = BankReader(check_magnifications(magnifications))
+        self.linking = Linking(linking, len(self._reader.magnifications))
         slides = [[slide["slide"] for slide in slides_in(entry)] for entry in data]
         self._check_banks([(slide, 0) for of_bag in slides for slide in of_bag], "slides", MAKE_FIRST)
         if views is not None:
@@ -197,9 +205,7 @@ class BankBagDataset(_BagDataset):
     def _read(self, entry: Entry, view: int) -> dict[str, Any]:
         bag = self._bank(bank_path(self.feature_dir, entry["slide"], view))
         return {
-            "image": bag.row_features(),
-            "log_weight": bag.log_weight(),
-            "corners": bag.row_corners(),
+            **self.linking.rows_of(entry["slide"], bag.rows, bag.coords, bag.row_features),
             "patch_level0": np.array(bag.patch_level0),
             "base_mpp": bag.base_mpp,
         }
@@ -229,6 +235,7 @@ def bag_dataset(
     positive_classes: Sequence[str] | None = None,
     encoder: Encoder | None = None,
     unit: str = SLIDE,
+    linking: str = "linked",
 ) -> Dataset:
     """The bag dataset of a source: ``"bank"`` (:class:`BankBagDataset`) or ``"patches"`` (:class:`PatchBagDataset`).
 
@@ -238,9 +245,10 @@ def bag_dataset(
             ``task`` with these ``class_names`` and ``positive_classes``.
         left_out: the names of slides without which the workflow goes on; ``views`` has no numbers for bags of these.
         unit: what a bag is, see :func:`scripts.datalists.units.bags_of`; ``views`` are of bags.
+        linking: how its rows are made, see :class:`scripts.bags.linking.Linking`.
 
     Raises:
-        SettingsError: if there is no such source or unit.
+        SettingsError: if there is no such source, unit or linking.
         DatalistError: if there is no slide, or none is left, or a label cannot be used.
     """
     check_settings(source=source)
@@ -248,9 +256,9 @@ def bag_dataset(
     warn_of_patients(data)
     if source == "patches":
         logger.info("%d bags of patches, read from the slides", len(data))
-        return PatchBagDataset(data, bag_builder, transform, num_workers, encoder)
+        return PatchBagDataset(data, bag_builder, transform, num_workers, encoder, linking)
     logger.info("%d bags of features, from the feature bank in %s", len(data), feature_dir)
-    return BankBagDataset(data, feature_dir, bag_builder.magnifications, transform, views, cache_gb)
+    return BankBagDataset(data, feature_dir, bag_builder.magnifications, transform, views, cache_gb, linking)
 
 
 def training_views(

@@ -168,6 +168,29 @@ def test_it_prints_what_was_packed(trained_repository: Path, tmp_path: Path) -> 
     assert not any("emonstration" in line for line in lines)
 
 
+@pytest.mark.parametrize("kind", ["separate", "shared"])
+def test_weights_of_another_class_attention_and_of_repeated_rows_are_packed_and_verified(
+    trained_repository: Path, tmp_path: Path, kind: str
+) -> None:
+    weights = make_weights(tmp_path / "w", num_nodes=4, class_attention=kind, linking="repeated")
+    top = packed(trained_repository, weights, tmp_path)[1]
+    for rule in ("data format", "network in and out", "weights", "TorchScript", "ONNX"):
+        assert check(rule, Bundle(top, "folder")).state == OK
+    train = json.loads((top / "configs" / "train.json").read_text(encoding="utf-8"))["advanced"]
+    assert (train["class_attention"], train["linking"]) == (kind, "repeated")
+
+
+@pytest.mark.parametrize("linking", ["shuffled", "pooled"])
+def test_weights_of_rows_that_are_not_the_slides_are_refused(
+    trained_repository: Path, tmp_path: Path, linking: str
+) -> None:
+    weights = make_weights(tmp_path / "w", num_nodes=4, linking=linking)
+    assert (
+        f"model.pt: was trained with linking {linking}, an ablation that sees other rows than the slide has. Pack "
+        "weights of a training with `linking` linked."
+    ) in refusal(trained_repository, weights, tmp_path)
+
+
 def test_only_the_serving_weights_of_msmil_are_packed(trained_repository: Path, tmp_path: Path) -> None:
     weights = make_weights(tmp_path / "w", method="msmil")
     result = pack(trained_repository, weights, tmp_path / "dist")

@@ -20,24 +20,25 @@ from tests.weights.test_record import RECORD, SETTINGS
 SIZES: dict[str, Any] = {"num_scales": 2, "num_features": 256, "num_nodes": 4}
 
 
-def network(classes: int, seed: int, method: str = "mustmil") -> BagNetwork:
+def network(classes: int, seed: int, method: str = "mustmil", class_attention: str = "joint") -> BagNetwork:
     torch.manual_seed(seed)
-    return get_network(method, num_classes=classes, **SIZES).eval()
+    return get_network(method, class_attention, num_classes=classes, **SIZES).eval()
 
 
 def write(path: Path, names: list[str], method: str = "mustmil", **settings: Any) -> BagNetwork:
     """A file of weights whose training had these classes; returns their network."""
     path.parent.mkdir(exist_ok=True)
-    model = network(len(names), 1, method)
+    model = network(len(names), 1, method, settings.get("class_attention", "joint"))
     sign(model, {**RECORD, "settings": {**SETTINGS, "class_names": names, "method": method, **settings}})
     torch.save(model.state_dict(), path)
     return model
 
 
-def started(path: Path, names: list[str], method: str = "mustmil", seed: int = 2) -> BagNetwork:
+def started(path: Path, names: list[str], method: str = "mustmil", seed: int = 2, **settings: Any) -> BagNetwork:
     """A new network that starts from a file."""
-    model = network(len(names), seed, method)
-    read_pretrained(path, {**SETTINGS, "class_names": names, "method": method}, names).load_into(model)
+    model = network(len(names), seed, method, settings.get("class_attention", "joint"))
+    used = {**SETTINGS, "class_names": names, "method": method, **settings}
+    read_pretrained(path, used, names).load_into(model)
     return model
 
 
@@ -55,6 +56,20 @@ def test_with_classes_added_the_logits_of_the_others_are_what_they_were(tmp_path
     # The mean has no layer that classes share.
     is_new = torch.allclose(logits(now)[..., 1], logits(network(3, 2, method))[..., 1], atol=1e-3)
     assert is_new == (method == "mean")
+
+
+@pytest.mark.parametrize("kind", ["separate", "shared"])
+@pytest.mark.parametrize("method", ["mustmil", "msmil", "ssmil"])
+def test_so_are_those_of_another_class_attention(tmp_path: Path, method: str, kind: str) -> None:
+    before = write(tmp_path / "model.pt", ["a", "b", "gone"], method, class_attention=kind)
+    now = started(tmp_path / "model.pt", ["b", "new", "a"], method, class_attention=kind)
+    assert torch.allclose(logits(now)[..., [2, 0]], logits(before)[..., :2], atol=1e-6)
+    fresh = network(3, 2, method, kind).state_dict()
+    for key, value in now.state_dict().items():
+        if key.startswith("myfc"):
+            assert torch.equal(value[1], fresh[key][1])
+    with pytest.raises(SettingsError, match=f"class_attention '{kind}', now 'joint'"):
+        started(tmp_path / "model.pt", ["a", "b"], method, class_attention="joint")
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -4,6 +4,7 @@ import csv
 import fcntl
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from scripts.weights.record import read_record
 from tests.conftest import ROOT
 from tests.torchruns import TORCHRUN
 
@@ -124,6 +126,35 @@ def test_other_settings_in_the_same_folder_are_refused_in_one_line(compared, com
     assert done.returncode == 1
     assert "holds a run with other settings (lr 0.001, now 0.5). Choose another `output_dir`" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_variants_stand_beside_their_method_whose_finished_runs_are_used(compared, command, cohort, trained, tmp_path):
+    output = tmp_path / "again"
+    shutil.copytree(compared[0], output)
+    before = (output / "runs" / "mustmil" / "seed_0" / "done.json").stat().st_mtime_ns
+    own = {"methods": ["mustmil", "mustmil beta=0", "mustmil linking=shuffled"], "seeds": [0]}
+    done = command("comparing", "compare", **{**base_settings(cohort, trained, output), **own})
+    assert done.returncode == 0, done.stderr
+    assert (output / "runs" / "mustmil" / "seed_0" / "done.json").stat().st_mtime_ns == before
+    text = (output / "comparison.md").read_text()
+    assert "What each part brings" in text
+    for title in ("MuSTMIL beta=0 global", "MuSTMIL linking=shuffled global", "MuSTMIL linking=shuffled 5x"):
+        assert f"| {title} " in text
+    assert "MuSTMIL beta=0 5x" not in text
+    shuffled = output / "runs" / "mustmil_linking=shuffled" / "seed_0"
+    assert read_record(shuffled / "models" / "model.pt")["settings"]["linking"] == "shuffled"
+    # Evaluating by hand takes the linking from the weights.
+    told = json.loads((shuffled / "metrics.json").read_text())["made_by"]["configuration"]
+    assert told["linking"] == "shuffled"
+    by_hand = {"dataset_dir": cohort, "feature_dir": trained / "features", "ckpt_dir": shuffled / "models"}
+    done = command("evaluating", "evaluate", output_dir=tmp_path / "by_hand", split_seed=0, **by_hand)
+    assert done.returncode == 0, done.stderr
+    scores = [
+        [float(line["cancer"]) for line in csv.DictReader((folder / "predictions.csv").read_text().splitlines())]
+        for folder in (tmp_path / "by_hand", shuffled, output / "runs" / "mustmil" / "seed_0")
+    ]
+    assert scores[0] == pytest.approx(scores[1], abs=1e-5)
+    assert scores[0] != pytest.approx(scores[2], abs=1e-4)
 
 
 def test_searching_from_another_folder_runs_the_grid_and_names_the_best(command, cohort, trained, tmp_path, elsewhere):
