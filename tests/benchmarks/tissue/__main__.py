@@ -1,0 +1,157 @@
+"""The comparison on slides made of real H&E fields: ``python -m tests.benchmarks.tissue FIELDS``."""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from scripts.core.errors import show_one_line
+from scripts.core.files import replacing
+from scripts.demo.compare import write_control_banks
+from scripts.demo.run import run_config
+from scripts.networks.methods import METHODS
+from tests.benchmarks.operating_points import Clock
+from tests.benchmarks.tissue.cohort import Cohort, make_cohort
+from tests.benchmarks.tissue.fields import Fields, read_fields
+from tests.benchmarks.tissue.groups import fields_of_groups, group_patients
+from tests.benchmarks.tissue.mosaics import LEAST_FIELD_UM
+from tests.benchmarks.tissue.results import MAGNIFICATIONS, Output, read_outputs
+from tests.benchmarks.tissue.tables import (
+    chance_table,
+    cohort_text,
+    difference_table,
+    group_table,
+    same_scales_table,
+    score_table,
+    time_table,
+)
+
+__all__ = ["PARTS", "main"]
+
+PARTS = {"multilabel": "multilabel", "binary": "binary", "permuted": "multilabel", "same_scales": "multilabel"}
+"""The parts of the benchmark, and the task of each: the two comparisons and the two controls."""
+TITLES = {
+    "multilabel": "All classes",
+    "binary": "Malignant or not",
+    "permuted": "Control: permuted labels",
+    "same_scales": "Control: both scales the same",
+}
+# docs/evidence.md says how it was chosen.
+EPOCHS = 10
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Make the slides, run the comparisons that are not done, and print the page of tables."""
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.tissue", description=__doc__)
+    parser.add_argument("fields", type=Path, metavar="FIELDS", help="a folder: fields.csv, or CLASS/PATIENT/pictures")
+    parser.add_argument("--output_dir", type=Path, default=Path("output/tissue"), help="gets slides, banks and results")
+    parser.add_argument("--mpp", type=float, help="micrometres per pixel of the fields; those of GlaS are 0.62")
+    parser.add_argument("--positive_classes", nargs="+", help="the malignant ones, where fields.csv does not say so")
+    parser.add_argument("--num_slides", type=int, default=40, help="of each group")
+    parser.add_argument("--num_cells", type=int, nargs=2, default=(9, 30), metavar=("LEAST", "MOST"), help="of a slide")
+    parser.add_argument("--seed", type=int, default=0, help="of groups, slides and the permutation")
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), help="as `comparing` takes them")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4], help="of the trainings")
+    parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS), metavar="PART")
+    parser.add_argument("--epochs", type=int, default=EPOCHS, help="of each phase")
+    parser.add_argument("--num_processes", type=int, default=2, help="trainings at the same time")
+    args = parser.parse_args(argv)
+
+    clock, output_dir = Clock(), args.output_dir.resolve()
+    fields = read_fields(args.fields, args.mpp, args.positive_classes, LEAST_FIELD_UM)
+    groups = group_patients(fields.fields, fields.class_names, args.seed)
+    cohort = make_cohort(output_dir / "slides", fields, groups, args.num_slides, tuple(args.num_cells), args.seed)
+    print(f"{cohort.folder / 'contact_sheet.png'} shows some of the slides.", flush=True)
+    clock.tell("slides")
+    common: dict[str, Any] = {
+        "dataset_dir": cohort.folder,
+        "feature_dir": output_dir / "features",
+        "class_names": list(fields.class_names),
+        "magnifications": list(MAGNIFICATIONS),
+    }
+    own: dict[str, Any] = {"output_dir": output_dir, "datalist": datalist_of(cohort)}
+    code = run_config("extracting", "extract", {**common, **own})
+    if code != 0:
+        return code
+    clock.tell("features")
+    common |= {"methods": args.methods, "seeds": args.seeds, "epochs": args.epochs, "folds": len(set(groups.values()))}
+    common["num_processes"] = args.num_processes
+    made = []
+    for part in args.parts:
+        own = {"output_dir": output_dir / part, "task": PARTS[part], "datalist": datalist_of(cohort, part)}
+        if part == "binary":
+            own["positive_classes"] = list(fields.positive_classes)
+        if part == "same_scales":
+            own["feature_dir"] = output_dir / part / "features"
+            write_control_banks(common["feature_dir"], own["feature_dir"])
+        print(f"\n{TITLES[part]}", flush=True)
+        before, cpu_before = done_in(output_dir / part), processor_seconds()
+        if (code := run_config("comparing", "compare", {**common, **own})) != 0:
+            return code
+        clock.tell(part)
+        if number := done_in(output_dir / part) - before:
+            made.append((TITLES[part], number, clock.steps[part], processor_seconds() - cpu_before))
+
+    found = {part: read_outputs(output_dir / part, PARTS[part], args.methods, args.seeds) for part in args.parts}
+    page = page_of(fields, cohort, found, args.seeds, args.epochs)
+    page += f"\nSeconds of this run: {clock}.\n"
+    if made:
+        page += f"\nTrainings with their evaluation, {args.num_processes} at a time:\n\n{time_table(made)}\n"
+    with replacing(output_dir / "tissue.md") as part_file:
+        part_file.write_text(page, encoding="utf-8")
+    print(f"\n{page}\nThis page is {output_dir / 'tissue.md'}; each part's folder has its own tables and pictures.")
+    return 0
+
+
+def datalist_of(cohort: Cohort, part: str = "") -> Path:
+    """The datalist of a part."""
+    return cohort.folder / ("permuted.csv" if part == "permuted" else "datalist.csv")
+
+
+def done_in(folder: Path) -> int:
+    """How many trainings of a comparison have finished."""
+    return len(list(folder.glob("runs/*/seed_*/fold_*/done.json")))
+
+
+def processor_seconds() -> float:
+    """Seconds of the processor's cores that all commands so far have taken."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def page_of(
+    fields: Fields, cohort: Cohort, found: Mapping[str, list[Output]], seeds: Sequence[int], epochs: int
+) -> str:
+    """The page of tables."""
+    number = len(set(cohort.groups.values()))
+    patients = [sorted(p for p, group in cohort.groups.items() if group == own) for own in range(number)]
+    in_groups = fields_of_groups(fields.fields, fields.class_names, cohort.groups)
+    parts = [
+        cohort_text(len(fields.fields), len(cohort.groups), number, len(cohort.mosaics)),
+        group_table(in_groups, patients, cohort.labels),
+        f"Malignant: {', '.join(fields.positive_classes)}. Seeds {' '.join(map(str, seeds))}; {epochs} epochs a phase.",
+    ]
+    for part, outputs in found.items():
+        parts += [f"## {TITLES[part]}", *tables_of(part, outputs, found)]
+    return "\n\n".join(text for text in parts if text) + "\n"
+
+
+def tables_of(part: str, outputs: list[Output], found: Mapping[str, list[Output]]) -> list[str]:
+    """The tables of a part, with what to expect of a control."""
+    if part == "permuted":
+        expected = "The labels are permuted within each group: nothing can be learnt, and a ROC-AUC should be near 0.5."
+        return [expected, chance_table(outputs)]
+    if part == "same_scales":
+        expected = "Each 10x patch has the features of the 5x patch around it: no method should gain from linking them."
+        table = same_scales_table(found.get("multilabel", []), outputs)
+        return [expected, score_table(outputs, PARTS[part]), table]
+    return [score_table(outputs, PARTS[part]), difference_table(outputs, PARTS[part])]
+
+
+if __name__ == "__main__":
+    show_one_line()
+    sys.exit(main())

@@ -1,0 +1,149 @@
+"""What the runs of a comparison by groups score in each group, and what can be said of the difference between two."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+from scripts.evaluation.localisation import localisation_key
+from scripts.evaluation.metrics import frequency_baseline, score_names
+from scripts.experiments.comparison_results import Run, read_run
+from scripts.heatmaps.attention_maps import KINDS
+from scripts.networks.methods import METHODS, attention_maps, method_title
+
+__all__ = ["AT_POINT", "MAGNIFICATIONS", "Interval", "Output", "interval_over_groups", "read_outputs"]
+
+Floats = NDArray[np.float64]
+
+MAGNIFICATIONS = (5, 10)
+"""Those for which the slides are made."""
+AT_POINT = "at_point"
+"""The name of a task's F1 at the operating point."""
+
+
+class Interval(NamedTuple):
+    """A mean over groups with its 95% interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Output:
+    """One head of one method on the slides of each group, by trainings that have seen none of that group.
+
+    Args:
+        title: of the method and the head, or of what stands in their place.
+        scores: by name the value of each of g groups ``[g]``, the mean over seeds, NaN where it is not defined: the
+            task's F1 at 0.5 and, as :data:`AT_POINT`, at the operating point; ``roc_auc``, the mean over the classes
+            that some slides have and others have not; and that of the head's maps against the regions, by kind.
+        seconds: of a training with its validations, the mean over seeds and folds; of SSMIL that of the head.
+        is_reference: whether it is the head that others are compared with, the global one of MuSTMIL.
+    """
+
+    title: str
+    scores: Mapping[str, Floats]
+    seconds: float = np.nan
+    is_reference: bool = False
+
+
+def interval_over_groups(values: Floats) -> Interval:
+    """The mean of the groups' values ``[g]``, with Student's 95% interval of g - 1 degrees of freedom.
+
+    NaN bounds for one group; of values that are all the same, that value.
+    """
+    mean = float(values.mean())
+    if len(values) < 2:
+        return Interval(mean, np.nan, np.nan)
+    half = float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values))
+    return Interval(mean, mean - half, mean + half)
+
+
+def read_outputs(folder: Path, task: str, methods: Collection[str], seeds: Collection[int]) -> list[Output]:
+    """Read the runs of a comparison with folds, each of which tested one group.
+
+    Args:
+        folder: the comparison's ``output_dir``.
+        task: the comparison's task.
+        methods: what was compared, as ``comparing`` takes it; of a variant the word that it begins with counts.
+        seeds: of the trainings.
+
+    Returns:
+        The outputs in the order of the methods, then those of class frequencies alone.
+
+    Raises:
+        SettingsError: if a run is incomplete.
+        ValueError: if the runs of a method have not tested the same folds with every seed.
+    """
+    bases = [method.split()[0] for method in methods]
+    found: dict[str, dict[tuple[int, int], Run]] = {}
+    for done in sorted(folder.glob("runs/*/seed_*/fold_*/done.json")):
+        training = json.loads((done.parent / "training.json").read_text(encoding="utf-8"))
+        method, seed, fold = training["method"], int(training["seed"]), int(done.parent.name.removeprefix("fold_"))
+        if method in bases and seed in seeds:
+            names = _class_names(done.parent)
+            found.setdefault(done.parts[-4], {})[seed, fold] = read_run(done.parent, method, seed, names, fold)
+    order = sorted(found, key=lambda name: bases.index(next(iter(found[name].values())).method))
+    outputs = [output for name in order for output in _outputs_of(name, found[name], task)]
+    first = next(iter(found.values()))
+    of_folds = {fold: run.labels for (_, fold), run in sorted(first.items())}
+    return [*outputs, _frequencies(list(of_folds.values()), task)]
+
+
+def _outputs_of(name: str, runs: Mapping[tuple[int, int], Run], task: str) -> list[Output]:
+    seeds, folds = (sorted({place[i] for place in runs}) for i in range(2))
+    if set(runs) != {(seed, fold) for seed in seeds for fold in folds}:
+        raise ValueError(f"{name}: not every seed has every fold")
+    first = next(iter(runs.values()))
+    title = method_title(name) if name in METHODS else name
+    outputs = []
+    for head in first.probabilities:
+        tables = [[_scores(runs[seed, fold], head, task) for fold in folds] for seed in seeds]
+        scores = {
+            key: np.array([[of_fold[key] for of_fold in of_seed] for of_seed in tables]).mean(axis=0)
+            for key in tables[0][0]
+        }
+        seconds = float(np.mean([run.seconds(head) for run in runs.values()]))
+        outputs.append(Output(f"{title} {head}", scores, seconds, (name, head) == ("mustmil", "global")))
+    return outputs
+
+
+def _scores(run: Run, head: str, task: str) -> dict[str, float]:
+    lead = score_names(task)[1]
+    scores = {
+        lead: run.scores[head][lead],
+        AT_POINT: run.decisions[head].scores[lead] if head in run.decisions else np.nan,
+        "roc_auc": _mean_of_known(of_class["roc_auc"] for of_class in run.classes[head].values()),
+    }
+    # Of several maps that of the finest patches, on which other methods have their global one.
+    maps = [spec.name for spec in attention_maps(run.method, MAGNIFICATIONS) if spec.head == head]
+    for kind in KINDS:
+        of_map = run.localisation.get(localisation_key(maps[-1], kind), {}) if maps else {}
+        scores[kind] = of_map.get("all", {}).get("roc_auc", np.nan)
+    return scores
+
+
+def _class_names(folder: Path) -> list[str]:
+    metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    return next(list(of["classes"]) for of in metrics.values() if isinstance(of, dict) and "classes" in of)
+
+
+def _frequencies(labels: list[Floats], task: str) -> Output:
+    """What the class frequencies of the other groups score in each, by the labels ``[n, K]`` of each."""
+    lead = score_names(task)[1]
+    others = [np.concatenate([*labels[:i], *labels[i + 1 :]]) for i in range(len(labels))]
+    scores = [frequency_baseline(other, own, task)[lead] for other, own in zip(others, labels, strict=True)]
+    return Output("class frequencies alone", {lead: np.array(scores)})
+
+
+def _mean_of_known(values: Iterable[float]) -> float:
+    known = [value for value in values if not np.isnan(value)]
+    return float(np.mean(known)) if known else np.nan

@@ -1,0 +1,161 @@
+"""The page that the tissue benchmark prints: tables, and what they do and do not say."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from scripts.core.markdown import markdown_table
+from scripts.evaluation.metrics import SCORE_TITLES, score_names
+from scripts.evaluation.score_texts import digits
+from tests.benchmarks.tissue.results import AT_POINT, Floats, Interval, Output, interval_over_groups
+
+__all__ = [
+    "chance_table",
+    "cohort_text",
+    "difference_table",
+    "group_table",
+    "same_scales_table",
+    "score_table",
+    "time_table",
+]
+
+MAPS = {"attention": "attention", "contribution": "contribution"}
+
+
+def cohort_text(num_fields: int, num_patients: int, num_groups: int, num_slides: int) -> str:
+    """What counts as one observation, and what follows for the intervals."""
+    return (
+        f"{num_slides} slides, made of {num_fields} fields of {num_patients} patients in {num_groups} groups. No field "
+        "and no patient is in two groups; within a group, slides share both, so each group counts as one observation. "
+        "Each group is tested by trainings that have seen none of it. A score is first averaged over the seeds, then "
+        f"over the {num_groups} groups: mean ± standard deviation over groups, and for differences Student's 95% "
+        f"interval over groups, with {num_groups - 1} degrees of freedom. These intervals are wide, because "
+        f"{num_groups} groups are few. Intervals over slides would be narrower, and wrong: they would take slides of "
+        "the same patients for independent. Even these are somewhat narrow, because the trainings of two groups share "
+        "slides."
+    )
+
+
+def group_table(
+    in_groups: Sequence[Mapping[str, Sequence[int]]], patients: Sequence[Sequence[str]], labels: Sequence[Sequence[str]]
+) -> str:
+    """Each group: its patients, and of each class the fields and the slides.
+
+    Args:
+        in_groups: for each group, by class, the numbers of its fields.
+        patients: of each group.
+        labels: of the slides of all groups, in order and as many of each group.
+    """
+    names, size = list(in_groups[0]), len(labels) // len(in_groups)
+    body = []
+    for group, (fields, own) in enumerate(zip(in_groups, patients, strict=True)):
+        slides = labels[group * size : (group + 1) * size]
+        cells = (f"{len(fields[name])}, {sum(name in label for label in slides)}" for name in names)
+        body.append([str(group + 1), " ".join(own), *cells])
+    return markdown_table(["group", "patients", *(f"{name}: fields, slides" for name in names)], body)
+
+
+def score_table(outputs: Sequence[Output], task: str) -> str:
+    """Scores, localisation and time of each output: mean ± standard deviation over groups."""
+    lead = score_names(task)[1]
+    title = SCORE_TITLES[lead]
+    columns = {lead: f"{title} at 0.5", AT_POINT: f"{title} at the operating point", "roc_auc": "ROC-AUC"}
+    maps = {name: f"{title}, ROC-AUC" for name, title in MAPS.items()} if _have_maps(outputs) else {}
+    body = [
+        [
+            output.title,
+            *(_mean_sd(output.scores.get(name)) for name in [*columns, *maps]),
+            digits(output.seconds, places=1),
+        ]
+        for output in outputs
+    ]
+    return markdown_table(["output", *columns.values(), *maps.values(), "training in s"], body)
+
+
+def difference_table(outputs: Sequence[Output], task: str) -> str:
+    """How much better the reference is than each other output, group by group; empty without it."""
+    lead = score_names(task)[1]
+    names = {lead: f"{SCORE_TITLES[lead]} at 0.5", AT_POINT: "at the operating point", "roc_auc": "ROC-AUC"}
+    reference = _reference(outputs)
+    if reference is None:
+        return ""
+    body = []
+    for output in outputs:
+        if output is reference:
+            continue
+        both = {name: _difference(reference, output, name) for name in names}
+        ahead = both["roc_auc"]
+        of = "" if ahead is None else f"{int((ahead > 0).sum())} of {len(ahead)}"
+        body.append([output.title, *(_interval(values) for values in both.values()), of])
+    head = ["MuSTMIL global less", *(f"{title} [95%]" for title in names.values()), "groups ahead in ROC-AUC"]
+    return markdown_table(head, body)
+
+
+def chance_table(outputs: Sequence[Output]) -> str:
+    """The ROC-AUC of each output beside 0.5."""
+    body = []
+    for output in outputs:
+        if "roc_auc" in output.scores:
+            found = interval_over_groups(output.scores["roc_auc"])
+            inside = "-" if np.isnan(found.low) else "yes" if found.low <= 0.5 <= found.high else "no"
+            body.append([output.title, _text(found), "0.5", inside])
+    return markdown_table(["output", "ROC-AUC [95%]", "by chance", "within the interval"], body)
+
+
+def same_scales_table(real: Sequence[Output], same: Sequence[Output]) -> str:
+    """How much better the reference is in ROC-AUC, with two scales and where both are the same; empty without it."""
+    with_two = {output.title: output for output in real}
+    references = _reference(real), _reference(same)
+    if references[0] is None or references[1] is None:
+        return ""
+    body = [
+        [
+            output.title,
+            _interval(_difference(references[0], with_two[output.title], "roc_auc")),
+            _interval(_difference(references[1], output, "roc_auc")),
+        ]
+        for output in same
+        if output.title in with_two and output is not references[1] and "roc_auc" in output.scores
+    ]
+    return markdown_table(["MuSTMIL global less", "ROC-AUC, two scales [95%]", "both scales the same [95%]"], body)
+
+
+def time_table(made: Sequence[tuple[str, int, float, float]]) -> str:
+    """What trainings took: of each part its title, how many, seconds, and seconds of the processor's cores."""
+    body = [
+        [title, str(number), *(f"{value:.0f}" for value in (wall, cpu)), f"{wall / number:.1f}", f"{cpu / number:.1f}"]
+        for title, number, wall, cpu in made
+    ]
+    return markdown_table(["part", "trainings", "s", "core s", "s each", "core s each"], body)
+
+
+def _reference(outputs: Sequence[Output]) -> Output | None:
+    return next((output for output in outputs if output.is_reference), None)
+
+
+def _difference(first: Output, second: Output, name: str) -> Floats | None:
+    if name not in first.scores or name not in second.scores:
+        return None
+    return first.scores[name] - second.scores[name]
+
+
+def _have_maps(outputs: Sequence[Output]) -> bool:
+    return any(np.isfinite(output.scores.get(name, np.nan)).any() for output in outputs for name in MAPS)
+
+
+def _mean_sd(values: Floats | None) -> str:
+    if values is None or np.isnan(values).any():
+        return "-"
+    spread = f" ± {values.std(ddof=1):.3f}" if len(values) > 1 else ""
+    return f"{values.mean():.3f}{spread}"
+
+
+def _interval(values: Floats | None) -> str:
+    return "-" if values is None or np.isnan(values).any() else _text(interval_over_groups(values), signed=True)
+
+
+def _text(found: Interval, signed: bool = False) -> str:
+    mean, low, high = (f"{value:{'+' if signed else ''}.3f}" for value in found)
+    return mean if np.isnan(found.low) else f"{mean} [{low}, {high}]"
