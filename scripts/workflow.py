@@ -157,8 +157,9 @@ def encoder_of(settings: Mapping[str, Any], trained: Mapping[str, Any] = Mapping
     check_settings(precision=precision)
     is_int8 = precision == "int8"
     if "backbone" not in others:
-        names = ("backbone", "backbone_weights", "amp", "backbone_input")
-        others["backbone"] = get_backbone(*(settings.get(name) for name in names))
+        others["backbone"] = get_backbone(
+            settings["backbone"], settings["backbone_weights"], settings["amp"], settings.get("backbone_input")
+        )
     if is_int8:
         others.setdefault("int8", _int8_of(settings, trained))
     taken = {key: settings[key] for key in ("device", "num_workers", "runtime", "feature_dtype") if key in settings}

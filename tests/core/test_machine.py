@@ -145,7 +145,7 @@ def test_threads_that_compute(monkeypatch, given, ranks, threads):
     assert (found or [8]) == [threads]
 
 
-@pytest.mark.parametrize(("cores", "on_cpu", "on_gpu"), [(1, 2, 2), (2, 2, 2), (8, 2, 8), (16, 4, 16), (64, 16, 32)])
+@pytest.mark.parametrize(("cores", "on_cpu", "on_gpu"), [(1, 2, 2), (2, 2, 2), (8, 2, 8), (16, 5, 16), (64, 21, 32)])
 def test_readers_hide_behind_a_cpu_and_feed_a_gpu(cores, on_cpu, on_gpu):
     found = Machine(cores, 500 * GB)
     assert (found.num_readers("cpu"), found.num_readers("cuda:1")) == (on_cpu, on_gpu)
@@ -157,11 +157,12 @@ def test_readers_leave_most_of_the_memory_alone():
 
 def test_what_is_auto_is_chosen_and_what_is_given_is_not(monkeypatch):
     monkeypatch.setattr(machine, "this_machine", lambda: Machine(16, 40 * GB))
-    on_cpu = {"num_workers": 4, "encode_batch": CPU_BATCH, "cache_gb": 10.0}
+    on_cpu = {"num_workers": 5, "encode_batch": CPU_BATCH, "cache_gb": 10.0}
     assert chosen({**AUTO, "device": "cpu"}) == on_cpu
     assert chosen({**AUTO, "device": torch.device("cuda", 1)}) == {"num_workers": 16, "cache_gb": 10.0}
     assert chosen({"num_workers": 0, "encode_batch": 8, "cache_gb": "auto", "num_processes": 4}) == {"cache_gb": 2.5}
     assert chosen({"num_workers": 1, "reader": "auto"}) == {}
+    assert Machine(64, 1000 * GB).cache_gb() == 64.0  # a machine may have limits that it does not show
 
 
 def test_what_was_chosen_is_logged_in_one_line_and_once(monkeypatch, caplog):
