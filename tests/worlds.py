@@ -34,6 +34,9 @@ PARTITIONS = ["training"] * 4 + ["validation"] * 2 + ["testing"] * 2
 
 Settings = dict[str, Any]
 
+# Of `evaluating`: its figures, in TensorBoard and the report, take ten times as long as all else together.
+NO_PICTURES: Settings = {"report": False, "board": "$None"}
+
 
 class World:
     """Eight small slides, a training on them, and files to point settings at."""
@@ -97,6 +100,7 @@ class World:
         self.seeds: dict[int, Path] = {}
         self.bag = self.parse("extract", "bag_builder").look({"image": self.slide})
         self.run("train", **{key: str(path) for key, path in own.items()})
+        self.trainings = {"[]": self.trained / "models"}
 
     def write_list(self, name: str, slides: Any, partitions: bool = True, paired: bool = False) -> str:
         """Write a datalist, in which each slide is a patient of its own, or each two are one patient."""
@@ -124,6 +128,7 @@ class World:
     def settings_for(self, config: str, **given: Any) -> Settings:
         """The settings with which looks begin, as far as the config has them, and others.
 
+        An evaluation draws nothing; with :data:`PICTURES` it does.
         A text that begins with ``OUT/`` is a path in a folder that nothing was written to, ``self.last``.
         """
         out = self.out()
@@ -137,6 +142,7 @@ class World:
             "feature_dir": None if config == "inference" else str(self.trained / "features"),
             "ckpt_dir": "OUT/models" if config in ("train", "ensemble") else str(self.trained / "models"),
             "members": World.members,
+            **(NO_PICTURES if config == "evaluate" else {}),
         }
         if config == "calibrate" and "ckpt_dir" not in given:
             # It writes into the files of weights, and others need these.
@@ -146,6 +152,15 @@ class World:
         used = {key: value(self) if callable(value) else value for key, value in used.items()}
         self.last = out
         return {key: str(out / v[4:]) if isinstance(v, str) and v.startswith("OUT/") else v for key, v in used.items()}
+
+    def train(self, **given: Any) -> Path:
+        """A copy of the folder of the weights of a training, which the caller may change; it is run once for all."""
+        key = repr(sorted(given.items()))
+        if key not in self.trainings:
+            made = self.settings_for("train", **given)
+            self.run("train", **made)
+            self.trainings[key] = Path(made["ckpt_dir"])
+        return Path(shutil.copytree(self.trainings[key], self.out() / "models"))
 
     def members(self, seeds: Sequence[int] = (1, 2)) -> list[str]:
         """The folders of the weights of trainings, one for each seed."""
@@ -190,6 +205,9 @@ class World:
 def load(config: str) -> dict[str, Any]:
     content: dict[str, Any] = json.loads((ROOT / "configs" / f"{config}.json").read_text(encoding="utf-8"))
     return content
+
+
+PICTURES: Settings = {key: load("evaluate")[key] for key in NO_PICTURES}
 
 
 def settings_of(config: str) -> set[str]:

@@ -83,24 +83,26 @@ def test_no_run_and_no_picture_has_a_slide_that_is_left_out(tmp_path, monkeypatc
         comparison(tmp_path).run(["a", "b"])
 
 
-def write_comparison(folder, monkeypatch):
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
     """The page and the tables of runs with known results; the heatmaps are noise, as hard to compress as tissue."""
+    folder = tmp_path_factory.mktemp("comparison")
     row = PanelRow("s00", "cancer", Thumbnail(noise(800, 600), 4.0, (3200.0, 2400.0)), None)
-    monkeypatch.setattr(
-        scripts.experiments.comparison, "draw_panels", lambda *_: {kind: panel([row] * 2, CLASSES) for kind in KINDS}
-    )
     runs = write_cohort(folder / "runs", seeds=(0, 1))
     labels = np.random.default_rng([0, 99]).integers(0, 2, (12, len(CLASSES))).astype(float)  # those of the runs
     data = [{"slide": f"s{i:02d}", "label": label} for i, label in enumerate(labels)]
     made = comparison(folder, settings={**SETTINGS, "class_names": CLASSES}, training_data=data, testing_data=data)
-    made._write([[run] for run in runs], [], data, data)
+    with pytest.MonkeyPatch.context() as patch:
+        panels = {kind: panel([row] * 2, CLASSES) for kind in KINDS}
+        patch.setattr(scripts.experiments.comparison, "draw_panels", lambda *_: panels)
+        made._write([[run] for run in runs], [], data, data)
+    return folder
 
 
-def test_the_page_shows_the_pictures_beside_it_and_stays_small(browser, tmp_path, monkeypatch):  # noqa: F811
-    write_comparison(tmp_path, monkeypatch)
-    assert (tmp_path / "attention.png").stat().st_size > 500_000
-    assert (tmp_path / "report.html").stat().st_size < 100_000
-    open_page(browser, tmp_path / "report.html")
+def test_the_page_shows_the_pictures_beside_it_and_stays_small(browser, written):  # noqa: F811
+    assert (written / "attention.png").stat().st_size > 500_000
+    assert (written / "report.html").stat().st_size < 100_000
+    open_page(browser, written / "report.html")
     images = browser.find_elements(By.CSS_SELECTOR, "figure img")
     assert len(images) == 3
     assert all(image.get_property("naturalWidth") > 0 for image in images)
@@ -108,9 +110,8 @@ def test_the_page_shows_the_pictures_beside_it_and_stays_small(browser, tmp_path
     assert errors_of(browser) == []
 
 
-def test_the_page_has_the_tables_with_the_numbers_of_the_csv(browser, tmp_path, monkeypatch):  # noqa: F811
-    write_comparison(tmp_path, monkeypatch)
-    open_page(browser, tmp_path / "report.html")
+def test_the_page_has_the_tables_with_the_numbers_of_the_csv(browser, written):  # noqa: F811
+    open_page(browser, written / "report.html")
     tables = browser.find_elements(By.CSS_SELECTOR, "table.scores")
     captions = [table.find_element(By.TAG_NAME, "caption").text for table in tables]
     of_scores, of_points, *of_classes_and_maps, of_power = captions
@@ -120,7 +121,7 @@ def test_the_page_has_the_tables_with_the_numbers_of_the_csv(browser, tmp_path, 
     assert of_classes_and_maps[:2] == ["F1 of each class:", "ROC-AUC of each class:"]
     assert [caption.split(", ")[2] for caption in of_classes_and_maps[2:]] == ["ROC-AUC", "average precision"]
     assert of_power.startswith("How many slides a comparison needs: ")
-    with open(tmp_path / "comparison.csv", newline="", encoding="utf-8") as file:
+    with open(written / "comparison.csv", newline="", encoding="utf-8") as file:
         lines = list(csv.DictReader(file))
 
     def cell(table, row_title, column):

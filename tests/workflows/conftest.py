@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import pytest
 
 from scripts.synthetic.cohort import make_cohort
 from tests.conftest import ROOT
+from tests.worlds import World
 
 NUM_SLIDES = 6
 
@@ -23,6 +24,22 @@ def cohort(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("cohort")
     make_cohort(folder, NUM_SLIDES, seed=0)
     return folder
+
+
+@pytest.fixture(scope="session")
+def small_world(tmp_path_factory) -> World:
+    """Made once for all modules: none of them changes what another uses."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        return World(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(scope="module")
+def world(small_world) -> Iterator[World]:
+    """Eight small slides and a training on them; a module runs the shipped configs on them from the bundle's root."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        yield small_world
 
 
 @pytest.fixture

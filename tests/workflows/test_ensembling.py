@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +13,11 @@ import pytest
 from scripts.core.errors import mistake_in
 from scripts.weights.operating_point import OPERATING_POINT
 from scripts.weights.record import read_origin
-from tests.conftest import ROOT
-from tests.worlds import CLASSES, World
+from tests.worlds import CLASSES, PICTURES, World
 
 HEADS = ["global", "5x", "10x"]
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(ROOT)
-        yield World(tmp_path_factory.mktemp("ensembles"))
 
 
 def trained(world: World, **settings: Any) -> list[str]:
@@ -82,7 +73,7 @@ def test_predictions_are_the_mean_of_the_members_with_their_spread(
 def test_decisions_are_at_the_mean_of_the_members_thresholds(world: World) -> None:
     members = trained(world, threshold="youden")
     together = ensemble(world, members)
-    metrics = json.loads((world.run("evaluate", ckpt_dir=together, report=False) / "metrics.json").read_text())
+    metrics = json.loads((world.run("evaluate", ckpt_dir=together) / "metrics.json").read_text())
     for head in HEADS:
         file = "model.pt" if head == "global" else f"model_{head}.pt"
         points = [read_origin(Path(folder) / file)[OPERATING_POINT][head]["classes"] for folder in members]
@@ -94,7 +85,7 @@ def test_decisions_are_at_the_mean_of_the_members_thresholds(world: World) -> No
 def test_an_evaluation_says_that_it_is_of_an_ensemble(
     world: World, together: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    output = world.run("evaluate", ckpt_dir=together)
+    output = world.run("evaluate", **PICTURES, ckpt_dir=together)
     page = (output / "report.html").read_text()
     assert "an ensemble of 3, each trained on 4 slides, chosen on 2 at most" in page
     row = table(output)[0]
@@ -135,7 +126,7 @@ def test_heatmaps_are_those_of_the_mean(world: World, members: list[str], togeth
 def test_every_task_and_method_has_ensembles(world: World, settings: dict[str, Any]) -> None:
     together = ensemble(world, trained(world, **settings))
     features = {key: settings[key] for key in settings if key == "feature_dir"}
-    rows = table(world.run("evaluate", ckpt_dir=together, report=False, **features))
+    rows = table(world.run("evaluate", ckpt_dir=together, **features))
     spreads = [name for name in rows[0] if name.endswith("_spread")]
     assert spreads
     assert all(0 <= float(row[name]) <= 1 for row in rows for name in spreads)
@@ -150,7 +141,7 @@ def test_calibrating_decides_again_on_the_mean(world: World, members: list[str])
         assert point["rule"] == "youden"
         assert {of_class["shift"] for of_class in point["classes"].values()} == {0.0}
         assert {of_class["slope"] for of_class in point["classes"].values()} != {1.0}
-    rows = table(world.run("evaluate", ckpt_dir=together, report=False))
+    rows = table(world.run("evaluate", ckpt_dir=together))
     assert (numbers(rows) != numbers(rows, "_calibrated")).any()
 
 

@@ -102,8 +102,8 @@ def test_evaluating_looks_for_the_weights_before_it_extracts(command, slides, tm
     assert not list(tmp_path.glob("out/features/*"))
 
 
-def test_inspecting_nothing_says_what_to_give(typed, tmp_path):
-    one_line(typed("inspecting", "inspect", output_dir=tmp_path), r"image: .*--image")
+def test_inspecting_nothing_says_what_to_give(command, tmp_path):
+    one_line(command("inspecting", "inspect", output_dir=tmp_path), r"image: .*--image")
 
 
 def one_line(done, message):

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 
 import monai.bundle
 import numpy as np
@@ -12,6 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from scripts.core.errors import mistake_in
 from tests.conftest import ROOT
 from tests.locks import locked_by_another
+from tests.worlds import NO_PICTURES
 
 CLASSES = ["cancer", "hgd", "lgd", "hyperplastic", "normal"]
 CALIBRATED = [f"{name}_calibrated" for name in CLASSES]
@@ -94,7 +96,7 @@ def test_a_second_evaluation_gives_the_same_to_the_last_digit(workflow, evaluate
 
 
 def test_evaluation_from_patches_gives_the_banks_predictions(workflow, cohort, trained, tmp_path):
-    settings = {"dataset_dir": str(cohort), "ckpt_dir": str(trained / "models"), "amp": False}
+    settings = {"dataset_dir": str(cohort), "ckpt_dir": str(trained / "models"), "amp": False, **NO_PICTURES}
     tables = []
     for source in ("patches", "bank"):
         workflow("evaluating", "evaluate", source=source, output_dir=str(tmp_path / source), **settings)
@@ -104,11 +106,16 @@ def test_evaluation_from_patches_gives_the_banks_predictions(workflow, cohort, t
 
 
 def test_a_folder_of_slides_is_predicted_as_the_evaluation_predicts_it(workflow, evaluated, cohort, trained, tmp_path):
+    datalist = json.loads((cohort / "datalist.json").read_text())
+    (tmp_path / "slides").mkdir()
+    for partition in ("testing", "validation"):
+        image = cohort / datalist[partition][0]["image"]
+        shutil.copy(image, tmp_path / "slides" / image.name)
     settings = {"output_dir": str(tmp_path), "ckpt_dir": str(trained / "models")}
-    workflow("inferring", "inference", dataset_dir=str(cohort / "slides"), heatmaps=False, **settings)
+    workflow("inferring", "inference", dataset_dir=str(tmp_path / "slides"), heatmaps=False, report=False, **settings)
     rows = read_csv(tmp_path / "predictions.csv")
     assert list(rows[0]) == ["slide", "head", *CLASSES, *CALIBRATED, "decision"]
-    assert len({row["slide"] for row in rows}) == len(list((cohort / "slides").iterdir()))
+    assert len({row["slide"] for row in rows}) == 2
     names = (*CLASSES, *CALIBRATED)
     predicted = {row["slide"]: [row[name] for name in names] for row in rows if row["head"] == "global"}
     for row in read_csv(evaluated / "predictions.csv"):
@@ -121,8 +128,9 @@ def test_a_folder_of_slides_is_predicted_as_the_evaluation_predicts_it(workflow,
 def test_a_list_of_slides_is_predicted_in_its_order(workflow, cohort, trained, tmp_path):
     names = ["demo_003", "demo_001"]
     (tmp_path / "slides.txt").write_text("".join(f"{cohort}/slides/{name}.tiff\n" for name in names))
-    settings = {"output_dir": str(tmp_path), "ckpt_dir": str(trained / "models")}
-    workflow("inferring", "inference", datalist=str(tmp_path / "slides.txt"), heatmaps=False, **settings)
+    places = {"output_dir": tmp_path, "ckpt_dir": trained / "models", "feature_dir": trained / "features"}
+    settings = {key: str(path) for key, path in places.items()}
+    workflow("inferring", "inference", datalist=str(tmp_path / "slides.txt"), heatmaps=False, report=False, **settings)
     assert [row["slide"] for row in read_csv(tmp_path / "predictions.csv")[::3]] == names
 
 

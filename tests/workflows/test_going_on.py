@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,30 +15,19 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from scripts.core.errors import mistake_in
 from scripts.networks.state_record import weights_sha256
 from scripts.weights.record import is_demonstration, read_origin, read_record, read_weights
-from tests.conftest import ROOT
-from tests.worlds import CLASSES, LABELS, PARTITIONS, World
+from tests.worlds import CLASSES, LABELS, PARTITIONS, PICTURES, World
 
 OTHERS = ["lgd", "hgd", "serrated"]
 
 
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(ROOT)
-        made = World(tmp_path_factory.mktemp("going_on"))
-        # The same slides, on which somebody else has looked for other things.
-        lines = ["image,label,patient,partition"]
-        for i, (label, partition) in enumerate(zip(LABELS, PARTITIONS, strict=True)):
-            lines.append(f"s{i}.tif,{label.replace('cancer', 'serrated')},p{i},{partition}")
-        (made.cohort / "others.csv").write_text("\n".join(lines) + "\n")
-        yield made
-
-
-def trained(world: World, **settings: Any) -> Path:
-    """The folder of the weights of a training."""
-    made = world.settings_for("train", **settings)
-    world.run("train", **made)
-    return Path(made["ckpt_dir"])
+@pytest.fixture
+def others(world: World) -> str:
+    """A datalist of the same slides, on which somebody else has looked for other things."""
+    lines = ["image,label,patient,partition"]
+    for i, (label, partition) in enumerate(zip(LABELS, PARTITIONS, strict=True)):
+        lines.append(f"s{i}.tif,{label.replace('cancer', 'serrated')},p{i},{partition}")
+    (world.cohort / "others.csv").write_text("\n".join(lines) + "\n")
+    return str(world.cohort / "others.csv")
 
 
 def refused(world: World, config: str, **settings: Any) -> str:
@@ -53,17 +41,17 @@ def refused(world: World, config: str, **settings: Any) -> str:
 
 @pytest.mark.parametrize("method", ["mustmil", "ssmil", "msmil", "mil_att", "clam_mb"])
 def test_a_training_that_learns_nothing_has_the_weights_from_which_it_started(world: World, method: str) -> None:
-    source = trained(world, method=method)
+    source = world.train(method=method)
     served = max(source.glob("model*.pt"), key=lambda path: (path.name == "model.pt", len(path.name)))
-    folder = trained(world, method=method, pretrained=str(source), lr=0.0, weight_decay=0.0)
+    folder = world.train(method=method, pretrained=str(source), lr=0.0, weight_decay=0.0)
     assert weights_sha256(read_weights(folder / served.name)) == weights_sha256(read_weights(served))
 
 
 def test_other_classes_start_as_usual_and_what_was_taken_is_told_and_recorded(
-    world: World, capfd: pytest.CaptureFixture[str]
+    world: World, others: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     source = world.trained / "models"
-    settings = {"class_names": OTHERS, "datalist": str(world.cohort / "others.csv"), "output_dir": "OUT/results"}
+    settings = {"class_names": OTHERS, "datalist": others, "output_dir": "OUT/results"}
     made = world.settings_for("train", pretrained=str(source), **settings)
     world.run("train", **made)
     sha256 = weights_sha256(read_weights(source / "model.pt"))
@@ -82,7 +70,7 @@ def test_other_classes_start_as_usual_and_what_was_taken_is_told_and_recorded(
         assert is_demonstration(record) == is_demonstration(read_record(source / "model.pt"))
     written = json.loads((Path(made["output_dir"]) / "training.json").read_text())
     assert written["made_by"]["pretrained_sha256"] == sha256
-    evaluated = world.run("evaluate", ckpt_dir=str(folder), datalist=settings["datalist"], class_names=OTHERS)
+    evaluated = world.run("evaluate", ckpt_dir=str(folder), datalist=others, class_names=OTHERS)
     assert list(json.loads((evaluated / "metrics.json").read_text())["global"]["classes"]) == OTHERS
 
 
@@ -90,7 +78,7 @@ def test_resuming_goes_first_and_keeps_what_the_training_started_from(
     world: World, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     source = shutil.copytree(world.trained / "models", tmp_path / "source")
-    whole = trained(world, pretrained=str(source), epochs=2)
+    whole = world.train(pretrained=str(source), epochs=2)
     made = world.settings_for("train", pretrained=str(source), epochs=1)
     world.run("train", **made)
     shutil.rmtree(source)
@@ -132,15 +120,14 @@ def test_comparing_does_not_go_on_from_weights(command: Any, world: World) -> No
 def test_an_evaluation_elsewhere_is_compared_with_the_internal_test(
     world: World, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    inside = world.run("evaluate", report=False)
+    inside = world.run("evaluate")
     lines = ["image,label,patient,partition"]
     for i in (2, 3, 5):
         lines.append(f"elsewhere{i}.tif,{LABELS[i]},q{i},testing")
         shutil.copy(world.cohort / f"s{i}.tif", world.cohort / f"elsewhere{i}.tif")
     (world.cohort / "elsewhere.csv").write_text("\n".join(lines) + "\n")
-    made = world.settings_for(
-        "evaluate", datalist=str(world.cohort / "elsewhere.csv"), internal=str(inside), feature_dir="OUT/features"
-    )
+    places = {"datalist": str(world.cohort / "elsewhere.csv"), "feature_dir": "OUT/features"}
+    made = world.settings_for("evaluate", **places, **PICTURES, internal=str(inside))
     out = world.run("evaluate", **made)
     metrics, internal = (json.loads((folder / "metrics.json").read_text()) for folder in (out, inside))
     assert (metrics["internal"]["slides"], metrics["internal"]["patients"]) == (2, 2)
@@ -178,8 +165,8 @@ def test_an_evaluation_elsewhere_is_compared_with_the_internal_test(
 
 
 def test_what_cannot_be_compared_ends_in_one_line_before_anything_is_extracted(world: World) -> None:
-    inside = world.run("evaluate", report=False)
-    others = trained(world, seed=1, split_seed=0)
+    inside = world.run("evaluate")
+    others = world.train(seed=1, split_seed=0)
     for settings, told in (
         ({"internal": str(inside), "ckpt_dir": str(others)}, "is of other weights (SHA-256 of head global: "),
         ({"internal": str(world.cohort)}, "there is no metrics.json. Name the `output_dir` of an `evaluating`"),
@@ -195,8 +182,8 @@ def test_what_cannot_be_compared_ends_in_one_line_before_anything_is_extracted(w
 def test_an_internal_test_at_another_operating_point_is_refused(world: World) -> None:
     own = world.folder / "recalibrated"
     shutil.copytree(world.trained / "models", own)
-    inside = world.run("evaluate", report=False, ckpt_dir=str(own))
-    made = world.settings_for("evaluate", internal=str(inside), ckpt_dir=str(own), report=False)
+    inside = world.run("evaluate", ckpt_dir=str(own))
+    made = world.settings_for("evaluate", internal=str(inside), ckpt_dir=str(own))
     world.run("evaluate", **made)
     # Thresholds of the new one would decide on probabilities that the old one calibrated.
     world.run("calibrate", ckpt_dir=str(own), threshold=0.9)

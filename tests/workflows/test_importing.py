@@ -15,7 +15,7 @@ from scripts.core.errors import mistake_in
 from scripts.features.bank import read_bank
 from tests.conftest import ROOT
 from tests.foreign import grid, random_features, write_trident
-from tests.worlds import CLASSES, World
+from tests.worlds import CLASSES, PICTURES, World
 
 
 class Imported(World):
@@ -77,7 +77,8 @@ def test_training_gives_the_weights_of_our_own_banks(world):
 def test_evaluating_gives_the_scores_of_our_own_banks(world):
     own = world.run("evaluate")
     # The settings follow the weights: of these, which were trained on imported features.
-    imported = world.run("evaluate", ckpt_dir=world.own("with")["ckpt_dir"], feature_dir=world.banks)
+    given = {"ckpt_dir": world.own("with")["ckpt_dir"], "feature_dir": world.banks}
+    imported = world.run("evaluate", **given, report=True)
     assert scores_in(own) == scores_in(imported)
     assert (imported / "report.html").is_file()
     metrics = json.loads((imported / "metrics.json").read_text())
@@ -124,7 +125,7 @@ def test_slides_need_not_be_there(world, capfd):
     one, other = (weights_in(world.folder / name) for name in ("with", "without"))
     assert all(torch.equal(one[key], other[key]) for key in one if one[key].is_floating_point())
     places = {"dataset_dir": str(world.empty), "ckpt_dir": world.own("without")["ckpt_dir"]}
-    evaluated = world.run("evaluate", **places, feature_dir=world.banks)
+    evaluated = world.run("evaluate", **places, **PICTURES, feature_dir=world.banks)
     assert scores_in(evaluated) == scores_in(world.run("evaluate"))
     datalist = str(world.empty / "datalist.csv")
     capfd.readouterr()

@@ -10,12 +10,14 @@ import json
 
 import cv2
 import itk
+import monai.bundle
 import numpy as np
 import pytest
 import torch
 
 from scripts.encoders.backbones import get_backbone
 from scripts.networks.mustmil import MuSTMIL
+from tests.conftest import ROOT
 from tests.heatmaps.test_geojson import hottest_um_of_geojson, read
 from tests.heatmaps.test_images import (
     BASE_MPP,
@@ -83,9 +85,19 @@ def setting(tmp_path_factory):
     }  # fmt: skip
 
 
-def test_the_hottest_place_of_every_file_is_where_the_tissue_is(workflow, setting, tmp_path):
-    workflow("inferring", "inference", output_dir=str(tmp_path), heatmap_classes=list(ATTENDING), **setting)
-    folder = tmp_path / "heatmaps" / "corner"
+@pytest.fixture(scope="module")
+def inferred(setting, tmp_path_factory):
+    """The output folder after ``inferring`` with maps of two classes."""
+    output = tmp_path_factory.mktemp("inferred")
+    settings = {"output_dir": str(output), "heatmap_classes": list(ATTENDING), **setting}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        monai.bundle.run(run_id="inferring", config_file="configs/inference.json", **settings)
+    return output
+
+
+def test_the_hottest_place_of_every_file_is_where_the_tissue_is(inferred):
+    folder = inferred / "heatmaps" / "corner"
     shown = {**ATTENDING, **CONCLUDING}
     wanted = [f"{m}_{c}.{suffix}" for m in MAPS for c in shown for suffix in ("geojson", "mha", "png")]
     wanted += [f"{m}_{c}_top.png" for m in MAPS for c in ATTENDING]
@@ -130,14 +142,13 @@ def test_three_magnifications_of_a_slide_of_ones_own_need_no_more_than_the_setti
     assert not list(folder.glob("*contribution*"))
 
 
-def test_the_contributions_in_the_files_add_up_to_the_predicted_probability(workflow, setting, tmp_path):
-    workflow("inferring", "inference", output_dir=str(tmp_path), heatmap_classes=list(ATTENDING), **setting)
-    with open(tmp_path / "predictions.csv", newline="", encoding="utf-8") as file:
+def test_the_contributions_in_the_files_add_up_to_the_predicted_probability(inferred):
+    with open(inferred / "predictions.csv", newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert [row["head"] for row in rows] == list(MAPS)
     for row in rows:
         for class_name, bias in (("cancer", 3.0), ("normal", -2.0)):
-            path = tmp_path / "heatmaps" / "corner" / f"{row['head']}_{class_name}_contribution"
+            path = inferred / "heatmaps" / "corner" / f"{row['head']}_{class_name}_contribution"
             name = f"contribution ({row['head']}, {class_name})"
             features = read(path.with_name(path.name + ".geojson"))["features"]
             tiles = [feature["properties"]["measurements"][name] for feature in features]

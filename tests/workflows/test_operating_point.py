@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,22 +17,12 @@ from scripts.datalists.classes import balanced_weights
 from scripts.networks.state_record import weights_sha256
 from scripts.weights.calibration import prior_shift
 from scripts.weights.record import read_origin, read_weights
-from tests.conftest import ROOT
 from tests.worlds import CLASSES, LABELS, PARTITIONS, World
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(ROOT)
-        yield World(tmp_path_factory.mktemp("points"))
 
 
 def trained(world: World, **settings: Any) -> tuple[Path, dict[str, Any]]:
     """The folder of the weights of a training, and the operating point of the file that predicts."""
-    made = world.settings_for("train", **settings)
-    world.run("train", **made)
-    folder = Path(made["ckpt_dir"])
+    folder = world.train(**settings)
     served = "model.pt" if (folder / "model.pt").is_file() else "model_10x.pt"
     return folder, read_origin(folder / served)["operating_point"]
 
@@ -100,7 +89,7 @@ def test_evaluating_and_inferring_use_it_for_every_head(world: World, method: st
 
 
 def test_it_is_told_and_thresholds_of_few_slides_are_warned_of(world: World, capfd: pytest.CaptureFixture[str]) -> None:
-    trained(world, threshold="sensitivity=0.9")
+    world.run("train", threshold="sensitivity=0.9")
     told = capfd.readouterr().err
     assert "correction of the prior, in logits: cancer " in told
     assert "operating point of head global on 2 validation slides: calibration temperature" in told

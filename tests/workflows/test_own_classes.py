@@ -12,6 +12,7 @@ import pytest
 
 from scripts.core.errors import mistake_in
 from scripts.weights.record import read_record
+from tests.worlds import NO_PICTURES
 
 OWN: dict[str, Any] = {"task": "binary", "class_names": ["benign", "malignant"], "positive_classes": ["malignant"]}
 
@@ -62,7 +63,7 @@ def test_own_classes_are_trained_evaluated_and_predicted(workflow, cohort, train
     told = json.loads((tmp_path / "training.json").read_text())
     assert told["made_by"]["configuration"]["positive_classes"] == ["malignant"]
 
-    workflow("evaluating", "evaluate", partition="training", **own)
+    workflow("evaluating", "evaluate", partition="training", **own, **NO_PICTURES)
     rows = predictions(tmp_path)
     columns = ["slide", "head", "malignant", "malignant_calibrated", "decision", "label", "patient_number"]
     assert list(rows[0]) == columns
@@ -85,7 +86,7 @@ def test_own_classes_are_trained_evaluated_and_predicted(workflow, cohort, train
 
     # Evaluation takes it from the weights, a training has to be given it.
     lacking = {key: value for key, value in own.items() if key not in ("positive_classes", "task", "class_names")}
-    workflow("evaluating", "evaluate", partition="training", **lacking)
+    workflow("evaluating", "evaluate", partition="training", **lacking, **NO_PICTURES)
     assert predictions(tmp_path) == rows
     lacking = {key: value for key, value in own.items() if key != "positive_classes"}
     said = refusal(workflow, "training", "train", **lacking, resume=True)
@@ -108,7 +109,7 @@ def test_plain_0_and_1_need_no_positive_classes_and_train_the_same(
         settings = {key: value for key, value in own.items() if value is not None}
         all_given = base_settings(cohort, trained, out, datalist=datalist, **settings)
         workflow("training", "train", epochs=1, **all_given)
-        workflow("evaluating", "evaluate", partition="training", **all_given)
+        workflow("evaluating", "evaluate", partition="training", **all_given, **NO_PICTURES)
         rows = predictions(out)
         assert list(rows[0])[2] == ("positive" if name == "plain" else "malignant")
         probabilities.append([(row["slide"], row["head"], row["label"], list(row.values())[2]) for row in rows])
@@ -124,6 +125,6 @@ def test_labels_that_are_all_0_are_told_in_one_line_before_anything_is_done(
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "no slide has" in line]
     assert " WARNING " in line
     assert "training: no slide has malignant; validation: no slide has malignant. Such a class cannot be" in line
-    workflow("evaluating", "evaluate", **own)
+    workflow("evaluating", "evaluate", **own, **NO_PICTURES)
     assert {row["label"] for row in predictions(tmp_path)} == {"0"}
     assert np.isfinite([float(row["malignant"]) for row in predictions(tmp_path)]).all()

@@ -20,6 +20,7 @@ from bundle.verify import FAILED, load_schema, verify
 from scripts.core.errors import mistake_in
 from scripts.weights.record import read_record
 from tests.conftest import ROOT
+from tests.worlds import NO_PICTURES
 
 CLASSES = ("cancer", "hgd", "lgd", "hyperplastic", "normal")
 GIVEN = {"size": 64, "mean": [0.7, 0.6, 0.5], "std": [0.2, 0.25, 0.3]}
@@ -90,7 +91,7 @@ def test_the_bank_and_the_weights_know_the_encoder(trained: dict[str, Any], fold
 def test_evaluating_takes_the_encoder_from_the_weights_and_refuses_another_file(
     trained: dict[str, Any], workflow: Any, encoders: list[Path], tmp_path: Path
 ) -> None:
-    workflow("evaluating", "evaluate", **{**trained, "output_dir": str(tmp_path)}, report=False)
+    workflow("evaluating", "evaluate", **{**trained, "output_dir": str(tmp_path)}, **NO_PICTURES)
     assert (tmp_path / "predictions.csv").is_file()
 
 
@@ -109,7 +110,7 @@ def test_evaluating_with_another_encoder_is_refused(
     if wrong == {"backbone_weights": 1}:
         given["backbone_weights"] = str(encoders[1])
     with pytest.raises(RuntimeError) as refused:
-        workflow("evaluating", "evaluate", **given, report=False)
+        workflow("evaluating", "evaluate", **given, **NO_PICTURES)
     assert told in str(mistake_in(refused.value))
     assert not (tmp_path / "predictions.csv").exists()
 
@@ -117,7 +118,7 @@ def test_evaluating_with_another_encoder_is_refused(
 def test_inferring_without_a_bank_gives_the_scores_of_the_evaluation(
     trained: dict[str, Any], workflow: Any, cohort: Path, tmp_path: Path
 ) -> None:
-    workflow("evaluating", "evaluate", **{**trained, "output_dir": str(tmp_path / "a")}, report=False)
+    workflow("evaluating", "evaluate", **{**trained, "output_dir": str(tmp_path / "a")}, **NO_PICTURES)
     given = {key: trained[key] for key in ("dataset_dir", "ckpt_dir", "backbone_weights")}
     out = str(tmp_path / "b")
     workflow("inferring", "inference", **given, output_dir=out, heatmaps=False, report=False)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +12,9 @@ import pytest
 
 from scripts.core.errors import mistake_in
 from scripts.weights.record import read_record
-from tests.conftest import ROOT
-from tests.worlds import CLASSES, LABELS, World
+from tests.worlds import CLASSES, LABELS, PICTURES, World
 
 HEADS = ["global", "5x", "10x"]
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(ROOT)
-        yield World(tmp_path_factory.mktemp("patients"))
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +28,7 @@ def models(world: World) -> str:
 
 @pytest.fixture(scope="module")
 def evaluated(world: World, models: str) -> Path:
-    return world.run("evaluate", datalist=world.paired, ckpt_dir=models)
+    return world.run("evaluate", **PICTURES, datalist=world.paired, ckpt_dir=models)
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +96,7 @@ def test_the_bag_of_the_weights_is_not_exchanged(world: World, models: str) -> N
 
 
 def test_with_slides_as_bags_patients_are_scored_by_their_slides(world: World) -> None:
-    output = world.run("evaluate", datalist=world.paired, partition="training")
+    output = world.run("evaluate", report=True, datalist=world.paired, partition="training")
     metrics, lines = json.loads((output / "metrics.json").read_text()), read(output / "predictions.csv")
     assert (metrics["slides"], metrics["patients"]) == (4, 2)
     for head in HEADS:

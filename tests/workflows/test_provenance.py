@@ -21,6 +21,7 @@ from scripts.networks.state_record import weights_sha256
 from scripts.weights.paths import weights_path
 from scripts.weights.record import read_origin, read_record, read_weights
 from tests.conftest import ROOT
+from tests.worlds import NO_PICTURES
 
 HEADS = ("global", "5x", "10x")
 
@@ -91,7 +92,7 @@ def test_weights_checkpoint_and_summary_of_a_training_tell_what_made_them(traine
 def test_metrics_tell_which_weights_were_evaluated_on_what(
     workflow: Callable[..., None], cohort: Path, trained: Path, tmp_path: Path
 ) -> None:
-    workflow("evaluating", "evaluate", **base_settings(cohort, trained, tmp_path))
+    workflow("evaluating", "evaluate", **base_settings(cohort, trained, tmp_path), **NO_PICTURES)
     told = json.loads((tmp_path / "metrics.json").read_text())["made_by"]
     check_common(told, cohort)
     assert told["configuration"]["partition"] == "testing"
@@ -104,7 +105,7 @@ def test_weights_of_other_training_slides_than_the_datalists_are_told_of(
     workflow: Callable[..., None], cohort: Path, trained: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     told = "the weights were trained on 3 slides"
-    settings = {**base_settings(cohort, trained, tmp_path), "partition": "validation"}
+    settings = {**base_settings(cohort, trained, tmp_path), **NO_PICTURES, "partition": "validation"}
     workflow("evaluating", "evaluate", **settings)
     assert told not in capfd.readouterr().err
     # As another draw of the split would have it.

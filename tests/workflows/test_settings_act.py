@@ -8,7 +8,7 @@ A look is a function of a :class:`World`, a config's name and its settings that 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -61,13 +61,6 @@ from tests.looks import (
     weights,
 )
 from tests.worlds import CLASSES, CONFIGS, World, load, settings_of
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(ROOT)
-        yield World(tmp_path_factory.mktemp("settings"))
 
 
 class Effect(NamedTuple):
@@ -184,7 +177,7 @@ EFFECTS: dict[str, dict[str, Effect]] = {
     "evaluate": {
         **PLACES, **COHORT, **BAG, **ENCODER, **BANKS, **ALLOWED,
         "partition": changes(predictions, "validation"),
-        "internal": changes(sections, lambda world: str(world.run("evaluate", report=False))),
+        "internal": changes(sections, lambda world: str(world.run("evaluate"))),
         "output_dir": changes(files, "OUT/elsewhere"),
         "ckpt_dir": changes(end, "OUT/none"),
         "feature_dir": changes(files, "OUT/elsewhere", datalist=lambda world: world.fewest),
@@ -196,7 +189,7 @@ EFFECTS: dict[str, dict[str, Effect]] = {
         "class_attention": changes(shapes, "shared"),
         "batch_size": keeps(predictions, 2, bags, tolerance=1e-6),
         "seed": changes(intervals, 1, split_seed=0, partition="training"),
-        "report": changes(files, False),
+        "report": changes(files, True),
     },
     "inference": {
         **BAG, **ENCODER,

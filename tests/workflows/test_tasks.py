@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +18,11 @@ from scripts.core.errors import mistake_in
 from scripts.core.tasks import TASKS
 from scripts.weights.record import read_origin, read_record
 from tests.conftest import ROOT
-from tests.worlds import PARTITIONS, World
+from tests.worlds import PARTITIONS, PICTURES, World
 
 GRADES = ["lgd", "hgd", "cancer"]
 OF_SLIDE = [2, 1, 0, 0, 2, 1, 1, 2]
 HEADS = ["global", "5x", "10x"]
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(ROOT)
-        yield World(tmp_path_factory.mktemp("tasks"))
 
 
 def datalist(world: World, name: str, labels: list[Any]) -> str:
@@ -87,7 +79,7 @@ def test_a_patient_of_two_classes_is_refused_before_anything_is_extracted(
 @pytest.mark.parametrize("task", ["multiclass", "ordinal"])
 def test_every_slide_gets_one_class_by_every_head(world: World, trained: dict[str, Path], task: str) -> None:
     own = settings_of(world, task)
-    out = world.run("evaluate", ckpt_dir=str(trained[task]), partition="training", **own)
+    out = world.run("evaluate", **PICTURES, ckpt_dir=str(trained[task]), partition="training", **own)
     rows = table(out)
     calibrated = [f"{name}_calibrated" for name in GRADES]
     assert list(rows[0]) == ["slide", "head", *GRADES, *calibrated, "decision", "label", "patient_number"]
@@ -196,7 +188,7 @@ def test_every_method_trains_ordered_classes(world: World, method: str) -> None:
     own = settings_of(world, "ordinal", method=method)
     made = world.settings_for("train", **own, epochs=1)
     world.run("train", **made)
-    out = world.run("evaluate", ckpt_dir=made["ckpt_dir"], report=False, **own)
+    out = world.run("evaluate", ckpt_dir=made["ckpt_dir"], **own)
     rows = table(out)
     assert {row["decision"] for row in rows} <= set(GRADES)
     for row in rows:

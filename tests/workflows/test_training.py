@@ -12,6 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from scripts.core.errors import mistake_in
 from tests.locks import locked_by_another
+from tests.worlds import PARTITIONS
 
 HEADS = ("global", "5x", "10x")
 TRAINING = 3  # slides of the cohort
@@ -79,18 +80,18 @@ def test_a_resumed_training_ends_where_an_uninterrupted_one_does(workflow, cohor
         assert same(weights(tmp_path / "models" / file), weights(trained / "models" / file))
 
 
-def test_it_trains_from_patches_as_well_and_says_which(workflow, cohort, trained, tmp_path, caplog):
+def test_it_trains_from_patches_as_well_and_says_which(world, tmp_path, caplog):
     # logging.conf takes over the root logger; the datasets' own must still reach this test.
     logger = logging.getLogger("scripts.training.datasets")
     logger.addHandler(caplog.handler)
     try:
-        settings = base_settings(cohort, tmp_path) | {"epochs": 1}
-        workflow("training", "train", source="patches", **settings)
+        settings = base_settings(world.cohort, tmp_path) | {"feature_dir": str(tmp_path / "features")}
+        world.run("train", source="patches", **settings)
         assert "bags of patches, read from the slides" in caplog.text
         assert not (tmp_path / "features").exists()
         shutil.move(tmp_path / "models", tmp_path / "from_patches")
         caplog.clear()
-        workflow("training", "train", source="bank", **settings)
+        world.run("train", source="bank", **settings)
         assert "bags of features, from the feature bank" in caplog.text
     finally:
         logger.removeHandler(caplog.handler)
@@ -105,25 +106,14 @@ def test_it_trains_from_patches_as_well_and_says_which(workflow, cohort, trained
     [
         ("num_nodes", 32, "embed.0.weight", (32, 1280)),
         ("task", "binary", "myfc.0.weight", (1, 256)),
-        ("magnifications", [10], "myfc.0.weight", (5, 640)),
-        ("magnifications", [2.5, 5, 10], "myfc.0.weight", (5, 1920)),
+        ("magnifications", [10], "myfc.0.weight", (3, 384)),
+        ("magnifications", [5, 10, 20], "myfc.0.weight", (3, 1152)),
     ],
 )
-def test_task_magnifications_and_size_are_settings(workflow, cohort, trained, tmp_path, setting, value, key, shape):
-    settings = base_settings(cohort, tmp_path) | {"epochs": 1, "batch_size": 3, setting: value}
-    if setting != "magnifications":
-        settings["feature_dir"] = str(trained / "features")
-    workflow("training", "train", **settings)
-    assert weights(tmp_path / "models" / "model.pt")[key].shape == shape
-
-
-@pytest.mark.parametrize(("setting", "value"), [("lr", 0.01), ("weight_decay", 0.1), ("alpha", 0.1), ("beta", 0.0)])
-def test_each_hyperparameter_changes_what_is_trained(workflow, cohort, trained, tmp_path, setting, value):
-    settings = base_settings(cohort, tmp_path) | {"feature_dir": str(trained / "features"), "epochs": 1}
-    workflow("training", "train", **settings)
-    plain = weights(tmp_path / "models" / "last.ckpt")
-    workflow("training", "train", **settings, **{setting: value})
-    assert not same(plain, weights(tmp_path / "models" / "last.ckpt"))
+def test_task_magnifications_and_size_are_settings(world, setting, value, key, shape):
+    places = {"feature_dir": "OUT/features"} if setting == "magnifications" else {}
+    folder = world.train(batch_size=3, **places, **{setting: value})
+    assert weights(folder / "model.pt")[key].shape == shape
 
 
 def test_weights_are_kept_at_validations_alone_and_one_has_to_come(workflow, cohort, trained, tmp_path):
@@ -166,32 +156,26 @@ def test_a_datalist_of_ones_own_needs_no_edit_of_any_file(typed, cohort, trained
     assert np.isfinite(sum(value.sum().item() for value in weights(tmp_path / "models" / "model.pt").values()))
 
 
-def test_views_are_extracted_of_training_slides_alone_and_drawn(workflow, cohort, trained, tmp_path):
-    shutil.copytree(trained / "features", tmp_path / "features")
-    settings = base_settings(cohort, tmp_path) | {"feature_dir": str(tmp_path / "features"), "epochs": 3}
-    workflow("training", "train", views=2, **settings)
-    partitions = json.loads((cohort / "datalist.json").read_text())
+def test_views_are_extracted_of_training_slides_alone_and_drawn(world, tmp_path):
+    shutil.copytree(world.trained / "features", tmp_path / "features")
+    settings = base_settings(world.cohort, tmp_path) | {"feature_dir": str(tmp_path / "features"), "epochs": 3}
+    world.run("train", views=2, **settings)
     views = {folder.name: len(list(folder.iterdir())) for folder in (tmp_path / "features" / "views").iterdir()}
-    assert set(views) == {entry["image"][7:-5] for entry in partitions["training"]}
+    assert set(views) == {f"s{i}" for i, partition in enumerate(PARTITIONS) if partition == "training"}
     assert set(views.values()) <= {1, 2}
     assert 2 in views.values()  # of the rarest class
-    assert not same(weights(tmp_path / "models" / "last.ckpt"), weights(trained / "models" / "last.ckpt"))
+    assert not same(weights(tmp_path / "models" / "last.ckpt"), weights(world.train(epochs=3) / "last.ckpt"))
     times = {path: path.stat().st_mtime_ns for path in (tmp_path / "features").rglob("*.h5")}
     first = weights(tmp_path / "models" / "last.ckpt")
-    workflow("training", "train", views=2, **settings)
+    world.run("train", views=2, **settings)
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "features").rglob("*.h5")} == times
     assert same(weights(tmp_path / "models" / "last.ckpt"), first)  # the same seed draws the same views
 
 
-def test_patches_are_augmented_anew_each_time_and_alike_for_a_seed(workflow, cohort, trained, tmp_path):
+def test_patches_are_augmented_anew_each_time_and_alike_for_a_seed(world, tmp_path):
     for name, more in (("plain", {}), ("one", {"views": 1}), ("again", {"views": 1})):
-        settings = base_settings(cohort, tmp_path / name) | {
-            "epochs": 1,
-            "source": "patches",
-            "magnifications": [5],
-            **more,
-        }
-        workflow("training", "train", **settings)
+        places = base_settings(world.cohort, tmp_path / name)
+        world.run("train", **places, source="patches", magnifications=[5], **more)
     plain, one, again = (weights(tmp_path / name / "models" / "last.ckpt") for name in ("plain", "one", "again"))
     assert same(one, again)
     assert not same(one, plain)
