@@ -13,6 +13,7 @@ from scripts.core.tasks import get_task
 from scripts.datalists.labels import output_names
 from scripts.datalists.units import PATIENT, SLIDE
 from scripts.encoders.registry import ENCODERS, encoder_entry
+from scripts.encoders.runtimes import OPENVINO
 from scripts.networks.methods import method_title, result_heads, served_head
 from scripts.networks.state_record import COUNTS
 from scripts.weights.operating_point import OPERATING_POINT, point_text
@@ -112,6 +113,8 @@ def fit_metadata(
     if _tensor(data_format, "outputs", "pred").get("channel_def") != classes:
         names = _names(record["settings"])
         fitted["label_classes"] = f"{record['settings']['task']}: {', '.join(names)}"
+    if record["settings"].get("precision") == "int8":
+        fitted["required_packages_version"] |= {"openvino": OPENVINO}
     fitted["data_source"] = describe(record, points) + " The slides are not part of the bundle."
     fitted["training_data"] = dict(record["data"])
     if points:

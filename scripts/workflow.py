@@ -114,10 +114,11 @@ def settings() -> dict[str, Any]:
 
 def _decided_here(found: Mapping[str, Any]) -> dict[str, Any]:
     """What ``auto`` stands for, by setting."""
+    from scripts.weights.same_runtime import check_precision, same_runtime
+
+    check_precision(found)
     decided = chosen(found)
     if found.get("runtime") == AUTO:
-        from scripts.weights.same_runtime import same_runtime
-
         decided["runtime"] = same_runtime(found)
     log_chosen(decided)
     return decided

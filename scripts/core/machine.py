@@ -133,7 +133,8 @@ def _log(values: str) -> None:
 
 
 def _num_local_ranks() -> int:
-    return int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    given = os.environ.get("LOCAL_WORLD_SIZE", "")
+    return max(1, int(given)) if given.isdecimal() else 1
 
 
 def _affinity(process: int) -> int:

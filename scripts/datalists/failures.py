@@ -192,7 +192,10 @@ class PassingSlides(IterableDataset):
     def _copied(self, entries: Iterator[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
         """The entries, while the slides of the next are copied."""
         staging = self.staging
-        if staging is None or not any(staging.takes(slide) for entry in self.entries for slide in self._slides(entry)):
+        slides = [slide for entry in self.entries for slide in self._slides(entry)]
+        # All are asked: what an address needs is missed before the first slide.
+        taken = [] if staging is None else list(map(staging.takes, slides))
+        if staging is None or not any(taken):
             yield from entries
             return
 

@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,11 +82,13 @@ def write_int8(folder: Path, about: Mapping[str, Any], xml: bytes, weights: byte
 
 
 def copy_int8(network: Int8Network, folder: Path) -> None:
-    """Write a network into another folder that is there, unless that has it."""
+    """Write a network into another folder that is there, unless that has it, undamaged."""
     path = folder / int8_name(network.sha256)
-    if not path.exists():
-        with replacing(path) as part:
-            part.write_bytes(network.path.read_bytes())
+    if path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == network.sha256:
+        return
+    content = network.path.read_bytes()
+    with replacing(path) as part:
+        part.write_bytes(content)
 
 
 def read_int8(path: Path, sha256: str | None = None) -> Int8Network:
@@ -103,18 +106,18 @@ def read_int8(path: Path, sha256: str | None = None) -> Int8Network:
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise SettingsError(path, f"cannot be read ({error.strerror})", "Let it be read by you.") from error
+        raise SettingsError(path, f"cannot be read ({error.strerror})", "Check the file and its rights.") from error
     found = hashlib.sha256(content).hexdigest()
     wanted = path.stem.rpartition("_")[2] if sha256 is None else sha256
     if not wanted or not found.startswith(wanted):
-        cause = f"its SHA-256 begins with {found[:12]}, not with {wanted[:12]}: it is damaged"
+        cause = f"its SHA-256 begins with {found[:NAME_DIGITS]}, not with {wanted[:64]}: it is damaged, or renamed"
         raise SettingsError(path, cause, remedy)
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             about, xml, weights = json.loads(archive.read(ABOUT)), archive.read(XML), archive.read(WEIGHTS)
         network = Int8Network(path, found, about, xml, weights)
         _ = network.patch, about["encoder"]
-    except (zipfile.BadZipFile, KeyError, TypeError, ValueError, RecursionError) as error:
+    except (zipfile.BadZipFile, zlib.error, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise SettingsError(path, f"is no INT8 network of this bundle ({error})", remedy) from error
     return network
 

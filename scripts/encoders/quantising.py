@@ -44,7 +44,11 @@ def quantise(backbone: Backbone, patches: Tensor) -> tuple[bytes, bytes]:
         remedy = "Run: pip install --constraint constraints.txt '.[int8]'."
         raise SettingsError("precision", "int8 needs NNCF to quantise the encoder, and it is not installed", remedy)
     openvino = import_openvino()
-    import nncf
+    try:
+        import nncf
+    except ImportError as error:
+        cause, remedy = f"NNCF cannot be imported ({reason_of(error)})", "Install '.[int8]' anew."
+        raise SettingsError("precision", cause, remedy) from error
 
     # Not by its own function, which changes the handlers, too, and these may be another's.
     logging.getLogger("nncf").setLevel(logging.ERROR)
@@ -72,7 +76,11 @@ def quantise(backbone: Backbone, patches: Tensor) -> tuple[bytes, bytes]:
     _name_by_order(model)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "network.xml"
-        openvino.save_model(model, path, compress_to_fp16=False)
+        try:
+            openvino.save_model(model, path, compress_to_fp16=False)
+        except RuntimeError as error:
+            cause = f"the INT8 network cannot be written into {folder} ({reason_of(error)})"
+            raise SettingsError("precision", cause, "Make room there, or set TMPDIR to another folder.") from error
         return path.read_bytes(), path.with_suffix(".bin").read_bytes()
 
 

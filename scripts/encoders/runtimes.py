@@ -27,7 +27,10 @@ from scripts.encoders.network_trials import in_one_line
 from scripts.encoders.own_networks import is_own
 from scripts.encoders.prepared import cache_folder, file_name, key_of, read_prepared, write_prepared
 
-__all__ = ["Forward", "check_openvino", "choose_runtime", "converted", "get_forward", "import_openvino"]
+__all__ = ["OPENVINO", "Forward", "check_openvino", "choose_runtime", "converted", "get_forward", "import_openvino"]
+
+OPENVINO = "2026.4.1"
+"""The version of OpenVINO that the bundle was tested with."""
 
 # From patches ``[batch_size, 3, H, W]`` uint8, channels last in memory, to features ``[batch_size, F]`` float32.
 Forward = Callable[[Tensor], Tensor]
@@ -76,7 +79,7 @@ def check_openvino(device: torch.device) -> None:
     if device.type != "cpu":
         raise SettingsError("runtime", f"openvino does not run on {device}", "Set it to torch or compile.")
     if find_spec("openvino") is None:
-        raise SettingsError("runtime", "openvino is not installed", "Run: pip install openvino.")
+        raise SettingsError("runtime", "openvino is not installed", f"Run: pip install openvino=={OPENVINO}.")
 
 
 def _check_int8(runtime: str, device: torch.device, backbone: Backbone | None) -> None:
@@ -109,9 +112,11 @@ def get_forward(runtime: str, backbone: Backbone, batch_size: int, int8: Int8Net
         a function that raises a :class:`SettingsError` if it cannot compute a network that is the user's own.
     """
     forward: Forward = backbone
-    if runtime != "torch":
-        logger.info("preparing %s for runtime %s, which takes seconds, on busy cores a minute", backbone.name, runtime)
-        forward = _openvino(backbone, int8) if runtime == "openvino" else _full_batches(_compiled(backbone), batch_size)
+    if runtime == "openvino":
+        forward = _openvino(backbone, int8)
+    elif runtime == "compile":
+        _log_preparing(backbone, runtime)
+        forward = _full_batches(_compiled(backbone), batch_size)
     if not is_own(backbone.name):
         return forward
 
@@ -120,6 +125,10 @@ def get_forward(runtime: str, backbone: Backbone, batch_size: int, int8: Int8Net
             return forward(patches)
 
     return compute
+
+
+def _log_preparing(backbone: Backbone, runtime: str) -> None:
+    logger.info("preparing %s for runtime %s, which takes seconds, on busy cores a minute", backbone.name, runtime)
 
 
 def _full_batches(forward: Forward, batch_size: int) -> Forward:
@@ -161,9 +170,17 @@ def _compiled(backbone: Backbone) -> Forward:
 
 
 def import_openvino() -> Any:
-    """OpenVINO's package, without what reports its use to its maker when it is imported."""
+    """OpenVINO's package, without what reports its use to its maker when it is imported.
+
+    Raises:
+        SettingsError: if it cannot be imported.
+    """
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
-    import openvino
+    try:
+        import openvino
+    except ImportError as error:
+        cause, remedy = f"openvino cannot be imported ({reason_of(error)})", f"Run: pip install openvino=={OPENVINO}."
+        raise SettingsError("runtime", cause, remedy) from error
 
     return openvino
 
@@ -195,6 +212,7 @@ def _compile_openvino(backbone: Backbone, example: Tensor) -> Callable:
         key = key_of(backbone, patch=[height, width], device=core.get_property("CPU", "FULL_DEVICE_NAME"))
         compiled = _kept_openvino(core, path, key, config)
     if compiled is None:
+        _log_preparing(backbone, "openvino")
         compiled = core.compile_model(converted(backbone, example), "CPU", config)
         if folder is not None:
             write_prepared(path, key, compiled.export_model().getvalue())

@@ -43,7 +43,8 @@ def bags_ahead(
     staging, is_alone = bag_builder.staging, num_ranks() == 1
     turns, bags = Turns(todo), BAGS_AHEAD if is_alone else 1
     # Another rank may be waiting for a slide that is copied before its bag is made.
-    copies = AHEAD - 1 if is_alone and any(staging.takes(entry) for entry in entries) else 0
+    taken = list(map(staging.takes, entries))
+    copies = AHEAD - 1 if is_alone and any(taken) else 0
 
     def begun(slide: SlideToExtract) -> SlideToExtract:
         staging.begin(entries[slide.number])

@@ -232,7 +232,7 @@ class Encoder:
         return {"encode_batch": self.batch_size, "num_workers": self.num_workers, "threads": threads}
 
     def keep_int8(self, folder: str | Path) -> None:
-        """Store the INT8 network, if there is one, in the folder of the weights that are trained with it."""
+        """Store the INT8 network, if there is one, in a folder of banks, or of weights that are trained with it."""
         if self.int8 is not None:
             copy_int8(self.int8.network, output_folder(folder))
 

@@ -146,6 +146,7 @@ class Extractor:
 
     def _run(self, todo: Sequence[SlideToExtract]) -> None:
         output_folder(self.feature_dir)
+        self.encoder.keep_int8(self.feature_dir)
         if self.failures is not None:
             output_folder(self.failures.path.parent)
         start, counts = time.perf_counter(), Counter[str]()

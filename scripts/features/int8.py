@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,9 @@ from torch import Tensor
 from scripts.bags.bag import Bag, BagBuilder
 from scripts.core.errors import SettingsError, SlideError
 from scripts.core.files import output_folder
-from scripts.core.provenance import software
 from scripts.core.ranks import from_first_rank
 from scripts.encoders.backbones import Backbone
-from scripts.encoders.int8_networks import Int8Network, copy_int8, find_int8, fitting_int8, write_int8
+from scripts.encoders.int8_networks import Int8Network, find_int8, fitting_int8, write_int8
 from scripts.encoders.quantising import quantise
 
 __all__ = ["NUM_PATCHES", "Int8", "sample_patches"]
@@ -82,8 +82,8 @@ class Int8:
             bag_builder: makes their bags.
 
         Raises:
-            SettingsError: if there are several, NNCF is missing or cannot quantise the backbone, no slide gives a
-                patch, or nothing can be written into ``feature_dir``.
+            SettingsError: if there are several, or another than that of the weights; if NNCF is missing or cannot
+                quantise the backbone, no slide gives a patch, or nothing can be written into ``feature_dir``.
             StoppedError: if another rank failed.
         """
         folder = self.feature_dir
@@ -107,23 +107,29 @@ class Int8:
         if self._network is None and found is not None:
             logger.info("INT8: the network in %s is used", found.path)
             return found
-        output_folder(folder)
         if self._network is not None:
-            if found is None:
-                copy_int8(self._network, folder)
+            if found is not None and found.sha256 != self._network.sha256:
+                cause = f"contains the INT8 network {found.path.name}, and these weights have {self._network.path.name}"
+                raise SettingsError(folder, cause, "Choose another `feature_dir`.")
             return self._network
+        output_folder(folder)
         patches, slides = sample_patches(entries, bag_builder, self.seed)
-        logger.info("INT8: quantising %s on %d patches of %d slides", backbone.name, len(patches), slides)
-        versions = software()["versions"]
+        count = len(patches)
+        logger.info("INT8: quantising %s on %d patches of %d slides: half a minute", backbone.name, count, slides)
         about = {
             "encoder": backbone.settings(),
             "patch": list(patches.shape[2:]),
             "patches": len(patches),
             "slides": slides,
             "seed": self.seed,
-            "versions": {name: versions[name] for name in LIBRARIES if name in versions},
+            "versions": {name: metadata.version(name) for name in LIBRARIES},
         }
-        made = write_int8(folder, about, *quantise(backbone, patches))
+        quantised = quantise(backbone, patches)
+        # Another run may have made one meanwhile, whose banks are there by now.
+        if (found := fitting_int8(folder, backbone.settings(), [bag_builder.patch_size] * 2)) is not None:
+            logger.info("INT8: the network in %s is used, which another run has made meanwhile", found.path)
+            return found
+        made = write_int8(folder, about, *quantised)
         logger.info("INT8: wrote %s", made.path)
         return made
 
@@ -154,7 +160,9 @@ def sample_patches(
         entry = entries[number]
         with bag_builder.staging.holding(entry):
             try:
-                own = _some_patches(bag_builder.look(entry), of_slide, np.random.default_rng([seed, int(number)]))
+                own = _some_patches(
+                    bag_builder.verified(entry)[0], of_slide, np.random.default_rng([seed, int(number)])
+                )
             except SlideError:
                 continue
         slides += bool(own)

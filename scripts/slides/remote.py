@@ -18,7 +18,18 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 
 from scripts.core.errors import BundleError, DatalistError, SettingsError, SlideError, no_room, reason_of
 
-__all__ = ["PROTOCOLS", "copy_of", "ends", "file_name", "is_remote", "known_as", "num_bytes", "place", "sizes"]
+__all__ = [
+    "PROTOCOLS",
+    "check_installed",
+    "copy_of",
+    "ends",
+    "file_name",
+    "is_remote",
+    "known_as",
+    "num_bytes",
+    "place",
+    "sizes",
+]
 
 # What fsspec needs for each. Others are refused: a datalist may come from someone else.
 PROTOCOLS = {"https": "aiohttp", "http": "aiohttp", "s3": "s3fs", "gs": "gcsfs"}
@@ -177,6 +188,15 @@ def _of_protocol(protocol: str) -> Any:
     except ImportError:
         cause = f"slides behind such addresses need {PROTOCOLS[protocol]}, which is not installed"
         raise SettingsError(f"{protocol}://", cause, "Run: pip install '.[remote]'") from None
+
+
+def check_installed(address: str) -> None:
+    """Refuse an address whose protocol needs what is not installed.
+
+    Raises:
+        SettingsError: if it does.
+    """
+    _file_system(address)
 
 
 def _file_system(address: str) -> Any:

@@ -22,7 +22,7 @@ from scripts.core.files import output_folder
 from scripts.core.settings import check_settings
 from scripts.slides.checksums import stamp_of
 from scripts.slides.dicom_series import slide_parts
-from scripts.slides.remote import copy_of, file_name, is_remote, num_bytes
+from scripts.slides.remote import check_installed, copy_of, file_name, is_remote, num_bytes
 
 __all__ = ["AHEAD", "SlideStaging", "pulled_ahead"]
 
@@ -80,9 +80,14 @@ class SlideStaging:
         self._lock = contextlib.ExitStack()
 
     def takes(self, entry: Mapping[str, Any]) -> bool:
-        """Whether the slide of an entry is copied before it is read."""
+        """Whether the slide of an entry is copied before it is read.
+
+        Raises:
+            SettingsError: if what its address needs is not installed.
+        """
         image = str(entry["image"])
         if is_remote(image):
+            check_installed(image)
             return True
         if not self._takes_all or image.lower().endswith(OF_SEVERAL_FILES) or not os.path.isfile(image):
             return False

@@ -14,11 +14,11 @@ import torch
 from scripts.core.errors import SettingsError
 from scripts.core.imported import IMPORTED
 from scripts.core.ranks import is_first_rank
-from scripts.encoders.runtimes import check_openvino
+from scripts.encoders.runtimes import OPENVINO, check_openvino
 from scripts.features.bank import stored_settings
 from scripts.weights.record import read_origin
 
-__all__ = ["same_runtime"]
+__all__ = ["check_precision", "same_runtime"]
 
 DEFAULT = "torch"
 
@@ -42,13 +42,13 @@ def same_runtime(settings: Mapping[str, Any]) -> str:
     if settings.get("precision") == "int8":
         return "openvino"
     folder, weights = settings.get("feature_dir"), settings.get("ckpt_dir")
-    if folder is not None and (of_banks := _of_banks(Path(folder))) is not None:
+    if folder is not None and (of_banks := _of_banks(Path(folder), "runtime", DEFAULT)) is not None:
         if of_banks == "openvino":
             try:
                 check_openvino(device)
             except SettingsError as error:
                 cause = f"the feature banks in {folder} were made with openvino, and {error.cause}"
-                remedy = "Run on a CPU with `pip install openvino`, or choose another `feature_dir`."
+                remedy = f"Run on a CPU with `pip install openvino=={OPENVINO}`, or choose another `feature_dir`."
                 raise SettingsError("runtime", cause, remedy) from error
         return of_banks
     of_weights = None if weights is None else _of_weights(Path(weights))
@@ -63,12 +63,37 @@ def same_runtime(settings: Mapping[str, Any]) -> str:
     return of_weights or DEFAULT
 
 
-def _of_banks(folder: Path) -> str | None:
-    """The runtime of the first bank that can be read: banks of a folder are never mixed."""
+def check_precision(settings: Mapping[str, Any]) -> None:
+    """Refuse to mix INT8 and other banks before anything is made.
+
+    Args:
+        settings: of a config, by name.
+
+    Raises:
+        SettingsError: if the banks in ``feature_dir`` were made with another ``precision``.
+    """
+    folder, wanted = settings.get("feature_dir"), settings.get("precision")
+    if folder is None or wanted is None or settings.get("backbone") == IMPORTED:
+        return
+    found = _of_banks(Path(folder), "precision", "amp")
+    if found not in (None, wanted):
+        cause = f"is {wanted}, and the feature banks in {folder} were made with {found}"
+        remedy = f"Give --precision {found}, or choose another `feature_dir`; trained weights take those of their own."
+        raise SettingsError("precision", cause, remedy)
+
+
+def _of_banks(folder: Path, name: str, default: str) -> str | None:
+    """A setting of the first bank that can be read: banks of a folder are never mixed.
+
+    Args:
+        folder: of the banks; it need not exist.
+        name: of the setting.
+        default: its value in the oldest banks, which do not store it.
+    """
     # Files that begin with a dot are being written.
     for path in folder.glob("[!.]*.h5"):
         try:
-            return str(stored_settings(path).get("runtime", DEFAULT))  # the oldest do not store it
+            return str(stored_settings(path).get(name, default))
         except SettingsError:
             continue  # whoever reads it says what is wrong with it
     return None

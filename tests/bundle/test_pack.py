@@ -19,6 +19,7 @@ from bundle.pack import Packed, pack
 from bundle.verify import OK, check
 from scripts.core.errors import SettingsError
 from scripts.encoders.int8_networks import write_int8
+from scripts.encoders.runtimes import OPENVINO
 from scripts.weights.record import DEMONSTRATION, read_origin
 from tests.bundles import DRAWN, change_json, copied, make_weights, write
 from tests.conftest import ROOT
@@ -347,6 +348,8 @@ def test_of_weights_in_int8_the_network_of_their_encoder_is_packed_and_verified(
     assert network.name in str(result)
     assert "PyPI), is part of the bundle in INT8 alone." in (top / "docs" / "README.md").read_text(encoding="utf-8")
     assert json.loads((top / "configs" / "train.json").read_text("utf-8"))["advanced"]["precision"] == "int8"
+    needed = json.loads((top / "configs" / "metadata.json").read_text("utf-8"))["required_packages_version"]
+    assert needed["openvino"] == OPENVINO
     assert str(check("weights", Bundle(top, "folder"))) == f"{OK:<12} weights"
     (top / "models" / network.name).unlink()
     assert f"the network {network.name} is not in" in str(check("weights", Bundle(top, "folder")))

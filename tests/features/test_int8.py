@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from scripts.core.errors import SettingsError
-from scripts.encoders.int8_networks import int8_name, read_int8
+from scripts.encoders.int8_networks import copy_int8, int8_name, read_int8
 from scripts.features import int8
 from scripts.features.bank import read_bank, stored_settings
 from scripts.features.encoding import Encoder
@@ -74,8 +74,9 @@ def test_a_slide_that_cannot_be_used_is_passed_over_and_without_any_there_is_a_c
     patches, slides = sample_patches([broken, *cohort], builder(), seed=0)
     assert slides == len(cohort)
     assert len(patches) > 0
+    exchanged = {**cohort[0], "sha256": "0" * 64}
     with pytest.raises(SettingsError, match="precision: is int8, and no slide has a patch"):
-        sample_patches([broken], builder(), seed=0)
+        sample_patches([broken, exchanged], builder(), seed=0)
 
 
 def test_a_network_is_made_once_for_a_folder_and_used_by_all_that_write_there(cohort, tmp_path, quantised, caplog):
@@ -93,22 +94,52 @@ def test_its_file_says_how_it_was_made_and_names_no_slide(cohort, tmp_path, quan
     about = prepared(tmp_path, cohort, seed=3).about
     assert about["encoder"] == json.loads(json.dumps(tiny_backbone().settings()))
     assert [about[key] for key in ("patch", "patches", "slides", "seed")] == [[64, 64], len(quantised[0]), 5, 3]
-    assert "openvino" in about["versions"]
+    assert about["versions"].keys() == {"torch", "openvino", "nncf"}
     assert not any(entry["slide"] in json.dumps(about) for entry in cohort)
 
 
-def test_that_of_trained_weights_is_used_and_put_beside_their_new_banks(cohort, tmp_path, quantised):
+def test_that_of_trained_weights_is_used_and_found_beside_them_or_their_banks(cohort, tmp_path, quantised):
     network = prepared(tmp_path / "features", cohort)
     (tmp_path / "models").mkdir()
     shutil.move(network.path, tmp_path / "models")
     of_weights = {"sha256": network.sha256, "folders": [tmp_path / "models"]}
     assert prepared(tmp_path / "new", cohort[:1], seed=1, **of_weights).sha256 == network.sha256
-    assert read_int8(tmp_path / "new" / network.path.name).sha256 == network.sha256
+    assert not (tmp_path / "new").exists()  # until there are banks
     assert len(quantised) == 1
+    (tmp_path / "new").mkdir()
+    copy_int8(read_int8(tmp_path / "models" / network.path.name), tmp_path / "new")
     shutil.rmtree(tmp_path / "models")
     assert Int8(tmp_path / "new", **of_weights).network.sha256 == network.sha256
     with pytest.raises(SettingsError, match=f"the network {network.path.name} is not in {tmp_path / 'models'}"):
         Int8(None, **of_weights)
+
+
+def test_banks_of_another_network_than_that_of_the_weights_are_refused(cohort, tmp_path, quantised):
+    network, other = prepared(tmp_path / "features", cohort), prepared(tmp_path / "others", cohort[:1], seed=1)
+    assert other.sha256 != network.sha256
+    of_weights = {"sha256": network.sha256, "folders": [tmp_path / "features"]}
+    with pytest.raises(SettingsError, match=f"others: contains the INT8 network {other.path.name}, and these weights"):
+        prepared(tmp_path / "others", cohort, **of_weights)
+
+
+def test_a_network_that_another_run_has_made_meanwhile_is_used(cohort, tmp_path, quantised, monkeypatch):
+    first = prepared(tmp_path / "first", cohort)
+    make = int8.quantise
+
+    def slowly(backbone, patches):
+        copy_int8(first, tmp_path / "second")
+        return make(backbone, patches)
+
+    monkeypatch.setattr(int8, "quantise", slowly)
+    assert prepared(tmp_path / "second", cohort[:1], seed=1).sha256 == first.sha256
+
+
+def test_a_damaged_copy_is_replaced(cohort, tmp_path, quantised):
+    network = prepared(tmp_path / "features", cohort)
+    copy = tmp_path / network.path.name
+    copy.write_bytes(b"damaged")
+    copy_int8(network, tmp_path)
+    assert read_int8(copy).sha256 == network.sha256
 
 
 def test_weights_of_other_features_have_none():

@@ -15,8 +15,9 @@ from monai.bundle import ConfigParser
 from scripts.core.errors import SettingsError
 from scripts.core.machine import CPU_BATCH
 from scripts.encoders import runtimes
+from scripts.encoders.runtimes import OPENVINO
 from scripts.weights import same_runtime as module
-from scripts.weights.same_runtime import same_runtime
+from scripts.weights.same_runtime import check_precision, same_runtime
 from tests.conftest import ROOT
 from tests.weights.test_ensembles import training
 
@@ -87,7 +88,7 @@ def test_banks_of_openvino_are_not_gone_on_with_without_it(tmp_path: Path, witho
         same_runtime({**CPU, "feature_dir": folder})
     assert str(refused.value) == (
         f"runtime: the feature banks in {folder} were made with openvino, and openvino is not installed. "
-        "Run on a CPU with `pip install openvino`, or choose another `feature_dir`."
+        f"Run on a CPU with `pip install openvino=={OPENVINO}`, or choose another `feature_dir`."
     )
 
 
@@ -123,3 +124,21 @@ def test_what_is_given_is_taken(tmp_path: Path):
     parser.update({f"advanced#{name}": value for name, value in given.items() if name != "num_workers"})
     settings = parser.get_parsed_content("settings")
     assert {name: settings[name] for name in given} == given
+
+
+@pytest.mark.parametrize(("made_with", "wanted"), [(None, "int8"), ("amp", "int8"), ("int8", "amp")])
+def test_int8_and_other_banks_are_not_mixed(tmp_path: Path, made_with: str | None, wanted: str):
+    folder = bank(tmp_path / "banks", "openvino")
+    if made_with is not None:
+        with h5py.File(folder / "s.h5", "a") as file:
+            file.attrs["settings"] = json.dumps({**json.loads(file.attrs["settings"]), "precision": made_with})
+    check_precision({**CPU, "feature_dir": folder, "precision": made_with or "amp"})
+    check_precision({**CPU, "feature_dir": tmp_path / "none", "precision": wanted})
+    with pytest.raises(
+        SettingsError, match=f"^precision: is {wanted}, and the feature banks in .* were made"
+    ):
+        check_precision({**CPU, "feature_dir": folder, "precision": wanted})
+
+
+def test_the_version_of_openvino_that_errors_name_is_the_one_that_is_pinned():
+    assert f"openvino=={OPENVINO}" in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()

@@ -70,4 +70,4 @@ def test_weights_that_were_trained_in_int8_predict_in_int8_and_in_nothing_else(w
     # The banks are those of this network.
     with pytest.raises(RuntimeError) as refused:
         workflow("training", "train", epochs=1, backbone="torchscript", **own)
-    assert "was made otherwise (" in str(mistake_in(refused.value))
+    assert "precision: is amp, and the feature banks in" in str(mistake_in(refused.value))
