@@ -126,7 +126,9 @@ def _maps(
         slides.append(slide)
         for kind, of_kind in found.items():
             shown = [(m, spec.name.replace("_", " ")) for m, spec in enumerate(specs) if spec.head in heads]
-            of_kind.append([(f"{variant.title} {name}", maps(m, k, kind)) for m, name in shown])
+            between = "\n" if variant.settings else " "  # a line for each setting: a column is narrow
+            titles = [between.join([*variant.title.split(), name]) for _, name in shown]
+            of_kind.append([(title, maps(m, k, kind)) for title, (m, _) in zip(titles, shown, strict=True)])
     return slides, found
 
 

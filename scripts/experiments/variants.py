@@ -102,7 +102,8 @@ def _check_name(name: str) -> None:
         raise SettingsError(name, "there is no such setting", "docs/settings.md lists those of train.json.")
     if name in with_role("shared"):
         cause = "decides slides, labels or feature banks, which all trainings of a comparison share"
-        raise SettingsError(name, cause, "Run `comparing` once for each value, with an `output_dir` of its own.")
+        remedy = "Run `comparing` for each value, with an `output_dir` and a `feature_dir` of its own."
+        raise SettingsError(name, cause, remedy)
     if name in OWN or not {"fixed", "grid"} & SETTINGS[name].roles:
         cause = "decides nothing of a training, or is set by `comparing` itself"
         raise SettingsError(name, cause, "Give it as an option of `comparing`, or leave it out.")

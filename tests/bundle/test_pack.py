@@ -175,7 +175,7 @@ def test_weights_of_another_class_attention_and_of_repeated_rows_are_packed_and_
 ) -> None:
     weights = make_weights(tmp_path / "w", num_nodes=4, class_attention=kind, linking="repeated")
     top = packed(trained_repository, weights, tmp_path)[1]
-    for rule in ("data format", "network in and out", "weights", "TorchScript", "ONNX"):
+    for rule in ("data format", "network in and out", "weights", "TorchScript"):
         assert check(rule, Bundle(top, "folder")).state == OK
     train = json.loads((top / "configs" / "train.json").read_text(encoding="utf-8"))["advanced"]
     assert (train["class_attention"], train["linking"]) == (kind, "repeated")

@@ -157,6 +157,7 @@ def test_torchscript_gives_the_same(kind: str, method: str) -> None:
                 torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.slow
 @ablated
 def test_onnx_gives_the_same_for_other_numbers_of_rows(kind: str, tmp_path: Path) -> None:
     model, path = network(kind).float(), str(tmp_path / "model.onnx")
