@@ -134,9 +134,7 @@ def test_int8_and_other_banks_are_not_mixed(tmp_path: Path, made_with: str | Non
             file.attrs["settings"] = json.dumps({**json.loads(file.attrs["settings"]), "precision": made_with})
     check_precision({**CPU, "feature_dir": folder, "precision": made_with or "amp"})
     check_precision({**CPU, "feature_dir": tmp_path / "none", "precision": wanted})
-    with pytest.raises(
-        SettingsError, match=f"^precision: is {wanted}, and the feature banks in .* were made"
-    ):
+    with pytest.raises(SettingsError, match=f"^precision: is {wanted}, and the feature banks in .* were made"):
         check_precision({**CPU, "feature_dir": folder, "precision": wanted})
 
 
