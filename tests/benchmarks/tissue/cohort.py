@@ -27,8 +27,8 @@ class Cohort(NamedTuple):
     """Slides of fields.
 
     Args:
-        folder: has ``slides``, ``masks``, the datalists ``datalist.csv`` and ``permuted.csv``, and
-            ``contact_sheet.png``.
+        folder: has ``slides``, ``masks``, the datalists ``datalist.csv``, ``without_regions.csv`` and
+            ``permuted.csv``, and ``contact_sheet.png``.
         mosaics: the slides, in the order of the datalist.
         labels: their classes.
         groups: the group of each patient of the fields.
@@ -84,10 +84,10 @@ def make_cohort(
     ]
     columns = ["image", "label", "patient"]
     regions = [f"masks/{mosaic.name}.png" for mosaic in mosaics]
-    write_csv(
-        folder / "datalist.csv", [*columns, "regions"], ([*row, own] for row, own in zip(rows, regions, strict=True))
-    )
-    # The regions are those of the classes that the slides show: beside other labels they would contradict them.
+    with_regions = ([*row, own] for row, own in zip(rows, regions, strict=True))
+    write_csv(folder / "datalist.csv", [*columns, "regions"], with_regions)
+    # A control asks whether slides are classified. Beside permuted labels regions would contradict them.
+    write_csv(folder / "without_regions.csv", columns, rows)
     others = permuted([row[1] for row in rows], names, seed)
     write_csv(folder / "permuted.csv", columns, ([row[0], own, row[2]] for row, own in zip(rows, others, strict=True)))
     _write_contact_sheet(folder, mosaics, labels)

@@ -98,7 +98,7 @@ class Mosaic:
 def plan_mosaics(
     groups: Sequence[dict[str, list[int]]],
     background: Sequence[str],
-    num_slides: int = 40,
+    num_slides: int = 20,
     num_cells: tuple[int, int] = (9, 30),
     seed: int = 0,
 ) -> list[Mosaic]:
