@@ -54,7 +54,12 @@ class BundleError(Exception):
         subject: the slide, file or key that is at fault.
         cause: what is wrong with it, with the value found.
         remedy: what the user can do next, as a full sentence.
+
+    Attributes:
+        is_from_outside: whether something else ended the run, of which this only tells.
     """
+
+    is_from_outside = False
 
     def __init__(self, subject: object, cause: str, remedy: str) -> None:
         # A cause may quote a library, over several lines.
@@ -200,7 +205,9 @@ def _tell_torchrun(mistake: BundleError) -> None:
     """Give ``torchrun`` what it shows last, as the cause of a rank's failure."""
     path = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if path:
-        extra = {"py_callstack": str(mistake), "timestamp": str(int(time.time()))}
+        # It takes the first failure for the cause, by the second.
+        second = int(time.time()) + mistake.is_from_outside
+        extra = {"py_callstack": str(mistake), "timestamp": str(second)}
         content = json.dumps({"message": {"message": str(mistake), "extraInfo": extra}})
         # The disk may be what is full, and torchrun fails on half a file.
         with suppress(OSError):

@@ -62,6 +62,8 @@ _uses = itertools.count()
 class StoppedError(BundleError):
     """A run that was ended from outside: by a signal, or because another rank failed."""
 
+    is_from_outside = True
+
 
 def rank() -> int:
     """This process's rank, from 0 up."""

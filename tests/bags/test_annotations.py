@@ -347,6 +347,7 @@ def test_tissue_that_is_found_beside_what_is_excluded_is_doubted_as_any(tmp_path
     assert len(alone) == len(beside) == 1
 
 
+@pytest.mark.slow
 def test_a_hundred_thousand_annotations_are_united_once(slide, tmp_path, monkeypatch):
     x, y = (axis.ravel() for axis in np.meshgrid(np.arange(400) * 2.5 + 4, np.arange(250) * 2.0 + 4))
     squares = shapely.box(x, y, x + 1, y + 1)
@@ -364,6 +365,7 @@ def test_a_hundred_thousand_annotations_are_united_once(slide, tmp_path, monkeyp
     assert tissue.area_mm2 == pytest.approx(100_000 * 0.5**2 * 1e-6)
 
 
+@pytest.mark.slow
 def test_a_hundred_thousand_annotations_have_a_grid_of_their_own_and_their_exact_coverage(slide, tmp_path, monkeypatch):
     # With borders between pixels, and at most 2 x 1.5 px: a hundredth of a pixel of the mask.
     rng = np.random.default_rng(0)

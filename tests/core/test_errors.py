@@ -3,10 +3,13 @@ import json
 import pickle
 import subprocess
 import sys
+import time
 
 import pytest
 
+from scripts.core import errors
 from scripts.core.errors import BundleError, DatalistError, SettingsError, SlideError, fitting, mistake_in, printable
+from scripts.core.ranks import StoppedError
 
 
 def run_python(code):
@@ -85,6 +88,17 @@ def test_torchrun_is_given_the_line_if_it_can_be(tmp_path, folder, monkeypatch):
         message = json.loads(path.read_text())["message"]
         assert message["extraInfo"]["py_callstack"] == message["message"] == "a: b. c"
         assert int(message["extraInfo"]["timestamp"]) > 0
+
+
+def test_torchrun_takes_no_rank_for_the_cause_that_another_stopped(tmp_path, monkeypatch):
+    stamps = []
+    monkeypatch.setattr(time, "time", lambda: 1000.9)
+    failed = SettingsError("lr", "the loss is nan", "Lower it.")
+    for number, error in enumerate((StoppedError("rank 0", "stopped", "See rank 1."), failed)):
+        monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(path := tmp_path / str(number)))
+        errors._tell_torchrun(error)
+        stamps.append(int(json.loads(path.read_text())["message"]["extraInfo"]["timestamp"]))
+    assert stamps[1] < stamps[0]
 
 
 def test_an_interrupt_is_logged_without_a_traceback():

@@ -138,7 +138,7 @@ def test_a_network_file_gives_the_features_of_its_network(kind: str, files: dict
     assert backbone.settings()["input_px"] == PX
 
 
-@pytest.mark.parametrize("runtime", ["compile", "openvino"])
+@pytest.mark.parametrize("runtime", [pytest.param("compile", marks=pytest.mark.slow), "openvino"])
 @pytest.mark.parametrize("kind", ["torchscript", "torch_export"])
 def test_each_runtime_computes_a_file_of_torch(
     kind: str, runtime: str, files: dict[str, Path], patches: Tensor

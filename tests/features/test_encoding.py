@@ -109,7 +109,7 @@ def test_what_is_chosen_for_a_machine_changes_no_digit(bag, monkeypatch):
         settings = machine.chosen({"num_workers": "auto", "encode_batch": "auto"})
         encoder = Encoder(get_backbone("efficientnet_lite0"), "cpu", settings["encode_batch"], settings["num_workers"])
         found.append(encoder.encode_rows(bag))
-    assert encoder.num_workers == 16
+    assert encoder.num_workers == 21
     assert np.array_equal(found[0], found[1])
     assert np.array_equal(found[0], found[2])
 

@@ -126,7 +126,7 @@ ENCODER = {
     "num_workers": keeps(features, 0, threads),
     "amp": changes(features, True),
     "runtime": changes(forward, "openvino"),
-    "precision": changes(precision, "int8", runtime="openvino"),
+    "precision": changes(precision, "int8", runtime="openvino", feature_dir="OUT/features"),
     "feature_dtype": changes(features, "float16"),
     "device": changes(device, "cuda"),
 }
