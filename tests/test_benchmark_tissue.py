@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -458,6 +459,14 @@ def test_runs_of_other_seeds_and_methods_do_not_count(compared):
         "class frequencies alone"
     ]
     assert outputs[0].seconds == pytest.approx(3)
+
+
+def test_a_variant_has_the_heads_that_it_trains(compared, tmp_path):
+    own = Path("runs") / "mustmil_beta=0" / "seed_1"
+    shutil.copytree(compared / "runs" / "mustmil" / "seed_1", tmp_path / own)
+    outputs = read_outputs(tmp_path, "multilabel", ["mustmil beta=0"], [1])
+    assert [output.title for output in outputs] == ["MuSTMIL beta=0 global", "class frequencies alone"]
+    assert not any(output.is_reference for output in outputs)
 
 
 def table_cells(table: str) -> list[list[str]]:

@@ -15,8 +15,9 @@ from scipy import stats
 from scripts.evaluation.localisation import localisation_key
 from scripts.evaluation.metrics import frequency_baseline, score_names
 from scripts.experiments.comparison_results import Run, read_run
+from scripts.experiments.variants import Variant, read_variants
 from scripts.heatmaps.attention_maps import KINDS
-from scripts.networks.methods import METHODS, attention_maps, method_title
+from scripts.networks.methods import attention_maps
 
 __all__ = ["AT_POINT", "MAGNIFICATIONS", "Interval", "Output", "interval_over_groups", "read_outputs"]
 
@@ -24,6 +25,8 @@ Floats = NDArray[np.float64]
 
 MAGNIFICATIONS = (5, 10)
 """Those for which the slides are made."""
+SHARED = {"magnifications": MAGNIFICATIONS}
+"""The settings that all trainings share, as far as they decide which heads there are."""
 AT_POINT = "at_point"
 """The name of a task's F1 at the operating point."""
 
@@ -73,7 +76,7 @@ def read_outputs(folder: Path, task: str, methods: Collection[str], seeds: Colle
     Args:
         folder: the comparison's ``output_dir``.
         task: the comparison's task.
-        methods: what was compared, as ``comparing`` takes it; of a variant the word that it begins with counts.
+        methods: what was compared, as ``comparing`` takes it.
         seeds: of the trainings.
 
     Returns:
@@ -83,36 +86,32 @@ def read_outputs(folder: Path, task: str, methods: Collection[str], seeds: Colle
         SettingsError: if a run is incomplete.
         ValueError: if the runs of a method have not tested the same folds with every seed.
     """
-    bases = [method.split()[0] for method in methods]
-    found: dict[str, dict[tuple[int, int], Run]] = {}
-    for done in sorted(folder.glob("runs/*/seed_*/fold_*/done.json")):
-        training = json.loads((done.parent / "training.json").read_text(encoding="utf-8"))
-        method, seed, fold = training["method"], int(training["seed"]), int(done.parent.name.removeprefix("fold_"))
-        if method in bases and seed in seeds:
-            names = _class_names(done.parent)
-            found.setdefault(done.parts[-4], {})[seed, fold] = read_run(done.parent, method, seed, names, fold)
-    order = sorted(found, key=lambda name: bases.index(next(iter(found[name].values())).method))
-    outputs = [output for name in order for output in _outputs_of(name, found[name], task)]
-    first = next(iter(found.values()))
-    of_folds = {fold: run.labels for (_, fold), run in sorted(first.items())}
-    return [*outputs, _frequencies(list(of_folds.values()), task)]
+    outputs, labels = [], dict[int, Floats]()
+    for variant in read_variants(list(methods), SHARED):
+        runs: dict[tuple[int, int], Run] = {}
+        for done in sorted((folder / "runs" / variant.folder).glob("seed_*/fold_*/done.json")):
+            seed, fold = (int(part.rpartition("_")[2]) for part in done.parts[-3:-1])
+            if seed in seeds:
+                run = read_run(done.parent, variant.method, seed, _class_names(done.parent), fold)
+                runs[seed, fold], labels[fold] = run, run.labels
+        outputs += _outputs_of(variant, runs, task)
+    return [*outputs, _frequencies([labels[fold] for fold in sorted(labels)], task)]
 
 
-def _outputs_of(name: str, runs: Mapping[tuple[int, int], Run], task: str) -> list[Output]:
+def _outputs_of(variant: Variant, runs: Mapping[tuple[int, int], Run], task: str) -> list[Output]:
     seeds, folds = (sorted({place[i] for place in runs}) for i in range(2))
-    if set(runs) != {(seed, fold) for seed in seeds for fold in folds}:
-        raise ValueError(f"{name}: not every seed has every fold")
-    first = next(iter(runs.values()))
-    title = method_title(name) if name in METHODS else name
+    if not runs or set(runs) != {(seed, fold) for seed in seeds for fold in folds}:
+        raise ValueError(f"{variant.name}: not every seed has every fold")
     outputs = []
-    for head in first.probabilities:
+    for head in variant.heads(SHARED):
         tables = [[_scores(runs[seed, fold], head, task) for fold in folds] for seed in seeds]
         scores = {
             key: np.array([[of_fold[key] for of_fold in of_seed] for of_seed in tables]).mean(axis=0)
             for key in tables[0][0]
         }
         seconds = float(np.mean([run.seconds(head) for run in runs.values()]))
-        outputs.append(Output(f"{title} {head}", scores, seconds, (name, head) == ("mustmil", "global")))
+        is_reference = (variant.name, head) == ("mustmil", "global")
+        outputs.append(Output(f"{variant.title} {head}", scores, seconds, is_reference))
     return outputs
 
 
