@@ -67,6 +67,9 @@ def known_as(name: str) -> str:
     if protocol not in PROTOCOLS:
         remedy = f"Use one of {', '.join(f'{known}://' for known in PROTOCOLS)}, or the path of a file."
         raise DatalistError(f"slide {address}", f"slides are not read from {protocol}://", remedy)
+    if address.endswith("/"):
+        cause = "names a folder, whose slides cannot be listed"
+        raise DatalistError(f"slide {address}", cause, "Name each slide in a datalist.")
     if file_name(address).lower().endswith(OF_SEVERAL_FILES):
         remedy = "Copy all its files to a folder, or convert it to one pyramidal TIFF."
         raise DatalistError(f"slide {address}", "is one of several files, and an address names only one", remedy)

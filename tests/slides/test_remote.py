@@ -52,6 +52,12 @@ def test_slides_of_several_files_are_refused(name):
         known_as(f"https://host/{name}?sig=1")
 
 
+@pytest.mark.parametrize("address", ["https://host/", "https://u:p@host/slides/?sig=1", "s3://bucket/slides/"])
+def test_a_folder_is_refused(address):
+    with pytest.raises(DatalistError, match="/: names a folder, whose slides cannot be listed"):
+        known_as(address)
+
+
 def test_what_is_no_address_is_refused_without_showing_it():
     with pytest.raises(DatalistError, match="an address of https://: is none") as told:
         known_as("https://u:geheim@[host/s1.svs")
