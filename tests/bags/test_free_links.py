@@ -38,7 +38,7 @@ def plain_ancestor(centre, corners, side):
     return None if best is None else best[1]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
     seed=st.integers(0, 10**6),
     sides=st.sampled_from([(64, 32), (100, 40), (128, 64, 32), (81, 27), (50, 50)]),

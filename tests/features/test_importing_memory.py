@@ -56,6 +56,7 @@ def peaks(tmp_path_factory):
     return [float(word) for word in done.stdout.splitlines()[-1].split()]
 
 
+@pytest.mark.slow
 @needs_proc
 @pytest.mark.parametrize("step", [0, 1], ids=["importing", "exporting"])
 def test_the_features_are_in_memory_once(peaks, step):

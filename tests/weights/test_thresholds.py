@@ -32,7 +32,7 @@ def youden(y: np.ndarray, decided: np.ndarray) -> float:
     return recall_score(y, decided) + recall_score(y, decided, pos_label=0) - 1
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(SLIDES)
 def test_f1_and_youden_are_the_best_that_any_threshold_has(slides: list[tuple[int, bool]]) -> None:
     p, y = arrays(slides)
@@ -41,7 +41,7 @@ def test_f1_and_youden_are_the_best_that_any_threshold_has(slides: list[tuple[in
         assert score(y, p >= choose_threshold(rule, p, y)) == pytest.approx(best)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(SLIDES, st.sampled_from([0.5, 0.8, 0.95]))
 def test_a_sensitivity_is_reached_by_the_highest_threshold_that_reaches_it(
     slides: list[tuple[int, bool]], wanted: float
