@@ -11,7 +11,7 @@ from typing import Any
 from scripts.bags.linking import Linking
 from scripts.core.errors import SettingsError
 from scripts.core.settings import SETTINGS, check_settings, with_role
-from scripts.networks.methods import check_method, learning_heads, method_title
+from scripts.networks.methods import USED_BY, check_method, learning_heads, method_title
 
 __all__ = ["Variant", "read_variants"]
 
@@ -88,6 +88,8 @@ def _read(item: Any, shared: Mapping[str, Any]) -> Variant:
             _check_name(name)
             settings[name] = _value(text)
             check_settings(**{name: settings[name]})
+            if method not in USED_BY.get(name, (method,)):
+                raise SettingsError(name, f"{method} does not use it", "Leave it out.")
         variant = Variant(method, settings)
         _check(variant, shared)
     except SettingsError as error:

@@ -115,7 +115,7 @@ class Int8:
         output_folder(folder)
         patches, slides = sample_patches(entries, bag_builder, self.seed)
         count = len(patches)
-        logger.info("INT8: quantising %s on %d patches of %d slides: half a minute", backbone.name, count, slides)
+        logger.info("INT8: quantising %s on %d patches of %d slides, which takes a while", backbone.name, count, slides)
         about = {
             "encoder": backbone.settings(),
             "patch": list(patches.shape[2:]),

@@ -25,6 +25,7 @@ from scripts.networks.transmil import TransMIL
 
 __all__ = [
     "METHODS",
+    "USED_BY",
     "MapSpec",
     "attention_maps",
     "check_method",
@@ -69,6 +70,14 @@ _NETWORKS: dict[str, Callable[..., BagNetwork]] = {
     "dsmil": DSMIL,
     "transmil": TransMIL,
 }
+USED_BY: dict[str, tuple[str, ...]] = {
+    "alpha": ("mustmil",),
+    "beta": ("mustmil",),
+    "class_attention": ("mustmil", "msmil", "ssmil"),
+    "instance_weight": ("clam_sb", "clam_mb"),
+    "num_nodes": tuple(method for method in METHODS if method not in ("mil_att", "mil_att_trans", "mean")),
+}
+"""The settings that not all methods use, and those that do."""
 # The methods with a head for each scale, and those with the global one alone.
 _OF_SCALES = ("ssmil", "mean", "abmil")
 _GLOBAL = ("msmil", "abmil_linked", "late_fusion", "dsmil")

@@ -63,6 +63,8 @@ def test_names_titles_and_folders_say_what_differs() -> None:
         ("mustmil beta=no", "beta: got 'no'"),
         ("mustmil linking=free", "linking: got 'free'. Choose one of linked, repeated, shuffled, pooled."),
         ("mustmil beta=1", "'mustmil beta=1': it: differs in nothing from what all trainings have. Leave it out."),
+        ("ssmil beta=0", "methods: 'ssmil beta=0': beta: ssmil does not use it. Leave it out."),
+        ("abmil class_attention=shared", "class_attention: abmil does not use it"),
         ("mustmil alpha=0 beta=0", "alpha and beta: both are 0, so nothing would train"),
         ("mustmil views=5", "views: is 5, and the feature banks have 4. Give --views 5; other variants may have view"),
         *(
@@ -90,7 +92,11 @@ def test_what_cannot_be_compared_is_refused_by_its_item(item: Any, told: str) ->
 
 
 def test_the_same_training_is_named_once() -> None:
-    same = [("mustmil", "mustmil"), ("ssmil beta=0", "ssmil beta=0.0"), ("ssmil lr=1 views=0", "ssmil views=0 lr=1")]
+    same = [
+        ("mustmil", "mustmil"),
+        ("mustmil beta=0", "mustmil beta=0.0"),
+        ("ssmil lr=1 views=0", "ssmil views=0 lr=1"),
+    ]
     for items in same:
         with pytest.raises(SettingsError, match="methods: got .* Name each once"):
             read(*items)
