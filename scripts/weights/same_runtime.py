@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import os
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -90,12 +91,20 @@ def _of_banks(folder: Path, name: str, default: str) -> str | None:
         name: of the setting.
         default: its value in the oldest banks, which do not store it.
     """
-    # Files that begin with a dot are being written.
-    for path in folder.glob("[!.]*.h5"):
-        try:
-            return str(stored_settings(path).get(name, default))
-        except SettingsError:
-            continue  # whoever reads it says what is wrong with it
+    try:
+        entries = os.scandir(folder)
+    except OSError:
+        return None  # there is none yet; whoever reads or writes there says what else is wrong
+    # Not by `glob`, which lists the whole folder, of perhaps 100,000 banks, before it gives the first.
+    with entries:
+        for entry in entries:
+            # Files that begin with a dot are being written.
+            if entry.name.startswith(".") or not entry.name.endswith(".h5"):
+                continue
+            try:
+                return str(stored_settings(Path(entry.path)).get(name, default))
+            except SettingsError:
+                continue  # whoever reads it says what is wrong with it
     return None
 
 
