@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from monai.data import Dataset
@@ -35,6 +35,9 @@ class EvaluationBoard:
     - A precision-recall curve of each head and class.
     - HParams: the settings of the training and of the evaluation, so that runs compare in one table.
 
+    Without ``report`` in the settings there are no images: they are most of the time that the evaluation of a small
+    test set takes, and a comparison has hundreds of them.
+
     Args:
         writer: ``None`` on other ranks than the first, which write nothing.
         network: that is evaluated.
@@ -62,7 +65,7 @@ class EvaluationBoard:
         slides: Sequence[str],
         probabilities: NDArray[Any],
         labels: NDArray[Any],
-        figures: Mapping[str, Sequence[HeadFigure]],
+        figures: Callable[[], Mapping[str, Sequence[HeadFigure]]],
     ) -> None:
         """Write everything.
 
@@ -71,7 +74,7 @@ class EvaluationBoard:
             slides: n names.
             probabilities: ``[n, H, K]``.
             labels: ``[n, K]``, 0 or 1.
-            figures: of each head.
+            figures: draws those of each head.
         """
         assert self.writer is not None, "the first rank writes"
         writer, first = self.writer, self.network.copies[0]
@@ -80,10 +83,24 @@ class EvaluationBoard:
         writer.add_text("evaluation", summary(metrics, heads, self.settings, record, self.left_out), 0)
         add_hparams(writer, self._settings(metrics), _headline(metrics, heads, self.settings["task"]))
         for h, head in enumerate(heads):
-            for name, _, figure in figures[head]:
-                writer.add_figure(f"figures/{head}/{name}", figure, 0)
             for k, class_name in enumerate(class_names):
                 writer.add_pr_curve(f"{head}/{class_name}", labels[:, k], probabilities[:, h, k], 0)
+        if self.settings["report"]:
+            self._draw(slides, probabilities, labels, class_names, figures())
+        writer.flush()
+
+    def _draw(
+        self,
+        slides: Sequence[str],
+        probabilities: NDArray[Any],
+        labels: NDArray[Any],
+        class_names: Sequence[str],
+        figures: Mapping[str, Sequence[HeadFigure]],
+    ) -> None:
+        assert self.writer is not None, "the first rank writes"
+        for head, of_head in figures.items():
+            for name, _, figure in of_head:
+                self.writer.add_figure(f"figures/{head}/{name}", figure, 0)
         maps = attention_maps(self.settings["method"], self.settings["magnifications"])
         names = class_names, self.settings["class_names"], self.settings["task"]
         pictures = SlidePictures(self.network, maps, self.dataset, self.bag_builder, *names)
@@ -91,8 +108,7 @@ class EvaluationBoard:
         for name, indices in chosen:
             found = pictures.draw([slides[i] for i in indices], probabilities[indices, 0], labels[indices])
             for kind, figure in found.items():
-                writer.add_figure(f"slides/{name}/{kind}", figure, 0)
-        writer.flush()
+                self.writer.add_figure(f"slides/{name}/{kind}", figure, 0)
 
     def _settings(self, metrics: Mapping[str, Any]) -> dict[str, Any]:
         """Of the evaluation, and of the training, where its weights say, which come first where both have one."""

@@ -309,7 +309,7 @@ class EvaluationReport(PredictionReport):
         if not self.patients_known:
             warn_of_unknown(path)
         if self.board is not None:
-            self.board.write(metrics, slides, probabilities, labels, self.figures())
+            self.board.write(metrics, slides, probabilities, labels, self.figures)
 
     def _compare(self, external: Predictions) -> None:
         """Put the internal test beside what was written, if there is one."""

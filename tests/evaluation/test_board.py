@@ -28,6 +28,7 @@ SETTINGS = {
     "magnifications": [5, 10],
     "backbone": "tiny",
     "class_names": CLASSES,
+    "report": True,
 }
 RECORD = {"version": "0.4.0", "data": {"training_slides": 12, "validation_slides": 4, "drawn_slides": 3}}
 MADE_BY = {"configuration": {"method": "mustmil", "lr": 0.25}, "seed": 7}
@@ -61,10 +62,10 @@ class Bags(Dataset):
         return self.items[index]
 
 
-def evaluated(folder, slides, entries, items, left_out=("lost",)):
+def evaluated(folder, slides, entries, items, left_out=("lost",), settings=SETTINGS):
     made_by = {"configuration": {"method": "mustmil", "partition": "testing"}, "weights_sha256": {"5x": "abcdef" * 9}}
     with SummaryWriter(str(folder / "events")) as writer:
-        board = EvaluationBoard(writer, network_of(3), Bags(entries, items), BagBuilder(), left_out, SETTINGS)
+        board = EvaluationBoard(writer, network_of(3), Bags(entries, items), BagBuilder(), left_out, settings)
         evaluate(slides, EvaluationReport(folder, HEADS, CLASSES, "multilabel", board, made_by=made_by, data=entries))
     metrics = json.loads((folder / "metrics.json").read_text())
     return metrics, EventAccumulator(str(folder / "events"), size_guidance={"tensors": 0, "images": 0}).Reload()
@@ -209,3 +210,15 @@ def test_an_undefined_score_is_a_dash_and_no_chart(tmp_path):
     text = text_of(events)
     assert tables(text)["Scores"][0][-1] == "-"
     assert "No slide has `cancer`, `hgd`, `normal`" in text
+
+
+def test_without_a_report_there_are_no_images_and_all_numbers(shown, tmp_path):
+    _, with_report, _ = shown
+    slides = some_slides(8, 3)
+    entries = [make_slide(tmp_path, slide["slide"], slide["label"].tolist(), None) for slide in slides]
+    items = [item(entry, np.ones((32, 3, 3))) for entry in entries]
+    _, events = evaluated(tmp_path, slides, entries, items, settings={**SETTINGS, "report": False})
+    assert with_report.Tags()["images"]
+    assert not events.Tags()["images"]
+    for kind in ("scalars", "tensors"):
+        assert set(events.Tags()[kind]) == set(with_report.Tags()[kind])

@@ -319,7 +319,7 @@ def test_the_board_gets_what_the_files_contain_in_the_order_of_names(tmp_path):
         assert given["probabilities"][:, index] == pytest.approx(written)
     assert np.array_equal(given["labels"], [slide["label"].numpy() for slide in slides[::-1]])
     names = ["roc", "precision_recall", "confusion", "calibration"]
-    assert {head: [name for name, *_ in found] for head, found in given["figures"].items()} == dict.fromkeys(
+    assert {head: [name for name, *_ in found] for head, found in given["figures"]().items()} == dict.fromkeys(
         HEADS, names
     )
 

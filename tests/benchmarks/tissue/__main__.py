@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import resource
 import sys
 from collections.abc import Mapping, Sequence
@@ -13,13 +14,14 @@ from scripts.core.errors import show_one_line
 from scripts.core.files import replacing
 from scripts.demo.compare import write_control_banks
 from scripts.demo.run import run_config
+from scripts.experiments.variants import read_variants
 from scripts.networks.methods import METHODS
 from tests.benchmarks.operating_points import Clock
 from tests.benchmarks.tissue.cohort import Cohort, make_cohort
 from tests.benchmarks.tissue.fields import Fields, read_fields
 from tests.benchmarks.tissue.groups import fields_of_groups, group_patients
 from tests.benchmarks.tissue.mosaics import LEAST_FIELD_UM
-from tests.benchmarks.tissue.results import MAGNIFICATIONS, Output, read_outputs
+from tests.benchmarks.tissue.results import MAGNIFICATIONS, SHARED, Output, read_outputs
 from tests.benchmarks.tissue.tables import (
     chance_table,
     cohort_text,
@@ -50,6 +52,21 @@ TITLES = {
 }
 # docs/evidence.md says how it was chosen.
 EPOCHS = 5
+WITHOUT_INSTANCES = ("clam_sb instance_weight=0", "clam_mb instance_weight=0")
+
+
+def all_methods() -> list[str]:
+    """Every method, CLAM's also without its instance loss, and the ablations of ``configs/ablations.json``."""
+    ablations = json.loads(Path("configs/ablations.json").read_text(encoding="utf-8"))["methods"]
+    return list(dict.fromkeys([*METHODS, *WITHOUT_INSTANCES, *ablations]))
+
+
+def methods_of(task: str, methods: Sequence[str]) -> list[str]:
+    """Those of the methods that differ in a task: with one logit it is the same how classes share attention."""
+    if task != "binary":
+        return list(methods)
+    variants = zip(methods, read_variants(list(methods), SHARED), strict=True)
+    return [name for name, variant in variants if "class_attention" not in variant.settings]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -62,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--num_slides", type=int, default=20, help="of each group")
     parser.add_argument("--num_cells", type=int, nargs=2, default=(9, 30), metavar=("LEAST", "MOST"), help="of a slide")
     parser.add_argument("--seed", type=int, default=0, help="of groups, slides and the permutation")
-    parser.add_argument("--methods", nargs="+", default=list(METHODS), help="as `comparing` takes them")
+    parser.add_argument("--methods", nargs="+", default=all_methods(), help="as `comparing` takes them")
     parser.add_argument(
         "--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4], help="of the trainings; controls take the first"
     )
@@ -88,12 +105,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     if code != 0:
         return code
     clock.tell("features")
-    common |= {"methods": args.methods, "epochs": args.epochs, "folds": len(set(groups.values()))}
+    common |= {"epochs": args.epochs, "folds": len(set(groups.values()))}
     common["num_processes"] = args.num_processes
     made, seeds = [], {part: args.seeds[:1] if part in CONTROLS else args.seeds for part in args.parts}
     for part in args.parts:
         own = {"output_dir": output_dir / part, "task": PARTS[part], "datalist": cohort.folder / DATALISTS[part]}
-        own["seeds"] = seeds[part]
+        own |= {"seeds": seeds[part], "methods": methods_of(PARTS[part], args.methods)}
         if part == "binary":
             own["positive_classes"] = list(fields.positive_classes)
         if part == "same_scales":
@@ -107,7 +124,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if number := done_in(output_dir / part) - before:
             made.append((TITLES[part], number, clock.steps[part], processor_seconds() - cpu_before))
 
-    found = {part: read_outputs(output_dir / part, PARTS[part], args.methods, seeds[part]) for part in args.parts}
+    found = {
+        part: read_outputs(output_dir / part, PARTS[part], methods_of(PARTS[part], args.methods), seeds[part])
+        for part in args.parts
+    }
     page = page_of(fields, cohort, found, args.seeds, args.epochs)
     page += f"\nSeconds of this run: {clock}.\n"
     if made:

@@ -19,7 +19,7 @@ from scripts.experiments.variants import Variant, read_variants
 from scripts.heatmaps.attention_maps import KINDS
 from scripts.networks.methods import attention_maps
 
-__all__ = ["AT_POINT", "MAGNIFICATIONS", "Interval", "Output", "interval_over_groups", "read_outputs"]
+__all__ = ["AT_POINT", "MAGNIFICATIONS", "SHARED", "Interval", "Output", "interval_over_groups", "read_outputs"]
 
 Floats = NDArray[np.float64]
 
