@@ -13,18 +13,22 @@ from pathlib import Path
 import h5py
 from tqdm import tqdm
 
+from scripts import BUNDLE_ROOT
 from scripts.core.files import output_folder, replacing, write_json
 from scripts.demo.run import run_config
 from scripts.features.bank_writing import seal_bank
+from scripts.networks.methods import METHODS as EVERY_METHOD
 from scripts.synthetic.cohort import ensure_cohort
 
-__all__ = ["main", "write_control_banks", "write_few"]
+__all__ = ["all_methods", "main", "write_control_banks", "write_few"]
 
 # Not those of `make demo`, which were in use while the software was written.
 COHORT_SEED = 1
 NUM_SLIDES = 200
-# MILModel's transformer (50 million weights) would take most of the time on a machine without a GPU.
 METHODS = ["mustmil", "msmil", "ssmil", "mil_att"]
+# Its transformer (50 million weights) would take most of the time on a machine without a GPU.
+TOO_LARGE = "mil_att_trans"
+WITHOUT_INSTANCE_LOSS = ["clam_sb instance_weight=0", "clam_mb instance_weight=0"]
 # Those that differ only in how they use the scales.
 SCALE_METHODS = METHODS[:3]
 # With every training slide, the methods of several scales make hardly any mistake; with one in FEW, they differ.
@@ -37,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--dataset_dir", type=Path, default=Path("data/compare"), help="gets the slides")
     parser.add_argument("--output_dir", type=Path, default=Path("output/compare-demo"))
     parser.add_argument("--num_slides", type=int, default=NUM_SLIDES)
-    parser.add_argument("--methods", nargs="+", default=METHODS)
+    parser.add_argument("--methods", nargs="+", default=METHODS, help="`all` for the rivals and ablations as well")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--epochs", type=int, default=5, help="of each phase; 5 as in the paper")
     parser.add_argument("--num_processes", type=int, default=2, help="trainings at the same time")
@@ -47,25 +51,37 @@ def main(argv: Sequence[str] | None = None) -> int:
     ensure_cohort(args.dataset_dir, args.num_slides, seed=COHORT_SEED)
     features = args.output_dir / "features"
     settings = {key: value for key, value in vars(args).items() if key != "num_slides"}
-    settings["feature_dir"] = features
+    settings["feature_dir"], scale_methods = features, SCALE_METHODS
+    if args.methods == ["all"]:
+        settings["methods"] = scale_methods = all_methods()
     code = run_config("comparing", "compare", settings)
     if code == 0:
         few = args.output_dir / "few"
         datalist = write_few(args.dataset_dir / "datalist.json", few / "datalist.json", FEW)
         print(f"\nThe same with one training slide in {FEW}, each sampled {FEW} times as often.")
-        more = {"epochs": FEW * args.epochs, "methods": SCALE_METHODS, "datalist": datalist}
+        more = {"epochs": FEW * args.epochs, "methods": scale_methods, "datalist": datalist}
         code = run_config("comparing", "compare", {**settings, **more, "output_dir": few})
     if code == 0:
         control = args.output_dir / "control"
         same = control / "features"
         write_control_banks(features, same)
         print("\nThe control: the same slides, but each 10x patch has the features of the 5x patch around it.")
-        controlled = {"methods": SCALE_METHODS, "output_dir": control, "feature_dir": same}
+        controlled = {"methods": scale_methods, "output_dir": control, "feature_dir": same}
         code = run_config("comparing", "compare", {**settings, **controlled})
     if code == 0:
         print("Synthetic slides: they show how the methods differ on them, and say nothing about tissue.")
         print(f"Tables, pictures and curves are in {args.output_dir}; it took {time.perf_counter() - start:.0f} s.")
     return code
+
+
+def all_methods() -> list[str]:
+    """Every method but one, CLAM's also without its instance loss, and the ablations of ``configs/ablations.json``.
+
+    ``mil_att_trans`` has to be named: it takes twenty times as long as the others.
+    """
+    ablations = json.loads((BUNDLE_ROOT / "configs" / "ablations.json").read_text(encoding="utf-8"))["methods"]
+    methods = [method for method in EVERY_METHOD if method != TOO_LARGE]
+    return list(dict.fromkeys([*methods, *WITHOUT_INSTANCE_LOSS, *ablations]))
 
 
 def write_few(datalist: Path, path: Path, step: int) -> Path:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import resource
 import sys
 from collections.abc import Mapping, Sequence
@@ -12,10 +11,9 @@ from typing import Any
 
 from scripts.core.errors import show_one_line
 from scripts.core.files import replacing
-from scripts.demo.compare import write_control_banks
+from scripts.demo.compare import all_methods, write_control_banks
 from scripts.demo.run import run_config
 from scripts.experiments.variants import read_variants
-from scripts.networks.methods import METHODS
 from tests.benchmarks.operating_points import Clock
 from tests.benchmarks.tissue.cohort import Cohort, make_cohort
 from tests.benchmarks.tissue.fields import Fields, read_fields
@@ -52,13 +50,6 @@ TITLES = {
 }
 # docs/evidence.md says how it was chosen.
 EPOCHS = 5
-WITHOUT_INSTANCES = ("clam_sb instance_weight=0", "clam_mb instance_weight=0")
-
-
-def all_methods() -> list[str]:
-    """Every method, CLAM's also without its instance loss, and the ablations of ``configs/ablations.json``."""
-    ablations = json.loads(Path("configs/ablations.json").read_text(encoding="utf-8"))["methods"]
-    return list(dict.fromkeys([*METHODS, *WITHOUT_INSTANCES, *ablations]))
 
 
 def methods_of(task: str, methods: Sequence[str]) -> list[str]:
