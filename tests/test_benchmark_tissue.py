@@ -20,16 +20,31 @@ from scipy import stats
 
 from scripts.bags.bag import BagBuilder
 from scripts.core.errors import BundleError, DatalistError
-from scripts.evaluation.metrics import frequency_baseline
+from scripts.evaluation.metrics import frequency_baseline, score_names
 from scripts.synthetic.tissue import CLASSES as SYNTHETIC
 from scripts.synthetic.tissue import MASK_STEP_PX, background, draw_tissue, sample_stain
 from tests.benchmarks.tissue.__main__ import main
 from tests.benchmarks.tissue.cohort import make_cohort, permuted
 from tests.benchmarks.tissue.fields import Field, Fields, read_fields
 from tests.benchmarks.tissue.groups import fields_of_groups, group_patients
-from tests.benchmarks.tissue.mosaics import BASE_MPP, CELL_PX, Cell, Mosaic, cell_image, plan_mosaics, write_mosaics
+from tests.benchmarks.tissue.mosaics import (
+    BASE_MPP,
+    CELL_PX,
+    LEAST_FIELD_UM,
+    Cell,
+    Mosaic,
+    cell_image,
+    plan_mosaics,
+    write_mosaics,
+)
 from tests.benchmarks.tissue.results import AT_POINT, Output, interval_over_groups, read_outputs
-from tests.benchmarks.tissue.tables import chance_table, difference_table, same_scales_table
+from tests.benchmarks.tissue.tables import (
+    ablation_table,
+    chance_table,
+    difference_table,
+    localisation_table,
+    same_scales_table,
+)
 from tests.comparisons import CLASSES, write_run
 from tests.conftest import ROOT
 
@@ -477,7 +492,10 @@ def outputs_of(reference: list[float], other: list[float]) -> list[Output]:
     def scores(values):
         return {name: np.array(values) for name in ("micro_f1", AT_POINT, "roc_auc")}
 
-    return [Output("MuSTMIL global", scores(reference), is_reference=True), Output("SSMIL 5x", scores(other))]
+    return [
+        Output("MuSTMIL global", scores(reference), 1.0, "mustmil", "mustmil", "global"),
+        Output("SSMIL 5x", scores(other), 1.0, "ssmil", "ssmil", "5x"),
+    ]
 
 
 def test_differences_are_paired_by_group():
@@ -500,6 +518,67 @@ def test_the_gain_of_two_scales_stands_beside_that_of_one_scale_twice():
     row = table_cells(same_scales_table(real, same))[2]
     assert row[1].startswith("+0.167 [")
     assert row[2] == "+0.000 [+0.000, +0.000]"
+
+
+def with_maps(title: str, variant: str, head: str, seed: int) -> Output:
+    names = ("micro_f1", AT_POINT, "roc_auc", "attention", "contribution")
+    scores = dict(zip(names, np.random.default_rng(seed).random((5, 4)), strict=True))
+    return Output(f"{title} {head}", scores, 1.0, variant, variant.split()[0], head)
+
+
+def difference_text(first: np.ndarray, second: np.ndarray) -> str:
+    low, high = stats.ttest_rel(first, second).confidence_interval(0.95)
+    return f"{(first - second).mean():+.3f} [{low:+.3f}, {high:+.3f}]"
+
+
+def test_what_a_part_brings_is_told_for_each_head_that_the_variant_has():
+    outputs = [
+        with_maps("MuSTMIL", "mustmil", "global", 0),
+        with_maps("MuSTMIL", "mustmil", "5x", 1),
+        with_maps("SSMIL", "ssmil", "5x", 2),
+        with_maps("MuSTMIL beta=0", "mustmil beta=0", "global", 3),
+        with_maps("MuSTMIL alpha=0", "mustmil alpha=0", "5x", 4),
+    ]
+    rows = table_cells(ablation_table(outputs, "multilabel"))[2:]
+    assert [row[0] for row in rows] == ["MuSTMIL beta=0 global", "MuSTMIL alpha=0 5x"]
+    for row, method, variant in ((rows[0], outputs[0], outputs[3]), (rows[1], outputs[1], outputs[4])):
+        assert row[1:] == [difference_text(method.scores[name], variant.scores[name]) for name in method.scores]
+    assert ablation_table(outputs[:3], "multilabel") == ""
+
+
+def test_a_variants_attention_is_compared_with_the_contribution_of_its_method():
+    method = with_maps("MuSTMIL", "mustmil", "global", 0)
+    variant = with_maps("MuSTMIL class_attention=separate", "mustmil class_attention=separate", "global", 1)
+    without = Output("mean 10x", {"micro_f1": np.zeros(4), "attention": np.full(4, np.nan)}, 1.0, "mean", "mean", "10x")
+    _, _, own, other = table_cells(localisation_table([method, variant, without]))
+    of_method = method.scores["attention"], method.scores["contribution"]
+    assert own[3] == own[4] == difference_text(*of_method)
+    assert other[4] == difference_text(variant.scores["attention"], of_method[1])
+    assert localisation_table([without]) == ""
+
+
+EVIDENCE = (ROOT / "docs" / "evidence.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.skipif(not GLAS.is_dir(), reason="the fields of GlaS are not beside the checkout")
+@pytest.mark.parametrize("task", ["multilabel", "binary"])
+def test_what_class_frequencies_score_on_glas_is_what_the_docs_say(task):
+    fields = read_fields(GLAS, 0.62, None, LEAST_FIELD_UM)
+    groups = group_patients(fields.fields, fields.class_names, 0)
+    benign = [name for name in fields.class_names if name not in fields.positive_classes]
+    of_groups = fields_of_groups(fields.fields, fields.class_names, groups)
+    mosaics = plan_mosaics(of_groups, benign, 20, (9, 30), 0)
+    names = fields.class_names if task == "multilabel" else ("malignant",)
+    labels = np.zeros((4, 20, len(names)))
+    for i, mosaic in enumerate(mosaics):
+        shown = mosaic.classes(fields.fields, fields.class_names)
+        of_slide = [name in shown for name in names] if task == "multilabel" else [not set(shown) <= set(benign)]
+        labels[mosaic.group, i % 20] = of_slide
+    scores = []
+    for group in range(4):
+        others = np.delete(labels, group, axis=0).reshape(60, -1)
+        scores.append(frequency_baseline(others, labels[group], task)[score_names(task)[1]])
+    assert f"| class frequencies alone | {np.mean(scores):.3f} ± {np.std(scores, ddof=1):.3f} |" in EVIDENCE
 
 
 # --- the whole command ------------------------------------------------------------------------------------

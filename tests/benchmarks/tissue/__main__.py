@@ -21,10 +21,12 @@ from tests.benchmarks.tissue.groups import fields_of_groups, group_patients
 from tests.benchmarks.tissue.mosaics import LEAST_FIELD_UM
 from tests.benchmarks.tissue.results import MAGNIFICATIONS, SHARED, Output, read_outputs
 from tests.benchmarks.tissue.tables import (
+    ablation_table,
     chance_table,
     cohort_text,
     difference_table,
     group_table,
+    localisation_table,
     same_scales_table,
     score_table,
     time_table,
@@ -167,7 +169,13 @@ def tables_of(part: str, outputs: list[Output], found: Mapping[str, list[Output]
         expected = "Each 10x patch has the features of the 5x patch around it: no method should gain from linking them."
         table = same_scales_table(found.get("multilabel", []), outputs)
         return [expected, score_table(outputs, PARTS[part]), table]
-    return [score_table(outputs, PARTS[part]), difference_table(outputs, PARTS[part])]
+    task = PARTS[part]
+    tables = [score_table(outputs, task), difference_table(outputs, task)]
+    if ablations := ablation_table(outputs, task):
+        tables += ["What each part brings:", ablations]
+    if maps := localisation_table(outputs):
+        tables += ["Do maps find the regions of a class, patch by patch (0.5 by chance)?", maps]
+    return tables
 
 
 if __name__ == "__main__":

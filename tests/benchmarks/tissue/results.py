@@ -44,18 +44,27 @@ class Output:
     """One head of one method on the slides of each group, by trainings that have seen none of that group.
 
     Args:
-        title: of the method and the head, or of what stands in their place.
+        title: of the variant and the head, or of what stands in their place.
         scores: by name the value of each of g groups ``[g]``, the mean over seeds, NaN where it is not defined: the
             task's F1 at 0.5 and, as :data:`AT_POINT`, at the operating point; ``roc_auc``, the mean over the classes
             that some slides have and others have not; and that of the head's maps against the regions, by kind.
         seconds: of a training with its validations, the mean over seeds and folds; of SSMIL that of the head.
-        is_reference: whether it is the head that others are compared with, the global one of MuSTMIL.
+        variant: the variant's name; empty for what is none.
+        method: the method that it varies, the same name if it is the method itself.
+        head: the head's name.
     """
 
     title: str
     scores: Mapping[str, Floats]
     seconds: float = np.nan
-    is_reference: bool = False
+    variant: str = ""
+    method: str = ""
+    head: str = ""
+
+    @property
+    def is_reference(self) -> bool:
+        """Whether it is the head that others are compared with, the global one of MuSTMIL."""
+        return (self.variant, self.head) == ("mustmil", "global")
 
 
 def interval_over_groups(values: Floats) -> Interval:
@@ -110,8 +119,7 @@ def _outputs_of(variant: Variant, runs: Mapping[tuple[int, int], Run], task: str
             for key in tables[0][0]
         }
         seconds = float(np.mean([run.seconds(head) for run in runs.values()]))
-        is_reference = (variant.name, head) == ("mustmil", "global")
-        outputs.append(Output(f"{variant.title} {head}", scores, seconds, is_reference))
+        outputs.append(Output(f"{variant.title} {head}", scores, seconds, variant.name, variant.method, head))
     return outputs
 
 

@@ -12,10 +12,12 @@ from scripts.evaluation.score_texts import digits
 from tests.benchmarks.tissue.results import AT_POINT, Floats, Interval, Output, interval_over_groups
 
 __all__ = [
+    "ablation_table",
     "chance_table",
     "cohort_text",
     "difference_table",
     "group_table",
+    "localisation_table",
     "same_scales_table",
     "score_table",
     "time_table",
@@ -93,6 +95,42 @@ def difference_table(outputs: Sequence[Output], task: str) -> str:
     return markdown_table(head, body)
 
 
+def ablation_table(outputs: Sequence[Output], task: str) -> str:
+    """What each part of a method brings: each head of the method less that of the variant; empty without variants."""
+    lead = score_names(task)[1]
+    names = {lead: f"{SCORE_TITLES[lead]} at 0.5", AT_POINT: "at the operating point", "roc_auc": "ROC-AUC"}
+    names |= {name: f"{title}, ROC-AUC" for name, title in MAPS.items()}
+    plain = _plain(outputs)
+    body = [
+        [other.title, *(_interval(_difference(plain[other.method, other.head], other, name)) for name in names)]
+        for other in outputs
+        if other.variant != other.method and (other.method, other.head) in plain
+    ]
+    if not body:
+        return ""
+    return markdown_table(["the method less its variant", *(f"{title} [95%]" for title in names.values())], body)
+
+
+def localisation_table(outputs: Sequence[Output]) -> str:
+    """How well maps find the regions of a class, with intervals; empty without maps.
+
+    The last column asks whether a variant's attention finds what the contribution of the method itself finds.
+    """
+    if not _have_maps(outputs):
+        return ""
+    plain, body = _plain(outputs), []
+    for output in outputs:
+        if not _have_maps([output]):
+            continue
+        attention, contribution = (output.scores[name] for name in MAPS)
+        of_method = plain.get((output.method, output.head))
+        against = None if of_method is None else attention - of_method.scores["contribution"]
+        found = (_interval(attention, signed=False), _interval(contribution, signed=False))
+        body.append([output.title, *found, _interval(attention - contribution), _interval(against)])
+    head = ["output", *(f"{title} [95%]" for title in MAPS.values()), "attention less contribution [95%]"]
+    return markdown_table([*head, "attention less contribution of the method itself [95%]"], body)
+
+
 def chance_table(outputs: Sequence[Output]) -> str:
     """The ROC-AUC of each output beside 0.5."""
     body = []
@@ -135,6 +173,11 @@ def _reference(outputs: Sequence[Output]) -> Output | None:
     return next((output for output in outputs if output.is_reference), None)
 
 
+def _plain(outputs: Sequence[Output]) -> dict[tuple[str, str], Output]:
+    """The outputs of methods as they are, by method and head."""
+    return {(output.method, output.head): output for output in outputs if output.variant == output.method}
+
+
 def _difference(first: Output, second: Output, name: str) -> Floats | None:
     if name not in first.scores or name not in second.scores:
         return None
@@ -152,8 +195,8 @@ def _mean_sd(values: Floats | None) -> str:
     return f"{values.mean():.3f}{spread}"
 
 
-def _interval(values: Floats | None) -> str:
-    return "-" if values is None or np.isnan(values).any() else _text(interval_over_groups(values), signed=True)
+def _interval(values: Floats | None, signed: bool = True) -> str:
+    return "-" if values is None or np.isnan(values).any() else _text(interval_over_groups(values), signed)
 
 
 def _text(found: Interval, signed: bool = False) -> str:
