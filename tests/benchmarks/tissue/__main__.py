@@ -34,13 +34,20 @@ from tests.benchmarks.tissue.tables import (
 
 __all__ = ["PARTS", "main"]
 
-PARTS = {"multilabel": "multilabel", "binary": "binary", "permuted": "multilabel", "same_scales": "multilabel"}
-"""The parts of the benchmark, and the task of each: the two comparisons and the two controls."""
+PARTS = {
+    "multilabel": "multilabel",
+    "binary": "binary",
+    "permuted": "multilabel",
+    "same_scales": "multilabel",
+    "augmented": "multilabel",
+}
+"""The parts of the benchmark, and the task of each: two comparisons, two controls, and what augmented views bring."""
 DATALISTS = {
     "multilabel": "datalist.csv",
     "binary": "datalist.csv",
     "permuted": "permuted.csv",
     "same_scales": "without_regions.csv",
+    "augmented": "datalist.csv",
 }
 # A leak, or a gain from nothing, would show with every seed: one is enough.
 CONTROLS = ("permuted", "same_scales")
@@ -49,15 +56,22 @@ TITLES = {
     "binary": "Malignant or not",
     "permuted": "Control: permuted labels",
     "same_scales": "Control: both scales the same",
+    "augmented": "Augmented views",
 }
+# As in configs/paper.json.
+VIEWS = 5
+WITH_AND_WITHOUT_VIEWS = ["mustmil", "mustmil views=0"]
 # docs/evidence.md says how it was chosen.
 EPOCHS = 5
 
 
-def methods_of(task: str, methods: Sequence[str]) -> list[str]:
-    """Those of the methods that differ in a task: with one logit it is the same how classes share attention."""
-    if task != "binary":
+def methods_of(part: str, methods: Sequence[str]) -> list[str]:
+    """Those of the methods that a part compares."""
+    if part == "augmented":
+        return WITH_AND_WITHOUT_VIEWS
+    if PARTS[part] != "binary":
         return list(methods)
+    # With one logit it is the same how classes share attention.
     variants = zip(methods, read_variants(list(methods), SHARED), strict=True)
     return [name for name, variant in variants if "class_attention" not in variant.settings]
 
@@ -103,9 +117,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     made, seeds = [], {part: args.seeds[:1] if part in CONTROLS else args.seeds for part in args.parts}
     for part in args.parts:
         own = {"output_dir": output_dir / part, "task": PARTS[part], "datalist": cohort.folder / DATALISTS[part]}
-        own |= {"seeds": seeds[part], "methods": methods_of(PARTS[part], args.methods)}
+        own |= {"seeds": seeds[part], "methods": methods_of(part, args.methods)}
         if part == "binary":
             own["positive_classes"] = list(fields.positive_classes)
+        if part == "augmented":
+            own["views"] = VIEWS
         if part == "same_scales":
             own["feature_dir"] = output_dir / part / "features"
             write_control_banks(common["feature_dir"], own["feature_dir"])
@@ -118,7 +134,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             made.append((TITLES[part], number, clock.steps[part], processor_seconds() - cpu_before))
 
     found = {
-        part: read_outputs(output_dir / part, PARTS[part], methods_of(PARTS[part], args.methods), seeds[part])
+        part: read_outputs(output_dir / part, PARTS[part], methods_of(part, args.methods), seeds[part])
         for part in args.parts
     }
     page = page_of(fields, cohort, found, args.seeds, args.epochs)
@@ -170,6 +186,9 @@ def tables_of(part: str, outputs: list[Output], found: Mapping[str, list[Output]
         table = same_scales_table(found.get("multilabel", []), outputs)
         return [expected, score_table(outputs, PARTS[part]), table]
     task = PARTS[part]
+    if part == "augmented":
+        expected = f"With {VIEWS} augmented views of the slides of the rarest classes, fewer of others, and without."
+        return [expected, score_table(outputs, task), ablation_table(outputs, task)]
     tables = [score_table(outputs, task), difference_table(outputs, task)]
     if ablations := ablation_table(outputs, task):
         tables += ["What each part brings:", ablations]
