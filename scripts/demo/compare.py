@@ -51,22 +51,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     ensure_cohort(args.dataset_dir, args.num_slides, seed=COHORT_SEED)
     features = args.output_dir / "features"
     settings = {key: value for key, value in vars(args).items() if key != "num_slides"}
-    settings["feature_dir"], scale_methods = features, SCALE_METHODS
+    settings["feature_dir"], of_few = features, SCALE_METHODS
     if args.methods == ["all"]:
-        settings["methods"] = scale_methods = all_methods()
+        settings["methods"] = of_few = all_methods()
     code = run_config("comparing", "compare", settings)
     if code == 0:
         few = args.output_dir / "few"
         datalist = write_few(args.dataset_dir / "datalist.json", few / "datalist.json", FEW)
         print(f"\nThe same with one training slide in {FEW}, each sampled {FEW} times as often.")
-        more = {"epochs": FEW * args.epochs, "methods": scale_methods, "datalist": datalist}
+        more = {"epochs": FEW * args.epochs, "methods": of_few, "datalist": datalist}
         code = run_config("comparing", "compare", {**settings, **more, "output_dir": few})
     if code == 0:
         control = args.output_dir / "control"
         same = control / "features"
         write_control_banks(features, same)
         print("\nThe control: the same slides, but each 10x patch has the features of the 5x patch around it.")
-        controlled = {"methods": scale_methods, "output_dir": control, "feature_dir": same}
+        controlled = {"methods": SCALE_METHODS, "output_dir": control, "feature_dir": same}
         code = run_config("comparing", "compare", {**settings, **controlled})
     if code == 0:
         print("Synthetic slides: they show how the methods differ on them, and say nothing about tissue.")
