@@ -493,8 +493,8 @@ def outputs_of(reference: list[float], other: list[float]) -> list[Output]:
         return {name: np.array(values) for name in ("micro_f1", AT_POINT, "roc_auc")}
 
     return [
-        Output("MuSTMIL global", scores(reference), 1.0, "mustmil", "mustmil", "global"),
-        Output("SSMIL 5x", scores(other), 1.0, "ssmil", "ssmil", "5x"),
+        Output("MuSTMIL global", scores(reference), 1.0, (), "mustmil", "mustmil", "global"),
+        Output("SSMIL 5x", scores(other), 1.0, (), "ssmil", "ssmil", "5x"),
     ]
 
 
@@ -523,7 +523,7 @@ def test_the_gain_of_two_scales_stands_beside_that_of_one_scale_twice():
 def with_maps(title: str, variant: str, head: str, seed: int) -> Output:
     names = ("micro_f1", AT_POINT, "roc_auc", "attention", "contribution")
     scores = dict(zip(names, np.random.default_rng(seed).random((5, 4)), strict=True))
-    return Output(f"{title} {head}", scores, 1.0, variant, variant.split()[0], head)
+    return Output(f"{title} {head}", scores, 1.0, (), variant, variant.split()[0], head)
 
 
 def difference_text(first: np.ndarray, second: np.ndarray) -> str:
@@ -549,7 +549,9 @@ def test_what_a_part_brings_is_told_for_each_head_that_the_variant_has():
 def test_a_variants_attention_is_compared_with_the_contribution_of_its_method():
     method = with_maps("MuSTMIL", "mustmil", "global", 0)
     variant = with_maps("MuSTMIL class_attention=separate", "mustmil class_attention=separate", "global", 1)
-    without = Output("mean 10x", {"micro_f1": np.zeros(4), "attention": np.full(4, np.nan)}, 1.0, "mean", "mean", "10x")
+    without = Output(
+        "mean 10x", {"micro_f1": np.zeros(4), "attention": np.full(4, np.nan)}, 1.0, (), "mean", "mean", "10x"
+    )
     _, _, own, other = table_cells(localisation_table([method, variant, without]))
     of_method = method.scores["attention"], method.scores["contribution"]
     assert own[3] == own[4] == difference_text(*of_method)

@@ -49,6 +49,7 @@ class Output:
             task's F1 at 0.5 and, as :data:`AT_POINT`, at the operating point; ``roc_auc``, the mean over the classes
             that some slides have and others have not; and that of the head's maps against the regions, by kind.
         seconds: of a training with its validations, the mean over seeds and folds; of SSMIL that of the head.
+        best_epochs: of each training the epoch that had the lowest validation loss of the head, from 1 up.
         variant: the variant's name; empty for what is none.
         method: the method that it varies, the same name if it is the method itself.
         head: the head's name.
@@ -57,6 +58,7 @@ class Output:
     title: str
     scores: Mapping[str, Floats]
     seconds: float = np.nan
+    best_epochs: tuple[int, ...] = ()
     variant: str = ""
     method: str = ""
     head: str = ""
@@ -119,7 +121,8 @@ def _outputs_of(variant: Variant, runs: Mapping[tuple[int, int], Run], task: str
             for key in tables[0][0]
         }
         seconds = float(np.mean([run.seconds(head) for run in runs.values()]))
-        outputs.append(Output(f"{variant.title} {head}", scores, seconds, variant.name, variant.method, head))
+        best = tuple(int(run.training["best"][head]["epoch"]) for run in runs.values())
+        outputs.append(Output(f"{variant.title} {head}", scores, seconds, best, variant.name, variant.method, head))
     return outputs
 
 

@@ -59,8 +59,11 @@ def group_table(
     return markdown_table(["group", "patients", *(f"{name}: fields, slides" for name in names)], body)
 
 
-def score_table(outputs: Sequence[Output], task: str) -> str:
-    """Scores, localisation and time of each output: mean ± standard deviation over groups."""
+def score_table(outputs: Sequence[Output], task: str, epochs: int) -> str:
+    """Scores, localisation and time of each output: mean ± standard deviation over groups.
+
+    The last column says how many trainings had their lowest validation loss in the last of their ``epochs``.
+    """
     lead = score_names(task)[1]
     title = SCORE_TITLES[lead]
     columns = {lead: f"{title} at 0.5", AT_POINT: f"{title} at the operating point", "roc_auc": "ROC-AUC"}
@@ -70,10 +73,11 @@ def score_table(outputs: Sequence[Output], task: str) -> str:
             output.title,
             *(_mean_sd(output.scores.get(name)) for name in [*columns, *maps]),
             digits(output.seconds, places=1),
+            f"{output.best_epochs.count(epochs)} of {len(output.best_epochs)}" if output.best_epochs else "-",
         ]
         for output in outputs
     ]
-    return markdown_table(["output", *columns.values(), *maps.values(), "training in s"], body)
+    return markdown_table(["output", *columns.values(), *maps.values(), "training in s", "best epoch the last"], body)
 
 
 def difference_table(outputs: Sequence[Output], task: str) -> str:
