@@ -41,6 +41,7 @@ from tests.benchmarks.tissue.results import AT_POINT, Output, interval_over_grou
 from tests.benchmarks.tissue.tables import (
     ablation_table,
     chance_table,
+    claims_table,
     difference_table,
     localisation_table,
     same_scales_table,
@@ -544,6 +545,20 @@ def test_what_a_part_brings_is_told_for_each_head_that_the_variant_has():
     for row, method, variant in ((rows[0], outputs[0], outputs[3]), (rows[1], outputs[1], outputs[4])):
         assert row[1:] == [difference_text(method.scores[name], variant.scores[name]) for name in method.scores]
     assert ablation_table(outputs[:3], "multilabel") == ""
+
+
+def test_each_head_of_mustmil_is_compared_with_its_own_scale_alone():
+    heads = [("MuSTMIL", "mustmil", head) for head in ("global", "5x", "10x")]
+    heads += [("MSMIL", "msmil", "global"), ("SSMIL", "ssmil", "5x"), ("SSMIL", "ssmil", "10x")]
+    outputs = [with_maps(*place, seed) for seed, place in enumerate(heads)]
+    rows = table_cells(claims_table(outputs, "multilabel"))[2:]
+    pairs = {"MuSTMIL 5x less SSMIL 5x": (1, 4), "MuSTMIL 10x less SSMIL 10x": (2, 5)}
+    others = ["MuSTMIL global less SSMIL 5x", "MuSTMIL global less SSMIL 10x", "MuSTMIL global less MSMIL global"]
+    assert [row[0] for row in rows] == [*others, *pairs]
+    for row in rows[3:]:
+        first, second = (outputs[i].scores["roc_auc"] for i in pairs[row[0]])
+        assert row[3] == difference_text(first, second)
+    assert claims_table(outputs[:-1], "multilabel") == ""
 
 
 def test_a_variants_attention_is_compared_with_the_contribution_of_its_method():

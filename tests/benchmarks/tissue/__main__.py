@@ -23,6 +23,7 @@ from tests.benchmarks.tissue.results import MAGNIFICATIONS, SHARED, Output, read
 from tests.benchmarks.tissue.tables import (
     ablation_table,
     chance_table,
+    claims_table,
     cohort_text,
     difference_table,
     group_table,
@@ -200,6 +201,8 @@ def tables_of(part: str, outputs: list[Output], found: Mapping[str, list[Output]
         expected = f"With {VIEWS} augmented views of the slides of the rarest classes, fewer of others, and without."
         return [expected, score_table(outputs, task, epochs), ablation_table(outputs, task)]
     tables = [score_table(outputs, task, epochs), difference_table(outputs, task)]
+    if claims := claims_table(outputs, task):
+        tables += ["What the paper compares:", claims]
     if ablations := ablation_table(outputs, task):
         tables += ["What each part brings:", ablations]
     if maps := localisation_table(outputs):

@@ -14,6 +14,7 @@ from tests.benchmarks.tissue.results import AT_POINT, Floats, Interval, Output, 
 __all__ = [
     "ablation_table",
     "chance_table",
+    "claims_table",
     "cohort_text",
     "difference_table",
     "group_table",
@@ -23,6 +24,14 @@ __all__ = [
     "time_table",
 ]
 
+# What the paper compares: outputs of MuSTMIL, each with one of a baseline.
+CLAIMS = [
+    ("global", "ssmil", "5x"),
+    ("global", "ssmil", "10x"),
+    ("global", "msmil", "global"),
+    ("5x", "ssmil", "5x"),
+    ("10x", "ssmil", "10x"),
+]
 MAPS = {"attention": "attention", "contribution": "contribution"}
 
 
@@ -82,8 +91,7 @@ def score_table(outputs: Sequence[Output], task: str, epochs: int) -> str:
 
 def difference_table(outputs: Sequence[Output], task: str) -> str:
     """How much better the reference is than each other output, group by group; empty without it."""
-    lead = score_names(task)[1]
-    names = {lead: f"{SCORE_TITLES[lead]} at 0.5", AT_POINT: "at the operating point", "roc_auc": "ROC-AUC"}
+    names = _score_titles(task)
     reference = _reference(outputs)
     if reference is None:
         return ""
@@ -99,11 +107,23 @@ def difference_table(outputs: Sequence[Output], task: str) -> str:
     return markdown_table(head, body)
 
 
+def claims_table(outputs: Sequence[Output], task: str) -> str:
+    """The differences that the paper's claims are about; empty if one of their outputs is not there."""
+    names, of = _score_titles(task), _plain(outputs)
+    pairs = [(of.get(("mustmil", head)), of.get((other, of_other))) for head, other, of_other in CLAIMS]
+    body = [
+        [f"{first.title} less {second.title}", *(_interval(_difference(first, second, name)) for name in names)]
+        for first, second in pairs
+        if first is not None and second is not None
+    ]
+    if len(body) < len(CLAIMS):
+        return ""
+    return markdown_table(["", *(f"{title} [95%]" for title in names.values())], body)
+
+
 def ablation_table(outputs: Sequence[Output], task: str) -> str:
     """What each part of a method brings: each head of the method less that of the variant; empty without variants."""
-    lead = score_names(task)[1]
-    names = {lead: f"{SCORE_TITLES[lead]} at 0.5", AT_POINT: "at the operating point", "roc_auc": "ROC-AUC"}
-    names |= {name: f"{title}, ROC-AUC" for name, title in MAPS.items()}
+    names = _score_titles(task) | {name: f"{title}, ROC-AUC" for name, title in MAPS.items()}
     plain = _plain(outputs)
     body = [
         [other.title, *(_interval(_difference(plain[other.method, other.head], other, name)) for name in names)]
@@ -175,6 +195,11 @@ def time_table(made: Sequence[tuple[str, int, float, float]]) -> str:
 
 def _reference(outputs: Sequence[Output]) -> Output | None:
     return next((output for output in outputs if output.is_reference), None)
+
+
+def _score_titles(task: str) -> dict[str, str]:
+    lead = score_names(task)[1]
+    return {lead: f"{SCORE_TITLES[lead]} at 0.5", AT_POINT: "at the operating point", "roc_auc": "ROC-AUC"}
 
 
 def _plain(outputs: Sequence[Output]) -> dict[tuple[str, str], Output]:
