@@ -41,7 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--dataset_dir", type=Path, default=Path("data/compare"), help="gets the slides")
     parser.add_argument("--output_dir", type=Path, default=Path("output/compare-demo"))
     parser.add_argument("--num_slides", type=int, default=NUM_SLIDES)
-    parser.add_argument("--methods", nargs="+", default=METHODS, help="`all` for the rivals and ablations as well")
+    parser.add_argument("--methods", nargs="+", default=METHODS)
+    parser.add_argument("--few_methods", nargs="+", default=SCALE_METHODS, help="of few slides; all: rivals, ablations")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--epochs", type=int, default=5, help="of each phase; 5 as in the paper")
     parser.add_argument("--num_processes", type=int, default=2, help="trainings at the same time")
@@ -50,10 +51,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     start = time.perf_counter()
     ensure_cohort(args.dataset_dir, args.num_slides, seed=COHORT_SEED)
     features = args.output_dir / "features"
-    settings = {key: value for key, value in vars(args).items() if key != "num_slides"}
-    settings["feature_dir"], of_few = features, SCALE_METHODS
-    if args.methods == ["all"]:
-        settings["methods"] = of_few = all_methods()
+    settings = {key: value for key, value in vars(args).items() if key not in ("num_slides", "few_methods")}
+    settings["feature_dir"] = features
+    of_few = all_methods() if args.few_methods == ["all"] else args.few_methods
     code = run_config("comparing", "compare", settings)
     if code == 0:
         few = args.output_dir / "few"
