@@ -510,7 +510,9 @@ def test_differences_are_paired_by_group():
 
 def test_a_score_stands_beside_chance_and_says_whether_chance_is_within_its_interval():
     near, above = [0.45, 0.55, 0.5, 0.52], [0.8, 0.82, 0.78, 0.81]
-    rows = table_cells(chance_table(outputs_of(near, above)))[2:]
+    table, told = chance_table(outputs_of(near, above)).split("\n\n")
+    rows = table_cells(table)[2:]
+    assert told.startswith("Of 2 intervals 1 leave 0.5 out; of so many 0.1 do by chance.")
     assert [(row[0], row[2], row[3]) for row in rows] == [("MuSTMIL global", "0.5", "yes"), ("SSMIL 5x", "0.5", "no")]
 
 
@@ -519,6 +521,7 @@ def test_the_gain_of_two_scales_stands_beside_that_of_one_scale_twice():
     row = table_cells(same_scales_table(real, same))[2]
     assert row[1].startswith("+0.167 [")
     assert row[2] == "+0.000 [+0.000, +0.000]"
+    assert row[3] == row[1]
 
 
 def with_maps(title: str, variant: str, head: str, seed: int) -> Output:
@@ -558,7 +561,8 @@ def test_each_head_of_mustmil_is_compared_with_its_own_scale_alone():
     for row in rows[3:]:
         first, second = (outputs[i].scores["roc_auc"] for i in pairs[row[0]])
         assert row[3] == difference_text(first, second)
-    assert claims_table(outputs[:-1], "multilabel") == ""
+    assert len(table_cells(claims_table(outputs[:-1], "multilabel"))[2:]) == 3
+    assert claims_table(outputs[3:], "multilabel") == ""
 
 
 def test_a_variants_attention_is_compared_with_the_contribution_of_its_method():

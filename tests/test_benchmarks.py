@@ -1,4 +1,4 @@
-"""The benchmarks of operating points, augmentation and INT8: a cohort, what is read of an evaluation, and tables."""
+"""The benchmarks of operating points and INT8: a cohort, what is read of an evaluation, and tables."""
 
 import csv
 import json
@@ -7,9 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from scripts.evaluation.bootstrap import paired_difference
 from scripts.synthetic.cohort import CLASSES
-from tests.benchmarks.augmentation import Trained, views_table
 from tests.benchmarks.int8 import change_table
 from tests.benchmarks.operating_points import (
     HEADS,
@@ -22,7 +20,6 @@ from tests.benchmarks.operating_points import (
     score_table,
 )
 from tests.benchmarks.rare_cohort import RARE_FRACTIONS, plan_rare_cohort
-from tests.comparisons import write_cohort
 
 SIZES = {"training": 200, "validation": 120, "testing": 50}
 
@@ -196,32 +193,3 @@ def test_changes_of_scores_are_paired_by_seed():
     cells = [cell.strip() for cell in rows[-1].strip("|").split("|")]
     # Of 10x, ROC-AUC: 0.05 and 0.11, of which one rises by 0.1 and the other by 0.3.
     assert cells == ["10x", "ROC-AUC", "0.080 ± 0.042", "0.280 ± 0.184", "+0.200 ± 0.141"]
-
-
-# Augmentation
-
-
-@pytest.mark.parametrize("slides", [12, 9])
-def test_views_are_compared_with_the_first_number_of_them_on_the_same_slides(tmp_path, slides):
-    without, with_views = (
-        [run for run in write_cohort(tmp_path / str(seed), (seed, seed + 1), False, slides) if run.method == "mustmil"]
-        for seed in (0, 2)
-    )
-    patients = {slide: slide for slide in without[0].slides}
-    trained = [Trained(0, 12, 60.0, without), Trained(2, 30, 150.0, with_views)]
-    lines = views_table(trained, "multilabel", patients).splitlines()
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
-    assert [row[:2] for row in rows] == [[views, head] for head in ("global", "5x", "10x") for views in ("0", "2")]
-    labels = without[0].labels
-    plain = [np.stack([run.probabilities["5x"] for run in runs]) for runs in (with_views, without)]
-    decided = [np.stack([run.decisions["5x"].decided for run in runs]) for runs in (with_views, without)]
-    first, second = rows[2:4]
-    assert [first[3], first[5]] == ["", ""]
-    for place, of in ((3, plain), (5, decided)):
-        wanted = paired_difference(*of, labels, "multilabel", "micro_f1")
-        interval = f" [{wanted.low:+.3f}, {wanted.high:+.3f}]" if slides > 9 else ""
-        assert second[place] == f"{wanted.difference:+.3f}{interval}"
-    scores = [run.scores["5x"]["micro_f1"] for run in with_views]
-    assert second[2] == f"{np.mean(scores):.3f} ± {np.std(scores, ddof=1):.3f}"
-    # Of seeds 2 and 3 a training took 4 and 5 s.
-    assert second[6:] == ["30", "150", "4.5 ± 0.7"]

@@ -31,7 +31,8 @@ class Linking:
       patches of lower magnifications.
     - ``shuffled``: the patches of the lower magnifications are those of another row of the slide, with their log
       weights. One random cycle through all rows says of which; it depends on the slide's name alone, so it is the same
-      in every epoch and in evaluation. Attention at one magnification sees the same patches; only the links are lost.
+      in every epoch and in evaluation. Attention at one magnification sees the same patches; only the links are lost,
+      but for rows whose new patch is their own, because they share it with the row that they drew.
     - ``pooled``: a patch of a lower magnification has the mean features of the highest magnification's patches inside
       it, those in the bag, in place of its own encoding. The links are kept; only what a lower magnification sees by
       itself is lost.

@@ -26,7 +26,7 @@ __all__ = ["all_methods", "main", "write_control_banks", "write_few"]
 COHORT_SEED = 1
 NUM_SLIDES = 200
 METHODS = ["mustmil", "msmil", "ssmil", "mil_att"]
-# Its transformer (50 million weights) would take most of the time on a machine without a GPU.
+# The transformer of MONAI's MILModel (50 million weights) would take most of the time on a machine without a GPU.
 TOO_LARGE = "mil_att_trans"
 WITHOUT_INSTANCE_LOSS = ["clam_sb instance_weight=0", "clam_mb instance_weight=0"]
 # Those that differ only in how they use the scales.

@@ -92,13 +92,7 @@ def head_scores(probabilities: ArrayLike, labels: ArrayLike, task: str) -> dict[
         SettingsError: if there is no such task.
         ValueError: if the arrays do not fit, or contain other values.
     """
-    kind = get_task(task)
-    p, y = check_predictions(probabilities, labels, task)
-    decided, classes = kind.decided(p), range(y.shape[1])
-    macro_f1 = np.mean([f1_score(y[:, k], decided[:, k], zero_division=0.0) for k in classes])
-    own = _exclusive_scores(p, y, decided) if kind.is_exclusive else _micro_scores(p, y, decided)
-    scores = {**own, "macro_f1": macro_f1}
-    return {name: float(scores[name.removeprefix("micro_")]) for name in kind.scores}
+    return {name: float(score()) for name, score in _scores(probabilities, labels, task).items()}
 
 
 def class_scores(
@@ -244,35 +238,45 @@ def _rows(batches: list[Tensor]) -> list[Tensor]:
 def _score(logits: Tensor, labels: Tensor, name: str, task: str) -> float:
     if torch.isnan(logits).all():  # a head that this phase of the training does not compute
         return math.nan
-    return head_scores(get_task(task).probabilities(logits).numpy(), labels.numpy(), task)[name]
+    return float(_scores(get_task(task).probabilities(logits).numpy(), labels.numpy(), task)[name]())
 
 
 def _loss(logits: Tensor, labels: Tensor, task: str) -> float:
     return get_task(task).losses(logits, labels).mean().item()
 
 
-def _micro_scores(p: Floats, y: Floats, decided: NDArray[np.bool_]) -> dict[str, float]:
+def _scores(probabilities: ArrayLike, labels: ArrayLike, task: str) -> dict[str, Callable[[], float]]:
+    """What gives each of :func:`head_scores`: a validation asks for one at a time."""
+    kind = get_task(task)
+    p, y = check_predictions(probabilities, labels, task)
+    decided, classes = kind.decided(p), range(y.shape[1])
+    own = _exclusive_scores(p, y, decided) if kind.is_exclusive else _micro_scores(p, y, decided)
+    own["macro_f1"] = lambda: np.mean([f1_score(y[:, k], decided[:, k], zero_division=0.0) for k in classes])
+    return {name: own[name.removeprefix("micro_")] for name in kind.scores}
+
+
+def _micro_scores(p: Floats, y: Floats, decided: NDArray[np.bool_]) -> dict[str, Callable[[], float]]:
     """Every slide and class is one decision."""
     truth, predicted = (y == 1).ravel(), decided.ravel()
     return {
-        "accuracy": accuracy_score(truth, predicted),
-        "f1": f1_score(truth, predicted, zero_division=0.0),
-        "roc_auc": roc_auc_score(truth, p.ravel()) if truth.any() and not truth.all() else np.nan,
+        "accuracy": lambda: accuracy_score(truth, predicted),
+        "f1": lambda: f1_score(truth, predicted, zero_division=0.0),
+        "roc_auc": lambda: roc_auc_score(truth, p.ravel()) if truth.any() and not truth.all() else np.nan,
     }
 
 
-def _exclusive_scores(p: Floats, y: Floats, decided: NDArray[np.bool_]) -> dict[str, float]:
+def _exclusive_scores(p: Floats, y: Floats, decided: NDArray[np.bool_]) -> dict[str, Callable[[], float]]:
     """Every slide is one decision."""
     truth, predicted, there = y.argmax(axis=1), decided.argmax(axis=1), np.flatnonzero(y.any(axis=0))
-    ranked = [roc_auc_score(y[:, k], p[:, k]) for k in there if not y[:, k].all()]
+    ranked = [k for k in there if not y[:, k].all()]
     # Classes that are neither there nor decided count as steps between the others.
     kappa = partial(cohen_kappa_score, labels=range(y.shape[1]), weights="quadratic")
     is_one = len(np.union1d(truth, predicted)) == 1
     return {
-        "accuracy": accuracy_score(truth, predicted),
-        "balanced_accuracy": recall_score(truth, predicted, labels=there, average="macro"),
-        "quadratic_kappa": np.nan if is_one else kappa(truth, predicted),
-        "roc_auc": np.mean(ranked) if ranked else np.nan,
+        "accuracy": lambda: accuracy_score(truth, predicted),
+        "balanced_accuracy": lambda: recall_score(truth, predicted, labels=there, average="macro"),
+        "quadratic_kappa": lambda: np.nan if is_one else kappa(truth, predicted),
+        "roc_auc": lambda: np.mean([roc_auc_score(y[:, k], p[:, k]) for k in ranked]) if ranked else np.nan,
     }
 
 

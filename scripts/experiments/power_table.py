@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from scipy.stats import norm
+
 from scripts.core.tasks import get_task
 from scripts.evaluation.bootstrap import FEWEST_PATIENTS
 from scripts.evaluation.metrics import SCORE_TITLES
@@ -14,6 +16,8 @@ from scripts.experiments.comparison_tables import Table
 
 __all__ = ["HALF_WIDTHS", "power_table"]
 
+# A normal difference with a mean of so many halves of its interval is more than one half in 80% of comparisons.
+FOUND_80 = 1 + float(norm.ppf(0.8) / norm.ppf(0.975))
 HALF_WIDTHS = (0.05, 0.02, 0.01)
 """Halves of the widths of the 95% intervals that the table is for, in units of the score."""
 
@@ -38,12 +42,13 @@ def power_table(rows: Sequence[Row], task: str, num_slides: int, num_patients: i
     if num_patients < FEWEST_PATIENTS:
         caption += f"It is not told, because the patients are fewer than {FEWEST_PATIENTS}."
     elif all(row.spread is None for row in compared):
-        caption += "It is not told, because one training of a method does not show how trainings vary."
+        caption += "It is not told, because one training does not show how they vary, or the score is not defined."
     else:
         caption += (
             f"Worked out from the spread over the {num_patients} patients here, who have "
             f"{num_slides / num_patients:.2f} slides each, and over the trainings; for patients, classes and training "
-            "slides like these."
+            "slides like these. A difference that is measured is told from 0 if it is larger than that; a true one is "
+            f"found four times in five if it is {FOUND_80:.2f} times as large, and half of the time if it is as large."
         )
     head = ["output", "sd over patients", "sd over trainings", "here", *(f"± {width}" for width in HALF_WIDTHS)]
     return [Table(caption, head, [[row.title, *_cells(row.spread)] for row in compared])]

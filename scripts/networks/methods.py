@@ -75,6 +75,8 @@ USED_BY: dict[str, tuple[str, ...]] = {
     "beta": ("mustmil",),
     "class_attention": ("mustmil", "msmil", "ssmil"),
     "instance_weight": ("clam_sb", "clam_mb"),
+    # The others see the highest magnification alone, which is as it is, however rows are linked.
+    "linking": ("mustmil", "msmil", "ssmil", "mean", "abmil", "abmil_linked", "late_fusion", "dsmil"),
     "num_nodes": tuple(method for method in METHODS if method not in ("mil_att", "mil_att_trans", "mean")),
 }
 """The settings that not all methods use, and those that do."""

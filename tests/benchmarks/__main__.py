@@ -9,9 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-PARTS = (
-    "costs", "extraction", "stages", "memory", "ranks", "training", "gpu", "operating_points", "augmentation", "int8"
-)  # fmt: skip
+PARTS = ("costs", "extraction", "stages", "memory", "ranks", "training", "gpu", "operating_points", "int8")
 # They make what they measure on.
 OWN_DATA = ("training", "gpu", "operating_points")
 # It needs other tools, and runs only if it is named.

@@ -59,6 +59,8 @@ TITLES = {
     "same_scales": "Control: both scales the same",
     "augmented": "Augmented views",
 }
+# The trainings of the first part with the seeds of the controls.
+SAME_SEEDS = "multilabel, seeds of the controls"
 # As in configs/paper.json.
 VIEWS = 5
 WITH_AND_WITHOUT_VIEWS = ["mustmil", "mustmil views=0"]
@@ -140,6 +142,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         part: read_outputs(output_dir / part, PARTS[part], methods_of(part, args.methods), seeds[part])
         for part in args.parts
     }
+    if "multilabel" in found and "same_scales" in found:
+        own = methods_of("multilabel", args.methods)
+        found[SAME_SEEDS] = read_outputs(output_dir / "multilabel", PARTS["multilabel"], own, seeds["same_scales"])
     page = page_of(fields, cohort, found, args.seeds, epochs)
     page += f"\nSeconds of this run: {clock}.\n"
     if made:
@@ -178,7 +183,8 @@ def page_of(
         f"Malignant: {', '.join(fields.positive_classes)}. Seeds {' '.join(map(str, seeds))}, of the "
         f"controls {seeds[0]}.",
     ]
-    for part, outputs in found.items():
+    for part in epochs:
+        outputs = found[part]
         parts += [
             f"## {TITLES[part]}",
             f"{epochs[part]} epochs a phase.",
@@ -194,7 +200,7 @@ def tables_of(part: str, outputs: list[Output], found: Mapping[str, list[Output]
         return [expected, chance_table(outputs)]
     if part == "same_scales":
         expected = "Each 10x patch has the features of the 5x patch around it: no method should gain from linking them."
-        table = same_scales_table(found.get("multilabel", []), outputs)
+        table = same_scales_table(found.get(SAME_SEEDS, []), outputs)
         return [expected, score_table(outputs, PARTS[part], epochs), table]
     task = PARTS[part]
     if part == "augmented":
