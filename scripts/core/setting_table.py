@@ -6,6 +6,7 @@ from scripts.core import setting_checks as checks
 from scripts.core.imported import features_are, folders
 from scripts.core.setting_entry import Setting, entry
 from scripts.core.setting_table_computing import COMPUTING, FEATURE_DTYPES, RUNTIMES
+from scripts.core.setting_table_network import NETWORK
 from scripts.core.tasks import TASKS
 
 __all__ = ["EXPORT_FORMATS", "FEATURE_DTYPES", "OPTIMIZERS", "RUNTIMES", "SETTINGS"]
@@ -207,38 +208,7 @@ SETTINGS: dict[str, Setting] = dict(
         ),
         entry("lr", "learning rate of the optimiser", checks.number(0.0), "fixed provenance grid"),
         entry("weight_decay", "weight decay of the optimiser", checks.number(0.0), "fixed provenance grid"),
-        entry(
-            "num_nodes",
-            "size of an instance's embedding, in `dsmil` of its query; `mean` has none, MONAI's `MILModel` its own",
-            checks.number(2),
-            "decides fixed provenance grid",
-        ),
-        entry(
-            "class_attention",
-            "`joint`: the logit of a class sees the attentions of all; `separate`: its own; `shared`: one for all; see "
-            "[Ablations](methods.md#ablations)",
-            checks.choice("joint", "separate", "shared"),
-            "decides fixed provenance",
-        ),
-        entry(
-            "linking",
-            "what links rows: `linked`, `repeated`, `shuffled` or `pooled`: see [Ablations](methods.md#ablations)",
-            checks.choice("linked", "repeated", "shuffled", "pooled"),
-            "decides fixed provenance",
-        ),
-        entry(
-            "alpha",
-            "weight of MuSTMIL's global loss; other methods do not use it",
-            checks.number(0.0),
-            "fixed provenance grid",
-        ),
-        entry("beta", "weight of the loss of each of MuSTMIL's scales", checks.number(0.0), "fixed provenance grid"),
-        entry(
-            "instance_weight",
-            "weight of CLAM's instance loss, and 1 less it that of the bag: see [CLAM](methods.md#rivals)",
-            checks.number(0.0, 1.0),
-            "fixed provenance grid",
-        ),
+        *NETWORK,
         entry(
             "val_interval",
             "epochs from one validation to the next; weights are kept at validations alone",

@@ -39,6 +39,7 @@ LATER: dict[str, Any] = {
     "instance_weight": 0.3,
     "linking": "linked",
     "class_attention": "joint",
+    "attention_entropy": 0.0,
 }
 """Settings that files of earlier versions do not store, with the values with which those were made."""
 # Settings that are lists whose order has no meaning.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 from torch import Tensor
 from torch.nn.modules.loss import _Loss
@@ -45,6 +46,10 @@ class MultiScaleLoss(_Loss):
         losses = head_losses(input, target, self.task)  # [1 + S]
         return self.alpha * losses[0] + self.beta * losses[1:].sum()  # []
 
+    def trained(self) -> slice:
+        """The heads that learn: with ``alpha`` 0 not the global one, with ``beta`` 0 none of the scales."""
+        return slice(0 if self.alpha > 0 else 1, None if self.beta > 0 else 1)
+
 
 class PhaseLoss(_Loss):
     """The sum of the cross-entropies of the heads that a network trains in its phase.
@@ -58,7 +63,7 @@ class PhaseLoss(_Loss):
         super().__init__()
         self.task = get_task(task).name
         # Not an attribute, which would make the network a submodule of its loss.
-        self.trained = lambda: network.phases[max(network.phase, 0)]
+        self.trained: Callable[[], list[int]] = lambda: network.phases[max(network.phase, 0)]
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """The loss of one batch, a scalar; see :func:`head_losses`."""

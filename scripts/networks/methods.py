@@ -15,6 +15,7 @@ from torch import nn
 from scripts.core.magnification import scale_names
 from scripts.core.settings import check_settings
 from scripts.networks.abmil import ABMIL, LateFusion, LinkedABMIL, MeanPooling
+from scripts.networks.attention_entropy import AttentionEntropyLoss
 from scripts.networks.bag_network import BagNetwork
 from scripts.networks.baselines import MSMIL, SSMIL, HighestScaleMIL
 from scripts.networks.clam import CLAM, ClusteringLoss
@@ -72,6 +73,7 @@ _NETWORKS: dict[str, Callable[..., BagNetwork]] = {
 }
 USED_BY: dict[str, tuple[str, ...]] = {
     "alpha": ("mustmil",),
+    "attention_entropy": ("mustmil", "msmil", "ssmil"),
     "beta": ("mustmil",),
     "class_attention": ("mustmil", "msmil", "ssmil"),
     "instance_weight": ("clam_sb", "clam_mb"),
@@ -111,17 +113,20 @@ def method_title(method: str) -> str:
     return METHODS[check_method(method)]
 
 
-def get_network(method: str, class_attention: str = "joint", **settings: Any) -> BagNetwork:
+def get_network(
+    method: str, class_attention: str = "joint", attention_entropy: float = 0.0, **settings: Any
+) -> BagNetwork:
     """The network of a method.
 
     Args:
         method: one of :data:`METHODS`.
         class_attention: see :class:`BranchNetwork`; methods that are none do not use it.
+        attention_entropy: see :func:`get_loss`, whose network gives entropies unless it is 0.
         settings: the other arguments of :class:`MuSTMIL`, which every method takes.
     """
     make = _NETWORKS[check_method(method)]
     if isinstance(make, type) and issubclass(make, BranchNetwork):
-        settings["class_attention"] = class_attention
+        settings.update(class_attention=class_attention, gives_entropies=attention_entropy != 0)
     return make(**settings)
 
 
@@ -132,6 +137,7 @@ def get_loss(
     beta: float = 1.0,
     task: str = "multilabel",
     instance_weight: float = 0.3,
+    attention_entropy: float = 0.0,
 ) -> nn.Module:
     """The loss of a method: for most the sum of those of the heads in training (:class:`PhaseLoss`).
 
@@ -145,12 +151,18 @@ def get_loss(
         beta: weight of the head of each of MuSTMIL's scales; other methods do not use it.
         task: one of :data:`scripts.core.tasks.TASKS`, else a SettingsError.
         instance_weight: weight of CLAM's instance loss; other methods do not use it.
+        attention_entropy: weight of :class:`AttentionEntropyLoss`, which at 0 is left out; for networks that
+            :func:`get_network` made with it, and of no use to methods that are no :class:`BranchNetwork`.
     """
-    if check_method(method) == "mustmil":
-        return MultiScaleLoss(alpha, beta, task)
-    if method in ("clam_sb", "clam_mb"):
+    if check_method(method) in ("clam_sb", "clam_mb"):
         return ClusteringLoss(instance_weight, task)
-    return DualStreamLoss(task) if method == "dsmil" else PhaseLoss(network, task)
+    if method == "dsmil":
+        return DualStreamLoss(task)
+    of_heads: MultiScaleLoss | PhaseLoss
+    of_heads = MultiScaleLoss(alpha, beta, task) if method == "mustmil" else PhaseLoss(network, task)
+    if attention_entropy == 0 or not isinstance(network, BranchNetwork):
+        return of_heads
+    return AttentionEntropyLoss(of_heads, attention_entropy, len(network.computes))
 
 
 def result_heads(method: str, magnifications: Sequence[float]) -> list[str]:

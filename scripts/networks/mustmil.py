@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from scripts.core.errors import SettingsError
 from scripts.core.settings import check_settings
+from scripts.networks.attention_entropy import attention_entropies
 from scripts.networks.bag_network import BagNetwork
 
 __all__ = ["BranchNetwork", "MuSTMIL"]
@@ -42,6 +43,8 @@ class BranchNetwork(BagNetwork):
         widths: the length of the instances that each branch pools.
         num_nodes: length of h, at least 2 (else a SettingsError); V maps each branch's instances to half of that.
         class_attention: ``"joint"``, ``"separate"`` or ``"shared"`` (else a SettingsError).
+        gives_entropies: whether in training mode the entropies of the heads' attention follow their logits, for
+            :class:`scripts.networks.attention_entropy.AttentionEntropyLoss`. An exported network never gives them.
         settings: the other arguments are those of :class:`BagNetwork`.
     """
 
@@ -53,6 +56,7 @@ class BranchNetwork(BagNetwork):
         num_features: int,
         num_nodes: int,
         class_attention: str = "joint",
+        gives_entropies: bool = False,
         **settings: Any,
     ) -> None:
         check_settings(class_attention=class_attention)
@@ -61,7 +65,7 @@ class BranchNetwork(BagNetwork):
         super().__init__(num_classes, num_scales, num_features, **settings)
         self.embed = nn.ModuleList(nn.Linear(num_features, num_nodes) for _ in range(num_scales))
         half = num_nodes // 2
-        self.class_attention = class_attention
+        self.class_attention, self.gives_entropies = class_attention, gives_entropies
         self.is_joint, self.is_separate = class_attention == "joint", class_attention == "separate"
         num_maps = 1 if class_attention == "shared" else num_classes
         num_seen = num_classes if self.is_joint else 1  # pooled vectors that a logit sees
@@ -95,8 +99,13 @@ class BranchNetwork(BagNetwork):
         return embedded
 
     def _branches(self, x: Tensor, log_weight: Tensor) -> tuple[Tensor, Tensor]:
-        logits, attention = self._pool(*self._inputs(x, log_weight))
-        return self._logits(logits), self._maps(attention)  # [B, H, K], [B, N, M, K]
+        inputs, log_weights = self._inputs(x, log_weight)
+        of_branches, attention = self._pool(inputs, log_weights)
+        logits = self._logits(of_branches)  # [B, H, K]
+        if not torch.jit.is_scripting() and self.training and self.gives_entropies:
+            entropies = self._logits(attention_entropies(attention, log_weights))  # [B, H, K]
+            logits = torch.cat([logits, entropies], dim=1)  # [B, 2 * H, K]
+        return logits, self._maps(attention)  # [B, H, K], in training mode perhaps [B, 2 * H, K]; [B, N, M, K]
 
     def _explain(self, x: Tensor, log_weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         inputs, log_weights = self._inputs(x, log_weight)
@@ -109,7 +118,7 @@ class BranchNetwork(BagNetwork):
         raise NotImplementedError
 
     def _logits(self, of_branches: list[Tensor]) -> Tensor:
-        """The network's logits ``[B, H, K]`` from those of the branches, ``[B, K]`` each."""
+        """The network's logits (or entropies) ``[B, H, K]`` from those of the branches, ``[B, K]`` each."""
         return torch.stack(of_branches, dim=1)
 
     def _maps(self, of_branches: list[Tensor]) -> Tensor:

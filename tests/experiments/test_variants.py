@@ -11,7 +11,7 @@ from scripts.experiments.variants import Variant, read_variants
 
 SHARED: dict[str, Any] = {
     "magnifications": [5, 10], "alpha": 1.0, "beta": 1.0, "lr": 0.001, "views": 4, "linking": "linked",
-    "class_attention": "joint", "threshold": 0.5, "patch_size": 224,
+    "class_attention": "joint", "attention_entropy": 0.0, "threshold": 0.5, "patch_size": 224,
 }  # fmt: skip
 
 
@@ -27,6 +27,7 @@ def read(*items: Any, **shared: Any) -> list[Variant]:
         ("mustmil beta=0.5 alpha=2", "mustmil", {"alpha": 2, "beta": 0.5}),
         ("ssmil class_attention=separate views=0", "ssmil", {"class_attention": "separate", "views": 0}),
         ("mustmil linking=shuffled", "mustmil", {"linking": "shuffled"}),
+        ("mustmil attention_entropy=-0.1", "mustmil", {"attention_entropy": -0.1}),
         ("mustmil threshold=sensitivity=0.95", "mustmil", {"threshold": "sensitivity=0.95"}),
         ("msmil prior_correction=False lr=1e-4", "msmil", {"prior_correction": False, "lr": 1e-4}),
         ("mil_att optimizer_name=SGD epochs=7", "mil_att", {"optimizer_name": "SGD", "epochs": 7}),
@@ -65,6 +66,10 @@ def test_names_titles_and_folders_say_what_differs() -> None:
         ("mustmil beta=1", "'mustmil beta=1': it: differs in nothing from what all trainings have. Leave it out."),
         ("ssmil beta=0", "methods: 'ssmil beta=0': beta: ssmil does not use it. Leave it out."),
         ("abmil class_attention=shared", "class_attention: abmil does not use it"),
+        ("mean attention_entropy=1", "'mean attention_entropy=1': attention_entropy: mean does not use it. Leave it"),
+        ("mustmil attention_entropy=11", "attention_entropy: got 11. Give a number from -10 to 10."),
+        ("mustmil attention_entropy=nan", "attention_entropy: got 'nan'. Give a number from -10 to 10."),
+        ("mustmil attention_entropy=0", "it: differs in nothing from what all trainings have. Leave it out."),
         ("mustmil alpha=0 beta=0", "alpha and beta: both are 0, so nothing would train"),
         ("mustmil views=5", "views: is 5, and the feature banks have 4. Give --views 5; other variants may have view"),
         *(
