@@ -25,7 +25,7 @@ from scripts.features.extraction import Extractor
 from tests.benchmarks.bench_slides import synthetic_slides, write_tiled
 from tests.benchmarks.extraction import BACKBONES, load
 from tests.benchmarks.memory import shipped
-from tests.benchmarks.stages import timed
+from tests.benchmarks.timers import timed
 from tests.benchmarks.training import ensure_banks, epoch_seconds
 
 PAPER_SLIDES = 1826

@@ -3,32 +3,62 @@
 from __future__ import annotations
 
 import argparse
-import cProfile
 import logging
-import pstats
 import tempfile
-import time
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from scripts.bags.bag import BagBuilder
+from scripts.bags import bag as bags
+from scripts.bags.bag import Bag, BagBuilder
+from scripts.core.background import OneBehind
 from scripts.core.settings import RUNTIMES
 from scripts.encoders.backbones import has_fast_bfloat16
+from scripts.evaluation.board import EvaluationBoard
+from scripts.evaluation.localisation_report import LocalisationReport
+from scripts.evaluation.reports import EvaluationReport
+from scripts.features import bank_writing
 from scripts.features.bank import read_bank
-from scripts.features.bank_writing import write_bank
 from scripts.features.encoding import Encoder
+from scripts.heatmaps import writer as heatmaps
+from scripts.inference.inferers import SpreadInferer
+from scripts.reports import writer as reports
+from scripts.slides.slide import Slide
+from scripts.training.datasets import BankBagDataset
+from scripts.training.loaders import PrefetchLoader
 from tests.benchmarks.bench_slides import synthetic_slides, write_tiled
 from tests.benchmarks.extraction import BACKBONES, load
 from tests.benchmarks.memory import inference, shipped
+from tests.benchmarks.timers import Function, Spent, timed, timing
 
 TIMES = 3
-FORWARD = {
-    "torch": ("encoders/backbones.py", "forward"),
-    "compile": ("encoders/runtimes.py", "forward"),
-    "openvino": ("encoders/runtimes.py", "__call__"),
+BESIDE = "* in threads of its own, beside the others: shares may add up to more than 100%"
+CPU = "CPU s: of the threads that call a stage, not of those that compute or read for them"
+
+REPORT: dict[str, list[Function]] = {
+    "the report's pictures": [(reports.ReportWriter, "_show_item")],
+    "waiting for drawing": [(OneBehind, "wait")],
+    "the report's page": [(reports.ReportWriter, "_content"), (reports, "write_page")],
+}
+INFERRING: dict[str, list[Function]] = {
+    "opening, tissue, grid": [(BagBuilder, "verified")],
+    "reading and encoding": [(Encoder, "encode_rows")],
+    "of it reading": [(Bag, "read_block")],
+    "network": [(SpreadInferer, "__call__")],
+    "heatmaps": [(heatmaps.HeatmapWriter, "_write_item")],
+    "their PNGs": [(heatmaps, "write_png")],
+    **REPORT,
+}
+EVALUATING: dict[str, list[Function]] = {
+    "reading banks": [(BankBagDataset, "_read")],
+    "waiting for banks": [(PrefetchLoader, "__iter__")],
+    "network": [(SpreadInferer, "__call__")],
+    "scores, intervals": [(EvaluationReport, "_write")],
+    "figures for TensorBoard": [(EvaluationBoard, "write")],
+    "heatmaps and regions": [(LocalisationReport, "_compare_slide")],
+    "their intervals": [(LocalisationReport, "_write")],
+    **REPORT,
 }
 
 
@@ -54,41 +84,34 @@ def extraction(slide: Path, backbone: str, runtime: str) -> None:
     bag, tissue_s = timed(lambda: BagBuilder()({"image": str(slide)}))
     patches = sum(map(len, bag.grid.coords))
     next(encoder.encode(bag))
-    profiler = cProfile.Profile()
-    with tempfile.TemporaryDirectory() as folder:
-        start = time.perf_counter()
-        profiler.runcall(write_bank, Path(folder) / "s.h5", bag, encoder, {"magnifications": [5.0, 10.0]})
-        whole = time.perf_counter() - start
-        _, read_s = timed(lambda: read_bank(Path(folder) / "s.h5", (5.0, 10.0)))
-    spent = {
-        "opening, tissue, grid": tissue_s,
-        "decoding": cumulative(profiler, "slides/slide.py", "read_pixels"),
-        "resampling": cumulative(profiler, "slides/slide.py", "resample"),
-        "backbone": cumulative(profiler, *FORWARD[runtime]),
-        "writing": cumulative(profiler, "dataset.py", "__setitem__"),
+    stages: dict[str, list[Function]] = {
+        "decoding": [(Slide, "read_pixels")],
+        "resampling": [(bags, "resample")],
+        "backbone": [(encoder, "_forward")],
+        "writing": [(bank_writing, "write_banks")],
+        "the rest": [(Encoder, "encode")],
     }
-    spent["the rest"] = whole - sum(spent.values()) + tissue_s
+    with tempfile.TemporaryDirectory() as folder:
+        path, settings = Path(folder) / "s.h5", {"magnifications": [5.0, 10.0]}
+        with timing(stages) as spent:
+            _, whole = timed(lambda: bank_writing.write_bank(path, bag, encoder, settings))
+        _, read_s = timed(lambda: read_bank(path, (5.0, 10.0)))
+    seconds_of = {"opening, tissue, grid": tissue_s, **{stage: one.seconds for stage, one in spent.items()}}
     print(f"extracting, {backbone}, {runtime}, {patches} patches\n{'stage':<24}{'ms a patch':>12}{'share':>8}")
-    for stage, seconds in spent.items():
+    for stage, seconds in seconds_of.items():
         print(f"{stage:<24}{1000 * seconds / patches:>12.3f}{seconds / (whole + tissue_s):>8.1%}")
     print(f"{'reading the bank':<24}{1000 * read_s / patches:>12.3f}")
 
 
 def whole_slide_inference(slide: Path, folder: Path) -> None:
-    """Inference by the shipped config."""
+    """Inference by the shipped config, of a slide twice: one is drawn while the other is encoded."""
     parser = inference(slide, folder)
+    (folder / "slides" / "again.tif").hardlink_to(slide)  # of links to one file one is listed
     evaluator = parser.get_parsed_content("evaluator")
     parser.get_parsed_content("preprocessing")({"image": str(slide)})
-    profiler = cProfile.Profile()
-    start = time.perf_counter()
-    profiler.runcall(parser.get_parsed_content, "inferring")
-    whole = time.perf_counter() - start
-    spent = {
-        "reading and encoding": cumulative(profiler, "features/encoding.py", "encode_rows"),
-        "network": cumulative(profiler, "scripts/inference/inferers.py", "__call__"),
-        "heatmaps": cumulative(profiler, "heatmaps/writer.py", "__call__"),
-    }
-    print(f"\ninferring, 1 slide, {evaluator.state.iteration} iteration")
+    with timing(INFERRING) as spent:
+        _, whole = timed(lambda: parser.get_parsed_content("inferring"))
+    print(f"\ninferring, {evaluator.state.iteration} slides")
     show(spent, whole)
 
 
@@ -96,46 +119,23 @@ def evaluation(dataset_dir: Path, folder: Path) -> None:
     """Evaluation by the shipped config, of slides whose banks are there, with regions to compare heatmaps with."""
     parser = shipped("evaluate", folder, dataset_dir=str(dataset_dir), partition="training")
     parser.get_parsed_content("extractor").run()
-    evaluator = parser.get_parsed_content("evaluator")
-    profiler = cProfile.Profile()
-    start = time.perf_counter()
-    profiler.runcall(evaluator.run)
-    whole = time.perf_counter() - start
-    spent = {
-        "waiting for banks": cumulative(profiler, "training/loaders.py", "__iter__"),
-        "network": cumulative(profiler, "inferer.py", "__call__"),
-        "scores, intervals": cumulative(profiler, "evaluation/reports.py", "_end"),
-        "heatmaps and regions": cumulative(profiler, "evaluation/localisation_report.py", "_compare"),
-        "their intervals": cumulative(profiler, "evaluation/localisation_report.py", "_end"),
-    }
+    evaluator, mapped = (parser.get_parsed_content(name) for name in ("evaluator", "mapped"))
+    with timing(EVALUATING) as spent:
+        _, whole = timed(lambda: mapped.run(evaluator))
     print(f"\nevaluating, {evaluator.state.iteration} slides")
     show(spent, whole)
 
 
-def show(spent: dict[str, float], whole: float) -> None:
-    """Print the stages' seconds, and what is left of all."""
-    print(f"{'stage':<24}{'s':>12}{'share':>8}")
-    for stage, seconds in {**spent, "the rest": whole - sum(spent.values())}.items():
-        print(f"{stage:<24}{seconds:>12.3f}{seconds / whole:>8.1%}")
-
-
-def timed(call: Callable[[], Any]) -> tuple[Any, float]:
-    """What a call gives, and its seconds."""
-    start = time.perf_counter()
-    result = call()
-    return result, time.perf_counter() - start
-
-
-def cumulative(profiler: cProfile.Profile, file: str, function: str) -> float:
-    """Seconds within a function and what it calls."""
-    found = [
-        seconds
-        for (path, _, name), (_, _, _, seconds, _) in pstats.Stats(profiler).stats.items()  # type: ignore[attr-defined]
-        if path.endswith(f"/{file}") and name == function
-    ]
-    if not found:
-        raise SystemExit(f"{file} has no {function} that was called")
-    return max(found)
+def show(spent: Mapping[str, Spent], whole: float) -> None:
+    """Print the stages' seconds, and what of all is in none."""
+    print(f"{'stage':<26}{'s':>10}{'share':>8}{'CPU s':>10}")
+    for stage, one in spent.items():
+        name = f"{stage} *" if one.beside_s else stage
+        print(f"{name:<26}{one.seconds:>10.3f}{one.seconds / whole:>8.1%}{one.cpu_s:>10.3f}")
+    rest = whole - sum(one.seconds - one.beside_s for one in spent.values())
+    print(f"{'the rest':<26}{rest:>10.3f}{rest / whole:>8.1%}\n{CPU}")
+    if any(one.beside_s for one in spent.values()):
+        print(BESIDE)
 
 
 if __name__ == "__main__":
