@@ -44,7 +44,7 @@ NETWORK: list[tuple[str, Setting]] = [
     entry(
         "instance_weight",
         "weight of CLAM's instance loss, and 1 less it that of the bag: see [CLAM](methods.md#rivals)",
-        checks.number(0.0, 1.0),
+        checks.number(0.0, 0.99),
         "fixed provenance grid",
     ),
 ]

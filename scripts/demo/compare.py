@@ -28,7 +28,12 @@ NUM_SLIDES = 200
 METHODS = ["mustmil", "msmil", "ssmil", "mil_att"]
 # The transformer of MONAI's MILModel (50 million weights) would take most of the time on a machine without a GPU.
 TOO_LARGE = "mil_att_trans"
-WITHOUT_INSTANCE_LOSS = ["clam_sb instance_weight=0", "clam_mb instance_weight=0"]
+MORE_VARIANTS = [
+    "clam_sb instance_weight=0",
+    "clam_mb instance_weight=0",
+    "mustmil attention_entropy=1",
+    "mustmil attention_entropy=-1",
+]
 # Those that differ only in how they use the scales.
 SCALE_METHODS = METHODS[:3]
 # With every training slide, the methods of several scales make hardly any mistake; with one in FEW, they differ.
@@ -75,13 +80,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def all_methods() -> list[str]:
-    """Every method but one, CLAM's also without its instance loss, and the ablations of ``configs/ablations.json``.
+    """Every method but one, variants that question a part of it, and the ablations of ``configs/ablations.json``.
 
     ``mil_att_trans`` has to be named: it takes twenty times as long as the others.
     """
     ablations = json.loads((BUNDLE_ROOT / "configs" / "ablations.json").read_text(encoding="utf-8"))["methods"]
     methods = [method for method in EVERY_METHOD if method != TOO_LARGE]
-    return list(dict.fromkeys([*methods, *WITHOUT_INSTANCE_LOSS, *ablations]))
+    return list(dict.fromkeys([*methods, *MORE_VARIANTS, *ablations]))
 
 
 def write_few(datalist: Path, path: Path, step: int) -> Path:

@@ -119,6 +119,9 @@ def _check(variant: Variant, shared: Mapping[str, Any]) -> None:
     if settings.get("views", 0) > shared.get("views", 0):
         cause = f"is {settings['views']}, and the feature banks have {shared.get('views', 0)}"
         raise SettingsError("views", cause, f"Give --views {settings['views']}; other variants may have views=0.")
+    if "class_attention" in settings and used.get("task") == "binary":
+        cause = "with the one logit of the binary task its values give the same network"
+        raise SettingsError("class_attention", cause, "Leave it out.")
     if "linking" in settings:
         Linking(settings["linking"], len(used["magnifications"]))
     if settings and not variant.heads(shared):

@@ -98,7 +98,9 @@ def test_repeated_rows_count_each() -> None:
 def test_even_attention_has_the_entropy_1_and_attention_to_one_patch_0() -> None:
     shared = torch.tensor([[0.0, -math.log(2), -math.log(2), -math.inf]]).double()  # two patches, three rows, padding
     attention = torch.tensor([[[0.5, 1.0, 0.0], [0.25, 0.0, 0.5], [0.25, 0.0, 0.5], [0.0, 0.0, 0.0]]]).double()
-    assert attention_entropy(attention, shared)[0].tolist() == pytest.approx([1.0, 0.0, 0.0], abs=1e-8)  # log(2) is in float32
+    assert attention_entropy(attention, shared)[0].tolist() == pytest.approx(
+        [1.0, 0.0, 0.0], abs=1e-8
+    )  # log(2) is in float32
 
 
 def test_the_only_patch_of_a_bag_counts_as_even_attention_and_moves_nothing() -> None:
