@@ -67,6 +67,8 @@ def test_names_titles_and_folders_say_what_differs() -> None:
         ("ssmil beta=0", "methods: 'ssmil beta=0': beta: ssmil does not use it. Leave it out."),
         ("abmil class_attention=shared", "class_attention: abmil does not use it"),
         ("mean attention_entropy=1", "'mean attention_entropy=1': attention_entropy: mean does not use it. Leave it"),
+        ("clam_sb linking=shuffled", "linking: clam_sb does not use it"),
+        ("clam_sb instance_weight=1", "instance_weight: got 1. Give a number from 0 to 0.99."),
         ("mustmil attention_entropy=11", "attention_entropy: got 11. Give a number from -10 to 10."),
         ("mustmil attention_entropy=nan", "attention_entropy: got 'nan'. Give a number from -10 to 10."),
         ("mustmil attention_entropy=0", "it: differs in nothing from what all trainings have. Leave it out."),
@@ -94,6 +96,11 @@ def test_what_cannot_be_compared_is_refused_by_its_item(item: Any, told: str) ->
         read("mustmil", item)
     assert told in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+def test_with_one_logit_no_variant_shares_attention_otherwise() -> None:
+    with pytest.raises(SettingsError, match="class_attention: with the one logit of the binary task"):
+        read_variants(["mustmil class_attention=separate"], {**SHARED, "task": "binary"})
 
 
 def test_the_same_training_is_named_once() -> None:
