@@ -602,6 +602,36 @@ def test_what_class_frequencies_score_on_glas_is_what_the_docs_say(task):
     assert f"| class frequencies alone | {np.mean(scores):.3f} ± {np.std(scores, ddof=1):.3f} |" in EVIDENCE
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--methods", "clam"], "method: got 'clam'"),
+        (["--methods", "mustmil", "mustmil"], "methods: got"),
+        (
+            ["--methods", "mustmil class_attention=shared"],
+            "methods: none of ['mustmil class_attention=shared'] differs",
+        ),
+        (["--seeds", "0", "0"], "seeds: got [0, 0]"),
+        (["--seeds", "-1"], "seed: got -1"),
+        (["--epochs", "0"], "epochs: got 0"),
+        (["--num_processes", "0"], "num_processes: got 0"),
+    ],
+)
+def test_what_a_part_would_refuse_is_refused_before_anything_is_made(tmp_path, given, message):
+    with pytest.raises(BundleError) as raised:
+        main([str(tmp_path / "fields"), f"--output_dir={tmp_path / 'out'}", *given])
+    assert str(raised.value).startswith(message)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_picture_that_is_cut_off_is_found_before_slides_are_made(tmp_path):
+    fields = write_fields(tmp_path, {"P1": ["cancer", "normal"]})
+    fields[0].image.write_bytes(fields[0].image.read_bytes()[:2000])
+    write_list(tmp_path, fields)
+    with pytest.raises(DatalistError, match="cannot be read as a picture"):
+        read_fields(tmp_path, BASE_MPP, ["cancer"], 1.0)
+
+
 # --- the whole command ------------------------------------------------------------------------------------
 
 

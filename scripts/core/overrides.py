@@ -16,11 +16,13 @@ from scripts import BUNDLE_ROOT
 from scripts.core.errors import SettingsError
 from scripts.core.running import ADVANCED
 
-__all__ = ["check_section", "place_advanced", "refuse_unknown", "unused_keys"]
+__all__ = ["INIT_ID", "check_section", "place_advanced", "refuse_unknown", "unused_keys"]
 
 # Keys that MONAI's experiment tracking adds to a config, and lets a user override.
 _TRACKING: dict[str, Any] = DEFAULT_EXP_MGMT_SETTINGS
 TRACKING_KEYS = frozenset(key for settings in _TRACKING.values() for key in settings["configs"])
+INIT_ID = "initialize"
+"""The key that every whole config has, and no file that is laid over one."""
 # Always there when tracking is on, and not otherwise.
 TRACKING_SIGN = "save_execute_config"
 # Keys that MONAI reads without a reference.
@@ -90,6 +92,7 @@ def _keys_of_files(workflow: ConfigWorkflow) -> set[str]:
     return {
         key
         for content in _files(workflow)
+        if INIT_ID in content  # else any config could have been given one of its few keys as an option
         for key in (*content, *(f"{ADVANCED}#{name}" for name in content.get(ADVANCED, {})))
     }
 

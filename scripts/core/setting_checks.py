@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from types import MappingProxyType
@@ -37,6 +38,10 @@ AUTO = "auto"
 """The value of a setting that this machine decides (:mod:`scripts.core.machine`)."""
 
 
+# No setting is larger, and a whole number that is no float would fail later.
+MOST = sys.float_info.max
+
+
 def number(least: float, most: float = math.inf, is_optional: bool = False, or_auto: bool = False) -> Check:
     """Numbers from ``least`` to ``most``, whole ones where ``least`` is written as such; and ``"auto"``, if allowed."""
     kind = "a whole number" if isinstance(least, int) else "a number"
@@ -47,7 +52,8 @@ def number(least: float, most: float = math.inf, is_optional: bool = False, or_a
         if (value is None and is_optional) or (or_auto and value == AUTO):
             return
         fits = isinstance(value, int if isinstance(least, int) else int | float) and not isinstance(value, bool)
-        if not fits or not (math.isfinite(value) and least <= value <= most):
+        # Comparisons before `isfinite`, which whole numbers too large for a float make fail; NaN is within no limits.
+        if not fits or not (least <= value <= min(most, MOST)):
             raise SettingsError(
                 key, f"got {value!r}", f"Give {kind} from {limits[0]}{upper}{', or auto' if or_auto else ''}."
             )

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import sys
 import weakref
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from monai.bundle import ConfigParser
@@ -13,7 +15,7 @@ from monai.bundle.utils import EXPR_KEY, ID_REF_KEY, ID_SEP_KEY, MACRO_KEY
 
 from scripts.core.errors import SettingsError, show_one_line
 from scripts.core.machine import use_own_cores
-from scripts.core.overrides import check_section, place_advanced, refuse_unknown
+from scripts.core.overrides import INIT_ID, check_section, place_advanced, refuse_unknown
 from scripts.core.running import running_workflow, settings_in
 from scripts.core.settings import is_same_value, with_role
 
@@ -22,7 +24,7 @@ __all__ = ["as_literal", "import_again", "refuse_changed", "refuse_lost", "start
 TRAINED = "trained"
 """The key of a config with the settings of the weights that it uses."""
 
-INIT_ID, FINAL_ID = "initialize", "finalize"
+FINAL_ID = "finalize"
 REFERENCE = re.compile(rf"{ID_REF_KEY}\w*(?:(?:#|{ID_SEP_KEY})\w*)*")
 FILE_OPTIONS = ("config_file", "meta_file", "logging_file", "args_file", "tracking")
 OPTION = re.compile(r"-{1,2}[a-zA-Z]")
@@ -86,8 +88,8 @@ def refuse_lost(arguments: Sequence[str]) -> None:
         arguments: what follows the module's name on the command line.
 
     Raises:
-        SettingsError: if there is a lone ``-`` or ``--``, a second ``--config_file``, a value that is ``None``, or
-            one with ``#`` other than in an id of the config.
+        SettingsError: if there is a lone ``-`` or ``--``, a second ``--config_file``, a list of files of which a later
+            one replaces the first, a value that is ``None``, or one with ``#`` other than in an id of the config.
     """
     for dashes in ("-", "--"):
         if dashes in arguments:
@@ -101,6 +103,8 @@ def refuse_lost(arguments: Sequence[str]) -> None:
         value = argument
         if OPTION.match(argument):
             option, _, value = argument.lstrip("-").partition("=")
+        if option == "config_file":
+            _refuse_replaced(value)
         if value == "None":
             remedy = "Leave the option out, or put null into a second config file."
             raise SettingsError(option, "got None, which MONAI's runner ignores", remedy)
@@ -151,6 +155,19 @@ def _refuse_contradictions(settings: Mapping[str, Any], parser: ConfigParser) ->
             continue
         remedy = "Leave the option out, or name other weights: --ckpt_dir PATH."
         raise SettingsError(name, f"got {given!r}, and the weights were trained with {kept!r}", remedy)
+
+
+def _refuse_replaced(value: str) -> None:
+    """Refuse a list of config files in which a whole one comes after another, whose keys it replaces."""
+    try:
+        files = ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return  # one path, or what MONAI refuses
+    for i, file in enumerate(files if isinstance(files, list | tuple) else []):
+        path = Path(str(file))
+        if i > 0 and path.is_file() and INIT_ID in ConfigParser.load_config_file(path):
+            cause = f"{path} would replace what {files[0]} sets"
+            raise SettingsError("config_file", cause, f"Give {path} first, and after it what is laid over it.")
 
 
 def _is_command() -> bool:

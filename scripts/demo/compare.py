@@ -14,8 +14,10 @@ import h5py
 from tqdm import tqdm
 
 from scripts import BUNDLE_ROOT
+from scripts.core.errors import show_one_line
 from scripts.core.files import output_folder, replacing, write_json
 from scripts.demo.run import run_config
+from scripts.experiments.variants import read_variants
 from scripts.features.bank_writing import seal_bank
 from scripts.networks.methods import METHODS as EVERY_METHOD
 from scripts.synthetic.cohort import ensure_cohort
@@ -53,12 +55,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--num_processes", type=int, default=2, help="trainings at the same time")
     args = parser.parse_args(argv)
 
+    of_few = all_methods() if args.few_methods == ["all"] else args.few_methods
+    for methods in (args.methods, of_few):
+        read_variants(methods, {"magnifications": [5, 10], "epochs": args.epochs})
     start = time.perf_counter()
     ensure_cohort(args.dataset_dir, args.num_slides, seed=COHORT_SEED)
     features = args.output_dir / "features"
     settings = {key: value for key, value in vars(args).items() if key not in ("num_slides", "few_methods")}
     settings["feature_dir"] = features
-    of_few = all_methods() if args.few_methods == ["all"] else args.few_methods
     code = run_config("comparing", "compare", settings)
     if code == 0:
         few = args.output_dir / "few"
@@ -123,4 +127,5 @@ def write_control_banks(feature_dir: Path, control_dir: Path) -> None:
 
 
 if __name__ == "__main__":
+    show_one_line()
     sys.exit(main())

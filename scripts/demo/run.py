@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from scripts import BUNDLE_ROOT
+from scripts.core.errors import show_one_line
 from scripts.datalists.datalist import load_datalist
 from scripts.evaluation.metrics import frequency_baseline
 from scripts.synthetic.cohort import ensure_cohort
@@ -83,4 +84,5 @@ def metrics_table(metrics: dict, baseline: dict[str, float]) -> str:
 
 
 if __name__ == "__main__":
+    show_one_line()
     sys.exit(main())

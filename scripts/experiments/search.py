@@ -20,7 +20,7 @@ from scripts.core.ranks import is_first_rank
 from scripts.core.settings import check_settings, with_role
 from scripts.experiments.board import write_hparams
 from scripts.experiments.trainings import Experiment, leaving_out, run_experiments
-from scripts.networks.methods import result_heads
+from scripts.networks.methods import learning_heads
 
 __all__ = ["GRID_SETTINGS", "GridSearch", "Trial"]
 
@@ -109,7 +109,12 @@ class GridSearch:
         failed = run_experiments(experiments, self.bundle_root, self.num_processes, desc="searching")
         if len(failed) == len(experiments):
             raise next(iter(failed.values()))
-        head = result_heads(self.settings["method"], self.settings["magnifications"])[0]
+        # A head whose loss weighs nothing learns nothing, and cannot rank.
+        most = [max(self.grid.get(name, [self.settings.get(name, 1.0)])) for name in ("alpha", "beta")]
+        heads = learning_heads(self.settings["method"], self.settings["magnifications"], *most)
+        if not heads:
+            raise SettingsError("alpha and beta", "both are 0, so nothing would train", "Set one above 0.")
+        head = heads[0]
         trials = [_read_trial(*of_point, head) for of_point in zip(experiments, points, strict=True)]
         trials.sort(key=lambda trial: (trial.validation_loss, trial.name))
         if is_first_rank():

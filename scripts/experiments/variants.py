@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from scripts.bags.linking import Linking
 from scripts.core.errors import SettingsError
 from scripts.core.settings import SETTINGS, check_settings, with_role
 from scripts.networks.methods import USED_BY, check_method, learning_heads, method_title
+from scripts.weights.operating_point import check_rules
 
 __all__ = ["Variant", "read_variants"]
 
@@ -119,13 +121,15 @@ def _check(variant: Variant, shared: Mapping[str, Any]) -> None:
     if settings.get("views", 0) > shared.get("views", 0):
         cause = f"is {settings['views']}, and the feature banks have {shared.get('views', 0)}"
         raise SettingsError("views", cause, f"Give --views {settings['views']}; other variants may have views=0.")
-    if "class_attention" in settings and used.get("task") == "binary":
-        cause = "with the one logit of the binary task its values give the same network"
-        raise SettingsError("class_attention", cause, "Leave it out.")
     if "linking" in settings:
         Linking(settings["linking"], len(used["magnifications"]))
-    if settings and not variant.heads(shared):
+    if not variant.heads(shared):
         raise SettingsError("alpha and beta", "both are 0, so nothing would train", "Set one above 0.")
+    if used.get("val_interval", 1) > used.get("epochs", math.inf):
+        cause = f"is {used['val_interval']}, and {used['epochs']} epochs would end without a validation"
+        raise SettingsError("val_interval", cause, "Set it to the epochs or less.")
+    if "task" in used:
+        check_rules(used)
 
 
 def _value(text: str) -> Any:

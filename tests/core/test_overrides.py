@@ -104,6 +104,8 @@ def test_all_of_several_are_named_at_once(start):
 
 def test_a_setting_of_another_config_is_no_option_of_this_one(start):
     assert refusal(start, partition="validation").startswith("partition: the config has no such option")
+    # configs/ablations.json has this key alone.
+    assert refusal(start, methods=["ssmil"]).startswith("methods: the config has no such option")
 
 
 def test_it_is_refused_before_anything_runs(start):

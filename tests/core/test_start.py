@@ -240,10 +240,12 @@ def test_the_remedy_for_a_sign_works(run, separator):
         "run training --config_file configs/train.json --output_dir out",
         "run training --config_file=configs/a#b.json -epochs 9 -r training",
         "run training --train#trainer#max_epochs 3 --train#handlers#0#_disabled_=True",
+        "run comparing --config_file ['configs/compare.json','configs/ablations.json']",
         "run training --mine @train#dataset --yours $@train#dataset#data --net %/data/other.json#net --lr -1",
     ],
 )
-def test_what_arrives_as_it_was_given_is_taken(arguments):
+def test_what_arrives_as_it_was_given_is_taken(arguments, monkeypatch):
+    monkeypatch.chdir(ROOT)
     refuse_lost(arguments.split())
 
 
@@ -253,11 +255,16 @@ def test_what_arrives_as_it_was_given_is_taken(arguments):
         ("run training --output_dir /results/run - 2", "-: what follows it would be lost. "),
         ("run training -- --epochs 2", "--: what follows it would be lost. "),
         ("run training --config_file=a.json --config_file b.json", "config_file: given more than once"),
+        (
+            "run training --config_file ['configs/paper.json','configs/train.json']",
+            "config_file: configs/train.json would replace what configs/paper.json sets. Give configs/train.json first",
+        ),
         ("run training --output_dir results#2", "output_dir: got 'results#2', "),
         ("run training --leave_out=['a#1']", "leave_out: got \"['a#1']\", "),
         ("run training --mine $open('a#1')", "mine: got \"$open('a#1')\", "),
         ("run training stray#1", "#: got 'stray#1', "),
     ],
 )
-def test_what_the_command_line_loses_or_changes_is_refused(arguments, message):
+def test_what_the_command_line_loses_or_changes_is_refused(arguments, message, monkeypatch):
+    monkeypatch.chdir(ROOT)
     assert refusal(refuse_lost, arguments.split()).startswith(message)

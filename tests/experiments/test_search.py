@@ -61,6 +61,13 @@ def test_the_lowest_validation_loss_of_the_whole_grid_wins(trials, tmp_path, cap
         assert events.Scalars("global/validation_loss")[0].value == pytest.approx(float(line["global_validation_loss"]))
 
 
+def test_a_head_that_does_not_learn_ranks_nothing(trials, tmp_path):
+    with pytest.raises(SettingsError, match="alpha and beta: both are 0"):
+        GridSearch({"lr": [0.1]}, {**SETTINGS, "alpha": 0.0, "beta": 0.0}, tmp_path).run()
+    with pytest.raises(SettingsError, match="5x"):  # these trials have a global head alone
+        GridSearch({"lr": [0.1], "alpha": [0.0]}, SETTINGS, tmp_path).run()
+
+
 def test_a_larger_grid_runs_only_what_is_new(trials, tmp_path):
     GridSearch({"lr": [0.1, 0.01]}, SETTINGS, tmp_path).run()
     first = list(trials)

@@ -12,6 +12,7 @@ from scripts.experiments.variants import Variant, read_variants
 SHARED: dict[str, Any] = {
     "magnifications": [5, 10], "alpha": 1.0, "beta": 1.0, "lr": 0.001, "views": 4, "linking": "linked",
     "class_attention": "joint", "attention_entropy": 0.0, "threshold": 0.5, "patch_size": 224,
+    "epochs": 5,
 }  # fmt: skip
 
 
@@ -67,6 +68,7 @@ def test_names_titles_and_folders_say_what_differs() -> None:
         ("ssmil beta=0", "methods: 'ssmil beta=0': beta: ssmil does not use it. Leave it out."),
         ("abmil class_attention=shared", "class_attention: abmil does not use it"),
         ("mean attention_entropy=1", "'mean attention_entropy=1': attention_entropy: mean does not use it. Leave it"),
+        ("mustmil val_interval=9", "val_interval: is 9, and 5 epochs would end without a validation"),
         ("clam_sb linking=shuffled", "linking: clam_sb does not use it"),
         ("clam_sb instance_weight=1", "instance_weight: got 1. Give a number from 0 to 0.99."),
         ("mustmil attention_entropy=11", "attention_entropy: got 11. Give a number from -10 to 10."),
@@ -96,11 +98,6 @@ def test_what_cannot_be_compared_is_refused_by_its_item(item: Any, told: str) ->
         read("mustmil", item)
     assert told in str(refused.value)
     assert "\n" not in str(refused.value)
-
-
-def test_with_one_logit_no_variant_shares_attention_otherwise() -> None:
-    with pytest.raises(SettingsError, match="class_attention: with the one logit of the binary task"):
-        read_variants(["mustmil class_attention=separate"], {**SHARED, "task": "binary"})
 
 
 def test_the_same_training_is_named_once() -> None:
@@ -136,3 +133,10 @@ def test_one_magnification_has_no_links_to_shuffle() -> None:
 def test_heads_that_no_loss_trains_are_not_a_variants(item: str, shared: dict[str, Any], heads: list[str]) -> None:
     (variant,) = read(item, **shared)
     assert variant.heads({**SHARED, **shared}) == heads
+
+
+def test_what_all_trainings_share_is_refused_if_nothing_would_train_or_the_task_has_no_such_rule() -> None:
+    with pytest.raises(SettingsError, match="alpha and beta: both are 0, so nothing would train"):
+        read("mustmil", alpha=0.0, beta=0.0)
+    with pytest.raises(SettingsError, match="threshold: got 'f1', and in the multiclass task"):
+        read("mustmil threshold=f1", task="multiclass")

@@ -136,6 +136,16 @@ def test_training_json_tells_what_made_it(tmp_path):
     assert "made_by" not in json.loads((tmp_path / "training.json").read_text())
 
 
+@pytest.mark.parametrize(("alpha", "beta", "told"), [(0.0, 1.0, "global"), (1.0, 0.0, "5x, 10x"), (1.0, 1.0, None)])
+def test_a_head_whose_loss_weighs_nothing_is_told(tmp_path, caplog, alpha, beta, told):
+    training = Training(tmp_path, 1)
+    settings = {"method": "mustmil", "magnifications": [5, 10], "alpha": alpha, "beta": beta}
+    TrainingPhases(training.network, training.heads, 1, training.best, tmp_path / "told.json", settings)
+    warnings = [line for line in caplog.messages if "will learn nothing" in line]
+    assert bool(warnings) == bool(told)
+    assert not told or f": {told} will learn nothing." in warnings[0]
+
+
 def test_one_phase_trains_everything_and_may_be_made_longer(tmp_path):
     Training(tmp_path, 1).run()
     training = Training(tmp_path, 2, resume=True).run()

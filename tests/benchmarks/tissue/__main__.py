@@ -9,8 +9,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from scripts.core.errors import show_one_line
+from scripts.core.errors import SettingsError, show_one_line
 from scripts.core.files import replacing
+from scripts.core.settings import check_settings
 from scripts.demo.compare import all_methods, write_control_banks
 from scripts.demo.run import run_config
 from scripts.experiments.variants import read_variants
@@ -79,6 +80,22 @@ def methods_of(part: str, methods: Sequence[str]) -> list[str]:
     return [name for name, variant in variants if "class_attention" not in variant.settings]
 
 
+def refuse_wrong(args: argparse.Namespace, epochs: Mapping[str, int]) -> None:
+    """Refuse before anything is made what a part would refuse when its turn comes."""
+    check_settings(num_processes=args.num_processes)
+    for seed in args.seeds:
+        check_settings(seed=seed)
+    if len(set(args.seeds)) < len(args.seeds):
+        raise SettingsError("seeds", f"got {args.seeds}", "Name each once.")
+    for part, number in epochs.items():
+        check_settings(epochs=number)
+        shared = {**SHARED, "task": PARTS[part], "epochs": number, "views": VIEWS if part == "augmented" else 0}
+        if not read_variants(methods_of(part, args.methods), shared):
+            raise SettingsError(
+                "methods", f"none of {args.methods} differs in the part {part}", "Name mustmil as well."
+            )
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Make the slides, run the comparisons that are not done, and print the page of tables."""
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.tissue", description=__doc__)
@@ -98,6 +115,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--num_processes", type=int, default=2, help="trainings at the same time")
     args = parser.parse_args(argv)
 
+    epochs = {part: EPOCHS[PARTS[part]] if args.epochs is None else args.epochs for part in args.parts}
+    refuse_wrong(args, epochs)
     clock, output_dir = Clock(), args.output_dir.resolve()
     fields = read_fields(args.fields, args.mpp, args.positive_classes, LEAST_FIELD_UM)
     groups = group_patients(fields.fields, fields.class_names, args.seed)
@@ -118,7 +137,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     common |= {"folds": len(set(groups.values()))}
     common["num_processes"] = args.num_processes
     made, seeds = [], {part: args.seeds[:1] if part in CONTROLS else args.seeds for part in args.parts}
-    epochs = {part: args.epochs or EPOCHS[PARTS[part]] for part in args.parts}
     for part in args.parts:
         own = {"output_dir": output_dir / part, "task": PARTS[part], "datalist": cohort.folder / DATALISTS[part]}
         own |= {"seeds": seeds[part], "methods": methods_of(part, args.methods)}

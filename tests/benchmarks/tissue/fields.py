@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,7 +126,11 @@ def read_fields(
 
 def _listed(folder: Path) -> Iterator[dict[str, str]]:
     path = folder / LIST
-    with open(path, newline="", encoding="utf-8-sig") as file:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DatalistError(path, f"is not UTF-8 ({error.reason})", "Save it as UTF-8.") from error
+    with io.StringIO(text, newline="") as file:
         reader = csv.DictReader(file)
         if missing := [name for name in NEEDED if name not in (reader.fieldnames or ())]:
             raise DatalistError(path, f"has no column {missing[0]}", HOW)
@@ -175,7 +180,9 @@ def _malignant(rows: Sequence[Mapping[str, str]]) -> list[str] | None:
 
 def _opened(path: Path) -> Image.Image:
     try:
-        return Image.open(path)
+        picture = Image.open(path)
+        picture.load()  # else a picture that is cut off would be found when slides are made
+        return picture
     except (UnidentifiedImageError, OSError) as error:
         cause = f"cannot be read as a picture ({reason_of(error)})"
         raise DatalistError(path, cause, "Replace it, or leave it out.") from error
