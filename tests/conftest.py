@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 import hypothesis
 import pytest
 
+from tests.made_once import made_once
+
 if TYPE_CHECKING:
     from tests.preloaded import Preloaded
 
@@ -74,4 +76,6 @@ def packed_zip(trained_repository: Path, tmp_path_factory: pytest.TempPathFactor
     """The zip of that repository."""
     from bundle.pack import pack
 
-    return pack(trained_repository, trained_repository / "models", tmp_path_factory.mktemp("packed")).path
+    models = trained_repository / "models"
+    folder = made_once(tmp_path_factory, "packed", lambda folder: pack(trained_repository, models, folder))
+    return next(folder.glob("*.zip"))

@@ -6,6 +6,7 @@ import csv
 import json
 import re
 import shutil
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -652,7 +653,8 @@ def draw_fields(folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_command_ends_with_one_page_and_does_nothing_twice(tmp_path, capfd):
+def test_the_command_ends_with_one_page_and_does_nothing_twice(tmp_path, capfd, preloaded, monkeypatch):
+    monkeypatch.setattr(sys, "executable", preloaded.python)  # the trainings are processes of their own
     draw_fields(tmp_path / "fields")
     options = [str(tmp_path / "fields"), f"--output_dir={tmp_path / 'out'}", "--mpp=0.62", "--positive_classes=cancer"]
     options += ["--num_slides=4", "--num_cells", "2", "4", "--methods", "mustmil", "--seeds", "0", "--epochs=1"]

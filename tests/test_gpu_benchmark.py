@@ -73,8 +73,8 @@ def test_a_part_that_fails_says_so_and_one_that_ends_says_nothing():
 
 
 @pytest.mark.slow
-def test_the_whole_command_runs_on_the_cpu():
-    command = [sys.executable, "-m", "tests.benchmarks.gpu", "--device", "cpu"]
+def test_the_whole_command_runs_on_the_cpu(preloaded):
+    command = [preloaded.python, "-m", "tests.benchmarks.gpu", "--device", "cpu"]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=WHOLE_S + 60)
     assert run.returncode == 0, run.stderr
     parts = dict(text.split(" ==\n", 1) for text in run.stdout.split("== ")[1:])

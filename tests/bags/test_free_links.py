@@ -20,7 +20,7 @@ def contour_grids(seed, side, steps, num_contours):
     rng = np.random.default_rng(seed)
     found = []
     for _ in range(num_contours):
-        corner, size = rng.integers(0, 900, 2), rng.integers(1, 700, 2)
+        corner, size = rng.integers(0, 500, 2), rng.integers(1, 400, 2)
         x, y = (np.arange(c, c + s, max(1, side // steps)) for c, s in zip(corner, size, strict=True))
         grid = np.stack(np.meshgrid(x, y, indexing="ij"), axis=-1).reshape(-1, 2)
         found.append(grid[rng.random(len(grid)) < 0.8])

@@ -15,6 +15,7 @@ from bundle.checked import own_scripts
 from scripts.core.errors import SettingsError
 from tests.bundles import DRAWN, copied, make_weights
 from tests.conftest import ROOT
+from tests.preloaded import Preloaded
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -92,8 +93,8 @@ def test_another_schema_is_used(trained_repository: Path, tmp_path: Path, capsys
     assert "'moon' is a required property" in capsys.readouterr().out
 
 
-def test_a_mistake_ends_with_one_line_and_exit_code_1(tmp_path: Path) -> None:
-    result = run("pack", "--ckpt_dir", str(tmp_path))
+def test_a_mistake_ends_with_one_line_and_exit_code_1(preloaded: Preloaded, tmp_path: Path) -> None:
+    result = preloaded.run("bundle", "pack", "--ckpt_dir", str(tmp_path))
     assert (result.returncode, result.stdout) == (1, "")
     (line,) = result.stderr.splitlines()
     assert line.startswith(f"error: {tmp_path}/model.pt: there is no such file. Train first (python -m monai.bundle")

@@ -13,6 +13,7 @@ import pytest
 
 from scripts.synthetic.cohort import make_cohort
 from tests.conftest import ROOT
+from tests.made_once import made_once
 from tests.worlds import World
 
 NUM_SLIDES = 6
@@ -21,9 +22,7 @@ NUM_SLIDES = 6
 @pytest.fixture(scope="session")
 def cohort(tmp_path_factory) -> Path:
     """The folder of a drawn cohort with its datalist."""
-    folder = tmp_path_factory.mktemp("cohort")
-    make_cohort(folder, NUM_SLIDES, seed=0)
-    return folder
+    return made_once(tmp_path_factory, "cohort", lambda folder: make_cohort(folder, NUM_SLIDES, seed=0))
 
 
 @pytest.fixture(scope="session")
@@ -93,10 +92,14 @@ def elsewhere(tmp_path) -> Path:
 
 @pytest.fixture(scope="session")
 def trained(cohort, tmp_path_factory) -> Path:
-    """An output folder after ``training`` from the feature bank, with weights in ``models``."""
-    output = tmp_path_factory.mktemp("trained")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(ROOT)
-        settings = {"dataset_dir": str(cohort), "output_dir": str(output), "ckpt_dir": str(output / "models")}
-        monai.bundle.run(run_id="training", config_file="configs/train.json", epochs=3, **settings)
-    return output
+    """An output folder after ``training`` from the feature bank: weights in ``models``, the banks of all slides."""
+
+    def make(output: Path) -> None:
+        settings = {"dataset_dir": str(cohort), "output_dir": str(output)}
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(ROOT)
+            monai.bundle.run(run_id="extracting", config_file="configs/extract.json", **settings)
+            settings["ckpt_dir"] = str(output / "models")
+            monai.bundle.run(run_id="training", config_file="configs/train.json", epochs=3, **settings)
+
+    return made_once(tmp_path_factory, "trained", make)

@@ -90,7 +90,7 @@ def test_a_run_of_it_is_the_training_that_a_user_would_have_started(compared, wo
     )
     workflow(
         "evaluating", "evaluate", dataset_dir=str(cohort), feature_dir=str(trained / "features"), method="msmil",
-        output_dir=str(tmp_path), ckpt_dir=str(output / "runs" / "msmil" / "seed_1" / "models"),
+        output_dir=str(tmp_path), ckpt_dir=str(output / "runs" / "msmil" / "seed_1" / "models"), report=False,
     )  # fmt: skip
     told, found = (
         json.loads((folder / "metrics.json").read_text()) for folder in (output / "runs/msmil/seed_1", tmp_path)
@@ -147,7 +147,7 @@ def test_variants_stand_beside_their_method_whose_finished_runs_are_used(compare
     told = json.loads((shuffled / "metrics.json").read_text())["made_by"]["configuration"]
     assert told["linking"] == "shuffled"
     by_hand = {"dataset_dir": cohort, "feature_dir": trained / "features", "ckpt_dir": shuffled / "models"}
-    done = command("evaluating", "evaluate", output_dir=tmp_path / "by_hand", split_seed=0, **by_hand)
+    done = command("evaluating", "evaluate", output_dir=tmp_path / "by_hand", split_seed=0, report=False, **by_hand)
     assert done.returncode == 0, done.stderr
     scores = [
         [float(line["cancer"]) for line in csv.DictReader((folder / "predictions.csv").read_text().splitlines())]

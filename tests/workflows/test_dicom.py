@@ -63,7 +63,7 @@ def test_checking_extracting_evaluating_and_inferring_take_it(workflow, trained,
     assert np.allclose(banks["t"][0], banks["d"][0], atol=1e-4)
 
     weights = {"ckpt_dir": str(trained / "models")}
-    workflow("evaluating", "evaluate", **settings, **weights)
+    workflow("evaluating", "evaluate", report=False, **settings, **weights)
     out = tmp_path / "inferred"
     workflow("inferring", "inference", dataset_dir=str(pair / "d"), output_dir=str(out / "d"), **weights)
     shutil.copytree(pair / "d", tmp_path / "slides" / "renamed")

@@ -130,7 +130,7 @@ def test_evaluating_stops_or_goes_on_in_the_same_way(workflow, slides, extracted
         workflow("evaluating", "evaluate", **settings)
     assert "1 of 3 slides failed (unknown)" in str(mistake_in(raised.value))
     assert not (tmp_path / "predictions.csv").exists()
-    workflow("evaluating", "evaluate", allow_missing=True, **settings)
+    workflow("evaluating", "evaluate", allow_missing=True, board="$None", **settings)
     assert predicted(tmp_path) == ["e1", "e2"]
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     _, _, shown = page.partition("Slides that failed")
@@ -182,7 +182,7 @@ def test_every_run_is_without_the_same_slides(
 
 def test_inferring_predicts_every_other_slide_and_ends_with_status_1(command, slides, trained, tmp_path):
     settings = {"dataset_dir": slides, "output_dir": tmp_path, "ckpt_dir": trained / "models"}
-    done = command("inferring", "inference", **settings)
+    done = command("inferring", "inference", **settings, heatmap_kinds="attention", top_patches=1, report=False)
     assert one_error(done) == (
         f"error: inferring: 3 of 8 slides failed (blank, text, unknown): see {tmp_path}/failed.csv. "
         "Mend or replace them, and run the same command again; the results of the others are there."

@@ -94,7 +94,7 @@ def test_own_classes_are_trained_evaluated_and_predicted(workflow, cohort, train
 
     image = str(cohort / entries["testing"][0]["image"])
     own = {key: value for key, value in own.items() if key not in ("feature_dir", "datalist")}
-    workflow("inferring", "inference", **{**own, "dataset_dir": image, "heatmap_kinds": "attention"})
+    workflow("inferring", "inference", **{**own, "dataset_dir": image, "heatmap_kinds": "attention", "report": False})
     assert list(predictions(tmp_path)[0]) == ["slide", "head", "malignant", "malignant_calibrated", "decision"]
     assert len(list(tmp_path.glob("heatmaps/*/global_malignant.png"))) == 1
 

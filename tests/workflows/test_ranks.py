@@ -56,7 +56,7 @@ def data(cohort, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def two(data, trained, tmp_path_factory):
+def two(data, trained, preloaded, tmp_path_factory):
     """The folder of what two ranks did: an output folder for each training and evaluation."""
     folder = tmp_path_factory.mktemp("two_ranks")
     jobs = [{"run_id": "extracting", "config_file": "configs/extract.json", **data, "output_dir": str(folder)}]
@@ -69,14 +69,15 @@ def two(data, trained, tmp_path_factory):
         evaluating = {"run_id": "evaluating", "config_file": overlaid("evaluate"), "partition": partition, **data}
         jobs.append({**evaluating, **places(folder / partition, trained / "models")})
     # The last partition again, against the first.
-    jobs.append({**jobs[-1], **places(folder / "against", trained / "models"), "internal": str(folder / "testing")})
+    against = {"internal": str(folder / "testing"), "report": False}
+    jobs.append({**jobs[-1], **places(folder / "against", trained / "models"), **against})
     inferring = {"run_id": "inferring", "config_file": "configs/inference.json", **INFERRED}
     slides = {"dataset_dir": str(data["dataset_dir"]) + "/slides"}
     jobs.append({**inferring, **slides, **places(folder / "inferring", trained / "models")})
     checking = {"run_id": "checking", "config_file": "configs/check.json", **data}
     jobs.append({**checking, "output_dir": str(folder / "checking")})
     (folder / "jobs.json").write_text(json.dumps(jobs))
-    done = torchrun(folder, JOBS, folder / "jobs.json")
+    done = torchrun(folder, JOBS, folder / "jobs.json", python=preloaded.python)
     (folder / "log.txt").write_text(done.stdout + done.stderr)
     assert done.returncode == 0, done.stderr[-5000:]
     return folder
@@ -129,8 +130,8 @@ def test_the_first_rank_alone_tells_of_it(two):
     log = (two / "log.txt").read_text()
     assert log.count("extracting 6 of 6 slides into") == log.count("extracted 6 slides, ") == 1
     told = re.findall(r"wrote (\S+\.(?:csv|json|html))", log)
-    # Three evaluations write predictions, metrics, localisation and a report; `inferring` the first and the last.
-    assert len(told) == len(set(told)) == 14
+    # Three evaluations write predictions, metrics and localisation, two a report; `inferring` the first and the last.
+    assert len(told) == len(set(told)) == 13
     assert log.count("Differences to the internal test, internal test") == 1
     for folder in (two / "mustmil" / "tensorboard" / "training", two / "testing" / "tensorboard" / "evaluation"):
         assert len(list(folder.iterdir())) == 1
@@ -167,7 +168,8 @@ def test_a_training_in_two_ranks_is_not_resumed_in_one(two, data, workflow):
 # One slide, fewer than ranks, and four; the rank that has no slide of its own must count nothing twice.
 @pytest.mark.parametrize("partition", ["testing", "training"])
 def test_evaluation_gives_what_one_rank_gives_to_the_last_digit(two, data, trained, workflow, tmp_path, partition):
-    workflow("evaluating", "evaluate", partition=partition, **data, **places(tmp_path, trained / "models"))
+    given = {"partition": partition, "report": False}
+    workflow("evaluating", "evaluate", **given, **data, **places(tmp_path, trained / "models"))
     for name in ("metrics.json", "predictions.csv", "localisation.json", "localisation.csv"):
         assert (tmp_path / name).read_bytes() == (two / partition / name).read_bytes()
 
@@ -219,14 +221,14 @@ monai.bundle.run(**json.loads((folder / "job.json").read_text()))
 """
 
 
-def test_a_rank_that_is_killed_costs_inferring_its_slide_alone(cohort, trained, tmp_path):
+def test_a_rank_that_is_killed_costs_inferring_its_slide_alone(cohort, trained, preloaded, tmp_path):
     out = tmp_path / "out"
     job = {
         "run_id": "inferring", "config_file": "configs/inference.json", "dataset_dir": f"{cohort}/slides",
         "heatmap_classes": ["cancer"], "top_patches": 0, "handlers#0#write_seconds": 0,
     }  # fmt: skip
     (tmp_path / "job.json").write_text(json.dumps({**job, **places(out, trained / "models")}))
-    done = torchrun(tmp_path, KILLED, tmp_path)
+    done = torchrun(tmp_path, KILLED, tmp_path, python=preloaded.python)
     assert done.returncode != 0
     assert "error: rank 0: was told to stop (SIGTERM), and begins no other slide. What is finished" in done.stderr
     survived, died = (json.loads((tmp_path / f"rank{number}.json").read_text()) for number in range(2))
@@ -245,7 +247,7 @@ def test_checking_gives_the_tables_that_one_rank_gives(two, data, workflow, tmp_
 
 
 def test_an_external_validation_gives_what_one_rank_gives_to_the_last_digit(two, data, trained, workflow, tmp_path):
-    given = {"partition": "training", "internal": str(two / "testing")}
+    given = {"partition": "training", "internal": str(two / "testing"), "report": False}
     workflow("evaluating", "evaluate", **given, **data, **places(tmp_path, trained / "models"))
     one_rank = (tmp_path / "metrics.json").read_bytes()
     assert one_rank == (two / "against" / "metrics.json").read_bytes()
@@ -258,7 +260,7 @@ def test_without_torchrun_the_configs_for_several_ranks_are_those_of_one(data, t
     for folder, configs in ((plain, ["configs/train.json"]), (ranked, overlaid("train"))):
         monai.bundle.run(run_id="training", config_file=configs, **data, **TRAINING, **places(folder))
     for folder, configs in ((plain, ["configs/evaluate.json"]), (ranked, overlaid("evaluate"))):
-        monai.bundle.run(run_id="evaluating", config_file=configs, **data, **places(folder))
+        monai.bundle.run(run_id="evaluating", config_file=configs, report=False, **data, **places(folder))
     for name in ("metrics.json", "predictions.csv"):
         assert (plain / name).read_bytes() == (ranked / name).read_bytes()
 

@@ -346,6 +346,10 @@ def test_a_part_of_a_workflow_may_be_run(workflow, tmp_path):
     assert "contains neither datalist.json nor datalist.csv" in str(mistake_in(refused.value))
 
 
+# The first config that has a setting.
+FIRST_WITH = {setting: config for config in reversed(CONFIGS) for setting in settings_of(config)}
+
+
 @pytest.mark.parametrize("config", CONFIGS)
 def test_a_value_of_another_kind_ends_in_one_line(world, config):
     # The trainings of others are not begun.
@@ -355,7 +359,9 @@ def test_a_value_of_another_kind_ends_in_one_line(world, config):
     for setting in sorted(settings_of(config) - {"grid"}):
         default = {**load(config), **load(config).get(ADVANCED, {})}[setting]
         is_number = isinstance(default, int | float) or setting in NUMBERS
-        for wrong in ({"a": 1}, "yes" if isinstance(default, bool) else True if is_number else 2024):
+        wrongs = [{"a": 1}, "yes" if isinstance(default, bool) else True if is_number else 2024]
+        # What a setting takes is its own affair; that a config has it checked, one wrong value shows.
+        for wrong in wrongs if FIRST_WITH[setting] == config else wrongs[1:]:
             try:
                 made = world.start(config, **{setting: wrong})
                 if parts is None:
