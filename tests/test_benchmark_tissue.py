@@ -21,7 +21,7 @@ from scipy import stats
 
 from scripts.bags.bag import BagBuilder
 from scripts.core.errors import BundleError, DatalistError
-from scripts.evaluation.metrics import frequency_baseline, score_names
+from scripts.evaluation.metrics import frequency_baseline
 from scripts.synthetic.tissue import CLASSES as SYNTHETIC
 from scripts.synthetic.tissue import MASK_STEP_PX, background, draw_tissue, sample_stain
 from tests.benchmarks.tissue.__main__ import main
@@ -31,7 +31,6 @@ from tests.benchmarks.tissue.groups import fields_of_groups, group_patients
 from tests.benchmarks.tissue.mosaics import (
     BASE_MPP,
     CELL_PX,
-    LEAST_FIELD_UM,
     Cell,
     Mosaic,
     cell_image,
@@ -577,30 +576,6 @@ def test_a_variants_attention_is_compared_with_the_contribution_of_its_method():
     assert own[3] == own[4] == difference_text(*of_method)
     assert other[4] == difference_text(variant.scores["attention"], of_method[1])
     assert localisation_table([without]) == ""
-
-
-EVIDENCE = (ROOT / "docs" / "evidence.md").read_text(encoding="utf-8")
-
-
-@pytest.mark.skipif(not GLAS.is_dir(), reason="the fields of GlaS are not beside the checkout")
-@pytest.mark.parametrize("task", ["multilabel", "binary"])
-def test_what_class_frequencies_score_on_glas_is_what_the_docs_say(task):
-    fields = read_fields(GLAS, 0.62, None, LEAST_FIELD_UM)
-    groups = group_patients(fields.fields, fields.class_names, 0)
-    benign = [name for name in fields.class_names if name not in fields.positive_classes]
-    of_groups = fields_of_groups(fields.fields, fields.class_names, groups)
-    mosaics = plan_mosaics(of_groups, benign, 20, (9, 30), 0)
-    names = fields.class_names if task == "multilabel" else ("malignant",)
-    labels = np.zeros((4, 20, len(names)))
-    for i, mosaic in enumerate(mosaics):
-        shown = mosaic.classes(fields.fields, fields.class_names)
-        of_slide = [name in shown for name in names] if task == "multilabel" else [not set(shown) <= set(benign)]
-        labels[mosaic.group, i % 20] = of_slide
-    scores = []
-    for group in range(4):
-        others = np.delete(labels, group, axis=0).reshape(60, -1)
-        scores.append(frequency_baseline(others, labels[group], task)[score_names(task)[1]])
-    assert f"| class frequencies alone | {np.mean(scores):.3f} ± {np.std(scores, ddof=1):.3f} |" in EVIDENCE
 
 
 @pytest.mark.parametrize(
