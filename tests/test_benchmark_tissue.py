@@ -8,6 +8,7 @@ import re
 import shutil
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -45,6 +46,7 @@ from tests.benchmarks.tissue.tables import (
     difference_table,
     localisation_table,
     same_scales_table,
+    score_table,
 )
 from tests.comparisons import CLASSES, write_run
 from tests.conftest import ROOT
@@ -494,8 +496,8 @@ def outputs_of(reference: list[float], other: list[float]) -> list[Output]:
         return {name: np.array(values) for name in ("micro_f1", AT_POINT, "roc_auc")}
 
     return [
-        Output("MuSTMIL global", scores(reference), 1.0, (), "mustmil", "mustmil", "global"),
-        Output("SSMIL 5x", scores(other), 1.0, (), "ssmil", "ssmil", "5x"),
+        Output("MuSTMIL global", scores(reference), 1.0, (), (), "mustmil", "mustmil", "global"),
+        Output("SSMIL 5x", scores(other), 1.0, (), (), "ssmil", "ssmil", "5x"),
     ]
 
 
@@ -527,7 +529,7 @@ def test_the_gain_of_two_scales_stands_beside_that_of_one_scale_twice():
 def with_maps(title: str, variant: str, head: str, seed: int) -> Output:
     names = ("micro_f1", AT_POINT, "roc_auc", "attention", "contribution")
     scores = dict(zip(names, np.random.default_rng(seed).random((5, 4)), strict=True))
-    return Output(f"{title} {head}", scores, 1.0, (), variant, variant.split()[0], head)
+    return Output(f"{title} {head}", scores, 1.0, (), (), variant, variant.split()[0], head)
 
 
 def difference_text(first: np.ndarray, second: np.ndarray) -> str:
@@ -565,11 +567,20 @@ def test_each_head_of_mustmil_is_compared_with_its_own_scale_alone():
     assert claims_table(outputs[3:], "multilabel") == ""
 
 
+def test_a_table_of_scores_says_which_trainings_might_have_gone_on_and_which_learnt_nothing():
+    one = replace(with_maps("MuSTMIL", "mustmil", "global", 0), best_epochs=(20, 3, 20), best_losses=(0.1, 0.69, 0.2))
+    one.scores["f1"] = one.scores["micro_f1"]
+    head, _, row = table_cells(score_table([one], "binary", 20))
+    assert head[-2:] == ["best epoch the last", "validation loss above 0.6"]
+    assert row[-2:] == ["2 of 3", "1 of 3"]
+    assert table_cells(score_table([one], "multilabel", 5))[2][-1] == "0 of 3"
+
+
 def test_a_variants_attention_is_compared_with_the_contribution_of_its_method():
     method = with_maps("MuSTMIL", "mustmil", "global", 0)
     variant = with_maps("MuSTMIL class_attention=separate", "mustmil class_attention=separate", "global", 1)
     without = Output(
-        "mean 10x", {"micro_f1": np.zeros(4), "attention": np.full(4, np.nan)}, 1.0, (), "mean", "mean", "10x"
+        "mean 10x", {"micro_f1": np.zeros(4), "attention": np.full(4, np.nan)}, 1.0, (), (), "mean", "mean", "10x"
     )
     _, _, own, other = table_cells(localisation_table([method, variant, without]))
     of_method = method.scores["attention"], method.scores["contribution"]

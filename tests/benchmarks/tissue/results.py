@@ -50,6 +50,7 @@ class Output:
             that some slides have and others have not; and that of the head's maps against the regions, by kind.
         seconds: of a training with its validations, the mean over seeds and folds; of SSMIL that of the head.
         best_epochs: of each training the epoch that had the lowest validation loss of the head, from 1 up.
+        best_losses: these validation losses.
         variant: the variant's name; empty for what is none.
         method: the method that it varies, the same name if it is the method itself.
         head: the head's name.
@@ -59,6 +60,7 @@ class Output:
     scores: Mapping[str, Floats]
     seconds: float = np.nan
     best_epochs: tuple[int, ...] = ()
+    best_losses: tuple[float, ...] = ()
     variant: str = ""
     method: str = ""
     head: str = ""
@@ -121,8 +123,10 @@ def _outputs_of(variant: Variant, runs: Mapping[tuple[int, int], Run], task: str
             for key in tables[0][0]
         }
         seconds = float(np.mean([run.seconds(head) for run in runs.values()]))
-        best = tuple(int(run.training["best"][head]["epoch"]) for run in runs.values())
-        outputs.append(Output(f"{variant.title} {head}", scores, seconds, best, variant.name, variant.method, head))
+        best = [run.training["best"][head] for run in runs.values()]
+        epochs, losses = (tuple(one[key] for one in best) for key in ("epoch", "validation_loss"))
+        names = variant.name, variant.method, head
+        outputs.append(Output(f"{variant.title} {head}", scores, seconds, epochs, losses, *names))
     return outputs
 
 

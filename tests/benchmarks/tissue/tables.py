@@ -25,6 +25,8 @@ __all__ = [
     "time_table",
 ]
 
+# Where half of the slides are positive, a guess has log 2 = 0.693.
+GUESS = 0.6
 # What the paper compares: outputs of MuSTMIL, each with one of a baseline.
 CLAIMS = [
     ("global", "ssmil", "5x"),
@@ -81,22 +83,31 @@ def group_table(
 def score_table(outputs: Sequence[Output], task: str, epochs: int) -> str:
     """Scores, localisation and time of each output: mean ± standard deviation over groups.
 
-    The last column says how many trainings had their lowest validation loss in the last of their ``epochs``.
+    The column before the last says how many trainings had their lowest validation loss in the last of their
+    ``epochs``; the last, of the binary task, how many of these losses are next to that of a guess.
     """
     lead = score_names(task)[1]
     title = SCORE_TITLES[lead]
     columns = {lead: f"{title} at 0.5", AT_POINT: f"{title} at the operating point", "roc_auc": "ROC-AUC"}
     maps = {name: f"{title}, ROC-AUC" for name, title in MAPS.items()} if _have_maps(outputs) else {}
+    learnt = [f"validation loss above {GUESS}"] if task == "binary" else []
     body = [
         [
             output.title,
             *(_mean_sd(output.scores.get(name)) for name in [*columns, *maps]),
             digits(output.seconds, places=1),
             f"{output.best_epochs.count(epochs)} of {len(output.best_epochs)}" if output.best_epochs else "-",
+            *(_share_above(output.best_losses) for _ in learnt),
         ]
         for output in outputs
     ]
-    return markdown_table(["output", *columns.values(), *maps.values(), "training in s", "best epoch the last"], body)
+    return markdown_table(
+        ["output", *columns.values(), *maps.values(), "training in s", "best epoch the last", *learnt], body
+    )
+
+
+def _share_above(losses: Sequence[float]) -> str:
+    return f"{sum(loss > GUESS for loss in losses)} of {len(losses)}" if losses else "-"
 
 
 def difference_table(outputs: Sequence[Output], task: str) -> str:
