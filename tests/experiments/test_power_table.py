@@ -49,7 +49,7 @@ def test_with_few_patients_or_one_training_it_says_so_and_has_no_number(runs: li
     once = power_table(rows_of([run for run in runs if run.seed == 0]), TASK, 24, 24)
     for (table,), why in (
         (few, "the patients are fewer than 10."),
-        (once, "one training of a method does not show how trainings vary."),
+        (once, "one training does not show how they vary, or the score is not defined."),
     ):
         assert table.caption.endswith(f"It is not told, because {why}")
         assert {cell for row in table.rows for cell in row[1:]} == {"-"}
