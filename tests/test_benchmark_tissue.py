@@ -650,7 +650,8 @@ def test_the_command_ends_with_one_page_and_does_nothing_twice(tmp_path, capfd, 
     assert page in told.out
     assert "12 slides, made of 12 fields of 3 patients in 3 groups." in page
     assert re.findall(r"(?m)^## (.+)$", page)[:2] == ["All classes", "Control: both scales the same"]
-    assert len(re.findall(r"(?m)^\| MuSTMIL global +\|", page)) == 2
+    # Scores and maps of the first part, scores of the control.
+    assert len(re.findall(r"(?m)^\| MuSTMIL global +\|", page)) == 3
     assert [row[1] for row in table_cells(page[page.rindex("| part ") :])[2:]] == ["3"] * 2
     done = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*/runs/*/*/*/done.json")}
     assert len(done) == 6
