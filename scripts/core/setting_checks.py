@@ -52,7 +52,7 @@ def number(least: float, most: float = math.inf, is_optional: bool = False, or_a
         if (value is None and is_optional) or (or_auto and value == AUTO):
             return
         fits = isinstance(value, int if isinstance(least, int) else int | float) and not isinstance(value, bool)
-        # Comparisons before `isfinite`, which whole numbers too large for a float make fail; NaN is within no limits.
+        # Not by `isfinite`, which fails at whole numbers that are too large for a float; NaN is within no limits.
         if not fits or not (least <= value <= min(most, MOST)):
             raise SettingsError(
                 key, f"got {value!r}", f"Give {kind} from {limits[0]}{upper}{', or auto' if or_auto else ''}."
