@@ -31,6 +31,8 @@ METHODS = ["mustmil", "msmil", "ssmil", "mil_att"]
 # The transformer of MONAI's MILModel (50 million weights) would take most of the time on a machine without a GPU.
 TOO_LARGE = "mil_att_trans"
 MORE_VARIANTS = [
+    "mustmil alpha=3",
+    "mustmil lr=0.0001",
     "clam_sb instance_weight=0",
     "clam_mb instance_weight=0",
     "mustmil attention_entropy=1",

@@ -111,6 +111,8 @@ class Experiment:
     def run(self, bundle_root: str | Path) -> None:
         """Run what is not done yet; an interrupted training resumes after its last whole epoch.
 
+        A run that is done keeps its weights, but not what it would have resumed from.
+
         Raises:
             SettingsError: if the folder contains a run with other settings, or another process has locked it.
         """
@@ -129,6 +131,8 @@ class Experiment:
                 workflow.run()
                 workflow.finalize()
             write_json(self.folder / "done.json", {"steps": list(self.steps)})
+            # It is larger than the weights, and nothing resumes a run that is done.
+            (self.folder / "models" / "last.ckpt").unlink(missing_ok=True)
 
 
 def leaving_out(settings: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:

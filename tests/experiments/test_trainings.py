@@ -74,6 +74,7 @@ def test_each_runs_in_its_folder_with_the_settings_that_its_configs_know_and_onl
     run_experiments([first, begun], bundle, num_processes=2)
     assert (first.folder / "training.txt").stat().st_mtime_ns == before
     assert (begun.folder / "training.txt").read_text().startswith("0.25 True ")  # it goes on
+    assert not (begun.folder / "models" / "last.ckpt").exists()  # which nothing resumes from any more
 
     with pytest.raises(SettingsError, match=r"b: holds a run with other settings \(lr 0\.25, now 0\.125\)\. Choose"):
         run_experiments([experiment(bundle, "b", lr=0.125)], bundle)

@@ -77,16 +77,16 @@ def test_a_killed_comparison_ends_with_a_table_of_every_method_and_seed(compared
 
 def test_a_run_of_it_is_the_training_that_a_user_would_have_started(compared, workflow, cohort, trained, tmp_path):
     output, _ = compared
-    seed_0 = {
-        name: weights(output / "runs" / "mustmil" / "seed_0" / "models" / name) for name in ("model.pt", "last.ckpt")
-    }
-    for name, state in seed_0.items():
-        user = weights(trained / "models" / name)
+    models = output / "runs" / "mustmil" / "seed_0" / "models"
+    names = ["model.pt", "model_10x.pt", "model_5x.pt"]
+    assert sorted(path.name for path in models.iterdir()) == names  # what it would have resumed from is gone
+    for name in names:
+        user, seed_0 = weights(trained / "models" / name), weights(models / name)
         # One thread sums in another order than two.
-        assert all(torch.allclose(state[key], user[key], atol=1e-5) for key in user)
+        assert all(torch.allclose(seed_0[key], user[key], atol=1e-5) for key in user)
     assert not torch.equal(
         weights(output / "runs" / "mustmil" / "seed_1" / "models" / "model.pt")["embed.0.weight"],
-        seed_0["model.pt"]["embed.0.weight"],
+        weights(models / "model.pt")["embed.0.weight"],
     )
     workflow(
         "evaluating", "evaluate", dataset_dir=str(cohort), feature_dir=str(trained / "features"), method="msmil",

@@ -65,8 +65,8 @@ SAME_SEEDS = "multilabel, seeds of the controls"
 # As in configs/paper.json.
 VIEWS = 5
 WITH_AND_WITHOUT_VIEWS = ["mustmil", "mustmil views=0"]
-EPOCHS = {"multilabel": 5, "binary": 20}
-"""Of each phase, by task: docs/evidence.md says how they were chosen."""
+EPOCHS = 20
+"""Of each phase: docs/evidence.md says how they were chosen."""
 
 
 def methods_of(part: str, methods: Sequence[str]) -> list[str]:
@@ -80,16 +80,15 @@ def methods_of(part: str, methods: Sequence[str]) -> list[str]:
     return [name for name, variant in variants if "class_attention" not in variant.settings]
 
 
-def refuse_wrong(args: argparse.Namespace, epochs: Mapping[str, int]) -> None:
+def refuse_wrong(args: argparse.Namespace) -> None:
     """Refuse before anything is made what a part would refuse when its turn comes."""
-    check_settings(num_processes=args.num_processes)
+    check_settings(num_processes=args.num_processes, epochs=args.epochs)
     for seed in args.seeds:
         check_settings(seed=seed)
     if len(set(args.seeds)) < len(args.seeds):
         raise SettingsError("seeds", f"got {args.seeds}", "Name each once.")
-    for part, number in epochs.items():
-        check_settings(epochs=number)
-        shared = {**SHARED, "task": PARTS[part], "epochs": number, "views": VIEWS if part == "augmented" else 0}
+    for part in args.parts:
+        shared = {**SHARED, "task": PARTS[part], "epochs": args.epochs, "views": VIEWS if part == "augmented" else 0}
         if not read_variants(methods_of(part, args.methods), shared):
             raise SettingsError(
                 "methods", f"none of {args.methods} differs in the part {part}", "Name mustmil as well."
@@ -111,12 +110,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4], help="of the trainings; controls take the first"
     )
     parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS), metavar="PART")
-    parser.add_argument("--epochs", type=int, help="of each phase; by default 5, and 20 of the binary task")
+    parser.add_argument("--epochs", type=int, default=EPOCHS, help="of each phase")
     parser.add_argument("--num_processes", type=int, default=2, help="trainings at the same time")
     args = parser.parse_args(argv)
 
-    epochs = {part: EPOCHS[PARTS[part]] if args.epochs is None else args.epochs for part in args.parts}
-    refuse_wrong(args, epochs)
+    refuse_wrong(args)
     clock, output_dir = Clock(), args.output_dir.resolve()
     fields = read_fields(args.fields, args.mpp, args.positive_classes, LEAST_FIELD_UM)
     groups = group_patients(fields.fields, fields.class_names, args.seed)
@@ -135,12 +133,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return code
     clock.tell("features")
     common |= {"folds": len(set(groups.values()))}
-    common["num_processes"] = args.num_processes
+    common |= {"num_processes": args.num_processes, "epochs": args.epochs}
     made, seeds = [], {part: args.seeds[:1] if part in CONTROLS else args.seeds for part in args.parts}
     for part in args.parts:
         own = {"output_dir": output_dir / part, "task": PARTS[part], "datalist": cohort.folder / DATALISTS[part]}
         own |= {"seeds": seeds[part], "methods": methods_of(part, args.methods)}
-        own["epochs"] = epochs[part]
         if part == "binary":
             own["positive_classes"] = list(fields.positive_classes)
         if part == "augmented":
@@ -163,7 +160,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if "multilabel" in found and "same_scales" in found:
         own = methods_of("multilabel", args.methods)
         found[SAME_SEEDS] = read_outputs(output_dir / "multilabel", PARTS["multilabel"], own, seeds["same_scales"])
-    page = page_of(fields, cohort, found, args.seeds, epochs)
+    page = page_of(fields, cohort, found, args.parts, args.seeds, args.epochs)
     page += f"\nSeconds of this run: {clock}.\n"
     if made:
         page += f"\nTrainings with their evaluation, {args.num_processes} at a time:\n\n{time_table(made)}\n"
@@ -188,26 +185,22 @@ def page_of(
     fields: Fields,
     cohort: Cohort,
     found: Mapping[str, list[Output]],
+    names: Sequence[str],
     seeds: Sequence[int],
-    epochs: Mapping[str, int],
+    epochs: int,
 ) -> str:
-    """The page of tables."""
+    """The page of tables of the named parts."""
     number = len(set(cohort.groups.values()))
     patients = [sorted(p for p, group in cohort.groups.items() if group == own) for own in range(number)]
     in_groups = fields_of_groups(fields.fields, fields.class_names, cohort.groups)
     parts = [
         cohort_text(len(fields.fields), len(cohort.groups), number, len(cohort.mosaics)),
         group_table(in_groups, patients, cohort.labels),
-        f"Malignant: {', '.join(fields.positive_classes)}. Seeds {' '.join(map(str, seeds))}, of the "
-        f"controls {seeds[0]}.",
+        f"Malignant: {', '.join(fields.positive_classes)}. {epochs} epochs a phase. Seeds {' '.join(map(str, seeds))}, "
+        f"of the controls {seeds[0]}.",
     ]
-    for part in epochs:
-        outputs = found[part]
-        parts += [
-            f"## {TITLES[part]}",
-            f"{epochs[part]} epochs a phase.",
-            *tables_of(part, outputs, found, epochs[part]),
-        ]
+    for part in names:
+        parts += [f"## {TITLES[part]}", *tables_of(part, found[part], found, epochs)]
     return "\n\n".join(text for text in parts if text) + "\n"
 
 
