@@ -12,7 +12,8 @@ from monai.transforms import MapTransform
 
 from scripts.core.tasks import get_task
 from scripts.inference.inferers import TrainedInferer
-from scripts.weights.operating_point import OPERATING_POINT, operating_point_of
+from scripts.weights.doubts import doubt_of_head
+from scripts.weights.operating_point import OPERATING_POINT, members_of, operating_point_of
 
 __all__ = ["Decided"]
 
@@ -23,10 +24,11 @@ class Decided(MapTransform):
     """Adds to the logits ``[H, L]`` of a slide what the operating point of their weights makes of them.
 
     ``calibrated`` float64 ``[H, K]``, the calibrated probabilities, ``decision`` bool ``[H, K]``, what they decide,
-    and, where the task has some, ``threshold`` float64 ``[H, K]``, from which on they are positive. None of these, and
-    a warning once, where the weights have no operating point: those of version 0.3, of a training without validation,
-    or TorchScript. Of an ensemble also ``spread`` float64 ``[H, K]``, which its inferer appended to the logits
-    (:meth:`scripts.networks.ensemble.Ensemble.with_spread`).
+    and, where the task has some, ``threshold`` float64 ``[H, K]``, from which on they are positive. None of these where
+    the weights have no operating point: those of version 0.3, of a training without validation, or TorchScript. Of an
+    ensemble also ``spread`` float64 ``[H, K]``, which its inferer appended to the logits
+    (:meth:`scripts.networks.ensemble.Ensemble.with_spread`). A warning tells once of weights without an operating
+    point, and of each head whose scores may mean nothing (:mod:`scripts.weights.doubts`).
 
     Of a request of MONAI Label they are also in ``latencies``, as plain values by head and class under
     ``operating_point``: of all that a bundle's transforms leave, its stock app sends a client scores and these alone.
@@ -50,16 +52,13 @@ class Decided(MapTransform):
         super().__init__(keys)
         self.task = get_task(task)
         self.network, self.heads, self.class_names = network, list(heads), list(class_names)
-        self._told = False
+        self._told: list[Any] | None = None
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Add them."""
         decided, added = dict(data), dict[str, torch.Tensor]()
         point = operating_point_of(self.network, self.heads, self.class_names, self.task.name)
-        if point is None and not self._told:
-            rule = self.task.decision if self.task.is_exclusive else "decisions are at 0.5"
-            logger.warning("the weights have no operating point: probabilities are not calibrated, %s", rule)
-            self._told = True
+        self._tell(point is not None)
         num_logits = self.task.num_logits(len(self.class_names))
         for key in self.key_iterator(decided):
             of_heads = torch.as_tensor(decided[key])
@@ -74,6 +73,20 @@ class Decided(MapTransform):
             decided["latencies"] = {**(decided.get("latencies") or {}), OPERATING_POINT: self._plain(added)}
         decided.update(added)
         return decided
+
+    def _tell(self, has_point: bool) -> None:
+        """Warn once of what a user should know of the weights; a server may load others."""
+        members = members_of(self.network, self.heads)
+        origins = [getattr(member, "origin", {}) for member in members]
+        if origins == self._told:
+            return
+        self._told = origins
+        if not has_point:
+            rule = self.task.decision if self.task.is_exclusive else "decisions are at 0.5"
+            logger.warning("the weights have no operating point: probabilities are not calibrated, %s", rule)
+        for head, origin in zip(self.heads, origins, strict=True):
+            if (doubt := doubt_of_head(origin, head)) is not None:
+                logger.warning("what is predicted by the head %s may mean nothing: %s", head, doubt)
 
     def _plain(self, added: Mapping[str, torch.Tensor]) -> dict[str, dict[str, dict[str, Any]]]:
         """What is added, by head and class."""

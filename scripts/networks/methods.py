@@ -5,7 +5,7 @@ Every function here raises a SettingsError if there is no such method, and if th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 
 from scripts.core.magnification import scale_names
-from scripts.core.settings import check_settings
+from scripts.core.settings import LATER, check_settings
 from scripts.networks.abmil import ABMIL, LateFusion, LinkedABMIL, MeanPooling
 from scripts.networks.attention_entropy import AttentionEntropyLoss
 from scripts.networks.bag_network import BagNetwork
@@ -37,6 +37,7 @@ __all__ = [
     "result_heads",
     "served_head",
     "trained_heads",
+    "unused_settings",
 ]
 
 METHODS: dict[str, str] = {
@@ -82,6 +83,8 @@ USED_BY: dict[str, tuple[str, ...]] = {
     "num_nodes": tuple(method for method in METHODS if method not in ("mil_att", "mil_att_trans", "mean")),
 }
 """The settings that not all methods use, and those that do."""
+# As configs/train.json has them: nobody has asked for these.
+_DEFAULTS = {**LATER, "alpha": 1.0, "beta": 1.0, "num_nodes": 128}
 # The methods with a head for each scale, and those with the global one alone.
 _OF_SCALES = ("ssmil", "mean", "abmil")
 _GLOBAL = ("msmil", "abmil_linked", "late_fusion", "dsmil")
@@ -111,6 +114,15 @@ def check_method(method: str) -> str:
 def method_title(method: str) -> str:
     """What tables and figures call a method, for example ``"MuSTMIL"``."""
     return METHODS[check_method(method)]
+
+
+def unused_settings(method: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the settings that are not as ``configs/train.json`` has them, and that the method does not use."""
+    return {
+        name: settings[name]
+        for name, methods in USED_BY.items()
+        if method not in methods and settings.get(name, _DEFAULTS[name]) != _DEFAULTS[name]
+    }
 
 
 def get_network(

@@ -15,7 +15,7 @@ from scripts.core.errors import SettingsError
 from scripts.core.files import write_json
 from scripts.core.ranks import is_first_rank, wait_for_ranks
 from scripts.networks.bag_network import BagNetwork
-from scripts.networks.methods import learning_heads
+from scripts.networks.methods import learning_heads, unused_settings
 from scripts.training.best_weights import BestWeights
 from scripts.weights.checkpoints import load_weights
 from scripts.weights.paths import weights_path
@@ -65,6 +65,7 @@ class TrainingPhases:
             cause = f"is {val_interval}: no weights are kept, as {epochs} epochs would end without a validation"
             raise SettingsError("val_interval", cause, f"Set it to {epochs} or less, or raise `epochs`.")
         _warn_of_untrained(heads, settings or {})
+        _warn_of_unused(settings or {})
         self.network, self.heads, self.epochs = network, list(heads), epochs
         self.best_weights, self.path, self.settings = best_weights, Path(path), dict(settings or {})
         self.made_by = {} if made_by is None else {"made_by": dict(made_by)}
@@ -199,3 +200,8 @@ def _warn_of_untrained(heads: Sequence[str], settings: Mapping[str, Any]) -> Non
             *weights,
             ", ".join(untrained),
         )
+
+
+def _warn_of_unused(settings: Mapping[str, Any]) -> None:
+    for name, value in unused_settings(settings["method"], settings).items() if "method" in settings else ():
+        logger.warning("%s %r has no effect: %s does not use it", name, value, settings["method"])

@@ -21,6 +21,7 @@ from scipy.special import expit
 from scripts.core.errors import SettingsError
 from scripts.core.tasks import TASKS, THRESHOLD, Task, get_task
 from scripts.weights.calibration import FEWEST_SLIDES, fit_platt, fit_temperature
+from scripts.weights.ranking import ranking_of
 from scripts.weights.thresholds import choose_threshold, is_fixed
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "OperatingPoint",
     "check_rules",
     "find_points",
+    "members_of",
     "operating_point_of",
     "point_sha256",
     "point_text",
@@ -121,7 +123,8 @@ def find_points(
 
     Returns:
         By head: ``calibration``, ``rule`` and ``slides``, how it was found and on how many; ``classes``, by class the
-        numbers of :class:`OperatingPoint` and ``positives``, how many of the slides have it.
+        numbers of :class:`OperatingPoint` and ``positives``, how many of the slides have it; ``ranking``, what
+        :func:`scripts.weights.ranking.ranking_of` gives.
     """
     kind = get_task(task)
     z, y, moved = np.asarray(logits, np.float64), np.asarray(labels, np.float64), np.asarray(shift, np.float64)
@@ -143,7 +146,9 @@ def find_points(
                 classes[name]["threshold"] = choose_threshold(threshold, p, y[:, k])
             classes[name]["positives"] = positives
         rule = kind.decision if kind.is_exclusive else threshold
-        points[head] = {"calibration": calibration, "rule": rule, "slides": len(y), "classes": classes}
+        ranking = ranking_of(kind.probabilities(torch.as_tensor(own)).numpy(), y)
+        found = {"calibration": calibration, "rule": rule, "slides": len(y)}
+        points[head] = {**found, "classes": classes, "ranking": ranking}
     return points
 
 
@@ -193,6 +198,12 @@ def points_warning(points: Mapping[str, Mapping[str, Any]], unit: str = "slide")
     )
 
 
+def members_of(network: Any, heads: Sequence[str]) -> Sequence[Any]:
+    """The network that gives the logits of each head: its copy, where a network has one for each."""
+    copies: Sequence[Any] = getattr(network, "copies", [network] * len(heads))
+    return copies
+
+
 def operating_point_of(
     network: Any, heads: Sequence[str], class_names: Sequence[str], task: str = "multilabel"
 ) -> OperatingPoint | None:
@@ -207,9 +218,8 @@ def operating_point_of(
     """
     kind = get_task(task)
     names = LINE if kind.is_exclusive else (*LINE, "threshold")
-    copies: Any = getattr(network, "copies", [network] * len(heads))
     table = np.full((len(names), len(heads), len(class_names)), math.nan)
-    for h, (head, member) in enumerate(zip(heads, copies, strict=True)):
+    for h, (head, member) in enumerate(zip(heads, members_of(network, heads), strict=True)):
         points = getattr(member, "origin", {}).get(OPERATING_POINT, {})
         classes = points.get(head, {}).get("classes", {})
         for k, name in enumerate(class_names):

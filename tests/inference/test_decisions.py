@@ -88,3 +88,29 @@ def test_weights_without_an_operating_point_leave_a_request_as_it_was() -> None:
     request = {"pred": torch.zeros(3, 2), "image_path": "a.svs", "latencies": {"pre": {}}}
     assert Decided("pred", trained(), HEADS, CLASSES)(request).keys() == request.keys()
     assert "operating_point" not in request["latencies"]
+
+
+def test_a_head_whose_scores_may_mean_nothing_is_warned_of_once_for_each_weights(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    network, logits = trained(**POINTS), {"pred": torch.zeros(3, 2)}
+    decide = Decided("pred", network, HEADS, CLASSES)
+    decide(logits)
+    assert not caplog.messages
+    made_by = {"configuration": {"method": "mustmil", "magnifications": [5, 10], "alpha": 0.0, "beta": 1.0}}
+    points = {head: {"classes": POINTS, "slides": 30} for head in HEADS}
+    points["10x"]["ranking"] = {"roc_auc": 0.5, "by_chance": 0.7}
+    sign(
+        network,
+        {"settings": SETTINGS, "data": SCANNED, "version": "0.0.0"},
+        {"operating_point": points, "made_by": made_by},
+    )
+    network.load_state_dict(network.state_dict())
+    for _ in range(2):
+        decide(logits)
+    untrained, by_chance = caplog.messages
+    assert untrained == (
+        "what is predicted by the head global may mean nothing: it was trained with alpha 0 and beta 1, so it has "
+        "learnt nothing"
+    )
+    assert "the head 10x may mean nothing: it ranks the 30 validation slides no better than chance" in by_chance

@@ -9,7 +9,9 @@ import pytest
 import torch
 from ignite.engine import Events
 
+from scripts import BUNDLE_ROOT
 from scripts.core.errors import SettingsError
+from scripts.networks.methods import METHODS, USED_BY, unused_settings
 from scripts.training.phases import TrainingPhases
 from scripts.weights.paths import weights_path
 from tests.trainings import Interrupt, Training, checkpoint, same
@@ -144,6 +146,21 @@ def test_a_head_whose_loss_weighs_nothing_is_told(tmp_path, caplog, alpha, beta,
     warnings = [line for line in caplog.messages if "will learn nothing" in line]
     assert bool(warnings) == bool(told)
     assert not told or f": {told} will learn nothing." in warnings[0]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_setting_that_the_method_does_not_use_is_told_where_it_is_not_as_in_the_config(tmp_path, caplog, method):
+    config = json.loads((BUNDLE_ROOT / "configs" / "train.json").read_text())
+    defaults = {name: {**config, **config["advanced"]}[name] for name in USED_BY}
+    changed = {"alpha": 2.0, "attention_entropy": 0.5, "beta": 2.0, "class_attention": "separate"}
+    changed |= {"instance_weight": 0.1, "linking": "pooled", "num_nodes": 64}
+    assert changed.keys() == USED_BY.keys()
+    assert unused_settings(method, defaults) == {}
+    training = Training(tmp_path, 1)
+    settings = {"method": method, "magnifications": [5, 10], **changed}
+    TrainingPhases(training.network, training.heads, 1, training.best, tmp_path / "told.json", settings)
+    told = {line.split()[0] for line in caplog.messages if f"has no effect: {method} does not use it" in line}
+    assert told == {name for name, methods in USED_BY.items() if method not in methods}
 
 
 def test_one_phase_trains_everything_and_may_be_made_longer(tmp_path):

@@ -1,0 +1,28 @@
+"""What speaks against the scores of a head: it was not trained, or ranks slides no better than chance does."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from scripts.networks.methods import learning_heads
+from scripts.weights.operating_point import OPERATING_POINT
+from scripts.weights.ranking import doubt_of_ranking
+
+__all__ = ["doubt_of_head"]
+
+
+def doubt_of_head(origin: Mapping[str, Any], head: str) -> str | None:
+    """Why the scores of a head may mean nothing; ``None`` where nothing says so.
+
+    Args:
+        origin: what made its weights (:mod:`scripts.networks.state_record`).
+        head: its name.
+    """
+    trained = origin.get("made_by", {}).get("configuration", {})
+    if {"method", "magnifications", "alpha", "beta"} <= trained.keys():
+        weights = trained["alpha"], trained["beta"]
+        if head not in learning_heads(trained["method"], trained["magnifications"], *weights):
+            return "it was trained with alpha {:g} and beta {:g}, so it has learnt nothing".format(*weights)
+    point = origin.get(OPERATING_POINT, {}).get(head)
+    return None if point is None else doubt_of_ranking(point, trained.get("unit", "slide"))

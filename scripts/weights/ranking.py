@@ -1,0 +1,62 @@
+"""How well a head ranks validation slides, and how well chance would: what tells of a head that has learnt nothing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy.stats import norm, rankdata
+
+__all__ = ["doubt_of_ranking", "ranking_of"]
+
+LUCK = 0.05
+"""How often a head that knows nothing is to rank as well as the limit."""
+
+
+def ranking_of(scores: ArrayLike, labels: ArrayLike) -> dict[str, float]:
+    r"""How well scores rank slides, and how well scores that know nothing would.
+
+    With ranks r and labels y, centred over the slides, and :math:`c_k = 1 / (K n^+_k n^-_k)`, ROC-AUC is
+    :math:`1/2 + \sum_k c_k \sum_i y_{ik} r_{ik}`, a mean over classes. If all orders of the slides are as likely, its
+    variance is :math:`\frac{1}{n - 1} \sum_{ij} (\sum_k c_k y_{ik} r_{jk})^2` (Hoeffding, Annals of Mathematical
+    Statistics 22(4):558-566, 1951, theorem 2), whatever ties there are and however classes go together.
+
+    Args:
+        scores: ``[n, K]``, higher where a class is more likely.
+        labels: ``[n, K]``, 0 or 1.
+
+    Returns:
+        ``roc_auc``, a mean over the classes that some slides have and some have not, and ``by_chance``, above which
+        chance is once in 20 times. Empty where no ranking could be above that: slides are too few.
+    """
+    y = np.asarray(labels, np.float64)
+    is_mixed = (y.min(axis=0) < y.max(axis=0)) if len(y) else np.zeros(y.shape[1], bool)
+    if not is_mixed.any():
+        return {}
+    y = y[:, is_mixed]
+    ranks = rankdata(np.asarray(scores, np.float64)[:, is_mixed], axis=0)
+    y, r = y - y.mean(axis=0), ranks - ranks.mean(axis=0)
+    pairs = len(y) * (y**2).sum(axis=0)  # n+ n- of each class
+    c = 1 / (len(pairs) * pairs)
+    deviation = math.sqrt(float(((c[:, None] * (y.T @ y) * c) * (r.T @ r)).sum()) / (len(y) - 1))
+    limit = 0.5 + float(norm.isf(LUCK)) * deviation
+    return {"roc_auc": 0.5 + float((c * (y * r).sum(axis=0)).sum()), "by_chance": limit} if limit < 1 else {}
+
+
+def doubt_of_ranking(point: Mapping[str, Any], unit: str = "slide") -> str | None:
+    """Why a head may have learnt nothing, from its operating point; ``None`` where nothing says so.
+
+    Args:
+        point: of the head, as :func:`scripts.weights.operating_point.find_points` gives it.
+        unit: what it was found on: ``"slide"`` or ``"patient"``.
+    """
+    ranking = point.get("ranking")
+    if not ranking or ranking["roc_auc"] > ranking["by_chance"]:
+        return None
+    return (
+        f"it ranks the {point['slides']} validation {unit}s no better than chance does (ROC-AUC "
+        f"{ranking['roc_auc']:.3f}; chance stays at {ranking['by_chance']:.3f} or below 19 times in 20)"
+    )
