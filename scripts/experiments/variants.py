@@ -7,12 +7,13 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import combinations
 from typing import Any
 
 from scripts.bags.linking import Linking
 from scripts.core.errors import SettingsError
 from scripts.core.settings import SETTINGS, check_settings, with_role
-from scripts.networks.methods import USED_BY, check_method, learning_heads, method_title
+from scripts.networks.methods import USED_BY, check_method, learning_heads, method_title, sees_links
 from scripts.weights.operating_point import check_rules
 
 __all__ = ["Variant", "read_variants"]
@@ -71,9 +72,10 @@ def read_variants(items: Sequence[Any], shared: Mapping[str, Any]) -> list[Varia
             or is there twice.
     """
     variants = [_read(item, shared) for item in items]
-    names = [variant.name for variant in variants]
-    if len(set(names)) < len(names):
-        raise SettingsError("methods", f"got {list(items)!r}", "Name each once.")
+    for (one, first), (other, second) in combinations(zip(items, variants, strict=True), 2):
+        is_same = {**shared, **first.settings} == {**shared, **second.settings}
+        if first.method == second.method and is_same:
+            raise SettingsError("methods", f"{one!r} and {other!r} are the same training", "Name it once.")
     return variants
 
 
@@ -123,6 +125,9 @@ def _check(variant: Variant, shared: Mapping[str, Any]) -> None:
         raise SettingsError("views", cause, f"Give --views {settings['views']}; other variants may have views=0.")
     if "linking" in settings:
         Linking(settings["linking"], len(used["magnifications"]))
+        if settings["linking"] == "shuffled" and not sees_links(variant.method):
+            cause = f"trains the same network as linked: {variant.method} does not see which patches are linked"
+            raise SettingsError("linking=shuffled", cause, "Leave it out.")
     if not variant.heads(shared):
         raise SettingsError("alpha and beta", "both are 0, so nothing would train", "Set one above 0.")
     if used.get("val_interval", 1) > used.get("epochs", math.inf):

@@ -28,6 +28,7 @@ __all__ = [
     "METHODS",
     "USED_BY",
     "MapSpec",
+    "Method",
     "attention_maps",
     "check_method",
     "get_loss",
@@ -35,59 +36,62 @@ __all__ = [
     "learning_heads",
     "method_title",
     "result_heads",
+    "sees_links",
     "served_head",
     "trained_heads",
     "unused_settings",
 ]
 
-METHODS: dict[str, str] = {
-    "mustmil": "MuSTMIL",
-    "msmil": "MSMIL",
-    "ssmil": "SSMIL",
-    "mil_att": "MILModel att",
-    "mil_att_trans": "MILModel att_trans",
-    "mean": "Mean pooling",
-    "abmil": "ABMIL",
-    "abmil_linked": "ABMIL on linked features",
-    "late_fusion": "Late fusion",
-    "clam_sb": "CLAM-SB",
-    "clam_mb": "CLAM-MB",
-    "dsmil": "DSMIL",
-    "transmil": "TransMIL",
-}
-"""The methods' names, and what tables and figures call them."""
+# Settings that not every method uses.
+_OF_BRANCHES = ("attention_entropy", "class_attention", "linking", "num_nodes")
+_OF_ROWS = ("linking", "num_nodes")  # the others see the highest magnification alone, however rows are linked
 
-_NETWORKS: dict[str, Callable[..., BagNetwork]] = {
-    "mustmil": MuSTMIL,
-    "msmil": MSMIL,
-    "ssmil": SSMIL,
-    "mil_att": partial(HighestScaleMIL, "att"),
-    "mil_att_trans": partial(HighestScaleMIL, "att_trans"),
-    "mean": MeanPooling,
-    "abmil": ABMIL,
-    "abmil_linked": LinkedABMIL,
-    "late_fusion": LateFusion,
-    "clam_sb": partial(CLAM, False),
-    "clam_mb": partial(CLAM, True),
-    "dsmil": DSMIL,
-    "transmil": TransMIL,
+
+@dataclass(frozen=True)
+class Method:
+    """A method that can be trained and compared.
+
+    Args:
+        title: what tables and figures call it.
+        network: makes its network from the arguments of :func:`get_network`.
+        heads: those that have results: ``"global and scales"``, ``"global"``, ``"scales"``, or ``"highest"``, the head
+            of the highest magnification.
+        uses: the settings that it uses, of those that not every method does.
+        lies_on: what the attention of its global head lies on: ``"rows"``, so that the head sees which patches are
+            linked; or ``"scales"``, the patches of each, with a map for each. ``"nothing"`` if its network has no map.
+    """
+
+    title: str
+    network: Callable[..., BagNetwork]
+    heads: str
+    uses: tuple[str, ...] = ()
+    lies_on: str = "rows"
+
+
+METHODS: dict[str, Method] = {
+    "mustmil": Method("MuSTMIL", MuSTMIL, "global and scales", ("alpha", "beta", *_OF_BRANCHES)),
+    "msmil": Method("MSMIL", MSMIL, "global", _OF_BRANCHES, lies_on="scales"),
+    "ssmil": Method("SSMIL", SSMIL, "scales", _OF_BRANCHES),
+    "mil_att": Method("MILModel att", partial(HighestScaleMIL, "att"), "highest"),
+    "mil_att_trans": Method("MILModel att_trans", partial(HighestScaleMIL, "att_trans"), "highest"),
+    "mean": Method("Mean pooling", MeanPooling, "scales", ("linking",)),
+    "abmil": Method("ABMIL", ABMIL, "scales", _OF_ROWS),
+    "abmil_linked": Method("ABMIL on linked features", LinkedABMIL, "global", _OF_ROWS),
+    "late_fusion": Method("Late fusion", LateFusion, "global", _OF_ROWS, lies_on="scales"),
+    "clam_sb": Method("CLAM-SB", partial(CLAM, False), "highest", ("instance_weight", "num_nodes")),
+    "clam_mb": Method("CLAM-MB", partial(CLAM, True), "highest", ("instance_weight", "num_nodes")),
+    "dsmil": Method("DSMIL", DSMIL, "global", _OF_ROWS),
+    "transmil": Method("TransMIL", TransMIL, "highest", ("num_nodes",), lies_on="nothing"),
 }
+"""The methods, by the name that the setting ``method`` has."""
+
 USED_BY: dict[str, tuple[str, ...]] = {
-    "alpha": ("mustmil",),
-    "attention_entropy": ("mustmil", "msmil", "ssmil"),
-    "beta": ("mustmil",),
-    "class_attention": ("mustmil", "msmil", "ssmil"),
-    "instance_weight": ("clam_sb", "clam_mb"),
-    # The others see the highest magnification alone, which is as it is, however rows are linked.
-    "linking": ("mustmil", "msmil", "ssmil", "mean", "abmil", "abmil_linked", "late_fusion", "dsmil"),
-    "num_nodes": tuple(method for method in METHODS if method not in ("mil_att", "mil_att_trans", "mean")),
+    setting: tuple(name for name, method in METHODS.items() if setting in method.uses)
+    for setting in sorted({setting for method in METHODS.values() for setting in method.uses})
 }
 """The settings that not all methods use, and those that do."""
 # As configs/train.json has them: nobody has asked for these.
 _DEFAULTS = {**LATER, "alpha": 1.0, "beta": 1.0, "num_nodes": 128}
-# The methods with a head for each scale, and those with the global one alone.
-_OF_SCALES = ("ssmil", "mean", "abmil")
-_GLOBAL = ("msmil", "abmil_linked", "late_fusion", "dsmil")
 
 
 @dataclass(frozen=True)
@@ -113,7 +117,7 @@ def check_method(method: str) -> str:
 
 def method_title(method: str) -> str:
     """What tables and figures call a method, for example ``"MuSTMIL"``."""
-    return METHODS[check_method(method)]
+    return METHODS[check_method(method)].title
 
 
 def unused_settings(method: str, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -123,6 +127,12 @@ def unused_settings(method: str, settings: Mapping[str, Any]) -> dict[str, Any]:
         for name, methods in USED_BY.items()
         if method not in methods and settings.get(name, _DEFAULTS[name]) != _DEFAULTS[name]
     }
+
+
+def sees_links(method: str) -> bool:
+    """Whether it makes a difference to a method which patches of its scales are linked."""
+    found = METHODS[check_method(method)]
+    return "global" in found.heads and found.lies_on == "rows"
 
 
 def get_network(
@@ -136,7 +146,7 @@ def get_network(
         attention_entropy: see :func:`get_loss`, whose network gives entropies unless it is 0.
         settings: the other arguments of :class:`MuSTMIL`, which every method takes.
     """
-    make = _NETWORKS[check_method(method)]
+    make = METHODS[check_method(method)].network
     if isinstance(make, type) and issubclass(make, BranchNetwork):
         settings.update(class_attention=class_attention, gives_entropies=attention_entropy != 0)
     return make(**settings)
@@ -182,12 +192,10 @@ def result_heads(method: str, magnifications: Sequence[float]) -> list[str]:
 
     Others have the global one alone (MSMIL), one for each scale (SSMIL), or that of the highest scale (CLAM).
     """
-    scales = scale_names(magnifications)
-    if check_method(method) == "mustmil":
-        return ["global", *scales]
-    if method in _GLOBAL:
-        return ["global"]
-    return scales if method in _OF_SCALES else scales[-1:]
+    scales, heads = scale_names(magnifications), METHODS[check_method(method)].heads
+    if heads == "highest":
+        return scales[-1:]
+    return [*(["global"] if "global" in heads else []), *(scales if "scales" in heads else [])]
 
 
 def served_head(heads: Sequence[str]) -> int:
@@ -215,15 +223,13 @@ def attention_maps(method: str, magnifications: Sequence[float]) -> list[MapSpec
     of others over linked rows. MSMIL pools the patches of all scales as one bag: one attention, and a map for each
     scale of it. Late fusion has an attention for each scale. TransMIL has no map.
     """
-    scales = scale_names(magnifications)
-    of_rows = MapSpec("global", "global", len(scales) - 1)
-    own = [MapSpec(name, name, s) for s, name in enumerate(scales)]
-    if check_method(method) == "mustmil":
-        return [of_rows, *own]
-    if method in ("msmil", "late_fusion"):
-        return [MapSpec(f"global_{name}", "global", s) for s, name in enumerate(scales)]
-    if method in ("abmil_linked", "dsmil"):
-        return [of_rows]
-    if method == "transmil":
-        return []
-    return own if method in _OF_SCALES else own[-1:]
+    scales, found = scale_names(magnifications), list[MapSpec]()
+    lies_on = METHODS[check_method(method)].lies_on
+    for head in result_heads(method, magnifications) if lies_on != "nothing" else ():
+        if head != "global":
+            found.append(MapSpec(head, head, scales.index(head)))
+        elif lies_on == "rows":
+            found.append(MapSpec(head, head, len(scales) - 1))
+        else:
+            found += [MapSpec(f"{head}_{name}", head, s) for s, name in enumerate(scales)]
+    return found

@@ -36,7 +36,7 @@ def comparison(folder, **changes):
         ({"methods": "mustmil"}, r"methods: got 'mustmil'. Give a list, for example \['mustmil'"),
         ({"methods": []}, r"methods: got \[\]"),
         ({"methods": ["mustmil", "clam"]}, "method: got 'clam'. Choose one of mustmil"),
-        ({"methods": ["mustmil", "mustmil"]}, "Name each once"),
+        ({"methods": ["mustmil", "mustmil"]}, "Name it once"),
         ({"seeds": 5}, r"seeds: got 5. Give a list, for example \[0, 1, 2\]"),
         ({"seeds": [0, 0]}, "Name each once"),
         ({"seeds": [0, -1]}, "seed: got -1"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -70,6 +71,7 @@ def test_names_titles_and_folders_say_what_differs() -> None:
         ("mean attention_entropy=1", "'mean attention_entropy=1': attention_entropy: mean does not use it. Leave it"),
         ("mustmil val_interval=9", "val_interval: is 9, and 5 epochs would end without a validation"),
         ("clam_sb linking=shuffled", "linking: clam_sb does not use it"),
+        ("ssmil linking=shuffled", "linking=shuffled: trains the same network as linked: ssmil does not see which"),
         ("clam_sb instance_weight=1", "instance_weight: got 1. Give a number from 0 to 0.99."),
         ("mustmil attention_entropy=11", "attention_entropy: got 11. Give a number from -10 to 10."),
         ("mustmil attention_entropy=nan", "attention_entropy: got 'nan'. Give a number from -10 to 10."),
@@ -105,10 +107,13 @@ def test_the_same_training_is_named_once() -> None:
         ("mustmil", "mustmil"),
         ("mustmil beta=0", "mustmil beta=0.0"),
         ("ssmil lr=1 views=0", "ssmil views=0 lr=1"),
+        ("mustmil beta=0", "msmil", "mustmil alpha=1 beta=0"),
     ]
-    for items in same:
-        with pytest.raises(SettingsError, match="methods: got .* Name each once"):
-            read(*items)
+    for first, *others in same:
+        told = f"methods: '{first}' and '{others[-1]}' are the same training. Name it once."
+        with pytest.raises(SettingsError, match=f"^{re.escape(told)}$"):
+            read(first, *others)
+    assert len(read("mustmil alpha=2 beta=0", "mustmil alpha=1 beta=0")) == 2
 
 
 def test_one_magnification_has_no_links_to_shuffle() -> None:

@@ -19,6 +19,7 @@ from scripts.networks.methods import (
     get_network,
     method_title,
     result_heads,
+    sees_links,
     served_head,
     trained_heads,
 )
@@ -43,6 +44,19 @@ def test_names_are_as_many_as_the_networks_outputs_and_maps(method, magnificatio
     named = trained_heads(method, magnifications)
     assert sorted(h for phase in network.phases for h in phase) == list(range(len(named)))
     assert set(heads) <= set(named)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_only_a_method_that_sees_links_predicts_otherwise_where_lower_patches_change_rows(method):
+    torch.manual_seed(0)
+    network = get_network(method, **SETTINGS).double().eval()
+    x, log_weight = torch.randn(1, 7, 2, 8).double(), -torch.rand(1, 7, 2).double()
+    log_weight[..., 1] = 0.0
+    other, weight, order = x.clone(), log_weight.clone(), torch.randperm(7)
+    other[:, :, 0], weight[:, :, 0] = x[:, order, 0], log_weight[:, order, 0]
+    is_same = torch.allclose(network(x, log_weight), network(other, weight), rtol=0, atol=1e-12)
+    assert is_same != sees_links(method)
+    assert sees_links(method) == (method in ("mustmil", "abmil_linked", "dsmil"))
 
 
 def test_the_methods_of_the_paper_and_of_monai():
