@@ -99,10 +99,6 @@ class LateFusion(BagNetwork):
         """A row of the classifier for each class: all of them share the attention."""
         return {"myfc.weight": (0,), "myfc.bias": (0,)}
 
-    def _branches(self, x: Tensor, log_weight: Tensor) -> tuple[Tensor, Tensor]:
-        logits, attention, _ = self._explain(x, log_weight)
-        return logits, attention  # [B, 1, K], [B, N, S, K]
-
     def _explain(self, x: Tensor, log_weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         weights = self.myfc.weight.chunk(self.num_scales, dim=1)  # S of [K, num_nodes]
         attention: list[Tensor] = []

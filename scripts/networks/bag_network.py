@@ -183,11 +183,14 @@ class BagNetwork(MILModel):
             return self._branches(x, weight)
 
     def _branches(self, x: Tensor, log_weight: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits ``[B, H, K]`` and attention ``[B, N, M, K]`` of ``[B, N, S, F]``, of any dtype, and ``[B, N, S]``."""
-        raise NotImplementedError
+        """The first two of :meth:`_explain`; a subclass has one of its own where that is worth its while."""
+        logits, attention, _ = self._explain(x, log_weight)
+        return logits, attention
 
     def _explain(self, x: Tensor, log_weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The same, and the contribution ``[B, N, M, K]``."""
+        """Logits ``[B, H, K]``, attention and contribution ``[B, N, M, K]`` of ``[B, N, S, F]``, of any dtype, and
+        ``[B, N, S]``.
+        """
         raise NotImplementedError
 
     def _encode(self, x: Tensor) -> Tensor:

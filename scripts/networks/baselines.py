@@ -122,10 +122,6 @@ class HighestScaleMIL(BagNetwork):
         """A row of the classifier for each class: all of them share the attention."""
         return {"myfc.weight": (0,), "myfc.bias": (0,)}
 
-    def _branches(self, x: Tensor, log_weight: Tensor) -> tuple[Tensor, Tensor]:
-        logits, attention, _ = self._explain(x, log_weight)
-        return logits, attention
-
     def _explain(self, x: Tensor, log_weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x = x.to(self.myfc.weight.dtype)
         logits = x.new_zeros(x.shape[0], 1, self.num_classes)  # [B, 1, K]

@@ -67,10 +67,6 @@ class CLAM(BagNetwork):
         names = ["myfc.weight", "myfc.bias", "instance_classifier.weight", "instance_classifier.bias"]
         return dict.fromkeys([*names, *(["branch.score.weight"] if self.is_multi else [])], (0,))
 
-    def _branches(self, x: Tensor, log_weight: Tensor) -> tuple[Tensor, Tensor]:
-        logits, attention, _ = self._explain(x, log_weight)
-        return logits, attention  # [B, 1, K], [B, N, 1, K]; in training mode [B, 1 + 2 * k, K]
-
     def _explain(self, x: Tensor, log_weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         weight = log_weight[:, :, -1]  # [B, N]
         h, scores = self.branch(x[:, :, -1].to(self.myfc.weight.dtype))  # [B, N, num_nodes], [B, N, 1 or K]

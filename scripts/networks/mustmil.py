@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from scripts.core.errors import SettingsError
 from scripts.core.settings import check_settings
 from scripts.networks.attention_entropy import attention_entropies
 from scripts.networks.bag_network import BagNetwork
@@ -59,9 +58,7 @@ class BranchNetwork(BagNetwork):
         gives_entropies: bool = False,
         **settings: Any,
     ) -> None:
-        check_settings(class_attention=class_attention)
-        if num_nodes < 2:
-            raise SettingsError("num_nodes", f"got {num_nodes}", "Set it to 2 or more; the paper has 128.")
+        check_settings(class_attention=class_attention, num_nodes=num_nodes)
         super().__init__(num_classes, num_scales, num_features, **settings)
         self.embed = nn.ModuleList(nn.Linear(num_features, num_nodes) for _ in range(num_scales))
         half = num_nodes // 2

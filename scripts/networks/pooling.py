@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from scripts.core.errors import SettingsError
+from scripts.core.settings import check_settings
 from scripts.networks.bag_network import BagNetwork
 
 __all__ = ["GatedBranch", "PlainBranch", "PoolingNetwork", "pooled_votes"]
@@ -39,8 +39,7 @@ class GatedBranch(nn.Module):
 
     def __init__(self, num_features: int, num_nodes: int, num_attentions: int = 1, dropout: float = 0.0) -> None:
         super().__init__()
-        if num_nodes < 2:
-            raise SettingsError("num_nodes", f"got {num_nodes}", "Set it to 2 or more; MuSTMIL's paper has 128.")
+        check_settings(num_nodes=num_nodes)
         half = num_nodes // 2
         self.embed = nn.Sequential(nn.Linear(num_features, num_nodes), nn.ReLU(), nn.Dropout(dropout))
         self.tanh = nn.Sequential(nn.Linear(num_nodes, half), nn.Tanh(), nn.Dropout(dropout))
@@ -109,10 +108,6 @@ class PoolingNetwork(BagNetwork):
     def _inputs(self, x: Tensor, log_weight: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """The features ``[B, N, F]`` and the log weights ``[B, N]`` of each branch."""
         raise NotImplementedError
-
-    def _branches(self, x: Tensor, log_weight: Tensor) -> tuple[Tensor, Tensor]:
-        logits, attention, _ = self._explain(x, log_weight)
-        return logits, attention  # [B, H, K], [B, N, H, K]
 
     def _explain(self, x: Tensor, log_weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         inputs, log_weights = self._inputs(x, log_weight)

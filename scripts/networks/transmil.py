@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from scripts.core.errors import SettingsError
+from scripts.core.settings import check_settings
 from scripts.networks.bag_network import BagNetwork
 
 __all__ = ["TransMIL"]
@@ -49,8 +49,7 @@ class TransMIL(BagNetwork):
     def __init__(
         self, num_classes: int, num_scales: int = 2, num_features: int = 512, num_nodes: int = 128, **settings: Any
     ) -> None:
-        if num_nodes < 2:
-            raise SettingsError("num_nodes", f"got {num_nodes}", "Set it to 2 or more; TransMIL's paper has 512.")
+        check_settings(num_nodes=num_nodes)
         super().__init__(num_classes, num_scales, num_features, **settings)
         self.embed = nn.Sequential(nn.Linear(num_features, num_nodes), nn.ReLU())
         self.class_token = nn.Parameter(torch.randn(1, 1, num_nodes))

@@ -263,7 +263,7 @@ def test_a_wrong_shape_says_what_was_wanted_and_what_came(call: Callable[[MuSTMI
 
 
 def test_settings_that_cannot_work_are_refused() -> None:
-    with pytest.raises(SettingsError, match=r"num_nodes: got 1. Set it to 2 or more"):
+    with pytest.raises(SettingsError, match=r"num_nodes: got 1. Give a whole number from 2 up"):
         MuSTMIL(K, num_nodes=1)
     with pytest.raises(ValueError, match="must be positive, got 0 and 64"):
         MuSTMIL(K, num_scales=0)

@@ -68,5 +68,5 @@ def test_a_plain_branch_counts_all_patches_the_same() -> None:
 
 
 def test_too_few_nodes_are_refused() -> None:
-    with pytest.raises(SettingsError, match="num_nodes: got 1. Set it to 2 or more"):
+    with pytest.raises(SettingsError, match="num_nodes: got 1. Give a whole number from 2 up"):
         GatedBranch(6, 1)

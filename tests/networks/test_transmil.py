@@ -109,5 +109,5 @@ def test_without_the_package_it_says_what_to_install(monkeypatch: pytest.MonkeyP
 
 
 def test_too_few_nodes_are_refused() -> None:
-    with pytest.raises(SettingsError, match="num_nodes: got 1. Set it to 2 or more"):
+    with pytest.raises(SettingsError, match="num_nodes: got 1. Give a whole number from 2 up"):
         TransMIL(K, 2, F, 1)
