@@ -593,7 +593,7 @@ def test_a_variants_attention_is_compared_with_the_contribution_of_its_method():
     ("given", "message"),
     [
         (["--methods", "clam"], "method: got 'clam'"),
-        (["--methods", "mustmil", "mustmil"], "methods: got"),
+        (["--methods", "mustmil", "mustmil"], "methods: 'mustmil' and 'mustmil' are the same training"),
         (
             ["--methods", "mustmil class_attention=shared"],
             "methods: none of ['mustmil class_attention=shared'] differs",

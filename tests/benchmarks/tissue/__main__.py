@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import json
 import resource
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from scripts import BUNDLE_ROOT
 from scripts.core.errors import SettingsError, show_one_line
 from scripts.core.files import replacing
 from scripts.core.settings import check_settings
@@ -36,34 +39,38 @@ from tests.benchmarks.tissue.tables import (
 
 __all__ = ["PARTS", "main"]
 
+
+@dataclass(frozen=True)
+class Part:
+    """A part of the benchmark.
+
+    Args:
+        title: its heading on the page.
+        task: what is predicted.
+        datalist: in the cohort's folder.
+        is_control: whether nothing can be learnt, or gained. A leak, or a gain from nothing, would show with every
+            seed: one is enough.
+        views: augmented views of the slides of the rarest classes; of other slides fewer.
+    """
+
+    title: str
+    task: str = "multilabel"
+    datalist: str = "datalist.csv"
+    is_control: bool = False
+    views: int = 0
+
+
+PAPER = json.loads((BUNDLE_ROOT / "configs" / "paper.json").read_text(encoding="utf-8"))
 PARTS = {
-    "multilabel": "multilabel",
-    "binary": "binary",
-    "permuted": "multilabel",
-    "same_scales": "multilabel",
-    "augmented": "multilabel",
+    "multilabel": Part("All classes"),
+    "binary": Part("Malignant or not", "binary"),
+    "permuted": Part("Control: permuted labels", datalist="permuted.csv", is_control=True),
+    "same_scales": Part("Control: both scales the same", datalist="without_regions.csv", is_control=True),
+    "augmented": Part("Augmented views", views=PAPER["views"]),
 }
-"""The parts of the benchmark, and the task of each: two comparisons, two controls, and what augmented views bring."""
-DATALISTS = {
-    "multilabel": "datalist.csv",
-    "binary": "datalist.csv",
-    "permuted": "permuted.csv",
-    "same_scales": "without_regions.csv",
-    "augmented": "datalist.csv",
-}
-# A leak, or a gain from nothing, would show with every seed: one is enough.
-CONTROLS = ("permuted", "same_scales")
-TITLES = {
-    "multilabel": "All classes",
-    "binary": "Malignant or not",
-    "permuted": "Control: permuted labels",
-    "same_scales": "Control: both scales the same",
-    "augmented": "Augmented views",
-}
+"""The parts of the benchmark: two comparisons, two controls, and what augmented views bring."""
 # The trainings of the first part with the seeds of the controls.
 SAME_SEEDS = "multilabel, seeds of the controls"
-# As in configs/paper.json.
-VIEWS = 5
 WITH_AND_WITHOUT_VIEWS = ["mustmil", "mustmil views=0"]
 EPOCHS = 20
 """Of each phase: docs/evidence.md says how they were chosen."""
@@ -73,7 +80,7 @@ def methods_of(part: str, methods: Sequence[str]) -> list[str]:
     """Those of the methods that a part compares."""
     if part == "augmented":
         return WITH_AND_WITHOUT_VIEWS
-    if PARTS[part] != "binary":
+    if PARTS[part].task != "binary":
         return list(methods)
     # With one logit it is the same how classes share attention.
     variants = zip(methods, read_variants(list(methods), SHARED), strict=True)
@@ -88,7 +95,7 @@ def refuse_wrong(args: argparse.Namespace) -> None:
     if len(set(args.seeds)) < len(args.seeds):
         raise SettingsError("seeds", f"got {args.seeds}", "Name each once.")
     for part in args.parts:
-        shared = {**SHARED, "task": PARTS[part], "epochs": args.epochs, "views": VIEWS if part == "augmented" else 0}
+        shared = {**SHARED, "task": PARTS[part].task, "epochs": args.epochs, "views": PARTS[part].views}
         if not read_variants(methods_of(part, args.methods), shared):
             raise SettingsError(
                 "methods", f"none of {args.methods} differs in the part {part}", "Name mustmil as well."
@@ -127,39 +134,38 @@ def main(argv: Sequence[str] | None = None) -> int:
         "class_names": list(fields.class_names),
         "magnifications": list(MAGNIFICATIONS),
     }
-    own: dict[str, Any] = {"output_dir": output_dir, "datalist": cohort.folder / DATALISTS["multilabel"]}
+    own: dict[str, Any] = {"output_dir": output_dir, "datalist": cohort.folder / PARTS["multilabel"].datalist}
     code = run_config("extracting", "extract", {**common, **own})
     if code != 0:
         return code
     clock.tell("features")
     common |= {"folds": len(set(groups.values()))}
     common |= {"num_processes": args.num_processes, "epochs": args.epochs}
-    made, seeds = [], {part: args.seeds[:1] if part in CONTROLS else args.seeds for part in args.parts}
+    made, seeds = [], {part: args.seeds[:1] if PARTS[part].is_control else args.seeds for part in args.parts}
     for part in args.parts:
-        own = {"output_dir": output_dir / part, "task": PARTS[part], "datalist": cohort.folder / DATALISTS[part]}
-        own |= {"seeds": seeds[part], "methods": methods_of(part, args.methods)}
+        about = PARTS[part]
+        own = {"output_dir": output_dir / part, "task": about.task, "datalist": cohort.folder / about.datalist}
+        own |= {"seeds": seeds[part], "methods": methods_of(part, args.methods), "views": about.views}
         if part == "binary":
             own["positive_classes"] = list(fields.positive_classes)
-        if part == "augmented":
-            own["views"] = VIEWS
         if part == "same_scales":
             own["feature_dir"] = output_dir / part / "features"
             write_control_banks(common["feature_dir"], own["feature_dir"])
-        print(f"\n{TITLES[part]}", flush=True)
+        print(f"\n{about.title}", flush=True)
         before, cpu_before = done_in(output_dir / part), processor_seconds()
         if (code := run_config("comparing", "compare", {**common, **own})) != 0:
             return code
         clock.tell(part)
         if number := done_in(output_dir / part) - before:
-            made.append((TITLES[part], number, clock.steps[part], processor_seconds() - cpu_before))
+            made.append((about.title, number, clock.steps[part], processor_seconds() - cpu_before))
 
     found = {
-        part: read_outputs(output_dir / part, PARTS[part], methods_of(part, args.methods), seeds[part])
+        part: read_outputs(output_dir / part, PARTS[part].task, methods_of(part, args.methods), seeds[part])
         for part in args.parts
     }
     if "multilabel" in found and "same_scales" in found:
         own = methods_of("multilabel", args.methods)
-        found[SAME_SEEDS] = read_outputs(output_dir / "multilabel", PARTS["multilabel"], own, seeds["same_scales"])
+        found[SAME_SEEDS] = read_outputs(output_dir / "multilabel", PARTS["multilabel"].task, own, seeds["same_scales"])
     page = page_of(fields, cohort, found, args.parts, args.seeds, args.epochs)
     page += f"\nSeconds of this run: {clock}.\n"
     if made:
@@ -200,7 +206,7 @@ def page_of(
         f"of the controls {seeds[0]}.",
     ]
     for part in names:
-        parts += [f"## {TITLES[part]}", *tables_of(part, found[part], found, epochs)]
+        parts += [f"## {PARTS[part].title}", *tables_of(part, found[part], found, epochs)]
     return "\n\n".join(text for text in parts if text) + "\n"
 
 
@@ -212,10 +218,10 @@ def tables_of(part: str, outputs: list[Output], found: Mapping[str, list[Output]
     if part == "same_scales":
         expected = "Each 10x patch has the features of the 5x patch around it: no method should gain from linking them."
         table = same_scales_table(found.get(SAME_SEEDS, []), outputs)
-        return [expected, score_table(outputs, PARTS[part], epochs), table]
-    task = PARTS[part]
-    if part == "augmented":
-        expected = f"With {VIEWS} augmented views of the slides of the rarest classes, fewer of others, and without."
+        return [expected, score_table(outputs, PARTS[part].task, epochs), table]
+    task, views = PARTS[part].task, PARTS[part].views
+    if views:
+        expected = f"With {views} augmented views of the slides of the rarest classes, fewer of others, and without."
         return [expected, score_table(outputs, task, epochs), ablation_table(outputs, task)]
     tables = [score_table(outputs, task, epochs), difference_table(outputs, task)]
     if claims := claims_table(outputs, task):
