@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from monai.bundle import ConfigParser
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import scripts.experiments.comparison
 import scripts.experiments.cross_validation
@@ -187,6 +188,12 @@ def files(world: World, config: str, **settings: Any) -> Any:
     world.run(config, **settings)
     found = sorted(str(path.relative_to(out)) for path in out.rglob("*") if path.is_file())
     return [name for name in found if "tfevents" not in name]
+
+
+def images(world: World, config: str, **settings: Any) -> Any:
+    """The pictures that a workflow shows in TensorBoard."""
+    (folder,) = (world.run(config, **settings) / "tensorboard").iterdir()
+    return sorted(EventAccumulator(str(folder)).Reload().Tags()["images"])
 
 
 def exported(world: World, config: str, **settings: Any) -> Any:

@@ -34,8 +34,9 @@ PARTITIONS = ["training"] * 4 + ["validation"] * 2 + ["testing"] * 2
 
 Settings = dict[str, Any]
 
-# Of `evaluating`: its figures, in TensorBoard and the report, take ten times as long as all else together.
-NO_PICTURES: Settings = {"report": False, "board": "$None"}
+# Pictures, in TensorBoard and the report, take ten times as long as all else of an evaluation together.
+NO_PICTURES: Settings = {"report": False}
+PICTURES: Settings = {"report": True}
 
 
 class World:
@@ -128,7 +129,7 @@ class World:
     def settings_for(self, config: str, **given: Any) -> Settings:
         """The settings with which looks begin, as far as the config has them, and others.
 
-        An evaluation draws nothing; with :data:`PICTURES` it does.
+        Training and evaluation draw nothing; with :data:`PICTURES` it does.
         A text that begins with ``OUT/`` is a path in a folder that nothing was written to, ``self.last``.
         """
         out = self.out()
@@ -142,7 +143,7 @@ class World:
             "feature_dir": None if config == "inference" else str(self.trained / "features"),
             "ckpt_dir": "OUT/models" if config in ("train", "ensemble") else str(self.trained / "models"),
             "members": World.members,
-            **(NO_PICTURES if config == "evaluate" else {}),
+            **(NO_PICTURES if config in ("train", "evaluate") else {}),
         }
         if config == "calibrate" and "ckpt_dir" not in given:
             # It writes into the files of weights, and others need these.
@@ -205,9 +206,6 @@ class World:
 def load(config: str) -> dict[str, Any]:
     content: dict[str, Any] = json.loads((ROOT / "configs" / f"{config}.json").read_text(encoding="utf-8"))
     return content
-
-
-PICTURES: Settings = {key: load("evaluate")[key] for key in NO_PICTURES}
 
 
 def settings_of(config: str) -> set[str]:

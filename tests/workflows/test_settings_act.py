@@ -38,6 +38,7 @@ from tests.looks import (
     files,
     forward,
     heads,
+    images,
     imported,
     intervals,
     last_epoch,
@@ -173,6 +174,7 @@ EFFECTS: dict[str, dict[str, Effect]] = {
         "batch_size": changes(weights, 2),
         "seed": changes(weights, 1, split_seed=0),
         "resume": changes(end, True),
+        "report": changes(images, True),
         "pretrained": changes(weights, lambda world: str(world.trained / "models")),
     },
     "evaluate": {
