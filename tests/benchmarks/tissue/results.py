@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,16 @@ from scripts.experiments.variants import Variant, read_variants
 from scripts.heatmaps.attention_maps import KINDS
 from scripts.networks.methods import attention_maps
 
-__all__ = ["AT_POINT", "MAGNIFICATIONS", "SHARED", "Interval", "Output", "interval_over_groups", "read_outputs"]
+__all__ = [
+    "AT_POINT",
+    "MAGNIFICATIONS",
+    "SHARED",
+    "Interval",
+    "Output",
+    "interval_over_groups",
+    "read_outputs",
+    "widening",
+]
 
 Floats = NDArray[np.float64]
 
@@ -74,13 +84,23 @@ class Output:
 def interval_over_groups(values: Floats) -> Interval:
     """The mean of the groups' values ``[g]``, with Student's 95% interval of g - 1 degrees of freedom.
 
-    NaN bounds for one group; of values that are all the same, that value.
+    It is wider by :func:`widening`, because the trainings of two groups share slides. NaN bounds for one group; of
+    values that are all the same, that value.
     """
-    mean = float(values.mean())
-    if len(values) < 2:
+    mean, number = float(values.mean()), len(values)
+    if number < 2:
         return Interval(mean, np.nan, np.nan)
-    half = float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values))
+    half = float(stats.t.ppf(0.975, number - 1) * stats.sem(values)) * widening(number)
     return Interval(mean, mean - half, mean + half)
+
+
+def widening(num_groups: int) -> float:
+    """How much wider intervals over k groups are if k - 2 of them train, and two are validated on and tested.
+
+    The variance over k tests is taken times 1 / k + n_test / n_train instead of 1 / k: Nadeau and Bengio, Machine
+    Learning 52:239-281, 2003.
+    """
+    return math.sqrt(1 + num_groups / max(num_groups - 2, 1))
 
 
 def read_outputs(folder: Path, task: str, methods: Collection[str], seeds: Collection[int]) -> list[Output]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -10,7 +9,7 @@ import numpy as np
 from scripts.core.markdown import markdown_table
 from scripts.evaluation.metrics import SCORE_TITLES, score_names
 from scripts.evaluation.score_texts import digits
-from tests.benchmarks.tissue.results import AT_POINT, Floats, Interval, Output, interval_over_groups
+from tests.benchmarks.tissue.results import AT_POINT, Floats, Interval, Output, interval_over_groups, widening
 
 __all__ = [
     "ablation_table",
@@ -45,20 +44,12 @@ def cohort_text(num_fields: int, num_patients: int, num_groups: int, num_slides:
         "and no patient is in two groups; within a group, slides share both, so each group counts as one observation. "
         "Each group is tested by trainings that have seen none of it. A score is first averaged over the seeds, then "
         f"over the {num_groups} groups: mean ± standard deviation over groups, and for differences Student's 95% "
-        f"interval over groups, with {num_groups - 1} degrees of freedom. These intervals are wide, because "
-        f"{num_groups} groups are few. Intervals over slides would be narrower, and wrong: they would take slides of "
-        "the same patients for independent. Even these are narrow, because the trainings of two groups share slides: "
-        "by the correction of Nadeau and Bengio (Machine Learning 52:239-281, 2003) they would be "
-        f"{widening(num_groups):.2f} times as wide."
+        f"interval over groups, with {num_groups - 1} degrees of freedom. The trainings of two groups share slides, so "
+        "intervals have the correction of Nadeau and Bengio (Machine Learning 52:239-281, 2003), which makes them "
+        f"{widening(num_groups):.2f} times as wide. They are wide also because {num_groups} groups are few. Intervals "
+        "over slides would be narrower, and wrong: they would take slides of the same patients for independent. "
+        "ROC-AUC is the mean over classes, so chance has 0.5. A difference, A less B, is above 0 where A is better."
     )
-
-
-def widening(num_groups: int) -> float:
-    """How much wider intervals over k groups are if k - 2 of them train, and two are validated on and tested.
-
-    The variance over k tests is taken times 1 / k + n_test / n_train instead of 1 / k.
-    """
-    return math.sqrt(1 + num_groups / max(num_groups - 2, 1))
 
 
 def group_table(
@@ -122,9 +113,13 @@ def difference_table(outputs: Sequence[Output], task: str) -> str:
             continue
         both = {name: _difference(reference, output, name) for name in names}
         ahead = both["roc_auc"]
-        of = "" if ahead is None else f"{int((ahead > 0).sum())} of {len(ahead)}"
+        of = "" if ahead is None else f"{int((ahead > 0).sum())} of {len(ahead)} groups"
         body.append([output.title, *(_interval(values) for values in both.values()), of])
-    head = ["MuSTMIL global less", *(f"{title} [95%]" for title in names.values()), "groups ahead in ROC-AUC"]
+    head = [
+        "MuSTMIL global less",
+        *(f"{title} [95%]" for title in names.values()),
+        "groups in which it is ahead in ROC-AUC",
+    ]
     return markdown_table(head, body)
 
 
@@ -259,5 +254,6 @@ def _interval(values: Floats | None, signed: bool = True) -> str:
 
 
 def _text(found: Interval, signed: bool = False) -> str:
-    mean, low, high = (f"{value:{'+' if signed else ''}.3f}" for value in found)
+    values = found if signed else np.clip(found, 0.0, 1.0)
+    mean, low, high = (f"{value:{'+' if signed else ''}.3f}" for value in values)
     return mean if np.isnan(found.low) else f"{mean} [{low}, {high}]"
