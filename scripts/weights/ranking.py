@@ -30,13 +30,15 @@ def ranking_of(scores: ArrayLike, labels: ArrayLike) -> dict[str, float]:
 
     Returns:
         ``roc_auc``, a mean over the classes that some slides have and some have not, and ``by_chance``, above which
-        chance is once in 20 times. Empty where no ranking could be above that: slides are too few.
+        chance is once in 20 times. Empty where slides are so few that chance ranks all of them right more often.
     """
     y = np.asarray(labels, np.float64)
     is_mixed = (y.min(axis=0) < y.max(axis=0)) if len(y) else np.zeros(y.shape[1], bool)
     if not is_mixed.any():
         return {}
     y = y[:, is_mixed]
+    if max(math.comb(len(y), int(positives)) for positives in y.sum(axis=0)) * LUCK < 1:
+        return {}
     ranks = rankdata(np.asarray(scores, np.float64)[:, is_mixed], axis=0)
     y, r = y - y.mean(axis=0), ranks - ranks.mean(axis=0)
     pairs = len(y) * (y**2).sum(axis=0)  # n+ n- of each class

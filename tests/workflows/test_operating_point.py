@@ -96,6 +96,18 @@ def test_it_is_told_and_thresholds_of_few_slides_are_warned_of(world: World, cap
     assert "their thresholds are not to be trusted: fewer than 10 validation slides have these classes" in told
 
 
+@pytest.mark.parametrize("config", ["evaluate", "inference"])
+def test_an_output_that_was_not_trained_is_warned_of_once_where_its_weights_are_used(
+    world: World, capfd: pytest.CaptureFixture[str], config: str
+) -> None:
+    folder = world.train(alpha=0.0)
+    capfd.readouterr()
+    world.run(config, ckpt_dir=str(folder))
+    warnings = [line for line in capfd.readouterr().err.splitlines() if "may mean nothing" in line]
+    assert len(warnings) == 1
+    assert "by the head global may mean nothing: it was trained with alpha 0 and beta 1" in warnings[0]
+
+
 def test_a_resumed_training_stores_the_point_of_one_that_was_not_stopped(world: World) -> None:
     _, whole = trained(world, epochs=3)
     made = world.settings_for("train", epochs=1)
