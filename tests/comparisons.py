@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import stats
 
 from scripts.evaluation.head_report import decided_scores
 from scripts.evaluation.label_texts import label_text
@@ -85,3 +86,14 @@ def write_cohort(
 
 def _value(value: float) -> dict[str, Any]:
     return {"value": None if np.isnan(value) else value, "ci95": [None, None]}
+
+
+def table_cells(table: str) -> list[list[str]]:
+    """The cells of a Markdown table, line by line."""
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
+
+
+def interval_of_four_groups(values: np.ndarray) -> tuple[float, float]:
+    """Nadeau and Bengio's 95% interval, of four groups of 20 slides of which two train a network that one tests."""
+    deviation = np.sqrt((1 / 4 + 20 / 40) * values.var(ddof=1))
+    return values.mean() - stats.t.ppf(0.975, 3) * deviation, values.mean() + stats.t.ppf(0.975, 3) * deviation
