@@ -129,7 +129,7 @@ class World:
     def settings_for(self, config: str, **given: Any) -> Settings:
         """The settings with which looks begin, as far as the config has them, and others.
 
-        Training and evaluation draw nothing; with :data:`PICTURES` it does.
+        Training and evaluation draw nothing; with :data:`PICTURES` they do.
         A text that begins with ``OUT/`` is a path in a folder that nothing was written to, ``self.last``.
         """
         out = self.out()

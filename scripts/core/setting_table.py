@@ -278,7 +278,11 @@ SETTINGS: dict[str, Setting] = dict(
             "names of slides of the datalist that are not used (`--leave_out \"['a','b']\"`); the split stays as it is",
         ),
         entry("heatmaps", "whether `inferring` draws heatmaps", checks.switch),
-        entry("report", "whether `report.html` is written, and figures and pictures for TensorBoard", checks.switch),
+        entry(
+            "report",
+            "whether `report.html` is written (`training` has none), and pictures for TensorBoard",
+            checks.switch,
+        ),
         entry("heatmap_kinds", "`attention`, `contribution`, or both: see [Heatmaps](heatmaps.md)"),
         entry(
             "heatmap_classes",

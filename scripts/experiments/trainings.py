@@ -95,7 +95,7 @@ class Experiment:
             "bundle_root": str(bundle_root),
             "output_dir": str(self.folder),
             "ckpt_dir": str(self.folder / "models"),
-            "report": False,  # one report shows all runs
+            "report": False,  # one report shows all runs, and pictures of each would take longer than it
         }
         known = known.keys() | known.get(ADVANCED, {}).keys()
         return {key: as_literal(value) for key, value in {**self.settings, **places}.items() if key in known}
@@ -111,7 +111,7 @@ class Experiment:
     def run(self, bundle_root: str | Path) -> None:
         """Run what is not done yet; an interrupted training resumes after its last whole epoch.
 
-        A run that is done keeps its weights, but not what it would have resumed from.
+        A run that is done keeps its weights, but not the checkpoint that it would have resumed from.
 
         Raises:
             SettingsError: if the folder contains a run with other settings, or another process has locked it.

@@ -11,6 +11,7 @@ from itertools import combinations
 from typing import Any
 
 from scripts.bags.linking import Linking
+from scripts.core.defaults import training_defaults
 from scripts.core.errors import SettingsError
 from scripts.core.settings import SETTINGS, check_settings, with_role
 from scripts.networks.methods import USED_BY, check_method, learning_heads, method_title, sees_links
@@ -73,8 +74,7 @@ def read_variants(items: Sequence[Any], shared: Mapping[str, Any]) -> list[Varia
     """
     variants = [_read(item, shared) for item in items]
     for (one, first), (other, second) in combinations(zip(items, variants, strict=True), 2):
-        is_same = {**shared, **first.settings} == {**shared, **second.settings}
-        if first.method == second.method and is_same:
+        if first.method == second.method and _decisive(first, shared) == _decisive(second, shared):
             raise SettingsError("methods", f"{one!r} and {other!r} are the same training", "Name it once.")
     return variants
 
@@ -103,6 +103,14 @@ def _read(item: Any, shared: Mapping[str, Any]) -> Variant:
     return variant
 
 
+def _decisive(variant: Variant, shared: Mapping[str, Any]) -> dict[str, Any]:
+    """All settings of its trainings, alike where they train the same network."""
+    used = {**training_defaults(), **shared, **variant.settings}
+    if used["linking"] == "shuffled" and not sees_links(variant.method):
+        used["linking"] = "linked"
+    return used
+
+
 def _check_name(name: str) -> None:
     if name not in SETTINGS:
         raise SettingsError(name, "there is no such setting", "docs/settings.md lists those of train.json.")
@@ -118,7 +126,8 @@ def _check_name(name: str) -> None:
 def _check(variant: Variant, shared: Mapping[str, Any]) -> None:
     """Refuse a variant that the shared feature banks are not enough for, or that trains nothing, or nothing else."""
     settings, used = variant.settings, {**shared, **variant.settings}
-    if settings and all(name in shared and shared[name] == value for name, value in settings.items()):
+    common = {**training_defaults(), **shared}
+    if settings and all(name in common and common[name] == value for name, value in settings.items()):
         raise SettingsError("it", "differs in nothing from what all trainings have", "Leave it out.")
     if settings.get("views", 0) > shared.get("views", 0):
         cause = f"is {settings['views']}, and the feature banks have {shared.get('views', 0)}"

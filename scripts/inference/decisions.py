@@ -27,8 +27,8 @@ class Decided(MapTransform):
     and, where the task has some, ``threshold`` float64 ``[H, K]``, from which on they are positive. None of these where
     the weights have no operating point: those of version 0.3, of a training without validation, or TorchScript. Of an
     ensemble also ``spread`` float64 ``[H, K]``, which its inferer appended to the logits
-    (:meth:`scripts.networks.ensemble.Ensemble.with_spread`). A warning tells once of weights without an operating
-    point, and of each head whose scores may mean nothing (:mod:`scripts.weights.doubts`).
+    (:meth:`scripts.networks.ensemble.Ensemble.with_spread`). Weights without an operating point are warned of
+    once, as is each head whose scores may mean nothing (:mod:`scripts.weights.doubts`).
 
     Of a request of MONAI Label they are also in ``latencies``, as plain values by head and class under
     ``operating_point``: of all that a bundle's transforms leave, its stock app sends a client scores and these alone.
@@ -52,13 +52,13 @@ class Decided(MapTransform):
         super().__init__(keys)
         self.task = get_task(task)
         self.network, self.heads, self.class_names = network, list(heads), list(class_names)
-        self._told: list[Any] | None = None
+        self._warned_of: list[Any] | None = None
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Add them."""
         decided, added = dict(data), dict[str, torch.Tensor]()
         point = operating_point_of(self.network, self.heads, self.class_names, self.task.name)
-        self._tell(point is not None)
+        self._warn(point is not None)
         num_logits = self.task.num_logits(len(self.class_names))
         for key in self.key_iterator(decided):
             of_heads = torch.as_tensor(decided[key])
@@ -74,13 +74,13 @@ class Decided(MapTransform):
         decided.update(added)
         return decided
 
-    def _tell(self, has_point: bool) -> None:
+    def _warn(self, has_point: bool) -> None:
         """Warn once of what a user should know of the weights; a server may load others."""
         members = members_of(self.network, self.heads)
         origins = [getattr(member, "origin", {}) for member in members]
-        if origins == self._told:
+        if origins == self._warned_of:
             return
-        self._told = origins
+        self._warned_of = origins
         if not has_point:
             rule = self.task.decision if self.task.is_exclusive else "decisions are at 0.5"
             logger.warning("the weights have no operating point: probabilities are not calibrated, %s", rule)

@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
 from scripts.core.magnification import scale_names
-from scripts.core.settings import LATER, check_settings
+from scripts.core.settings import check_settings
 from scripts.networks.abmil import ABMIL, LateFusion, LinkedABMIL, MeanPooling
 from scripts.networks.attention_entropy import AttentionEntropyLoss
 from scripts.networks.bag_network import BagNetwork
@@ -39,7 +39,7 @@ __all__ = [
     "sees_links",
     "served_head",
     "trained_heads",
-    "unused_settings",
+    "untrained_heads",
 ]
 
 # Settings that not every method uses.
@@ -63,9 +63,9 @@ class Method:
 
     title: str
     network: Callable[..., BagNetwork]
-    heads: str
+    heads: Literal["global and scales", "global", "scales", "highest"]
     uses: tuple[str, ...] = ()
-    lies_on: str = "rows"
+    lies_on: Literal["rows", "scales", "nothing"] = "rows"
 
 
 METHODS: dict[str, Method] = {
@@ -90,8 +90,6 @@ USED_BY: dict[str, tuple[str, ...]] = {
     for setting in sorted({setting for method in METHODS.values() for setting in method.uses})
 }
 """The settings that not all methods use, and those that do."""
-# As configs/train.json has them: nobody has asked for these.
-_DEFAULTS = {**LATER, "alpha": 1.0, "beta": 1.0, "num_nodes": 128}
 
 
 @dataclass(frozen=True)
@@ -118,15 +116,6 @@ def check_method(method: str) -> str:
 def method_title(method: str) -> str:
     """What tables and figures call a method, for example ``"MuSTMIL"``."""
     return METHODS[check_method(method)].title
-
-
-def unused_settings(method: str, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of the settings that are not as ``configs/train.json`` has them, and that the method does not use."""
-    return {
-        name: settings[name]
-        for name, methods in USED_BY.items()
-        if method not in methods and settings.get(name, _DEFAULTS[name]) != _DEFAULTS[name]
-    }
 
 
 def sees_links(method: str) -> bool:
@@ -214,6 +203,15 @@ def learning_heads(method: str, magnifications: Sequence[float], alpha: float = 
     """
     heads = result_heads(method, magnifications)
     return [head for head in heads if method != "mustmil" or (alpha if head == "global" else beta) > 0]
+
+
+def untrained_heads(settings: Mapping[str, Any]) -> list[str]:
+    """Those of :func:`result_heads` that a training with these settings does not train; none if they do not say."""
+    if not {"method", "magnifications", "alpha", "beta"} <= settings.keys():
+        return []
+    given = settings["method"], settings["magnifications"]
+    learning = learning_heads(*given, settings["alpha"], settings["beta"])
+    return [head for head in result_heads(*given) if head not in learning]
 
 
 def attention_maps(method: str, magnifications: Sequence[float]) -> list[MapSpec]:

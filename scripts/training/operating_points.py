@@ -19,11 +19,8 @@ from scripts.datalists.classes import balanced_weights
 from scripts.datalists.units import SLIDE
 from scripts.weights.calibration import prior_shift
 from scripts.weights.operating_point import find_points, point_text, points_warning
-from scripts.weights.ranking import doubt_of_ranking
 
 __all__ = ["OperatingPoints"]
-
-LEARNT_NOTHING = "Look at its losses in TensorBoard; train with another `seed`, a lower `lr`, or on more slides."
 
 logger = logging.getLogger(__name__)
 
@@ -98,7 +95,5 @@ class OperatingPoints:
         for head, point in points.items():
             given = head, point["slides"], self.unit, point_text(point)
             logger.info("operating point of head %s on %d validation %ss: %s", *given)
-            if (doubt := doubt_of_ranking(point, self.unit)) is not None:
-                logger.warning("head %s may have learnt nothing: %s. %s", head, doubt, LEARNT_NOTHING)
         if (text := points_warning(points, self.unit)) is not None:
             logger.warning("%s", text)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -15,14 +14,12 @@ from scripts.core.errors import SettingsError
 from scripts.core.files import write_json
 from scripts.core.ranks import is_first_rank, wait_for_ranks
 from scripts.networks.bag_network import BagNetwork
-from scripts.networks.methods import learning_heads, unused_settings
 from scripts.training.best_weights import BestWeights
+from scripts.training.warnings_of_training import warn_of_doubts, warn_of_untrained, warn_of_unused
 from scripts.weights.checkpoints import load_weights
 from scripts.weights.paths import weights_path
 
 __all__ = ["PhaseHandler", "PhaseScores", "TrainingPhases"]
-
-logger = logging.getLogger(__name__)
 
 
 class TrainingPhases:
@@ -64,8 +61,9 @@ class TrainingPhases:
         if val_interval > epochs:
             cause = f"is {val_interval}: no weights are kept, as {epochs} epochs would end without a validation"
             raise SettingsError("val_interval", cause, f"Set it to {epochs} or less, or raise `epochs`.")
-        _warn_of_untrained(heads, settings or {})
-        _warn_of_unused(settings or {})
+        if is_first_rank():
+            warn_of_untrained(settings or {})
+            warn_of_unused(settings or {})
         self.network, self.heads, self.epochs = network, list(heads), epochs
         self.best_weights, self.path, self.settings = best_weights, Path(path), dict(settings or {})
         self.made_by = {} if made_by is None else {"made_by": dict(made_by)}
@@ -120,6 +118,7 @@ class TrainingPhases:
         engine.logger.info("the best weights of each head are in %s", kept.ckpt_dir)
         if kept.operating_points is not None:
             kept.operating_points.log(kept.points)
+            warn_of_doubts(kept.points, self.settings)
 
     def _phase_and_epoch(self, epoch: int) -> tuple[int, int]:
         """The phase of an epoch, which counts from 1, and the epochs before it in that phase."""
@@ -186,22 +185,3 @@ class PhaseScores:
         others = tuple(f"{head}_" for index, head in enumerate(self.heads) if index not in trained)
         for name in [name for name in engine.state.metrics if name.startswith(others)]:
             del engine.state.metrics[name]
-
-
-def _warn_of_untrained(heads: Sequence[str], settings: Mapping[str, Any]) -> None:
-    if not {"method", "magnifications", "alpha", "beta"} <= settings.keys():
-        return
-    weights = settings["alpha"], settings["beta"]
-    learning = learning_heads(settings["method"], settings["magnifications"], *weights)
-    if untrained := [head for head in heads if head not in learning]:
-        logger.warning(
-            "alpha %g and beta %g: %s will learn nothing. What `evaluating`, `inferring` and a server give of it means "
-            "nothing.",
-            *weights,
-            ", ".join(untrained),
-        )
-
-
-def _warn_of_unused(settings: Mapping[str, Any]) -> None:
-    for name, value in unused_settings(settings["method"], settings).items() if "method" in settings else ():
-        logger.warning("%s %r has no effect: %s does not use it", name, value, settings["method"])

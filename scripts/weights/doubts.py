@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from scripts.networks.methods import learning_heads
+from scripts.networks.methods import untrained_heads
 from scripts.weights.operating_point import OPERATING_POINT
 from scripts.weights.ranking import doubt_of_ranking
 
@@ -20,9 +20,6 @@ def doubt_of_head(origin: Mapping[str, Any], head: str) -> str | None:
         head: its name.
     """
     trained = origin.get("made_by", {}).get("configuration", {})
-    if {"method", "magnifications", "alpha", "beta"} <= trained.keys():
-        weights = trained["alpha"], trained["beta"]
-        if head not in learning_heads(trained["method"], trained["magnifications"], *weights):
-            return "it was trained with alpha {:g} and beta {:g}, so it has learnt nothing".format(*weights)
-    point = origin.get(OPERATING_POINT, {}).get(head)
-    return None if point is None else doubt_of_ranking(point, trained.get("unit", "slide"))
+    if head in untrained_heads(trained):
+        return f"its training, with alpha {trained['alpha']:g} and beta {trained['beta']:g}, did not train it"
+    return doubt_of_ranking(origin.get(OPERATING_POINT, {}).get(head, {}))

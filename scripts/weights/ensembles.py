@@ -25,6 +25,7 @@ from scripts.networks.ensemble import Ensemble
 from scripts.networks.methods import result_heads, served_head
 from scripts.networks.state_record import COUNTS, sign, weights_sha256
 from scripts.weights.checkpoints import load_state, save_checkpoint
+from scripts.weights.doubts import doubt_of_head
 from scripts.weights.operating_point import (
     LINE,
     OPERATING_POINT,
@@ -158,6 +159,8 @@ class Members:
                 raise SettingsError(
                     f"member {path}", cause, "Name a folder into which one training wrote, and no other."
                 )
+            if (doubt := doubt_of_head(member.origin, head)) is not None:
+                logger.warning("what member %s predicts by the head %s may mean nothing: %s", folder, head, doubt)
             origins.append(member.origin)
             sums.append(weights_sha256(member.state_dict()))
             if sums[-1] in sums[:-1]:

@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.stats import norm, rankdata
 
+from scripts.weights.calibration import FEWEST_SLIDES
+
 __all__ = ["doubt_of_ranking", "ranking_of"]
 
 LUCK = 0.05
@@ -29,36 +31,33 @@ def ranking_of(scores: ArrayLike, labels: ArrayLike) -> dict[str, float]:
         labels: ``[n, K]``, 0 or 1.
 
     Returns:
-        ``roc_auc``, a mean over the classes that some slides have and some have not, and ``by_chance``, above which
-        chance is once in 20 times. Empty where slides are so few that chance ranks all of them right more often.
+        ``roc_auc``, a mean over the classes that some slides have and some have not, and ``limit``, above which
+        chance is once in 20 times. Empty where no class has :data:`FEWEST_SLIDES` slides with it and as many
+        without it, so that chance would often rank as well as a head that has learnt.
     """
     y = np.asarray(labels, np.float64)
-    is_mixed = (y.min(axis=0) < y.max(axis=0)) if len(y) else np.zeros(y.shape[1], bool)
-    if not is_mixed.any():
+    if not (np.minimum(y.sum(axis=0), (1 - y).sum(axis=0)) >= FEWEST_SLIDES).any():
         return {}
-    y = y[:, is_mixed]
-    if max(math.comb(len(y), int(positives)) for positives in y.sum(axis=0)) * LUCK < 1:
-        return {}
-    ranks = rankdata(np.asarray(scores, np.float64)[:, is_mixed], axis=0)
+    is_mixed = (y.min(axis=0) < y.max(axis=0)).nonzero()[0]
+    y, ranks = y[:, is_mixed], rankdata(np.asarray(scores, np.float64)[:, is_mixed], axis=0)
     y, r = y - y.mean(axis=0), ranks - ranks.mean(axis=0)
     pairs = len(y) * (y**2).sum(axis=0)  # n+ n- of each class
     c = 1 / (len(pairs) * pairs)
-    deviation = math.sqrt(float(((c[:, None] * (y.T @ y) * c) * (r.T @ r)).sum()) / (len(y) - 1))
-    limit = 0.5 + float(norm.isf(LUCK)) * deviation
-    return {"roc_auc": 0.5 + float((c * (y * r).sum(axis=0)).sum()), "by_chance": limit} if limit < 1 else {}
+    variance = float(((c[:, None] * (y.T @ y) * c) * (r.T @ r)).sum()) / (len(y) - 1)
+    limit = 0.5 + float(norm.isf(LUCK)) * math.sqrt(max(variance, 0.0))  # rounding may leave less than none
+    return {"roc_auc": 0.5 + float((c * (y * r).sum(axis=0)).sum()), "limit": limit}
 
 
-def doubt_of_ranking(point: Mapping[str, Any], unit: str = "slide") -> str | None:
+def doubt_of_ranking(point: Mapping[str, Any]) -> str | None:
     """Why a head may have learnt nothing, from its operating point; ``None`` where nothing says so.
 
     Args:
         point: of the head, as :func:`scripts.weights.operating_point.find_points` gives it.
-        unit: what it was found on: ``"slide"`` or ``"patient"``.
     """
     ranking = point.get("ranking")
-    if not ranking or ranking["roc_auc"] > ranking["by_chance"]:
+    if not ranking or ranking["roc_auc"] > ranking["limit"]:
         return None
     return (
-        f"it ranks the {point['slides']} validation {unit}s no better than chance does (ROC-AUC "
-        f"{ranking['roc_auc']:.3f}; chance stays at {ranking['by_chance']:.3f} or below 19 times in 20)"
+        f"it ranks the {point['slides']} validation bags no better than chance does (ROC-AUC {ranking['roc_auc']:.3f}; "
+        f"chance stays at {ranking['limit']:.3f} or below 19 times in 20)"
     )

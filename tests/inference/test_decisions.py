@@ -99,7 +99,7 @@ def test_a_head_whose_scores_may_mean_nothing_is_warned_of_once_for_each_weights
     assert not caplog.messages
     made_by = {"configuration": {"method": "mustmil", "magnifications": [5, 10], "alpha": 0.0, "beta": 1.0}}
     points = {head: {"classes": POINTS, "slides": 30} for head in HEADS}
-    points["10x"]["ranking"] = {"roc_auc": 0.5, "by_chance": 0.7}
+    points["10x"]["ranking"] = {"roc_auc": 0.5, "limit": 0.7}
     sign(
         network,
         {"settings": SETTINGS, "data": SCANNED, "version": "0.0.0"},
@@ -110,7 +110,6 @@ def test_a_head_whose_scores_may_mean_nothing_is_warned_of_once_for_each_weights
         decide(logits)
     untrained, by_chance = caplog.messages
     assert untrained == (
-        "what is predicted by the head global may mean nothing: it was trained with alpha 0 and beta 1, so it has "
-        "learnt nothing"
+        "what is predicted by the head global may mean nothing: its training, with alpha 0 and beta 1, did not train it"
     )
-    assert "the head 10x may mean nothing: it ranks the 30 validation slides no better than chance" in by_chance
+    assert "the head 10x may mean nothing: it ranks the 30 validation bags no better than chance" in by_chance

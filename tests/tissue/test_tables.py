@@ -45,6 +45,12 @@ def test_a_score_stands_beside_chance_and_says_whether_chance_is_within_its_inte
     assert [(row[0], row[2], row[3]) for row in rows] == [("MuSTMIL global", "0.5", "yes"), ("SSMIL 5x", "0.5", "no")]
 
 
+def test_an_interval_of_a_score_is_cut_off_at_1_and_one_of_a_difference_is_not():
+    outputs = outputs_of([1.0, 0.7, 1.0, 1.0], [0.1, 0.0, 0.0, 0.0])
+    assert ", 1.000]" in chance_table(outputs).splitlines()[2]
+    assert float(difference_table(outputs, "multilabel").split(", ")[-1].split("]")[0]) > 1
+
+
 def test_the_gain_of_two_scales_stands_beside_that_of_one_scale_twice():
     real, same = outputs_of([0.9, 0.8, 0.9], [0.7, 0.7, 0.7]), outputs_of([0.7, 0.8, 0.6], [0.7, 0.8, 0.6])
     row = table_cells(same_scales_table(real, same))[2]

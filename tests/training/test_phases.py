@@ -9,10 +9,11 @@ import pytest
 import torch
 from ignite.engine import Events
 
-from scripts import BUNDLE_ROOT
+from scripts.core.defaults import training_defaults
 from scripts.core.errors import SettingsError
-from scripts.networks.methods import METHODS, USED_BY, unused_settings
+from scripts.networks.methods import METHODS, USED_BY
 from scripts.training.phases import TrainingPhases
+from scripts.training.warnings_of_training import warn_of_unused
 from scripts.weights.paths import weights_path
 from tests.trainings import Interrupt, Training, checkpoint, same
 
@@ -149,16 +150,13 @@ def test_a_head_whose_loss_weighs_nothing_is_told(tmp_path, caplog, alpha, beta,
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_setting_that_the_method_does_not_use_is_told_where_it_is_not_as_in_the_config(tmp_path, caplog, method):
-    config = json.loads((BUNDLE_ROOT / "configs" / "train.json").read_text())
-    defaults = {name: {**config, **config["advanced"]}[name] for name in USED_BY}
+def test_a_setting_that_the_method_does_not_use_is_told_where_it_is_not_the_default(caplog, method):
     changed = {"alpha": 2.0, "attention_entropy": 0.5, "beta": 2.0, "class_attention": "separate"}
     changed |= {"instance_weight": 0.1, "linking": "pooled", "num_nodes": 64}
     assert changed.keys() == USED_BY.keys()
-    assert unused_settings(method, defaults) == {}
-    training = Training(tmp_path, 1)
-    settings = {"method": method, "magnifications": [5, 10], **changed}
-    TrainingPhases(training.network, training.heads, 1, training.best, tmp_path / "told.json", settings)
+    warn_of_unused({**training_defaults(), "method": method})
+    assert not caplog.messages
+    warn_of_unused({"method": method, **changed})
     told = {line.split()[0] for line in caplog.messages if f"has no effect: {method} does not use it" in line}
     assert told == {name for name, methods in USED_BY.items() if method not in methods}
 

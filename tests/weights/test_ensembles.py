@@ -173,6 +173,15 @@ def test_members_without_an_operating_point_make_one_without(tmp_path: Path, cap
     assert "the mean is of probabilities that are not calibrated" in caplog.text
 
 
+def test_a_member_whose_head_was_not_trained_is_told_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rules = [{"method": "mustmil", "magnifications": [5, 10], "alpha": alpha, "beta": 1.0} for alpha in (1.0, 0.0)]
+    folders = [str(training(tmp_path / f"{e}", e, point(e), decided=rule)) for e, rule in enumerate(rules)]
+    made(Members(folders), tmp_path / "ensemble")
+    told = [message for message in caplog.messages if "may mean nothing" in message]
+    assert len(told) == 1
+    assert told[0].startswith(f"what member {folders[1]} predicts by the head global may mean nothing: its training")
+
+
 def test_a_folder_stands_for_the_trainings_in_it(trainings: list[str], tmp_path: Path) -> None:
     for number in (9, 10):
         training(tmp_path / f"seed_{number}" / "models", number)

@@ -105,7 +105,7 @@ def test_an_output_that_was_not_trained_is_warned_of_once_where_its_weights_are_
     world.run(config, ckpt_dir=str(folder))
     warnings = [line for line in capfd.readouterr().err.splitlines() if "may mean nothing" in line]
     assert len(warnings) == 1
-    assert "by the head global may mean nothing: it was trained with alpha 0 and beta 1" in warnings[0]
+    assert "by the head global may mean nothing: its training, with alpha 0 and beta 1, did not train it" in warnings[0]
 
 
 def test_a_resumed_training_stores_the_point_of_one_that_was_not_stopped(world: World) -> None:

@@ -76,15 +76,20 @@ EPOCHS = 20
 """Of each phase: docs/evidence.md says how they were chosen."""
 
 
-def methods_of(part: str, methods: Sequence[str]) -> list[str]:
+def methods_of(part: str, methods: Sequence[str], epochs: int) -> list[str]:
     """Those of the methods that a part compares."""
     if part == "augmented":
         return WITH_AND_WITHOUT_VIEWS
     if PARTS[part].task != "binary":
         return list(methods)
     # With one logit it is the same how classes share attention.
-    variants = zip(methods, read_variants(list(methods), SHARED), strict=True)
+    variants = zip(methods, read_variants(list(methods), shared_of(part, epochs)), strict=True)
     return [name for name, variant in variants if "class_attention" not in variant.settings]
+
+
+def shared_of(part: str, epochs: int) -> dict[str, Any]:
+    """What all trainings of a part share, as far as variants may differ in it."""
+    return {**SHARED, "task": PARTS[part].task, "epochs": epochs, "views": PARTS[part].views}
 
 
 def refuse_wrong(args: argparse.Namespace) -> None:
@@ -95,8 +100,7 @@ def refuse_wrong(args: argparse.Namespace) -> None:
     if len(set(args.seeds)) < len(args.seeds):
         raise SettingsError("seeds", f"got {args.seeds}", "Name each once.")
     for part in args.parts:
-        shared = {**SHARED, "task": PARTS[part].task, "epochs": args.epochs, "views": PARTS[part].views}
-        if not read_variants(methods_of(part, args.methods), shared):
+        if not read_variants(methods_of(part, args.methods, args.epochs), shared_of(part, args.epochs)):
             raise SettingsError(
                 "methods", f"none of {args.methods} differs in the part {part}", "Name mustmil as well."
             )
@@ -145,7 +149,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for part in args.parts:
         about = PARTS[part]
         own = {"output_dir": output_dir / part, "task": about.task, "datalist": cohort.folder / about.datalist}
-        own |= {"seeds": seeds[part], "methods": methods_of(part, args.methods), "views": about.views}
+        own |= {"seeds": seeds[part], "methods": methods_of(part, args.methods, args.epochs), "views": about.views}
         if part == "binary":
             own["positive_classes"] = list(fields.positive_classes)
         if part == "same_scales":
@@ -159,13 +163,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         if number := done_in(output_dir / part) - before:
             made.append((about.title, number, clock.steps[part], processor_seconds() - cpu_before))
 
-    found = {
-        part: read_outputs(output_dir / part, PARTS[part].task, methods_of(part, args.methods), seeds[part])
-        for part in args.parts
-    }
+    def outputs_of(part: str, seeds: Sequence[int]) -> list[Output]:
+        methods = methods_of(part, args.methods, args.epochs)
+        return read_outputs(output_dir / part, PARTS[part].task, methods, seeds, shared_of(part, args.epochs))
+
+    found = {part: outputs_of(part, seeds[part]) for part in args.parts}
     if "multilabel" in found and "same_scales" in found:
-        own = methods_of("multilabel", args.methods)
-        found[SAME_SEEDS] = read_outputs(output_dir / "multilabel", PARTS["multilabel"].task, own, seeds["same_scales"])
+        found[SAME_SEEDS] = outputs_of("multilabel", seeds["same_scales"])
     page = page_of(fields, cohort, found, args.parts, args.seeds, args.epochs)
     page += f"\nSeconds of this run: {clock}.\n"
     if made:

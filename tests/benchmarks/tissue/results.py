@@ -7,7 +7,7 @@ import math
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -103,7 +103,9 @@ def widening(num_groups: int) -> float:
     return math.sqrt(1 + num_groups / max(num_groups - 2, 1))
 
 
-def read_outputs(folder: Path, task: str, methods: Collection[str], seeds: Collection[int]) -> list[Output]:
+def read_outputs(
+    folder: Path, task: str, methods: Collection[str], seeds: Collection[int], shared: Mapping[str, Any] = SHARED
+) -> list[Output]:
     """Read the runs of a comparison with folds, each of which tested one group.
 
     Args:
@@ -111,6 +113,7 @@ def read_outputs(folder: Path, task: str, methods: Collection[str], seeds: Colle
         task: the comparison's task.
         methods: what was compared, as ``comparing`` takes it.
         seeds: of the trainings.
+        shared: what all trainings share, as far as variants may differ in it.
 
     Returns:
         The outputs in the order of the methods, then those of class frequencies alone.
@@ -120,7 +123,7 @@ def read_outputs(folder: Path, task: str, methods: Collection[str], seeds: Colle
         ValueError: if the runs of a method have not tested the same folds with every seed.
     """
     outputs, labels = [], dict[int, Floats]()
-    for variant in read_variants(list(methods), SHARED):
+    for variant in read_variants(list(methods), shared):
         runs: dict[tuple[int, int], Run] = {}
         for done in sorted((folder / "runs" / variant.folder).glob("seed_*/fold_*/done.json")):
             seed, fold = (int(part.rpartition("_")[2]) for part in done.parts[-3:-1])
