@@ -48,7 +48,8 @@ def cohort_text(num_fields: int, num_patients: int, num_groups: int, num_slides:
         "intervals have the correction of Nadeau and Bengio (Machine Learning 52:239-281, 2003), which makes them "
         f"{widening(num_groups):.2f} times as wide. They are wide also because {num_groups} groups are few. Intervals "
         "over slides would be narrower, and wrong: they would take slides of the same patients for independent. "
-        "ROC-AUC is the mean over classes, so chance has 0.5; its intervals are cut off at 0 and 1. A difference, A less B, is above 0 where A is better."
+        "ROC-AUC is the mean over classes, so chance has 0.5; its intervals are cut off at 0 and 1. A difference, A "
+        "less B, is above 0 where A is better."
     )
 
 
