@@ -70,7 +70,10 @@ def comparison_tables(
         cost = [str(row.phases), f"{row.parameters:,}", _mean_sd(row.seconds, places=1)]
         body.append([row.title, *(_mean_sd(row.scores[name]) for name in names), *_behind(row.behind), *cost])
     body.append(["class frequencies alone", *(digits(chance[name]) for name in names), *[""] * 5])
-    intervals = "its interval and p come from a bootstrap over patients and trainings."
+    intervals = (
+        "its interval and p come from a bootstrap over patients and trainings. Each p is of one difference alone: of "
+        "twenty without a cause, one is below 0.05."
+    )
     if num_patients < FEWEST_PATIENTS:
         intervals = f"it has no interval and no p, because the patients are fewer than {FEWEST_PATIENTS}."
     tested = patients_text(num_slides, num_patients if patients_known else None, "test slides")
