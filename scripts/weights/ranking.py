@@ -10,12 +10,12 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.stats import norm, rankdata
 
-from scripts.weights.calibration import FEWEST_SLIDES
-
 __all__ = ["doubt_of_ranking", "ranking_of"]
 
 LUCK = 0.05
-"""How often a head that knows nothing is to rank as well as the limit."""
+"""How often a head that has learnt nothing is to rank above the limit."""
+# Of ROC-AUC by chance, the mean of the classes, as if they went together.
+LARGEST_DEVIATION = 0.25 / float(norm.isf(LUCK))
 
 
 def ranking_of(scores: ArrayLike, labels: ArrayLike) -> dict[str, float]:
@@ -32,16 +32,18 @@ def ranking_of(scores: ArrayLike, labels: ArrayLike) -> dict[str, float]:
 
     Returns:
         ``roc_auc``, a mean over the classes that some slides have and some have not, and ``limit``, above which
-        chance is once in 20 times. Empty where no class has :data:`FEWEST_SLIDES` slides with it and as many
-        without it, so that chance would often rank as well as a head that has learnt.
+        chance is once in 20 times. Empty where slides are so few that the limit might be above 0.75: chance then often
+        ranks as well as a head that has learnt.
     """
     y = np.asarray(labels, np.float64)
-    if not (np.minimum(y.sum(axis=0), (1 - y).sum(axis=0)) >= FEWEST_SLIDES).any():
+    is_mixed = np.flatnonzero(y.any(axis=0) & ~y.all(axis=0))
+    if not len(is_mixed):
         return {}
-    is_mixed = (y.min(axis=0) < y.max(axis=0)).nonzero()[0]
     y, ranks = y[:, is_mixed], rankdata(np.asarray(scores, np.float64)[:, is_mixed], axis=0)
     y, r = y - y.mean(axis=0), ranks - ranks.mean(axis=0)
     pairs = len(y) * (y**2).sum(axis=0)  # n+ n- of each class
+    if float(np.sqrt((len(y) + 1) / (12 * pairs)).mean()) > LARGEST_DEVIATION:
+        return {}
     c = 1 / (len(pairs) * pairs)
     variance = float(((c[:, None] * (y.T @ y) * c) * (r.T @ r)).sum()) / (len(y) - 1)
     limit = 0.5 + float(norm.isf(LUCK)) * math.sqrt(max(variance, 0.0))  # rounding may leave less than none

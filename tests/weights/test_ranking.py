@@ -41,13 +41,25 @@ def test_orders_by_chance_stay_below_the_limit_19_times_in_20(n: int) -> None:
     assert (limit - 0.5) / 1.6449 == pytest.approx(by_chance.std(), rel=0.05)
 
 
-@pytest.mark.parametrize(
-    "y", [np.zeros((0, 2)), np.ones((5, 2)), np.eye(2)[:, :1]], ids=["no slide", "one label", "two"]
-)
+def of_one_class(positives: int, negatives: int) -> np.ndarray:
+    return np.repeat([1.0, 0.0], [positives, negatives])[:, None]
+
+
+FEW = {
+    "no slide": np.zeros((0, 2)),
+    "one label": np.ones((50, 2)),
+    "two": np.eye(2),
+    "seven and seven": of_one_class(7, 7),
+    "three and many": of_one_class(3, 200),
+}
+
+
+@pytest.mark.parametrize("y", FEW.values(), ids=FEW)
 def test_of_too_few_slides_nothing_is_said(y: np.ndarray) -> None:
     assert ranking_of(np.arange(float(y.size)).reshape(y.shape), y) == {}
     assert doubt_of_ranking({"slides": len(y), "ranking": {}}) is None
     assert doubt_of_ranking({"slides": len(y)}) is None  # as points of earlier versions are
+    assert ranking_of(np.arange(16.0)[:, None], of_one_class(8, 8))["limit"] < 0.75
 
 
 def test_a_head_that_gives_all_slides_the_same_is_doubted() -> None:
