@@ -106,8 +106,10 @@ def _read(item: Any, shared: Mapping[str, Any]) -> Variant:
 def _decisive(variant: Variant, shared: Mapping[str, Any]) -> dict[str, Any]:
     """All settings of its trainings, alike where they train the same network."""
     used = {**training_defaults(), **shared, **variant.settings}
-    if used["linking"] == "shuffled" and not sees_links(variant.method):
+    if used["linking"] == "shuffled" and not (sees_links(variant.method) and "global" in variant.heads(shared)):
         used["linking"] = "linked"
+    if used["task"] == "binary":
+        used["class_attention"] = "joint"  # of one logit all are the same
     return used
 
 

@@ -146,7 +146,9 @@ def find_points(
                 classes[name]["threshold"] = choose_threshold(threshold, p, y[:, k])
             classes[name]["positives"] = positives
         rule = kind.decision if kind.is_exclusive else threshold
-        ranking = ranking_of(kind.probabilities(torch.as_tensor(own)).numpy(), y)
+        # A sigmoid, which keeps the order, would round large logits to one value.
+        scores = kind.probabilities(torch.as_tensor(own)).numpy() if kind.is_exclusive else own
+        ranking = ranking_of(scores, y)
         found = {"calibration": calibration, "rule": rule, "slides": len(y)}
         points[head] = {**found, "classes": classes, "ranking": ranking}
     return points

@@ -33,13 +33,13 @@ def ranking_of(scores: ArrayLike, labels: ArrayLike) -> dict[str, float]:
     Returns:
         ``roc_auc``, a mean over the classes that some slides have and some have not, and ``limit``, above which
         chance is once in 20 times. Empty where slides are so few that the limit might be above 0.75: chance then often
-        ranks as well as a head that has learnt.
+        ranks as well as a head that has learnt; and where a score is NaN.
     """
-    y = np.asarray(labels, np.float64)
+    z, y = np.asarray(scores, np.float64), np.asarray(labels, np.float64)
     is_mixed = np.flatnonzero(y.any(axis=0) & ~y.all(axis=0))
-    if not len(is_mixed):
+    if not len(is_mixed) or np.isnan(z).any():
         return {}
-    y, ranks = y[:, is_mixed], rankdata(np.asarray(scores, np.float64)[:, is_mixed], axis=0)
+    y, ranks = y[:, is_mixed], rankdata(z[:, is_mixed], axis=0)
     y, r = y - y.mean(axis=0), ranks - ranks.mean(axis=0)
     pairs = len(y) * (y**2).sum(axis=0)  # n+ n- of each class
     if float(np.sqrt((len(y) + 1) / (12 * pairs)).mean()) > LARGEST_DEVIATION:

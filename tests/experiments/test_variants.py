@@ -113,6 +113,10 @@ def test_the_same_training_is_named_once() -> None:
         told = f"methods: '{first}' and '{others[-1]}' are the same training. Name it once."
         with pytest.raises(SettingsError, match=f"^{re.escape(told)}$"):
             read(first, *others)
+    with pytest.raises(SettingsError, match="are the same training"):
+        read("mustmil", "mustmil class_attention=separate", task="binary")
+    with pytest.raises(SettingsError, match="are the same training"):
+        read("mustmil alpha=0", "mustmil alpha=0 linking=shuffled")
     assert len(read("mustmil alpha=2 beta=0", "mustmil alpha=1 beta=0")) == 2
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from PIL import Image
 
 from scripts.core.errors import BundleError, DatalistError
 from tests.benchmarks.tissue.fields import Fields, read_fields
@@ -75,6 +76,18 @@ def test_one_picture_of_two_patients_is_refused(tmp_path):
     second.image.write_bytes(first.image.read_bytes())
     with pytest.raises(DatalistError, match=f"has the same content as {first.image.name}"):
         Fields((first, second), ("benign", "tumour"), ("tumour",)).sha256()
+
+
+def test_a_picture_that_is_too_large_and_a_quotation_mark_left_open_are_refused(tmp_path, monkeypatch):
+    fields = write_fields(tmp_path, {"P1": ["cancer", "normal"]})
+    write_list(tmp_path, fields)
+    with monkeypatch.context() as patched:
+        patched.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+        with pytest.raises(DatalistError, match="cannot be read as a picture"):
+            read_fields(tmp_path, BASE_MPP, ["cancer"], 1.0)
+    (tmp_path / "fields.csv").write_text('image,patient,class\n"a,b,c\n' + "x,y,z\n" * 30_000)
+    with pytest.raises(DatalistError, match=r"is no CSV \(field larger .*Is a quotation mark left open"):
+        read_fields(tmp_path, BASE_MPP, ["cancer"], 1.0)
 
 
 def test_a_picture_that_is_cut_off_is_found_before_slides_are_made(tmp_path):

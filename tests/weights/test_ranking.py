@@ -62,6 +62,14 @@ def test_of_too_few_slides_nothing_is_said(y: np.ndarray) -> None:
     assert ranking_of(np.arange(16.0)[:, None], of_one_class(8, 8))["limit"] < 0.75
 
 
+def test_logits_that_are_large_are_ranked_as_they_are_and_nan_is_not() -> None:
+    noise, y = slides()
+    points = find_points(60 + noise[:, None] + 20 * y[:, None], y, ["global"], list("abc"), np.zeros(3), "none", 0.5)
+    assert points["global"]["ranking"]["roc_auc"] == 1.0
+    noise[0, 0] = np.nan
+    assert ranking_of(noise, y) == {}
+
+
 def test_a_head_that_gives_all_slides_the_same_is_doubted() -> None:
     _, y = slides()
     assert doubt_of_ranking({"slides": 40, "ranking": ranking_of(np.full(y.shape, 0.3), y)}) is not None

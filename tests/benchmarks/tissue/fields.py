@@ -134,7 +134,11 @@ def _listed(folder: Path) -> Iterator[dict[str, str]]:
         reader = csv.DictReader(file)
         if missing := [name for name in NEEDED if name not in (reader.fieldnames or ())]:
             raise DatalistError(path, f"has no column {missing[0]}", HOW)
-        for number, row in enumerate(reader, start=2):
+        try:
+            rows = list(reader)
+        except csv.Error as error:
+            raise DatalistError(path, f"is no CSV ({error})", "Is a quotation mark left open?") from error
+        for number, row in enumerate(rows, start=2):
             if empty := [name for name in NEEDED if not (row[name] or "").strip()]:
                 raise DatalistError(f"{path}, line {number}", f"has no {empty[0]}", "Fill it in, or remove the line.")
             yield {name: (value or "").strip() for name, value in row.items() if name is not None}
@@ -183,6 +187,6 @@ def _opened(path: Path) -> Image.Image:
         picture = Image.open(path)
         picture.load()  # else a picture that is cut off would be found when slides are made
         return picture
-    except (UnidentifiedImageError, OSError) as error:
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError) as error:
         cause = f"cannot be read as a picture ({reason_of(error)})"
         raise DatalistError(path, cause, "Replace it, or leave it out.") from error
