@@ -68,9 +68,9 @@ def main(address: str, python: str) -> None:
         if number > 2:
             os.close(number)
     child = int(connection.recv(64))
+    # Also where a shell that started this in the background had it ignored: the command may have changed that.
     for number in HANDED_ON:
-        if signal.getsignal(number) != signal.SIG_IGN:
-            signal.signal(number, lambda number, _: os.kill(child, number))
+        signal.signal(number, lambda number, _: os.kill(child, number))
     code = int(connection.recv(64) or -signal.SIGKILL)
     if code < 0:
         if -code != signal.SIGKILL:
