@@ -34,7 +34,8 @@ def warn_of_unused(settings: Mapping[str, Any]) -> None:
     defaults = training_defaults()
     for name, methods in USED_BY.items():
         if settings["method"] not in methods and settings.get(name, defaults[name]) != defaults[name]:
-            logger.warning("%s %r has no effect: %s does not use it", name, settings[name], settings["method"])
+            told = name, settings[name], settings["method"]
+            logger.warning("%s %r has no effect: %s does not use it. Leave it out.", *told)
 
 
 def warn_of_doubts(points: Mapping[str, Mapping[str, Any]], settings: Mapping[str, Any]) -> None:
