@@ -28,6 +28,8 @@ from tests.comparisons import table_cells
             "methods: none of ['mustmil class_attention=shared'] differs",
         ),
         (["--seeds", "0", "0"], "seeds: got [0, 0]"),
+        (["--parts", "binary", "binary"], "parts: got ['binary', 'binary']"),
+        (["--parts", "augmented", "--methods", "clam"], "methods: got ['clam'], and the part augmented compares"),
         (["--seeds", "-1"], "seed: got -1"),
         (["--epochs", "0"], "epochs: got 0"),
         (["--num_processes", "0"], "num_processes: got 0"),

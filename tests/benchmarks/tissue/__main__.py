@@ -97,8 +97,12 @@ def refuse_wrong(args: argparse.Namespace) -> None:
     check_settings(num_processes=args.num_processes, epochs=args.epochs)
     for seed in args.seeds:
         check_settings(seed=seed)
-    if len(set(args.seeds)) < len(args.seeds):
-        raise SettingsError("seeds", f"got {args.seeds}", "Name each once.")
+    for name, given in (("seeds", args.seeds), ("parts", args.parts)):
+        if len(set(given)) < len(given):
+            raise SettingsError(name, f"got {given}", "Name each once.")
+    if args.parts == ["augmented"] and args.methods != all_methods():
+        cause = f"got {args.methods}, and the part augmented compares MuSTMIL with itself"
+        raise SettingsError("methods", cause, "Leave them out, or name other parts as well.")
     for part in args.parts:
         if not read_variants(methods_of(part, args.methods, args.epochs), shared_of(part, args.epochs)):
             raise SettingsError(
