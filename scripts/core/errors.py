@@ -29,6 +29,7 @@ __all__ = [
     "no_room",
     "printable",
     "reason_of",
+    "show_mistake",
     "show_one_line",
     "unreadable_reason",
 ]
@@ -124,9 +125,7 @@ def show_one_line() -> None:
         elif mistake is None:
             sys.__excepthook__(kind, error, trace)
         else:
-            # Through tqdm, which keeps it apart from a progress bar that is still shown.
-            tqdm.write(f"error: {mistake}", file=sys.stderr)
-            _tell_torchrun(mistake)
+            show_mistake(mistake)
 
     def record_without_trace(*args: Any, **kwargs: Any) -> logging.LogRecord:
         # MONAI's StatsHandler logs what ends a run, with its traceback.
@@ -147,6 +146,24 @@ def show_one_line() -> None:
 
     sys.excepthook, threading.excepthook = hook, thread_hook
     logging.setLogRecordFactory(record_without_trace)
+
+
+def show_mistake(mistake: BundleError) -> None:
+    """Show what ends this process in one line, and give ``torchrun`` the same to show last, if it is the cause."""
+    # Through tqdm, which keeps it apart from a progress bar that is still shown.
+    tqdm.write(f"error: {mistake}", file=sys.stderr)
+    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if path:
+        # It takes the first failure for the cause, by the second; of a rank that leaves no file, the second in which
+        # it sees the rank gone.
+        second = int(time.time()) + (2 if mistake.is_from_outside else 0)
+        extra = {"py_callstack": str(mistake), "timestamp": str(second)}
+        content = json.dumps({"message": {"message": str(mistake), "extraInfo": extra}})
+        # The disk may be what is full, and torchrun fails on half a file.
+        with suppress(OSError):
+            with open(f"{path}.part", "w", encoding="utf-8") as file:
+                file.write(content)
+            os.replace(f"{path}.part", path)
 
 
 def mistake_in(error: BaseException | None) -> BundleError | None:
@@ -199,21 +216,6 @@ def fitting(setting: str) -> Iterator[None]:
         if cause is None:
             raise
         raise SettingsError(setting, cause, f"Lower `{setting}`, or use another `device`.") from error
-
-
-def _tell_torchrun(mistake: BundleError) -> None:
-    """Give ``torchrun`` what it shows last, as the cause of a rank's failure."""
-    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
-    if path:
-        # It takes the first failure for the cause, by the second.
-        second = int(time.time()) + mistake.is_from_outside
-        extra = {"py_callstack": str(mistake), "timestamp": str(second)}
-        content = json.dumps({"message": {"message": str(mistake), "extraInfo": extra}})
-        # The disk may be what is full, and torchrun fails on half a file.
-        with suppress(OSError):
-            with open(f"{path}.part", "w", encoding="utf-8") as file:
-                file.write(content)
-            os.replace(f"{path}.part", path)
 
 
 def _chain(error: BaseException | None, contexts: bool = True) -> Iterator[BaseException]:

@@ -21,10 +21,9 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from tqdm import tqdm
 
 from scripts.core.devices import tell_unused_gpu
-from scripts.core.errors import BundleError, SettingsError, mistake_in
+from scripts.core.errors import BundleError, SettingsError, mistake_in, show_mistake
 
 __all__ = [
     "SharedCounter",
@@ -323,7 +322,7 @@ def _tell_failures(store: dist.Store) -> None:
             # A collective call whose partner is gone raises an error of many lines.
             reason = next(iter(str(error).splitlines()), "")
             because = f" ({kind.__name__}: {reason})" if reason else ""
-            tqdm.write(f"error: {_stopped(failed, because)}", file=sys.stderr)
+            show_mistake(_stopped(failed, because))
         else:
             show(kind, error, trace)
 

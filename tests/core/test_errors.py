@@ -6,9 +6,18 @@ import sys
 import time
 
 import pytest
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
-from scripts.core import errors
-from scripts.core.errors import BundleError, DatalistError, SettingsError, SlideError, fitting, mistake_in, printable
+from scripts.core.errors import (
+    BundleError,
+    DatalistError,
+    SettingsError,
+    SlideError,
+    fitting,
+    mistake_in,
+    printable,
+    show_mistake,
+)
 from scripts.core.ranks import StoppedError
 
 
@@ -90,15 +99,21 @@ def test_torchrun_is_given_the_line_if_it_can_be(tmp_path, folder, monkeypatch):
         assert int(message["extraInfo"]["timestamp"]) > 0
 
 
-def test_torchrun_takes_no_rank_for_the_cause_that_another_stopped(tmp_path, monkeypatch):
-    stamps = []
+@pytest.mark.parametrize("leaves_a_file", [True, False])
+@pytest.mark.parametrize("cause", [0, 1])
+def test_torchrun_takes_no_rank_for_the_cause_that_another_stopped(tmp_path, cause, leaves_a_file, monkeypatch):
+    files = [tmp_path / f"{number}.json" for number in range(2)]
+    # Both fail in the last tenth of a second, and torchrun looks in the next one.
     monkeypatch.setattr(time, "time", lambda: 1000.9)
-    failed = SettingsError("lr", "the loss is nan", "Lower it.")
-    for number, error in enumerate((StoppedError("rank 0", "stopped", "See rank 1."), failed)):
-        monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(path := tmp_path / str(number)))
-        errors._tell_torchrun(error)
-        stamps.append(int(json.loads(path.read_text())["message"]["extraInfo"]["timestamp"]))
-    assert stamps[1] < stamps[0]
+    for number, file in enumerate(files):
+        monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(file))
+        if number != cause:
+            show_mistake(StoppedError(f"rank {number}", "stopped", f"See rank {cause}."))
+        elif leaves_a_file:
+            show_mistake(SettingsError("lr", "the loss is nan", "Lower it."))
+    monkeypatch.setattr(time, "time", lambda: 1001.1)
+    failures = {number: ProcessFailure(number, 7, 1, str(file)) for number, file in enumerate(files)}
+    assert ChildFailedError("training", failures).get_first_failure()[0] == cause
 
 
 def test_an_interrupt_is_logged_without_a_traceback():

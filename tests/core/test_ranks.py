@@ -271,20 +271,23 @@ def test_told_to_stop_a_rank_says_so_also_when_it_hears_first_of_another_that_fa
     assert made(tmp_path / "features") == ["s0"]
 
 
-def test_the_first_failure_is_told_as_it_is_and_what_follows_from_it_in_one_line(store, capsys):
+def test_the_first_failure_is_told_as_it_is_and_what_follows_from_it_in_one_line(store, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(last_shown := tmp_path / "error.json"))
     shown = []
     sys.excepthook = lambda *error: shown.append(error[1])
     _tell_failures(store)
     mistake, gone = SettingsError("lr", "is bad", "Lower it."), RuntimeError("Connection closed by peer\nat this place")
     sys.excepthook(RuntimeError, gone, None)
     assert shown == [gone]
+    assert not last_shown.exists()
     assert store.get("failed") == b"1"
     store.set("failed", "0")
     sys.excepthook(SettingsError, mistake, None)
     sys.excepthook(RuntimeError, gone, None)
     assert shown == [gone, mistake]
-    told = "error: rank 1: stopped, because rank 0 failed (RuntimeError: Connection closed by peer). See its message.\n"
-    assert capsys.readouterr().err == told
+    told = "rank 1: stopped, because rank 0 failed (RuntimeError: Connection closed by peer). See its message."
+    assert capsys.readouterr().err == f"error: {told}\n"
+    assert json.loads(last_shown.read_text())["message"]["message"] == told
 
 
 # --- two ranks -------------------------------------------------------------------------------------------------
