@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import logging
 import os
 import shutil
@@ -27,7 +28,16 @@ from scripts.encoders.network_trials import in_one_line
 from scripts.encoders.own_networks import is_own
 from scripts.encoders.prepared import cache_folder, file_name, key_of, read_prepared, write_prepared
 
-__all__ = ["OPENVINO", "Forward", "check_openvino", "choose_runtime", "converted", "get_forward", "import_openvino"]
+__all__ = [
+    "OPENVINO",
+    "Forward",
+    "adds_int8_exactly",
+    "check_openvino",
+    "choose_runtime",
+    "converted",
+    "get_forward",
+    "import_openvino",
+]
 
 OPENVINO = "2026.4.1"
 """The version of OpenVINO that the bundle was tested with."""
@@ -220,6 +230,7 @@ def _compile_openvino(backbone: Backbone, example: Tensor) -> Callable:
 
 
 def _compile_int8(int8: Int8Network) -> Callable:
+    _warn_of_saturation()
     core = import_openvino().Core()
     try:
         model = core.read_model(int8.xml, int8.weights)
@@ -229,6 +240,26 @@ def _compile_int8(int8: Int8Network) -> Callable:
         cause = f"cannot be computed by the openvino that is installed ({reason_of(error)})"
         remedy = f"Install the version that made it: {int8.about.get('versions')}."
         raise SettingsError(int8.path, cause, remedy) from error
+
+
+def adds_int8_exactly() -> bool:
+    """Whether this processor sums products of 8 bits in 32 bits, which x86 does with VNNI or AMX alone.
+
+    Others sum pairs in 16 bits, which saturate.
+    """
+    # Where a torch does not tell, nothing is known against the processor.
+    found: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    is_x86 = found.get("architecture") == "x86_64"
+    return not is_x86 or any(found.get(feature) for feature in ("avx512_vnni", "avx_vnni", "amx_int8"))
+
+
+@functools.cache
+def _warn_of_saturation() -> None:
+    if not adds_int8_exactly():
+        logger.warning(
+            "precision: is int8, and this processor has neither VNNI nor AMX: sums saturate, and features differ from "
+            "those of a processor that has, and more from float32. Use such a processor, or set `precision` to amp."
+        )
 
 
 def _config(precision: str) -> dict[str, Any]:
