@@ -199,7 +199,8 @@ def network_of(
     if others.setdefault("num_features", trained.get("num_features")) is None:
         named = ENCODERS.get(settings["backbone"])
         others["num_features"] = (named or encoder_of(settings)).num_features
-    taken = {name: {**LATER, **settings}[name] for name in ("num_nodes", "class_attention", "attention_entropy")}
+    names = ("num_nodes", "class_attention", "attention_entropy", "classifier_init")
+    taken = {name: {**LATER, **settings}[name] for name in names}
     taken["num_scales"] = len(settings["magnifications"])
     count = trained.get("members", 1)
     made = [get_network(settings["method"], num_classes=num_classes, **{**taken, **others}) for _ in range(count)]

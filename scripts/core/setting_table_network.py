@@ -29,6 +29,13 @@ NETWORK: list[tuple[str, Setting]] = [
         "fixed provenance grid",
     ),
     entry(
+        "classifier_init",
+        "first weights of the classifiers: `random`, PyTorch's, or `zeros`: see "
+        "[When an output learns nothing](troubleshooting.md#when-an-output-learns-nothing)",
+        checks.choice("random", "zeros"),
+        "fixed provenance grid",
+    ),
+    entry(
         "linking",
         "what links rows: `linked`, `repeated`, `shuffled` or `pooled`: see [Ablations](methods.md#ablations)",
         checks.choice("linked", "repeated", "shuffled", "pooled"),

@@ -40,6 +40,7 @@ LATER: dict[str, Any] = {
     "linking": "linked",
     "class_attention": "joint",
     "attention_entropy": 0.0,
+    "classifier_init": "random",
 }
 """Settings that files of earlier versions do not store, with the values with which those were made."""
 # Settings that are lists whose order has no meaning.

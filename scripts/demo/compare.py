@@ -31,6 +31,7 @@ METHODS = ["mustmil", "msmil", "ssmil", "mil_att"]
 # The transformer of MONAI's MILModel (50 million weights) would take most of the time on a machine without a GPU.
 TOO_LARGE = "mil_att_trans"
 MORE_VARIANTS = [
+    "mustmil classifier_init=zeros",
     "mustmil alpha=3",
     "mustmil lr=0.0001",
     "clam_sb instance_weight=0",

@@ -125,20 +125,33 @@ def sees_links(method: str) -> bool:
 
 
 def get_network(
-    method: str, class_attention: str = "joint", attention_entropy: float = 0.0, **settings: Any
+    method: str,
+    class_attention: str = "joint",
+    attention_entropy: float = 0.0,
+    classifier_init: str = "random",
+    **settings: Any,
 ) -> BagNetwork:
     """The network of a method.
+
+    A classifier whose first weights say that instances of a class speak against it lets attention turn away from them,
+    and then has nothing to learn from. Zeros say nothing, and the first steps make them right.
 
     Args:
         method: one of :data:`METHODS`.
         class_attention: see :class:`BranchNetwork`; methods that are none do not use it.
         attention_entropy: see :func:`get_loss`, whose network gives entropies unless it is 0.
+        classifier_init: of the classifiers of pooled vectors, ``"random"``, which is PyTorch's, or ``"zeros"``.
         settings: the other arguments of :class:`MuSTMIL`, which every method takes.
     """
+    check_settings(classifier_init=classifier_init)
     make = METHODS[check_method(method)].network
     if isinstance(make, type) and issubclass(make, BranchNetwork):
         settings.update(class_attention=class_attention, gives_entropies=attention_entropy != 0)
-    return make(**settings)
+    network = make(**settings)
+    if classifier_init == "zeros":
+        for values in network.myfc.parameters():
+            nn.init.zeros_(values)
+    return network
 
 
 def get_loss(

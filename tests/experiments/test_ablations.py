@@ -180,7 +180,7 @@ def test_a_run_that_an_earlier_version_finished_is_not_repeated(
 ) -> None:
     (plain,) = planned(tmp_path, ["mustmil"], monkeypatch)
     plain.folder.mkdir(parents=True)
-    later = ("linking", "class_attention", "attention_entropy")
+    later = ("linking", "class_attention", "attention_entropy", "classifier_init")
     before = {name: value for name, value in plain.settings.items() if name not in later}
     write_json(plain.folder / "settings.json", before)
     write_json(plain.folder / "done.json", {})

@@ -155,3 +155,27 @@ def test_the_setting_takes_every_method():
         check_settings(method=method)
     with pytest.raises(SettingsError, match="Choose one of mustmil, msmil, ssmil, mil_att, mil_att_trans"):
         check_settings(method="clam")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_with_zeros_classifiers_alone_start_otherwise_and_attention_waits_for_them(method):
+    made = {}
+    for start in ("random", "zeros"):
+        torch.manual_seed(0)
+        made[start] = get_network(method, classifier_init=start, **SETTINGS)
+    first = dict(made["random"].named_parameters())
+    for name, values in made["zeros"].named_parameters():
+        assert torch.equal(values, torch.zeros_like(values) if name.startswith("myfc.") else first[name])
+    network, x, target = made["zeros"], torch.randn(2, 5, 2, 8), torch.tensor([[1.0, 0.0, 1.0], [0.0, 0.0, 1.0]])
+    network.start_phase(len(network.phases) - 1)
+    loss = get_loss(method, network, instance_weight=0.0)
+    loss(network(x), target).backward()
+    learns = {name: bool(values.grad is not None and values.grad.any()) for name, values in network.named_parameters()}
+    assert any(learns[name] for name in learns if name.startswith("myfc."))
+    own = [name for name in learns if name.startswith("instance_classifier.")] if method == "dsmil" else []
+    assert [name for name in learns if learns[name] and not name.startswith("myfc.")] == own
+
+
+def test_another_start_of_classifiers_is_refused():
+    with pytest.raises(SettingsError, match="classifier_init: got 'ones'. Choose one of random, zeros"):
+        get_network("mustmil", classifier_init="ones", **SETTINGS)

@@ -138,6 +138,7 @@ TRAINED = {
     for key, value in {
         "unit": "patient", "views": 2, "cache_gb": 1.0, "num_nodes": 64, "alpha": 0.5, "beta": 0.5,
         "instance_weight": 0.5, "linking": "shuffled", "class_attention": "separate", "attention_entropy": 0.5,
+        "classifier_init": "zeros",
         "prior_correction": False, "calibration": "none", "threshold": "f1",
         "optimizer_name": "SGD", "lr": 0.01, "weight_decay": 0.1, "epochs": 2, "batch_size": 2, "num_processes": 2,
         "output_dir": "elsewhere",
@@ -160,6 +161,7 @@ EFFECTS: dict[str, dict[str, Effect]] = {
         "linking": changes(weights, "shuffled"),
         "class_attention": changes(weights, "separate"),
         "attention_entropy": changes(weights, -1.0),
+        "classifier_init": changes(weights, "zeros"),
         "alpha": changes(weights, 0.5),
         "beta": changes(weights, 0.5),
         "instance_weight": changes(weights, 0.6, method="clam_sb"),
