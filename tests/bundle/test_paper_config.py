@@ -21,7 +21,8 @@ PAPER: dict[str, Any] = {
     "task": "multilabel", "class_names": ["cancer", "hgd", "lgd", "hyperplastic", "normal"],
     "magnifications": [5, 10], "patch_size": 224, "overlap": 0, "min_tissue": 0.7, "read_level": "highest",
     "unit": "slide", "backbone": "resnet34", "amp": False, "num_nodes": 128, "class_attention": "joint",
-    "classifier_init": "random", "linking": "linked", "alpha": 1, "beta": 1, "optimizer_name": "Adam", "lr": 1e-3, "weight_decay": 1e-4,
+    "classifier_init": "random", "linking": "linked", "alpha": 1, "beta": 1, "optimizer_name": "Adam", "lr": 1e-3,
+    "weight_decay": 1e-4,
     "batch_size": 1, "epochs": 5, "prior_correction": False, "calibration": "none", "threshold": 0.5,
 }  # fmt: skip
 

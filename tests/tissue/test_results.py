@@ -59,6 +59,8 @@ def test_a_score_is_the_mean_over_seeds_in_each_group(compared):
             for name, values in wanted.items():
                 assert output.scores[name][fold] == pytest.approx(np.mean(values))
         assert output.seconds == pytest.approx(2.5)  # 2 and 3 s
+        assert np.mean(output.attentions) == pytest.approx(output.scores["attention"].mean())
+        assert len(output.attentions) == len(output.best_losses) == 6
 
 
 def test_class_frequencies_are_those_of_the_other_groups(compared):

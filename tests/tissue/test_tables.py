@@ -15,6 +15,7 @@ from tests.benchmarks.tissue.tables import (
     localisation_table,
     same_scales_table,
     score_table,
+    turned_away_table,
 )
 from tests.comparisons import interval_of_four_groups, table_cells
 
@@ -24,8 +25,8 @@ def outputs_of(reference: list[float], other: list[float]) -> list[Output]:
         return {name: np.array(values) for name in ("micro_f1", AT_POINT, "roc_auc")}
 
     return [
-        Output("MuSTMIL global", scores(reference), 1.0, (), (), "mustmil", "mustmil", "global"),
-        Output("SSMIL 5x", scores(other), 1.0, (), (), "ssmil", "ssmil", "5x"),
+        Output("MuSTMIL global", scores(reference), 1.0, (), (), (), "mustmil", "mustmil", "global"),
+        Output("SSMIL 5x", scores(other), 1.0, (), (), (), "ssmil", "ssmil", "5x"),
     ]
 
 
@@ -62,7 +63,7 @@ def test_the_gain_of_two_scales_stands_beside_that_of_one_scale_twice():
 def with_maps(title: str, variant: str, head: str, seed: int) -> Output:
     names = ("micro_f1", AT_POINT, "roc_auc", "attention", "contribution")
     scores = dict(zip(names, np.random.default_rng(seed).random((5, 4)), strict=True))
-    return Output(f"{title} {head}", scores, 1.0, (), (), variant, variant.split()[0], head)
+    return Output(f"{title} {head}", scores, 1.0, (), (), (), variant, variant.split()[0], head)
 
 
 def difference_text(first: np.ndarray, second: np.ndarray) -> str:
@@ -113,10 +114,25 @@ def test_a_variants_attention_is_compared_with_the_contribution_of_its_method():
     method = with_maps("MuSTMIL", "mustmil", "global", 0)
     variant = with_maps("MuSTMIL class_attention=separate", "mustmil class_attention=separate", "global", 1)
     without = Output(
-        "mean 10x", {"micro_f1": np.zeros(4), "attention": np.full(4, np.nan)}, 1.0, (), (), "mean", "mean", "10x"
+        "mean 10x", {"micro_f1": np.zeros(4), "attention": np.full(4, np.nan)}, 1.0, (), (), (), "mean", "mean", "10x"
     )
     _, _, own, other = table_cells(localisation_table([method, variant, without]))
     of_method = method.scores["attention"], method.scores["contribution"]
     assert own[3] == own[4] == difference_text(*of_method)
     assert other[4] == difference_text(variant.scores["attention"], of_method[1])
     assert localisation_table([without]) == ""
+
+
+def test_attention_of_trainings_that_learnt_stands_apart_from_that_of_others():
+    one = replace(
+        with_maps("MuSTMIL", "mustmil", "global", 0),
+        best_losses=(0.1, 0.69, 0.2, 0.7),
+        attentions=(0.9, 0.125, 0.95, 0.0),
+    )
+    all_learnt = replace(one, title="MuSTMIL 5x", best_losses=(0.1,) * 4)
+    rows = table_cells(turned_away_table([one, all_learnt]))[2:]
+    assert rows == [
+        ["MuSTMIL global", "2", "0.900 to 0.950", "2", "0.000 to 0.125"],
+        ["MuSTMIL 5x", "4", "0.000 to 0.950", "0", "-"],
+    ]
+    assert turned_away_table([replace(one, scores={"f1": np.zeros(4)})]) == ""

@@ -35,6 +35,7 @@ from tests.benchmarks.tissue.tables import (
     same_scales_table,
     score_table,
     time_table,
+    turned_away_table,
 )
 
 __all__ = ["PARTS", "main"]
@@ -238,6 +239,8 @@ def tables_of(part: str, outputs: list[Output], found: Mapping[str, list[Output]
         tables += ["What each part brings:", ablations]
     if maps := localisation_table(outputs):
         tables += ["Do maps find the regions of a class, patch by patch (0.5 by chance)?", maps]
+    if task == "binary" and (turned := turned_away_table(outputs)):
+        tables += ["Is attention turned away where nothing was learnt? Least to most over trainings:", turned]
     return tables
 
 

@@ -61,6 +61,7 @@ class Output:
         seconds: of a training with its validations, the mean over seeds and folds; of SSMIL that of the head.
         best_epochs: of each training the epoch that had the lowest validation loss of the head, from 1 up.
         best_losses: these validation losses.
+        attentions: of each training the ROC-AUC of the head's attention against the regions; NaN without.
         variant: the variant's name; empty for what is none.
         method: the method that it varies, the same name if it is the method itself.
         head: the head's name.
@@ -71,6 +72,7 @@ class Output:
     seconds: float = np.nan
     best_epochs: tuple[int, ...] = ()
     best_losses: tuple[float, ...] = ()
+    attentions: tuple[float, ...] = ()
     variant: str = ""
     method: str = ""
     head: str = ""
@@ -140,16 +142,17 @@ def _outputs_of(variant: Variant, runs: Mapping[tuple[int, int], Run], task: str
         raise ValueError(f"{variant.name}: not every seed has every fold")
     outputs = []
     for head in variant.heads(SHARED):
-        tables = [[_scores(runs[seed, fold], head, task) for fold in folds] for seed in seeds]
+        each = {place: _scores(run, head, task) for place, run in runs.items()}
         scores = {
-            key: np.array([[of_fold[key] for of_fold in of_seed] for of_seed in tables]).mean(axis=0)
-            for key in tables[0][0]
+            key: np.array([[each[seed, fold][key] for fold in folds] for seed in seeds]).mean(axis=0)
+            for key in next(iter(each.values()))
         }
         seconds = float(np.mean([run.seconds(head) for run in runs.values()]))
         best = [run.training["best"][head] for run in runs.values()]
         epochs, losses = (tuple(one[key] for one in best) for key in ("epoch", "validation_loss"))
+        attentions = tuple(found["attention"] for found in each.values())
         names = variant.name, variant.method, head
-        outputs.append(Output(f"{variant.title} {head}", scores, seconds, epochs, losses, *names))
+        outputs.append(Output(f"{variant.title} {head}", scores, seconds, epochs, losses, attentions, *names))
     return outputs
 
 

@@ -22,6 +22,7 @@ __all__ = [
     "same_scales_table",
     "score_table",
     "time_table",
+    "turned_away_table",
 ]
 
 # Where half of the slides are positive, a guess has log 2 = 0.693.
@@ -172,6 +173,23 @@ def localisation_table(outputs: Sequence[Output]) -> str:
     return markdown_table([*head, "attention less contribution of the method itself [95%]"], body)
 
 
+def turned_away_table(outputs: Sequence[Output]) -> str:
+    """Where the attention of trainings that learnt lies, and that of those whose loss is next to that of a guess.
+
+    For outputs of the binary task with maps: the ROC-AUC of attention against the regions, least to most over
+    trainings. Attention that is turned away from the class has one near 0.
+    """
+    body = []
+    for output in outputs:
+        if not _have_maps([output]):
+            continue
+        losses, attentions = np.array(output.best_losses), np.array(output.attentions)
+        learnt = [attentions[losses <= GUESS], attentions[losses > GUESS]]
+        body.append([output.title, *(text for found in learnt for text in (str(len(found)), _range(found)))])
+    head = ["output", "trainings that learnt", "attention, ROC-AUC", "that did not", "attention, ROC-AUC"]
+    return markdown_table(head, body) if body else ""
+
+
 def chance_table(outputs: Sequence[Output]) -> str:
     """The ROC-AUC of each output beside 0.5, and how many intervals leave it out."""
     body = []
@@ -248,6 +266,10 @@ def _mean_sd(values: Floats | None) -> str:
         return "-"
     spread = f" ± {values.std(ddof=1):.3f}" if len(values) > 1 else ""
     return f"{values.mean():.3f}{spread}"
+
+
+def _range(values: Floats) -> str:
+    return f"{values.min():.3f} to {values.max():.3f}" if len(values) else "-"
 
 
 def _interval(values: Floats | None, signed: bool = True) -> str:
