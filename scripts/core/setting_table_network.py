@@ -30,8 +30,8 @@ NETWORK: list[tuple[str, Setting]] = [
     ),
     entry(
         "classifier_init",
-        "first weights of the classifiers: `random`, PyTorch's, or `zeros`: see "
-        "[When an output learns nothing](troubleshooting.md#when-an-output-learns-nothing)",
+        "first weights of the classifiers: `random` or `zeros`; see "
+        "[First weights of the classifiers](methods.md#first-weights-of-the-classifiers)",
         checks.choice("random", "zeros"),
         "fixed provenance grid",
     ),
