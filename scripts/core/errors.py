@@ -41,6 +41,8 @@ NO_ROOM = {
     errno.EFBIG: "it would be larger than allowed",
     errno.EROFS: "the disk is read-only",
 }
+# In which a rank whose fault ends the others is gone itself.
+SECONDS_TO_END = 10
 # Errors of a path that cannot be followed.
 NO_WAY = {errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR}
 # Texts of a plain RuntimeError of PyTorch, and of CUDA's libraries.
@@ -154,9 +156,9 @@ def show_mistake(mistake: BundleError) -> None:
     tqdm.write(f"error: {mistake}", file=sys.stderr)
     path = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if path:
-        # It takes the first failure for the cause, by the second; of a rank that leaves no file, the second in which
-        # it sees the rank gone.
-        second = int(time.time()) + (2 if mistake.is_from_outside else 0)
+        # torchrun takes the first failure for the cause, by the second; of a rank that leaves no file, the second in
+        # which it sees the rank gone.
+        second = int(time.time()) + (SECONDS_TO_END if mistake.is_from_outside else 0)
         extra = {"py_callstack": str(mistake), "timestamp": str(second)}
         content = json.dumps({"message": {"message": str(mistake), "extraInfo": extra}})
         # The disk may be what is full, and torchrun fails on half a file.

@@ -30,8 +30,8 @@ NETWORK: list[tuple[str, Setting]] = [
     ),
     entry(
         "classifier_init",
-        "first weights of the classifiers: `random` or `zeros`; see "
-        "[First weights of the classifiers](methods.md#first-weights-of-the-classifiers)",
+        "initial weights of the classifiers: `random` or `zeros`; see "
+        "[Initial weights of the classifiers](methods.md#initial-weights-of-the-classifiers)",
         checks.choice("random", "zeros"),
         "fixed provenance grid",
     ),

@@ -243,11 +243,11 @@ def _compile_int8(int8: Int8Network) -> Callable:
 
 
 def adds_int8_exactly() -> bool:
-    """Whether this processor sums products of 8 bits in 32 bits, which x86 does with VNNI or AMX alone.
+    """Whether this processor sums products of 8 bits in 32 bits; x86 needs VNNI or AMX for that.
 
     Others sum pairs in 16 bits, which saturate.
     """
-    # Where a torch does not tell, nothing is known against the processor.
+    # Older versions of torch do not report this; sums are assumed to be exact.
     found: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     is_x86 = found.get("architecture") == "x86_64"
     return not is_x86 or any(found.get(feature) for feature in ("avx512_vnni", "avx_vnni", "amx_int8"))
@@ -257,8 +257,9 @@ def adds_int8_exactly() -> bool:
 def _warn_of_saturation() -> None:
     if not adds_int8_exactly():
         logger.warning(
-            "precision: is int8, and this processor has neither VNNI nor AMX: sums saturate, and features differ from "
-            "those of a processor that has, and more from float32. Use such a processor, or set `precision` to amp."
+            "precision: is int8, and this processor has neither VNNI nor AMX: sums saturate, so features are less "
+            "exact, and differ from those of processors that have. Use such a processor; for a new training, "
+            "`precision` amp with another `feature_dir` also works."
         )
 
 

@@ -133,14 +133,13 @@ def get_network(
 ) -> BagNetwork:
     """The network of a method.
 
-    A classifier whose first weights say that instances of a class speak against it lets attention turn away from them,
-    and then has nothing to learn from. Zeros say nothing, and the first steps make them right.
-
     Args:
         method: one of :data:`METHODS`.
         class_attention: see :class:`BranchNetwork`; methods that are none do not use it.
         attention_entropy: see :func:`get_loss`, whose network gives entropies unless it is 0.
-        classifier_init: of the classifiers of pooled vectors, ``"random"``, which is PyTorch's, or ``"zeros"``.
+        classifier_init: initial weights of the classifiers of bags, ``"random"``, PyTorch's default, or ``"zeros"``. A
+            random classifier may hold the instances of a class against it; attention then turns away from them, and
+            the classifier has nothing to learn from. One of zeros passes no gradient on before it has learnt itself.
         settings: the other arguments of :class:`MuSTMIL`, which every method takes.
     """
     check_settings(classifier_init=classifier_init)

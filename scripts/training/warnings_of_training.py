@@ -48,8 +48,9 @@ def warn_of_doubts(points: Mapping[str, Mapping[str, Any]], settings: Mapping[st
     for head, point in points.items():
         if head not in untrained_heads(settings) and (doubt := doubt_of_ranking(point)) is not None:
             logger.warning(
-                "the head %s may have learnt nothing: %s. Look at its losses in TensorBoard; train with "
-                "`classifier_init` zeros, another `seed`, or on more slides.",
+                "the head %s may have learnt nothing: %s. Look at its losses in TensorBoard; train with %sanother "
+                "`seed`, a lower `lr`, or on more slides.",
                 head,
                 doubt,
+                "" if settings.get("classifier_init") == "zeros" else "`classifier_init` zeros, ",
             )

@@ -69,7 +69,9 @@ def test_features_in_int8_are_close_to_those_in_float32_and_not_the_same(patches
     assert found.shape == (24, 32)
     assert found.dtype == torch.float32
     centre = expected.mean(dim=0)
-    assert cosine_similarity(found - centre, expected - centre).mean() > (0.95 if adds_int8_exactly() else 0.7)
+    # Where sums saturate, 0.816 with attention, as products of two activations have the full range; else 0.999.
+    least = 0.75 if attention and not adds_int8_exactly() else 0.95
+    assert cosine_similarity(found - centre, expected - centre).mean() > least
     assert not torch.allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 

@@ -168,7 +168,7 @@ def test_with_zeros_classifiers_alone_start_otherwise_and_attention_waits_for_th
         assert torch.equal(values, torch.zeros_like(values) if name.startswith("myfc.") else first[name])
     network, x, target = made["zeros"], torch.randn(2, 5, 2, 8), torch.tensor([[1.0, 0.0, 1.0], [0.0, 0.0, 1.0]])
     network.start_phase(len(network.phases) - 1)
-    loss = get_loss(method, network, instance_weight=0.0)
+    loss = get_loss(method, network, instance_weight=0.0)  # CLAM's loss on instances has gradients of its own
     loss(network(x), target).backward()
     learns = {name: bool(values.grad is not None and values.grad.any()) for name, values in network.named_parameters()}
     assert any(learns[name] for name in learns if name.startswith("myfc."))

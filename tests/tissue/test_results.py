@@ -34,6 +34,10 @@ def compared(tmp_path_factory):
             for fold in range(3):
                 run = folder / "runs" / method / f"seed_{seed}" / f"fold_{fold + 1}"
                 write_run(run, method, seed, num_slides=14, cohort=fold)
+                training = json.loads((run / "training.json").read_text())
+                for best in training["best"].values():
+                    best["validation_loss"] = 0.1 * (1 + 3 * seed + fold)
+                (run / "training.json").write_text(json.dumps(training))
                 (run / "done.json").write_text("{}")
     return folder
 
@@ -59,8 +63,13 @@ def test_a_score_is_the_mean_over_seeds_in_each_group(compared):
             for name, values in wanted.items():
                 assert output.scores[name][fold] == pytest.approx(np.mean(values))
         assert output.seconds == pytest.approx(2.5)  # 2 and 3 s
-        assert np.mean(output.attentions) == pytest.approx(output.scores["attention"].mean())
-        assert len(output.attentions) == len(output.best_losses) == 6
+        of_trainings = set()
+        for run in (compared / "runs" / title.lower()).glob("seed_*/fold_*"):
+            loss = json.loads((run / "training.json").read_text())["best"][head]["validation_loss"]
+            attention = json.loads((run / "localisation.json").read_text())[head]["all"]["roc_auc"]["value"]
+            of_trainings.add((loss, attention))
+        assert set(zip(output.best_losses, output.attentions, strict=True)) == of_trainings
+        assert len(of_trainings) == 6
 
 
 def test_class_frequencies_are_those_of_the_other_groups(compared):

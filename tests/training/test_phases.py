@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 
+import numpy as np
 import pytest
 import torch
 from ignite.engine import Events
@@ -13,8 +14,9 @@ from scripts.core.defaults import training_defaults
 from scripts.core.errors import SettingsError
 from scripts.networks.methods import METHODS, USED_BY
 from scripts.training.phases import TrainingPhases
-from scripts.training.warnings_of_training import warn_of_unused
+from scripts.training.warnings_of_training import warn_of_doubts, warn_of_unused
 from scripts.weights.paths import weights_path
+from scripts.weights.ranking import ranking_of
 from tests.trainings import Interrupt, Training, checkpoint, same
 
 EPOCHS = 3
@@ -147,6 +149,18 @@ def test_a_head_whose_loss_weighs_nothing_is_told(tmp_path, caplog, alpha, beta,
     warnings = [line for line in caplog.messages if "will learn nothing" in line]
     assert bool(warnings) == bool(told)
     assert not told or f": {told} will learn nothing." in warnings[0]
+
+
+@pytest.mark.parametrize("start", ["random", "zeros"])
+def test_of_a_head_that_learnt_nothing_what_was_done_already_is_not_advised(caplog, start):
+    labels = np.arange(40)[:, None] % 2.0
+    guess, right = ({"slides": 40, "ranking": ranking_of(logits, labels)} for logits in (0 * labels, labels))
+    settings = {"method": "mustmil", "magnifications": [5, 10], "alpha": 1.0, "beta": 1.0}
+    warn_of_doubts({"global": guess, "5x": right}, {**settings, "classifier_init": start})
+    (told,) = caplog.messages
+    assert told.startswith("the head global may have learnt nothing: ")
+    assert ("`classifier_init` zeros" in told) == (start == "random")
+    assert "another `seed`" in told
 
 
 @pytest.mark.parametrize("method", METHODS)
