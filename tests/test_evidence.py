@@ -23,7 +23,7 @@ def page(name: str) -> str:
 
 def test_what_evidence_says_was_printed() -> None:
     told = page("evidence.md").split("## Slides made of real fields")[0]
-    printed = page("evidence_tissue.md") + page("benchmarks.md")
+    printed = page("evidence_tissue.md") + page("evidence_classifiers.md") + page("benchmarks.md")
     figures = FIGURE.findall(told)
     assert len(figures) > 50
     assert [figure for figure in figures if figure not in printed] == []
