@@ -41,13 +41,14 @@ NO_ROOM = {
     errno.EFBIG: "it would be larger than allowed",
     errno.EROFS: "the disk is read-only",
 }
-# In which a rank whose fault ends the others is gone itself.
-SECONDS_TO_END = 10
 # Errors of a path that cannot be followed.
 NO_WAY = {errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR}
 # Texts of a plain RuntimeError of PyTorch, and of CUDA's libraries.
 NO_MEMORY = re.compile(r"out of memory|DefaultCPUAllocator: |STATUS_ALLOC_FAILED", re.IGNORECASE)
 BUSY = re.compile(r"CUDA error: .*busy or unavailable", re.IGNORECASE)
+
+# Within this time a rank that failed has ended, and torchrun has seen it.
+SECONDS_TO_END = 10
 
 
 class BundleError(Exception):

@@ -138,8 +138,8 @@ def get_network(
         class_attention: see :class:`BranchNetwork`; methods that are none do not use it.
         attention_entropy: see :func:`get_loss`, whose network gives entropies unless it is 0.
         classifier_init: initial weights of the classifiers of bags, ``"random"``, PyTorch's default, or ``"zeros"``. A
-            random classifier may hold the instances of a class against it; attention then turns away from them, and
-            the classifier has nothing to learn from. One of zeros passes no gradient on before it has learnt itself.
+            random classifier may score the instances of a class as evidence against it; attention then turns away from
+            them, and the classifier sees little to learn from. One of zeros passes no gradient on before it has learnt.
         settings: the other arguments of :class:`MuSTMIL`, which every method takes.
     """
     check_settings(classifier_init=classifier_init)
